@@ -1,0 +1,134 @@
+"""What one reconcile sees, and what it wants done. Pure data: the clock is a float of Unix seconds (UTC)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pretune.api import Object, Refused, Spec
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """A cache's name. It may have no cache any more: its claim still has to be looked after."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def folder(self) -> str:
+        """The cache's folder on a claim (design, section 7)."""
+        return f"{self.namespace}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the decisions need to know of the installation."""
+
+    operator_image: str
+    operator_pull_policy: str = "IfNotPresent"
+    operator_pull_secrets: tuple[str, ...] = ()
+    priority_class: str = ""  # the chart's, which never preempts; "" where it was not installed
+
+
+# --- what is seen
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One key, read live. Objects are plain dicts, cut down to the fields in use (observe.py)."""
+
+    key: Key
+    settings: Settings
+    agent_name: str  # the current agent ConfigMap's name
+    cache: Object | None
+    source: Object | Refused | None = None  # a pod template {metadata, spec} as its author wrote it; None: the cache names none
+    claim: Object | None = None  # the PersistentVolumeClaim, ours or the user's
+    storage_class: Object | None = None  # of the claim, when it is Pending
+    claim_events: tuple[Object, ...] = ()  # when it is Pending
+    jobs: tuple[Object, ...] = ()  # labelled with this cache
+    pods: tuple[Object, ...] = ()  # of role tuning, inspect, prune
+    consumers: tuple[Object, ...] = ()
+    job_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)  # by Job uid: of Jobs without a pod
+    agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
+    agents_named: frozenset[str] = frozenset()  # agent ConfigMaps that some pod of the namespace names
+    namespace_has_caches: bool = True
+    claim_users: frozenset[str] = frozenset()  # pods of any phase that name the claim; read only when the cache is gone
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by Action.name
+
+    @property
+    def spec(self) -> Spec:
+        assert self.cache is not None
+        return Spec.of(self.cache)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the API server said to an action that it refused. An accepted one has none, but for a made object."""
+
+    code: int  # HTTP status
+    message: str
+    object: Object | None = None  # what is there (after 201, and after 409)
+
+
+# --- what is wanted
+
+
+@dataclass(frozen=True)
+class Action:
+    """One call to the API server; every one may be made twice."""
+
+    name: str  # "create Job demo-3f9c…-1": unique in a plan, and what is logged
+
+
+@dataclass(frozen=True)
+class Create(Action):
+    """POST; 409 is no error: what is there is taken as the outcome, whoever it belongs to."""
+
+    object: Object = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Apply(Action):
+    """Server-side apply of an object that is wholly ours (the claim, the agent ConfigMap)."""
+
+    object: Object = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Patch(Action):
+    """Merge patch of one object, only as long as it has this uid."""
+
+    object: Object = field(default_factory=dict)  # apiVersion, kind, metadata.{namespace,name,uid}
+    patch: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Delete(Action):
+    """Delete with background propagation, only as long as it has this uid; 404 is no error."""
+
+    object: Object = field(default_factory=dict)  # apiVersion, kind, metadata.{namespace,name,uid}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One core/v1 Event on the cache."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """actions, then one status write, then `after` (what must not happen before the status remembers), then events."""
+
+    actions: tuple[Action, ...] = ()
+    status: Mapping[str, Any] | None = None  # the whole status wanted; None: nothing to write (no cache)
+    after: tuple[Action, ...] = ()
+    events: tuple[Event, ...] = ()
+    look_again: float | None = None  # seconds from now
