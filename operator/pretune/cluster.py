@@ -1,0 +1,70 @@
+"""The only module that talks to Kubernetes: plain dicts in, plain dicts out.
+
+The typed models of the client reject unknown fields on write and drop them on read (facts/kubernetes.md), so they are never used.
+`tests/sim` implements the same Protocol in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from pretune.api import Object
+from pretune.model import Event
+
+
+class ApiError(Exception):
+    """The API server refused. `message` is its own sentence, from the Status it answers with."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(f"{code} {reason}: {message}")
+        self.code, self.reason, self.message = code, reason, message
+
+
+class NoSuchKind(ApiError):
+    """The cluster has no such apiVersion and kind."""
+
+    def __init__(self, api_version: str, kind: str) -> None:
+        super().__init__(404, "NoSuchKind", f"the cluster has no kind {kind} of {api_version}")
+
+
+def whole(obj: Object) -> Object:
+    """`keep` of a list that keeps everything."""
+    return obj
+
+
+class Cluster(Protocol):
+    """What reconcile needs of a cluster. Every call raises ApiError, and OSError or TimeoutError when nobody answers."""
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        """The object; None when it is not there. Raises NoSuchKind. `namespace` is "" for what has none."""
+
+    async def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str,
+        *,
+        labels: str = "",
+        fields: str = "",
+        keep: Callable[[Object], Object] = whole,
+    ) -> list[Object]:
+        """All that match both selectors, read in pages of 500; each item is cut down by `keep` before the next page is read."""
+
+    async def create(self, obj: Object) -> Object:
+        """POST; the object as stored. ApiError 409 AlreadyExists, 422 Invalid, 403 Forbidden (quota, Pod Security, no right)."""
+
+    async def apply(self, obj: Object) -> Object:
+        """Server-side apply, forced, with the field manager `pretune`; the object as stored."""
+
+    async def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False) -> Object:
+        """Merge patch of `ref` (or its status); the object as stored.
+
+        `ref`'s metadata.uid and resourceVersion, where present, are preconditions: ApiError 409 when they no longer hold.
+        """
+
+    async def delete(self, ref: Object) -> None:
+        """Delete, dependents in the background; 404 is no error. `ref`'s metadata.uid, where present, is a precondition (409)."""
+
+    async def event(self, cache: Object, event: Event) -> None:
+        """A core/v1 Event on the cache; one said again within an hour is counted there. Never raises: logged instead."""
