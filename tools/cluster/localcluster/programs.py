@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.steps import Failure, build_folder, run, step
+from localcluster.steps import Failure, build_folder, run, step
 
 MODULES = Path(__file__).resolve().parent.parent / "go"
 KUBERNETES = "v1.34.4"

@@ -1,0 +1,42 @@
+"""Debian packages that the cluster and the images need."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+from localcluster.steps import Failure, run, step
+
+CLUSTER = (
+    "etcd-server",
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "iptables",
+    "conntrack",
+    "iproute2",
+    "openssl",
+    "ca-certificates",
+    "gcc",
+    "libc6-dev",
+)
+IMAGES = ("buildah", "mmdebstrap")
+
+
+def ensure_packages(names: Iterable[str]) -> None:
+    """Install the packages that are missing, and nothing when none is. Raises Failure where apt-get cannot."""
+    missing = [name for name in names if not _installed(name)]
+    if not missing:
+        return
+    if shutil.which("apt-get") is None:
+        raise Failure(f"these are not installed: {' '.join(missing)}", "use Debian 12, or install their equals by hand")
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    with step(f"install {' '.join(missing)}", log="packages") as log:
+        run(["apt-get", "update"], log)
+        run(["apt-get", "install", "-y", "--no-install-recommends", *missing], log, env=quiet)
+
+
+def _installed(name: str) -> bool:
+    asked = subprocess.run(["dpkg-query", "-W", "-f=${db:Status-Status}", name], capture_output=True, text=True)
+    return asked.stdout == "installed"

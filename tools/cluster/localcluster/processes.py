@@ -1,0 +1,103 @@
+"""Start programs that outlive us, and end them later: only those, never a stranger that got their pid.
+
+A record is `run/<name>.json`: the pid with the boot and the clock tick in which it started. A pid that is used again has
+another start, so a record is trusted only while all three agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from localcluster.places import LOGS, STATE
+from localcluster.steps import Failure
+
+RECORDS = STATE / "run"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def started_at(pid: int) -> int | None:
+    """The clock tick since boot in which the process started; None if there is none, or only its zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # what stands in the brackets may hold spaces
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def running(name: str) -> int | None:
+    """The pid of the program recorded under that name, if it still is that program."""
+    try:
+        record = json.loads((RECORDS / f"{name}.json").read_text())
+        same = record["boot"] == _boot() and started_at(record["pid"]) == record["started"]
+        return int(record["pid"]) if same else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def recorded() -> list[str]:
+    """The names of all programs that were started, running or not."""
+    return sorted(file.stem for file in RECORDS.glob("*.json"))
+
+
+def start(name: str, command: Sequence[str | Path], env: dict[str, str] | None = None) -> None:
+    """Start a program in a session of its own, unless it runs; its output goes to `logs/<name>.log`."""
+    if running(name) is not None:
+        return
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with (LOGS / f"{name}.log").open("a") as log:
+        child = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=STATE,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+    record = {"pid": child.pid, "boot": _boot(), "started": started_at(child.pid), "command": str(command[0])}
+    (RECORDS / f"{name}.json").write_text(json.dumps(record))
+
+
+def stop(names: Sequence[str]) -> None:
+    """Kill the programs of these names with the helpers they have forked, and wait until they are gone.
+
+    Killed, not asked: all that they would save on the way out is about to be removed.
+    """
+    killed = {name: pid for name in names if (pid := running(name)) is not None}
+    for pid in killed.values():
+        kill_group(pid)
+    for name in killed:
+        wait_until(lambda name=name: running(name) is None, 10, f"{name} to end")  # type: ignore[misc]
+
+
+def kill_group(pid: int) -> None:
+    """Kill a process group that we started; one that is gone already is fine."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def wait_until(
+    holds: Callable[[], bool], seconds: float, what: str, log: Path | None = None, needs: Sequence[str] = ()
+) -> None:
+    """Wait until the condition holds; Failure when it takes longer, or when a program that it needs ends meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        for name in needs:
+            if running(name) is None:
+                raise Failure(f"{name} ended while waiting for {what}", log=LOGS / f"{name}.log")
+        if time.monotonic() > deadline:
+            raise Failure(f"waited {seconds:.0f} s for {what}, in vain", log=log)
+        time.sleep(0.1)
