@@ -20,6 +20,7 @@ BUNDLE = "pretune.dev/bundle"  # label of an attempt, annotation of a consumer
 ATTEMPT = "pretune.dev/attempt"  # the attempt's number, from 1
 FINGERPRINT = "pretune.dev/fingerprint"  # annotation: whole
 WHEN_DELETED = "pretune.dev/when-deleted"  # annotation of our claim: Delete | Retain
+SIZE = "pretune.dev/size"  # annotation of our claim: what spec.storage.claim.size asked for, so that a change is seen
 QUESTION = "pretune.dev/question"  # annotation of an inspect or prune Job: the ids it was given, as JSON
 
 TUNING, INSPECT, PRUNE = "tuning", "inspect", "prune"

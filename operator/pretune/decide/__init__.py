@@ -1,0 +1,70 @@
+"""What to do about one cache, given what is seen: the whole of pretune's judgement, as one list of policies in their order.
+
+Pure: no I/O, and the clock is an argument. Run on the same sight it says the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pretune.api import Refused
+from pretune.decide import adoption, afterlife, retention, storage, tuning, wants
+from pretune.decide.draft import Draft
+from pretune.decide.status import status
+from pretune.model import Observed, Plan
+
+
+def decide(seen: Observed, now: float) -> Plan:
+    """The plan for one key at `now` (Unix seconds). `seen.outcomes` are those of this run's own actions: what they made is
+    seen as there, what they were refused becomes words."""
+    if seen.cache is None:
+        return afterlife.afterlife(seen)
+    if seen.cache["metadata"].get("deletionTimestamp"):
+        return Plan()
+    made = seen.claim is None
+    seen = _with_outcomes(seen)
+    draft = Draft(seen, now, claim_made=made and seen.claim is not None)
+    claim = storage.judge(draft)
+    refused, bundles = None, ()
+    try:
+        bundles = wants.wanted(draft)
+    except Refused as error:
+        refused = error
+
+    tuning.settle(draft)  # what became of the attempts
+    tuning.refuse(draft, bundles)  # what cannot be tuned as a copy
+    adoption.ask(draft, bundles, claim)  # what only the claim can say
+    if refused is None:
+        tuning.supersede(draft, bundles)  # attempts that nothing wants
+        tuning.start(draft, bundles, claim)  # the next attempt
+        retention.retire(draft, bundles)
+    retention.prune(draft, claim)
+    draft.actions += afterlife.unnamed_agents(seen, keep_current=True)
+
+    if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
+        draft.at(now)  # what was made asks for more at once
+    return Plan(
+        actions=tuple(draft.actions),
+        status=status(draft, bundles, refused, claim),
+        after=tuple(draft.after),
+        events=tuple(draft.events),
+        look_again=None if draft.look is None else max(0.0, draft.look - now),
+    )
+
+
+def _with_outcomes(seen: Observed) -> Observed:
+    """What this run has made, as if it had been read."""
+    claim, jobs, agents = seen.claim, list(seen.jobs), list(seen.agents)
+    for outcome in seen.outcomes.values():
+        made = outcome.object
+        if made is None or outcome.code >= 400 and outcome.code != 409:
+            continue
+        if made["kind"] == "PersistentVolumeClaim":
+            claim = made
+        elif made["kind"] == "ConfigMap":
+            agents = [one for one in agents if one["metadata"]["name"] != made["metadata"]["name"]] + [made]
+        elif made["kind"] == "Job" and all(one["metadata"]["uid"] != made["metadata"]["uid"] for one in jobs):
+            jobs.append(made)
+    return replace(seen, claim=claim, jobs=tuple(jobs), agents=tuple(agents))
+
+

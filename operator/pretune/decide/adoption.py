@@ -1,0 +1,154 @@
+"""The claim is the truth, status only remembers it: what is found there whole and valid is taken over, never tuned again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from pretune.api import (
+    AGENT_CONTAINER,
+    INSPECT,
+    PENDING,
+    QUESTION,
+    RETIRED,
+    ROLE,
+    SEALED,
+    TUNING_STATE,
+    Object,
+)
+from pretune.decide.attempt import job_over, report_of, statuses
+from pretune.decide.draft import Draft, Wanted, delete, fail, failure, owner_uid, question
+from pretune.decide.storage import Storage
+from pretune.manifests.job import inspect_job
+from pretune.model import Create, seconds
+from pretune.wire import ANSWERS, Report
+
+PATIENCE = 300.0  # seconds that an inspect Job may take; then the attempt's own check looks
+
+
+def adopt(draft: Draft, record: Object, report: Report, fingerprint: str) -> None:
+    """A bundle is on the claim: its record says what the manifest says."""
+    record["fingerprint"] = record.get("fingerprint") or fingerprint
+    record["layout"], record["entries"], record["digest"] = report.layout, report.entries, report.digest
+    record["tunedSeconds"], record["sealedAt"] = report.seconds, report.at
+    if report.versions is not None:
+        record["environment"] = asdict(report.versions)
+    if report.writer is not None:
+        record["writer"] = asdict(report.writer)
+    for forgotten in ("pod", "disruptions", "lastFailure", "retiredAt"):
+        record.pop(forgotten, None)
+    draft.say(record, SEALED, "NothingToTune" if report.layout == "Empty" else "Sealed", report.message)
+
+
+def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
+    """Where only the claim can say: an attempt that ended without a report, and a claim of which the status knows nothing.
+
+    status.storage.claimUID names the claim that the status knows: one that was made empty for us, or was asked.
+    """
+    uid = draft.seen.claim["metadata"]["uid"] if draft.seen.claim else ""
+    if storage.ready and uid != draft.known_claim and (storage.empty or draft.claim_made):
+        _forget(draft, list(draft.bundles), f"claim {draft.claim_name} was made anew")
+        draft.known_claim = uid
+    asked = {one["id"] for one in draft.bundles.values() if _lost(draft, one)}
+    lost = set(asked)
+    if storage.ready and uid != draft.known_claim and not draft.spec.suspend:
+        asked |= {want.id for want in bundles if draft.bundles[want.id]["state"] == PENDING and not draft.live(want.id)}
+        if draft.known_claim:  # another claim than the one that the records speak of
+            asked |= {one["id"] for one in draft.bundles.values() if one["state"] == SEALED}
+    text = question([uid, [[one, draft.bundles[one]["attempts"]] for one in sorted(asked)]])
+    jobs = [job for job in draft.jobs if job["metadata"]["labels"].get(ROLE) == INSPECT]
+    current = None
+    for job in jobs:
+        if asked and (job["metadata"].get("annotations") or {}).get(QUESTION) == text:
+            current = job
+        else:
+            draft.after.append(delete(job))
+    if not storage.ready:
+        for one in lost:
+            draft.say(draft.bundles[one], PENDING, "WaitingForClaim", storage.message)
+    if not asked or not storage.ready:
+        return
+    if current is None:
+        spec = draft.spec
+        job = inspect_job(draft.seen.key, draft.cache, spec, sorted(asked), text, draft.seen.settings)
+        action = Create(f"create Job {job['metadata']['name']}", job)
+        draft.actions.append(action)
+        refused = draft.outcome(action)
+        if refused is not None and refused.code not in (201, 409):
+            _wait(draft, asked, f"the claim cannot be read: {refused.message}")
+            draft.at(draft.now + 30)
+            return
+    report, over = _answer(draft, current) if current is not None else (None, False)
+    if report is None and not over:
+        _wait(draft, asked, "the claim is read for bundles that are there already")
+        return
+    assert current is not None
+    draft.after.append(delete(current))
+    _take(draft, asked, report, uid)
+
+
+def _wait(draft: Draft, asked: set[str], message: str) -> None:
+    draft.asking |= asked
+    for one in asked:
+        if draft.bundles[one]["state"] != SEALED:
+            draft.say(draft.bundles[one], PENDING, "Inspecting", message)
+
+
+def _answer(draft: Draft, job: Object) -> tuple[Report | None, bool]:
+    """What inspect reported, and whether there is no use in waiting any longer."""
+    for pod in draft.seen.pods:
+        if owner_uid(pod) == job["metadata"]["uid"] and (report := report_of(statuses(pod).get(AGENT_CONTAINER))):
+            return report, True
+    until = seconds(job["metadata"]["creationTimestamp"]) + PATIENCE
+    draft.at(until)
+    return None, job_over(job) or draft.now >= until
+
+
+def _take(draft: Draft, asked: set[str], report: Report | None, uid: str) -> None:
+    """Found: adopted. Not found: a lost attempt failed, a sealed bundle is gone, a new one is made. No answer: go on, since
+    the next attempt's own check looks at the claim before the engine starts."""
+    found = {one.id: one for one in (report.bundles if report else ())}
+    for bundle, answer in found.items():
+        record = draft.record(bundle, answer.fingerprint)
+        if record["state"] in (PENDING, TUNING_STATE, SEALED) and record["fingerprint"] == answer.fingerprint:
+            adopt(draft, record, answer, answer.fingerprint)
+    missing = asked - set(found)
+    if missing and len(asked & set(found)) >= ANSWERS:
+        draft.known_claim = ""  # there may be more than one report holds: the missing ones are asked for again
+        draft.asking |= missing
+        draft.at(draft.now)
+        return
+    for bundle in sorted(missing):
+        if _lost(draft, draft.bundles[bundle]):
+            fail(draft, draft.bundles[bundle], "ReportLost", "the pod was gone before its report was read, and the claim has no such bundle")
+    if report is not None:
+        sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] == SEALED]
+        _forget(draft, sealed, f"claim {draft.claim_name} does not hold it any more")
+    draft.known_claim = uid
+
+
+def _forget(draft: Draft, bundles: list[str], why: str) -> None:
+    """Sealed bundles that are not on the claim any more are wanted anew."""
+    for bundle in bundles:
+        record = draft.bundles[bundle]
+        if record["state"] == SEALED:
+            draft.warn("Retrying", f"bundle {bundle}: {why}; it is tuned again if it is wanted")
+            draft.bundles[bundle] = {
+                **{name: record[name] for name in ("id", "fingerprint", "target")},
+                "state": PENDING,
+                "reason": "Inspecting",
+                "message": why,
+                "attempts": 0,
+            }
+        elif record["state"] == RETIRED:
+            del draft.bundles[bundle]
+
+
+def _lost(draft: Draft, record: Object) -> bool:
+    """Its newest attempt has ended, and nobody took note of a report."""
+    return (
+        record["state"] in (PENDING, TUNING_STATE)
+        and record["attempts"] > failure(record).get("attempt", 0)
+        and not draft.live(record["id"])
+    )

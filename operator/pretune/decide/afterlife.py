@@ -1,0 +1,45 @@
+"""What is left when a cache is gone, and agents that nobody names: removed without any finalizer."""
+
+from __future__ import annotations
+
+from pretune.api import CACHE, ROLE, WHEN_DELETED
+from pretune.decide.draft import delete
+from pretune.model import Action, Observed, Plan
+
+LOOK = 30.0  # seconds between looks at a claim or an agent that a pod still names
+
+
+def afterlife(seen: Observed) -> Plan:
+    """The cache's Jobs go by their owner references. A claim goes once no pod of any phase names it, since a claim that is
+    being deleted blocks pods that were not scheduled yet."""
+    actions: list[Action] = []
+    look = None
+    claim = seen.claim
+    ours = (
+        claim is not None
+        and claim["metadata"]["name"] == f"pretune-{seen.key.name}"
+        and (claim["metadata"].get("labels") or {}).get(CACHE) == seen.key.name
+        and (claim["metadata"].get("labels") or {}).get(ROLE) == "claim"
+        and (claim["metadata"].get("annotations") or {}).get(WHEN_DELETED) == "Delete"
+        and not claim["metadata"].get("deletionTimestamp")
+    )
+    if ours and claim is not None:
+        if seen.claim_users:
+            look = LOOK
+        else:
+            actions.append(delete(claim))
+    removed = unnamed_agents(seen, keep_current=seen.namespace_has_caches)
+    actions += removed
+    if not seen.namespace_has_caches and len(removed) < len(seen.agents):
+        look = LOOK
+    return Plan(actions=tuple(actions), look_again=look)
+
+
+def unnamed_agents(seen: Observed, keep_current: bool) -> list[Action]:
+    """Agent ConfigMaps that no pod of the namespace names; the current one stays as long as there are caches."""
+    return [
+        delete(one)
+        for one in seen.agents
+        if one["metadata"]["name"] not in seen.agents_named
+        and not (keep_current and one["metadata"]["name"] == seen.agent_name)
+    ]

@@ -1,0 +1,208 @@
+"""The plan as it grows: each policy reads what was seen and adds its part. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pretune.api import (
+    ATTEMPT,
+    BUNDLE,
+    FAILED,
+    FINGERPRINT,
+    PENDING,
+    REASONS,
+    REFUSED,
+    ROLE,
+    SEALED,
+    TUNING,
+    Object,
+    Refused,
+    Spec,
+    Target,
+    claim_name,
+)
+from pretune.decide.attempt import LOST, finished, job_over
+from pretune.model import Action, Delete, Event, Observed, Outcome, Patch, seconds, stamp
+from pretune.wire import Inputs
+
+BACKOFF = 30.0  # seconds; the n-th retry waits 30 s × 4ⁿ⁻¹
+
+# Told by an attempt about the image or its release: final for the bundle, and the user's to mend.
+TOLD_BY_CHECK = frozenset({"ReleaseTooOld", "SharedLayout", "NoPython", "UnsafePath"})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A bundle that should be there: of one fingerprint and target."""
+
+    id: str
+    inputs: Inputs
+    target: Target
+    template: Object
+    refusal: Refused | None  # why this engine cannot be tuned as a copy
+
+
+class Draft:
+    """Records are working copies of status.bundles, by id; actions and events gather in their order."""
+
+    def __init__(self, seen: Observed, now: float, claim_made: bool = False) -> None:
+        assert seen.cache is not None
+        self.seen, self.now = seen, now
+        self.cache, self.spec = seen.cache, Spec.of(seen.cache)
+        status = self.cache.get("status") or {}
+        self.bundles: dict[str, Object] = {one["id"]: copy.deepcopy(one) for one in status.get("bundles") or ()}
+        self.known_claim: str = (status.get("storage") or {}).get("claimUID", "")
+        self.actions: list[Action] = []
+        self.after: list[Action] = []
+        self.events: list[Event] = []
+        self.look: float | None = None
+        self.claim_made = claim_made  # in this very run: nothing can be on it
+        self.asking: set[str] = set()  # bundles that wait for the claim's answer
+        uid = self.cache["metadata"]["uid"]
+        self.jobs = tuple(job for job in seen.jobs if owner_uid(job) == uid)
+
+    @property
+    def claim_name(self) -> str:
+        return claim_name(self.seen.key.name, self.spec)
+
+    # --- time
+
+    def at(self, when: float | None) -> None:
+        """Look again at this time (Unix seconds), or earlier."""
+        if when is not None:
+            self.look = when if self.look is None else min(self.look, when)
+
+    # --- records
+
+    def record(self, bundle: str, fingerprint: str = "", target: str = "") -> Object:
+        record = self.bundles.get(bundle)
+        if record is None:
+            record = self.bundles[bundle] = {
+                "id": bundle,
+                "fingerprint": fingerprint,
+                "target": target or bundle.partition("-")[2],
+                "state": PENDING,
+                "reason": "WaitingForClaim",
+                "message": "",
+                "attempts": 0,
+            }
+        return record
+
+    def say(self, record: Object, state: str, reason: str, message: str) -> None:
+        """Put a record into a state; a change worth a person's eye becomes an event."""
+        assert reason in REASONS, reason
+        before = (record.get("state"), record.get("reason"))
+        record.update(state=state, reason=reason, message=message[:1024])
+        if before != (state, reason) and (state in (SEALED, FAILED, REFUSED) or reason in ("Tuning", "PodRefused")):
+            self.events.append(Event(reason, f"bundle {record['id']}: {message}", state in (FAILED, REFUSED) or reason == "PodRefused"))
+
+    def warn(self, reason: str, message: str) -> None:
+        assert reason in REASONS, reason
+        self.events.append(Event(reason, message, warning=True))
+
+    # --- Jobs and pods
+
+    def attempts(self, bundle: str) -> dict[int, Object]:
+        """Our Jobs that try to make a bundle, by the attempt's number."""
+        return {
+            int(job["metadata"]["labels"][ATTEMPT]): job
+            for job in self.jobs
+            if job["metadata"]["labels"].get(ROLE) == TUNING and job["metadata"]["labels"].get(BUNDLE) == bundle
+        }
+
+    def pods(self, bundle: str) -> list[Object]:
+        """Every tuning pod with a bundle's label, whoever made it."""
+        return [
+            pod
+            for pod in self.seen.pods
+            if pod["metadata"]["labels"].get(ROLE) == TUNING and pod["metadata"]["labels"].get(BUNDLE) == bundle
+        ]
+
+    def tried(self) -> set[str]:
+        """Bundles that our Jobs try, or tried, to make."""
+        return {job["metadata"]["labels"][BUNDLE] for job in self.jobs if job["metadata"]["labels"].get(ROLE) == TUNING}
+
+    def live(self, bundle: str) -> bool:
+        """An attempt is live while its Job has not ended or any pod of it, whoever's, is not terminal."""
+
+        def gone(pod: Object) -> bool:
+            since = pod["metadata"].get("deletionTimestamp")
+            return finished(pod) or bool(since and self.now - seconds(since) >= LOST)
+
+        return any(not job_over(job) for job in self.attempts(bundle).values()) or any(
+            not gone(pod) for pod in self.pods(bundle)
+        )
+
+    def end(self, job: Object) -> None:
+        """End an attempt, once the status remembers what its pod said: a deadline of 1 s, since deleting a Job and making it
+        again under its name gave two live pods. A suspended Job never starts its clock and has to be deleted."""
+        if job_over(job) or job["metadata"].get("deletionTimestamp"):
+            return
+        name = job["metadata"]["name"]
+        if (job.get("spec") or {}).get("suspend"):
+            self.after.append(delete(job))
+        elif (job.get("spec") or {}).get("activeDeadlineSeconds") != 1:
+            self.after.append(Patch(f"end Job {name}", reference(job), {"spec": {"activeDeadlineSeconds": 1}}))
+
+    def outcome(self, action: Action) -> Outcome | None:
+        return self.seen.outcomes.get(action.name)
+
+
+def owner_uid(obj: Object) -> str:
+    """The uid of an object's controlling owner, or ""."""
+    owners = obj["metadata"].get("ownerReferences") or ()
+    return next((str(one["uid"]) for one in owners if one.get("controller")), "")
+
+
+def reference(obj: Object) -> Object:
+    """Just enough of an object to patch or delete it, and only it."""
+    meta = obj["metadata"]
+    return {
+        "apiVersion": obj["apiVersion"],
+        "kind": obj["kind"],
+        "metadata": {"namespace": meta["namespace"], "name": meta["name"], "uid": meta["uid"]},
+    }
+
+
+def delete(obj: Object) -> Action:
+    return Delete(f"delete {obj['kind']} {obj['metadata']['name']}", reference(obj))
+
+
+def question(data: Any) -> str:
+    """What an inspect or prune Job was asked, as the annotation that tells a stale answer from ours."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint_of(job: Object) -> str:
+    return str((job["metadata"].get("annotations") or {}).get(FINGERPRINT, ""))
+
+
+def failure(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record's last failed attempt: {attempt, at, reason, message}, or nothing."""
+    return record.get("lastFailure") or {}
+
+
+def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
+    """Take note of a failed attempt: another one, or the end."""
+    number, limit, before = record["attempts"], draft.spec.max_attempts, failure(record).get("reason")
+    record["lastFailure"] = {"attempt": number, "at": stamp(draft.now), "reason": reason, "message": message[:1024]}
+    for forgotten in ("pod", "disruptions"):
+        record.pop(forgotten, None)
+    text = f"attempt {number} of {limit}: {reason}: {message}"
+    if reason in TOLD_BY_CHECK:
+        draft.say(record, REFUSED, reason, message)
+    elif not REASONS[reason].retried or number >= limit or (reason == "IncompleteRanks" == before):
+        draft.say(record, FAILED, reason, f"attempt {number} of {limit}: {message}")
+    else:
+        draft.warn(reason, f"bundle {record['id']}: {text}")
+        draft.say(record, PENDING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}")
+
+
+def next_try(record: Object) -> float:
+    """When a bundle may be tried (Unix seconds)."""
+    last = failure(record)
+    return seconds(last["at"]) + BACKOFF * 4.0 ** (last["attempt"] - 1) if last else 0.0

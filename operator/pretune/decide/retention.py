@@ -1,0 +1,67 @@
+"""A bundle's end: nothing wants it, no living pod names it, newer ones are there → Retired → ten minutes later pruned."""
+
+from __future__ import annotations
+
+from pretune.api import BUNDLE, PRUNE, QUESTION, RETIRED, ROLE, SEALED, Object
+from pretune.decide.attempt import job_over
+from pretune.decide.draft import Draft, Wanted, delete, question
+from pretune.decide.storage import Storage
+from pretune.manifests.job import prune_job
+from pretune.model import Create, Event, seconds, stamp
+
+RETIREMENT = 600.0  # seconds between Retired and the deletion of the folder
+
+
+def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
+    """Retired bundles are given to no new pod; one that is wanted again before its folder is touched comes back."""
+    ids = {want.id for want in bundles}
+    named = {(pod["metadata"].get("annotations") or {}).get(BUNDLE) for pod in draft.seen.consumers}
+    newest: dict[str, list[str]] = {}
+    for record in sorted(draft.bundles.values(), key=lambda one: (one.get("sealedAt", ""), one["id"]), reverse=True):
+        if record["state"] == SEALED:
+            newest.setdefault(record["target"], []).append(record["id"])
+    kept = {one for ranked in newest.values() for one in ranked[: draft.spec.history_limit]}
+    for record in draft.bundles.values():
+        if record["state"] == SEALED and record["id"] not in ids | named | kept:
+            record["retiredAt"] = stamp(draft.now)
+            draft.say(record, RETIRED, "Unwanted", f"its folder is deleted after {stamp(draft.now + RETIREMENT)}")
+        elif record["state"] == RETIRED and record["id"] in ids | named and not _prunes(draft, record["id"]):
+            record.pop("retiredAt")
+            draft.say(record, SEALED, "NothingToTune" if record.get("layout") == "Empty" else "Sealed", "wanted again")
+
+
+def prune(draft: Draft, storage: Storage) -> None:
+    """One Job a bundle, as the files' own writer."""
+    for record in list(draft.bundles.values()):
+        if record["state"] != RETIRED:
+            continue
+        jobs = _prunes(draft, record["id"])
+        done = next((job for job in jobs if _complete(job)), None)
+        due = seconds(record["retiredAt"]) + RETIREMENT
+        if done is not None:
+            del draft.bundles[record["id"]]
+            draft.after.append(delete(done))
+            draft.events.append(Event("Unwanted", f"bundle {record['id']}: its folder was deleted"))
+        elif jobs:
+            if all(job_over(job) for job in jobs):
+                draft.say(record, RETIRED, "Unwanted", f"Job {jobs[0]['metadata']['name']} could not delete its folder; see its log")
+                draft.at(draft.now + RETIREMENT)
+        elif draft.now < due:
+            draft.at(due)
+        elif storage.ready and not draft.spec.suspend:
+            writer = record.get("writer") or {"uid": 65532, "gid": 65532, "groups": []}
+            job = prune_job(draft.seen.key, draft.cache, draft.spec, [record["id"]], writer, draft.seen.settings)
+            draft.actions.append(Create(f"create Job {job['metadata']['name']}", job))
+
+
+def _prunes(draft: Draft, bundle: str) -> list[Object]:
+    return [
+        job
+        for job in draft.jobs
+        if job["metadata"]["labels"].get(ROLE) == PRUNE
+        and (job["metadata"].get("annotations") or {}).get(QUESTION) == question([bundle])
+    ]
+
+
+def _complete(job: Object) -> bool:
+    return any(one["type"] == "Complete" and one["status"] == "True" for one in (job.get("status") or {}).get("conditions") or ())

@@ -1,0 +1,208 @@
+"""Attempts: what became of those that were started, and which one is started now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pretune.api import (
+    PENDING,
+    REFUSED,
+    RETIRED,
+    SEALED,
+    TUNING_STATE,
+    Object,
+    Refused,
+)
+from pretune.decide import attempt as attempts
+from pretune.decide.adoption import adopt
+from pretune.decide.attempt import Attempt, Standing, finished
+from pretune.decide.draft import Draft, Wanted, delete, fail, failure, fingerprint_of, next_try, owner_uid
+from pretune.decide.storage import Storage
+from pretune.manifests.agent import config_map
+from pretune.manifests.job import tuning_job
+from pretune.model import Apply, Create
+
+TOLD_BY_TEMPLATE = frozenset({"MultiPodEngine", "SelfRegistering", "SharedGPU", "SharedResourceClaim", "SingleUseClaim", "SourceInvalid"})
+
+
+def settle(draft: Draft) -> None:
+    """Read every attempt that the record has not taken note of yet."""
+    for bundle in sorted(draft.tried() | set(draft.bundles)):
+        jobs = draft.attempts(bundle)
+        record = draft.bundles.get(bundle)
+        if record is None:
+            if not any(draft.live(bundle) or not attempts.job_over(job) for job in jobs.values()):
+                continue  # an old Job whose bundle nobody remembers: the claim is asked instead
+            record = draft.record(bundle, fingerprint_of(jobs[max(jobs)]))
+        record["attempts"] = max([record.get("attempts", 0), *jobs])
+        if record["state"] in (PENDING, TUNING_STATE) and record["attempts"] > failure(record).get("attempt", 0):
+            _read(draft, record, jobs.get(record["attempts"]))
+        else:
+            _tidy(draft, bundle, jobs.values())
+
+
+def _read(draft: Draft, record: Object, job: Object | None) -> None:
+    number, pod = record["attempts"], _pod(draft, record, job)
+    if pod is not None:
+        uid = pod["metadata"]["uid"]
+        if record.get("pod") not in (None, uid):
+            record["disruptions"] = record.get("disruptions", 0) + 1
+        record["pod"] = uid
+    if job is None and draft.live(record["id"]):
+        draft.say(record, PENDING, "WaitingForPod", f"attempt {number}: its Job is gone; waiting for its pod to end")
+        return
+    events = draft.seen.job_events.get(job["metadata"]["uid"], ()) if job else ()
+    standing = attempts.read(Attempt(number, job, pod, events, record.get("disruptions", 0), draft.now))
+    draft.at(standing.look)
+    if standing.state != "Over":
+        message = f"attempt {number} of {draft.spec.max_attempts}: {standing.message}"
+        draft.say(record, standing.state, standing.reason, message)
+        return
+    if standing.reason == "ReportLost":
+        return  # only the claim knows: adoption asks it
+    if standing.report is not None and standing.reason in ("Sealed", "NothingToTune"):
+        _sealed(draft, record, standing, job, pod)
+        return
+    fail(draft, record, standing.reason, standing.message)
+    if job is not None:
+        draft.end(job)
+
+
+def _pod(draft: Draft, record: Object, job: Object | None) -> Object | None:
+    """The attempt's pod: one that has reported, else the newest that lives, else the newest."""
+    if job is None:
+        return None
+    mine = [pod for pod in draft.pods(record["id"]) if owner_uid(pod) == job["metadata"]["uid"]]
+    return max(
+        mine,
+        key=lambda pod: (
+            attempts.ended_at(pod) is not None,
+            not finished(pod),
+            pod["metadata"]["creationTimestamp"],
+            pod["metadata"]["uid"],
+        ),
+        default=None,
+    )
+
+
+def _sealed(draft: Draft, record: Object, standing: Standing, job: Object | None, pod: Object | None) -> None:
+    assert standing.report is not None and pod is not None and job is not None
+    adopt(draft, record, standing.report, fingerprint_of(job))
+    if standing.report.by == "check":
+        draft.after.append(delete(job))  # found on the claim: the engine was never started
+        return
+    image = (attempts.statuses(pod).get(attempts.engine_name(pod)) or {}).get("imageID", "")
+    if image:
+        record["engineImage"] = image.removeprefix("docker-pullable://")
+    _tidy(draft, record["id"], [job])
+
+
+def _tidy(draft: Draft, bundle: str, jobs: Iterable[Object]) -> None:
+    """End a Job whose attempt is over for the record; after a report its pod may end by itself first."""
+    for job in jobs:
+        if attempts.job_over(job):
+            continue
+        ends = [
+            when
+            for pod in draft.pods(bundle)
+            if owner_uid(pod) == job["metadata"]["uid"] and (when := attempts.ended_at(pod)) is not None
+        ]
+        if ends and draft.now < max(ends) + attempts.LINGER:
+            draft.at(max(ends) + attempts.LINGER)
+        else:
+            draft.end(job)
+
+
+# --- starting
+
+
+def refuse(draft: Draft, bundles: Iterable[Wanted]) -> None:
+    """What cannot be tuned as a copy is said before any Job; a template or `allow` that changed takes it back."""
+    for want in bundles:
+        record = draft.record(want.id, want.inputs.fingerprint, want.target.name)
+        if want.refusal is not None and record["state"] in (PENDING, REFUSED) and not draft.live(want.id):
+            draft.say(record, REFUSED, want.refusal.reason, want.refusal.message)
+        elif want.refusal is None and record["state"] == REFUSED and record["reason"] in TOLD_BY_TEMPLATE:
+            draft.say(record, PENDING, "Queued", "")
+
+
+def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
+    """At most one attempt per target, and one that occupies a node per cache; what only waits for a node holds up nobody."""
+    for want in bundles:
+        record = draft.bundles[want.id]
+        if record["state"] != PENDING or want.id in draft.asking:
+            continue
+        if record["attempts"] > failure(record).get("attempt", 0):
+            continue  # its attempt lives, or only the claim knows what became of it
+        if draft.live(want.id):
+            _name_taken(draft, record)
+        elif draft.spec.suspend:
+            draft.say(record, PENDING, "Suspended", "spec.suspend is true")
+        elif not storage.ready:
+            draft.say(record, PENDING, "WaitingForClaim", storage.message)
+        elif next_try(record) > draft.now:
+            draft.at(next_try(record))
+        elif busy := _busy(draft, want):
+            draft.say(record, PENDING, "Queued", f"waits for {busy}")
+        else:
+            _create(draft, want, record)
+
+
+def _name_taken(draft: Draft, record: Object) -> None:
+    """Somebody's pod or Job of that bundle still lives: it is not ours, so no report of it counts."""
+    names = sorted(pod["metadata"]["name"] for pod in draft.pods(record["id"]) if not finished(pod))
+    foreign = f": pod {', '.join(names)}" if names else ""
+    draft.say(record, PENDING, "NameTaken", f"an attempt that is not this cache's still lives{foreign}")
+    draft.at(draft.now + 10)
+
+
+def _busy(draft: Draft, want: Wanted) -> str | None:
+    """The bundle whose attempt goes first."""
+    for other, record in draft.bundles.items():
+        if other == want.id or not draft.live(other):
+            continue
+        waits = record["state"] == PENDING and record["reason"] in ("WaitingForNode", "PodRefused", "Queued")
+        if record.get("target") == want.target.name or not waits:
+            return other
+    return None
+
+
+def _create(draft: Draft, want: Wanted, record: Object) -> None:
+    seen, number = draft.seen, record["attempts"] + 1
+    agent = config_map(seen.key.namespace)
+    if all(one["metadata"]["name"] != seen.agent_name for one in seen.agents):
+        draft.actions.append(Apply(f"apply ConfigMap {seen.agent_name}", agent))
+    try:
+        job = tuning_job(seen.key, draft.cache, want.template, want.target, number, seen.settings, seen.agent_name)
+    except Refused as refused:
+        draft.say(record, REFUSED, refused.reason, refused.message)
+        return
+    action = Create(f"create Job {job['metadata']['name']}", job)
+    draft.actions.append(action)
+    outcome = draft.outcome(action)
+    if outcome is None or outcome.code == 201:
+        draft.say(record, PENDING, "WaitingForPod", f"attempt {number} of {draft.spec.max_attempts}: the Job is made")
+    elif outcome.code == 409:
+        draft.say(record, PENDING, "NameTaken", f"Job {job['metadata']['name']} belongs to another object; it is waited for")
+        draft.at(draft.now + 10)
+    elif outcome.code == 403:
+        draft.say(record, PENDING, "PodRefused", outcome.message)
+        draft.at(draft.now + 30)
+    else:
+        draft.say(record, REFUSED, "SourceInvalid", outcome.message)
+        draft.at(draft.now + 60)
+
+
+def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
+    """An attempt of what nothing wants any more gives its GPUs back; its record goes once it is over."""
+    ids = {want.id for want in bundles}
+    for bundle in list(draft.bundles):
+        record = draft.bundles[bundle]
+        if bundle in ids or record["state"] in (SEALED, RETIRED):
+            continue
+        for job in draft.attempts(bundle).values():
+            draft.end(job)
+        if draft.live(bundle):
+            draft.say(record, PENDING, "Superseded", "nothing wants this bundle any more; its attempt ends")
+        else:
+            del draft.bundles[bundle]
