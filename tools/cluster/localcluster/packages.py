@@ -21,7 +21,7 @@ CLUSTER = (
     "gcc",
     "libc6-dev",
 )
-IMAGES = ("buildah", "mmdebstrap")
+IMAGES = ("buildah", "mmdebstrap", "python3-pip-whl")
 
 
 def ensure_packages(names: Iterable[str]) -> None:
