@@ -12,6 +12,13 @@ from typing import Any, Dict, List, Mapping, Optional, Type, TypeVar
 
 SCHEMA = "pretune.dev/bundle/v1"
 TASK_VARIABLE = "PRETUNE_TASK"
+POD_UID_VARIABLE = "PRETUNE_POD_UID"
+
+# Where things are in a container of ours, and in the engine (the tactics: its override variable points there).
+CLAIM_MOUNT = "/pretune/claim"
+AGENT_MOUNT = "/pretune/agent"
+TACTICS_MOUNT = "/pretune/tactics"
+AGENT_FILE = "agent.pyz"  # the ConfigMap's key
 
 # The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096 bytes (facts/kubernetes.md).
 REPORT_BYTES = 700
