@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pretune.api import Object, Refused, Spec
@@ -33,6 +34,16 @@ class Settings:
     operator_pull_policy: str = "IfNotPresent"
     operator_pull_secrets: tuple[str, ...] = ()
     priority_class: str = ""  # the chart's, which never preempts; "" where it was not installed
+
+
+def stamp(now: float) -> str:
+    """Unix seconds as the API writes times: RFC 3339, UTC, whole seconds."""
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def seconds(text: str) -> float:
+    """A time of the API (with or without fractions) in Unix seconds."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 # --- what is seen

@@ -31,7 +31,7 @@ def decide(seen: Observed, now: float) -> Plan:
     except Refused as error:
         refused = error
 
-    tuning.settle(draft)  # what became of the attempts
+    tuning.settle(draft, bundles)  # what became of the attempts
     tuning.refuse(draft, bundles)  # what cannot be tuned as a copy
     adoption.ask(draft, bundles, claim)  # what only the claim can say
     if refused is None:

@@ -47,7 +47,7 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
     status.storage.claimUID names the claim that the status knows: one that was made empty for us, or was asked.
     """
     uid = draft.seen.claim["metadata"]["uid"] if draft.seen.claim else ""
-    if storage.ready and uid != draft.known_claim and (storage.empty or draft.claim_made):
+    if uid and uid != draft.known_claim and (draft.claim_made or (storage.ready and storage.empty)):
         _forget(draft, list(draft.bundles), f"claim {draft.claim_name} was made anew")
         draft.known_claim = uid
     asked = {one["id"] for one in draft.bundles.values() if _lost(draft, one)}

@@ -25,14 +25,15 @@ from pretune.model import Apply, Create
 TOLD_BY_TEMPLATE = frozenset({"MultiPodEngine", "SelfRegistering", "SharedGPU", "SharedResourceClaim", "SingleUseClaim", "SourceInvalid"})
 
 
-def settle(draft: Draft) -> None:
+def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
     """Read every attempt that the record has not taken note of yet."""
+    ids = {want.id for want in bundles}
     for bundle in sorted(draft.tried() | set(draft.bundles)):
         jobs = draft.attempts(bundle)
         record = draft.bundles.get(bundle)
         if record is None:
-            if not any(draft.live(bundle) or not attempts.job_over(job) for job in jobs.values()):
-                continue  # an old Job whose bundle nobody remembers: the claim is asked instead
+            if bundle not in ids and not draft.live(bundle):
+                continue  # the finished Job of a bundle that nobody remembers or wants
             record = draft.record(bundle, fingerprint_of(jobs[max(jobs)]))
         record["attempts"] = max([record.get("attempts", 0), *jobs])
         if record["state"] in (PENDING, TUNING_STATE) and record["attempts"] > failure(record).get("attempt", 0):
