@@ -31,7 +31,7 @@ PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED = "Pending", "Tuning", "
 STATES = (PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED)
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - the word of the conditions
     """The user must act: becomes a condition, is never retried by itself. The message names the object and the field."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -86,7 +86,9 @@ def _reasons() -> dict[str, Reason]:
             "It is waited for; delete that Job if nothing else does.",
         ),
         # --- the source
-        "SourceNotFound": Reason("spec.source.workloadRef names an object that is not there.", "Create it, or correct the name."),
+        "SourceNotFound": Reason(
+            "spec.source.workloadRef names an object that is not there.", "Create it, or correct the name."
+        ),
         "SourceNotSupported": Reason(
             "spec.source.workloadRef names a kind that the cluster does not have, or one without a pod template at spec.template.",
             "Name the object that holds the pod template, or use spec.source.template.",
@@ -96,9 +98,12 @@ def _reasons() -> dict[str, Reason]:
             "Add its resource to the chart's value sources.extraRules, or use spec.source.template.",
         ),
         "SourceInvalid": Reason(
-            "The API server refuses the pod that the template describes; the message is its own.", "Correct the template."
+            "The API server refuses the pod that the template describes; the message is its own.",
+            "Correct the template.",
         ),
-        "EngineAmbiguous": Reason("Several containers ask for a GPU.", "Set spec.engineContainer to one of those named."),
+        "EngineAmbiguous": Reason(
+            "Several containers ask for a GPU.", "Set spec.engineContainer to one of those named."
+        ),
         "EngineNotFound": Reason(
             "No container asks for a GPU, or spec.engineContainer names none of the pod's.",
             "Set spec.engineContainer to one of those named.",
@@ -124,7 +129,8 @@ def _reasons() -> dict[str, Reason]:
             "The pod uses a ResourceClaim by name, which the serving pods hold.", "Use a resourceClaimTemplateName."
         ),
         "SingleUseClaim": Reason(
-            "The pod mounts a claim that only one pod may use at a time.", "Give spec.source.template without that volume."
+            "The pod mounts a claim that only one pod may use at a time.",
+            "Give spec.source.template without that volume.",
         ),
         "ReleaseTooOld": Reason("vLLM in the image does not persist tactics.", "Use vLLM 0.25 or newer."),
         "SharedLayout": Reason(
@@ -134,60 +140,98 @@ def _reasons() -> dict[str, Reason]:
         "NoPython": Reason("The image has no python3 (3.8 or newer) on its PATH.", "Use an image with python3."),
         # --- storage
         "Bound": Reason("The claim can be used.", "Nothing to do."),
-        "WaitForFirstConsumer": Reason("The claim binds when its first pod is scheduled; that is enough to go on.", "Nothing to do."),
+        "WaitForFirstConsumer": Reason(
+            "The claim binds when its first pod is scheduled; that is enough to go on.", "Nothing to do."
+        ),
         "ClaimPending": Reason(
             "The claim is not bound; the message is its newest event's.",
             "Look at the StorageClass and its provisioner; spec.storage.claim.storageClassName chooses another.",
         ),
-        "ClaimNotFound": Reason("spec.storage.existingClaim names a claim that is not there.", "Create it, or correct the name."),
-        "ClaimTerminating": Reason("The claim is being deleted; a new one is made when it is gone.", "End the pods that still use it."),
+        "ClaimNotFound": Reason(
+            "spec.storage.existingClaim names a claim that is not there.", "Create it, or correct the name."
+        ),
+        "ClaimTerminating": Reason(
+            "The claim is being deleted; a new one is made when it is gone.", "End the pods that still use it."
+        ),
         "ClaimLost": Reason("The claim's volume is gone.", "Delete the claim; a new one is made and tuned anew."),
         "ClaimNotOurs": Reason(
             "A claim of the name pretune-<cache> is there without our label.",
             "Rename it, label it pretune.dev/cache=<cache>, or name it in spec.storage.existingClaim.",
         ),
-        "ClaimRefused": Reason("The API server refuses the claim; the message is its own.", "Correct spec.storage.claim."),
+        "ClaimRefused": Reason(
+            "The API server refuses the claim; the message is its own.", "Correct spec.storage.claim."
+        ),
         "SingleNode": Reason(
             "A ReadWriteOnce claim would hold all serving pods to one node.",
             "Use ReadWriteMany, or accept it with spec.tuning.allow: [SingleNode].",
         ),
         "SinglePod": Reason("A ReadWriteOncePod claim can be mounted by one pod only.", "Use a ReadWriteMany claim."),
-        "ReadOnlyClaim": Reason("The attempt could not write to the claim.", "Make the claim and its export writable for the engine's uid.", True),
-        "NoSpace": Reason("The claim has no space for the bundle.", "Enlarge the claim, or lower spec.bundleHistoryLimit.", True),
+        "ReadOnlyClaim": Reason(
+            "The attempt could not write to the claim.",
+            "Make the claim and its export writable for the engine's uid.",
+            True,
+        ),
+        "NoSpace": Reason(
+            "The claim has no space for the bundle.", "Enlarge the claim, or lower spec.bundleHistoryLimit.", True
+        ),
         "UnsafePath": Reason(
             "A folder of ours on the claim is a link or no folder; it was not followed.",
             "Remove it; spec.storage.existingClaim.subPath must lead through real folders.",
         ),
         # --- attempts that failed
-        "ImagePullFailed": Reason("An image cannot be pulled; the message is the kubelet's.", "Correct the image or the pull secret.", True),
+        "ImagePullFailed": Reason(
+            "An image cannot be pulled; the message is the kubelet's.", "Correct the image or the pull secret.", True
+        ),
         "ContainerConfigError": Reason(
             "A container cannot be made; the message is the kubelet's (a missing Secret or ConfigMap, a wrong command).",
             "Create what it names, or correct the template.",
             True,
         ),
         "InitContainerFailed": Reason("An init container before the engine failed.", "See its message and log.", True),
-        "EngineFailed": Reason("The engine exited or restarted; the message has its exit code and last lines.", "See the engine's log.", True),
+        "EngineFailed": Reason(
+            "The engine exited or restarted; the message has its exit code and last lines.",
+            "See the engine's log.",
+            True,
+        ),
         "EngineNotReady": Reason(
             "The engine did not become ready within spec.tuning.deadlineSeconds.",
             "Raise the deadline, or see the engine's log for where it waits.",
             True,
         ),
-        "IncompleteRanks": Reason("The rank files have gaps or disagree. Not tried again when it repeats.", "See the engine's log of each rank.", True),
-        "CorruptFiles": Reason("A file that the engine wrote is no JSON of the known form.", "See the engine's log.", True),
+        "IncompleteRanks": Reason(
+            "The rank files have gaps or disagree. Not tried again when it repeats.",
+            "See the engine's log of each rank.",
+            True,
+        ),
+        "CorruptFiles": Reason(
+            "A file that the engine wrote is no JSON of the known form.", "See the engine's log.", True
+        ),
         "UnsafeFiles": Reason(
             "The engine left links, devices, odd names, more than 10,000 files or 256 MiB; nothing was followed or published.",
             "See what in the image writes to the override directory.",
         ),
-        "UnreadableFiles": Reason("Files that seal may not read, though it runs as the engine's uid.", "Run the engine as one uid.", True),
-        "SealFailed": Reason("Seal ended without a report, or by an error of its own.", "Report it with the message.", True),
+        "UnreadableFiles": Reason(
+            "Files that seal may not read, though it runs as the engine's uid.", "Run the engine as one uid.", True
+        ),
+        "SealFailed": Reason(
+            "Seal ended without a report, or by an error of its own.", "Report it with the message.", True
+        ),
         "ReportLost": Reason("The pod was gone before its report was read, and the claim has no bundle.", wait, True),
         "AgentMissing": Reason("The agent's ConfigMap was not there when the pod started.", wait, True),
-        "Disrupted": Reason("Six pods of the attempt were evicted or preempted.", "Look at what evicts them; it is tried again.", True),
-        "NodeLost": Reason("The pod's node did not answer for 10 minutes.", "Look at the node; it is tried again.", True),
-        "JobFailed": Reason("The Job ended without a pod to read; the message is its own.", "See the Job's events.", True),
+        "Disrupted": Reason(
+            "Six pods of the attempt were evicted or preempted.", "Look at what evicts them; it is tried again.", True
+        ),
+        "NodeLost": Reason(
+            "The pod's node did not answer for 10 minutes.", "Look at the node; it is tried again.", True
+        ),
+        "JobFailed": Reason(
+            "The Job ended without a pod to read; the message is its own.", "See the Job's events.", True
+        ),
         # --- a bundle's end
         "Superseded": Reason("Nothing wants this bundle any more; its attempt was ended.", "Nothing to do."),
-        "Unwanted": Reason("Nothing wants this bundle any more; its folder is deleted 10 minutes later.", "Nothing to do."),
+        "Unwanted": Reason(
+            "Nothing wants this bundle any more; its folder is deleted 10 minutes later.", "Nothing to do."
+        ),
     }
 
 

@@ -57,7 +57,9 @@ class Observed:
     settings: Settings
     agent_name: str  # the current agent ConfigMap's name
     cache: Object | None
-    source: Object | Refused | None = None  # a pod template {metadata, spec} as its author wrote it; None: the cache names none
+    source: Object | Refused | None = (
+        None  # a pod template {metadata, spec} as its author wrote it; None: the cache names none
+    )
     claim: Object | None = None  # the PersistentVolumeClaim, ours or the user's
     storage_class: Object | None = None  # of the claim, when it is Pending
     claim_events: tuple[Object, ...] = ()  # when it is Pending

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pretune.api import Refused
 from pretune.decide import adoption, afterlife, retention, storage, tuning, wants
-from pretune.decide.draft import Draft
+from pretune.decide.draft import Draft, Wanted
 from pretune.decide.status import status
 from pretune.model import Observed, Plan
 
@@ -25,7 +25,8 @@ def decide(seen: Observed, now: float) -> Plan:
     seen = _with_outcomes(seen)
     draft = Draft(seen, now, claim_made=made and seen.claim is not None)
     claim = storage.judge(draft)
-    refused, bundles = None, ()
+    refused: Refused | None = None
+    bundles: tuple[Wanted, ...] = ()
     try:
         bundles = wants.wanted(draft)
     except Refused as error:
@@ -57,7 +58,7 @@ def _with_outcomes(seen: Observed) -> Observed:
     claim, jobs, agents = seen.claim, list(seen.jobs), list(seen.agents)
     for outcome in seen.outcomes.values():
         made = outcome.object
-        if made is None or outcome.code >= 400 and outcome.code != 409:
+        if made is None or (outcome.code >= 400 and outcome.code != 409):
             continue
         if made["kind"] == "PersistentVolumeClaim":
             claim = made
@@ -66,5 +67,3 @@ def _with_outcomes(seen: Observed) -> Observed:
         elif made["kind"] == "Job" and all(one["metadata"]["uid"] != made["metadata"]["uid"] for one in jobs):
             jobs.append(made)
     return replace(seen, claim=claim, jobs=tuple(jobs), agents=tuple(agents))
-
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 
 from pretune.api import (
@@ -121,7 +119,12 @@ def _take(draft: Draft, asked: set[str], report: Report | None, uid: str) -> Non
         return
     for bundle in sorted(missing):
         if _lost(draft, draft.bundles[bundle]):
-            fail(draft, draft.bundles[bundle], "ReportLost", "the pod was gone before its report was read, and the claim has no such bundle")
+            fail(
+                draft,
+                draft.bundles[bundle],
+                "ReportLost",
+                "the pod was gone before its report was read, and the claim has no such bundle",
+            )
     if report is not None:
         sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] == SEALED]
         _forget(draft, sealed, f"claim {draft.claim_name} does not hold it any more")

@@ -146,7 +146,9 @@ def node_lost(a: Attempt) -> Standing | None:
     # deletionTimestamp already includes the grace period
     if a.now - seconds(since) >= LOST:
         node = (a.pod.get("spec") or {}).get("nodeName", "its node")
-        return _over("NodeLost", f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes")
+        return _over(
+            "NodeLost", f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes"
+        )
     return None
 
 
@@ -165,7 +167,9 @@ def disrupted(a: Attempt) -> Standing | None:
     look = None
     if gone := a.pod["metadata"].get("deletionTimestamp"):
         look = seconds(gone) + LOST
-    return Standing("Pending", "WaitingForPod", f"pod {lost} was disrupted ({why}); the next one is made when it is gone", look=look)
+    return Standing(
+        "Pending", "WaitingForPod", f"pod {lost} was disrupted ({why}); the next one is made when it is gone", look=look
+    )
 
 
 def overdue(a: Attempt) -> Standing | None:
@@ -175,7 +179,11 @@ def overdue(a: Attempt) -> Standing | None:
     assert a.pod is not None
     limit = (a.pod["spec"] or {}).get("activeDeadlineSeconds")
     engine = statuses(a.pod).get(engine_name(a.pod)) or {}
-    began = "the engine was not ready" if engine.get("restartCount", 0) or terminated(engine) else "the engine had not started"
+    began = (
+        "the engine was not ready"
+        if engine.get("restartCount", 0) or terminated(engine)
+        else "the engine had not started"
+    )
     return _over("EngineNotReady", f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended")
 
 
@@ -239,7 +247,12 @@ def pod_failed(a: Attempt) -> Standing | None:
     if a.pod is None or not finished(a.pod):
         return None
     status = a.pod["status"]
-    return _over("JobFailed", f"pod {a.pod['metadata']['name']}: {status.get('reason', status['phase'])}: {status.get('message', '')}".rstrip(": "))
+    return _over(
+        "JobFailed",
+        f"pod {a.pod['metadata']['name']}: {status.get('reason', status['phase'])}: {status.get('message', '')}".rstrip(
+            ": "
+        ),
+    )
 
 
 def unscheduled(a: Attempt) -> Standing | None:
@@ -302,7 +315,7 @@ def without_pod(a: Attempt) -> Standing:
 def _without_pod_name(message: str) -> str:
     """The sentence without the pod's name, which is new at each try: the message shall only change when the matter does."""
     head, mark, rest = message.partition(' "')
-    name, end, tail = rest.partition('"')
+    _, end, tail = rest.partition('"')
     return f"{head}{tail}" if mark and end and "pods" in head else message
 
 

@@ -98,7 +98,9 @@ class Draft:
         before = (record.get("state"), record.get("reason"))
         record.update(state=state, reason=reason, message=message[:1024])
         if before != (state, reason) and (state in (SEALED, FAILED, REFUSED) or reason in ("Tuning", "PodRefused")):
-            self.events.append(Event(reason, f"bundle {record['id']}: {message}", state in (FAILED, REFUSED) or reason == "PodRefused"))
+            self.events.append(
+                Event(reason, f"bundle {record['id']}: {message}", state in (FAILED, REFUSED) or reason == "PodRefused")
+            )
 
     def warn(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason

@@ -44,7 +44,12 @@ def prune(draft: Draft, storage: Storage) -> None:
             draft.events.append(Event("Unwanted", f"bundle {record['id']}: its folder was deleted"))
         elif jobs:
             if all(job_over(job) for job in jobs):
-                draft.say(record, RETIRED, "Unwanted", f"Job {jobs[0]['metadata']['name']} could not delete its folder; see its log")
+                draft.say(
+                    record,
+                    RETIRED,
+                    "Unwanted",
+                    f"Job {jobs[0]['metadata']['name']} could not delete its folder; see its log",
+                )
                 draft.at(draft.now + RETIREMENT)
         elif draft.now < due:
             draft.at(due)
@@ -64,4 +69,7 @@ def _prunes(draft: Draft, bundle: str) -> list[Object]:
 
 
 def _complete(job: Object) -> bool:
-    return any(one["type"] == "Complete" and one["status"] == "True" for one in (job.get("status") or {}).get("conditions") or ())
+    return any(
+        one["type"] == "Complete" and one["status"] == "True"
+        for one in (job.get("status") or {}).get("conditions") or ()
+    )

@@ -20,14 +20,19 @@ class Storage:
     stalled: bool = False
     empty: bool = False  # never bound, so nothing can be on it
 
+
 def judge(draft: Draft) -> Storage:
     seen, spec = draft.seen, draft.spec
     name, found = draft.claim_name, seen.claim
     if found is not None and found["metadata"].get("deletionTimestamp"):
-        return Storage(False, "ClaimTerminating", f"claim {name} is being deleted; it goes when no pod uses it any more")
+        return Storage(
+            False, "ClaimTerminating", f"claim {name} is being deleted; it goes when no pod uses it any more"
+        )
     if spec.claim.existing:
         if found is None:
-            return Storage(False, "ClaimNotFound", f"spec.storage.existingClaim.name: no claim {name} in this namespace", True)
+            return Storage(
+                False, "ClaimNotFound", f"spec.storage.existingClaim.name: no claim {name} in this namespace", True
+            )
         return _usable(draft, found)
     if found is None:
         return _make(draft, name)
@@ -64,9 +69,19 @@ def _usable(draft: Draft, found: Object) -> Storage:
     name, spec, status = found["metadata"]["name"], found.get("spec") or {}, found.get("status") or {}
     modes = set(spec.get("accessModes") or ())
     if modes == {"ReadWriteOncePod"}:
-        return Storage(False, "SinglePod", f"claim {name} is ReadWriteOncePod: serving pods could not mount it beside the tuning pod", True)
+        return Storage(
+            False,
+            "SinglePod",
+            f"claim {name} is ReadWriteOncePod: serving pods could not mount it beside the tuning pod",
+            True,
+        )
     if not modes & {"ReadWriteMany", "ReadWriteOnce"}:
-        return Storage(False, "ReadOnlyClaim", f"claim {name} has access modes {sorted(modes)}: bundles cannot be written to it", True)
+        return Storage(
+            False,
+            "ReadOnlyClaim",
+            f"claim {name} has access modes {sorted(modes)}: bundles cannot be written to it",
+            True,
+        )
     if "ReadWriteMany" not in modes and "SingleNode" not in draft.spec.allow:
         return Storage(
             False,

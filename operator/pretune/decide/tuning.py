@@ -22,7 +22,9 @@ from pretune.manifests.agent import config_map
 from pretune.manifests.job import tuning_job
 from pretune.model import Apply, Create
 
-TOLD_BY_TEMPLATE = frozenset({"MultiPodEngine", "SelfRegistering", "SharedGPU", "SharedResourceClaim", "SingleUseClaim", "SourceInvalid"})
+TOLD_BY_TEMPLATE = frozenset(
+    {"MultiPodEngine", "SelfRegistering", "SharedGPU", "SharedResourceClaim", "SingleUseClaim", "SourceInvalid"}
+)
 
 
 def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
@@ -184,7 +186,9 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
     if outcome is None or outcome.code == 201:
         draft.say(record, PENDING, "WaitingForPod", f"attempt {number} of {draft.spec.max_attempts}: the Job is made")
     elif outcome.code == 409:
-        draft.say(record, PENDING, "NameTaken", f"Job {job['metadata']['name']} belongs to another object; it is waited for")
+        draft.say(
+            record, PENDING, "NameTaken", f"Job {job['metadata']['name']} belongs to another object; it is waited for"
+        )
         draft.at(draft.now + 10)
     elif outcome.code == 403:
         draft.say(record, PENDING, "PodRefused", outcome.message)

@@ -17,7 +17,5 @@ def wanted(draft: Draft) -> tuple[Wanted, ...]:
     bundles = []
     for target in draft.spec.targets:
         inputs = identity.inputs(source, draft.spec, target)
-        bundles.append(
-            Wanted(inputs.bundle_id(), inputs, target, source, identity.refusal(source, draft.spec, target))
-        )
+        bundles.append(Wanted(inputs.bundle_id(), inputs, target, source, identity.refusal(source, draft.spec, target)))
     return tuple(bundles)
