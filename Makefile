@@ -1,0 +1,56 @@
+# make test: everything, from a bare Debian machine with root. make demo: see it work. The rest: parts of these two.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+WORKERS ?= 6
+SOURCES := operator tests tools images
+
+help: ## these lines
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.made: requirements/dev.txt
+	tools/venv $(VENV)
+	@touch $@
+
+venv: $(VENV)/.made ## the tools and libraries, pinned with hashes, in .venv
+
+lock: venv ## make the lock files anew from requirements/*.in
+	for one in operator dev; do $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" requirements/$$one.in -o requirements/$$one.txt; done
+
+lint: venv ## format, lint, types, import layers
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/ruff check --quiet $(SOURCES)
+	$(VENV)/bin/mypy
+	PYTHONPATH=operator $(VENV)/bin/lint-imports
+	@! test -e operator/__init__.py || { echo "operator/__init__.py shadows the standard library: remove it"; exit 1; }
+
+unit: venv ## the tests that need no cluster
+	$(PYTHON) -m pytest -q -n 2 -m "not cluster and not rehearsal" tests
+
+cluster: venv ## a real one-node Kubernetes with the project's images; .local/kubeconfig leads to it
+	tools/cluster/up
+	tools/images/build
+
+cluster-down: ## remove all of it
+	tools/cluster/down
+
+rehearsal: venv ## vLLM's own warm-up code for the CPU, about 7 GB
+	images/rehearsal/install
+
+test: lint cluster rehearsal ## all of it: lint, types, layers, every test
+	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal tests
+
+demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a cache, a cold start next to a warm one
+	tools/demo
+
+bench: cluster ## the measured table
+	$(PYTHON) -m tests.bench
+
+docs: venv ## make the generated documents anew
+	$(PYTHON) -m tools.docs
+
+.PHONY: help venv lock lint unit cluster cluster-down rehearsal test demo bench docs
