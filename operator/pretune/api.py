@@ -178,6 +178,10 @@ def _reasons() -> dict[str, Reason]:
             "A folder of ours on the claim is a link or no folder; it was not followed.",
             "Remove it; spec.storage.existingClaim.subPath must lead through real folders.",
         ),
+        "IdCollision": Reason(
+            "The claim holds a bundle of this id that was made of other inputs.",
+            "Change spec.revision: it gives the bundle another id.",
+        ),
         # --- attempts that failed
         "ImagePullFailed": Reason(
             "An image cannot be pulled; the message is the kubelet's.", "Correct the image or the pull secret.", True

@@ -12,6 +12,14 @@ from typing import Any, Dict, List, Mapping, Optional, Type, TypeVar
 
 SCHEMA = "pretune.dev/bundle/v1"
 TASK_VARIABLE = "PRETUNE_TASK"
+POD_UID_VARIABLE = "PRETUNE_POD_UID"  # by the downward API: check, seal and prune name their staging folder after it
+
+# Where the agent's containers find things; manifests mounts them there.
+CLAIM_ROOT = "/pretune/claim"  # the claim at its root, no subPath
+TACTICS_ROOT = "/pretune/tactics"  # the override folder: an emptyDir shared with the engine
+AGENT_ROOT = "/pretune/agent"  # the ConfigMap
+AGENT_FILE = "agent.pyz"
+TERMINATION_LOG = "/dev/termination-log"
 POD_UID_VARIABLE = "PRETUNE_POD_UID"
 
 # Where things are in a container of ours, and in the engine (the tactics: its override variable points there).
@@ -143,6 +151,7 @@ class Task:
     gpus: int = 0
     command: List[str] = field(default_factory=list)  # the engine's command and args: its interpreter is read from them
     ready: Optional[str] = None  # URL of an HTTP engine; None for exec and grpc probes
+    headers: Mapping[str, str] = field(default_factory=dict)  # of that probe
     allow: List[str] = field(default_factory=list)
     ids: List[str] = field(default_factory=list)  # inspect: the wanted ones; prune: the ones to remove
 
@@ -161,7 +170,8 @@ class Task:
 class Report:
     """What a container of ours says at its end, in its termination message.
 
-    `reason` is one of api.REASONS, or "Checked" (check: go on), "Seeded", "Pruned", "Inspected".
+    `reason` is one of api.REASONS, or "Checked" (check: go on), "Inspected", "Pruned", "PruneFailed", "InspectFailed", "Seeded", or why
+    seed left the folder empty: "NoBundle", "CorruptBundle", "InputsDiffer", "VersionsDiffer", "NoSpace", "UnsafePath", "SeedFailed".
     """
 
     by: str  # check | seal | seed | inspect | prune
@@ -175,6 +185,7 @@ class Report:
     writer: Optional[Writer] = None
     seconds: int = 0  # tunedSeconds
     at: str = ""  # sealedAt
+    fingerprint: str = ""  # in inspect's answers: adoption compares it, and remembers it for bundles that it did not ask for
     bundles: List["Report"] = field(default_factory=list)  # inspect: the bundles found whole, wanted ones first
     more: int = 0  # inspect: bundles found beyond ANSWERS
 
