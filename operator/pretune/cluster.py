@@ -1,16 +1,45 @@
 """The only module that talks to Kubernetes: plain dicts in, plain dicts out.
 
-The typed models of the client reject unknown fields on write and drop them on read (facts/kubernetes.md), so they are never used.
-`tests/sim` implements the same Protocol in memory.
+The client's typed models reject unknown fields on write and drop them on read (facts/kubernetes.md), and its dynamic client keeps
+what it discovers in a temporary file, which a read-only root has not. So only its configuration (service account, kubeconfig,
+renewal of tokens) and its HTTP session are used. `tests/sim` implements the same Protocol in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Protocol
+from urllib.parse import quote, urlencode
 
-from pretune.api import Object
-from pretune.model import Event
+import aiohttp
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config.incluster_config import load_incluster_config
+from kubernetes.aio.config.kube_config import load_kube_config
+
+from pretune.api import GROUP, KIND, PLURAL, VERSION, Object
+from pretune.model import Event, stamp
+
+log = logging.getLogger(__name__)
+
+MANAGER = "pretune"  # field manager, and the name under which Events are reported
+PAGE = 500  # objects of one list request: 3,000 pods at once were 17 MB and 149 MiB resident (facts/kubernetes.md)
+CALL = aiohttp.ClientTimeout(total=30)
+# A watch sends a bookmark a minute even when nothing happens; a silent one is a dead connection.
+WATCH = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=90)
+DISCOVERED = 600.0  # seconds that a kind's resource is believed
+
+_JSON = "application/json"
+_METADATA_LIST = f"{_JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{_JSON}"
+_METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{_JSON}"
 
 
 class ApiError(Exception):
@@ -21,7 +50,7 @@ class ApiError(Exception):
         self.code, self.reason, self.message = code, reason, message
 
 
-class NoSuchKind(ApiError):
+class NoSuchKind(ApiError):  # noqa: N818 - named as what it says
     """The cluster has no such apiVersion and kind."""
 
     def __init__(self, api_version: str, kind: str) -> None:
@@ -31,6 +60,11 @@ class NoSuchKind(ApiError):
 def whole(obj: Object) -> Object:
     """`keep` of a list that keeps everything."""
     return obj
+
+
+def metadata(obj: Object) -> Object:
+    """`keep` of a list that needs only metadata: the API server is asked for nothing else."""
+    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": obj["metadata"]}
 
 
 class Cluster(Protocol):
@@ -49,7 +83,10 @@ class Cluster(Protocol):
         fields: str = "",
         keep: Callable[[Object], Object] = whole,
     ) -> list[Object]:
-        """All that match both selectors, read in pages of 500; each item is cut down by `keep` before the next page is read."""
+        """All that match both selectors, read in pages of 500; each item is cut down by `keep` before the next page is read.
+
+        Every item has its apiVersion and kind (which the API server leaves out of lists).
+        """
 
     async def create(self, obj: Object) -> Object:
         """POST; the object as stored. ApiError 409 AlreadyExists, 422 Invalid, 403 Forbidden (quota, Pod Security, no right)."""
@@ -67,4 +104,271 @@ class Cluster(Protocol):
         """Delete, dependents in the background; 404 is no error. `ref`'s metadata.uid, where present, is a precondition (409)."""
 
     async def event(self, cache: Object, event: Event) -> None:
-        """A core/v1 Event on the cache; one said again within an hour is counted there. Never raises: logged instead."""
+        """A core/v1 Event on the cache; one said again while the API server keeps it (an hour) is counted there. Never raises."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Where a kind is found in the API: /apis/<group>/<version>[/namespaces/<namespace>]/<plural>."""
+
+    plural: str
+    namespaced: bool = True
+
+
+KNOWN: Mapping[tuple[str, str], Resource] = {
+    (f"{GROUP}/{VERSION}", KIND): Resource(PLURAL),
+    ("v1", "Pod"): Resource("pods"),
+    ("v1", "PersistentVolumeClaim"): Resource("persistentvolumeclaims"),
+    ("v1", "ConfigMap"): Resource("configmaps"),
+    ("v1", "Event"): Resource("events"),
+    ("batch/v1", "Job"): Resource("jobs"),
+    ("apps/v1", "Deployment"): Resource("deployments"),
+    ("apps/v1", "StatefulSet"): Resource("statefulsets"),
+    ("apps/v1", "ReplicaSet"): Resource("replicasets"),
+    ("storage.k8s.io/v1", "StorageClass"): Resource("storageclasses", namespaced=False),
+    ("coordination.k8s.io/v1", "Lease"): Resource("leases"),
+}
+
+
+async def configuration() -> Configuration:
+    """How to reach the cluster: KUBECONFIG where it is set, else the pod's service account, else ~/.kube/config."""
+    config = Configuration()
+    if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
+        load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call]  # reads the token anew each minute
+    else:
+        await load_kube_config(client_configuration=config, persist_config=False)  # type: ignore[no-untyped-call]
+    config.connection_pool_maxsize = 0  # no limit: each watched object holds a connection
+    return config
+
+
+class Kubernetes:
+    """A real cluster. Use as `async with Kubernetes(await configuration()) as cluster`."""
+
+    def __init__(self, config: Configuration) -> None:
+        self._client = ApiClient(config)
+        self._client.user_agent = MANAGER
+        self._found: dict[tuple[str, str], tuple[Resource, float]] = {}
+
+    async def __aenter__(self) -> Kubernetes:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    # --- the Protocol
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        path = await self._path(api_version, kind, namespace, name)
+        code, answer = await self._ask("GET", path)
+        if code == 404 and "name" in (answer.get("details") or {}):
+            return None
+        if code == 404:  # not the object is missing, but its resource
+            self._found.pop((api_version, kind), None)
+            raise NoSuchKind(api_version, kind)
+        return _accepted(code, answer)
+
+    async def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str,
+        *,
+        labels: str = "",
+        fields: str = "",
+        keep: Callable[[Object], Object] = whole,
+    ) -> list[Object]:
+        path = await self._path(api_version, kind, namespace)
+        query = {"limit": PAGE, "labelSelector": labels, "fieldSelector": fields, "continue": ""}
+        accept = _METADATA_LIST if keep is metadata else _JSON
+        found: list[Object] = []
+        while True:
+            code, page = await self._ask("GET", path, query={k: v for k, v in query.items() if v}, accept=accept)
+            if code == 410 and query["continue"]:  # the pages' snapshot is gone: begin again
+                found, query["continue"] = [], ""
+                continue
+            _accepted(code, page)
+            found += [keep({**item, "apiVersion": api_version, "kind": kind}) for item in page.get("items") or ()]
+            query["continue"] = (page.get("metadata") or {}).get("continue") or ""
+            if not query["continue"]:
+                return found
+
+    async def create(self, obj: Object) -> Object:
+        path = await self._path(obj["apiVersion"], obj["kind"], obj["metadata"].get("namespace", ""))
+        return _accepted(*await self._ask("POST", path, body=obj, query={"fieldManager": MANAGER}))
+
+    async def apply(self, obj: Object) -> Object:
+        query = {"fieldManager": MANAGER, "force": "true"}
+        content = "application/apply-patch+yaml"
+        return _accepted(*await self._ask("PATCH", await self._of(obj), body=obj, query=query, content=content))
+
+    async def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False) -> Object:
+        held = {name: ref["metadata"][name] for name in ("uid", "resourceVersion") if name in ref["metadata"]}
+        body = {**patch, "metadata": {**patch.get("metadata", {}), **held}}
+        path = await self._of(ref) + ("/status" if status else "")
+        content = "application/merge-patch+json"
+        code, answer = await self._ask("PATCH", path, body=body, query={"fieldManager": MANAGER}, content=content)
+        causes = (answer.get("details") or {}).get("causes") or ()
+        if code == 422 and any(cause.get("field") == "metadata.uid" for cause in causes):
+            code = 409  # another object of that name: said as a field that may not change
+        return _accepted(code, answer)
+
+    async def delete(self, ref: Object) -> None:
+        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if "uid" in ref["metadata"]:
+            body["preconditions"] = {"uid": ref["metadata"]["uid"]}
+        code, answer = await self._ask("DELETE", await self._of(ref), body=body)
+        if code != 404:
+            _accepted(code, answer)
+
+    async def event(self, cache: Object, event: Event) -> None:
+        try:
+            await self._event(event_object(cache, event, time.time()))
+        except (ApiError, OSError, TimeoutError) as error:
+            meta = cache["metadata"]
+            log.warning("%s/%s: event %s was not written: %s", meta["namespace"], meta["name"], event.reason, error)
+
+    async def _event(self, obj: Object) -> None:
+        try:
+            await self.create(obj)
+        except ApiError as error:
+            if error.code != 409:
+                raise
+            meta = obj["metadata"]
+            there = await self.get("v1", "Event", meta["namespace"], meta["name"])
+            if there is not None:
+                again = {"count": (there.get("count") or 1) + 1, "lastTimestamp": obj["lastTimestamp"]}
+                await self.patch(obj, again)
+
+    # --- beyond it
+
+    async def watch(self, api_version: str, kind: str, namespace: str, name: str) -> AsyncIterator[tuple[str, Object]]:
+        """What happens to one object, metadata only: (ADDED | MODIFIED | DELETED, object), beginning with what is there.
+
+        Ends when the API server ends the stream, which it does after some minutes. Raises as `get` does.
+        """
+        path = await self._path(api_version, kind, namespace)
+        query = {"watch": "true", "allowWatchBookmarks": "true", "fieldSelector": f"metadata.name={name}"}
+        async with self._sent("GET", path, query=query, accept=_METADATA, limit=WATCH) as response:
+            if response.status == 404:
+                self._found.pop((api_version, kind), None)
+                raise NoSuchKind(api_version, kind)
+            if response.status >= 400:
+                _accepted(response.status, _parsed(await response.read()))
+            async for line in response.content:
+                change = json.loads(line)
+                if change["type"] == "ERROR":
+                    _accepted(int(change["object"].get("code") or 500), change["object"])
+                if change["type"] != "BOOKMARK":
+                    yield change["type"], change["object"]
+
+    # --- HTTP
+
+    async def _of(self, obj: Object) -> str:
+        meta = obj["metadata"]
+        return await self._path(obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
+
+    async def _path(self, api_version: str, kind: str, namespace: str, name: str = "") -> str:
+        resource = await self._resource(api_version, kind)
+        place = f"/namespaces/{quote(namespace)}" if resource.namespaced and namespace else ""
+        return f"{_base(api_version)}{place}/{resource.plural}" + (f"/{quote(name)}" if name else "")
+
+    async def _resource(self, api_version: str, kind: str) -> Resource:
+        """The kind's resource: known, or asked of the cluster. Raises NoSuchKind."""
+        if known := KNOWN.get((api_version, kind)):
+            return known
+        found, until = self._found.get((api_version, kind), (None, 0.0))
+        if found is not None and time.monotonic() < until:
+            return found
+        code, answer = await self._ask("GET", _base(api_version))
+        if code == 404:
+            raise NoSuchKind(api_version, kind)
+        for one in _accepted(code, answer).get("resources") or ():
+            if one["kind"] == kind and "/" not in one["name"]:
+                resource = Resource(one["name"], one["namespaced"])
+                self._found[api_version, kind] = resource, time.monotonic() + DISCOVERED
+                return resource
+        raise NoSuchKind(api_version, kind)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content: str = _JSON,
+        accept: str = _JSON,
+    ) -> tuple[int, Object]:
+        """The answer's HTTP status and JSON, whatever it says. Raises OSError or TimeoutError when there is none."""
+        async with self._sent(method, path, query=query, body=body, content=content, accept=accept) as response:
+            return response.status, _parsed(await response.read())
+
+    @asynccontextmanager
+    async def _sent(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content: str = _JSON,
+        accept: str = _JSON,
+        limit: aiohttp.ClientTimeout = CALL,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        headers = {"Accept": accept, "Content-Type": content, **self._client.default_headers}
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = self._client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            answer = await self._client.call_api(method, url, headers, body, _request_timeout=limit)
+            async with answer.response as response:
+                yield response
+        except aiohttp.ClientError as error:
+            raise ConnectionError(f"{method} {path}: {type(error).__name__} {error}") from error
+
+
+def event_object(cache: Object, event: Event, now: float) -> Object:
+    """The Event as it is written; its name tells a repetition (same cache, reason and message) from news."""
+    meta = cache["metadata"]
+    text = json.dumps([meta["uid"], event.reason, event.message])
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "namespace": meta["namespace"],
+            "name": f"{meta['name'][:200]}.{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        },
+        "involvedObject": {
+            "apiVersion": cache["apiVersion"],
+            "kind": cache["kind"],
+            **{name: meta[name] for name in ("namespace", "name", "uid")},
+        },
+        "type": "Warning" if event.warning else "Normal",
+        "reason": event.reason,
+        "message": event.message if len(event.message) <= 1024 else event.message[:1023] + "…",
+        "source": {"component": MANAGER},
+        "reportingComponent": MANAGER,
+        "firstTimestamp": stamp(now),
+        "lastTimestamp": stamp(now),
+        "count": 1,
+    }
+
+
+def _base(api_version: str) -> str:
+    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+
+
+def _parsed(raw: bytes) -> Object:
+    """The answer as JSON; a text that is none (`404 page not found`, a proxy's page) as a Status with that message."""
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        answer = None
+    return answer if isinstance(answer, dict) else {"kind": "Status", "message": raw.decode(errors="replace")[:1024]}
+
+
+def _accepted(code: int, answer: Object) -> Object:
+    if code >= 400:
+        raise ApiError(code, answer.get("reason") or "", answer.get("message") or f"HTTP {code}")
+    return answer
