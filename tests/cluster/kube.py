@@ -1,0 +1,187 @@
+"""A person's hands and eyes on the cluster: apply, look, wait for what the API shows by watching it, never by sleeping."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import requests
+from kubernetes import client, config
+
+Object = dict[str, Any]
+
+PATHS = {
+    "AutotuneCache": ("apis/pretune.dev/v1alpha1", "autotunecaches"),
+    "Job": ("apis/batch/v1", "jobs"),
+    "Deployment": ("apis/apps/v1", "deployments"),
+    "StatefulSet": ("apis/apps/v1", "statefulsets"),
+    "ReplicaSet": ("apis/apps/v1", "replicasets"),
+    "Pod": ("api/v1", "pods"),
+    "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
+    "PersistentVolume": ("api/v1", "persistentvolumes"),
+    "ConfigMap": ("api/v1", "configmaps"),
+    "Event": ("api/v1", "events"),
+    "ResourceQuota": ("api/v1", "resourcequotas"),
+    "ServiceAccount": ("api/v1", "serviceaccounts"),
+    "Secret": ("api/v1", "secrets"),
+    "Namespace": ("api/v1", "namespaces"),
+    "Node": ("api/v1", "nodes"),
+    "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "ClusterRole": ("apis/rbac.authorization.k8s.io/v1", "clusterroles"),
+    "ClusterRoleBinding": ("apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"),
+}
+CLUSTER_WIDE = {"PersistentVolume", "Namespace", "Node", "ClusterRole", "ClusterRoleBinding"}
+
+
+class Refusal(Exception):  # noqa: N818 - the word of the tables
+    """The API server's answer to something that it does not take: `code`, and its sentence."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code, self.message = code, message
+
+
+class Kube:
+    """One kubeconfig, optionally as another user. Every method names the namespace; "" for cluster-wide kinds."""
+
+    def __init__(self, kubeconfig: str, as_user: str = "") -> None:
+        settings = client.Configuration()
+        config.load_kube_config(kubeconfig, client_configuration=settings)
+        self.kubeconfig, self.host = kubeconfig, settings.host
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.verify = settings.ssl_ca_cert or True
+        if settings.cert_file:
+            self.session.cert = (settings.cert_file, settings.key_file)
+        if token := (settings.api_key or {}).get("authorization") or (settings.api_key or {}).get("BearerToken"):
+            self.session.headers["Authorization"] = token if token.startswith("Bearer ") else f"Bearer {token}"
+        if as_user:
+            self.session.headers["Impersonate-User"] = as_user
+
+    def _url(self, kind: str, namespace: str, name: str = "", part: str = "") -> str:
+        base, plural = PATHS[kind]
+        scope = "" if kind in CLUSTER_WIDE else f"namespaces/{namespace}/"
+        return "/".join(x for x in (self.host, base, f"{scope}{plural}", name, part) if x)
+
+    def _call(self, verb: str, url: str, **more: Any) -> Any:
+        answer = self.session.request(verb, url, timeout=60, **more)
+        if answer.status_code >= 400:
+            try:
+                message = answer.json().get("message", answer.text)
+            except ValueError:
+                message = answer.text
+            raise Refusal(answer.status_code, message)
+        return answer.json() if answer.headers.get("Content-Type", "").startswith("application/json") else answer.text
+
+    def create(self, obj: Object, dry_run: bool = False) -> Object:
+        url = self._url(obj["kind"], obj["metadata"].get("namespace", ""))
+        made: Object = self._call("POST", url, json=obj, params={"dryRun": "All"} if dry_run else {})
+        return made
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        try:
+            found: Object = self._call("GET", self._url(kind, namespace, name))
+        except Refusal as refusal:
+            if refusal.code == 404:
+                return None
+            raise
+        return found
+
+    def list(self, kind: str, namespace: str, labels: str = "") -> list[Object]:
+        items: list[Object] = self._call("GET", self._url(kind, namespace), params={"labelSelector": labels})["items"]
+        return items
+
+    def patch(self, kind: str, namespace: str, name: str, patch: Object, part: str = "") -> Object:
+        made: Object = self._call(
+            "PATCH",
+            self._url(kind, namespace, name, part),
+            data=json.dumps(patch),
+            headers={"Content-Type": "application/merge-patch+json"},
+        )
+        return made
+
+    def delete(self, kind: str, namespace: str, name: str, **body: Any) -> None:
+        try:
+            self._call("DELETE", self._url(kind, namespace, name), json={"propagationPolicy": "Background", **body})
+        except Refusal as refusal:
+            if refusal.code != 404:
+                raise
+
+    def evict(self, namespace: str, pod: str) -> None:
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": namespace},
+        }
+        self._call("POST", self._url("Pod", namespace, pod, "eviction"), json=body)
+
+    def log(self, namespace: str, pod: str, container: str) -> str:
+        text: str = self._call("GET", self._url("Pod", namespace, pod, "log"), params={"container": container})
+        return text
+
+    def watch(
+        self, kind: str, namespace: str, name: str = "", labels: str = "", seconds: float = 60
+    ) -> Iterator[tuple[str, Object]]:
+        """(type, object) from a list and then its watch, until `seconds` are over."""
+        end = time.monotonic() + seconds
+        select = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else ""}
+        while True:
+            page = self._call("GET", self._url(kind, namespace), params=select)
+            for one in page["items"]:
+                yield "ADDED", one
+            if not page["items"]:
+                yield "NONE", {}
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            params = {**select, "watch": "1", "resourceVersion": page["metadata"]["resourceVersion"]}
+            params["timeoutSeconds"] = str(max(1, int(left)))
+            with self.session.get(self._url(kind, namespace), params=params, stream=True, timeout=left + 5) as stream:
+                for line in stream.iter_lines():
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        break
+                    yield event["type"], event["object"]
+            if time.monotonic() >= end:
+                return
+
+    def until(
+        self, kind: str, namespace: str, name: str, wanted: Callable[[Object], Any], seconds: float = 90, what: str = ""
+    ) -> Object:
+        """The object as soon as `wanted` holds for it. AssertionError with the object's last state otherwise."""
+        last: Object = {}
+        for change, obj in self.watch(kind, namespace, name, seconds=seconds):
+            last = obj if change not in ("DELETED", "NONE") else {}
+            if last and wanted(last):
+                return last
+        shown = json.dumps(last.get("status", last), indent=1)[:6000]
+        raise AssertionError(
+            f"{kind} {namespace}/{name} did not become {what or 'what was wanted'} in {seconds} s; it is: {shown}"
+        )
+
+    def until_one(
+        self, kind: str, namespace: str, labels: str, wanted: Callable[[Object], Any] = bool, seconds: float = 90
+    ) -> Object:
+        """The first object with these labels for which `wanted` holds."""
+        for change, obj in self.watch(kind, namespace, labels=labels, seconds=seconds):
+            if change not in ("DELETED", "NONE") and wanted(obj):
+                return obj
+        raise AssertionError(f"no {kind} with {labels} in {namespace} became what was wanted in {seconds} s")
+
+    def until_gone(self, kind: str, namespace: str, name: str, seconds: float = 60) -> None:
+        for change, _ in self.watch(kind, namespace, name, seconds=seconds):
+            if change in ("DELETED", "NONE"):
+                return
+        raise AssertionError(f"{kind} {namespace}/{name} is still there after {seconds} s")
+
+
+def condition(obj: Object, kind: str) -> Object:
+    """A condition by its type; {} when it is not there."""
+    return next((one for one in (obj.get("status") or {}).get("conditions") or () if one["type"] == kind), {})
+
+
+def bundles(cache: Object) -> list[Object]:
+    return list((cache.get("status") or {}).get("bundles") or ())

@@ -1,0 +1,238 @@
+"""What bad input gets, read where the person reads it: the table of the first issue, on the real cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import Apply, engine
+from tests.cluster.kube import Kube, Object, bundles, condition
+
+Ready = Callable[..., Object]
+TUNING = "pretune.dev/role=tuning"
+ONCE = {"maxAttempts": 1}
+TP2 = ("--tensor-parallel-size", "2")
+
+
+def test_a_source_that_is_not_there_is_said_and_recovers(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready
+) -> None:
+    apply(source={"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}})
+    cache = ready(kind="Stalled", reason="SourceNotFound")
+    assert "Deployment serving" in condition(cache, "Stalled")["message"]
+    template = engine()
+    kube.create(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"namespace": namespace, "name": "serving"},
+            "spec": {"replicas": 0, "selector": {"matchLabels": template["metadata"]["labels"]}, "template": template},
+        }
+    )
+    ready()
+
+
+@pytest.mark.parametrize(
+    ("ref", "reason", "words"),
+    [
+        ({"apiVersion": "v1", "kind": "ConfigMap", "name": "kube-root-ca.crt"}, "SourceNotSupported", "spec.template"),
+        ({"apiVersion": "example.com/v1", "kind": "Nothing", "name": "x"}, "SourceNotSupported", "Nothing"),
+        ({"apiVersion": "batch/v1", "kind": "CronJob", "name": "x"}, "SourceForbidden", "cronjobs"),
+    ],
+    ids=["no template", "no such kind", "no right"],
+)
+def test_a_source_that_cannot_be_used_is_named(
+    apply: Apply, ready: Ready, ref: Object, reason: str, words: str
+) -> None:
+    if reason == "SourceNotSupported" and ref["kind"] == "ConfigMap":
+        reason = "SourceForbidden"  # the operator may read ConfigMaps by label only: it says which right is missing
+        words = "configmaps"
+    apply(source={"workloadRef": ref})
+    cache = ready(kind="Stalled", reason=reason)
+    assert words in condition(cache, "Stalled")["message"]
+
+
+def test_a_template_that_the_api_server_refuses_is_answered_in_its_words(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready
+) -> None:
+    apply(template=engine(imagePullPolicy="Sometimes"))
+    cache = ready(kind="Stalled", reason="SourceInvalid")
+    assert 'Unsupported value: "Sometimes"' in condition(cache, "Stalled")["message"]
+    assert not kube.list("Job", namespace, TUNING)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "words"),
+    [
+        ({"engineContainer": "nope"}, "EngineNotFound", "vllm"),
+        ({"template": "two"}, "EngineAmbiguous", "second"),
+        ({"args": ("--nnodes", "2")}, "MultiPodEngine", "--nnodes"),
+        ({"env": {"DYN_NAMESPACE": "prod"}}, "SelfRegistering", "DYN_NAMESPACE"),
+    ],
+    ids=["no such container", "two GPU containers", "several pods", "self-registering"],
+)
+def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, spec: dict[str, Any], reason: str, words: str
+) -> None:
+    template = engine(args=spec.get("args", ()), env=spec.get("env"))
+    if spec.get("template"):
+        template["spec"]["containers"].append({**template["spec"]["containers"][0], "name": "second"})
+    more = {"engineContainer": spec["engineContainer"]} if "engineContainer" in spec else {}
+    apply(template=template, **more)
+    cache = ready(kind="Stalled", reason=reason)
+    assert words in condition(cache, "Stalled")["message"]
+    assert not kube.list("Job", namespace, TUNING)
+
+
+@pytest.mark.parametrize(
+    ("template", "state", "reason", "words"),
+    [
+        (engine("0.24.0"), "Refused", "ReleaseTooOld", "0.24.0"),
+        (engine("0.31.0", gpus=2, args=TP2), "Refused", "SharedLayout", "0.31.0"),
+        (engine(env={"PATH": "/nowhere"}, command=["/usr/bin/sleep"], args=("1",)), "", "", ""),
+        (engine(image="localhost/pretune/nothing:dev"), "Failed", "ImagePullFailed", "nothing:dev"),
+        (engine(envFrom=[{"secretRef": {"name": "hf-token"}}]), "Failed", "ContainerConfigError", "hf-token"),
+        (engine(env={"ENGINE_FAULT": "crash"}), "Failed", "EngineFailed", "exit code 1"),
+        (engine(env={"ENGINE_FAULT": "half-written"}), "Failed", "CorruptFiles", ".json"),
+        (engine(env={"ENGINE_FAULT": "symlink"}), "Failed", "UnsafeFiles", "link.json"),
+        (engine(env={"ENGINE_FAULT": "device"}), "Failed", "UnsafeFiles", "device.json"),
+        (engine(env={"ENGINE_FAULT": "dotdot"}), "Failed", "UnsafeFiles", "up"),
+        (engine(env={"ENGINE_FAULT": "many-files"}), "Failed", "UnsafeFiles", "10,000"),
+        (engine(env={"ENGINE_FAULT": "huge"}), "Failed", "UnsafeFiles", "256 MiB"),
+        (engine(env={"ENGINE_FAULT": "unreadable"}), "Failed", "UnreadableFiles", ".json"),
+        (engine("0.32.0", 2, {"ENGINE_FAULT": "missing-rank"}, TP2), "Failed", "IncompleteRanks", "rank"),
+        (engine("0.32.0", 2, {"ENGINE_FAULT": "uneven-ranks"}, TP2), "Failed", "IncompleteRanks", "rank"),
+        (engine("0.32.0", 2, {"ENGINE_FAULT": "disagreeing-ranks"}, TP2), "Failed", "IncompleteRanks", "_metadata"),
+    ],
+    ids=[
+        *(
+            "too old",
+            "shared layout",
+            "no python",
+            "no image",
+            "no secret",
+            "crash",
+            "half-written",
+            "symlink",
+            "device",
+        ),
+        *("dotdot", "many files", "huge", "unreadable", "missing rank", "uneven ranks", "disagreeing ranks"),
+    ],
+)
+def test_a_failed_attempt_says_what_happened_to_what(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, template: Object, state: str, reason: str, words: str
+) -> None:
+    if not state:  # no python3 on the PATH that the engine sets
+        template, state, reason, words = engine(env={"PATH": "/opt/shell"}), "Refused", "NoPython", "python3"
+    apply(template=template, tuning=ONCE)
+    cache = ready(kind="Stalled", reason=reason, seconds=120)
+    [bundle] = bundles(cache)
+    assert (bundle["state"], bundle["reason"]) == (state, reason)
+    assert words in bundle["message"]
+    assert words in condition(cache, "Ready")["message"]
+    events = [one for one in kube.list("Event", namespace) if one["involvedObject"]["kind"] == "AutotuneCache"]
+    assert any(one["type"] == "Warning" and one["reason"] == reason and words in one["message"] for one in events)
+    for job in kube.list("Job", namespace, TUNING):  # the GPU is given back
+        kube.until(
+            "Job", namespace, job["metadata"]["name"], lambda j: condition(j, "Failed").get("status") == "True", 60
+        )
+
+
+def test_a_release_that_cannot_be_told_goes_on_and_says_so(apply: Apply, ready: Ready) -> None:
+    apply(template=engine("unknown"))
+    [bundle] = bundles(ready())
+    assert "version" in bundle["message"]
+
+
+def test_an_engine_that_never_gets_ready_ends_with_its_deadline(apply: Apply, ready: Ready) -> None:
+    apply(template=engine(env={"ENGINE_FAULT": "never-ready"}), tuning={"maxAttempts": 1, "deadlineSeconds": 12})
+    cache = ready(kind="Stalled", reason="EngineNotReady")
+    assert "spec.tuning.deadlineSeconds" in condition(cache, "Stalled")["message"]
+
+
+def test_a_quota_and_pod_security_are_quoted(kube: Kube, namespace: str, apply: Apply, ready: Ready) -> None:
+    kube.create(
+        {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"namespace": namespace, "name": "gpus"},
+            "spec": {"hard": {"requests.nvidia.com/gpu": "1"}},
+        }
+    )
+    kube.patch(
+        "Namespace", "", namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    )
+    apply("quota", template=engine(gpus=2))
+    assert "exceeded quota: gpus" in condition(ready("quota", status="False", reason="PodRefused"), "Ready")["message"]
+    apply("security", template=engine(securityContext={"privileged": True}))
+    message = condition(ready("security", status="False", reason="PodRefused"), "Ready")["message"]
+    assert 'violates PodSecurity "restricted' in message
+    apply("fits", template=engine())
+    ready("fits")
+
+
+@pytest.mark.parametrize(
+    ("storage", "reason", "words"),
+    [
+        ({"existingClaim": {"name": "absent"}}, "ClaimNotFound", "absent"),
+        ({"claim": {"storageClassName": "absent"}}, "ClaimPending", "absent"),
+        ({"claim": {"storageClassName": "local-rwx", "accessModes": ["ReadWriteOnce"]}}, "SingleNode", "SingleNode"),
+        ({"existingClaim": {"name": "rwop"}}, "SinglePod", "ReadWriteOncePod"),
+    ],
+    ids=["not there", "never bound", "one node", "one pod"],
+)
+def test_storage_that_cannot_be_used_is_said_before_any_job(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, storage: Object, reason: str, words: str
+) -> None:
+    kube.create(claim(namespace, "rwop", "local-rwx-wait", "ReadWriteOncePod"))
+    apply(template=engine(), storage=storage)
+    cache = ready(kind="StorageReady", status="False", reason=reason)
+    assert words in condition(cache, "StorageReady")["message"]
+    kube.until("AutotuneCache", namespace, "demo", lambda c: words in condition(c, "StorageReady")["message"], 30)
+    assert not kube.list("Job", namespace, TUNING)
+
+
+def claim(namespace: str, name: str, storage_class: str, mode: str = "ReadWriteMany", **spec: Any) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {
+            "storageClassName": storage_class,
+            "accessModes": [mode],
+            "resources": {"requests": {"storage": "1Gi"}},
+            **spec,
+        },
+    }
+
+
+def test_an_author_who_may_not_create_jobs_is_refused_and_told_which_right(
+    kube: Kube, namespace: str, operator: str
+) -> None:
+    rules = [{"apiGroups": ["pretune.dev"], "resources": ["autotunecaches"], "verbs": ["create", "get"]}]
+    for kind, more in (
+        ("Role", {"rules": rules}),
+        (
+            "RoleBinding",
+            {
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "author"},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "author"}],
+            },
+        ),
+    ):
+        meta = {"namespace": namespace, "name": "author"}
+        kube.create({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta, **more})
+    from tests.cluster.kube import Refusal
+
+    author = Kube(kube.kubeconfig, as_user="author")
+    with pytest.raises(Refusal, match="may not create jobs in namespace"):
+        author.create(
+            {
+                "apiVersion": "pretune.dev/v1alpha1",
+                "kind": "AutotuneCache",
+                "metadata": {"namespace": namespace, "name": "demo"},
+                "spec": {"storage": {"claim": {}}, "source": {"template": engine()}},
+            }
+        )
