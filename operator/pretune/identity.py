@@ -1,0 +1,67 @@
+"""Who is who: a pod template's fingerprint, where its pods run, and the id of the bundle that this makes. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pretune import canonical
+from pretune.api import Object, Spec, Target
+from pretune.engines.vllm import OVERRIDE
+from pretune.refusals import refusal
+from pretune.template import device_claims, engine_of, gpu_resources, gpus, is_sidecar, required_terms
+from pretune.wire import Inputs
+
+__all__ = ["engine_of", "fingerprint", "gpus", "inputs", "placement", "refusal"]
+
+
+def fingerprint(template: Object, engine_name: str) -> str:
+    """64 hex: what can change the engine's tuning. The same for what an author wrote and what the API server stored of it.
+
+    In: the engine's image, command, args, env, envFrom, GPUs (resource and count, or claim templates), and the same but for the
+    GPUs of the init containers, in order: they may prepare files that the engine reads.
+    Not in: the override variable, which we set ourselves; values behind references (never read); native sidecars and other
+    containers (beside the engine, not before it); names, labels, replicas, probes, ports, mounts, cpu, memory; placement, which
+    has its own place in the bundle's id.
+    """
+    engine = engine_of(template, engine_name)
+    before = [one for one in template["spec"].get("initContainers") or () if not is_sidecar(one)]
+    form = {
+        "engine": canonical.program(engine, without=(OVERRIDE,)),
+        "gpus": gpu_resources(engine),
+        "claims": _claim_sources(template, engine),
+        "init": [canonical.program(one) for one in before],
+    }
+    return hashlib.sha256(canonical.text(form).encode()).hexdigest()
+
+
+def _claim_sources(template: Object, engine: Object) -> list[Any]:
+    """Of each device claim of the engine: where the pod takes it from, and which request of it."""
+    sources = {one["name"]: one for one in template["spec"].get("resourceClaims") or ()}
+    return [
+        canonical.lean({**sources.get(one["name"], {}), "name": None, "request": one.get("request")})
+        for one in device_claims(engine)
+    ]
+
+
+def placement(template: Object, target: Target) -> dict[str, Any]:
+    """Where the target's pods run, canonical: the target's nodeSelector laid over the pod's own, and its required node terms.
+
+    Part of the bundle's id, so that two GPU products never share a folder. {} means anywhere.
+    """
+    pod = template["spec"]
+    terms = {
+        "nodeSelector": {**(pod.get("nodeSelector") or {}), **target.node_selector},
+        "nodeAffinity": canonical.node_terms(required_terms(pod)),
+    }
+    return {name: one for name, one in terms.items() if one}
+
+
+def inputs(template: Object, spec: Spec, target: Target) -> Inputs:
+    """All that the bundle's id is made of; its bundle_id() is the id. Raises Refused as engine_of does."""
+    return Inputs(
+        fingerprint=fingerprint(template, spec.engine_container),
+        revision=spec.revision,
+        target=target.name,
+        nodeSelector=placement(template, target),
+    )

@@ -1,0 +1,31 @@
+"""The cache's own claim (design, section 7). Pure."""
+
+from __future__ import annotations
+
+from pretune.api import CACHE, ROLE, WHEN_DELETED, Object, Spec, claim_name
+from pretune.model import Key
+
+
+def claim(key: Key, spec: Spec) -> Object:
+    """The PersistentVolumeClaim `pretune-<cache>`, for a spec without existingClaim.
+
+    No owner: a claim that is being deleted blocks pods that were not yet scheduled, so the controller removes it, and only when no
+    pod names it. Its annotation says whether, since the cache is gone by then.
+    """
+    made: Object = {
+        "accessModes": [spec.claim.access_mode],
+        "resources": {"requests": {"storage": str(spec.claim.size)}},
+    }
+    if spec.claim.storage_class is not None:  # "" is a choice too: no class
+        made["storageClassName"] = spec.claim.storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": claim_name(key.name, spec),
+            "namespace": key.namespace,
+            "labels": {CACHE: key.name, ROLE: "claim"},
+            "annotations": {WHEN_DELETED: spec.claim.when_deleted},
+        },
+        "spec": made,
+    }

@@ -1,0 +1,149 @@
+"""The pod of an attempt, made from the serving pod's template (design, section 5): the engine beside ours, and nothing that serves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+from pretune.api import CHECK_CONTAINER, SEAL_CONTAINER, Object, Spec, Target, claim_name
+from pretune.manifests.agent_container import (
+    AGENT_VOLUME,
+    CLAIM_VOLUME,
+    SEAL_RESOURCES,
+    agent_container,
+    copied_resources,
+)
+from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_url, sidecar, words
+from pretune.model import Settings
+from pretune.template import engine_of, gpus, is_sidecar, required_terms
+from pretune.wire import TACTICS_MOUNT, Inputs, Task
+
+# Seen: with the default of 30 s an engine that ignores TERM holds its GPU for 30 s more.
+GRACE = 5  # seconds
+
+# Of the pod spec. All else is kept, fields of a newer API too. Pod (anti-)affinity and topology spread speak of serving pods:
+# the copy has none of their labels, so that affinity could never be met, and anti-affinity would keep it off every node that serves.
+# fmt: off
+_LEFT_OUT = (
+    "containers", "initContainers", "ephemeralContainers", "volumes", "nodeName", "affinity", "topologySpreadConstraints",
+    "schedulingGates", "readinessGates", "priority", "priorityClassName", "preemptionPolicy", "overhead", "hostname", "subdomain",
+    "setHostnameAsFQDN", "hostnameOverride", "workloadRef", "schedulingGroup", "restartPolicy", "terminationGracePeriodSeconds",
+    "activeDeadlineSeconds", "automountServiceAccountToken",
+)
+# fmt: on
+
+# A mesh's proxy would keep the pod alive after seal, and route to it. Each mesh reads its own; Istio and Kuma read both.
+MESH_LABELS = {"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
+MESH_ANNOTATIONS = {
+    **MESH_LABELS,
+    "linkerd.io/inject": "disabled",
+    "consul.hashicorp.com/connect-inject": "false",
+}
+_APPARMOR = (
+    "container.apparmor.security.beta.kubernetes.io/"  # + container: the API refuses one that names an absent container
+)
+
+
+def pod_template(
+    cache: str,
+    folder: str,
+    template: Object,
+    spec: Spec,
+    target: Target,
+    inputs: Inputs,
+    settings: Settings,
+    agent_name: str,
+) -> Object:
+    """{metadata: {annotations}, spec} of the attempt's pod, without labels of ours. cache: its name; folder: its folder on the claim."""
+    pod = template["spec"]
+    engine = engine_of(template, spec.engine_container)
+    task = Task(
+        cache=folder,
+        subPath=spec.claim.sub_path,
+        inputs=inputs,
+        gpus=gpus(engine),
+        command=words(engine),
+        ready=ready_url(engine),
+        allow=sorted(spec.allow),
+    )
+    before = [*_kept(pod, engine, spec.keep_containers), engine_sidecar(engine, spec.deadline_seconds)]
+    pod_resources = bool(
+        pod.get("resources")
+    )  # then a container need not have its own, and ours must not exceed the pod's
+    check = agent_container(
+        CHECK_CONTAINER, "check", engine, task, {} if pod_resources else copied_resources(engine), mounts=[]
+    )
+    seal = agent_container(
+        SEAL_CONTAINER,
+        "seal",
+        engine,
+        task,
+        {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)},
+        mounts=[{"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT, "readOnly": True}],
+    )
+    made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
+    made |= _scheduling(pod, spec, target)
+    made |= {
+        "initContainers": [check, *before],
+        "containers": [seal],
+        "volumes": [
+            *_used_volumes(pod, before),
+            {"name": TACTICS_VOLUME, "emptyDir": {}},
+            {"name": AGENT_VOLUME, "configMap": {"name": agent_name, "optional": True}},
+            {"name": CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": claim_name(cache, spec)}},
+        ],
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": spec.deadline_seconds,  # here and not on the Job: the pod stays to be read
+        "terminationGracePeriodSeconds": GRACE,
+        "automountServiceAccountToken": False,  # an engine that needs a token mounts a projected volume, which is kept
+    }
+    if priority := spec.priority_class or settings.priority_class:
+        made["priorityClassName"] = priority
+    return {"metadata": {"annotations": _annotations(template, [check, *before, seal])}, "spec": made}
+
+
+def _kept(pod: Object, engine: Object, keep: tuple[str, ...]) -> list[Object]:
+    """What starts before the engine, in its order: ordinary init containers, and of the others those that are to be kept.
+
+    A kept container of the pod becomes a sidecar too: as a main one it would keep the Job from ever ending.
+    """
+    init = [one for one in pod.get("initContainers") or () if not is_sidecar(one) or one["name"] in keep]
+    beside = [one for one in pod["containers"] if one is not engine and one["name"] in keep]
+    return [*copy.deepcopy(init), *(sidecar(one) for one in beside)]
+
+
+def _used_volumes(pod: Object, containers: Iterable[Object]) -> list[Object]:
+    used = {
+        mount["name"] for one in containers for use in ("volumeMounts", "volumeDevices") for mount in one.get(use) or ()
+    }
+    return [copy.deepcopy(one) for one in pod.get("volumes") or () if one["name"] in used]
+
+
+def _scheduling(pod: Object, spec: Spec, target: Target) -> Object:
+    """nodeSelector, node affinity and tolerations: the pod's own, with the target's terms and the cache's tolerations."""
+    node = copy.deepcopy((pod.get("affinity") or {}).get("nodeAffinity") or {})
+    if terms := required_terms(pod):
+        node["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": copy.deepcopy(terms)}
+    made = {
+        "nodeSelector": {**(pod.get("nodeSelector") or {}), **target.node_selector},
+        "tolerations": distinct(pod.get("tolerations") or (), target.tolerations, spec.tolerations),
+        "affinity": {"nodeAffinity": node} if node else {},
+    }
+    return {name: one for name, one in made.items() if one}
+
+
+def distinct(*tolerations: Iterable[Object]) -> list[Object]:
+    """All of them, each once."""
+    made: list[Object] = []
+    for one in (one for some in tolerations for one in some):
+        if one not in made:
+            made.append(copy.deepcopy(one))
+    return made
+
+
+def _annotations(template: Object, containers: Iterable[Object]) -> dict[str, str]:
+    """The template's annotations (networks, secret injectors, …), those of the meshes answered with no."""
+    names = {one["name"] for one in containers}
+    own = (template.get("metadata") or {}).get("annotations") or {}
+    kept = {name: one for name, one in own.items() if not name.startswith(_APPARMOR) or name[len(_APPARMOR) :] in names}
+    return {**kept, **MESH_ANNOTATIONS}
