@@ -1,0 +1,170 @@
+"""The CRD and operator/pretune/api.py say the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import jsonschema
+import pytest
+from pretune.api import GROUP, KIND, PLURAL, REASONS, STATES, VERSION, Spec
+
+from tools import crd
+
+FIELDS = {one.path: one for one in crd.fields() if one.path.startswith("spec.")}
+# What only the API server or a manifest reads: it is handed on whole.
+HANDED_ON = ("spec.source.workloadRef.", "spec.source.template.", ".tolerations[].")
+LEAVES = [path for path, one in FIELDS.items() if one.leaf and not any(part in path for part in HANDED_ON)]
+# One field of each that is handed on, as a sample.
+WHOLE = [
+    "spec.source.workloadRef.name",
+    "spec.source.template.spec.containers[].name",
+    "spec.targets[].tolerations[].key",
+    "spec.tuning.podTemplate.spec.tolerations[].key",
+]
+
+BASE: dict[str, Any] = {
+    "source": {
+        "workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "a"},
+        "template": {"spec": {"containers": [{"name": "a"}]}},
+    },
+    "engineContainer": "a",
+    "targets": [{"name": "a", "nodeSelector": {"a": "a"}, "tolerations": [{"key": "a"}]}],
+    "storage": {
+        "claim": {"storageClassName": "a", "accessModes": ["ReadWriteMany"], "size": "1Gi", "whenDeleted": "Delete"},
+        "existingClaim": {"name": "a", "subPath": "a"},
+    },
+    "tuning": {
+        "deadlineSeconds": 10,
+        "maxAttempts": 1,
+        "podTemplate": {
+            "metadata": {"labels": {"a": "a"}, "annotations": {"a": "a"}},
+            "spec": {"priorityClassName": "a", "tolerations": [{"key": "a"}]},
+        },
+        "keepContainers": ["a"],
+        "allow": ["SharedGPU"],
+    },
+    "bundleHistoryLimit": 1,
+    "revision": "a",
+    "suspend": False,
+}
+
+
+def changed(value: Any, field: dict[str, Any]) -> Any:
+    """Another value of the same type."""
+    enum = field.get("enum") or field.get("items", {}).get("enum")
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, str):
+        return next(one for one in enum if one != value) if enum else value + "b"
+    if isinstance(value, dict):
+        return {**value, "b": "b"}
+    return [next(one for one in enum if one not in value)] if enum else [*value, "b"]
+
+
+def put(spec: dict[str, Any], path: str) -> dict[str, Any]:
+    """A copy of the spec in which the field at this path has another value."""
+    out = copy.deepcopy(spec)
+    at: Any = {"spec": out}
+    *parents, last = path.split(".")
+    for step in parents:
+        at = at[step.removesuffix("[]")]
+        at = at[0] if step.endswith("[]") else at
+    last = last.removesuffix("[]")
+    at[last] = changed(at[last], FIELDS[path].schema)
+    return out
+
+
+@pytest.mark.parametrize("path", [*LEAVES, *WHOLE])
+def test_every_field_that_a_person_may_set_reaches_the_operator(path: str) -> None:
+    assert Spec.of({"spec": put(BASE, path)}) != Spec.of({"spec": BASE})
+
+
+class Reads(dict[str, Any]):
+    """A mapping that notes which of its keys were asked for."""
+
+    def __init__(self, value: dict[str, Any], path: str, seen: set[str]) -> None:
+        super().__init__(
+            {
+                key: Reads(one, f"{path}.{key}", seen)
+                if isinstance(one, dict)
+                else [Reads(item, f"{path}.{key}[]", seen) if isinstance(item, dict) else item for item in one]
+                if isinstance(one, list)
+                else one
+                for key, one in value.items()
+            }
+        )
+        self.path, self.seen = path, seen
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(f"{self.path}.{key}")
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen.add(f"{self.path}.{key}")
+        return super().__getitem__(key)
+
+
+def test_every_field_that_the_operator_reads_can_be_set() -> None:
+    seen: set[str] = set()
+    Spec.of({"spec": Reads(BASE, "spec", seen)})
+    assert seen
+    assert seen <= {path.removesuffix("[]") for path in FIELDS}
+
+
+def test_the_operators_defaults_are_those_of_the_crd() -> None:
+    least = {"spec": {"storage": {"claim": {}}}}
+    stored = crd.with_defaults(least)
+    assert stored != least
+    assert Spec.of(least) == Spec.of(stored)
+
+
+@pytest.mark.parametrize("path", [path for path, one in FIELDS.items() if "default" in one.schema])
+def test_each_default_is_the_operators_own(path: str) -> None:
+    """So that an object of an older CRD, stored before the default was there, means the same."""
+    stored = crd.with_defaults({"spec": {"storage": {"claim": {}}}})
+    at: Any = stored
+    *parents, last = path.split(".")
+    for step in parents:
+        at = at[step]
+    del at[last.removesuffix("[]")]
+    assert Spec.of(stored) == Spec.of({"spec": {"storage": {"claim": {}}}})
+
+
+def test_the_names_of_the_api_are_those_of_the_crd() -> None:
+    spec = crd.load()["spec"]
+    assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (GROUP, KIND, PLURAL)
+    assert [one["name"] for one in spec["versions"]] == [VERSION]
+
+
+def test_every_state_and_reason_fits_the_status() -> None:
+    status = {one.path: one.schema for one in crd.fields() if one.path.startswith("status.")}
+    assert tuple(status["status.bundles[].state"]["enum"]) == STATES
+    for path in ("status.conditions[].reason", "status.bundles[].reason", "status.bundles[].lastFailure.reason"):
+        assert all(len(one) <= status[path]["maxLength"] for one in REASONS)
+    # The API conventions' form of a condition's reason.
+    assert all(one.isalnum() and one[0].isupper() for one in REASONS)
+
+
+@pytest.mark.parametrize("field", list(crd.fields()), ids=lambda one: one.path)
+def test_every_field_is_explained_and_bounded(field: crd.Field) -> None:
+    one = field.schema
+    if field.path in ("apiVersion", "kind", "metadata"):
+        return  # the API server's own
+    assert one.get("description"), "kubectl explain has nothing to say"
+    if one.get("type") == "array":
+        assert "maxItems" in one
+    elif one.get("type") == "string" and one.get("format") != "date-time":
+        assert "maxLength" in one or "enum" in one
+    elif "additionalProperties" in one:
+        assert "maxProperties" in one and "maxLength" in one["additionalProperties"]
+
+
+def test_what_is_documented_is_accepted() -> None:
+    """The schema as the tests use it elsewhere takes a whole object, and refuses a field that no release has."""
+    cache = {"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": {"name": "a"}, "spec": BASE}
+    jsonschema.validate(cache, crd.strict())
+    with pytest.raises(jsonschema.ValidationError, match="holdd"):
+        jsonschema.validate({**cache, "spec": {**BASE, "holdd": {}}}, crd.strict())
