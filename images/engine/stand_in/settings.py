@@ -1,0 +1,54 @@
+"""What the stand-in's own environment variables ask for. vLLM has none of these."""
+
+from __future__ import annotations
+
+from typing import Mapping, NamedTuple
+
+FAULTS = (
+    "crash-at-start", "crash", "never-ready", "exit-after-ready", "hang-on-term",
+    "half-written", "missing-rank", "uneven-ranks", "disagreeing-ranks",
+    "symlink", "device", "dotdot", "many-files", "huge", "unreadable",
+)  # fmt: skip
+
+
+class SettingError(ValueError):
+    """A variable holds what the stand-in does not understand."""
+
+
+class Settings(NamedTuple):
+    """The stand-in's behaviour: times in seconds, `fault` one of FAULTS or empty."""
+
+    gpu: str
+    entries: int
+    seconds_per_entry: float
+    start_seconds: float
+    hang_seconds: float
+    fault: str
+    fault_after: float
+
+
+def settings_of(environ: Mapping[str, str]) -> Settings:
+    """Reads the ENGINE_* variables; raises SettingError with the variable's name."""
+    fault = environ.get("ENGINE_FAULT", "")
+    if fault and fault not in FAULTS:
+        raise SettingError(f"ENGINE_FAULT={fault!r}: not one of {', '.join(FAULTS)}")
+    return Settings(
+        gpu=environ.get("ENGINE_GPU", "NVIDIA H200"),
+        entries=int(_number(environ, "ENGINE_ENTRIES", 20)),
+        seconds_per_entry=_number(environ, "ENGINE_SECONDS_PER_ENTRY", 0.05),
+        start_seconds=_number(environ, "ENGINE_START_SECONDS", 0.5),
+        hang_seconds=_number(environ, "ENGINE_HANG_SECONDS", 1800),
+        fault=fault,
+        fault_after=_number(environ, "ENGINE_FAULT_AFTER", 1),
+    )
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name, "")
+    try:
+        number = float(text) if text else default
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e6:
+        raise SettingError(f"{name}={text!r}: a number from 0 is needed")
+    return number
