@@ -45,7 +45,7 @@ test: lint cluster rehearsal ## all of it: lint, types, layers, every test
 	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal tests
 
 demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a cache, a cold start next to a warm one
-	tools/demo
+	$(PYTHON) tools/demo.py
 
 bench: cluster ## the measured table
 	$(PYTHON) -m tests.bench

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from pretune.api import CHECK_CONTAINER, REASONS, SEAL_CONTAINER
 from pretune.decide.attempt import CHECKS, DISRUPTIONS, LOST, POD_GRACE, Attempt, read
 from pretune.model import stamp
 from pretune.wire import Report
+
 from tests.unit.objects import ENGINE, NOW, Pod, job, sealed_report
 
 POD = Pod()

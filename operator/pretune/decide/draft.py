@@ -61,6 +61,7 @@ class Draft:
         self.events: list[Event] = []
         self.look: float | None = None
         self.claim_made = claim_made  # in this very run: nothing can be on it
+        self.started: set[str] = set()  # bundles whose attempt this plan starts
         self.asking: set[str] = set()  # bundles that wait for the claim's answer
         uid = self.cache["metadata"]["uid"]
         self.jobs = tuple(job for job in seen.jobs if owner_uid(job) == uid)

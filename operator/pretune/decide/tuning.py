@@ -138,7 +138,7 @@ def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
         if record["attempts"] > failure(record).get("attempt", 0):
             continue  # its attempt lives, or only the claim knows what became of it
         if draft.live(want.id):
-            _name_taken(draft, record)
+            _wait_for_end(draft, record)
         elif draft.spec.suspend:
             draft.say(record, PENDING, "Suspended", "spec.suspend is true")
         elif not storage.ready:
@@ -151,18 +151,20 @@ def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
             _create(draft, want, record)
 
 
-def _name_taken(draft: Draft, record: Object) -> None:
-    """Somebody's pod or Job of that bundle still lives: it is not ours, so no report of it counts."""
-    names = sorted(pod["metadata"]["name"] for pod in draft.pods(record["id"]) if not finished(pod))
-    foreign = f": pod {', '.join(names)}" if names else ""
-    draft.say(record, PENDING, "NameTaken", f"an attempt that is not this cache's still lives{foreign}")
+def _wait_for_end(draft: Draft, record: Object) -> None:
+    """Our own last attempt ends by itself. Somebody else's of that bundle is said: no report of it counts."""
+    ours = {job["metadata"]["uid"] for job in draft.attempts(record["id"]).values()}
+    living = [pod for pod in draft.pods(record["id"]) if not finished(pod) and owner_uid(pod) not in ours]
+    if living:
+        names = ", ".join(sorted(pod["metadata"]["name"] for pod in living))
+        draft.say(record, PENDING, "NameTaken", f"an attempt that is not this cache's still lives: pod {names}")
     draft.at(draft.now + 10)
 
 
 def _busy(draft: Draft, want: Wanted) -> str | None:
     """The bundle whose attempt goes first."""
     for other, record in draft.bundles.items():
-        if other == want.id or not draft.live(other):
+        if other == want.id or not (draft.live(other) or other in draft.started):
             continue
         waits = record["state"] == PENDING and record["reason"] in ("WaitingForNode", "PodRefused", "Queued")
         if record.get("target") == want.target.name or not waits:
@@ -182,6 +184,7 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
         return
     action = Create(f"create Job {job['metadata']['name']}", job)
     draft.actions.append(action)
+    draft.started.add(want.id)
     outcome = draft.outcome(action)
     if outcome is None or outcome.code == 201:
         draft.say(record, PENDING, "WaitingForPod", f"attempt {number} of {draft.spec.max_attempts}: the Job is made")
