@@ -23,7 +23,7 @@ from pathlib import Path
 from localcluster.images import archives, ensure_pause, load_everywhere
 from localcluster.packages import CLUSTER, IMAGES, ensure_packages
 from localcluster.places import LOCK
-from localcluster.steps import Failure, build_folder, report, run, step
+from localcluster.steps import StepError, build_folder, report, run, step
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -56,7 +56,7 @@ class Image:
             for pattern in words[:-1]:
                 found = [self.context] if pattern in (".", "./") else sorted(self.context.glob(pattern.strip("/")))
                 if not found:
-                    raise Failure(f"{self.dockerfile} copies {pattern}, which is not below {self.context}")
+                    raise StepError(f"{self.dockerfile} copies {pattern}, which is not below {self.context}")
                 for path in found:
                     yield from sorted(path.rglob("*")) if path.is_dir() else [path]
 
@@ -85,7 +85,7 @@ def main(names: list[str]) -> int:
         images = all_images()
         unknown = set(names) - set(images)
         if unknown:
-            raise Failure(f"no such image: {', '.join(sorted(unknown))}", f"there are: {', '.join(images)}")
+            raise StepError(f"no such image: {', '.join(sorted(unknown))}", f"there are: {', '.join(images)}")
         ensure_packages((*CLUSTER, *IMAGES))
         archives()
         with open(build_folder() / "images" / ".lock", "w") as lock:
@@ -98,7 +98,7 @@ def main(names: list[str]) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
             ensure_pause()
             load_everywhere()
-    except Failure as failure:
+    except StepError as failure:
         return report(failure)
     return 0
 
@@ -117,7 +117,10 @@ def ensure_base() -> str:
     mark = archives() / "base.key"
     if mark.exists() and mark.read_text() == key and _has(BASE) and _has(BUILD_BASE):
         return key
-    with step(f"build the base image from Debian {SUITE} (once)", log="images") as log, tempfile.TemporaryDirectory() as tmp:
+    with (
+        step(f"build the base image from Debian {SUITE} (once)", log="images") as log,
+        tempfile.TemporaryDirectory() as tmp,
+    ):
         tar, pip = Path(tmp) / "base.tar", Path(tmp) / "pip"
         run(["mmdebstrap", *recipe, tar], log)
         with zipfile.ZipFile(next(PIP_WHEEL.glob("pip-*.whl"))) as wheel:
@@ -131,13 +134,22 @@ def ensure_base() -> str:
 def _commit(name: str, base: str, content: Path, where: str, log: Path) -> None:
     container = subprocess.run([*buildah(), "from", base], capture_output=True, text=True)
     if container.returncode:
-        raise Failure(f"buildah from {base}: {container.stderr.strip()}", log=log)
+        raise StepError(f"buildah from {base}: {container.stderr.strip()}", log=log)
     working = container.stdout.strip()
     try:
         run([*buildah(), "add", "--quiet", working, content, where], log)
-        run([*buildah(), "config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", working], log)
+        run(
+            [
+                *buildah(),
+                "config",
+                "--env",
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                working,
+            ],
+            log,
+        )
         run([*buildah(), "commit", "--quiet", "--rm", working, name], log)
-    except Failure:
+    except StepError:
         subprocess.run([*buildah(), "rm", working], capture_output=True)
         raise
 
@@ -150,7 +162,12 @@ def build(image: Image, base: str) -> None:
         return
     with step(f"build the image {image.name}", log="images") as log:
         wheels = ensure_wheels(log)
-        arguments = {"BASE_IMAGE": BASE, "BUILD_IMAGE": BUILD_BASE, "PIP_FIND_LINKS": WHEELS_INSIDE, "PIP_NO_INDEX": "1"}
+        arguments = {
+            "BASE_IMAGE": BASE,
+            "BUILD_IMAGE": BUILD_BASE,
+            "PIP_FIND_LINKS": WHEELS_INSIDE,
+            "PIP_NO_INDEX": "1",
+        }
         run(
             [
                 *buildah(),
@@ -186,7 +203,10 @@ def ensure_wheels(log: Path) -> Path:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     machine = platform.machine()
-    platforms = [f"{tag}_{machine}" for tag in ("manylinux_2_28", "manylinux2014", "manylinux_2_17", "manylinux_2_5", "manylinux1")]
+    platforms = [
+        f"{tag}_{machine}"
+        for tag in ("manylinux_2_28", "manylinux2014", "manylinux_2_17", "manylinux_2_5", "manylinux1")
+    ]
     abis = [f"cp{PYTHON.replace('.', '')}", "abi3", "none"]
     run(
         [

@@ -6,9 +6,9 @@ import fcntl
 import os
 import sys
 
-from localcluster.places import LOCK, NODES, STATE
-from localcluster.steps import Failure, report, step
-from localcluster.teardown import tear_down
+from localcluster.places import LOCK, NODES
+from localcluster.steps import StepError, report, step
+from localcluster.teardown import tear_down, traces
 from localcluster.up import bring_up, label
 
 
@@ -16,22 +16,24 @@ def main(arguments: list[str]) -> int:
     """Carry out one command; returns the exit code."""
     try:
         if os.geteuid() != 0:
-            raise Failure("the cluster needs root: it makes containers, bridges and mounts", "run it with sudo")
+            raise StepError("the cluster needs root: it makes containers, bridges and mounts", "run it with sudo")
         with open(LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             match arguments:
                 case ["up"]:
                     bring_up(_node_count())
-                case ["down"]:
-                    with step("remove the cluster" if STATE.exists() else "there is no cluster; remove what may be left"):
+                case ["down"] if traces():
+                    with step("remove the cluster"):
                         tear_down()
+                case ["down"]:
+                    print("there is no cluster")
                 case ["product", product]:
                     label("node0", product)
                 case ["product", product, node]:
                     label(node, product)
                 case _:
-                    raise Failure(f"no such command: {' '.join(arguments)}", "up | down | product NAME [NODE]")
-    except Failure as failure:
+                    raise StepError(f"no such command: {' '.join(arguments)}", "up | down | product NAME [NODE]")
+    except StepError as failure:
         return report(failure)
     return 0
 
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
 def _node_count() -> int:
     wanted = os.environ.get("NODES") or "1"
     if wanted not in [str(node.index + 1) for node in NODES]:
-        raise Failure(f"NODES={wanted}: there can be 1 or {len(NODES)} nodes")
+        raise StepError(f"NODES={wanted}: there can be 1 or {len(NODES)} nodes")
     return int(wanted)
 
 

@@ -13,7 +13,7 @@ from localcluster.places import API_ADDRESS, PKI
 Object = dict[str, Any]
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """The API server answered with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -29,7 +29,7 @@ class Api:
         self._token = (PKI / "admin.token").read_text().strip()
 
     def call(self, method: str, path: str, body: Object | None = None, content: str = "application/json") -> Object:
-        """One request; the object that was answered. Raises Refused for an error status, OSError without a server."""
+        """One request; the object that was answered. Raises ApiError for an error status, OSError without a server."""
         response = self._send(method, path, body, content, timeout=10)
         answer: Object = json.loads(response.read())
         return answer
@@ -55,5 +55,5 @@ class Api:
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         response = connection.getresponse()
         if response.status >= 400:
-            raise Refused(response.status, response.read().decode(errors="replace"))
+            raise ApiError(response.status, response.read().decode(errors="replace"))
         return response

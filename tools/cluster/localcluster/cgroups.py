@@ -11,17 +11,20 @@ CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")  # what a kub
 
 
 def make_cgroup(name: str) -> None:
-    """Make the cgroup in each hierarchy, with the controllers that the kubelet needs."""
+    """Make the cgroup in each hierarchy that the kubelet uses, with the controllers that it needs."""
+    if (ROOT / "cgroup.controllers").exists():  # v2, which hands down only what is asked for
+        offered = (ROOT / "cgroup.controllers").read_text().split()
+        wanted = " ".join(f"+{controller}" for controller in CONTROLLERS if controller in offered)
+        (ROOT / "cgroup.subtree_control").write_text(wanted)
+        (ROOT / name).mkdir(exist_ok=True)
+        return
     for hierarchy in _hierarchies():
-        available = hierarchy / "cgroup.controllers"
-        if available.exists():  # v2 hands down only what is asked for
-            offered = available.read_text().split()
-            wanted = " ".join(f"+{controller}" for controller in CONTROLLERS if controller in offered)
-            (hierarchy / "cgroup.subtree_control").write_text(wanted)
+        if (hierarchy / "cgroup.controllers").exists():
+            continue  # v2 mounted beside v1: runc makes there what it needs
         folder = hierarchy / name
         folder.mkdir(exist_ok=True)
-        for limit in ("cpuset.cpus", "cpuset.mems"):  # v1: without these no process may enter
-            if (folder / limit).exists() and not available.exists():
+        for limit in ("cpuset.cpus", "cpuset.mems"):  # without these no process may enter
+            if (folder / limit).exists():
                 (folder / limit).write_text((hierarchy / limit).read_text())
 
 

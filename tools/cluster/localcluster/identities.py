@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from localcluster.places import API_ADDRESS, API_SERVER, NODES, PKI, SERVICE_ADDRESS
-from localcluster.steps import Failure
+from localcluster.steps import StepError
 
 DAYS = "3650"
 NAMES = f"subjectAltName=IP:{API_ADDRESS},IP:127.0.0.1,IP:{SERVICE_ADDRESS},DNS:localhost,DNS:kubernetes.default.svc"
@@ -51,7 +51,7 @@ def _certificate(name: str, subject: str, extension: str) -> None:
     request, extensions = PKI / f"{name}.csr", PKI / f"{name}.ext"
     extensions.write_text(extension)
     _openssl("req", *_new_key(name), "-subj", subject, "-out", request)
-    signed_by = ["-CA", PKI / "ca.crt", "-CAkey", PKI / "ca.key", "-CAcreateserial"]
+    signed_by: list[str | Path] = ["-CA", PKI / "ca.crt", "-CAkey", PKI / "ca.key", "-CAcreateserial"]
     out = PKI / f"{name}.crt"
     _openssl("x509", "-req", "-in", request, *signed_by, "-days", DAYS, "-extfile", extensions, "-out", out)
 
@@ -76,4 +76,4 @@ def _write(file: Path, text: str) -> None:
 def _openssl(*arguments: str | Path) -> None:
     done = subprocess.run(["openssl", *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise Failure(f"openssl {arguments[0]} failed: {done.stderr.strip()}")
+        raise StepError(f"openssl {arguments[0]} failed: {done.stderr.strip()}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from localcluster.places import CONFIG, NODES, Node
 from localcluster.processes import running
-from localcluster.steps import Failure, build_folder, step
+from localcluster.steps import StepError, build_folder, step
 
 PAUSE = "localhost/pretune/pause:1"
 
@@ -26,7 +26,7 @@ def archives() -> Path:
 
 
 def load_images(node: Node) -> None:
-    """Load what the node does not have yet in its present version. Raises Failure when containerd refuses an archive."""
+    """Load what the node does not have yet in its present version. Raises StepError when containerd refuses an archive."""
     loaded = node.folder / "images"
     loaded.mkdir(exist_ok=True)
     for archive in sorted(archives().glob("*.tar")):
@@ -41,7 +41,9 @@ def load_images(node: Node) -> None:
                 text=True,
             )
             if done.returncode:
-                raise Failure(f"containerd refused {archive}: {done.stderr.strip()}", "remove that file; build it again")
+                raise StepError(
+                    f"containerd refused {archive}: {done.stderr.strip()}", "remove that file; build it again"
+                )
         mark.write_text(version)
 
 
@@ -63,7 +65,7 @@ def ensure_pause() -> None:
             ["gcc", "-Os", "-static", "-s", "-o", program, CONFIG / "pause.c"], capture_output=True, text=True
         )
         if done.returncode:
-            raise Failure(f"gcc could not build pause.c: {done.stderr.strip()}", "is libc6-dev installed?")
+            raise StepError(f"gcc could not build pause.c: {done.stderr.strip()}", "is libc6-dev installed?")
         partial = archive.with_suffix(".partial")
         partial.write_bytes(_image(PAUSE, {"pause": program.read_bytes()}, ["/pause"]))
         partial.replace(archive)
@@ -92,9 +94,7 @@ def _image(name: str, programs: dict[str, bytes], entrypoint: list[str]) -> byte
         "application/vnd.oci.image.config.v1+json",
     )
     media_type = "application/vnd.oci.image.manifest.v1+json"
-    manifest = document(
-        {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer]}, media_type
-    )
+    manifest = document({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer]}, media_type)
     manifest["annotations"] = {"org.opencontainers.image.ref.name": name}
     files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [manifest]}).encode()

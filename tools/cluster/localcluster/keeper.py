@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from localcluster.api import Api, Object, Refused
+from localcluster.api import Api, ApiError, Object
 from localcluster.places import GPUS, VOLUMES
 
 PROVISIONER = "pretune.dev/local"
@@ -48,7 +48,7 @@ def _follow(api: Api, path: str, handle: Callable[[Api, Object], None]) -> NoRet
         try:
             for item in api.watch(path, WATCH_SECONDS):
                 handle(api, item)
-        except Refused as refusal:
+        except ApiError as refusal:
             print(f"{path}: {refusal}", file=sys.stderr, flush=True)
             time.sleep(1)
         except Exception:
@@ -105,7 +105,7 @@ def provision(api: Api, claim: Object) -> None:
     }
     try:
         api.call("POST", "/api/v1/persistentvolumes", volume)
-    except Refused as refusal:
+    except ApiError as refusal:
         if refusal.status != 409:  # there already: the claim's own event came twice
             raise
 
@@ -123,7 +123,7 @@ def reclaim(api: Api, volume: Object) -> None:
     if not meta.get("deletionTimestamp"):
         try:
             api.call("DELETE", f"/api/v1/persistentvolumes/{meta['name']}")
-        except Refused as refusal:
+        except ApiError as refusal:
             if refusal.status != 404:
                 raise
     shutil.rmtree(folder, ignore_errors=True)

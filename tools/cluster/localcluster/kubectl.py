@@ -7,11 +7,11 @@ import subprocess
 from typing import Any
 
 from localcluster.places import ADMIN
-from localcluster.steps import Failure, build_folder
+from localcluster.steps import StepError, build_folder
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    """What kubectl prints; Failure with its last words when it fails."""
+    """What kubectl prints; StepError with its last words when it fails."""
     program = build_folder() / "bin" / "kubectl"
     done = subprocess.run(
         [program, f"--kubeconfig={ADMIN}", "--request-timeout=10s", *arguments],
@@ -20,7 +20,7 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
         text=True,
     )
     if done.returncode:
-        raise Failure(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        raise StepError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -39,5 +39,5 @@ def api_ready() -> bool:
     """Whether the API server answers and all of its own parts have started."""
     try:
         return kubectl("get", "--raw", "/readyz").strip() == "ok"
-    except Failure:
+    except StepError:
         return False

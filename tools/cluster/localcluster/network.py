@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from localcluster.places import API_ADDRESS, NODES, Node
-from localcluster.steps import Failure
+from localcluster.places import NODES, Node
+from localcluster.steps import StepError
 
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 TABLES = ("nat", "filter", "mangle")
@@ -17,31 +17,37 @@ OURS = ("KUBE-", "CNI-")  # chains of kube-proxy, the kubelet and the portmap pl
 
 def make_bridge(node: Node) -> None:
     """Give the node its bridge with its address, before any pod exists: the API server listens on the first one."""
-    if not Path(f"/sys/class/net/{node.bridge}").exists():
+    if not exists(node):
         _ip("link", "add", node.bridge, "type", "bridge")
     _ip("address", "replace", f"{node.address}/24", "dev", node.bridge)
     _ip("link", "set", node.bridge, "up")
     FORWARD.write_text("1")
 
 
+def exists(node: Node) -> bool:
+    """Whether the node has its bridge."""
+    return any(name == node.bridge for _, name in socket.if_nameindex())
+
+
 def remove_bridges() -> None:
     """Remove the bridges of all nodes; their pods' ends go with the pods."""
     for node in NODES:
-        if Path(f"/sys/class/net/{node.bridge}").exists():
+        if exists(node):
             _ip("link", "delete", node.bridge)
 
 
 def check_ports() -> None:
-    """Raise Failure when somebody else listens where the cluster is about to."""
-    wanted = [("127.0.0.1", port) for port in (12379, 12380, 10248, 10249, 10256, 10257, 10259)]
-    for address, port in [*wanted, (API_ADDRESS, 6443), (API_ADDRESS, 10250)]:
+    """Raise StepError when somebody else listens on a port that the cluster is about to use."""
+    for port in (6443, 12379, 12380, 10248, 10249, 10250, 10256, 10257, 10259):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((address, port))
+                probe.bind(("", port))
             except OSError as error:
-                advice = f"see who it is with `ss -ltnp 'sport = :{port}'`; another Kubernetes on this machine has to go"
-                raise Failure(f"cannot listen on {address}:{port}: {error.strerror}", advice) from error
+                advice = (
+                    f"see who it is with `ss -ltnp 'sport = :{port}'`; another Kubernetes on this machine has to go"
+                )
+                raise StepError(f"port {port} is not free: {error.strerror}", advice) from error
 
 
 def remove_chains() -> None:
@@ -54,7 +60,7 @@ def remove_chains() -> None:
                 script = "\n".join([f"*{table}", *commands, "COMMIT", ""])
                 done = subprocess.run([f"{family}-restore", "--noflush"], input=script, capture_output=True, text=True)
                 if done.returncode:
-                    raise Failure(f"{family}-restore could not remove the chains: {done.stderr.strip()}")
+                    raise StepError(f"{family}-restore could not remove the chains: {done.stderr.strip()}")
 
 
 def _removal(saved: Iterable[str]) -> Iterable[str]:
@@ -73,4 +79,4 @@ def _removal(saved: Iterable[str]) -> Iterable[str]:
 def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise Failure(f"ip {' '.join(arguments)}: {done.stderr.strip()}", "are you root?")
+        raise StepError(f"ip {' '.join(arguments)}: {done.stderr.strip()}", "are you root?")

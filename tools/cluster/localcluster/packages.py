@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
-from localcluster.steps import Failure, run, step
+from localcluster.steps import StepError, run, step
 
 CLUSTER = (
     "etcd-server",
@@ -25,12 +25,14 @@ IMAGES = ("buildah", "mmdebstrap", "python3-pip-whl")
 
 
 def ensure_packages(names: Iterable[str]) -> None:
-    """Install the packages that are missing, and nothing when none is. Raises Failure where apt-get cannot."""
+    """Install the packages that are missing, and nothing when none is. Raises StepError where apt-get cannot."""
     missing = [name for name in names if not _installed(name)]
     if not missing:
         return
     if shutil.which("apt-get") is None:
-        raise Failure(f"these are not installed: {' '.join(missing)}", "use Debian 12, or install their equals by hand")
+        raise StepError(
+            f"these are not installed: {' '.join(missing)}", "use Debian 12, or install their equals by hand"
+        )
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     with step(f"install {' '.join(missing)}", log="packages") as log:
         run(["apt-get", "update"], log)

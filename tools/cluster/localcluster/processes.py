@@ -12,10 +12,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from localcluster.places import LOGS, STATE
-from localcluster.steps import Failure
+from localcluster.steps import StepError
 
 RECORDS = STATE / "run"
 
@@ -78,26 +80,28 @@ def stop(names: Sequence[str]) -> None:
     for pid in killed.values():
         kill_group(pid)
     for name in killed:
-        wait_until(lambda name=name: running(name) is None, 10, f"{name} to end")  # type: ignore[misc]
+        wait_until(partial(_ended, name), 10, f"{name} to end")
+
+
+def _ended(name: str) -> bool:
+    return running(name) is None
 
 
 def kill_group(pid: int) -> None:
     """Kill a process group that we started; one that is gone already is fine."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def wait_until(
     holds: Callable[[], bool], seconds: float, what: str, log: Path | None = None, needs: Sequence[str] = ()
 ) -> None:
-    """Wait until the condition holds; Failure when it takes longer, or when a program that it needs ends meanwhile."""
+    """Wait until the condition holds; StepError when it takes longer, or when a program that it needs ends meanwhile."""
     deadline = time.monotonic() + seconds
     while not holds():
         for name in needs:
             if running(name) is None:
-                raise Failure(f"{name} ended while waiting for {what}", log=LOGS / f"{name}.log")
+                raise StepError(f"{name} ended while waiting for {what}", log=LOGS / f"{name}.log")
         if time.monotonic() > deadline:
-            raise Failure(f"waited {seconds:.0f} s for {what}, in vain", log=log)
+            raise StepError(f"waited {seconds:.0f} s for {what}, in vain", log=log)
         time.sleep(0.1)

@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster.steps import Failure, build_folder, run, step
+from localcluster.steps import StepError, build_folder, run, step
 
 MODULES = Path(__file__).resolve().parent.parent / "go"
 KUBERNETES = "v1.34.4"
@@ -76,7 +76,7 @@ BUILDS = (
 def ensure_programs() -> Path:
     """Build what is not built yet; return the folder with all programs.
 
-    Raises Failure when Go is missing or a build fails.
+    Raises StepError when Go is missing or a build fails.
     """
     folder = build_folder()
     links = folder / "bin"
@@ -94,7 +94,7 @@ def ensure_programs() -> Path:
 
 def _build(build: Build, built: Path) -> None:
     if shutil.which("go") is None:
-        raise Failure("Go is not installed", "install Go 1.26 or newer (go.dev/doc/install) and run this again")
+        raise StepError("Go is not installed", "install Go 1.26 or newer (go.dev/doc/install) and run this again")
     partial = built.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -7,13 +7,14 @@ import re
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from localcluster.cgroups import remove_cgroup
-from localcluster.network import FORWARD, remove_bridges, remove_chains
+from localcluster.network import FORWARD, exists, remove_bridges, remove_chains
 from localcluster.places import NODES, RUNTIME, STATE
 from localcluster.processes import recorded, started_at, stop, wait_until
-from localcluster.steps import Failure
+from localcluster.steps import StepError
 
 SHIM = "containerd-shim-runc-v2"
 FORWARD_BEFORE = STATE / "ip_forward"  # what net.ipv4.ip_forward was before the cluster
@@ -21,8 +22,16 @@ CNI_STATE = Path("/var/lib/cni/results")
 LOG_LINKS = Path("/var/log/containers")
 
 
+def traces() -> bool:
+    """Whether there is a cluster of ours on this machine, or what is left of one."""
+    return STATE.exists() or RUNTIME.exists() or any(exists(node) for node in NODES)
+
+
 def tear_down() -> None:
-    """Remove processes, containers, mounts, network, cgroups and files; each step is fine with nothing to do."""
+    """Remove processes, containers, mounts, network, cgroups and files; each step is fine with nothing to do.
+
+    Only for where there are traces of a cluster: the chains have the same names in anyone's Kubernetes.
+    """
     stop(recorded())
     _end_containers()
     _unmount()
@@ -41,7 +50,7 @@ def tear_down() -> None:
     shutil.rmtree(RUNTIME, ignore_errors=True)
     shutil.rmtree(STATE, ignore_errors=True)
     if STATE.exists():
-        raise Failure(f"{STATE} could not be removed whole", f"see what is in use with `fuser -vm {STATE}`")
+        raise StepError(f"{STATE} could not be removed whole", f"see what is in use with `fuser -vm {STATE}`")
 
 
 def _end_containers() -> None:
@@ -56,13 +65,13 @@ def _end_containers() -> None:
         if Path(words[0]).name == SHIM and _value(words, "-address") in addresses:
             shims[int(process.name)] = started_at(int(process.name))
     for address in RUNTIME.glob("*/containerd/io.containerd.runtime.v2.task/*/*/address"):
-        Path(address.read_text().removeprefix("unix://")).unlink(missing_ok=True)  # the shim's socket, in /run/containerd
+        Path(address.read_text().removeprefix("unix://")).unlink(
+            missing_ok=True
+        )  # the shim's socket, in /run/containerd
     children = {child: started_at(child) for shim in shims for child in _children(shim)}
     for pid in (*shims, *children):
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)  # a container's first process takes the others of its pid namespace along
-        except ProcessLookupError:
-            pass
     ending = {**shims, **children}
     wait_until(
         lambda: not any(start is not None and started_at(pid) == start for pid, start in ending.items()),
@@ -94,7 +103,7 @@ def _unmount() -> None:
             return
         for point in sorted(ours, key=len, reverse=True):
             subprocess.run(["umount", "--lazy", point], capture_output=True)
-    raise Failure("mounts of the cluster cannot be unmounted", f"see `findmnt | grep {STATE}`")
+    raise StepError("mounts of the cluster cannot be unmounted", f"see `findmnt | grep {STATE}`")
 
 
 def _unescaped(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from typing import Any
 
 from localcluster.control_plane import PROGRAMS, start_control_plane
@@ -17,7 +18,7 @@ from localcluster.places import ADMIN, CHECKOUT, GPUS, LOGS, NODES, STATE, Node
 from localcluster.processes import recorded, running, start, wait_until
 from localcluster.programs import ensure_programs
 from localcluster.steps import step
-from localcluster.teardown import FORWARD_BEFORE, tear_down
+from localcluster.teardown import FORWARD_BEFORE, tear_down, traces
 
 TEST_CLUSTER = "pretune.dev/test-cluster"  # a label of namespace kube-system: tests run only where it is "true"
 PRODUCT = "nvidia.com/gpu.product"
@@ -41,15 +42,14 @@ def bring_up(count: int) -> None:
 
 
 def _start(nodes: list[Node]) -> None:
-    if running("etcd") is None or running("kube-apiserver") is None and not recorded():
-        if STATE.exists():
+    if running("etcd") is None:  # what it held is gone or doubtful: begin anew
+        if traces():
             with step("remove what an earlier cluster left behind"):
                 tear_down()
         _prepare(nodes)
     else:
         ended = [name for name in recorded() if running(name) is None]
-        with step(f"start again what has ended: {' '.join(ended) or 'nothing'}"):
-            pass
+        print(f"           these have ended and are started again: {' '.join(ended) or 'none'}", flush=True)
     with step("start the control plane"):
         start_control_plane()
     with step("start the nodes"):
@@ -65,14 +65,16 @@ def _start(nodes: list[Node]) -> None:
 def _prepare(nodes: list[Node]) -> None:
     """What has to be there before the first process."""
     with step("make keys, certificates and the bridge"):
+        check_ports()
         STATE.mkdir(mode=0o755)
         FORWARD_BEFORE.write_text(FORWARD.read_text())
         make_bridge(nodes[0])
-        check_ports()
         make_identities()
         # A copy: the cluster outlives the checkout that started it.
         package = STATE / "keeper" / "localcluster"
-        shutil.copytree(CHECKOUT / "tools" / "cluster" / "localcluster", package, ignore=shutil.ignore_patterns("*.pyc"))
+        shutil.copytree(
+            CHECKOUT / "tools" / "cluster" / "localcluster", package, ignore=shutil.ignore_patterns("*.pyc")
+        )
 
 
 def _declare() -> None:
@@ -99,7 +101,7 @@ def _storage_class(name: str, binding: str = "WaitForFirstConsumer", default: bo
 def _wait_for_nodes(nodes: list[Node]) -> None:
     for node in nodes:
         programs = node_programs(node)
-        wait_until(lambda: _ready(node), 90, f"{node.name} to be ready", LOGS / f"{programs[1]}.log", needs=programs)
+        wait_until(partial(_ready, node), 90, f"{node.name} to be ready", LOGS / f"{programs[1]}.log", needs=programs)
         if PRODUCT not in get("node", node.name)["metadata"]["labels"]:
             label(node.name, node.product)
 
@@ -127,4 +129,4 @@ def _leave_kubeconfig() -> None:
     fresh.touch(mode=0o600)
     fresh.write_text(ADMIN.read_text())
     os.replace(fresh, file)
-    print(f"          kubectl --kubeconfig {os.path.relpath(file)} get nodes", flush=True)
+    print(f"           kubectl --kubeconfig {os.path.relpath(file)} get nodes", flush=True)
