@@ -1,0 +1,107 @@
+"""The controller's rights: few, none of them a wildcard, and each beside the code that uses it.
+
+That nothing is missing is proven on a cluster (tests/cluster/test_rights.py): here it is read.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+import yaml
+from pretune.cluster import KNOWN
+
+from tests.chart.conftest import CHART, ROOT, Object, Render
+
+TEMPLATE = CHART / "templates/controller/rights.yaml"
+EXTRA = {"apiGroups": ["argoproj.io"], "resources": ["rollouts"]}
+READ = {"get", "list", "watch"}
+
+
+def stated() -> list[tuple[str, Object]]:
+    """(comment above it, rule) of every rule in the template."""
+    found = []
+    for comment, rule in re.findall(r"^# used by (.+)\n((?:[- ] .+\n)+)", TEMPLATE.read_text(), re.MULTILINE):
+        (one,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
+        found.append((comment, one))
+    return found
+
+
+def functions() -> set[str]:
+    """Every function of the operator: `module.function`, `module.Class.method`."""
+    found = set()
+    for path in (ROOT / "operator/pretune").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            inside = node.body if isinstance(node, ast.ClassDef) else [node]
+            prefix = f"{path.stem}.{node.name}." if isinstance(node, ast.ClassDef) else f"{path.stem}."
+            found |= {prefix + one.name for one in inside if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("comment", "rule"), stated(), ids=[f"{one['resources']} {one['verbs']}" for _, one in stated()]
+)
+def test_each_right_names_the_code_that_uses_it(comment: str, rule: Object) -> None:
+    users, _, reason = comment.partition(": ")
+    assert reason, "says what for"
+    assert set(users.split(", ")) <= functions()
+
+
+def test_no_rule_stands_without_its_users() -> None:
+    assert len(stated()) == len(re.findall(r"^- apiGroups:", TEMPLATE.read_text(), re.MULTILINE))
+
+
+def rules(render: Render, kind: str = "ClusterRole", values: Object | None = None) -> list[Object]:
+    (role,) = [one for one in render(values) if one["kind"] == kind and one["metadata"]["name"] == "pretune-controller"]
+    return list(role["rules"])
+
+
+@pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
+def test_no_right_is_a_wildcard_or_leads_to_more_rights(render: Render, kind: str) -> None:
+    for rule in rules(render, kind, {"sources": {"extraRules": [EXTRA]}}):
+        for words in (rule["apiGroups"], rule["resources"], rule["verbs"]):
+            assert words and "*" not in "".join(words)
+        assert not {"impersonate", "bind", "escalate"} & set(rule["verbs"])
+        assert not {"secrets", "pods/exec", "serviceaccounts/token", "nodes"} & set(rule["resources"])
+        assert rule["apiGroups"] != ["rbac.authorization.k8s.io"]
+
+
+def test_pods_and_workloads_are_only_read(render: Render) -> None:
+    for rule in rules(render):
+        if {"pods", "deployments", "storageclasses"} & set(rule["resources"]):
+            assert set(rule["verbs"]) <= READ
+
+
+def test_a_caches_spec_is_its_authors_alone(render: Render) -> None:
+    verbs = {tuple(one["resources"]): set(one["verbs"]) for one in rules(render) if one["apiGroups"] == ["pretune.dev"]}
+    assert verbs == {("autotunecaches",): READ, ("autotunecaches/status",): {"patch"}}
+
+
+def test_leases_only_in_the_releases_own_namespace(render: Render) -> None:
+    assert not any("leases" in one["resources"] for one in rules(render))
+    assert all(one["resources"] == ["leases"] for one in rules(render, "Role"))
+
+
+def test_further_workloads_are_only_read(render: Render) -> None:
+    more = [one for one in rules(render, values={"sources": {"extraRules": [EXTRA]}}) if one not in rules(render)]
+    assert [{**one, "verbs": set(one["verbs"])} for one in more] == [{**EXTRA, "verbs": READ}]
+
+
+def test_every_kind_that_the_client_knows_has_a_rule_and_no_other(render: Render) -> None:
+    both = rules(render) + rules(render, "Role")
+    ruled = {
+        (group, one.partition("/")[0]) for rule in both for group in rule["apiGroups"] for one in rule["resources"]
+    }
+    known = {(version.rpartition("/")[0], resource.plural) for (version, _), resource in KNOWN.items()}
+    assert ruled == known
+
+
+def test_who_may_edit_a_namespace_may_edit_its_caches_but_not_their_status(render: Render) -> None:
+    for role in render():
+        labels = role["metadata"].get("labels", {})
+        if role["kind"] != "ClusterRole" or not any("aggregate-to" in one for one in labels):
+            continue
+        for rule in role["rules"]:
+            assert (rule["apiGroups"], rule["resources"]) == (["pretune.dev"], ["autotunecaches"])
+            assert "*" not in rule["verbs"]
