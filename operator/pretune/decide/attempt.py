@@ -264,7 +264,9 @@ def unscheduled(a: Attempt) -> Standing | None:
     if scheduled and scheduled.get("reason") == "SchedulingGated":
         return Standing("Pending", "Queued", "the pod has a scheduling gate: its queue has not admitted it yet")
     if scheduled is None:
-        return Standing("Pending", "WaitingForPod", "the pod is made")
+        return Standing(
+            "Pending", "WaitingForPod", "the Job is made"
+        )  # without_pod's words: no status write for an instant
     return Standing("Pending", "WaitingForNode", scheduled.get("message") or "the scheduler has not placed the pod yet")
 
 
@@ -286,9 +288,16 @@ def _running(a: Attempt, name: str) -> str | None:
 
 
 def checking(a: Attempt) -> Standing | None:
-    if _running(a, CHECK_CONTAINER) is None:
+    """From check's start until the engine's, where no init container of the author's comes between."""
+    if a.pod is None or (_running(a, CHECK_CONTAINER) is None and not _all_but_engine_ended(a.pod)):
         return None
     return Standing("Tuning", "Checking", "the claim and the image's versions are checked")
+
+
+def _all_but_engine_ended(pod: Object) -> bool:
+    found = (pod.get("status") or {}).get("initContainerStatuses") or ()
+    before = [one for one in found if one["name"] != engine_name(pod)]
+    return bool(before) and all(terminated(one) for one in before)
 
 
 def pulling(a: Attempt) -> Standing | None:

@@ -46,7 +46,7 @@ def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
 
 def _read(draft: Draft, record: Object, job: Object | None) -> None:
     number, pod = record["attempts"], _pod(draft, record, job)
-    if pod is not None:
+    if pod is not None and pod["spec"].get("nodeName"):  # one that never had a node lost nothing
         uid = pod["metadata"]["uid"]
         if record.get("pod") not in (None, uid):
             record["disruptions"] = record.get("disruptions", 0) + 1
