@@ -244,7 +244,7 @@ class Kubernetes:
     # --- beyond it
 
     async def watch(self, api_version: str, kind: str, namespace: str, name: str) -> AsyncIterator[tuple[str, Object]]:
-        """What happens to one object, metadata only: (ADDED | MODIFIED | DELETED, object), beginning with what is there.
+        """What happens to one object, metadata only: (ADDED | MODIFIED | DELETED, object), beginning with whether it is there.
 
         Ends when the API server ends the stream, which it does at least once an hour. Raises as `get` does, and ApiError 410
         when what happened in between is forgotten: begin again.
@@ -256,8 +256,8 @@ class Kubernetes:
         if code == 404:
             self._found.pop((api_version, kind), None)
             raise NoSuchKind(api_version, kind)
-        for item in _accepted(code, there).get("items") or ():
-            yield "ADDED", item
+        items = _accepted(code, there).get("items") or ()
+        yield ("ADDED", items[0]) if items else ("DELETED", {})
         query |= {
             "watch": "true",
             "allowWatchBookmarks": "true",

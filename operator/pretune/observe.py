@@ -66,11 +66,12 @@ async def _without_cache(
 ) -> Observed:
     """The cache is gone: its claim and the agents are what may be left, and who still uses them."""
     name = f"pretune-{key.name}"
-    claim, others, pods = await asyncio.gather(
+    claim, others = await asyncio.gather(
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, name),
         cluster.list(API, KIND, key.namespace, keep=metadata),
-        cluster.list("v1", "Pod", key.namespace, keep=_mounts),
     )
+    # Every pod of the namespace, so only where something could be removed: a pod may be labelled with a cache that never was.
+    pods = await cluster.list("v1", "Pod", key.namespace, keep=_mounts) if claim or agents else []
     return Observed(
         key=key,
         settings=settings,

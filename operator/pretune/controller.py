@@ -1,0 +1,148 @@
+"""The controller: kopf says that something happened, the queue says when to look, reconcile does the rest.
+
+kopf's handlers only wake keys. `on.event` writes nothing to any object: no finalizer, no annotation, so that an uninstalled operator
+leaves nothing behind that could block a deletion (facts/kubernetes.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import kopf
+from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
+
+from pretune.api import CACHE, GROUP, PLURAL, VERSION
+from pretune.cluster import Kubernetes, configuration
+from pretune.lease import Lease
+from pretune.model import Key
+from pretune.reconcile import reconcile
+from pretune.settings import Installation
+from pretune.watching import Watching, named
+from pretune.workqueue import Queue
+
+log = logging.getLogger(__name__)
+
+LABELLED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("", "v1", "persistentvolumeclaims"))  # watched by our label
+STUCK = 30.0  # seconds without a move of the queue after which the lease is left to others
+DEAD = 60.0  # seconds without one after which /healthz says so, and the kubelet restarts us
+
+
+async def run(settings: Installation) -> None:
+    """Wait for the lease, then work until SIGTERM or SIGINT. Raises what ended the work otherwise."""
+    task = asyncio.current_task()
+    assert task is not None
+    for sign in (signal.SIGTERM, signal.SIGINT):  # until kopf takes them over
+        asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
+    async with Kubernetes(await configuration()) as cluster:
+        queue = Queue(lambda key: reconcile(key, cluster, settings.decisions, time.time), settings.workers)
+        watching = Watching(cluster.watch, queue.wake)
+        lease = Lease(cluster, settings.namespace, settings.identity)
+        async with serve_health(settings.liveness_port, queue):
+            await lease.acquire()
+            try:
+                await lead(queue, watching, lease)
+            finally:
+                await lease.release()
+
+
+async def lead(queue: Queue, watching: Watching, lease: Lease) -> None:
+    """Everything that only one replica may do. Whatever ends, all of it ends."""
+    async with asyncio.TaskGroup() as group:
+        ours = [
+            group.create_task(queue.run()),
+            group.create_task(watching.run()),
+            group.create_task(lease.hold(lambda: queue.stuck() < STUCK)),
+        ]
+        registry = handlers(queue, watching)
+
+        # At its end kopf waits for every task that was started after it: those of ours have to end first.
+        @kopf.on.cleanup(registry=registry)
+        async def stop(**_: Any) -> None:
+            for one in ours:
+                one.cancel()
+
+        group.create_task(kopf.operator(registry=registry, settings=kopf_settings(), clusterwide=True, standalone=True))
+
+
+def handlers(queue: Queue, watching: Watching) -> kopf.OperatorRegistry:
+    """What wakes a key. kopf's first list tells of everything that is there already, claims without a cache included."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return connection(await configuration())
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def cache(event: Mapping[str, Any], namespace: str | None, name: str, **_: Any) -> None:
+        key = Key(namespace or "", name)
+        watching.follow(key, () if event["type"] == "DELETED" else named(event["object"]))
+        queue.wake(key)
+
+    async def part(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+        queue.wake(Key(namespace or "", labels[CACHE]))
+
+    for kind in LABELLED:
+        kopf.on.event(*kind, registry=registry)(part)
+    return registry
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # Events are decided (model.Event), not made of log lines
+    settings.scanning.disabled = True  # our kinds are installed with us, and namespaces are not looked at one by one
+    settings.watching.chunk_size = 500
+    for kind in LABELLED:
+        settings.watching.label_selectors[kind] = CACHE  # on the server: a handler's filter would still read everything
+    settings.queueing.idle_timeout = 0.5  # seconds that kopf keeps a task for an object after its last event
+    settings.queueing.exit_timeout = 0.5
+    # Never written, since no handler of ours keeps a state on an object; ours, should one ever be.
+    settings.persistence.finalizer = f"{GROUP}/finalizer"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{GROUP}")
+    return settings
+
+
+def connection(config: Configuration) -> kopf.ConnectionInfo:
+    """The same cluster and identity for kopf. It asks again when the API server answers 401: by then the token is renewed."""
+    scheme, _, token = config.api_key.get("BearerToken", "").partition(" ")
+    return kopf.ConnectionInfo(
+        server=config.host,
+        ca_path=config.ssl_ca_cert,
+        insecure=not config.verify_ssl,
+        scheme=scheme.capitalize() or None,
+        token=token.strip() or None,
+        certificate_path=config.cert_file,
+        private_key_path=config.key_file,
+        proxy_url=config.proxy,
+    )
+
+
+@asynccontextmanager
+async def serve_health(port: int, queue: Queue) -> AsyncIterator[None]:
+    """GET /healthz, for the kubelet; kopf's own is not there while we wait for the lease."""
+    if not port:
+        yield
+        return
+
+    async def healthz(_: web.Request) -> web.Response:
+        stuck = queue.stuck()
+        if stuck < DEAD:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text=f"the queue has not moved for {stuck:.0f} s\n")
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=port).start()
+        yield
+    finally:
+        await runner.cleanup()
