@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from localcluster.kubectl import api_ready
-from localcluster.places import API_ADDRESS, ETCD, ETCD_PEER, LOGS, PKI, SERVICE_RANGE, STATE
+from localcluster.places import API_ADDRESS, CONFIG, ETCD, ETCD_PEER, LOGS, PKI, SERVICE_RANGE, STATE
 from localcluster.processes import start, wait_until
 from localcluster.steps import build_folder
 
@@ -48,6 +48,8 @@ def start_control_plane() -> None:
             "--kubelet-preferred-address-types=InternalIP",  # nobody can look up a node's name
             f"--kubelet-client-certificate={PKI / 'to-kubelet.crt'}",
             f"--kubelet-client-key={PKI / 'to-kubelet.key'}",
+            f"--audit-policy-file={CONFIG / 'audit.yaml'}",
+            f"--audit-log-path={LOGS / 'audit.log'}",
         ],
     )
     wait_until(api_ready, 60, "the API server", LOGS / "kube-apiserver.log", needs=("etcd", "kube-apiserver"))
