@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from pretune import __version__, lease
+from pretune.settings import Installation
 
 from tests.chart.conftest import CHART, IMAGE, NAMESPACE, Helm, Object, Render, only
+from tools import crd
 
 CLUSTER_WIDE = {
     "ClusterRole",
@@ -120,6 +124,40 @@ def test_the_controller_hands_its_own_image_to_its_jobs(render: Render, image: O
     _, container = controller(render({"image": {**IMAGE["image"], **image}}))
     assert container["image"] == reference
     assert environment(container)["PRETUNE_IMAGE"] == reference
+
+
+class Read(dict[str, str]):
+    """An environment that notes which of its variables were asked for."""
+
+    asked: set[str]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked = {*getattr(self, "asked", ()), key}
+        return super().get(key, default)
+
+
+def test_every_setting_of_the_controller_is_set_and_understood(render: Render) -> None:
+    _, container = controller(render({**EVERYTHING, "controller": {"logLevel": "DEBUG", "workers": 7}}))
+    names = [one["name"] for one in container["env"]]
+    given = Read({"POD_NAMESPACE": NAMESPACE, "POD_NAME": "pretune-controller-0", **environment(container)})
+    found = Installation.of(given)
+    assert sorted(names) == sorted(given.asked)
+    assert found == Installation(
+        image=container["image"],
+        pull_policy="Always",
+        pull_secrets=("one", "two"),
+        priority_class="pretune-tuning",
+        namespace=NAMESPACE,
+        identity="pretune-controller-0",
+        log_level="DEBUG",
+        liveness_port=container["ports"][0]["containerPort"],
+        workers=7,
+    )
+
+
+def test_the_release_may_hold_the_controllers_lease(render: Render) -> None:
+    named = [one.get("resourceNames") for one in only(render(), "Role")["rules"]]
+    assert named == [None, [lease.NAME]]
 
 
 def test_jobs_pull_as_the_controller_does(render: Render) -> None:
@@ -262,7 +300,26 @@ def test_every_value_is_in_the_schema_and_every_default_is_valid() -> None:
     compare(yaml.safe_load((CHART / "values.yaml").read_text()), json.loads((CHART / "values.schema.json").read_text()))
 
 
-def test_the_chart_is_of_the_operators_release() -> None:
-    from pretune import __version__
+def test_the_notes_lead_to_an_object_that_the_api_takes(helm: Helm) -> None:
+    done = helm("install", "pretune", str(CHART), "--namespace", NAMESPACE, "--dry-run=client")
+    assert done.returncode == 0, done.stderr
+    example = done.stdout.partition("<<END\n")[2].partition("\nEND\n")[0]
+    jsonschema.validate(yaml.safe_load(example), crd.strict())
+    assert "WARNING" not in done.stdout
 
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ({"authorPolicy": {"enabled": False}}, "WARNING: authorPolicy.enabled is false"),
+        ({"priorityClass": {"create": False}}, "WARNING: tuning pods have no PriorityClass"),
+    ],
+    ids=["no policy", "no class"],
+)
+def test_the_notes_warn_of_what_is_missing(helm: Helm, values: Object, warning: str) -> None:
+    done = helm("install", "pretune", str(CHART), "--namespace", NAMESPACE, "--dry-run=client", values=values)
+    assert warning in done.stdout
+
+
+def test_the_chart_is_of_the_operators_release() -> None:
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
