@@ -81,7 +81,8 @@ def _flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
         if equals:
             yield name.replace("_", "-"), value
         else:
-            yield name.replace("_", "-"), following if following and not following.startswith("-") else None
+            has_value = re.match(r"[^-;&|()<>]", following)  # the next flag, or the end of a script's command
+            yield name.replace("_", "-"), following if has_value else None
 
 
 def _number(words: Sequence[str], *names: str) -> Optional[int]:
@@ -202,6 +203,11 @@ _SHARED_FILE = re.compile(r"[^/]+/autotune_configs\.json$")
 _TEMPORARY = re.compile(r"(\.autotuner_|\.autotune_|\.autotune_configs[^/]*\.json\.)[^/]*\.tmp$")
 
 
+def known(path: str) -> bool:
+    """Whether a file of this relative path is one of a layout's: it belongs into a bundle."""
+    return any(one.match(path) for one in (_MANAGED_MANIFEST, _MANAGED_ENTRY, _RANK_FILE, _SHARED_FILE))
+
+
 @dataclass(frozen=True)
 class Tactics:
     """What lies under the override folder. `files` is what belongs into a bundle: temporary and foreign files do not."""
@@ -224,7 +230,7 @@ class Tactics:
             SHARED: "%s in a shared file" % _count(self.entries, "entry", "entries"),
             EMPTY: NOTHING_TUNED,
         }[self.layout]
-        return ", ".join([found] + self.notes)
+        return ", ".join([found, *self.notes])
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -1,0 +1,41 @@
+"""Where an agent container finds things. The defaults are the pod's; tests name their own folders."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Callable, Mapping
+
+from pretune import wire
+from pretune.agent.disk import Disk
+
+
+@dataclass
+class Context:
+    task: wire.Task
+    pod: str  # its uid: names the staging folder
+    claim: str = wire.CLAIM_ROOT
+    tactics: str = wire.TACTICS_ROOT
+    path: str = os.defpath
+    pythonpath: str = ""
+    disk: Disk = field(default_factory=Disk)
+    now: Callable[[], float] = time.time  # Unix seconds
+    settle: float = 2.0  # seconds between two looks at an engine that cannot be asked over HTTP
+    say: Callable[[str], None] = lambda line: print(line, flush=True)  # one line a step, for a person
+
+    @classmethod
+    def of(cls, env: Mapping[str, str]) -> "Context":
+        """Raises wire.WireError when the task is missing or not of our form."""
+        return cls(
+            task=wire.Task.load(env.get(wire.TASK_VARIABLE, "")),
+            pod=env.get(wire.POD_UID_VARIABLE) or "by-hand",
+            path=env.get("PATH", os.defpath),
+            pythonpath=env.get("PYTHONPATH", ""),
+        )
+
+    @property
+    def inputs(self) -> wire.Inputs:
+        if self.task.inputs is None:
+            raise wire.WireError("task: no inputs")
+        return self.task.inputs

@@ -1,0 +1,48 @@
+"""Asking the engine whether it is ready, as the kubelet does."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import time
+from typing import Mapping
+from urllib.parse import urlsplit
+
+
+def ask(url: str, headers: Mapping[str, str], tries: int = 3, pause: float = 1.0, timeout: float = 10.0) -> str:
+    """ "" when the URL answers 200 to 399, else what it said; certificates are not verified, redirects not followed.
+
+    Like the kubelet it needs no proxy and takes any redirect for an answer. Several tries: one reset connection is no dead engine.
+    """
+    said = ""
+    for left in range(tries - 1, -1, -1):
+        try:
+            status = _get(url, headers, timeout)
+            if 200 <= status < 400:
+                return ""
+            said = "%s answered %d" % (url, status)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            said = "%s: %s" % (url, error or type(error).__name__)
+        if left:
+            time.sleep(pause)
+    return said
+
+
+def _get(url: str, headers: Mapping[str, str], timeout: float) -> int:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme.lower() == "https":
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, parts.port, timeout=timeout, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=timeout)
+    try:
+        target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+        connection.request("GET", target, headers={"User-Agent": "kube-probe/pretune", "Accept": "*/*", **headers})
+        return connection.getresponse().status
+    finally:
+        connection.close()
