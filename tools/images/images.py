@@ -161,13 +161,9 @@ def build(image: Image, base: str) -> None:
     if archive.exists() and mark.exists() and mark.read_text() == key:
         return
     with step(f"build the image {image.name}", log="images") as log:
-        wheels = ensure_wheels(log)
-        arguments = {
-            "BASE_IMAGE": BASE,
-            "BUILD_IMAGE": BUILD_BASE,
-            "PIP_FIND_LINKS": WHEELS_INSIDE,
-            "PIP_NO_INDEX": "1",
-        }
+        declared = re.findall(r"^ARG (\w+)", image.dockerfile.read_text(), re.MULTILINE)
+        offered = {"BASE_IMAGE": BASE, "BUILD_IMAGE": BUILD_BASE, "PIP_FIND_LINKS": WHEELS_INSIDE, "PIP_NO_INDEX": "1"}
+        wheels = [f"--volume={ensure_wheels(log)}:{WHEELS_INSIDE}:ro"] if "PIP_FIND_LINKS" in declared else []
         run(
             [
                 *buildah(),
@@ -175,8 +171,8 @@ def build(image: Image, base: str) -> None:
                 "--isolation=chroot",
                 "--layers",
                 "--pull-never",
-                *(f"--build-arg={name}={value}" for name, value in arguments.items()),
-                f"--volume={wheels}:{WHEELS_INSIDE}:ro",
+                *(f"--build-arg={name}={value}" for name, value in offered.items() if name in declared),
+                *wheels,
                 f"--tag={image.reference}",
                 f"--file={image.dockerfile}",
                 image.context,
@@ -185,7 +181,7 @@ def build(image: Image, base: str) -> None:
         )
         partial = archive.with_suffix(".partial")
         partial.unlink(missing_ok=True)
-        # The OCI format: it is compressed, and containerd reads only the layers that are new (the Docker one takes 3 s more).
+        # The OCI format: containerd then reads only the layers that are new; the Docker one takes 3 s more.
         run([*buildah(), "push", "--quiet", image.reference, f"oci-archive:{partial}:{image.reference}"], log)
         partial.replace(archive)
         mark.write_text(key)

@@ -7,12 +7,13 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from localcluster.places import NODES, Node
+from localcluster.places import NODES, POD_RANGE, SERVICE_RANGE, Node
 from localcluster.steps import StepError
 
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+EGRESS = "PRETUNE-EGRESS"
 TABLES = ("nat", "filter", "mangle")
-OURS = ("KUBE-", "CNI-")  # chains of kube-proxy, the kubelet and the portmap plugin
+OURS = ("KUBE-", "CNI-", "PRETUNE-")  # chains of kube-proxy and the kubelet, of the portmap plugin, and our own
 
 
 def make_bridge(node: Node) -> None:
@@ -21,7 +22,25 @@ def make_bridge(node: Node) -> None:
         _ip("link", "add", node.bridge, "type", "bridge")
     _ip("address", "replace", f"{node.address}/24", "dev", node.bridge)
     _ip("link", "set", node.bridge, "up")
+
+
+def keep_inside() -> None:
+    """Let pods reach each other and the cluster's services, and keep all that they send elsewhere on this machine.
+
+    They have no way out in any case, since nothing translates their addresses. But an engine that calls home should
+    fail at once, and a packet to a service that kube-proxy does not know yet should not go to the machine's gateway.
+    """
     FORWARD.write_text("1")
+    _ip("route", "replace", SERVICE_RANGE, "dev", NODES[0].bridge)
+    rules = [
+        "*filter",
+        f":{EGRESS} - [0:0]",  # new, or emptied where it is there
+        f"-A {EGRESS} -s {POD_RANGE} ! -d {POD_RANGE} -j REJECT",
+        "COMMIT",
+    ]
+    _run(["iptables-restore", "--noflush"], "\n".join([*rules, ""]))
+    if subprocess.run(["iptables", "-C", "FORWARD", "-j", EGRESS], capture_output=True).returncode:
+        _run(["iptables", "-A", "FORWARD", "-j", EGRESS])
 
 
 def exists(node: Node) -> bool:
@@ -58,9 +77,7 @@ def remove_chains() -> None:
             commands = list(_removal(saved.splitlines()))
             if commands:
                 script = "\n".join([f"*{table}", *commands, "COMMIT", ""])
-                done = subprocess.run([f"{family}-restore", "--noflush"], input=script, capture_output=True, text=True)
-                if done.returncode:
-                    raise StepError(f"{family}-restore could not remove the chains: {done.stderr.strip()}")
+                _run([f"{family}-restore", "--noflush"], script)
 
 
 def _removal(saved: Iterable[str]) -> Iterable[str]:
@@ -77,6 +94,10 @@ def _removal(saved: Iterable[str]) -> Iterable[str]:
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    _run(["ip", *arguments])
+
+
+def _run(command: list[str], script: str = "") -> None:
+    done = subprocess.run(command, input=script, capture_output=True, text=True)
     if done.returncode:
-        raise StepError(f"ip {' '.join(arguments)}: {done.stderr.strip()}", "are you root?")
+        raise StepError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from string import Template
 
@@ -10,7 +11,7 @@ from localcluster.cgroups import make_cgroup
 from localcluster.images import load_images
 from localcluster.network import make_bridge
 from localcluster.places import API_ADDRESS, CONFIG, LOGS, PKI, STATE, Node
-from localcluster.processes import start, wait_until
+from localcluster.processes import answers, running, start, wait_until
 from localcluster.steps import build_folder
 
 
@@ -29,7 +30,7 @@ def start_node(node: Node) -> None:
     shutil.copy(_configure("cni.conflist", node), node.folder / "cni" / "10-bridge.conflist")
     containerd, kubelet = node_programs(node)
     start(containerd, ["containerd", "--config", configured["containerd.toml"]])
-    wait_until(node.socket.exists, 20, containerd, LOGS / f"{containerd}.log", needs=(containerd,))
+    wait_until(partial(answers, str(node.socket)), 20, containerd, LOGS / f"{containerd}.log", needs=(containerd,))
     load_images(node)
     start(
         kubelet,
@@ -45,7 +46,9 @@ def start_node(node: Node) -> None:
 
 
 def start_proxy() -> None:
-    """Start kube-proxy, unless it runs."""
+    """Start kube-proxy, unless it runs: then its file is left alone too, for it ends when that is written."""
+    if running("kube-proxy") is not None:
+        return
     file = STATE / "kube-proxy.yaml"
     file.write_text(Template((CONFIG / file.name).read_text()).substitute(pki=PKI))
     start("kube-proxy", [build_folder() / "bin" / "kube-proxy", f"--config={file}"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -91,6 +92,12 @@ def kill_group(pid: int) -> None:
     """Kill a process group that we started; one that is gone already is fine."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def answers(address: str | tuple[str, int]) -> bool:
+    """Whether somebody listens there: a path of a Unix socket, or an address and port."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as probe:
+        return probe.connect_ex(address) == 0
 
 
 def wait_until(

@@ -45,7 +45,9 @@ def tear_down() -> None:
         if link.is_symlink() and os.readlink(link).startswith(f"{STATE}/"):
             link.unlink()
     for node in NODES:
-        for result in CNI_STATE.glob(f"{node.bridge}-*"):
+        for result in CNI_STATE.glob(f"{node.bridge}-*-eth0"):
+            sandbox = result.name.removeprefix(f"{node.bridge}-").removesuffix("-eth0")
+            (CNI_STATE / f"cni-loopback-{sandbox}-lo").unlink(missing_ok=True)
             result.unlink()
     shutil.rmtree(RUNTIME, ignore_errors=True)
     shutil.rmtree(STATE, ignore_errors=True)

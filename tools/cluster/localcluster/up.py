@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,11 @@ from localcluster.control_plane import PROGRAMS, start_control_plane
 from localcluster.identities import make_identities
 from localcluster.images import ensure_pause, load_images
 from localcluster.kubectl import api_ready, apply, get, kubectl
-from localcluster.network import FORWARD, check_ports, make_bridge
+from localcluster.network import FORWARD, check_ports, keep_inside, make_bridge
 from localcluster.node import node_programs, start_node, start_proxy
 from localcluster.packages import CLUSTER, ensure_packages
 from localcluster.places import ADMIN, CHECKOUT, GPUS, LOGS, NODES, STATE, Node
-from localcluster.processes import recorded, running, start, wait_until
+from localcluster.processes import answers, recorded, running, start, wait_until
 from localcluster.programs import ensure_programs
 from localcluster.steps import step
 from localcluster.teardown import FORWARD_BEFORE, tear_down, traces
@@ -53,7 +54,7 @@ def _start(nodes: list[Node]) -> None:
     with step("start the control plane"):
         start_control_plane()
     with step("start the nodes"):
-        start("keeper", ["python3", "-m", "localcluster.keeper"], {"PYTHONPATH": str(STATE / "keeper")})
+        start("keeper", [sys.executable, "-m", "localcluster.keeper"], {"PYTHONPATH": str(STATE / "keeper")})
         _declare()
         for node in nodes:
             start_node(node)
@@ -69,6 +70,7 @@ def _prepare(nodes: list[Node]) -> None:
         STATE.mkdir(mode=0o755)
         FORWARD_BEFORE.write_text(FORWARD.read_text())
         make_bridge(nodes[0])
+        keep_inside()
         make_identities()
         # A copy: the cluster outlives the checkout that started it.
         package = STATE / "keeper" / "localcluster"
@@ -107,7 +109,9 @@ def _wait_for_nodes(nodes: list[Node]) -> None:
 
 
 def _ready(node: Node) -> bool:
-    """Ready, open to pods (no taints left) and with its GPUs."""
+    """Its kubelet answers; it is Ready, open to pods (no taints left) and has its GPUs."""
+    if not answers(("127.0.0.1", node.health_port)):
+        return False
     for found in get("nodes")["items"]:
         if found["metadata"]["name"] == node.name:
             status = found["status"]
