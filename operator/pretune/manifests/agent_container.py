@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def agent_container(
         "name": name,
         "image": engine.get("image"),
         "imagePullPolicy": engine.get("imagePullPolicy"),
-        "command": ["sh", "-c", script(verb)],
+        "command": ["/bin/sh", "-c", script(verb)],  # not by PATH, which the engine may have narrowed
         "env": [
             *path_variables(engine.get("env") or []),
             *task_variables(task),
@@ -50,21 +51,18 @@ def script(verb: str) -> str:
     file = f"{AGENT_MOUNT}/{AGENT_FILE}"
     old = "python3 in the image is older than 3.8"
     missing = f"{file} is not there: the agent's ConfigMap was missing when the pod started"
-    return "\n".join(
-        (
-            'say() { printf %s "$1" > /dev/termination-log; exit 1; }',
-            f"command -v python3 > /dev/null || say '{_words(verb, 'NoPython', 'the image has no python3 on its PATH')}'",
-            f"python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 8))' || say '{_words(verb, 'NoPython', old)}'",
-            f"[ -f {file} ] || say '{_words(verb, 'AgentMissing', missing)}'",
-            f"exec python3 -I {file} {verb}",
-        )
+    lines = (
+        'say() { printf %s "$1" > /dev/termination-log; exit 1; }',
+        f"command -v python3 > /dev/null || say {_words(verb, 'NoPython', 'the image has no python3 on its PATH')}",
+        f"python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 8))' || say {_words(verb, 'NoPython', old)}",
+        f"[ -f {file} ] || say {_words(verb, 'AgentMissing', missing)}",
+        f"exec python3 -I {file} {verb}",
     )
+    return "\n".join(lines)
 
 
 def _words(verb: str, reason: str, message: str) -> str:
-    said = Report(by=verb, reason=reason, message=message).dump()
-    assert "'" not in said, said
-    return said
+    return shlex.quote(Report(by=verb, reason=reason, message=message).dump())
 
 
 def task_variables(task: Task) -> list[Object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.api import CACHE, ROLE, WHEN_DELETED, Object, Spec, claim_name
+from pretune.api import CACHE, ROLE, SIZE, WHEN_DELETED, Object, Spec, claim_name
 from pretune.model import Key
 
 
@@ -10,7 +10,7 @@ def claim(key: Key, spec: Spec) -> Object:
     """The PersistentVolumeClaim `pretune-<cache>`, for a spec without existingClaim.
 
     No owner: a claim that is being deleted blocks pods that were not yet scheduled, so the controller removes it, and only when no
-    pod names it. Its annotation says whether, since the cache is gone by then.
+    pod names it. An annotation says whether, since the cache is gone by then.
     """
     made: Object = {
         "accessModes": [spec.claim.access_mode],
@@ -25,7 +25,7 @@ def claim(key: Key, spec: Spec) -> Object:
             "name": claim_name(key.name, spec),
             "namespace": key.namespace,
             "labels": {CACHE: key.name, ROLE: "claim"},
-            "annotations": {WHEN_DELETED: spec.claim.when_deleted},
+            "annotations": {WHEN_DELETED: spec.claim.when_deleted, SIZE: str(spec.claim.size)},
         },
         "spec": made,
     }

@@ -1,0 +1,231 @@
+"""Pod templates for tests: a test shows only what matters to it. `template().container("vllm").gpus(8).args("--tp=8")`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from hypothesis import strategies as st
+from pretune.api import Object, Spec, Target
+from pretune.model import Key, Settings
+
+KEY = Key("inference", "qwen3")
+SETTINGS = Settings(
+    operator_image="registry/pretune:1", priority_class="pretune-tuning", operator_pull_secrets=("pull",)
+)
+AGENT = "pretune-agent-0123456789ab"
+
+
+class Template(dict[str, Any]):
+    """A pod template; what is said of a container is said of the last one that was named."""
+
+    def container(self, name: str = "vllm", image: str = "vllm:1", **fields: Any) -> Template:
+        return self._add("containers", {"name": name, "image": image, **fields})
+
+    def init(self, name: str = "fetch", image: str = "fetch:1", **fields: Any) -> Template:
+        return self._add("initContainers", {"name": name, "image": image, **fields})
+
+    def gpus(self, count: Any, resource: str = "nvidia.com/gpu") -> Template:
+        self._last.setdefault("resources", {}).setdefault("limits", {})[resource] = count
+        return self
+
+    def args(self, *words: str) -> Template:
+        return self.having(args=list(words))
+
+    def env(self, **values: Any) -> Template:
+        """A text is a value, an object is a valueFrom; a name may be given again by another call."""
+        self._last.setdefault("env", []).extend(
+            {"name": name, "value": one} if isinstance(one, str) else {"name": name, "valueFrom": one}
+            for name, one in values.items()
+        )
+        return self
+
+    def having(self, **fields: Any) -> Template:
+        self._last.update(fields)
+        return self
+
+    def pod(self, **fields: Any) -> Template:
+        self["spec"].update(fields)
+        return self
+
+    def labels(self, **labels: str) -> Template:
+        self["metadata"].setdefault("labels", {}).update({name.replace("__", "/"): one for name, one in labels.items()})
+        return self
+
+    def _add(self, place: str, container: Object) -> Template:
+        self["spec"].setdefault(place, []).append(container)
+        self._last = container
+        return self
+
+
+def template() -> Template:
+    return Template(metadata={}, spec={})
+
+
+def engine(**fields: Any) -> Template:
+    """The plainest: one container, one GPU."""
+    return template().container(**fields).gpus(1)
+
+
+def cache(name: str = KEY.name, **spec: Any) -> Object:
+    return {
+        "metadata": {"name": name, "namespace": KEY.namespace, "uid": f"uid-of-{name}"},
+        "spec": {"storage": {"claim": {}}, **spec},
+    }
+
+
+def spec(**fields: Any) -> Spec:
+    return Spec.of(cache(**fields))
+
+
+DEFAULT = Target()
+
+
+def stored(template: Object) -> Object:
+    """A template as the API server keeps it: data/stored.json is what 1.34 made of data/written.json; of a bare pod it
+    also makes the limits requests."""
+    made = copy.deepcopy(dict(template))
+    pod = made["spec"]
+    for one in pod.get("initContainers", []) + pod["containers"]:
+        for variable in one.get("env", []):
+            if variable.get("value") == "":
+                del variable["value"]
+            if "fieldRef" in (variable.get("valueFrom") or {}):
+                variable["valueFrom"]["fieldRef"].setdefault("apiVersion", "v1")
+            if "resourceFieldRef" in (variable.get("valueFrom") or {}):
+                variable["valueFrom"]["resourceFieldRef"].setdefault("divisor", "0")
+        resources = one.setdefault("resources", {})
+        for kind in ("limits", "requests"):
+            if kind in resources:
+                resources[kind] = {name: str(amount) for name, amount in resources[kind].items()}
+        if "limits" in resources:
+            resources["requests"] = {**resources["limits"], **resources.get("requests", {})}
+        for empty in ("command", "args", "env", "envFrom", "volumeMounts"):
+            if one.get(empty) == []:
+                del one[empty]
+        one |= {"terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
+        one.setdefault("imagePullPolicy", "IfNotPresent")
+    pod |= {"dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler", "restartPolicy": "Always"}
+    pod.setdefault("securityContext", {})
+    pod.setdefault("terminationGracePeriodSeconds", 30)
+    return made
+
+
+# --- any template that an author could write
+
+NAMES = st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True).filter(
+    lambda one: not one.startswith("pretune")
+)
+VARIABLES = st.sampled_from(["A", "B", "HF_HOME", "PATH", "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"])
+_WORDS = st.text("ab$() -=/", max_size=8)
+_REFERENCES = st.sampled_from(
+    [
+        {"fieldRef": {"fieldPath": "metadata.name"}},
+        {"secretKeyRef": {"name": "hf", "key": "token"}},
+        {"configMapKeyRef": {"name": "conf", "key": "k", "optional": False}},
+        {"resourceFieldRef": {"resource": "limits.cpu"}},
+    ]
+)
+_ENV = st.one_of(
+    st.builds(lambda name, value: {"name": name, "value": value}, VARIABLES, _WORDS),
+    st.builds(lambda name, source: {"name": name, "valueFrom": copy.deepcopy(source)}, VARIABLES, _REFERENCES),
+)
+_HANDLERS = st.sampled_from(
+    [
+        {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 7},
+        {
+            "httpGet": {
+                "path": "v1/models",
+                "port": 9000,
+                "scheme": "HTTPS",
+                "httpHeaders": [{"name": "X", "value": "y"}],
+            }
+        },
+        {"exec": {"command": ["curl", "localhost"]}},
+        {"grpc": {"port": 5000}},
+        {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
+    ]
+)
+_PROBES = st.builds(
+    lambda handler, more: {**copy.deepcopy(handler), **more},
+    _HANDLERS,
+    st.fixed_dictionaries(
+        {}, optional={"failureThreshold": st.integers(1, 9), "initialDelaySeconds": st.integers(0, 9)}
+    ),
+)
+
+
+def _containers(volumes: list[str]) -> st.SearchStrategy[Object]:
+    amounts = st.dictionaries(
+        st.sampled_from(["cpu", "memory", "ephemeral-storage", "rdma/hca"]), st.sampled_from([1, "2", "4Gi"])
+    )
+    mounts = st.lists(
+        st.builds(lambda name: {"name": name, "mountPath": f"/{name}"}, st.sampled_from(volumes)), max_size=2
+    )
+    return st.fixed_dictionaries(
+        {"image": st.sampled_from(["vllm:1", "vllm@sha256:0", "proxy:2"])},
+        optional={
+            "command": st.lists(_WORDS, max_size=2),
+            "args": st.lists(_WORDS, max_size=3),
+            "env": st.lists(_ENV, max_size=5),
+            "envFrom": st.just([{"secretRef": {"name": "more"}}]),
+            "ports": st.just([{"name": "http", "containerPort": 8001}]),
+            "resources": st.fixed_dictionaries({}, optional={"limits": amounts, "requests": amounts}),
+            "volumeMounts": mounts if volumes else st.just([]),
+            "readinessProbe": _PROBES,
+            "startupProbe": _PROBES,
+            "livenessProbe": _PROBES,
+            "lifecycle": st.just({"preStop": {"exec": {"command": ["sleep", "20"]}}}),
+            "imagePullPolicy": st.sampled_from(["Always", "IfNotPresent"]),
+            "workingDir": st.just("/srv"),
+            "securityContext": st.sampled_from(
+                [
+                    {},
+                    {"privileged": True},
+                    {"runAsUser": 1000, "capabilities": {"add": ["IPC_LOCK", "CHOWN"], "drop": ["ALL"]}},
+                ]
+            ),
+        },
+    )
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> Object:
+    """A pod template whose engine is its container "vllm", with other containers, init containers, sidecars, labels, terms."""
+    volumes = draw(st.lists(NAMES, unique=True, max_size=3))
+    names = draw(st.lists(NAMES.filter(lambda one: one != "vllm"), unique=True, max_size=4))
+    made: Object = {"metadata": {}, "spec": {"containers": [], "initContainers": []}}
+    own = {**draw(_containers(volumes)), "name": "vllm"}
+    own["resources"] = copy.deepcopy(own.get("resources", {}))
+    own["resources"].setdefault("limits", {})["nvidia.com/gpu"] = draw(st.sampled_from([1, "8"]))
+    made["spec"]["containers"].append(own)
+    for name in names:
+        one = {**draw(_containers(volumes)), "name": name}
+        place = draw(st.sampled_from(["containers", "initContainers", "sidecar"]))
+        if place == "sidecar":
+            one["restartPolicy"] = "Always"
+        elif place == "initContainers":  # the API knows none of these there
+            one = {field: value for field, value in one.items() if not field.endswith("Probe") and field != "lifecycle"}
+        made["spec"]["containers" if place == "containers" else "initContainers"].append(one)
+    made["metadata"]["labels"] = draw(st.dictionaries(NAMES, NAMES, max_size=3)) | {"app": "qwen3"}
+    made["metadata"]["annotations"] = draw(st.dictionaries(NAMES, NAMES, max_size=2))
+    made["spec"]["volumes"] = [{"name": name, "emptyDir": {}} for name in volumes]
+    made["spec"] |= draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "nodeSelector": st.just({"zone": "a", "gpu": ""}),
+                "nodeName": st.just("node0"),
+                "hostname": st.just("qwen"),
+                "tolerations": st.just([{"operator": "Exists"}]),
+                "serviceAccountName": st.just("model"),
+                "hostNetwork": st.just(True),
+                "priorityClassName": st.just("serving"),
+                "topologySpreadConstraints": st.just(
+                    [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]
+                ),
+                "fieldOfTomorrow": st.just({"kept": True}),
+            },
+        )
+    )
+    return made
