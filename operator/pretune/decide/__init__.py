@@ -34,6 +34,7 @@ def decide(seen: Observed, now: float) -> Plan:
 
     tuning.settle(draft, bundles)  # what became of the attempts
     tuning.refuse(draft, bundles)  # what cannot be tuned as a copy
+    retention.pruned(draft, bundles)  # what became of folders that were deleted
     adoption.ask(draft, bundles, claim)  # what only the claim can say
     if refused is None:
         tuning.supersede(draft, bundles)  # attempts that nothing wants

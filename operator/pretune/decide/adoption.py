@@ -45,15 +45,18 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
     status.storage.claimUID names the claim that the status knows: one that was made empty for us, or was asked.
     """
     uid = draft.seen.claim["metadata"]["uid"] if draft.seen.claim else ""
-    if uid and uid != draft.known_claim and (draft.claim_made or (storage.ready and storage.empty)):
-        _forget(draft, list(draft.bundles), f"claim {draft.claim_name} was made anew")
+    made = draft.claim_made or (draft.seen.claim is None and not draft.spec.claim.existing)  # ours, in this very run
+    if made or (uid and uid != draft.known_claim and storage.ready and storage.empty):
+        _forget(draft, list(draft.bundles), f"claim {draft.claim_name} is made anew")
         draft.known_claim = uid
-    asked = {one["id"] for one in draft.bundles.values() if _lost(draft, one)}
+    pruned = set(draft.asking)  # still being deleted: an answer would be of no use
+    asked = {one["id"] for one in draft.bundles.values() if _lost(draft, one)} - pruned
     lost = set(asked)
     if storage.ready and uid != draft.known_claim and not draft.spec.suspend:
         asked |= {want.id for want in bundles if draft.bundles[want.id]["state"] == PENDING and not draft.live(want.id)}
         if draft.known_claim:  # another claim than the one that the records speak of
             asked |= {one["id"] for one in draft.bundles.values() if one["state"] == SEALED}
+        asked -= pruned
     text = question([uid, [[one, draft.bundles[one]["attempts"]] for one in sorted(asked)]])
     jobs = [job for job in draft.jobs if job["metadata"]["labels"].get(ROLE) == INSPECT]
     current = None
@@ -136,15 +139,9 @@ def _forget(draft: Draft, bundles: list[str], why: str) -> None:
     for bundle in bundles:
         record = draft.bundles[bundle]
         if record["state"] == SEALED:
-            draft.warn("Retrying", f"bundle {bundle}: {why}; it is tuned again if it is wanted")
-            draft.bundles[bundle] = {
-                **{name: record[name] for name in ("id", "fingerprint", "target")},
-                "state": PENDING,
-                "reason": "Inspecting",
-                "message": why,
-                "attempts": 0,
-            }
+            draft.forget(record, why)
         elif record["state"] == RETIRED:
+            draft.drop_jobs(bundle)
             del draft.bundles[bundle]
 
 

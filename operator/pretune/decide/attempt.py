@@ -94,6 +94,13 @@ def report_of(status: Object | None) -> Report | None:
     return Report.load(end["message"]) if end and end.get("message") else None
 
 
+def has_reported(pod: Object) -> bool:
+    """Seal has said how it ended, or check that the engine need not start."""
+    found = statuses(pod)
+    check = report_of(found.get(CHECK_CONTAINER))
+    return report_of(found.get(SEAL_CONTAINER)) is not None or (check is not None and check.reason != "Checked")
+
+
 def ended_at(pod: Object) -> float | None:
     """When seal ended (Unix seconds): what the pod does after that is lingering."""
     end = terminated(statuses(pod).get(SEAL_CONTAINER))

@@ -103,6 +103,22 @@ class Draft:
                 Event(reason, f"bundle {record['id']}: {message}", state in (FAILED, REFUSED) or reason == "PodRefused")
             )
 
+    def forget(self, record: Object, why: str) -> None:
+        """A bundle that may not be on the claim any more is wanted anew."""
+        self.warn("Retrying", f"bundle {record['id']}: {why}; it is tuned again if it is wanted and not there")
+        self.bundles[record["id"]] = {
+            **{name: record[name] for name in ("id", "fingerprint", "target")},
+            "state": PENDING,
+            "reason": "Inspecting",
+            "message": why,
+            "attempts": 0,
+        }
+        self.drop_jobs(record["id"])
+
+    def drop_jobs(self, bundle: str) -> None:
+        """Before the status forgets a bundle its Jobs go: their pods' reports speak of what is not on the claim any more."""
+        self.actions += [delete(job) for job in self.attempts(bundle).values()]
+
     def warn(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
         self.events.append(Event(reason, message, warning=True))
@@ -130,15 +146,21 @@ class Draft:
         return {job["metadata"]["labels"][BUNDLE] for job in self.jobs if job["metadata"]["labels"].get(ROLE) == TUNING}
 
     def live(self, bundle: str) -> bool:
-        """An attempt is live while its Job has not ended or any pod of it, whoever's, is not terminal."""
+        """An attempt is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""
+        jobs = [job for job in self.seen.jobs if _label(job, ROLE) == TUNING and _label(job, BUNDLE) == bundle]
+        return any(not self.gone(pod) for pod in self.pods(bundle)) or any(self._may_go_on(job) for job in jobs)
 
-        def gone(pod: Object) -> bool:
-            since = pod["metadata"].get("deletionTimestamp")
-            return finished(pod) or bool(since and self.now - seconds(since) >= LOST)
+    def gone(self, pod: Object) -> bool:
+        """Ended, or on a node that has not answered for ten minutes."""
+        since = pod["metadata"].get("deletionTimestamp")
+        return finished(pod) or bool(since and self.now - seconds(since) >= LOST)
 
-        return any(not job_over(job) for job in self.attempts(bundle).values()) or any(
-            not gone(pod) for pod in self.pods(bundle)
-        )
+    def _may_go_on(self, job: Object) -> bool:
+        """A Job that we have ended is not over before its pod is, which on a lost node may be never; it makes no other one."""
+        if job_over(job):
+            return False
+        pods = [pod for pod in self.seen.pods if owner_uid(pod) == job["metadata"]["uid"] and not finished(pod)]
+        return not (_ended_by_us(job) and pods and all(self.gone(pod) for pod in pods))
 
     def end(self, job: Object) -> None:
         """End an attempt, once the status remembers what its pod said: a deadline of 1 s, since deleting a Job and making it
@@ -148,11 +170,19 @@ class Draft:
         name = job["metadata"]["name"]
         if (job.get("spec") or {}).get("suspend"):
             self.after.append(delete(job))
-        elif (job.get("spec") or {}).get("activeDeadlineSeconds") != 1:
+        elif not _ended_by_us(job):
             self.after.append(Patch(f"end Job {name}", reference(job), {"spec": {"activeDeadlineSeconds": 1}}))
 
     def outcome(self, action: Action) -> Outcome | None:
         return self.seen.outcomes.get(action.name)
+
+
+def _label(obj: Object, name: str) -> str:
+    return str((obj["metadata"].get("labels") or {}).get(name, ""))
+
+
+def _ended_by_us(job: Object) -> bool:
+    return bool((job.get("spec") or {}).get("activeDeadlineSeconds") == 1)
 
 
 def owner_uid(obj: Object) -> str:

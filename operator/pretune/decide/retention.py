@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import json
+
 from pretune.api import BUNDLE, PRUNE, QUESTION, RETIRED, ROLE, SEALED, Object
 from pretune.decide.attempt import job_over
-from pretune.decide.draft import Draft, Wanted, delete, question
+from pretune.decide.draft import Draft, Wanted, delete
 from pretune.decide.storage import Storage
 from pretune.manifests.job import prune_job
 from pretune.model import Create, Event, seconds, stamp
 
 RETIREMENT = 600.0  # seconds between Retired and the deletion of the folder
+
+
+def pruned(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
+    """What became of the prune Jobs. A folder that was or is being deleted although its bundle is wanted again (or by a
+    controller that came too late) is no bundle any more until the claim has said so: nothing is started meanwhile."""
+    ids = {want.id for want in bundles}
+    for job in draft.jobs:
+        if job["metadata"]["labels"].get(ROLE) != PRUNE:
+            continue
+        for bundle in _asked(job):
+            record, over = draft.bundles.get(bundle), job_over(job)
+            if record is not None and record["state"] == RETIRED and bundle not in ids:
+                if not _complete(job):
+                    continue  # it runs, or its failure waits for its ttl
+                draft.drop_jobs(bundle)
+                del draft.bundles[bundle]
+                draft.events.append(Event("Unwanted", f"bundle {bundle}: its folder was deleted"))
+            elif record is not None and record["state"] in (SEALED, RETIRED):
+                draft.forget(record, f"its folder is deleted by Job {job['metadata']['name']}")
+                draft.known_claim = ""
+            if over:
+                draft.after.append(delete(job))
+            elif bundle in draft.bundles:
+                draft.asking.add(bundle)
 
 
 def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
@@ -32,24 +58,14 @@ def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
 
 def prune(draft: Draft, storage: Storage) -> None:
     """One Job a bundle, as the files' own writer."""
-    for record in list(draft.bundles.values()):
+    for record in draft.bundles.values():
         if record["state"] != RETIRED:
             continue
-        jobs = _prunes(draft, record["id"])
-        done = next((job for job in jobs if _complete(job)), None)
-        due = seconds(record["retiredAt"]) + RETIREMENT
-        if done is not None:
-            del draft.bundles[record["id"]]
-            draft.after.append(delete(done))
-            draft.events.append(Event("Unwanted", f"bundle {record['id']}: its folder was deleted"))
-        elif jobs:
+        jobs, due = _prunes(draft, record["id"]), seconds(record["retiredAt"]) + RETIREMENT
+        if jobs:
             if all(job_over(job) for job in jobs):
-                draft.say(
-                    record,
-                    RETIRED,
-                    "Unwanted",
-                    f"Job {jobs[0]['metadata']['name']} could not delete its folder; see its log",
-                )
+                name = jobs[0]["metadata"]["name"]
+                draft.say(record, RETIRED, "Unwanted", f"Job {name} could not delete its folder; see its log")
                 draft.at(draft.now + RETIREMENT)
         elif draft.now < due:
             draft.at(due)
@@ -59,13 +75,12 @@ def prune(draft: Draft, storage: Storage) -> None:
             draft.actions.append(Create(f"create Job {job['metadata']['name']}", job))
 
 
+def _asked(job: Object) -> list[str]:
+    return [str(one) for one in json.loads((job["metadata"].get("annotations") or {}).get(QUESTION) or "[]")]
+
+
 def _prunes(draft: Draft, bundle: str) -> list[Object]:
-    return [
-        job
-        for job in draft.jobs
-        if job["metadata"]["labels"].get(ROLE) == PRUNE
-        and (job["metadata"].get("annotations") or {}).get(QUESTION) == question([bundle])
-    ]
+    return [job for job in draft.jobs if job["metadata"]["labels"].get(ROLE) == PRUNE and bundle in _asked(job)]
 
 
 def _complete(job: Object) -> bool:

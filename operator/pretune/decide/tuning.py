@@ -72,14 +72,14 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
 
 
 def _pod(draft: Draft, record: Object, job: Object | None) -> Object | None:
-    """The attempt's pod: one that has reported, else the newest that lives, else the newest."""
+    """The attempt's pod: one that has reported (not one that was killed while it sealed), else the newest that lives, else the newest."""
     if job is None:
         return None
     mine = [pod for pod in draft.pods(record["id"]) if owner_uid(pod) == job["metadata"]["uid"]]
     return max(
         mine,
         key=lambda pod: (
-            attempts.ended_at(pod) is not None,
+            attempts.has_reported(pod),
             not finished(pod),
             pod["metadata"]["creationTimestamp"],
             pod["metadata"]["uid"],
@@ -155,9 +155,9 @@ def _wait_for_end(draft: Draft, record: Object) -> None:
     """Our own last attempt ends by itself. Somebody else's of that bundle is said: no report of it counts."""
     ours = {job["metadata"]["uid"] for job in draft.attempts(record["id"]).values()}
     living = [pod for pod in draft.pods(record["id"]) if not finished(pod) and owner_uid(pod) not in ours]
-    if living:
-        names = ", ".join(sorted(pod["metadata"]["name"] for pod in living))
-        draft.say(record, PENDING, "NameTaken", f"an attempt that is not this cache's still lives: pod {names}")
+    if living or not ours:
+        names = ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in living)) or "its Job is not deleted yet"
+        draft.say(record, PENDING, "NameTaken", f"an attempt that is not this cache's still lives: {names}")
     draft.at(draft.now + 10)
 
 
