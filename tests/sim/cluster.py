@@ -1,0 +1,405 @@
+"""An API server in memory, and clients of it that can be killed at any call.
+
+`Server` is the truth: what the world (world.py) and a person's hand change. `Client` is what a controller holds: the Protocol of
+`pretune.cluster.Cluster`, which counts its calls, fails at those it is told to, and dies before or after one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pretune.api import Object
+from pretune.cluster import ApiError, NoSuchKind, whole
+from pretune.model import Event, stamp
+
+Place = tuple[str, str, str, str]  # apiVersion, kind, namespace, name
+
+# Kinds whose status is a subresource: a write to one side leaves the other as it is.
+SUBRESOURCE = frozenset({"AutotuneCache", "Job", "Pod", "PersistentVolumeClaim", "Deployment"})
+KINDS = frozenset(
+    {
+        ("pretune.dev/v1alpha1", "AutotuneCache"),
+        ("apps/v1", "Deployment"),
+        ("apps/v1", "StatefulSet"),
+        ("apps/v1", "ReplicaSet"),
+        ("batch/v1", "Job"),
+        ("storage.k8s.io/v1", "StorageClass"),
+        *(("v1", kind) for kind in ("Pod", "PersistentVolumeClaim", "ConfigMap", "Event", "Service", "Secret", "Node")),
+    }
+)
+NAME_LIMIT = 253
+LABEL_LIMIT = 63
+
+
+class Killed(BaseException):
+    """The controller's process ended here. No `except Exception` may catch it, as none catches a SIGKILL."""
+
+
+class Clock:
+    """Unix seconds; moves only when told."""
+
+    def __init__(self, now: float = 1_767_225_600.0) -> None:  # 2026-01-01T00:00:00Z
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        assert seconds >= 0, seconds
+        self.now += seconds
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write that the server accepted."""
+
+    verb: str  # create | apply | patch | patch status | delete
+    kind: str
+    name: str
+    by: str  # the client's name; "" is the world or a person
+    object: Object = field(compare=False)  # as stored (as it was, for delete)
+
+
+Admission = Callable[[str, Object], None]  # (verb, object): raises ApiError to refuse it, may change it in place
+Listener = Callable[[Write], None]
+
+
+class Server:
+    """The objects, with what the API server does to each write: versions, generations, conflicts, finalizers, subresources."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.objects: dict[Place, Object] = {}
+        self.writes: list[Write] = []
+        self.events: list[Event] = []
+        self.admission: list[Admission] = []
+        self.listeners: list[Listener] = []
+        self._version = 0
+        self._uids = 0
+
+    # --- reading
+
+    def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        self._known(api_version, kind)
+        found = self.objects.get((api_version, kind, namespace, name))
+        return copy.deepcopy(found) if found is not None else None
+
+    def list(self, api_version: str, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Object]:
+        """In the order of their names, as etcd answers. `namespace` "" is all of them."""
+        self._known(api_version, kind)
+        return [
+            copy.deepcopy(one)
+            for place, one in sorted(self.objects.items())
+            if place[:2] == (api_version, kind)
+            and namespace in ("", place[2])
+            and _labels_match(one, labels)
+            and _fields_match(one, fields)
+        ]
+
+    # --- writing
+
+    def create(self, obj: Object, by: str = "") -> Object:
+        new = copy.deepcopy(obj)
+        place = self._place(new)
+        for admit in self.admission:
+            admit("create", new)
+        _validate(new)
+        if place in self.objects:
+            raise ApiError(409, "AlreadyExists", f'{place[1].lower()}s "{place[3]}" already exists')
+        if new["kind"] in SUBRESOURCE:
+            new.pop("status", None)
+        meta = new["metadata"]
+        self._uids += 1
+        meta.update(
+            uid=f"{self._uids:08x}-0000-4000-8000-000000000000", creationTimestamp=stamp(self.clock.now), generation=1
+        )
+        meta.pop("deletionTimestamp", None)
+        if new["kind"] == "PersistentVolumeClaim":
+            meta["finalizers"] = [*meta.get("finalizers", ()), "kubernetes.io/pvc-protection"]
+            new["status"] = {"phase": "Pending"}
+        if new["kind"] == "Pod":
+            new["status"] = {"phase": "Pending"}
+        self.objects[place] = new
+        return self._store(place, "create", by)
+
+    def apply(self, obj: Object, by: str = "") -> Object:
+        """Server-side apply of a wholly owned object: made when it is missing, else merged over what is there."""
+        place = self._place(obj)
+        if place not in self.objects:
+            return self.create(obj, by)
+        new = _merge(self.objects[place], {name: value for name, value in obj.items() if name != "status"})
+        for admit in self.admission:
+            admit("update", new)
+        return self._replace(place, new, "apply", by)
+
+    def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, by: str = "") -> Object:
+        place = self._place(ref)
+        old = self._held(place, ref)
+        if status:
+            sides = {name: value for name, value in patch.items() if name == "status"}
+        else:
+            sides = {name: value for name, value in patch.items() if name != "status" or old["kind"] not in SUBRESOURCE}
+        new = _merge(old, sides)
+        for name in ("uid", "resourceVersion", "creationTimestamp", "generation", "deletionTimestamp"):
+            if name in old["metadata"]:
+                new["metadata"][name] = old["metadata"][name]
+        if not status:
+            for admit in self.admission:
+                admit("update", new)
+        return self._replace(place, new, "patch status" if status else "patch", by)
+
+    def delete(self, ref: Object, by: str = "", grace: float | None = None) -> None:
+        """A pod on a node gets its grace period, an object with finalizers waits for them; everything else goes at once.
+        Dependents are the garbage collector's (world.py)."""
+        place = self._place(ref)
+        if place not in self.objects:
+            return
+        old = self._held(place, ref)
+        meta = self.objects[place]["metadata"]
+        running = (
+            old["kind"] == "Pod" and old["spec"].get("nodeName") and old["status"]["phase"] in ("Pending", "Running")
+        )
+        if running or meta.get("finalizers"):
+            if "deletionTimestamp" not in meta:
+                period = old["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
+                meta["deletionTimestamp"] = stamp(self.clock.now + (period if running else 0))
+                self._store(place, "delete", by)
+            return
+        self.remove(place, by)
+
+    def remove(self, place: Place, by: str = "") -> None:
+        """The object is gone, whatever stood in the way."""
+        gone = self.objects.pop(place)
+        self._version += 1
+        self._tell(Write("delete", place[1], place[3], by, copy.deepcopy(gone)))
+
+    def finalize(self, obj: Object) -> None:
+        """Every finalizer is done: a terminating object goes."""
+        place = self._place(obj)
+        self.objects[place]["metadata"].pop("finalizers", None)
+        if "deletionTimestamp" in self.objects[place]["metadata"]:
+            self.remove(place)
+
+    # --- inside
+
+    def _known(self, api_version: str, kind: str) -> None:
+        if (api_version, kind) not in KINDS:
+            raise NoSuchKind(api_version, kind)
+
+    def _place(self, obj: Object) -> Place:
+        meta = obj["metadata"]
+        self._known(obj["apiVersion"], obj["kind"])
+        return (obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
+
+    def _held(self, place: Place, ref: Object) -> Object:
+        """What is there, if `ref`'s preconditions hold."""
+        found = self.objects.get(place)
+        if found is None:
+            raise ApiError(404, "NotFound", f'{place[1].lower()}s "{place[3]}" not found')
+        for name in ("uid", "resourceVersion"):
+            wanted = ref["metadata"].get(name)
+            if wanted is not None and wanted != found["metadata"][name]:
+                raise _conflict(place)
+        return found
+
+    def _replace(self, place: Place, new: Object, verb: str, by: str) -> Object:
+        old = self.objects[place]
+        _validate(new)
+        _immutable(old, new)
+        if new == old:  # a write that changes nothing makes no version
+            self._tell(Write(verb, place[1], place[3], by, copy.deepcopy(new)))
+            return copy.deepcopy(new)
+        if new.get("spec") != old.get("spec"):
+            new["metadata"]["generation"] = old["metadata"]["generation"] + 1
+        self.objects[place] = new
+        return self._store(place, verb, by)
+
+    def _store(self, place: Place, verb: str, by: str) -> Object:
+        self._version += 1
+        obj = self.objects[place]
+        obj["metadata"]["resourceVersion"] = str(self._version)
+        self._tell(Write(verb, place[1], place[3], by, copy.deepcopy(obj)))
+        return copy.deepcopy(obj)
+
+    def _tell(self, write: Write) -> None:
+        self.writes.append(write)
+        for listener in self.listeners:
+            listener(write)
+
+
+@dataclass
+class Faults:
+    """What happens to a client's calls, by their number from 1."""
+
+    crash_at: tuple[int, str] | None = None  # (n, "before" | "after"): killed there
+    errors: Mapping[int, Exception] = field(default_factory=dict)  # answered instead; the call did not take effect
+    lost_answers: Mapping[int, Exception] = field(default_factory=dict)  # raised although the call took effect
+
+
+class Client:
+    """One controller's connection to the Server: the Protocol of pretune.cluster.Cluster."""
+
+    def __init__(
+        self, server: Server, name: str = "controller", faults: Faults | None = None, pause_before: int = 0
+    ) -> None:
+        self.server, self.name, self.faults = server, name, faults or Faults()
+        self.pause_before = pause_before  # this call waits until `resume`: a process that was stopped, and goes on late
+        self.paused, self.resume = asyncio.Event(), asyncio.Event()
+        self.calls: list[str] = []
+        self.dead = False
+
+    @property
+    def writes(self) -> list[str]:
+        """The calls that write, events not counted."""
+        return [call for call in self.calls if call.split()[0] in ("create", "apply", "patch", "status", "delete")]
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        return await self._call(f"get {kind} {name}", lambda: self.server.get(api_version, kind, namespace, name))
+
+    async def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str,
+        *,
+        labels: str = "",
+        fields: str = "",
+        keep: Callable[[Object], Object] = whole,
+    ) -> list[Object]:
+        def read() -> list[Object]:
+            return [keep(one) for one in self.server.list(api_version, kind, namespace, labels, fields)]
+
+        return await self._call(f"list {kind}", read)
+
+    async def create(self, obj: Object) -> Object:
+        return await self._call(_words("create", obj), lambda: self.server.create(obj, self.name))
+
+    async def apply(self, obj: Object) -> Object:
+        return await self._call(_words("apply", obj), lambda: self.server.apply(obj, self.name))
+
+    async def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False) -> Object:
+        return await self._call(
+            _words("status" if status else "patch", ref),
+            lambda: self.server.patch(ref, patch, status=status, by=self.name),
+        )
+
+    async def delete(self, ref: Object) -> None:
+        return await self._call(_words("delete", ref), lambda: self.server.delete(ref, self.name))
+
+    async def event(self, cache: Object, event: Event) -> None:
+        return await self._call(f"event {event.reason}", lambda: self.server.events.append(event))
+
+    async def _call(self, words: str, act: Callable[[], Any]) -> Any:
+        if self.dead:
+            raise Killed(f"{self.name} is dead, and called {words}")
+        self.calls.append(words)
+        number, crash = len(self.calls), self.faults.crash_at
+        if number == self.pause_before:
+            self.paused.set()
+            await self.resume.wait()
+        if crash == (number, "before"):
+            self.dead = True
+            raise Killed(f"before call {number}: {words}")
+        if number in self.faults.errors and not words.startswith("event"):
+            raise self.faults.errors[number]
+        try:
+            answer = act()
+        finally:
+            if crash == (number, "after"):
+                self.dead = True
+                raise Killed(f"after call {number}: {words}")
+        if number in self.faults.lost_answers and not words.startswith("event"):
+            raise self.faults.lost_answers[number]
+        return answer
+
+
+def _words(verb: str, obj: Object) -> str:
+    return f"{verb} {obj['kind']} {obj['metadata']['name']}"
+
+
+def _conflict(place: Place) -> ApiError:
+    return ApiError(
+        409,
+        "Conflict",
+        f'{place[1].lower()}s "{place[3]}": the object has been modified; please apply your changes to it',
+    )
+
+
+def _merge(old: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, Mapping):
+        return copy.deepcopy(patch)
+    new = copy.deepcopy(old) if isinstance(old, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            new.pop(name, None)
+        else:
+            new[name] = _merge(new.get(name), value)
+    return new
+
+
+def _requirements(selector: str) -> Iterator[tuple[str, str, bool]]:
+    """(key, value, equal) of `a=b,c!=d`; a bare key has the value "*": it is there."""
+    for term in filter(None, selector.split(",")):
+        if "!=" in term:
+            key, value = term.split("!=", 1)
+            yield key, value, False
+        elif term.startswith("!"):
+            yield term[1:], "*", False
+        elif "=" in term:
+            key, value = term.replace("==", "=").split("=", 1)
+            yield key, value, True
+        else:
+            yield term, "*", True
+
+
+def _labels_match(obj: Object, selector: str) -> bool:
+    labels = obj["metadata"].get("labels") or {}
+    return all(
+        ((key in labels) if value == "*" else labels.get(key) == value) == equal
+        for key, value, equal in _requirements(selector)
+    )
+
+
+def _fields_match(obj: Object, selector: str) -> bool:
+    def at(path: str) -> str:
+        value: Any = obj
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return "" if value is None else str(value)
+
+    return all((at(key) == value) == equal for key, value, equal in _requirements(selector))
+
+
+def _validate(obj: Object) -> None:
+    """The few rules of the API server that our own objects could break."""
+    meta = obj["metadata"]
+    what = f"{obj['kind']} {meta['name']!r} is invalid"
+    if len(meta["name"]) > (LABEL_LIMIT if obj["kind"] == "Job" else NAME_LIMIT):
+        raise ApiError(422, "Invalid", f"{what}: metadata.name: Too long")
+    for value in (meta.get("labels") or {}).values():
+        if not isinstance(value, str) or len(value) > LABEL_LIMIT:
+            raise ApiError(422, "Invalid", f"{what}: metadata.labels: Invalid value: {value!r}")
+    for value in (meta.get("annotations") or {}).values():
+        if not isinstance(value, str):
+            raise ApiError(422, "Invalid", f"{what}: metadata.annotations: Invalid value: {value!r}")
+
+
+def _immutable(old: Object, new: Object) -> None:
+    """Fields that the API server lets nobody change after creation."""
+    fixed: dict[str, tuple[str, ...]] = {
+        "Job": ("template", "selector", "completions", "podFailurePolicy", "podReplacementPolicy"),
+        "PersistentVolumeClaim": ("accessModes", "storageClassName"),
+    }
+    for name in fixed.get(old["kind"], ()):
+        before, after = (one["spec"].get(name) for one in (old, new))
+        if before != after:
+            raise ApiError(
+                422,
+                "Invalid",
+                f'{old["kind"]} "{old["metadata"]["name"]}" is invalid: spec.{name}: Invalid value: field is immutable',
+            )

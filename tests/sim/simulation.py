@@ -1,0 +1,228 @@
+"""One namespace with one cache, the world around it and a controller: what a journey, a crash test and the state machine share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from pretune import identity
+from pretune.api import Object, Refused, Spec
+from pretune.cluster import ApiError
+from pretune.model import Key, Settings
+from pretune.reconcile import reconcile
+from pretune.sources import template_of
+
+from tests.sim.cluster import Client, Clock, Faults, Killed, Server
+from tests.sim.laws import Laws
+from tests.sim.world import Bundle, World
+
+KEY = Key("inference", "qwen3")
+CLAIM = f"pretune-{KEY.name}"
+SETTINGS = Settings(operator_image="pretune/operator:sim", priority_class="pretune-tuning")
+CACHE = ("pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name)
+DEPLOYMENT = ("apps/v1", "Deployment", KEY.namespace, KEY.name)
+REF = {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": KEY.name}}
+MOVE = 0.25  # seconds that a move of the world takes when it settles
+FAR = 4 * 3600.0  # beyond every retry, retirement and ttl
+
+
+def template(image: str = "vllm:1", **engine: Any) -> Object:
+    container = {
+        "name": "vllm",
+        "image": image,
+        "args": ["serve", "qwen3", "--port", "8000"],
+        "resources": {"limits": {"nvidia.com/gpu": "1"}},
+    }
+    return {"metadata": {"labels": {"app": "qwen3"}}, "spec": {"containers": [{**container, **engine}]}}
+
+
+class Simulation:
+    """`sim.deploy(); sim.apply(); sim.settle()`: then look."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.server = Server(self.clock)
+        self.world = World(self.server, self.clock)
+        self.laws = Laws(self.server, self.world)
+        self.loop = asyncio.new_event_loop()
+        self.clients: list[Client] = []
+        self.late: list[tuple[Client, asyncio.Task[Any]]] = []  # reconciles that were stopped in their middle
+
+    def close(self) -> None:
+        for _, task in self.late:
+            task.cancel()
+        if self.late:
+            self.loop.run_until_complete(asyncio.gather(*(task for _, task in self.late), return_exceptions=True))
+        self.loop.close()
+
+    # --- a person's hand
+
+    def deploy(self, image: str = "vllm:1", **engine: Any) -> None:
+        """Make the Deployment, or change its template."""
+        spec = {"template": template(image, **engine)}
+        if self.server.get(*DEPLOYMENT) is None:
+            self.server.create({**_named(DEPLOYMENT), "spec": spec})
+        else:
+            self.server.patch(_named(DEPLOYMENT), {"spec": spec})
+
+    def apply(self, **spec: Any) -> None:
+        """Make the cache, or change fields of its spec."""
+        if self.server.get(*CACHE) is None:
+            self.server.create({**_named(CACHE), "spec": {"source": REF, "storage": {"claim": {}}, **spec}})
+        else:
+            self.server.patch(_named(CACHE), {"spec": spec})
+
+    def delete(self, place: tuple[str, str, str, str] = CACHE) -> None:
+        self.server.delete(_named(place))
+
+    def wipe_status(self) -> None:
+        status = (self.server.get(*CACHE) or {}).get("status") or {}
+        self.server.patch(_named(CACHE), {"status": dict.fromkeys(status)}, status=True)
+
+    # --- the controller
+
+    def reconcile(self, client: Client | None = None) -> float | None:
+        """One reconcile of the key by a living controller; an error of the API is a backoff, as the work queue has it."""
+        client = client or self.client()
+        try:
+            return self.loop.run_until_complete(self._reconcile(client))
+        except (ApiError, OSError, TimeoutError):
+            return 1.0
+
+    def client(self, name: str = "controller", faults: Faults | None = None, pause_before: int = 0) -> Client:
+        client = Client(self.server, name, faults, pause_before)
+        self.clients.append(client)
+        return client
+
+    def crash(self, number: int, when: str) -> Client:
+        """A reconcile whose process is killed at its n-th call."""
+        client = self.client(faults=Faults(crash_at=(number, when)))
+        try:
+            self.reconcile(client)
+        except Killed:
+            assert client.dead
+        return client
+
+    def stop_before(self, number: int) -> None:
+        """A reconcile of another controller, stopped before its n-th call: an old leader, whose plan is carried out late."""
+        client = self.client("old leader", pause_before=number)
+        task = self.loop.create_task(self._reconcile(client))
+        waiting = self.loop.create_task(client.paused.wait())
+        self.loop.run_until_complete(asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED))
+        waiting.cancel()
+        if task.done():
+            _spent(task)
+        else:
+            self.late.append((client, task))
+
+    def go_on(self) -> None:
+        """The stopped reconciles go on, the oldest first."""
+        while self.late:
+            client, task = self.late.pop(0)
+            client.resume.set()
+            self.loop.run_until_complete(asyncio.wait([task]))
+            _spent(task)
+
+    def _reconcile(self, client: Client) -> Coroutine[Any, Any, float | None]:
+        return reconcile(KEY, client, SETTINGS, self.clock)
+
+    # --- letting it run
+
+    def settle(self, within: float = 300.0, until: Callable[[], bool] = lambda: False, limit: int = 3000) -> None:
+        """Reconcile after every move of the world, until nothing changes any more, `until` says so, or `within` seconds of
+        its clock are over."""
+        end, quiet = self.clock.now + within, 0
+        for _ in range(limit):
+            before = len(self.server.writes)
+            look = self.reconcile()
+            self.laws.check()
+            if until():
+                return
+            if moves := self.world.moves():
+                moves[0][1]()
+                self.clock.advance(MOVE)
+                self.laws.check()
+                quiet = 0
+                continue
+            if len(self.server.writes) != before:
+                quiet = 0
+                continue
+            times = [*self.world.timers()[:1], *([] if look is None else [self.clock.now + max(look, 0.01)])]
+            quiet += 1
+            if not times or quiet > 4 or min(times) > end:
+                return
+            self.clock.now = min(times)
+        raise AssertionError(f"it does not come to rest; the last writes: {self.server.writes[-12:]}")
+
+    # --- looking
+
+    @property
+    def cache(self) -> Object:
+        found = self.server.get(*CACHE)
+        assert found is not None
+        return found
+
+    @property
+    def status(self) -> Object:
+        return self.cache.get("status") or {}
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        """(status, reason) of a condition."""
+        found = next((one for one in self.status.get("conditions", ()) if one["type"] == kind), None)
+        assert found is not None, f"no condition {kind} in {self.status}"
+        return found["status"], found["reason"]
+
+    def message(self, kind: str = "Ready") -> str:
+        return str(next(one["message"] for one in self.status["conditions"] if one["type"] == kind))
+
+    @property
+    def ready(self) -> tuple[str, str]:
+        return self.condition("Ready")
+
+    @property
+    def records(self) -> list[Object]:
+        return self.status.get("bundles") or []
+
+    @property
+    def record(self) -> Object:
+        """Of the first wanted bundle."""
+        return self.records[0]
+
+    def wanted(self) -> list[str]:
+        """The ids that the cache wants, computed from its source as a person reads it; [] where that cannot be told."""
+        cache = self.server.get(*CACHE)
+        source = self.server.get(*DEPLOYMENT)
+        if cache is None or source is None:
+            return []
+        spec = Spec.of(cache)
+        try:
+            template = template_of(source)
+            return [identity.inputs(template, spec, target).bundle_id() for target in spec.targets]
+        except Refused:
+            return []
+
+    def on_claim(self, name: str = CLAIM) -> dict[str, Bundle]:
+        return {place[1]: one for place, one in self.world.bundles(KEY.namespace, name).items()}
+
+    @property
+    def engine_starts(self) -> int:
+        return len(self.world.starts)
+
+    def writes(self, kind: str = "", verb: str = "") -> list[str]:
+        """The controllers' writes that the server accepted."""
+        return [
+            f"{one.verb} {one.kind} {one.name}"
+            for one in self.server.writes
+            if one.by and kind in ("", one.kind) and verb in ("", one.verb)
+        ]
+
+
+def _named(place: tuple[str, str, str, str]) -> Object:
+    return {"apiVersion": place[0], "kind": place[1], "metadata": {"namespace": place[2], "name": place[3]}}
+
+
+def _spent(task: asyncio.Task[Any]) -> None:
+    error = task.exception()
+    if error is not None and not isinstance(error, (ApiError, OSError, TimeoutError)):
+        raise error
