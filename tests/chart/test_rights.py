@@ -1,6 +1,6 @@
 """The controller's rights: few, none of them a wildcard, and each beside the code that uses it.
 
-That nothing is missing is proven on a cluster (tests/cluster/test_rights.py): here it is read.
+That nothing is missing is proven on a cluster (tests/cluster): here they are read.
 """
 
 from __future__ import annotations

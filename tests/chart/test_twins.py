@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import dataclasses
 from typing import Any
 
 import jsonschema
 import pytest
+from pretune import wire
 from pretune.api import GROUP, KIND, PLURAL, REASONS, STATES, VERSION, Spec
 
 from tools import crd
 
+DECIDE = crd.ROOT / "operator/pretune/decide"
 FIELDS = {one.path: one for one in crd.fields() if one.path.startswith("spec.")}
 # What only the API server or a manifest reads: it is handed on whole.
 HANDED_ON = ("spec.source.workloadRef.", "spec.source.template.", ".tolerations[].")
@@ -146,6 +150,21 @@ def test_every_state_and_reason_fits_the_status() -> None:
         assert all(len(one) <= status[path]["maxLength"] for one in REASONS)
     # The API conventions' form of a condition's reason.
     assert all(one.isalnum() and one[0].isupper() for one in REASONS)
+
+
+def test_every_field_of_the_status_is_written_by_some_decision() -> None:
+    """A field is in the CRD once it acts. Names of the wire's dataclasses are written by asdict()."""
+    words = {one.name for kind in (wire.Versions, wire.Writer) for one in dataclasses.fields(kind)}
+    for path in DECIDE.glob("*.py"):
+        words |= {
+            node.value if isinstance(node, ast.Constant) else node.arg
+            for node in ast.walk(ast.parse(path.read_text()))
+            if (isinstance(node, ast.Constant) and isinstance(node.value, str))
+            or (isinstance(node, ast.keyword) and node.arg)
+        }
+    for one in crd.fields():
+        if one.path.startswith("status."):
+            assert one.path.rpartition(".")[2].removesuffix("[]") in words, f"nothing writes {one.path}"
 
 
 @pytest.mark.parametrize("field", list(crd.fields()), ids=lambda one: one.path)
