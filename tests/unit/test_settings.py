@@ -1,0 +1,68 @@
+"""What the environment may say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pretune.model import Settings
+from pretune.settings import Installation, SettingError
+
+
+def test_only_the_image_has_to_be_set() -> None:
+    settings = Installation.of({"PRETUNE_IMAGE": "registry/pretune:1"})
+    assert settings.decisions == Settings("registry/pretune:1")
+    assert (settings.namespace, settings.liveness_port, settings.workers) == ("default", 8080, 4)
+    assert settings.identity
+
+
+def test_every_variable_of_the_chart_is_read() -> None:
+    settings = Installation.of(
+        {
+            "PRETUNE_IMAGE": "registry/pretune:1",
+            "PRETUNE_IMAGE_PULL_POLICY": "Always",
+            "PRETUNE_IMAGE_PULL_SECRETS": "one, two,",
+            "PRETUNE_PRIORITY_CLASS": "low",
+            "PRETUNE_LOG_LEVEL": "DEBUG",
+            "PRETUNE_LIVENESS_PORT": "0",
+            "PRETUNE_WORKERS": "8",
+            "POD_NAMESPACE": "pretune-system",
+            "POD_NAME": "pretune-0",
+        }
+    )
+    assert settings == Installation(
+        "registry/pretune:1", "Always", ("one", "two"), "low", "pretune-system", "pretune-0", "DEBUG", 0, 8
+    )
+    assert settings.decisions == Settings("registry/pretune:1", "Always", ("one", "two"), "low")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expects"),
+    [
+        ("PRETUNE_IMAGE", " ", "is not set"),
+        ("PRETUNE_IMAGE_PULL_POLICY", "Sometimes", "Always, IfNotPresent, Never"),
+        ("PRETUNE_LOG_LEVEL", "info", "DEBUG, INFO, WARNING, ERROR"),
+        ("PRETUNE_LIVENESS_PORT", "http", "from 0 to 65535"),
+        ("PRETUNE_LIVENESS_PORT", "65536", "from 0 to 65535"),
+        ("PRETUNE_WORKERS", "0", "from 1 to 64"),
+        ("PRETUNE_WORKERS", "-1", "from 1 to 64"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_variable_and_what_is_expected(
+    name: str, value: str, expects: str
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        Installation.of({"PRETUNE_IMAGE": "x", name: value})
+    assert str(refused.value).startswith(name) and expects in str(refused.value)
+
+
+def test_a_bad_setting_ends_the_process_with_that_sentence_only() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "operator"), "PRETUNE_IMAGE": ""}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pretune"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("PRETUNE_IMAGE is not set") and ended.stderr.count("\n") == 1
