@@ -6,8 +6,8 @@ base, its Dockerfile and all that the Dockerfile copies; an image whose key has 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import os
 import platform
 import re
 import shlex
@@ -23,7 +23,7 @@ from pathlib import Path
 from localcluster.images import archives, ensure_pause, load_everywhere
 from localcluster.packages import CLUSTER, IMAGES, ensure_packages
 from localcluster.places import LOCK
-from localcluster.steps import StepError, build_folder, report, run, step
+from localcluster.steps import StepError, build_folder, locked, report, run, step
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -82,20 +82,19 @@ def all_images() -> dict[str, Image]:
 def main(names: list[str]) -> int:
     """Build and load the images of these names, or all; returns the exit code."""
     try:
+        if os.geteuid() != 0:
+            raise StepError("building the base image needs root", "run it with sudo")
         images = all_images()
         unknown = set(names) - set(images)
         if unknown:
             raise StepError(f"no such image: {', '.join(sorted(unknown))}", f"there are: {', '.join(images)}")
         ensure_packages((*CLUSTER, *IMAGES))
-        archives()
-        with open(build_folder() / "images" / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(archives() / ".lock"):
             base = ensure_base()
             for image in images.values():
                 if not names or image.name in names:
                     build(image, base)
-        with open(LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(LOCK):
             ensure_pause()
             load_everywhere()
     except StepError as failure:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 
 from localcluster.places import LOCK, NODES
-from localcluster.steps import StepError, report, step
+from localcluster.steps import StepError, locked, report, step
 from localcluster.teardown import tear_down, traces
 from localcluster.up import bring_up, label
 
@@ -17,8 +16,7 @@ def main(arguments: list[str]) -> int:
     try:
         if os.geteuid() != 0:
             raise StepError("the cluster needs root: it makes containers, bridges and mounts", "run it with sudo")
-        with open(LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(LOCK):
             match arguments:
                 case ["up"]:
                     bring_up(_node_count())

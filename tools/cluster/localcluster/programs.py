@@ -6,14 +6,13 @@ so that a checkout with another go.mod does not disturb one that was built befor
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster.steps import StepError, build_folder, run, step
+from localcluster.steps import StepError, build_folder, locked, run, step
 
 MODULES = Path(__file__).resolve().parent.parent / "go"
 KUBERNETES = "v1.34.4"
@@ -81,8 +80,7 @@ def ensure_programs() -> Path:
     folder = build_folder()
     links = folder / "bin"
     links.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two checkouts must not build the same thing side by side
+    with locked(folder / ".lock"):
         for build in BUILDS:
             built = folder / "go" / f"{build.name}-{build.key}"
             if not built.is_dir():

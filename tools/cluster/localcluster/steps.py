@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def step(title: str, log: str = STORY) -> Iterator[Path]:
         print(f"{time.monotonic() - started:7.1f} s  FAILED  {title}", flush=True)
         raise
     print(f"{time.monotonic() - started:7.1f} s  {title}", flush=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Wait until no other process holds this file: two checkouts must not do the same thing side by side."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run(
