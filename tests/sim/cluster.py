@@ -7,15 +7,16 @@
 from __future__ import annotations
 
 import asyncio
-import copy
+import marshal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pretune.api import Object
 from pretune.cluster import ApiError, NoSuchKind, whole
 from pretune.model import Event, stamp
 
+T = TypeVar("T")
 Place = tuple[str, str, str, str]  # apiVersion, kind, namespace, name
 
 # Kinds whose status is a subresource: a write to one side leaves the other as it is.
@@ -33,6 +34,11 @@ KINDS = frozenset(
 )
 NAME_LIMIT = 253
 LABEL_LIMIT = 63
+
+
+def copied(value: T) -> T:
+    """A deep copy of plain data, ten times as fast as copy.deepcopy; anything but plain data is an error."""
+    return marshal.loads(marshal.dumps(value))  # type: ignore[no-any-return]
 
 
 class Killed(BaseException):
@@ -86,24 +92,24 @@ class Server:
     def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         self._known(api_version, kind)
         found = self.objects.get((api_version, kind, namespace, name))
-        return copy.deepcopy(found) if found is not None else None
+        return copied(found) if found is not None else None
 
     def list(self, api_version: str, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Object]:
         """In the order of their names, as etcd answers. `namespace` "" is all of them."""
+        return [copied(one) for one in self.matching(api_version, kind, namespace, labels, fields)]
+
+    def matching(self, api_version: str, kind: str, namespace: str, labels: str, fields: str) -> Iterator[Object]:
+        """The stored objects themselves: not to be changed."""
         self._known(api_version, kind)
-        return [
-            copy.deepcopy(one)
-            for place, one in sorted(self.objects.items())
-            if place[:2] == (api_version, kind)
-            and namespace in ("", place[2])
-            and _labels_match(one, labels)
-            and _fields_match(one, fields)
-        ]
+        for place, one in sorted(self.objects.items()):
+            there = place[:2] == (api_version, kind) and namespace in ("", place[2])
+            if there and _labels_match(one, labels) and _fields_match(one, fields):
+                yield one
 
     # --- writing
 
     def create(self, obj: Object, by: str = "") -> Object:
-        new = copy.deepcopy(obj)
+        new = copied(obj)
         place = self._place(new)
         for admit in self.admission:
             admit("create", new)
@@ -175,7 +181,7 @@ class Server:
         """The object is gone, whatever stood in the way."""
         gone = self.objects.pop(place)
         self._version += 1
-        self._tell(Write("delete", place[1], place[3], by, copy.deepcopy(gone)))
+        self._tell(Write("delete", place[1], place[3], by, copied(gone)))
 
     def finalize(self, obj: Object) -> None:
         """Every finalizer is done: a terminating object goes."""
@@ -211,8 +217,8 @@ class Server:
         _validate(new)
         _immutable(old, new)
         if new == old:  # a write that changes nothing makes no version
-            self._tell(Write(verb, place[1], place[3], by, copy.deepcopy(new)))
-            return copy.deepcopy(new)
+            self._tell(Write(verb, place[1], place[3], by, copied(new)))
+            return copied(new)
         if new.get("spec") != old.get("spec"):
             new["metadata"]["generation"] = old["metadata"]["generation"] + 1
         self.objects[place] = new
@@ -222,8 +228,8 @@ class Server:
         self._version += 1
         obj = self.objects[place]
         obj["metadata"]["resourceVersion"] = str(self._version)
-        self._tell(Write(verb, place[1], place[3], by, copy.deepcopy(obj)))
-        return copy.deepcopy(obj)
+        self._tell(Write(verb, place[1], place[3], by, copied(obj)))
+        return copied(obj)
 
     def _tell(self, write: Write) -> None:
         self.writes.append(write)
@@ -271,7 +277,7 @@ class Client:
         keep: Callable[[Object], Object] = whole,
     ) -> list[Object]:
         def read() -> list[Object]:
-            return [keep(one) for one in self.server.list(api_version, kind, namespace, labels, fields)]
+            return [copied(keep(one)) for one in self.server.matching(api_version, kind, namespace, labels, fields)]
 
         return await self._call(f"list {kind}", read)
 
@@ -293,7 +299,7 @@ class Client:
     async def event(self, cache: Object, event: Event) -> None:
         return await self._call(f"event {event.reason}", lambda: self.server.events.append(event))
 
-    async def _call(self, words: str, act: Callable[[], Any]) -> Any:
+    async def _call(self, words: str, act: Callable[[], T]) -> T:
         if self.dead:
             raise Killed(f"{self.name} is dead, and called {words}")
         self.calls.append(words)
@@ -332,8 +338,8 @@ def _conflict(place: Place) -> ApiError:
 def _merge(old: Any, patch: Any) -> Any:
     """RFC 7396."""
     if not isinstance(patch, Mapping):
-        return copy.deepcopy(patch)
-    new = copy.deepcopy(old) if isinstance(old, dict) else {}
+        return copied(patch)
+    new = copied(old) if isinstance(old, dict) else {}
     for name, value in patch.items():
         if value is None:
             new.pop(name, None)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import yaml
 from pretune.api import BUNDLE, REASONS, ROLE, TUNING, Object
 from pretune.model import seconds

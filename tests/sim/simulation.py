@@ -46,7 +46,8 @@ class Simulation:
         self.world = World(self.server, self.clock)
         self.laws = Laws(self.server, self.world)
         self.loop = asyncio.new_event_loop()
-        self.clients: list[Client] = []
+        self.controller = self.client()
+        self.killed = 0
         self.late: list[tuple[Client, asyncio.Task[Any]]] = []  # reconciles that were stopped in their middle
 
     def close(self) -> None:
@@ -83,30 +84,33 @@ class Simulation:
     # --- the controller
 
     def reconcile(self, client: Client | None = None) -> float | None:
-        """One reconcile of the key by a living controller; an error of the API is a backoff, as the work queue has it."""
-        client = client or self.client()
+        """One reconcile of the key; an error of the API is a backoff, as the work queue has it. A killed controller's place is
+        taken by a new one, which looks at once."""
+        client = client or self.controller
         try:
             return self.loop.run_until_complete(self._reconcile(client))
         except (ApiError, OSError, TimeoutError):
             return 1.0
-
-    def client(self, name: str = "controller", faults: Faults | None = None, pause_before: int = 0) -> Client:
-        client = Client(self.server, name, faults, pause_before)
-        self.clients.append(client)
-        return client
-
-    def crash(self, number: int, when: str) -> Client:
-        """A reconcile whose process is killed at its n-th call."""
-        client = self.client(faults=Faults(crash_at=(number, when)))
-        try:
-            self.reconcile(client)
         except Killed:
             assert client.dead
-        return client
+            self.killed += 1
+            if client is self.controller:
+                self.controller = self.client("new controller")
+            return 0.0
+
+    def client(self, name: str = "controller", faults: Faults | None = None, pause_before: int = 0) -> Client:
+        return Client(self.server, name, faults, pause_before)
+
+    def crash(self, number: int, when: str) -> None:
+        """A reconcile whose process is killed at its n-th call."""
+        self.reconcile(self.client(faults=Faults(crash_at=(number, when))))
 
     def stop_before(self, number: int) -> None:
         """A reconcile of another controller, stopped before its n-th call: an old leader, whose plan is carried out late."""
-        client = self.client("old leader", pause_before=number)
+        self.lead(self.client("old leader", pause_before=number))
+
+    def lead(self, client: Client) -> None:
+        """A reconcile of this client, as far as it gets before it pauses."""
         task = self.loop.create_task(self._reconcile(client))
         waiting = self.loop.create_task(client.paused.wait())
         self.loop.run_until_complete(asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED))

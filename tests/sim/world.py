@@ -6,10 +6,10 @@ methods of their own, which a test calls by name. What it imitates was seen on a
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pretune.api import AGENT_CONTAINER, BUNDLE, CHECK_CONTAINER, ROLE, SEAL_CONTAINER, TUNING, Object
@@ -18,7 +18,7 @@ from pretune.manifests.agent_container import CLAIM_VOLUME
 from pretune.model import seconds, stamp
 from pretune.wire import ANSWERS, TASK_VARIABLE, Inputs, Report, Task, Versions, Writer
 
-from tests.sim.cluster import Clock, Server
+from tests.sim.cluster import Clock, Server, copied
 
 TRACKING = "batch.kubernetes.io/job-tracking"  # holds a pod until the Job controller has counted it
 VERSIONS = Versions(vllm="0.33.0", flashinfer="0.7.2.post1", cuda="13.0", gpu="NVIDIA B200")
@@ -216,11 +216,11 @@ class World:
             if meta.get("deletionTimestamp"):
                 # pvc-protection holds it for every scheduled pod that there still is, ended ones included
                 if not any(pod["spec"].get("nodeName") for pod in users):
-                    yield f"claim {name} is gone", lambda claim=claim: self._drop(claim)
+                    yield f"claim {name} is gone", partial(self._drop, claim)
             elif claim["status"]["phase"] == "Pending" and self.provisioner:
                 waits = self._binding_mode(claim) == "WaitForFirstConsumer"
                 if not waits or any(pod["spec"].get("nodeName") for pod in users):
-                    yield f"claim {name} is bound", lambda claim=claim: self._bind(claim)
+                    yield f"claim {name} is bound", partial(self._bind, claim)
 
     def _binding_mode(self, claim: Object) -> str:
         name = claim["spec"].get("storageClassName")
@@ -247,16 +247,16 @@ class World:
         for uid, job in jobs.items():
             name = job["metadata"]["name"]
             if _owner(job) not in caches:
-                yield f"Job {name} is collected", lambda job=job: self.server.delete(_ref(job))
+                yield f"Job {name} is collected", partial(self.server.delete, _ref(job))
             elif move := self._job_move(job, pods.get(uid, [])):
                 yield move
         for uid, orphans in pods.items():
             for pod in orphans if uid not in jobs else ():
                 name = pod["metadata"]["name"]
                 if not pod["metadata"].get("deletionTimestamp"):
-                    yield f"pod {name} is collected", lambda pod=pod: self.server.delete(_ref(pod))
+                    yield f"pod {name} is collected", partial(self.server.delete, _ref(pod))
                 elif _terminal(pod) and pod["metadata"].get("finalizers"):
-                    yield f"pod {name} is let go", lambda pod=pod: self.server.finalize(pod)
+                    yield f"pod {name} is let go", partial(self.server.finalize, pod)
 
     def _job_move(self, job: Object, pods: list[Object]) -> Move | None:
         """The one thing that the Job controller does next for a Job."""
@@ -319,7 +319,7 @@ class World:
 
     def _make_pod(self, job: Object) -> None:
         self._pods += 1
-        template, meta = copy.deepcopy(job["spec"]["template"]), job["metadata"]
+        template, meta = copied(job["spec"]["template"]), job["metadata"]
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -416,7 +416,7 @@ class World:
                 return self._start_move(pod, container)
             if container["name"] == SEAL_CONTAINER:
                 return self._seal_move(pod)
-            return f"{container['name']} ends", lambda container=container: self._look_after(pod, container)
+            return f"{container['name']} ends", partial(self._look_after, pod, container)
         return None if self.lingers else ("is over", lambda: self._finish_pod(pod))
 
     def _schedule_move(self, pod: Object) -> Move | None:
