@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from pretune import canonical, identity
 from pretune.api import Object, Refused, Target
 from pretune.engines.vllm import OVERRIDE
 from pretune.template import gpu_resources
 
-from tests.unit.builders import DEFAULT, Template, engine, spec, stored, template, templates
+from tests.unit.builders import DEFAULT, Template, engine, law, spec, stored, template, templates
 
 DATA = Path(__file__).parent / "data"
 
@@ -72,6 +71,7 @@ def test_an_engine_that_cannot_be_told_is_refused_with_the_containers_named(
         ({"limits": {"nvidia.com/gpu": 8}}, 8),
         ({"requests": {"nvidia.com/gpu": "8"}}, 8),
         ({"limits": {"nvidia.com/gpu": "8000m"}, "requests": {"nvidia.com/gpu": 8}}, 8),
+        ({"limits": {"nvidia.com/gpu": "500m"}}, 1),
         ({"limits": {"nvidia.com/mig-1g.10gb": 2}}, 2),
         ({"limits": {"nvidia.com/gpu.shared": 1}}, 1),
         ({"limits": {"cpu": 8, "amd.com/gpu": 1, "nvidia.com/gpumem": 4000}}, 0),
@@ -86,7 +86,7 @@ def test_gpus_are_counted_wherever_the_container_asks_for_them(resources: Object
 # --- the fingerprint
 
 
-@given(templates())
+@law(templates())
 def test_what_the_author_wrote_and_what_the_api_server_stored_have_one_fingerprint(pod: Object) -> None:
     assert fingerprint(pod) == fingerprint(stored(pod))
 
@@ -99,7 +99,7 @@ def test_a_deployment_that_a_real_api_server_stored_has_the_fingerprint_of_what_
     assert fingerprint(written) == fingerprint(kept)
 
 
-@given(templates())
+@law(templates())
 def test_a_fingerprint_leaves_the_template_as_it_is(pod: Object) -> None:
     before = copy.deepcopy(pod)
     identity.inputs(pod, spec(engineContainer="vllm"), DEFAULT)
@@ -198,7 +198,7 @@ def test_the_devices_of_a_claim_template_are_part_of_the_fingerprint() -> None:
     assert fingerprint(pod("one-b200")) == fingerprint(pod("one-b200", called="device"))
 
 
-@given(st.lists(st.tuples(st.sampled_from("ABC"), st.text("AB$()", max_size=6)), max_size=5))
+@law(st.lists(st.tuples(st.sampled_from("ABC"), st.text("AB$()", max_size=6)), max_size=5))
 def test_env_that_the_kubelet_would_make_equal_is_equal(pairs: list[tuple[str, str]]) -> None:
     """The kubelet's own rule, written another way: each value is expanded by hand, character by character."""
     env = [{"name": name, "value": value} for name, value in pairs]
@@ -306,7 +306,7 @@ def test_no_two_images_products_revisions_or_targets_share_a_bundle() -> None:
     assert len(set(ids)) == 16
 
 
-@given(templates(), templates())
+@law(templates(), templates())
 def test_two_templates_share_a_bundle_only_with_equal_inputs(one: Object, other: Object) -> None:
     this, that = (identity.inputs(pod, spec(engineContainer="vllm"), DEFAULT) for pod in (one, other))
     assert (this.bundle_id() == that.bundle_id()) == (this == that)
@@ -477,7 +477,7 @@ def test_a_container_to_keep_that_is_not_there_is_refused_with_the_names() -> No
     assert refused.message == "spec.tuning.keepContainers[0]: no container gone; the pod has vllm, proxy"
 
 
-@given(templates())
+@law(templates())
 def test_no_template_makes_refusal_fail(pod: Object) -> None:
     refused = identity.refusal(pod, spec(engineContainer="vllm"), DEFAULT)
     assert refused is None or refused.message

@@ -10,7 +10,6 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from pretune import api, identity
 from pretune.api import Object, Target
@@ -29,6 +28,7 @@ from tests.unit.builders import (
     Template,
     cache,
     engine,
+    law,
     spec,
     stored,
     template,
@@ -77,7 +77,7 @@ def env_of(container: Object) -> dict[str, Any]:
 # --- invariant 10
 
 
-@given(templates())
+@law(templates())
 def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place(pod: Object) -> None:
     served, tuning = pod["spec"]["containers"][0], engine_in(tuned(pod))
     ours = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "restartPolicy", "env", "volumeMounts")
@@ -93,7 +93,7 @@ def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place
     assert not {"readinessProbe", "livenessProbe", "lifecycle"} & set(tuning)
 
 
-@given(templates())
+@law(templates())
 def test_the_job_tunes_what_its_fingerprint_says(pod: Object) -> None:
     """What runs before and as the engine in the Job has the fingerprint of the template, were it a template itself."""
     job = tuned(pod)
@@ -101,12 +101,12 @@ def test_the_job_tunes_what_its_fingerprint_says(pod: Object) -> None:
     assert identity.fingerprint(copied, "vllm") == job["metadata"]["annotations"][api.FINGERPRINT]
 
 
-@given(templates())
+@law(templates())
 def test_the_job_of_a_template_as_stored_is_that_of_the_template_as_written(pod: Object) -> None:
     assert tuned(stored(pod))["metadata"]["name"] == tuned(pod)["metadata"]["name"]
 
 
-@given(templates())
+@law(templates())
 def test_making_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them(pod: Object) -> None:
     the_cache, before = cache(engineContainer="vllm", tuning={"tolerations": [{"key": "x"}]}), copy.deepcopy(pod)
     cache_before = copy.deepcopy(the_cache)
@@ -136,7 +136,7 @@ def test_the_override_stays_where_it_stood_so_that_what_refers_to_it_finds_ours(
 # --- invariants 6 and 7
 
 
-@given(templates())
+@law(templates())
 def test_no_label_of_the_template_is_on_the_tuning_pod(pod: Object) -> None:
     labels = tuned(pod)["spec"]["template"]["metadata"]["labels"]
     assert not set(pod["metadata"]["labels"]) & set(labels)
@@ -213,12 +213,12 @@ IDS = st.builds(
 )
 
 
-@given(CACHES, IDS, st.integers(1, 20))
+@law(CACHES, IDS, st.integers(1, 20))
 def test_a_jobs_name_is_a_dns_label_for_any_cache_target_and_attempt(name: str, bundle: str, attempt: int) -> None:
     assert LABEL.fullmatch(attempt_name(name, bundle, attempt))
 
 
-@given(st.lists(st.tuples(CACHES, IDS, st.integers(1, 20)), unique=True, min_size=2, max_size=6))
+@law(st.lists(st.tuples(CACHES, IDS, st.integers(1, 20)), unique=True, min_size=2, max_size=6))
 def test_no_two_attempts_share_a_name(attempts: list[tuple[str, str, int]]) -> None:
     assert len({attempt_name(*one) for one in attempts}) == len(attempts)
 
@@ -363,7 +363,7 @@ def test_the_engine_has_started_when_it_would_be_ready(pod: Template, handler: O
     assert task_of(seal_in(job)).ready == url
 
 
-@given(st.integers(60, 10**6))
+@law(st.integers(60, 10**6))
 def test_the_probe_never_gives_up_before_the_deadline(deadline: int) -> None:
     probe = engine_in(tuned(engine(), tuning={"deadlineSeconds": deadline}))["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > deadline + 60
@@ -372,7 +372,7 @@ def test_the_probe_never_gives_up_before_the_deadline(deadline: int) -> None:
 # --- the pod
 
 
-@given(templates(), st.lists(NAMES, max_size=3))
+@law(templates(), st.lists(NAMES, max_size=3))
 def test_what_starts_before_the_engine_keeps_its_order_and_only_init_containers_and_kept_ones_do(
     pod: Object, more: list[str]
 ) -> None:
@@ -402,7 +402,7 @@ def test_init_containers_and_kept_sidecars_stay_as_they_are_and_a_kept_container
     assert before[2:] == [{"name": "store", "image": "vllm:1", "args": ["-x"], "restartPolicy": "Always"}]
 
 
-@given(templates())
+@law(templates())
 def test_every_mount_has_its_volume_and_no_volume_is_there_for_nothing(pod: Object) -> None:
     made = pod_of(tuned(pod))
     mounted = {
@@ -491,7 +491,7 @@ def test_the_targets_terms_are_laid_over_the_pods_own() -> None:
 # --- check and seal
 
 
-@given(templates())
+@law(templates())
 def test_only_the_engine_keeps_its_gpus(pod: Object) -> None:
     job = tuned(pod)
     for one in (check_in(job), seal_in(job)):
@@ -500,7 +500,7 @@ def test_only_the_engine_keeps_its_gpus(pod: Object) -> None:
     assert identity.gpus(engine_in(job)) == identity.gpus(pod["spec"]["containers"][0]) == task_of(seal_in(job)).gpus
 
 
-@given(templates())
+@law(templates())
 def test_check_copies_the_engines_resources_so_that_no_quota_counts_it(pod: Object) -> None:
     own, copied = engine_in(tuned(pod)).get("resources", {}), check_in(tuned(pod))["resources"]
     named = ("cpu", "memory", "ephemeral-storage")
@@ -556,7 +556,7 @@ def test_check_and_seal_run_in_the_engines_image_with_its_path() -> None:
         ]  # fmt: skip
 
 
-@given(templates())
+@law(templates())
 def test_the_task_arrives_as_it_was_meant_whatever_dollars_the_engines_words_hold(pod: Object) -> None:
     served = pod["spec"]["containers"][0]
     for one in (check_in(tuned(pod)), seal_in(tuned(pod))):
@@ -740,7 +740,7 @@ def test_jobs_on_the_claim_tolerate_what_the_targets_do_since_the_claim_may_hold
     assert pod_of(job)["tolerations"] == [taint]
 
 
-@given(CACHES)
+@law(CACHES)
 def test_names_of_small_jobs_are_dns_labels_too(name: str) -> None:
     key = Key("inference", name)
     for job in (

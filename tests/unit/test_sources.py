@@ -6,11 +6,10 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
 from pretune import sources
 from pretune.api import Object, Refused
 
-from tests.unit.builders import engine, stored, templates
+from tests.unit.builders import engine, law, stored, templates
 
 
 def workload(template: Any, kind: str = "Deployment") -> Object:
@@ -21,7 +20,7 @@ def inline(template: Any) -> Object:
     return {"kind": "AutotuneCache", "metadata": {"name": "qwen3"}, "spec": {"source": {"template": template}}}
 
 
-@given(templates())
+@law(templates())
 def test_the_template_is_handed_on_as_its_author_wrote_it(pod: Object) -> None:
     assert sources.template_of(workload(pod)) == pod
     assert sources.template_of(inline(pod)) == pod
@@ -87,6 +86,6 @@ def test_a_template_of_another_form_is_invalid_with_the_field_since_nobody_else_
     )
 
 
-@given(templates())
+@law(templates())
 def test_what_the_api_server_stored_is_always_of_the_form(pod: Object) -> None:
     sources.template_of(workload(stored(pod)))
