@@ -139,19 +139,26 @@ def profiles_seen(log: str) -> int:
     return sum(int(total) for total in re.findall(r"100%\|[^|]*\| (\d+)/\d+", log))
 
 
-def messages(log: str) -> list[str]:
-    """The lines that pretune's facts know, without prefixes, folders, numbers of entries and names of operations."""
-    known = (
-        "Using FlashInfer", "Loaded ", "Saved ", "Preloaded ", "Autotuning process", "Running FlashInfer autotune",
-        "Not saving", "was created in a different", "Managed autotune cache attached", "Failed to persist",
-    )  # fmt: skip
-    said = []
+_TOLD = (
+    "Using FlashInfer", "Using legacy FlashInfer", "Running FlashInfer autotune", "Skipping FlashInfer autotune",
+    "[Autotuner]: Autotuning process", "[Autotuner]: Loaded", "[Autotuner]: Saved", "[Autotuner]: Preloaded", "[Autotuner]: Cache file",
+    "[Autotuner]: Not saving", "[Autotuner]: Managed autotune cache", "[Autotuner]: Failed to persist", "[Autotuner]: Ignoring invalid",
+)  # fmt: skip
+
+
+def messages(log: str) -> set[str]:
+    """What it said about its tuning, each once: without prefixes, folders, and keys of entries; ranks speak in any order."""
+    said = set()
     for line in log.replace("\r", "\n").splitlines():
-        starts = [line.find(part) for part in known if part in line]
-        if not starts:
-            continue
-        text = re.sub(r"'?/[^\s,)';:]*", "PATH", line[min(starts) :])
-        text = re.sub(r"\(\w+, '\w+', .*\)\)|for \(.*?False\)", "KEY", text)
-        text = re.sub(r", hits=\d+, misses=\d+", "", text)
-        said.append(text.strip())
+        starts = [line.find(part) for part in _TOLD if part in line]
+        if starts:
+            text = re.sub(r"for key .*|for \('.*?\)\) under", "for KEY", line[min(starts) :])
+            text = re.sub(r", hits=\d+, misses=\d+", "", text)
+            text = re.sub(r"/[^\s,)';:]*(?=/[^\s,)';:/]+)", "", text)  # folders; the last name stays
+            text = re.sub(
+                r"/(?:[0-9a-f]{24}\.json|[0-9a-f]{16}|test_[^\s,)';:.]*|cache|v2|entries|\.autotune_\w+\.tmp)\b",
+                "/NAME",
+                text,
+            )
+            said.add(text)
     return said

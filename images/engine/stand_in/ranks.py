@@ -27,6 +27,7 @@ class World(NamedTuple):
     ranks: List[Rank]
     groups: List[List[Rank]]  # those that tune together
     is_simple: bool  # one rank, one stage, one node: what FlashInfer's managed store needs
+    legacy: str  # what 0.33 says where it is not simple, if anything
 
 
 def worlds(release: Release, arguments: Arguments) -> List[World]:
@@ -60,7 +61,18 @@ def worlds(release: Release, arguments: Arguments) -> List[World]:
     replicas = [replica(index) for index in range(dp if own_files else 1)]
     if one_world:
         replicas = [[rank for ranks in replicas for rank in ranks]]
-    return [World(ranks, _groups(ranks, pp), len(ranks) == 1 and nodes == 1) for ranks in replicas]
+    return [
+        World(ranks, _groups(ranks, pp), len(ranks) == 1 and nodes == 1, _legacy(ranks, pp, nodes))
+        for ranks in replicas
+    ]
+
+
+def _legacy(ranks: List[Rank], pp: int, nodes: int) -> str:
+    if pp > 1 or (nodes == 1 and len(ranks) == 1):
+        return ""
+    if nodes > 1:
+        return "multi-node deployments; managed-cache synchronization is currently supported only within one node."
+    return "multi-rank deployments until FlashInfer coordinates cache hits."
 
 
 def _groups(ranks: List[Rank], pp: int) -> List[List[Rank]]:

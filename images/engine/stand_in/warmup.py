@@ -67,6 +67,9 @@ class WarmUp:
         if keeps is Keeps.MANAGED and world.is_simple:
             self._managed(world)
         elif keeps in (Keeps.MANAGED, Keeps.PER_RANK):
+            if keeps is Keeps.MANAGED and world.legacy:
+                line = f"Using legacy FlashInfer autotune cache synchronization for {world.legacy}"
+                vllm_log(world.ranks[0].label).info(line)
             self._per_rank(world)
         elif keeps is Keeps.SHARED:
             self._shared(world)
