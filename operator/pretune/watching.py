@@ -1,7 +1,8 @@
 """Wakes caches when an object changes that they name in their spec: a workload, a claim of the user's.
 
-Such objects have no label of ours, and to watch every Deployment of the cluster for the few that are named would cost memory and
-rights. So each is watched alone, by name and metadata only, once, however many caches name it.
+Such objects have no label of ours, and to watch every Deployment of the cluster for the few that are named would be much for little.
+So they are watched by name and metadata only. Names of one kind in one namespace share a watch of that namespace, since each watch
+holds a connection, and a connection of asyncio's TLS 350 KiB (200 caches with one each: 145 MiB instead of 75).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pretune.api import Object, Spec
@@ -21,12 +23,18 @@ UNREADABLE = 30.0  # seconds between tries at what we may not read, or a kind th
 SHORTEST = 1.0  # seconds between two streams; doubled to UNREADABLE while they fail
 
 
-class Named(NamedTuple):
-    """An object that a cache names."""
+class Place(NamedTuple):
+    """What one watch is about."""
 
     api_version: str
     kind: str
     namespace: str
+
+
+class Named(NamedTuple):
+    """An object that a cache names."""
+
+    place: Place
     name: str
 
 
@@ -38,63 +46,93 @@ def named(cache: Object) -> frozenset[Named]:
     spec, namespace = Spec.of(cache), cache["metadata"]["namespace"]
     objects = set()
     if ref := spec.workload_ref:
-        objects.add(Named(ref["apiVersion"], ref["kind"], namespace, ref["name"]))
+        objects.add(Named(Place(ref["apiVersion"], ref["kind"], namespace), ref["name"]))
     if spec.claim.existing:
-        objects.add(Named("v1", "PersistentVolumeClaim", namespace, spec.claim.existing))
+        objects.add(Named(Place("v1", "PersistentVolumeClaim", namespace), spec.claim.existing))
     return frozenset(objects)
 
 
+@dataclass
+class _Stream:
+    """The watch of a place: of its only name, or of all of it."""
+
+    only: str
+    task: asyncio.Task[None]
+
+
 class Watching:
-    """One watch for each object that some key names; `wake` is called with every key that names it."""
+    """`wake` is called with every key that names an object, when that object comes, changes or goes."""
 
     def __init__(self, watch: Watch, wake: Callable[[Key], None]) -> None:
         self._watch, self._wake = watch, wake
-        self._keys: dict[Named, set[Key]] = {}
-        self._tasks: dict[Named, asyncio.Task[None]] = {}
+        self._named: dict[Key, frozenset[Named]] = {}
+        self._keys: dict[Place, dict[str, set[Key]]] = {}  # the same by place and name
+        self._told: dict[Named, object] = {}  # the state that its keys were last woken for
+        self._streams: dict[Place, _Stream] = {}
         self._group: asyncio.TaskGroup | None = None
 
     def follow(self, key: Key, objects: Iterable[Named]) -> None:
         """From now on `key` names these objects, and no others."""
-        wanted = frozenset(objects)
-        for one in wanted:
-            self._keys.setdefault(one, set()).add(key)
-        for one in [one for one, keys in self._keys.items() if key in keys and one not in wanted]:
-            self._keys[one].discard(key)
-            if not self._keys[one]:
-                del self._keys[one]
-        self._adjust()
+        before, after = self._named.pop(key, frozenset()), frozenset(objects)
+        if after:
+            self._named[key] = after
+        for one in after - before:
+            self._keys.setdefault(one.place, {}).setdefault(one.name, set()).add(key)
+        for one in before - after:
+            self._keys[one.place][one.name].discard(key)
+            if not self._keys[one.place][one.name]:
+                del self._keys[one.place][one.name]
+                self._told.pop(one, None)
+        for place in {one.place for one in before ^ after}:
+            self._adjust(place)
 
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as self._group:
-            self._adjust()
+            for place in list(self._keys):
+                self._adjust(place)
             await asyncio.Event().wait()
 
-    def _adjust(self) -> None:
-        if self._group is None:
+    def _adjust(self, place: Place) -> None:
+        """Have the stream that the names need: none, the only name's, or the namespace's, which serves a single name as well."""
+        names, stream = self._keys[place], self._streams.get(place)
+        if not names:
+            del self._keys[place]
+        if self._group is None or (names and stream is not None and (not stream.only or names.keys() == {stream.only})):
             return
-        for one in self._tasks.keys() - self._keys.keys():
-            self._tasks.pop(one).cancel()
-        for one in self._keys.keys() - self._tasks.keys():
-            self._tasks[one] = self._group.create_task(self._follow(one))
+        if stream is not None:
+            self._streams.pop(place).task.cancel()
+        if names:
+            only = next(iter(names)) if len(names) == 1 else ""
+            self._streams[place] = _Stream(only, self._group.create_task(self._follow(place, only)))
 
-    async def _follow(self, one: Named) -> None:
-        seen, pause = None, SHORTEST
+    async def _follow(self, place: Place, only: str) -> None:
+        pause = SHORTEST
         while True:
+            found: set[str] = set()
             try:
-                async for change, obj in self._watch(*one):
+                async for change, obj in self._watch(*place, only):
                     pause = SHORTEST
-                    state = _state(obj) if change != "DELETED" else None
-                    if state != seen:
-                        seen = state
-                        for key in self._keys.get(one, ()):
-                            self._wake(key)
+                    if change == "LISTED":
+                        for name in self._keys[place].keys() - found:
+                            self._tell(Named(place, name), None)
+                    else:
+                        found.add(obj["metadata"]["name"])
+                        self._tell(Named(place, obj["metadata"]["name"]), _state(obj) if change != "DELETED" else None)
             except NoSuchKind:
                 pause = UNREADABLE
             except (ApiError, OSError, TimeoutError) as error:
                 pause = UNREADABLE if isinstance(error, ApiError) and error.code == 403 else min(2 * pause, UNREADABLE)
-                log.debug("%s %s/%s: the watch ended: %s", one.kind, one.namespace, one.name, error)
+                log.debug("%s in %s: the watch ended: %s", place.kind, place.namespace, error)
             await asyncio.sleep(pause)
+
+    def _tell(self, one: Named, state: object) -> None:
+        """Wake whoever names it, if its state is news; the first one is, since it may have changed since the cache was looked at."""
+        keys = self._keys[one.place].get(one.name)
+        if keys and (one not in self._told or self._told[one] != state):
+            self._told[one] = state
+            for key in keys:
+                self._wake(key)
 
 
 def _state(obj: Object) -> tuple[str, str]:

@@ -265,18 +265,18 @@ def test_a_watch_tells_what_is_there_and_then_what_changes_without_bookmarks() -
     api = Api().on(
         f"GET {JOBS}", (200, there), (200, [change("BOOKMARK", "6"), change("MODIFIED", "7"), change("DELETED", "8")])
     )
-    assert watched(api) == [("ADDED", "3"), ("MODIFIED", "7"), ("DELETED", "8")]
+    assert watched(api) == [("ADDED", "3"), ("LISTED", ""), ("MODIFIED", "7"), ("DELETED", "8")]
     first, second = (query for _, query, *_ in api.asked)
     assert first == {"fieldSelector": "metadata.name=j"}
     assert second["resourceVersion"] == "5" and second["allowWatchBookmarks"] == "true"
     assert "as=PartialObjectMetadata;" in api.asked[1][3]["Accept"]
 
 
-def test_a_watch_of_what_is_not_there_says_so_first() -> None:
+def test_a_watch_of_what_is_not_there_lists_nothing_first() -> None:
     api = Api().on(
         f"GET {JOBS}", (200, {"metadata": {"resourceVersion": "5"}, "items": []}), (200, [change("ADDED", "7")])
     )
-    assert watched(api) == [("DELETED", ""), ("ADDED", "7")]
+    assert watched(api) == [("LISTED", ""), ("ADDED", "7")]
 
 
 def test_a_watch_that_was_forgotten_is_an_error() -> None:

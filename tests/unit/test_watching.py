@@ -10,43 +10,50 @@ import pytest
 from pretune.api import Object
 from pretune.cluster import ApiError, NoSuchKind
 from pretune.model import Key
-from pretune.watching import UNREADABLE, Named, Watching, named
+from pretune.watching import UNREADABLE, Named, Place, Watching, named
 
 from tests.unit.objects import cache
 from tests.unit.virtual import run
 
-A, B = Key("ns", "a"), Key("ns", "b")
-ONE, TWO = (Named("apps/v1", "Deployment", "ns", name) for name in ("one", "two"))
+A, B, C = Key("ns", "a"), Key("ns", "b"), Key("ns", "c")
+PLACE = Place("apps/v1", "Deployment", "ns")
+ONE, TWO = Named(PLACE, "one"), Named(PLACE, "two")
 
 
-def deployment(generation: int, version: int = 1, uid: str = "u") -> Object:
-    return {"metadata": {"uid": uid, "generation": generation, "resourceVersion": str(version)}}
+def deployment(generation: int, version: int = 1, uid: str = "u", name: str = "one") -> Object:
+    return {"metadata": {"name": name, "uid": uid, "generation": generation, "resourceVersion": str(version)}}
 
 
 def claim(version: int) -> Object:
-    return {"metadata": {"uid": "u", "resourceVersion": str(version)}}
+    return {"metadata": {"name": "one", "uid": "u", "resourceVersion": str(version)}}
 
 
 class Streams:
-    """The API server's streams: each is a list of changes or errors, then it ends; the last one stays open."""
+    """The API server's streams: each is a list of changes, seconds of silence, or an error; then it ends, or stays open."""
 
-    def __init__(self, *streams: list[Any]) -> None:
-        self.streams, self.opened = list(streams), []  # type: tuple[list[list[Any]], list[tuple[float, Named]]]
-        self.open: list[Named] = []
+    def __init__(self, *streams: list[Any], stay: bool = False) -> None:
+        self.streams, self.stay = list(streams), stay
+        self.opened: list[tuple[float, str]] = []  # when, and of which name ("" is the namespace)
+        self.open: list[str] = []
 
-    async def __call__(self, *place: str) -> AsyncIterator[tuple[str, Object]]:
-        one = Named(*place)
-        self.opened.append((now(), one))
-        self.open.append(one)
+    async def __call__(
+        self, api_version: str, kind: str, namespace: str, name: str
+    ) -> AsyncIterator[tuple[str, Object]]:
+        assert (api_version, kind, namespace) == PLACE
+        self.opened.append((now(), name))
+        self.open.append(name)
         try:
             for change in self.streams.pop(0) if self.streams else []:
                 if isinstance(change, Exception):
                     raise change
-                yield change
-            if not self.streams:
+                if isinstance(change, int):
+                    await asyncio.sleep(change)
+                else:
+                    yield change
+            if self.stay or not self.streams:
                 await asyncio.Event().wait()
         finally:
-            self.open.remove(one)
+            self.open.remove(name)
 
 
 def now() -> float:
@@ -73,23 +80,30 @@ async def one_names_it(watching: Watching) -> None:
     await asyncio.sleep(300)
 
 
-GONE: tuple[str, Object] = ("DELETED", {})
+LISTED: tuple[str, Object] = ("LISTED", {})
+GONE = ("DELETED", deployment(1))
+
+
+def there(generation: int = 1, **more: Any) -> list[Any]:
+    return [("ADDED", deployment(generation, **more)), LISTED]
 
 
 @pytest.mark.parametrize(
     ("case", "streams", "wakes"),
     [
-        ("it is there", [[("ADDED", deployment(1))]], 1),
-        ("it is not there: the cache was told already", [[GONE]], 0),
-        ("it is made later", [[GONE, ("ADDED", deployment(1))]], 1),
-        ("its spec changes", [[("ADDED", deployment(1)), ("MODIFIED", deployment(2, 2))]], 2),
-        ("only its status changes", [[("ADDED", deployment(1)), ("MODIFIED", deployment(1, 2))]], 1),
-        ("it is deleted", [[("ADDED", deployment(1)), GONE]], 2),
-        ("it is made anew", [[("ADDED", deployment(1)), GONE, ("ADDED", deployment(1, 9, "other"))]], 3),
-        ("the stream ends and nothing was missed", [[("ADDED", deployment(1))], [("ADDED", deployment(1, 5))]], 1),
-        ("the stream ends and a change was missed", [[("ADDED", deployment(1))], [("ADDED", deployment(2))]], 2),
-        ("the stream ends and its end was missed", [[("ADDED", deployment(1))], [GONE]], 2),
-        ("a kind that counts no changes of its spec", [[("ADDED", claim(1)), ("MODIFIED", claim(2))]], 2),
+        ("it is there", [there()], 1),
+        ("it is not there", [[LISTED]], 1),
+        ("it is made later", [[LISTED, ("ADDED", deployment(1))]], 2),
+        ("its spec changes", [[*there(), ("MODIFIED", deployment(2, 2))]], 2),
+        ("only its status changes", [[*there(), ("MODIFIED", deployment(1, 2))]], 1),
+        ("it is deleted", [[*there(), GONE]], 2),
+        ("it is made anew", [[*there(), GONE, ("ADDED", deployment(1, 9, "other"))]], 3),
+        ("another of the namespace changes", [[*there(), ("MODIFIED", deployment(2, name="other"))]], 1),
+        ("the stream ends and nothing was missed", [there(), there(version=5)], 1),
+        ("the stream ends and a change was missed", [there(), there(2)], 2),
+        ("the stream ends and its end was missed", [there(), [LISTED]], 2),
+        ("the stream ends, and again, while it is not there", [[LISTED], [LISTED], [LISTED]], 1),
+        ("a kind that counts no changes of its spec", [[("ADDED", claim(1)), LISTED, ("MODIFIED", claim(2))]], 2),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -108,7 +122,7 @@ def test_a_key_is_woken_when(case: str, streams: list[list[Any]], wakes: int) ->
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_watched_is_tried_again(case: str, error: Exception, again: list[float]) -> None:
-    streams = Streams([error], [error], [("ADDED", deployment(1))])
+    streams = Streams([error], [error], there())
     assert [key for _, key in play(streams, one_names_it)] == [A]
     assert [at for at, _ in streams.opened] == again
 
@@ -120,22 +134,44 @@ def test_one_watch_serves_every_cache_that_names_the_object() -> None:
         watching.follow(B, [ONE])
         await asyncio.sleep(1)
 
-    streams = Streams([("ADDED", deployment(1))])
+    streams = Streams(there())
     assert sorted(key for _, key in play(streams, story)) == [A, B]
-    assert len(streams.opened) == 1
+    assert [name for _, name in streams.opened] == ["one"]
+
+
+def test_several_names_of_a_namespace_share_a_watch_and_each_wakes_its_own() -> None:
+    async def story(watching: Watching) -> None:
+        watching.follow(A, [ONE])
+        await asyncio.sleep(1)
+        watching.follow(B, [TWO])
+        await asyncio.sleep(1)
+        assert streams.open == [""]
+        watching.follow(C, [Named(PLACE, "three")])
+        await asyncio.sleep(10)
+        assert [name for _, name in streams.opened] == ["one", ""]  # the third joins the watch that runs
+
+    two = ("ADDED", deployment(1, name="two")), ("MODIFIED", deployment(2, name="two"))
+    streams = Streams(there(), [two[0], *there(), 5, two[1], ("DELETED", deployment(1, name="three"))], stay=True)
+    woken = [key for _, key in play(streams, story)]
+    assert woken.count(A) == 1  # known since the first watch
+    assert woken.count(B) == 2  # it was told, and its object changed
+    assert woken.count(C) == 1  # its object went; nothing was known of it
 
 
 def test_what_no_cache_names_any_more_is_not_watched() -> None:
     async def story(watching: Watching) -> None:
-        watching.follow(A, [ONE, TWO])
+        watching.follow(A, [ONE])
         watching.follow(B, [ONE])
         await asyncio.sleep(1)
         watching.follow(A, [])
         await asyncio.sleep(1)
-        assert streams.open == [ONE]
+        assert streams.open == ["one"]
         watching.follow(B, [TWO])
         await asyncio.sleep(1)
-        assert streams.open == [TWO]
+        assert streams.open == ["two"]
+        watching.follow(B, [])
+        await asyncio.sleep(1)
+        assert streams.open == []
 
     streams = Streams()
     play(streams, story)
@@ -145,7 +181,7 @@ def test_a_cache_names_its_workload_and_a_claim_of_the_users() -> None:
     ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "one"}
     the_cache = cache(source={"workloadRef": ref}, storage={"existingClaim": {"name": "shared"}})
     assert named(the_cache) == {
-        Named("apps/v1", "Deployment", "inference", "one"),
-        Named("v1", "PersistentVolumeClaim", "inference", "shared"),
+        Named(Place("apps/v1", "Deployment", "inference"), "one"),
+        Named(Place("v1", "PersistentVolumeClaim", "inference"), "shared"),
     }
     assert named(cache()) == frozenset()
