@@ -41,7 +41,7 @@ def image_versions(command: Sequence[str], path: str, pythonpath: str = "") -> V
 
 
 def _interpreters(command: Sequence[str], path: str) -> Iterator[str]:
-    """Candidates, the best first; one may come twice."""
+    """The one that the command itself names: where it has no vLLM, none is known. Else candidates, the best first."""
     words = vllm.words_of(command)
     named = [word for word in words if word.rsplit("/", 1)[-1] == "vllm" or _PYTHON.match(word.rsplit("/", 1)[-1])]
     for word in named[:1] + words[:1] + ["vllm", "python3"]:
@@ -49,6 +49,8 @@ def _interpreters(command: Sequence[str], path: str) -> Iterator[str]:
         interpreter = program and _interpreter(program, path)
         if interpreter:
             yield interpreter
+            if word in words:
+                return
 
 
 def _which(word: str, path: str) -> Optional[str]:

@@ -10,6 +10,9 @@ from pretune.manifests.claim import claim
 from pretune.model import Apply
 
 
+PATIENCE = 10.0  # seconds between looks at the events of a claim that does not bind: nothing else tells of them
+
+
 @dataclass(frozen=True)
 class Storage:
     """ready: attempts may start. stalled: only a person can change it."""
@@ -103,4 +106,5 @@ def _usable(draft: Draft, found: Object) -> Storage:
         default=None,
     )
     said = f": {newest['message']}" if newest else ""
+    draft.at(draft.now + PATIENCE)
     return Storage(False, "ClaimPending", f"claim {name} is not bound{said}")
