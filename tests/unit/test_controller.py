@@ -1,0 +1,96 @@
+"""What kopf is told and what the kubelet is; that keys are woken is seen on the real cluster (tests/cluster)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import aiohttp
+import pytest
+from kubernetes.aio.client.configuration import Configuration
+from pretune.api import CACHE
+from pretune.controller import DEAD, LABELLED, connection, handlers, kopf_settings, serve_health
+from pretune.model import Key
+from pretune.watching import Named
+
+from tests.unit.objects import cache
+
+
+class Woken:
+    """A queue and a watching that note what they are told."""
+
+    def __init__(self, stuck: float = 0.0) -> None:
+        self.keys: list[Key] = []
+        self.followed: dict[Key, frozenset[Named]] = {}
+        self._stuck = stuck
+
+    def wake(self, key: Key) -> None:
+        self.keys.append(key)
+
+    def follow(self, key: Key, objects: Any) -> None:
+        self.followed[key] = frozenset(objects)
+
+    def stuck(self) -> float:
+        return self._stuck
+
+
+def handle(woken: Woken, handler: str, **told: Any) -> None:
+    registry: Any = handlers(woken, woken)  # type: ignore[arg-type]
+    found = next(one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler)
+    asyncio.run(found(**told))
+
+
+def test_a_cache_wakes_its_key_and_is_followed_to_what_it_names_until_it_is_deleted() -> None:
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}
+    obj, woken, key = cache(source={"workloadRef": ref}), Woken(), Key("inference", "qwen3")
+    told = {"namespace": "inference", "name": "qwen3"}
+    handle(woken, "cache", event={"type": None, "object": obj}, **told)
+    assert woken.keys == [key] and [one.name for one in woken.followed[key]] == ["serving"]
+    handle(woken, "cache", event={"type": "DELETED", "object": obj}, **told)
+    assert woken.keys == [key, key] and woken.followed[key] == frozenset()
+
+
+def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
+    woken = Woken()
+    handle(woken, "part", namespace="ns", labels={CACHE: "demo", "app": "x"})
+    assert woken.keys == [Key("ns", "demo")]
+
+
+def test_kopf_has_no_handler_that_could_write_to_an_object() -> None:
+    registry: Any = handlers(Woken(), Woken())  # type: ignore[arg-type]
+    for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
+        assert not part.get_all_handlers()
+
+
+def test_jobs_pods_and_claims_are_filtered_by_the_api_server() -> None:
+    selectors = kopf_settings().watching.label_selectors
+    assert [selectors[kind] for kind in LABELLED] == [CACHE] * 3
+
+
+@pytest.mark.parametrize(
+    ("key", "scheme", "token"),
+    [("bearer abc", "Bearer", "abc"), ("Bearer abc\n", "Bearer", "abc"), ("", None, None)],
+)
+def test_kopf_reaches_the_same_cluster_as_the_same_identity(key: str, scheme: str | None, token: str | None) -> None:
+    config = Configuration(host="https://10.0.0.1:443")
+    config.ssl_ca_cert, config.cert_file, config.key_file = "ca.crt", "me.crt", "me.key"
+    if key:
+        config.api_key["BearerToken"] = key
+    info = connection(config)
+    assert (info.server, info.ca_path, info.insecure) == ("https://10.0.0.1:443", "ca.crt", False)
+    assert (info.certificate_path, info.private_key_path) == ("me.crt", "me.key")
+    assert (info.scheme, info.token) == (scheme, token)
+
+
+@pytest.mark.parametrize(("stuck", "status"), [(0.0, 200), (DEAD - 1, 200), (DEAD, 503)])
+def test_the_kubelet_is_told_when_the_queue_does_not_move(stuck: float, status: int) -> None:
+    async def ask() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        async with serve_health(port, Woken(stuck)), aiohttp.ClientSession() as session:  # type: ignore[arg-type]
+            async with session.get(f"http://127.0.0.1:{port}/healthz") as answer:
+                return answer.status
+
+    assert asyncio.run(ask()) == status
