@@ -145,13 +145,19 @@ def content(folder: Path) -> dict[str, bytes | None]:
 
 
 @contextmanager
-def engine(*answers: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """An HTTP engine that gives these answers in turn, the last one for ever: its URL, and the headers of what was asked."""
-    left, asked = list(answers), []
+def engine(*answers: int, silent_from: int = 1000) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """An HTTP engine that gives these answers in turn, the last one for ever: its URL, and the headers of what was asked.
+
+    From the question of this number on it does not answer until the end.
+    """
+    left, asked, over = list(answers), [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(dict(self.headers))
+            if len(asked) >= silent_from:
+                over.wait(60)
+                return
             self.send_response(left.pop(0) if len(left) > 1 else left[0])
             self.send_header("Location", "/elsewhere")
             self.end_headers()
@@ -165,6 +171,7 @@ def engine(*answers: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
     try:
         yield f"http://127.0.0.1:{server.server_port}/health", asked
     finally:
+        over.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -106,6 +106,13 @@ def test_a_bundle_that_is_there_ends_the_attempt_with_its_own_data(pod: Pod) -> 
     assert snapshot(pod.bundles) == before and pod.staging() == []
 
 
+def test_a_bundle_whose_seal_died_before_its_last_mode_gets_it(pod: Pod) -> None:
+    pod.sealed(ranks(1))
+    pod.bundle().chmod(0o755)
+    assert pod.run("check").reason == "Sealed"
+    assert stat.S_IMODE(pod.bundle().stat().st_mode) == 0o555
+
+
 def test_a_torn_bundle_does_not_end_the_attempt_and_is_said(pod: Pod) -> None:
     pod.sealed(ranks(1))
     (pod.bundle() / "manifest.json").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Callable
@@ -332,6 +333,31 @@ def test_an_engine_that_still_writes_publishes_nothing(pod: Pod, ready: bool) ->
         assert pod.found() is None and pod.staging() == []
 
 
+def test_a_file_that_changed_behind_its_size_and_time_is_not_published_unjudged(pod: Pod) -> None:
+    class Sly(Disk):
+        def mkdir(self, parent: Folder, name: str, mode: int = 0o755) -> None:
+            super().mkdir(parent, name, mode)
+            file = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+            times = file.stat()
+            with file.open("r+b") as open_file:
+                open_file.write(b"[")
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    report = pod.wrote(ranks(1)).run("seal", disk=Sly())
+    assert report.reason == "EngineNotReady" and "changed while it was copied" in report.message
+    assert pod.found() is None
+
+
+def test_a_claim_that_gives_back_other_bytes_gets_no_bundle(pod: Pod) -> None:
+    class Faulty(Disk):
+        def write(self, fd: int, data: bytes) -> None:
+            super().write(fd, data.replace(b"Runner", b"Bunner"))
+
+    report = pod.wrote(ranks(1)).run("seal", disk=Faulty())
+    assert report.reason == "SealFailed" and "other bytes than were written" in report.message
+    assert pod.found() is None and pod.staging() == []
+
+
 def test_a_foreign_file_may_go_on_changing(pod: Pod) -> None:
     pod.wrote({**ranks(1), "engine.log": b"1"})
     assert pod.run("seal", disk=_Writing(pod, "engine.log")).reason == "Sealed"
@@ -404,7 +430,30 @@ def test_a_torn_bundle_is_replaced(pod: Pod, wreck: str) -> None:
     pod.bundle().chmod(0o555)
     report = pod.run("seal", "pod-2", gpus=2)
     assert report.reason == "Sealed" and pod.found().digest == report.digest
+    assert content(pod.bundle() / "tactics") == content(pod.tactics)
     assert pod.staging() == []
+
+
+def test_a_bundle_sealed_in_place_of_the_torn_one_that_is_being_removed_is_put_back(pod: Pod, tmp_path: Path) -> None:
+    pod.sealed(ranks(1))
+    whole = tmp_path / "whole"
+    shutil.copytree(pod.bundle(), whole)
+    before = content(whole)
+    pod.bundle().chmod(0o755)
+    (pod.bundle() / "manifest.json").unlink()
+
+    class Late(Disk):
+        """Between our look at the torn bundle and our rename another seal replaces it."""
+
+        def rename(self, source: Folder, name: str, to: Folder, new: str) -> None:
+            if name == INPUTS.bundle_id() and whole.exists():
+                pod.bundle().rename(tmp_path / "torn")
+                whole.rename(pod.bundle())
+            super().rename(source, name, to, new)
+
+    report = pod.wrote(ranks(1, 9)).run("seal", "pod-2", disk=Late())
+    assert (report.reason, report.entries) == ("Sealed", 3)
+    assert content(pod.bundle()) == before and pod.staging() == []
 
 
 def test_a_bundle_of_other_inputs_under_our_id_is_left_alone(pod: Pod) -> None:

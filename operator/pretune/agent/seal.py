@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 from pretune.agent.context import Context
 from pretune.agent.disk import Folder, Problem, open_root
@@ -16,6 +16,7 @@ from pretune.agent.store import (
     MANIFEST,
     Bundle,
     Store,
+    Torn,
     fill,
     make_store,
     on_claim,
@@ -29,7 +30,7 @@ from pretune.agent.store import (
 )
 from pretune.agent.versions import image_versions
 from pretune.engines import vllm
-from pretune.wire import Manifest, Part, Report, Versions, Writer
+from pretune.wire import File, Manifest, Part, Report, Versions, Writer
 
 PART = "tactics"
 LOOKS = 150  # at an engine that cannot be asked: until two in a row are equal
@@ -68,7 +69,7 @@ def _publish(
         disk.mkdir(staging, BUNDLE)
         with staging.folder(BUNDLE) as new:
             files = fill(new, PART, found.files, seen.folders, lambda path: _same(folder, path, digests), disk)
-            prove(new, PART, files, seen.folders)
+            _read_back(new, files, seen.folders)
             manifest = _manifest(
                 context, found, Part(PART, vllm.OVERRIDE, found.layout, found.entries, files, seen.folders), staging
             )
@@ -97,6 +98,13 @@ def _manifest(context: Context, found: vllm.Tactics, part: Part, staging: Folder
         parts=[part],
         message=", ".join(one for one in (found.message(), note) if one),
     )
+
+
+def _read_back(new: Folder, files: Sequence[File], folders: Sequence[str]) -> None:
+    try:
+        prove(new, PART, files, folders)
+    except Torn as torn:
+        raise Problem("SealFailed", "the claim gives back other bytes than were written: %s" % torn) from None
 
 
 def _ask(context: Context, when: str) -> None:

@@ -1,0 +1,50 @@
+"""How long seal takes to publish 200 files, against `cp -R` and `sync` of the same files on the same disk.
+
+    python -m tests.bench.publish [FOLDER]        FOLDER lies on the disk to measure; default: the system's temporary folder
+
+Seal reads and judges every file, copies it, syncs it and its folders, reads it back and renames: `cp -R; sync` does only the second.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tests.agent.pod import INPUTS, Pod, managed
+
+FILES = 200
+ROUNDS = 9
+
+
+def main() -> None:
+    where = sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        pod = Pod(Path(folder)).wrote(managed(FILES - 1))
+        copies = Path(folder) / "copies"
+        copies.mkdir()
+        subprocess.run(["sync"], check=True)
+        ours, theirs = [], []
+        for number in range(ROUNDS):
+            begin = time.perf_counter()
+            report = pod.run("seal", inputs=replace(INPUTS, revision=str(number)))
+            ours.append(time.perf_counter() - begin)
+            assert report.reason == "Sealed", report
+            begin = time.perf_counter()
+            subprocess.run(["cp", "-R", str(pod.tactics), str(copies / str(number))], check=True)
+            subprocess.run(["sync", "-f", str(copies)], check=True)
+            theirs.append(time.perf_counter() - begin)
+    seal, copy = statistics.median(ours), statistics.median(theirs)
+    print(f"publish of {FILES} files, median of {ROUNDS}, on {platform.node()} ({platform.machine()})")
+    print(f"  seal                 {seal * 1000:8.1f} ms")
+    print(f"  cp -R, sync -f       {copy * 1000:8.1f} ms")
+    print(f"  ratio                {seal / copy:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
