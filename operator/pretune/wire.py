@@ -13,17 +13,10 @@ from typing import Any, Dict, List, Mapping, Optional, Type, TypeVar
 SCHEMA = "pretune.dev/bundle/v1"
 TASK_VARIABLE = "PRETUNE_TASK"
 POD_UID_VARIABLE = "PRETUNE_POD_UID"  # by the downward API: check, seal and prune name their staging folder after it
-
-# Where the agent's containers find things; manifests mounts them there.
-CLAIM_ROOT = "/pretune/claim"  # the claim at its root, no subPath
-TACTICS_ROOT = "/pretune/tactics"  # the override folder: an emptyDir shared with the engine
-AGENT_ROOT = "/pretune/agent"  # the ConfigMap
-AGENT_FILE = "agent.pyz"
 TERMINATION_LOG = "/dev/termination-log"
-POD_UID_VARIABLE = "PRETUNE_POD_UID"
 
 # Where things are in a container of ours, and in the engine (the tactics: its override variable points there).
-CLAIM_MOUNT = "/pretune/claim"
+CLAIM_MOUNT = "/pretune/claim"  # the claim at its root, no subPath
 AGENT_MOUNT = "/pretune/agent"
 TACTICS_MOUNT = "/pretune/tactics"
 AGENT_FILE = "agent.pyz"  # the ConfigMap's key
@@ -213,7 +206,7 @@ class Report:
     def _of(cls, data: Dict[str, Any]) -> "Report":
         for name, kind in (("versions", Versions), ("writer", Writer)):
             if data.get(name) is not None:
-                data[name] = _build(kind, data[name])  # type: ignore[arg-type]
+                data[name] = _build(kind, data[name])
         data["bundles"] = [cls._of(one) for one in data.get("bundles", [])]
         if not data.get("by") or not data.get("reason"):
             raise WireError("report: no by or no reason")

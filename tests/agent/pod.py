@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import ssl
 import stat
 import threading
 from collections.abc import Iterator
@@ -145,7 +146,9 @@ def content(folder: Path) -> dict[str, bytes | None]:
 
 
 @contextmanager
-def engine(*answers: int, silent_from: int = 1000) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def engine(
+    *answers: int, silent_from: int = 1000, at: str = "127.0.0.1", certificate: tuple[Path, Path] | None = None
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """An HTTP engine that gives these answers in turn, the last one for ever: its URL, and the headers of what was asked.
 
     From the question of this number on it does not answer until the end.
@@ -165,11 +168,15 @@ def engine(*answers: int, silent_from: int = 1000) -> Iterator[tuple[str, list[d
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((at, 0), Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/health", asked
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/health", asked
     finally:
         over.set()
         server.shutdown()

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,6 +278,38 @@ def test_an_http_engine_is_asked_before_and_after_with_the_probes_headers(pod: P
     with engine(200) as (url, asked):
         assert pod.wrote(ranks(1)).run("seal", ready=url, headers={"Authorization": "Bearer x"}).reason == "Sealed"
     assert [one["Authorization"] for one in asked] == ["Bearer x", "Bearer x"]
+
+
+def test_an_engine_that_listens_on_the_pods_address_only_is_found_there(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "127.0.0.2")
+    with engine(200, at="127.0.0.2") as (url, asked):
+        report = pod.wrote(ranks(1)).run("seal", ready=url)
+    assert report.reason == "Sealed" and len(asked) == 2
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
+def test_an_https_engine_needs_no_certificate_that_is_trusted(pod: Pod, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key", tmp_path / "cert"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        "-subj",
+        "/CN=x",
+    ]
+    subprocess.run(made, check=True, capture_output=True)
+    with engine(200, certificate=(certificate, key)) as (url, _):
+        assert url.startswith("https://")
+        assert pod.wrote(ranks(1)).run("seal", ready=url).reason == "Sealed"
 
 
 def test_a_redirect_is_an_answer_as_for_the_kubelet(pod: Pod) -> None:

@@ -15,8 +15,8 @@ from pretune.agent.disk import Disk
 class Context:
     task: wire.Task
     pod: str  # its uid: names the staging folder
-    claim: str = wire.CLAIM_ROOT
-    tactics: str = wire.TACTICS_ROOT
+    claim: str = wire.CLAIM_MOUNT
+    tactics: str = wire.TACTICS_MOUNT
     path: str = os.defpath
     pythonpath: str = ""
     disk: Disk = field(default_factory=Disk)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 import time
-from typing import Mapping
-from urllib.parse import urlsplit
+from typing import List, Mapping
+from urllib.parse import SplitResult, urlsplit
 
 
 def ask(url: str, headers: Mapping[str, str], tries: int = 3, pause: float = 1.0, timeout: float = 10.0) -> str:
@@ -14,23 +15,34 @@ def ask(url: str, headers: Mapping[str, str], tries: int = 3, pause: float = 1.0
 
     Like the kubelet it needs no proxy and takes any redirect for an answer. Several tries: one reset connection is no dead engine.
     """
+    parts = urlsplit(url)
     said = ""
     for left in range(tries - 1, -1, -1):
-        try:
-            status = _get(url, headers, timeout)
-            if 200 <= status < 400:
-                return ""
-            said = "%s answered %d" % (url, status)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            said = "%s: %s" % (url, error or type(error).__name__)
+        for host in _hosts(parts.hostname or ""):
+            try:
+                status = _get(parts, host, headers, timeout)
+                if 200 <= status < 400:
+                    return ""
+                said = "%s answered %d" % (url, status)
+                break
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                said = "%s: %s" % (url, error or type(error).__name__)
         if left:
             time.sleep(pause)
     return said
 
 
-def _get(url: str, headers: Mapping[str, str], timeout: float) -> int:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+def _hosts(host: str) -> List[str]:
+    """The pod's own address too, after the loopback: an engine may listen there only, which is where the kubelet asks it."""
+    if host not in ("127.0.0.1", "localhost"):
+        return [host]
+    try:
+        return [host, *sorted({str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)} - {host})]
+    except OSError:
+        return [host]
+
+
+def _get(parts: SplitResult, host: str, headers: Mapping[str, str], timeout: float) -> int:
     if parts.scheme.lower() == "https":
         context = ssl.create_default_context()
         context.check_hostname = False
