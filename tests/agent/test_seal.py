@@ -192,8 +192,8 @@ def _too_deep(pod: Pod) -> None:
         (_odd_name, "..json"),
         (_line_break, r"a\nb"),
         (_no_text, r"\udcff"),
-        (_too_many, "more than 10000 files"),
-        (_too_large, "more than 256 MiB"),
+        (_too_many, "more than 10000 files; one too many is 9999.json"),
+        (_too_large, "more than 256 MiB; the largest file is " + KEY + "/big.json"),
         (_too_deep, "a/b/c/d/e/f/g/h"),
     ],
 )

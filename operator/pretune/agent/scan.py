@@ -34,7 +34,10 @@ def scan(root: Folder) -> Scan:
     found = Scan()
     _scan(root, "", 1, found)
     if sum(size for size, _, _ in found.files.values()) > MOST_BYTES:
-        raise Problem("UnsafeFiles", "the engine left more than %d MiB" % (MOST_BYTES >> 20))
+        largest = max(found.files, key=lambda path: found.files[path][0])
+        raise Problem(
+            "UnsafeFiles", "the engine left more than %d MiB; the largest file is %s" % (MOST_BYTES >> 20, largest)
+        )
     return found
 
 
@@ -48,7 +51,7 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
         if not sane(name):
             raise Problem("UnsafeFiles", "%s: not a name that an engine gives" % ascii(path)[:200])
         if len(found.files) + len(found.folders) >= MOST_FILES:
-            raise Problem("UnsafeFiles", "the engine left more than %d files" % MOST_FILES)
+            raise Problem("UnsafeFiles", "the engine left more than %d files; one too many is %s" % (MOST_FILES, path))
         try:
             seen = folder.lstat(name)
         except PermissionError as error:

@@ -405,8 +405,12 @@ def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tenso
 
     block = (tensor or 1) if pipeline > 1 else 0
     groups: Dict[int, List[_File]] = {}
-    for (_, rank), one in sorted(files.items()):
-        groups.setdefault(rank // block if block else 0, []).append(one)
+    loaded: Set[int] = set()  # the blocks of one replica
+    for (dp, rank), one in sorted(files.items()):
+        place = rank // block if block else 0
+        groups.setdefault(place, []).append(one)
+        if dp == min(by_dp):
+            loaded.add(place)
     for members in groups.values():
         for one in members:
             if one.compared != members[0].compared:
@@ -415,7 +419,7 @@ def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tenso
                     "%s has %d entries, %s has %d: the ranks disagree, each start would tune again"
                     % (members[0].path, members[0].entries, one.path, one.entries),
                 )
-    return sum(max(one.entries for one in members) for members in groups.values())
+    return sum(groups[place][0].entries for place in loaded)
 
 
 def _missing(by_dp: Mapping[int, Set[int]], tensor: Optional[int], pipeline: int) -> str:
