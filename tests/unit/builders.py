@@ -197,6 +197,11 @@ def _containers(volumes: list[str]) -> st.SearchStrategy[Object]:
     )
 
 
+def _affinity(value: str) -> Object:
+    terms = [{"matchExpressions": [{"key": "pool", "operator": "In", "values": [value]}]}]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
 @st.composite
 def templates(draw: st.DrawFn) -> Object:
     """A pod template whose engine is its container "vllm", with other containers, init containers, sidecars, labels, terms."""
@@ -224,6 +229,7 @@ def templates(draw: st.DrawFn) -> Object:
             optional={
                 "nodeSelector": st.just({"zone": "a", "gpu": ""}),
                 "nodeName": st.just("node0"),
+                "affinity": st.builds(_affinity, NAMES),
                 "hostname": st.just("qwen"),
                 "tolerations": st.just([{"operator": "Exists"}]),
                 "serviceAccountName": st.just("model"),

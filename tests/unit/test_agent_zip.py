@@ -18,8 +18,8 @@ from pretune.wire import Inputs
 ROOT = Path(pretune.__file__).parent
 
 
-def names() -> list[str]:
-    return zipfile.ZipFile(io.BytesIO(agent.agent()[1])).namelist()
+def entries() -> list[zipfile.ZipInfo]:
+    return zipfile.ZipFile(io.BytesIO(agent.agent()[1])).infolist()
 
 
 def test_the_name_is_that_of_the_content() -> None:
@@ -40,13 +40,17 @@ def test_the_same_files_make_the_same_bytes_whatever_their_dates_and_modes(tmp_p
     assert agent.agent.__wrapped__()[0] != agent.agent()[0]
 
 
+def test_no_clock_is_in_the_bytes() -> None:
+    assert {one.date_time for one in entries()} == {(1980, 1, 1, 0, 0, 0)}
+
+
 def test_it_holds_the_agent_the_engines_and_the_wire_and_nothing_of_the_controller() -> None:
     ours = {
         f"pretune/{file.relative_to(ROOT).as_posix()}"
         for part in ("agent", "engines")
         for file in (ROOT / part).rglob("*.py")
     }
-    assert set(names()) == {"__main__.py", "pretune/__init__.py", "pretune/wire.py"} | ours
+    assert {one.filename for one in entries()} == {"__main__.py", "pretune/__init__.py", "pretune/wire.py"} | ours
 
 
 def test_it_fits_a_config_map_with_room() -> None:

@@ -515,7 +515,7 @@ def test_seal_is_small_and_its_requests_are_its_limits_so_that_a_guaranteed_pod_
 
 
 def test_where_the_pod_has_resources_of_its_own_ours_ask_for_none_since_they_could_exceed_them() -> None:
-    job = tuned(engine().pod(resources={"limits": {"cpu": 1, "memory": "1Gi"}}))
+    job = tuned(engine(resources={"limits": {"cpu": 1}}).pod(resources={"limits": {"cpu": 1, "memory": "1Gi"}}))
     assert check_in(job)["resources"] == seal_in(job)["resources"] == {}
 
 

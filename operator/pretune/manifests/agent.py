@@ -22,14 +22,12 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can say
 
 @functools.cache
 def agent() -> tuple[str, bytes]:
-    """Name `pretune-agent-<12 hex>` and bytes. The same files make the same bytes: sorted, one date, one mode, not compressed
+    """Name `pretune-agent-<12 hex>` and bytes. The same files make the same bytes: sorted, one date, not compressed
     (zlib's releases differ, and a python3 without zlib can still read it)."""
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
         for name, content in (("__main__.py", _MAIN), *_files()):
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system, entry.external_attr = 3, 0o644 << 16  # as on Unix, wherever it is made
-            archive.writestr(entry, content)
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
     return f"pretune-agent-{hashlib.sha256(raw.getvalue()).hexdigest()[:12]}", raw.getvalue()
 
 
