@@ -31,7 +31,7 @@ PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED = "Pending", "Tuning", "
 STATES = (PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED)
 
 
-class Refused(Exception):  # noqa: N818 - the word of the conditions
+class Refused(Exception):
     """The user must act: becomes a condition, is never retried by itself. The message names the object and the field."""
 
     def __init__(self, reason: str, message: str) -> None:

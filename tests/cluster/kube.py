@@ -36,7 +36,7 @@ PATHS = {
 CLUSTER_WIDE = {"PersistentVolume", "Namespace", "Node", "ClusterRole", "ClusterRoleBinding"}
 
 
-class Refusal(Exception):  # noqa: N818 - the word of the tables
+class Refusal(Exception):
     """The API server's answer to something that it does not take: `code`, and its sentence."""
 
     def __init__(self, code: int, message: str) -> None:

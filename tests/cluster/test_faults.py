@@ -197,8 +197,7 @@ def test_storage_that_cannot_be_used_is_said_before_any_job(
 ) -> None:
     kube.create(claim(namespace, "rwop", "local-rwx-wait", "ReadWriteOncePod"))
     apply(template=engine(), storage=storage)
-    cache = ready(kind="StorageReady", status="False", reason=reason)
-    assert words in condition(cache, "StorageReady")["message"]
+    ready(kind="StorageReady", status="False", reason=reason)
     kube.until("AutotuneCache", namespace, "demo", lambda c: words in condition(c, "StorageReady")["message"], 30)
     assert not kube.list("Job", namespace, TUNING)
 

@@ -9,7 +9,6 @@ from pretune.decide.draft import Draft
 from pretune.manifests.claim import claim
 from pretune.model import Apply
 
-
 PATIENCE = 10.0  # seconds between looks at the events of a claim that does not bind: nothing else tells of them
 
 
