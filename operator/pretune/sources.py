@@ -12,7 +12,7 @@ MAP: Any = {"*": str}
 _ENTRIES: Any = [{"name": str}]
 _RESOURCES: Any = {"limits": {}, "requests": {}, "claims": _ENTRIES}
 _PROBE: Any = {
-    "httpGet": {"path": str, "host": str, "scheme": str, "httpHeaders": [{}]},
+    "httpGet": {"path": str, "host": str, "scheme": str, "httpHeaders": [{"name": str, "value": str}]},
     "exec": {},
     "grpc": {},
     "tcpSocket": {},

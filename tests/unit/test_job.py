@@ -311,7 +311,7 @@ PROBES: list[tuple[str, Template, Object, str | None]] = [
             }
         ),
         {**web(1, httpHeaders=[{"name": "A", "value": "b"}]), "timeoutSeconds": 9},
-        None,
+        "http://127.0.0.1:1/health",
     ),
     (
         "a named port stays, and is resolved for seal",
@@ -360,7 +360,9 @@ def test_the_engine_has_started_when_it_would_be_ready(pod: Template, handler: O
         "successThreshold": 1,
         "failureThreshold": 360,
     }
-    assert task_of(seal_in(job)).ready == url
+    task = task_of(seal_in(job))
+    assert task.ready == url
+    assert task.headers == ({"A": "b"} if "httpHeaders" in handler.get("httpGet", {}) else {})
 
 
 @law(st.integers(60, 10**6))

@@ -46,9 +46,9 @@ def engine_sidecar(engine: Object, deadline: int) -> Object:
 
 
 def ready_url(engine: Object) -> str | None:
-    """Where seal asks an HTTP engine whether it is ready. None: not over HTTP, with headers of its own, or at an unknown port."""
+    """Where seal asks an HTTP engine whether it is ready. None: not over HTTP, or at a port whose name is unknown."""
     probe = _question(engine).get("httpGet")
-    if not probe or probe.get("httpHeaders"):
+    if not probe:
         return None
     port = probe.get("port")
     if isinstance(port, str) and not port.isdigit():
@@ -59,6 +59,12 @@ def ready_url(engine: Object) -> str | None:
     host = f"[{host}]" if ":" in host else host
     path = probe.get("path") or "/"
     return f"{(probe.get('scheme') or 'HTTP').lower()}://{host}:{port}{path if path.startswith('/') else '/' + path}"
+
+
+def ready_headers(engine: Object) -> dict[str, str]:
+    """The headers to ask with: those of the probe (a repeated one counts once)."""
+    headers = _question(engine).get("httpGet", {}).get("httpHeaders") or ()
+    return {one.get("name", ""): one.get("value", "") for one in headers}
 
 
 def _question(engine: Object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pretune.manifests.agent_container import (
     agent_container,
     copied_resources,
 )
-from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_url, sidecar, words
+from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_headers, ready_url, sidecar, words
 from pretune.model import Settings
 from pretune.template import engine_of, gpus, is_sidecar, required_terms
 from pretune.wire import TACTICS_MOUNT, Inputs, Task
@@ -64,6 +64,7 @@ def pod_template(
         gpus=gpus(engine),
         command=words(engine),
         ready=ready_url(engine),
+        headers=ready_headers(engine),
         allow=sorted(spec.allow),
     )
     before = [*_kept(pod, engine, spec.keep_containers), engine_sidecar(engine, spec.deadline_seconds)]
