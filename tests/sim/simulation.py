@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from pretune import identity
-from pretune.api import Object, Refused, Spec
+from pretune.api import SEALED, Object, Refused, Spec
 from pretune.cluster import ApiError
 from pretune.model import Key, Settings
 from pretune.reconcile import reconcile
@@ -48,6 +49,7 @@ class Simulation:
         self.loop = asyncio.new_event_loop()
         self.controller = self.client()
         self.killed = 0
+        self.chance: random.Random | None = None  # what happens next is drawn from it, instead of the first thing
         self.late: list[tuple[Client, asyncio.Task[Any]]] = []  # reconciles that were stopped in their middle
 
     def close(self) -> None:
@@ -139,12 +141,17 @@ class Simulation:
         end, quiet = self.clock.now + within, 0
         for _ in range(limit):
             before = len(self.server.writes)
-            look = self.reconcile()
+            moves = self.world.moves()
+            if moves and self.chance and self.chance.random() < 0.5:
+                look = None  # events come together: not every one has a reconcile of its own
+            else:
+                look = self.reconcile()
+                moves = self.world.moves()
             self.laws.check()
             if until():
                 return
-            if moves := self.world.moves():
-                moves[0][1]()
+            if moves:
+                moves[self.chance.randrange(len(moves)) if self.chance else 0][1]()
                 self.clock.advance(MOVE)
                 self.laws.check()
                 quiet = 0
@@ -187,6 +194,15 @@ class Simulation:
     @property
     def records(self) -> list[Object]:
         return self.status.get("bundles") or []
+
+    @property
+    def any_records(self) -> list[Object]:
+        """Also where there is no cache."""
+        return ((self.server.get(*CACHE) or {}).get("status") or {}).get("bundles") or []
+
+    @property
+    def sealed_ids(self) -> set[str]:
+        return {one["id"] for one in self.any_records if one["state"] == SEALED}
 
     @property
     def record(self) -> Object:

@@ -87,6 +87,7 @@ class World:
         # knobs
         self.free_gpus = True
         self.no_node_for: set[str] = set()  # GPU products
+        self.idle_roles: set[str] = set()  # whose pods find no node
         self.quota = ""  # the API server's sentence when it refuses a pod
         self.kueue = False
         self.provisioner = True
@@ -437,6 +438,8 @@ class World:
             if claim["status"]["phase"] != "Bound" and self._binding_mode(claim) == "Immediate":
                 return "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
         product = (pod["spec"].get("nodeSelector") or {}).get("nvidia.com/gpu.product")
+        if pod["metadata"]["labels"][ROLE] in self.idle_roles:
+            return "0/1 nodes are available: 1 Insufficient cpu."
         if pod["metadata"]["labels"][ROLE] == TUNING and (not self.free_gpus or product in self.no_node_for):
             return "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
         return ""
@@ -511,7 +514,7 @@ class World:
         if name == _engine(pod):
             task = _task(pod, SEAL_CONTAINER)
             bundle = pod["metadata"]["labels"][BUNDLE]
-            there = (task.cache, bundle) in self._volume(pod).bundles
+            there = not again and (task.cache, bundle) in self._volume(pod).bundles
             self.starts.append(Start(bundle, pod["metadata"]["uid"], there))
         pod["status"]["phase"] = "Running" if name == SEAL_CONTAINER else "Pending"
         self._write(pod)
@@ -763,3 +766,9 @@ def end_of(pod: Object, container: str) -> Object | None:
     """How a container ended, or None: for tests."""
     found = _state(pod, container).get("terminated")
     return dict(found) if found else None
+
+
+def running(pod: Object) -> set[str]:
+    """The names of its containers that run."""
+    parts = [*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())]
+    return {one["name"] for one in parts if "running" in one["state"]}
