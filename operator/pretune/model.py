@@ -60,6 +60,9 @@ class Observed:
     source: Object | Refused | None = (
         None  # a pod template {metadata, spec} as its author wrote it; None: the cache names none
     )
+    source_claims: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # that the template mounts: access modes by name
     claim: Object | None = None  # the PersistentVolumeClaim, ours or the user's
     storage_class: Object | None = None  # of the claim, when it is Pending
     claim_events: tuple[Object, ...] = ()  # when it is Pending

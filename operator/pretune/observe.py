@@ -36,9 +36,10 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
         _source(cluster, cache, spec),
     )
     waiting = _waits_for_pod(jobs, pods, now)
-    (storage_class, agents_named), (claim_events, *job_events) = await asyncio.gather(
+    (storage_class, source_claims, agents_named), (claim_events, *job_events) = await asyncio.gather(
         asyncio.gather(
             _storage_class(cluster, claim),
+            _source_claims(cluster, key, source),
             _agents_named(cluster, key, any(one["metadata"]["name"] != current for one in agents)),
         ),
         asyncio.gather(*(_events(cluster, one) for one in (claim if _pending(claim) else None, *waiting))),
@@ -49,6 +50,7 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
         agent_name=current,
         cache=_lean(cache),
         source=source,
+        source_claims=source_claims,
         claim=_lean(claim) if claim else None,
         storage_class=storage_class,
         claim_events=claim_events,
@@ -84,6 +86,14 @@ async def _without_cache(
         namespace_has_caches=bool(others),
         claim_users=frozenset(pod["metadata"]["name"] for pod in pods if name in pod["claims"]),
     )
+
+
+async def _source_claims(cluster: Cluster, key: Key, source: Object | Refused | None) -> dict[str, tuple[str, ...]]:
+    """Access modes of the claims that a template mounts, by name: those that are there."""
+    volumes = [] if source is None or isinstance(source, Refused) else source["spec"].get("volumes") or []
+    names = sorted({one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim")})
+    claims = await asyncio.gather(*(cluster.get("v1", "PersistentVolumeClaim", key.namespace, name) for name in names))
+    return {one["metadata"]["name"]: tuple(one["spec"].get("accessModes") or ()) for one in claims if one}
 
 
 async def _source(cluster: Cluster, cache: Object, spec: Spec) -> Object | Refused | None:

@@ -178,7 +178,9 @@ class Report:
     writer: Optional[Writer] = None
     seconds: int = 0  # tunedSeconds
     at: str = ""  # sealedAt
-    fingerprint: str = ""  # in inspect's answers: adoption compares it, and remembers it for bundles that it did not ask for
+    fingerprint: str = (
+        ""  # in inspect's answers: adoption compares it, and remembers it for bundles that it did not ask for
+    )
     bundles: List["Report"] = field(default_factory=list)  # inspect: the bundles found whole, wanted ones first
     more: int = 0  # inspect: bundles found beyond ANSWERS
 

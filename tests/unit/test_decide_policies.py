@@ -111,9 +111,15 @@ def test_an_unknown_claim_is_asked_before_anything_is_tuned() -> None:
 
 
 def test_a_known_claim_gets_an_attempt_and_the_agent_before_it() -> None:
-    plan = decide(seen(cache(KNOWN), agents=()), NOW)
-    assert [type(one) for one in plan.actions] == [Apply, Create]
-    assert ready(plan) == ("False", "WaitingForPod")
+    given = {"the_cache": cache(KNOWN), "agents": ()}
+    [agent] = decide(seen(**given), NOW).actions
+    assert isinstance(agent, Apply)
+    made = {"kind": "ConfigMap", "metadata": {"name": "pretune-agent-0"}}
+    plan = decide(seen(**given, outcomes={agent.name: Outcome(200, "", made)}), NOW)
+    assert [type(one) for one in plan.actions] == [Create] and plan.look_again == 0
+    assert decide(seen(cache(KNOWN)), NOW).actions == plan.actions
+    refused = decide(seen(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW)
+    assert not names(refused.actions, Create) and ready(refused) == ("False", "PodRefused")
 
 
 def test_a_job_that_the_api_server_refuses_is_said_in_its_words() -> None:

@@ -80,7 +80,8 @@ def env_of(container: Object) -> dict[str, Any]:
 @law(templates())
 def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place(pod: Object) -> None:
     served, tuning = pod["spec"]["containers"][0], engine_in(tuned(pod))
-    ours = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "restartPolicy", "env", "volumeMounts")
+    probes = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
+    ours = (*probes, "restartPolicy", "env", "volumeMounts", "terminationMessagePolicy")
     assert {name: one for name, one in tuning.items() if name not in ours} == {
         name: one for name, one in served.items() if name not in ours
     }

@@ -32,7 +32,7 @@ from pretune.wire import Inputs
 BACKOFF = 30.0  # seconds; the n-th retry waits 30 s × 4ⁿ⁻¹
 
 # Told by an attempt about the image or its release: final for the bundle, and the user's to mend.
-TOLD_BY_CHECK = frozenset({"ReleaseTooOld", "SharedLayout", "NoPython", "UnsafePath"})
+TOLD_BY_CHECK = frozenset({"ReleaseTooOld", "SharedLayout", "NoPython", "UnsafePath", "IdCollision"})
 
 
 @dataclass(frozen=True)

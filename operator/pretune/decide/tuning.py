@@ -20,7 +20,7 @@ from pretune.decide.draft import Draft, Wanted, delete, fail, failure, fingerpri
 from pretune.decide.storage import Storage
 from pretune.manifests.agent import config_map
 from pretune.manifests.job import tuning_job
-from pretune.model import Apply, Create
+from pretune.model import Apply, Create, seconds
 
 TOLD_BY_TEMPLATE = frozenset(
     {"MultiPodEngine", "SelfRegistering", "SharedGPU", "SharedResourceClaim", "SingleUseClaim", "SourceInvalid"}
@@ -158,7 +158,12 @@ def _wait_for_end(draft: Draft, record: Object) -> None:
     if living or not ours:
         names = ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in living)) or "its Job is not deleted yet"
         draft.say(record, PENDING, "NameTaken", f"an attempt that is not this cache's still lives: {names}")
-    draft.at(draft.now + 10)
+    ends = [
+        seconds(since) + attempts.LOST
+        for pod in draft.pods(record["id"])
+        if (since := pod["metadata"].get("deletionTimestamp"))
+    ]
+    draft.at(min((when for when in ends if when > draft.now), default=draft.now + 60))
 
 
 def _busy(draft: Draft, want: Wanted) -> str | None:
@@ -174,9 +179,9 @@ def _busy(draft: Draft, want: Wanted) -> str | None:
 
 def _create(draft: Draft, want: Wanted, record: Object) -> None:
     seen, number = draft.seen, record["attempts"] + 1
-    agent = config_map(seen.key.namespace)
     if all(one["metadata"]["name"] != seen.agent_name for one in seen.agents):
-        draft.actions.append(Apply(f"apply ConfigMap {seen.agent_name}", agent))
+        _provide_agent(draft, record)
+        return
     try:
         job = tuning_job(seen.key, draft.cache, want.template, want.target, number, seen.settings, seen.agent_name)
     except Refused as refused:
@@ -187,7 +192,7 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
     draft.started.add(want.id)
     outcome = draft.outcome(action)
     if outcome is None or outcome.code == 201:
-        draft.say(record, PENDING, "WaitingForPod", f"attempt {number} of {draft.spec.max_attempts}: the Job is made")
+        draft.say(record, PENDING, "WaitingForPod", _made(draft, number))
     elif outcome.code == 409:
         draft.say(
             record, PENDING, "NameTaken", f"Job {job['metadata']['name']} belongs to another object; it is waited for"
@@ -199,6 +204,23 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
     else:
         draft.say(record, REFUSED, "SourceInvalid", outcome.message)
         draft.at(draft.now + 60)
+
+
+def _made(draft: Draft, number: int) -> str:
+    return f"attempt {number} of {draft.spec.max_attempts}: the Job is made"
+
+
+def _provide_agent(draft: Draft, record: Object) -> None:
+    """The agent's ConfigMap comes before any Job that mounts it: the next run, at once, makes the Job."""
+    action = Apply(f"apply ConfigMap {draft.seen.agent_name}", config_map(draft.seen.key.namespace))
+    if all(one.name != action.name for one in draft.actions):
+        draft.actions.append(action)
+    refused = draft.outcome(action)
+    if refused is not None and refused.code >= 400:
+        draft.say(record, PENDING, "PodRefused", refused.message)
+        draft.at(draft.now + 30)
+    else:
+        draft.say(record, PENDING, "WaitingForPod", _made(draft, record["attempts"] + 1))
 
 
 def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:

@@ -1,4 +1,5 @@
-"""The engine in a tuning pod: the serving one, but for the override variable, probes, lifecycle hooks and its place (invariant 10)."""
+"""The engine in a tuning pod: the serving one, but for the override variable, probes, lifecycle hooks, its place and where its last
+words are taken from (invariant 10)."""
 
 from __future__ import annotations
 
@@ -31,11 +32,13 @@ def sidecar(container: Object) -> Object:
 def engine_sidecar(engine: Object, deadline: int) -> Object:
     """The engine, started once to tune: it writes to an emptyDir, and counts as started when it would count as ready.
 
-    deadline: seconds that its pod may take.
+    deadline: seconds that its pod may take. Its last log lines become its termination message if it fails without one: vLLM
+    writes none, and the attempt's reason would be an exit code (docs/decisions/0002).
     """
     made = sidecar(engine)
     made["env"] = _with(made.get("env") or [], {"name": vllm.OVERRIDE, "value": TACTICS_MOUNT})
     made["volumeMounts"] = [*(made.get("volumeMounts") or ()), {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}]
+    made["terminationMessagePolicy"] = "FallbackToLogsOnError"
     made["startupProbe"] = {
         **copy.deepcopy(_question(engine)),
         "periodSeconds": PERIOD,
