@@ -48,7 +48,7 @@ demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a cache, 
 	$(PYTHON) tools/demo.py
 
 bench: cluster ## the measured table
-	$(PYTHON) -m tests.bench
+	PYTHONPATH=operator $(PYTHON) -m tests.bench
 
 docs: venv ## make the generated documents anew
 	$(PYTHON) -m tools.docs

@@ -22,8 +22,8 @@ FILES = 200
 ROUNDS = 9
 
 
-def main() -> None:
-    where = sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir()
+def measure(where: str) -> tuple[float, float]:
+    """Seconds, each the median of ROUNDS: of seal, and of `cp -R` with `sync -f`, both below the folder `where`."""
     with tempfile.TemporaryDirectory(dir=where) as folder:
         pod = Pod(Path(folder)).wrote(managed(FILES - 1))
         copies = Path(folder) / "copies"
@@ -39,7 +39,11 @@ def main() -> None:
             subprocess.run(["cp", "-R", str(pod.tactics), str(copies / str(number))], check=True)
             subprocess.run(["sync", "-f", str(copies)], check=True)
             theirs.append(time.perf_counter() - begin)
-    seal, copy = statistics.median(ours), statistics.median(theirs)
+    return statistics.median(ours), statistics.median(theirs)
+
+
+def main() -> None:
+    seal, copy = measure(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir())
     print(f"publish of {FILES} files, median of {ROUNDS}, on {platform.node()} ({platform.machine()})")
     print(f"  seal                 {seal * 1000:8.1f} ms")
     print(f"  cp -R, sync -f       {copy * 1000:8.1f} ms")
