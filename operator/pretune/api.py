@@ -21,6 +21,9 @@ ATTEMPT = "pretune.dev/attempt"  # the attempt's number, from 1
 FINGERPRINT = "pretune.dev/fingerprint"  # annotation: whole
 WHEN_DELETED = "pretune.dev/when-deleted"  # annotation of our claim: Delete | Retain
 SIZE = "pretune.dev/size"  # annotation of our claim: what spec.storage.claim.size asked for, so that a change is seen
+STORAGE = (
+    "pretune.dev/storage"  # annotation of an attempt: the place that its bundle goes to, as storage_place() says it
+)
 QUESTION = "pretune.dev/question"  # annotation of an inspect or prune Job: the ids it was given, as JSON
 
 TUNING, INSPECT, PRUNE = "tuning", "inspect", "prune"
@@ -318,6 +321,11 @@ class Spec:
             revision=spec.get("revision") or "",
             suspend=bool(spec.get("suspend")),
         )
+
+
+def storage_place(cache: str, spec: Spec) -> str:
+    """`<claim>/<subPath>`: where a spec keeps its bundles."""
+    return f"{claim_name(cache, spec)}/{spec.claim.sub_path}"
 
 
 def claim_name(cache: str, spec: Spec) -> str:

@@ -312,7 +312,9 @@ def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles(
     sealed = cache(
         {"storage": {"claimUID": "another"}, "bundles": [record(bundle, layout="Managed", sealedAt=stamp(NOW))]}
     )
-    assert ready(answered(sealed)) == ("False", "WaitingForPod")
+    plan = answered(sealed)
+    assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
+    assert not names(plan.actions, Create), "only once the status has forgotten the bundle"
 
 
 # --- a bundle's end

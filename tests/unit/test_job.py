@@ -164,7 +164,8 @@ def test_labels_and_annotations_of_the_job_and_its_pod() -> None:
         "pretune.dev/bundle": inputs.bundle_id(),
         "pretune.dev/attempt": "1",
     }
-    annotations = {"team": "a", "own": "no", "pretune.dev/fingerprint": inputs.fingerprint}
+    ours = {"pretune.dev/fingerprint": inputs.fingerprint, "pretune.dev/storage": "pretune-qwen3/"}
+    annotations = {"team": "a", "own": "no", **ours}
     assert job["metadata"]["labels"] == labels
     assert job["metadata"]["annotations"] == annotations
     assert job["spec"]["template"]["metadata"] == {

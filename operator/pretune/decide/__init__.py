@@ -49,7 +49,7 @@ def decide(seen: Observed, now: float) -> Plan:
         actions=tuple(draft.actions),
         status=status(draft, bundles, refused, claim),
         after=tuple(draft.after),
-        events=tuple(draft.events),
+        events=(*draft.events, *draft.changes()),
         look_again=None if draft.look is None else max(0.0, draft.look - now),
     )
 

@@ -6,9 +6,11 @@ from dataclasses import asdict
 
 from pretune.api import (
     AGENT_CONTAINER,
+    FAILED,
     INSPECT,
     PENDING,
     QUESTION,
+    REFUSED,
     RETIRED,
     ROLE,
     SEALED,
@@ -40,24 +42,25 @@ def adopt(draft: Draft, record: Object, report: Report, fingerprint: str) -> Non
 
 
 def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
-    """Where only the claim can say: an attempt that ended without a report, and a claim of which the status knows nothing.
+    """Where only the claim can say: an attempt that ended without a report, and a place of which the status knows nothing.
 
-    status.storage.claimUID names the claim that the status knows: one that was made empty for us, or was asked.
+    status.storage names the place that the status knows: a claim that was made empty for us, or one that was asked.
     """
-    uid = draft.seen.claim["metadata"]["uid"] if draft.seen.claim else ""
+    here = draft.place
     made = draft.claim_made or (draft.seen.claim is None and not draft.spec.claim.existing)  # ours, in this very run
-    if made or (uid and uid != draft.known_claim and storage.ready and storage.empty):
+    if made or (here and here != draft.known_place and storage.ready and storage.empty):
         _forget(draft, list(draft.bundles), f"claim {draft.claim_name} is made anew")
-        draft.known_claim = uid
+        draft.known_place = here
     pruned = set(draft.asking)  # still being deleted: an answer would be of no use
     asked = {one["id"] for one in draft.bundles.values() if _lost(draft, one)} - pruned
     lost = set(asked)
-    if storage.ready and uid != draft.known_claim and not draft.spec.suspend:
-        asked |= {want.id for want in bundles if draft.bundles[want.id]["state"] == PENDING and not draft.live(want.id)}
-        if draft.known_claim:  # another claim than the one that the records speak of
+    if storage.ready and here != draft.known_place and not draft.spec.suspend:
+        if draft.known_place:  # another place than the one that the records speak of
+            _try_again(draft)
             asked |= {one["id"] for one in draft.bundles.values() if one["state"] == SEALED}
+        asked |= {want.id for want in bundles if draft.bundles[want.id]["state"] == PENDING and not draft.live(want.id)}
         asked -= pruned
-    text = question([uid, [[one, draft.bundles[one]["attempts"]] for one in sorted(asked)]])
+    text = question([here, [[one, draft.bundles[one]["attempts"]] for one in sorted(asked)]])
     jobs = [job for job in draft.jobs if job["metadata"]["labels"].get(ROLE) == INSPECT]
     current = None
     for job in jobs:
@@ -86,7 +89,7 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
         return
     assert current is not None
     draft.after.append(delete(current))
-    _take(draft, asked, report, uid)
+    _take(draft, asked, report)
 
 
 def _wait(draft: Draft, asked: set[str], message: str) -> None:
@@ -106,7 +109,7 @@ def _answer(draft: Draft, job: Object) -> tuple[Report | None, bool]:
     return None, job_over(job) or draft.now >= until
 
 
-def _take(draft: Draft, asked: set[str], report: Report | None, uid: str) -> None:
+def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
     """Found: adopted. Not found: a lost attempt failed, a sealed bundle is gone, a new one is made. No answer: go on, since
     the next attempt's own check looks at the claim before the engine starts."""
     found = {one.id: one for one in (report.bundles if report else ())}
@@ -116,7 +119,7 @@ def _take(draft: Draft, asked: set[str], report: Report | None, uid: str) -> Non
             adopt(draft, record, answer, answer.fingerprint)
     missing = asked - set(found)
     if missing and len(asked & set(found)) >= ANSWERS:
-        draft.known_claim = ""  # there may be more than one report holds: the missing ones are asked for again
+        draft.known_place = ""  # there may be more than one report holds: the missing ones are asked for again
         draft.asking |= missing
         draft.at(draft.now)
         return
@@ -128,10 +131,9 @@ def _take(draft: Draft, asked: set[str], report: Report | None, uid: str) -> Non
                 "ReportLost",
                 "the pod was gone before its report was read, and the claim has no such bundle",
             )
-    if report is not None:
-        sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] == SEALED]
-        _forget(draft, sealed, f"claim {draft.claim_name} does not hold it any more")
-    draft.known_claim = uid
+    sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] == SEALED]
+    _forget(draft, sealed, f"claim {draft.claim_name} does not hold it" if report else "the claim could not be read")
+    draft.known_place = draft.place
 
 
 def _forget(draft: Draft, bundles: list[str], why: str) -> None:
@@ -143,6 +145,13 @@ def _forget(draft: Draft, bundles: list[str], why: str) -> None:
         elif record["state"] == RETIRED:
             draft.drop_jobs(bundle)
             del draft.bundles[bundle]
+
+
+def _try_again(draft: Draft) -> None:
+    """What failed in another place may do well in this one."""
+    for record in list(draft.bundles.values()):
+        if record["state"] == FAILED or (record["state"] == REFUSED and record["reason"] == "UnsafePath"):
+            draft.forget(record, "spec.storage was changed")
 
 
 def _lost(draft: Draft, record: Object) -> bool:

@@ -18,12 +18,14 @@ from pretune.api import (
     REFUSED,
     ROLE,
     SEALED,
+    STORAGE,
     TUNING,
     Object,
     Refused,
     Spec,
     Target,
     claim_name,
+    storage_place,
 )
 from pretune.decide.attempt import LOST, finished, job_over
 from pretune.model import Action, Delete, Event, Observed, Outcome, Patch, seconds, stamp
@@ -55,7 +57,9 @@ class Draft:
         self.cache, self.spec = seen.cache, Spec.of(seen.cache)
         status = self.cache.get("status") or {}
         self.bundles: dict[str, Object] = {one["id"]: copy.deepcopy(one) for one in status.get("bundles") or ()}
-        self.known_claim: str = (status.get("storage") or {}).get("claimUID", "")
+        stored = status.get("storage") or {}
+        self.known_place: str = place(stored.get("claimUID", ""), stored.get("subPath", ""))
+        self.known = {one["id"]: (one.get("state"), one.get("reason")) for one in self.bundles.values()}
         self.actions: list[Action] = []
         self.after: list[Action] = []
         self.events: list[Event] = []
@@ -65,10 +69,18 @@ class Draft:
         self.asking: set[str] = set()  # bundles that wait for the claim's answer
         uid = self.cache["metadata"]["uid"]
         self.jobs = tuple(job for job in seen.jobs if owner_uid(job) == uid)
+        here = storage_place(seen.key.name, self.spec)
+        self.elsewhere = tuple(job for job in self.jobs if _note(job, STORAGE) not in ("", here))
 
     @property
     def claim_name(self) -> str:
         return claim_name(self.seen.key.name, self.spec)
+
+    @property
+    def place(self) -> str:
+        """Where the bundles are to be: the claim's uid and the folder in it; "" while there is no claim."""
+        claim = self.seen.claim
+        return place(claim["metadata"]["uid"], self.spec.claim.sub_path) if claim else ""
 
     # --- time
 
@@ -94,17 +106,25 @@ class Draft:
         return record
 
     def say(self, record: Object, state: str, reason: str, message: str) -> None:
-        """Put a record into a state; a change worth a person's eye becomes an event."""
+        """Put a record into a state."""
         assert reason in REASONS, reason
-        before = (record.get("state"), record.get("reason"))
         record.update(state=state, reason=reason, message=message[:1024])
-        if before != (state, reason) and (state in (SEALED, FAILED, REFUSED) or reason in ("Tuning", "PodRefused")):
-            self.events.append(
-                Event(reason, f"bundle {record['id']}: {message}", state in (FAILED, REFUSED) or reason == "PodRefused")
-            )
+
+    def changes(self) -> list[Event]:
+        """Of the records, since the last status, what is worth a person's eye."""
+        events = []
+        for bundle, record in self.bundles.items():
+            state, reason = record["state"], record["reason"]
+            if self.known.get(bundle) == (state, reason):
+                continue
+            if state in (SEALED, FAILED, REFUSED) or reason in ("Tuning", "PodRefused"):
+                bad = state in (FAILED, REFUSED) or reason == "PodRefused"
+                events.append(Event(reason, f"bundle {bundle}: {record['message']}", bad))
+        return events
 
     def forget(self, record: Object, why: str) -> None:
-        """A bundle that may not be on the claim any more is wanted anew."""
+        """A bundle that may not be on the claim any more is wanted anew: from the next run on, since a status that still calls it
+        sealed would end the new attempt."""
         self.warn("Retrying", f"bundle {record['id']}: {why}; it is tuned again if it is wanted and not there")
         self.bundles[record["id"]] = {
             **{name: record[name] for name in ("id", "fingerprint", "target")},
@@ -114,6 +134,8 @@ class Draft:
             "attempts": 0,
         }
         self.drop_jobs(record["id"])
+        self.asking.add(record["id"])
+        self.at(self.now)
 
     def drop_jobs(self, bundle: str) -> None:
         """Before the status forgets a bundle its Jobs go: their pods' reports speak of what is not on the claim any more."""
@@ -126,11 +148,11 @@ class Draft:
     # --- Jobs and pods
 
     def attempts(self, bundle: str) -> dict[int, Object]:
-        """Our Jobs that try to make a bundle, by the attempt's number."""
+        """Our Jobs that try to make a bundle where it is to be, by the attempt's number."""
         return {
             int(job["metadata"]["labels"][ATTEMPT]): job
             for job in self.jobs
-            if job["metadata"]["labels"].get(ROLE) == TUNING and job["metadata"]["labels"].get(BUNDLE) == bundle
+            if _label(job, ROLE) == TUNING and _label(job, BUNDLE) == bundle and job not in self.elsewhere
         }
 
     def pods(self, bundle: str) -> list[Object]:
@@ -143,7 +165,7 @@ class Draft:
 
     def tried(self) -> set[str]:
         """Bundles that our Jobs try, or tried, to make."""
-        return {job["metadata"]["labels"][BUNDLE] for job in self.jobs if job["metadata"]["labels"].get(ROLE) == TUNING}
+        return {_label(job, BUNDLE) for job in self.jobs if _label(job, ROLE) == TUNING and job not in self.elsewhere}
 
     def live(self, bundle: str) -> bool:
         """An attempt is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""
@@ -156,7 +178,10 @@ class Draft:
         return finished(pod) or bool(since and self.now - seconds(since) >= LOST)
 
     def _may_go_on(self, job: Object) -> bool:
-        """A Job that we have ended is not over before its pod is, which on a lost node may be never; it makes no other one."""
+        """A Job that we have ended is not over before its pod is, which on a lost node may be never; it makes no other one.
+        One whose bundle goes elsewhere is in the way by its name alone."""
+        if job in self.elsewhere:
+            return True
         if job_over(job):
             return False
         pods = [pod for pod in self.seen.pods if owner_uid(pod) == job["metadata"]["uid"] and not finished(pod)]
@@ -179,6 +204,14 @@ class Draft:
 
 def _label(obj: Object, name: str) -> str:
     return str((obj["metadata"].get("labels") or {}).get(name, ""))
+
+
+def _note(obj: Object, name: str) -> str:
+    return str((obj["metadata"].get("annotations") or {}).get(name, ""))
+
+
+def place(uid: str, sub_path: str) -> str:
+    return f"{uid}/{sub_path}" if uid and sub_path else uid
 
 
 def _ended_by_us(job: Object) -> bool:

@@ -31,7 +31,7 @@ def pruned(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
                 draft.events.append(Event("Unwanted", f"bundle {bundle}: its folder was deleted"))
             elif record is not None and record["state"] in (SEALED, RETIRED):
                 draft.forget(record, f"its folder is deleted by Job {job['metadata']['name']}")
-                draft.known_claim = ""
+                draft.known_place = ""
             if over:
                 draft.after.append(delete(job))
             elif bundle in draft.bundles:

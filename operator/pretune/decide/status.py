@@ -25,8 +25,9 @@ def status(draft: Draft, bundles: tuple[Wanted, ...], source: Refused | None, st
             "entries": sum(one.get("entries", 0) for one in sealed),
         },
     }
-    if draft.known_claim:
-        wanted["storage"] = {"claimUID": draft.known_claim}
+    if draft.known_place:
+        uid, _, folder = draft.known_place.partition("/")
+        wanted["storage"] = {"claimUID": uid, **({"subPath": folder} if folder else {})}
     return wanted
 
 
@@ -48,6 +49,9 @@ def _judge(draft: Draft, records: list[Object], source: Refused | None, storage:
     if storage.stalled:
         said = (storage.reason, storage.message)
         return [("Ready", "False", *said), ("Reconciling", "False", *said), ("Stalled", "True", *said), stored]
+    if any(one["id"] in draft.asking for one in records) and not blocked and not open_:
+        said = ("Inspecting", "the claim is read for the bundles that another one held")
+        return [("Ready", "False", *said), ("Reconciling", "True", *said), ("Stalled", "False", *said), stored]
     if not blocked and not open_:
         if not storage.ready:
             said = ("WaitingForClaim", storage.message)

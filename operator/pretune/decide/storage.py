@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretune.api import CACHE, SIZE, WHEN_DELETED, Object
-from pretune.decide.draft import Draft
+from pretune.decide.attempt import job_over
+from pretune.decide.draft import Draft, delete
 from pretune.manifests.claim import claim
 from pretune.model import Apply
 
@@ -27,6 +28,7 @@ def judge(draft: Draft) -> Storage:
     seen, spec = draft.seen, draft.spec
     name, found = draft.claim_name, seen.claim
     if found is not None and found["metadata"].get("deletionTimestamp"):
+        draft.after += [delete(job) for job in draft.jobs if job_over(job)]  # their pods would hold it until their ttl
         return Storage(
             False, "ClaimTerminating", f"claim {name} is being deleted; it goes when no pod uses it any more"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pretune.api import (
+    BUNDLE,
     PENDING,
     REFUSED,
     RETIRED,
@@ -30,6 +31,11 @@ TOLD_BY_TEMPLATE = frozenset(
 def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
     """Read every attempt that the record has not taken note of yet."""
     ids = {want.id for want in bundles}
+    for job in draft.elsewhere:
+        draft.after.append(delete(job))
+        record = draft.bundles.get(job["metadata"]["labels"][BUNDLE])
+        if record is not None and record["state"] in (PENDING, TUNING_STATE):
+            draft.forget(record, "spec.storage was changed")
     for bundle in sorted(draft.tried() | set(draft.bundles)):
         jobs = draft.attempts(bundle)
         record = draft.bundles.get(bundle)

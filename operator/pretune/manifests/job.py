@@ -21,12 +21,14 @@ from pretune.api import (
     PRUNE,
     QUESTION,
     ROLE,
+    STORAGE,
     TUNING,
     VERSION,
     Object,
     Spec,
     Target,
     claim_name,
+    storage_place,
 )
 from pretune.manifests.agent_container import CLAIM_VOLUME, task_variables
 from pretune.manifests.tuning_pod import MESH_ANNOTATIONS, MESH_LABELS, distinct, pod_template
@@ -61,7 +63,7 @@ def tuning_job(
     bundle = inputs.bundle_id()
     pod = pod_template(key.name, key.folder, template, spec, target, inputs, settings, agent_name)
     labels = {**spec.job_labels, CACHE: key.name, ROLE: TUNING, BUNDLE: bundle, ATTEMPT: str(attempt)}
-    annotations = {**spec.job_annotations, FINGERPRINT: inputs.fingerprint}
+    annotations = {**spec.job_annotations, FINGERPRINT: inputs.fingerprint, STORAGE: storage_place(key.name, spec)}
     pod["metadata"] = {
         "labels": {**labels, **MESH_LABELS},
         "annotations": {**pod["metadata"]["annotations"], **annotations},
