@@ -77,26 +77,14 @@ class Laws:
             assert not start.sealed_already, f"the engine of {start.bundle} was started although it is on the claim"
 
     def _one_attempt(self) -> None:
-        """Invariant 1. A pod whose node has not answered for ten minutes counts as gone, and with it its Job."""
-        pods = self.world.pods(TUNING)
-        lost = {pod["metadata"]["uid"]: self._lost(pod) for pod in pods}
+        """Invariant 1. A pod whose node has not answered for ten minutes counts as gone."""
         alive = Counter(
             pod["metadata"]["labels"][BUNDLE]
-            for pod in pods
-            if pod["status"]["phase"] in ("Pending", "Running") and not lost[pod["metadata"]["uid"]]
+            for pod in self.world.pods(TUNING)
+            if pod["status"]["phase"] in ("Pending", "Running") and not self._lost(pod)
         )
         assert all(count <= 1 for count in alive.values()), f"two live tuning pods of one bundle: {alive}"
-        given_up = {
-            one["uid"] for pod in pods if lost[pod["metadata"]["uid"]] for one in pod["metadata"]["ownerReferences"]
-        }
-        jobs = Counter(
-            job["metadata"]["labels"][BUNDLE]
-            for job in self.world.jobs(TUNING)
-            if job["metadata"]["uid"] not in given_up
-            and not any(
-                one["type"] in ("Complete", "Failed") for one in (job.get("status") or {}).get("conditions", ())
-            )
-        )
+        jobs = Counter(job["metadata"]["labels"][BUNDLE] for job in self.world.jobs(TUNING) if _may_make_a_pod(job))
         assert all(count <= 1 for count in jobs.values()), f"two unfinished tuning Jobs of one bundle: {jobs}"
 
     def _lost(self, pod: Object) -> bool:
@@ -110,6 +98,12 @@ class Laws:
                 before = self.sealed.setdefault((uid, place), bundle.digest)
                 if place[1] not in self.world.pruned:
                     assert before == bundle.digest, f"bundle {place[1]} changed"
+
+
+def _may_make_a_pod(job: Object) -> bool:
+    """Not one that is over, nor one that was told to end: its deadline comes before any pod."""
+    said = {one["type"] for one in (job.get("status") or {}).get("conditions", ())}
+    return not said & {"Complete", "Failed", "FailureTarget"} and job["spec"].get("activeDeadlineSeconds") != 1
 
 
 def valid_status(status: Object) -> None:

@@ -150,7 +150,9 @@ def test_an_old_leader_that_goes_on_late_at_any_call_changes_nothing(moment: str
             sealed_once(sim)
         elif moment == "sealed":
             sealed_once(sim)
+            before = sim.status
             sim.go_on()
+            assert sim.status == before, "what was seen long ago is not written over what is known now"
             sealed_once(sim)
         sim.delete()
         if moment == "made again":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pretune.api import BUNDLE, CACHE, FAILED, INSPECT, PRUNE, REFUSED, RETIRED, SEALED, TUNING, Object
+from pretune.cluster import ApiError
 from pretune.manifests.agent import agent
 from pretune.model import seconds
 
@@ -344,6 +345,10 @@ def test_a_wiped_status_is_read_back_from_the_claim_and_nothing_is_tuned(sim: Si
         name: before[name] for name in ("id", "digest", "sealedAt", "entries", "environment", "writer")
     }
     assert not sim.world.jobs(INSPECT) and not sim.laws.wasted
+    sim.deploy(image="vllm:2")
+    sim.settle()
+    assert sim.ready == ("True", "Sealed")
+    assert len([one for one in sim.writes("Job", "create") if INSPECT in one]) == 1, "a claim is read once"
 
 
 def test_a_status_wiped_while_tuning_goes_on_with_the_same_attempt(sim: Simulation) -> None:
@@ -425,9 +430,9 @@ def test_a_claim_that_a_person_deleted_is_made_anew_and_tuned_anew(sim: Simulati
     sealed(sim)
     first = sim.world.claim_uid(KEY.namespace, CLAIM)
     sim.delete(CLAIM_PLACE)
-    sim.settle(30)
+    sim.reconcile()
     assert sim.condition("StorageReady") == ("False", "ClaimTerminating") and reason(sim) != "Sealed"
-    sim.settle(FAR)
+    sim.settle()  # it does not wait for the ttl of the Job that made the bundle
     assert sim.world.claim_uid(KEY.namespace, CLAIM) not in ("", first)
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 2
     assert only_record(sim)["digest"] == sim.on_claim()[only_record(sim)["id"]].digest
@@ -452,6 +457,53 @@ def test_an_existing_claim_is_awaited_inspected_and_used(sim: Simulation) -> Non
     sim.apply(storage={"existingClaim": {"name": "shared", "subPath": "pretune"}})
     sim.settle()
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 1
+
+
+def a_claim(sim: Simulation, name: str) -> None:
+    meta, spec = {"namespace": KEY.namespace, "name": name}, {"accessModes": ["ReadWriteMany"]}
+    sim.server.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+
+
+def other_place(sim: Simulation, where: str) -> tuple[Object, str]:
+    """spec.storage elsewhere, and the claim's name there."""
+    if where == "another claim":
+        a_claim(sim, "larger")
+        return {"existingClaim": {"name": "larger"}, "claim": None}, "larger"
+    a_claim(sim, "shared")
+    return {"existingClaim": {"name": "shared", "subPath": "second"}, "claim": None}, "shared"
+
+
+@pytest.mark.parametrize("where", ["another claim", "another folder"])
+@pytest.mark.parametrize("at", ["WaitingForPod", "Tuning", "Sealing", "Sealed", "EngineFailed"])
+def test_storage_that_is_changed_at_any_step_holds_the_bundle_in_the_end(sim: Simulation, where: str, at: str) -> None:
+    storage, name = other_place(sim, where)
+    first: Object = {"claim": {}}
+    if where == "another folder":
+        first = {"existingClaim": {"name": name, "subPath": "first"}}
+    sim.world.engine_crashes = at == "EngineFailed"
+    started(sim, storage=first, tuning={"maxAttempts": 1})
+    until(sim, at)
+    sim.apply(storage=storage)
+    sim.reconcile()
+    sim.reconcile()
+    assert reason(sim) != "Sealed", "what is not there yet is not said to be"
+    sim.settle(FAR)
+    record = only_record(sim)
+    folder = f"{KEY.namespace}.{KEY.name}"
+    place = f"second/{folder}" if where == "another folder" else folder
+    assert sim.ready == ("True", "Sealed"), sim.message()
+    there = sim.world.bundles(KEY.namespace, name)[place, record["id"]]
+    assert there.digest == record["digest"] and record["attempts"] == 1
+    assert sim.engine_starts <= 2
+
+
+def test_a_claim_that_cannot_be_read_is_not_believed_to_hold_what_another_one_held(sim: Simulation) -> None:
+    sealed(sim)
+    storage, name = other_place(sim, "another claim")
+    sim.world.inspect_silent = True
+    sim.apply(storage=storage)
+    sim.settle(FAR)
+    assert sim.ready == ("True", "Sealed") and only_record(sim)["id"] in sim.on_claim(name)
 
 
 def test_a_foreign_claim_of_our_name_is_not_taken(sim: Simulation) -> None:
@@ -505,6 +557,8 @@ def test_a_pod_that_is_evicted_while_sealing_leaves_one_bundle_sealed(
     if published:
         sim.settle(until=lambda: bool(sim.on_claim()))
     getattr(sim.world, fault)(tuning_pod(sim))
+    if not published:
+        until(sim, "Tuning")  # of the next pod: that a killed one is still there does not hide it
     sim.settle(FAR)
     record = only_record(sim)
     assert record["state"] == SEALED and record["attempts"] == 1 and len(sim.world.published) == 1
@@ -645,6 +699,25 @@ def test_no_source_is_unknown(sim: Simulation) -> None:
     sim.apply(source=None)
     sim.settle()
     assert sim.ready == ("Unknown", "NoSource") and not sim.world.jobs()
+
+
+def test_a_template_that_the_api_server_refuses_is_said_in_its_words_and_recovers(sim: Simulation) -> None:
+    def refuse(verb: str, obj: Object) -> None:
+        if obj["kind"] == "Job" and obj["spec"]["template"]["spec"]["initContainers"][-1]["image"] == "bad":
+            raise ApiError(422, "Invalid", "spec.template.spec.initContainers[1].image: Invalid value")
+
+    sim.server.admission.append(refuse)
+    sim.deploy(image="bad")
+    sim.apply()
+    sim.settle(3000)
+    assert sim.ready == ("False", "SourceInvalid") and "initContainers[1].image" in sim.message()
+    assert sim.condition("Stalled") == ("True", "SourceInvalid") and only_record(sim)["state"] == REFUSED
+    assert sim.laws.status_writes <= 4
+    said = [one for one in sim.server.events if one.reason == "SourceInvalid"]
+    assert len(said) == 1, "what was said is not said again"
+    sim.deploy(image="good")
+    sim.settle()
+    assert sim.ready == ("True", "Sealed")
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,15 @@ class AnythingHappens(RuleBasedStateMachine):
                 self.sim.server.delete(job)
 
     @rule(at=MOMENT)
+    def reports_are_lost(self, at: str) -> None:
+        """The controller is away while all goes on by itself, and ended pods are gone when it comes back."""
+        self._until(at)
+        self.sim.clock.advance(60.0)
+        self.sim.world.run()
+        for pod in self.sim.world.pods():
+            self.sim.world.vanish(pod)
+
+    @rule(at=MOMENT)
     def the_claim_is_deleted(self, at: str) -> None:
         self._until(at)
         self.failures += 1  # the attempt that was about to write to it

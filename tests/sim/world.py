@@ -296,7 +296,8 @@ class World:
             return f"Job {name} is past its deadline", lambda: self._fail_job(
                 job, "DeadlineExceeded", "Job was active longer than specified deadline"
             )
-        if not alive and (not self.quota or self._refused.get(job["metadata"]["uid"]) != self.quota):
+        awaited = alive if spec.get("podReplacementPolicy") == "Failed" else active
+        if not awaited and (not self.quota or self._refused.get(job["metadata"]["uid"]) != self.quota):
             return f"Job {name} makes a pod", lambda: self._make_pod(job)
         return None
 
@@ -514,7 +515,7 @@ class World:
         if name == _engine(pod):
             task = _task(pod, SEAL_CONTAINER)
             bundle = pod["metadata"]["labels"][BUNDLE]
-            there = not again and (task.cache, bundle) in self._volume(pod).bundles
+            there = not again and (_folder(task), bundle) in self._volume(pod).bundles
             self.starts.append(Start(bundle, pod["metadata"]["uid"], there))
         pod["status"]["phase"] = "Running" if name == SEAL_CONTAINER else "Pending"
         self._write(pod)
@@ -544,7 +545,7 @@ class World:
             return Report(by="check", reason="AgentMissing", message="the agent's ConfigMap was missing")
         task = _task(pod, CHECK_CONTAINER)
         assert task.inputs is not None
-        found = self._volume(pod).bundles.get((task.cache, task.inputs.bundle_id()))
+        found = self._volume(pod).bundles.get((_folder(task), task.inputs.bundle_id()))
         if found is None:
             return Report(by="check", reason="Checked")
         if found.inputs != task.inputs:
@@ -568,7 +569,7 @@ class World:
         """The first one wins, and a second reports the winner."""
         task, uid = _task(pod, SEAL_CONTAINER), pod["metadata"]["uid"]
         assert task.inputs is not None
-        volume, place = self._volume(pod), (task.cache, task.inputs.bundle_id())
+        volume, place = self._volume(pod), (_folder(task), task.inputs.bundle_id())
         if place not in volume.bundles:
             entries = 0 if self.layout == "Empty" else 20
             bundle = Bundle(
@@ -593,7 +594,7 @@ class World:
             if self.inspect_silent:
                 self._end(pod, AGENT_CONTAINER, 1, "", reason="OOMKilled")
                 return
-            mine = {place[1]: one for place, one in volume.bundles.items() if place[0] == task.cache}
+            mine = {place[1]: one for place, one in volume.bundles.items() if place[0] == _folder(task)}
             order = [one for one in task.ids if one in mine] + sorted(set(mine) - set(task.ids))
             report = Report(
                 by="inspect",
@@ -603,7 +604,7 @@ class World:
             )
         else:
             for one in task.ids:
-                if volume.bundles.pop((task.cache, one), None) is not None:
+                if volume.bundles.pop((_folder(task), one), None) is not None:
                     self.pruned.append(one)
             report = Report(by="prune", reason="Pruned")
         self._end(pod, AGENT_CONTAINER, 0, report.dump())
@@ -760,6 +761,11 @@ def _task(pod: Object, container: str) -> Task:
             value = next(env["value"] for env in one["env"] if env["name"] == TASK_VARIABLE)
             return Task.load(value.replace("$$", "$"))
     raise AssertionError(f"no container {container}")
+
+
+def _folder(task: Task) -> str:
+    """Of the cache, below the claim's root."""
+    return f"{task.subPath}/{task.cache}" if task.subPath else task.cache
 
 
 def end_of(pod: Object, container: str) -> Object | None:
