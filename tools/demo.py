@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,9 @@ class Demo:
         else:
             subprocess.run(["make", "--no-print-directory", "cluster"], cwd=ROOT, check=True)
             self.environment["KUBECONFIG"] = str(ROOT / ".local/kubeconfig")
-        repository, _, tag = self.operator.rpartition(":")
+        repository, colon, tag = self.operator.rpartition(":")
+        if not colon or "/" in tag or "@" in repository:
+            sys.exit(f"OPERATOR_IMAGE={self.operator}: name it as repository:tag")
         self.say("installing the chart")
         subprocess.run(
             [
@@ -171,11 +174,13 @@ class Demo:
         return time.monotonic() - began
 
     def tuned(self, pod: str) -> str:
-        """How many entries that pod tuned itself, from its log."""
+        """How many entries that pod tuned itself, and loaded, as its log says."""
         log = self.kubectl("logs", "-n", NAMESPACE, pod)
-        if "Preloaded" in log:
-            return "0 entries, preloaded " + log.split("Preloaded", 1)[1].split()[0]
-        return f"{ENTRIES} entries"
+        loaded = re.search(r"Preloaded (\d+)/\d+", log)
+        tuned: dict[str, int] = {}
+        for operation, done in re.findall(r"Tuning (\S+): [^\r\n]*? (\d+)/\d+", log):
+            tuned[operation] = max(tuned.get(operation, 0), int(done))
+        return f"{sum(tuned.values())} entries tuned, {loaded.group(1) if loaded else 0} loaded"
 
     def tune(self) -> float:
         """Apply the cache and show what its conditions say until it is Ready; seconds that took."""
@@ -235,13 +240,16 @@ class Demo:
 
 
 def _objects(stream: Any) -> Any:
-    """JSON objects that follow one another in a stream, each as soon as it is whole."""
-    decoder, text = json.JSONDecoder(), ""
+    """JSON objects that follow one another in a stream, each as soon as it is whole, however it is broken into lines."""
+    text = ""
     for line in stream:
         text += line
-        if line.startswith("}"):
-            yield decoder.decode(text)
-            text = ""
+        try:
+            whole = json.loads(text)
+        except ValueError:
+            continue
+        text = ""
+        yield whole
 
 
 if __name__ == "__main__":

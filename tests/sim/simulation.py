@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from pretune import identity
-from pretune.api import SEALED, Object, Refused, Spec
+from pretune.api import SEALED, Object, Refused, Spec, claim_name
 from pretune.cluster import ApiError
 from pretune.model import Key, Settings
 from pretune.reconcile import reconcile
@@ -224,6 +224,16 @@ class Simulation:
 
     def on_claim(self, name: str = CLAIM) -> dict[str, Bundle]:
         return {place[1]: one for place, one in self.world.bundles(KEY.namespace, name).items()}
+
+    def where_it_is_to_be(self) -> dict[str, Bundle]:
+        """What is in the cache's folder, in the place that its spec names now."""
+        cache = self.server.get(*CACHE)
+        if cache is None:
+            return {}
+        spec = Spec.of(cache)
+        folder = "/".join(filter(None, (spec.claim.sub_path, KEY.folder)))
+        found = self.world.bundles(KEY.namespace, claim_name(KEY.name, spec))
+        return {place[1]: one for place, one in found.items() if place[0] == folder}
 
     @property
     def engine_starts(self) -> int:

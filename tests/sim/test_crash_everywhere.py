@@ -119,9 +119,9 @@ ERRORS = (
 def test_a_call_that_fails_is_made_again(effect: str) -> None:
     for number in range(1, len(calls(False)[0]) + 1):
         error, fine = ERRORS[number % len(ERRORS)], False
-        faults = {"errors": {number: error}} if effect == "refused" else {"lost_answers": {number: error}}
+        faults = Faults(errors={number: error}) if effect == "refused" else Faults(lost_answers={number: error})
         sim = Simulation()
-        sim.controller = sim.client(faults=Faults(**faults))
+        sim.controller = sim.client(faults=faults)
         to_sealed(sim, fine)
         sealed_once(sim)
         to_gone(sim, fine)

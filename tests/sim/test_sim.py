@@ -34,6 +34,7 @@ from tests.sim.simulation import CACHE, CLAIM, DEPLOYMENT, FAR, KEY, Simulation
 from tests.sim.world import end_of, running
 
 CLAIM_PLACE = ("v1", "PersistentVolumeClaim", KEY.namespace, CLAIM)
+SHARED = "shared"
 IMAGES = ("vllm:1", "vllm:2", "vllm:3")
 TARGETS: tuple[list[Object], ...] = (
     [{"name": "b200", "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-B200"}}],
@@ -54,7 +55,7 @@ MOMENTS: dict[str, Callable[[Simulation], bool]] = {
     "its pod is there": lambda sim: any(not _ended(pod) for pod in sim.world.pods(TUNING)),
     "the engine runs": lambda sim: _runs(sim, "vllm"),
     "seal runs": lambda sim: _runs(sim, SEAL_CONTAINER),
-    "it is published, and not yet known": lambda sim: bool(set(sim.on_claim()) - sim.sealed_ids),
+    "it is published, and not yet known": lambda sim: bool(set(sim.where_it_is_to_be()) - sim.sealed_ids),
     "a report is there, and not yet read": lambda sim: any(
         end_of(pod, SEAL_CONTAINER) and pod["metadata"]["labels"][BUNDLE] not in sim.sealed_ids
         for pod in sim.world.pods(TUNING)
@@ -94,6 +95,8 @@ class AnythingHappens(RuleBasedStateMachine):
     def a_cache_with_a_past(self, past: int, wanted: list[Object], history: int, kept: bool, seed: int) -> None:
         """So many images were served before, and their bundles sealed."""
         self.sim.chance = random.Random(seed)
+        meta, spec = {"namespace": KEY.namespace, "name": SHARED}, {"accessModes": ["ReadWriteMany"]}
+        self.sim.server.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
         storage = {"claim": {"whenDeleted": "Retain" if kept else "Delete"}}
         self.sim.deploy(image=IMAGES[0])
         self.sim.apply(targets=wanted, storage=storage, bundleHistoryLimit=history)
@@ -133,8 +136,10 @@ class AnythingHappens(RuleBasedStateMachine):
                 {"suspend": False},
                 {"tuning": {"maxAttempts": 1}},
                 {"tuning": {"maxAttempts": 3}},
-                {"storage": {"claim": {"whenDeleted": "Retain"}}},
-                {"storage": {"claim": {"whenDeleted": "Delete"}}},
+                {"storage": {"claim": {"whenDeleted": "Retain"}, "existingClaim": None}},
+                {"storage": {"claim": {"whenDeleted": "Delete"}, "existingClaim": None}},
+                {"storage": {"claim": None, "existingClaim": {"name": SHARED, "subPath": "a"}}},
+                {"storage": {"claim": None, "existingClaim": {"name": SHARED, "subPath": "b"}}},
                 {"bundleHistoryLimit": 0},
                 {"bundleHistoryLimit": 1},
             ]
@@ -284,7 +289,7 @@ class AnythingHappens(RuleBasedStateMachine):
     def _is_sealed(self) -> None:
         sim = self.sim
         assert sim.ready == ("True", "Sealed"), (sim.ready, sim.message())
-        on_claim = sim.on_claim()
+        on_claim = sim.where_it_is_to_be()
         for record in sim.records:
             if record["state"] == SEALED:
                 there = on_claim.get(record["id"])
