@@ -63,7 +63,7 @@ def _reasons() -> dict[str, Reason]:
             " without cubins or nvcc, --no-enable-flashinfer-autotune. Otherwise see the engine's log for why.",
         ),
         "NoSource": Reason(
-            "The cache names no source, and no pod is labelled with it.",
+            "The cache names no source.",
             "Set spec.source.workloadRef or spec.source.template.",
         ),
         "Suspended": Reason("spec.suspend is true: nothing new is started.", "Set spec.suspend to false."),

@@ -148,6 +148,7 @@ class Kubernetes:
         self._client = ApiClient(config)
         self._client.user_agent = MANAGER
         self._found: dict[tuple[str, str], tuple[Resource, float]] = {}
+        self._written: dict[str, str] = {}  # resourceVersion of our last status write, by the object's uid
 
     async def __aenter__(self) -> Kubernetes:
         return self
@@ -212,7 +213,19 @@ class Kubernetes:
         causes = (answer.get("details") or {}).get("causes") or ()
         if code == 422 and any(cause.get("field") == "metadata.uid" for cause in causes):
             code = 409  # another object of that name: said as a field that may not change
-        return _accepted(code, answer)
+        made = _accepted(code, answer)
+        if status:
+            self._written[made["metadata"]["uid"]] = made["metadata"]["resourceVersion"]
+        return made
+
+    def wrote(self, obj: Mapping[str, Any]) -> bool:
+        """Whether this is an object as our own last write of its status left it: its watch event is no news."""
+        meta = obj["metadata"]
+        return bool(meta["resourceVersion"] == self._written.get(meta["uid"]))
+
+    def forget(self, obj: Mapping[str, Any]) -> None:
+        """The object is gone."""
+        self._written.pop(obj["metadata"]["uid"], None)
 
     async def delete(self, ref: Object) -> None:
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
@@ -285,8 +298,8 @@ class Kubernetes:
 
     async def _path(self, api_version: str, kind: str, namespace: str, name: str = "") -> str:
         resource = await self._resource(api_version, kind)
-        place = f"/namespaces/{quote(namespace)}" if resource.namespaced and namespace else ""
-        return f"{_base(api_version)}{place}/{resource.plural}" + (f"/{quote(name)}" if name else "")
+        place = f"/namespaces/{quote(namespace, safe='')}" if resource.namespaced and namespace else ""
+        return f"{_base(api_version)}{place}/{resource.plural}" + (f"/{quote(name, safe='')}" if name else "")
 
     async def _resource(self, api_version: str, kind: str) -> Resource:
         """The kind's resource: known, or asked of the cluster. Raises NoSuchKind."""

@@ -47,12 +47,12 @@ async def run(settings: Installation) -> None:
         async with serve_health(settings.liveness_port, queue):
             await lease.acquire()
             try:
-                await lead(queue, watching, lease)
+                await lead(queue, watching, lease, cluster)
             finally:
                 await lease.release()
 
 
-async def lead(queue: Queue, watching: Watching, lease: Lease) -> None:
+async def lead(queue: Queue, watching: Watching, lease: Lease, cluster: Kubernetes) -> None:
     """Everything that only one replica may do. Whatever ends, all of it ends."""
     async with asyncio.TaskGroup() as group:
         ours = [
@@ -60,7 +60,7 @@ async def lead(queue: Queue, watching: Watching, lease: Lease) -> None:
             group.create_task(watching.run()),
             group.create_task(lease.hold(lambda: queue.stuck() < STUCK)),
         ]
-        registry = handlers(queue, watching)
+        registry = handlers(queue, watching, cluster)
 
         # At its end kopf waits for every task that was started after it: those of ours have to end first.
         @kopf.on.cleanup(registry=registry)
@@ -71,7 +71,7 @@ async def lead(queue: Queue, watching: Watching, lease: Lease) -> None:
         group.create_task(kopf.operator(registry=registry, settings=kopf_settings(), clusterwide=True, standalone=True))
 
 
-def handlers(queue: Queue, watching: Watching) -> kopf.OperatorRegistry:
+def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.OperatorRegistry:
     """What wakes a key. kopf's first list tells of everything that is there already, claims without a cache included."""
     registry = kopf.OperatorRegistry()
 
@@ -82,8 +82,12 @@ def handlers(queue: Queue, watching: Watching) -> kopf.OperatorRegistry:
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def cache(event: Mapping[str, Any], namespace: str | None, name: str, **_: Any) -> None:
         key = Key(namespace or "", name)
-        watching.follow(key, () if event["type"] == "DELETED" else named(event["object"]))
-        queue.wake(key)
+        gone = event["type"] == "DELETED"
+        watching.follow(key, () if gone else named(event["object"]))
+        if gone:
+            cluster.forget(event["object"])
+        if gone or not cluster.wrote(event["object"]):
+            queue.wake(key)
 
     async def part(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         queue.wake(Key(namespace or "", labels[CACHE]))

@@ -15,7 +15,8 @@ from pretune.observe import observe
 
 log = logging.getLogger(__name__)
 
-ANSWERS = (400, 403, 422)  # what the API server says of the object: words for a condition, and no error of ours
+# What the API server says of the object: words for a condition, and no error of ours. 500 is how it says that a webhook failed.
+ANSWERS = (400, 403, 422, 500)
 LOOKS = 3  # at a cache that others write to at the same time
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pretune.api import KIND, Object, Refused
@@ -47,6 +48,7 @@ _TEMPLATE: Any = {
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _TERMS}}},
     },
 }
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # of an object, as the API server takes it
 _KINDS: dict[Any, str] = {dict: "an object", list: "a list", str: "a string"}
 
 
@@ -72,6 +74,12 @@ def template_of(source: Object) -> Object:
         )
     template: Object = _without_nulls(found)
     _conform(template, _TEMPLATE, where)
+    for index, volume in enumerate(template["spec"].get("volumes") or ()):
+        claim = volume.get("persistentVolumeClaim")
+        name = claim.get("claimName") if isinstance(claim, dict) else None
+        if claim is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            field = f"{where}.spec.volumes[{index}].persistentVolumeClaim.claimName"
+            raise Refused("SourceInvalid", f"{field}: {name!r} is no name of a claim")
     return template
 
 

@@ -121,7 +121,7 @@ class Watching:
                         self._tell(Named(place, obj["metadata"]["name"]), _state(obj) if change != "DELETED" else None)
             except NoSuchKind:
                 pause = UNREADABLE
-            except (ApiError, OSError, TimeoutError) as error:
+            except (ApiError, OSError, TimeoutError, ValueError) as error:  # ValueError: a line was cut off
                 pause = UNREADABLE if isinstance(error, ApiError) and error.code == 403 else min(2 * pause, UNREADABLE)
                 log.debug("%s in %s: the watch ended: %s", place.kind, place.namespace, error)
             await asyncio.sleep(pause)

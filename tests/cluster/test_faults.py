@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,18 +39,20 @@ def test_a_source_that_is_not_there_is_said_and_recovers(
 @pytest.mark.parametrize(
     ("ref", "reason", "words"),
     [
-        ({"apiVersion": "v1", "kind": "ConfigMap", "name": "kube-root-ca.crt"}, "SourceNotSupported", "spec.template"),
+        (
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": "models"},
+            "SourceNotSupported",
+            "spec.template",
+        ),
         ({"apiVersion": "example.com/v1", "kind": "Nothing", "name": "x"}, "SourceNotSupported", "Nothing"),
         ({"apiVersion": "batch/v1", "kind": "CronJob", "name": "x"}, "SourceForbidden", "cronjobs"),
     ],
     ids=["no template", "no such kind", "no right"],
 )
 def test_a_source_that_cannot_be_used_is_named(
-    apply: Apply, ready: Ready, ref: Object, reason: str, words: str
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, ref: Object, reason: str, words: str
 ) -> None:
-    if reason == "SourceNotSupported" and ref["kind"] == "ConfigMap":
-        reason = "SourceForbidden"  # the operator may read ConfigMaps by label only: it says which right is missing
-        words = "configmaps"
+    kube.create(claim(namespace, "models", "local-rwx-wait"))
     apply(source={"workloadRef": ref})
     cache = ready(kind="Stalled", reason=reason)
     assert words in condition(cache, "Stalled")["message"]
@@ -91,10 +95,10 @@ def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
     [
         (engine("0.24.0"), "Refused", "ReleaseTooOld", "0.24.0"),
         (engine("0.31.0", gpus=2, args=TP2), "Refused", "SharedLayout", "0.31.0"),
-        (engine(env={"PATH": "/nowhere"}, command=["/usr/bin/sleep"], args=("1",)), "", "", ""),
+        (engine(env={"PATH": "/opt/shell"}), "Refused", "NoPython", "python3"),
         (engine(image="localhost/pretune/nothing:dev"), "Failed", "ImagePullFailed", "nothing:dev"),
         (engine(envFrom=[{"secretRef": {"name": "hf-token"}}]), "Failed", "ContainerConfigError", "hf-token"),
-        (engine(env={"ENGINE_FAULT": "crash"}), "Failed", "EngineFailed", "exit code 1"),
+        (engine(env={"ENGINE_FAULT": "crash"}), "Failed", "EngineFailed", "Error: "),
         (engine(env={"ENGINE_FAULT": "half-written"}), "Failed", "CorruptFiles", ".json"),
         (engine(env={"ENGINE_FAULT": "symlink"}), "Failed", "UnsafeFiles", "link.json"),
         (engine(env={"ENGINE_FAULT": "device"}), "Failed", "UnsafeFiles", "device.json"),
@@ -124,8 +128,6 @@ def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
 def test_a_failed_attempt_says_what_happened_to_what(
     kube: Kube, namespace: str, apply: Apply, ready: Ready, template: Object, state: str, reason: str, words: str
 ) -> None:
-    if not state:  # no python3 on the PATH that the engine sets
-        template, state, reason, words = engine(env={"PATH": "/opt/shell"}), "Refused", "NoPython", "python3"
     apply(template=template, tuning=ONCE)
     cache = ready(kind="Stalled", reason=reason, seconds=120)
     [bundle] = bundles(cache)
@@ -244,3 +246,37 @@ def test_an_author_who_may_not_create_jobs_is_refused_and_told_which_right(
                 "spec": {"storage": {"claim": {}}, "source": {"template": engine()}},
             }
         )
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_volume_that_takes_no_bundle_fails_the_attempt_and_says_what_to_do(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, tmp_path: Path, fault: str
+) -> None:
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=777", "none", str(folder)], check=True)
+    try:
+        if fault == "full":
+            (folder / "theirs").write_bytes(b"0" * (5 << 20))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        volume = {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": "by-hand",
+            "claimRef": {"namespace": namespace, "name": "hand"},
+            "hostPath": {"path": str(folder)},
+            "persistentVolumeReclaimPolicy": "Retain",
+        }
+        kube.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": volume})
+        kube.create(claim(namespace, "hand", "by-hand", volumeName=namespace))
+        apply(template=engine(), storage={"existingClaim": {"name": "hand"}}, tuning=ONCE)
+        reason = "NoSpace" if fault == "full" else "ReadOnlyClaim"
+        message = condition(ready(kind="Stalled", reason=reason), "Stalled")["message"]
+        assert ("MiB" if fault == "full" else "write") in message
+        kube.delete("AutotuneCache", namespace, "demo")
+        for pod in kube.list("Pod", namespace, TUNING):
+            kube.until_gone("Pod", namespace, pod["metadata"]["name"])
+    finally:
+        kube.delete("PersistentVolume", "", namespace)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

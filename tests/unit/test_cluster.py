@@ -181,7 +181,7 @@ def test_apply_is_forced_and_in_our_name() -> None:
 
 
 def test_a_patch_holds_to_the_uid_and_the_version_that_were_read() -> None:
-    api = Api().on(f"PATCH {JOBS}/j/status", (200, job()))
+    api = Api().on(f"PATCH {JOBS}/j/status", (200, job(uid="u", resourceVersion="8")))
     ref = job(uid="u", resourceVersion="7")
     api.play(lambda cluster: cluster.patch(ref, {"status": {"a": None}}, status=True))
     _, _, body, headers = api.asked[0]

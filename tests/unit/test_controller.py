@@ -18,12 +18,19 @@ from tests.unit.objects import cache
 
 
 class Woken:
-    """A queue and a watching that note what they are told."""
+    """A queue, a watching and a cluster that note what they are told."""
 
     def __init__(self, stuck: float = 0.0) -> None:
         self.keys: list[Key] = []
         self.followed: dict[Key, frozenset[Named]] = {}
         self._stuck = stuck
+        self.written = ""  # resourceVersion of our last write
+
+    def wrote(self, obj: Any) -> bool:
+        return bool(obj["metadata"]["resourceVersion"] == self.written)
+
+    def forget(self, obj: Any) -> None:
+        self.written = ""
 
     def wake(self, key: Key) -> None:
         self.keys.append(key)
@@ -36,7 +43,7 @@ class Woken:
 
 
 def handle(woken: Woken, handler: str, **told: Any) -> None:
-    registry: Any = handlers(woken, woken)  # type: ignore[arg-type]
+    registry: Any = handlers(woken, woken, woken)  # type: ignore[arg-type]
     found = next(one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler)
     asyncio.run(found(**told))
 
@@ -51,6 +58,17 @@ def test_a_cache_wakes_its_key_and_is_followed_to_what_it_names_until_it_is_dele
     assert woken.keys == [key, key] and woken.followed[key] == frozenset()
 
 
+def test_our_own_status_write_is_no_news_but_anybody_elses_is() -> None:
+    obj, woken = cache(), Woken()
+    told = {"namespace": "inference", "name": "qwen3"}
+    woken.written = obj["metadata"]["resourceVersion"]
+    handle(woken, "cache", event={"type": "MODIFIED", "object": obj}, **told)
+    assert not woken.keys
+    other = {**obj, "metadata": {**obj["metadata"], "resourceVersion": "2"}}
+    handle(woken, "cache", event={"type": "MODIFIED", "object": other}, **told)
+    assert len(woken.keys) == 1
+
+
 def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
     woken = Woken()
     handle(woken, "part", namespace="ns", labels={CACHE: "demo", "app": "x"})
@@ -58,7 +76,7 @@ def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
 
 
 def test_kopf_has_no_handler_that_could_write_to_an_object() -> None:
-    registry: Any = handlers(Woken(), Woken())  # type: ignore[arg-type]
+    registry: Any = handlers(Woken(), Woken(), Woken())  # type: ignore[arg-type]
     for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert not part.get_all_handlers()
 

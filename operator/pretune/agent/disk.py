@@ -13,7 +13,7 @@ import stat
 from typing import List, Optional, Tuple
 
 # What may stand in a path of ours: no separators, no control or non-ASCII characters, no leading "..".
-_SANE = re.compile(r"(?!\.\.)[A-Za-z0-9._+=@,-]{1,200}$")
+_SANE = re.compile(r"(?!\.\.|\.$)[A-Za-z0-9._+=@,-]{1,200}")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -31,7 +31,7 @@ class Problem(Exception):
 
 def sane(name: str) -> bool:
     """Whether a file or folder may have this name."""
-    return _SANE.match(name) is not None
+    return _SANE.fullmatch(name) is not None
 
 
 def sane_path(path: str) -> bool:

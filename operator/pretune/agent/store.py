@@ -47,7 +47,7 @@ BLOCK = 1024 * 1024
 # start. Removal starts with a rename, so that even a living one could lose only its attempt and never publish half a bundle.
 STALE_SECONDS = 86400.0
 
-_ID = re.compile(r"[0-9a-f]{12}-[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+_ID = re.compile(r"[0-9a-f]{12}-[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 
 class Torn(Exception):
@@ -282,7 +282,7 @@ def sha256(folder: Folder, path: str) -> str:
 
 def is_id(name: str) -> bool:
     """Whether this can be a bundle's id, and so the name of its folder."""
-    return _ID.match(name) is not None
+    return _ID.fullmatch(name) is not None
 
 
 # --- staging

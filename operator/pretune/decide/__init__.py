@@ -13,6 +13,8 @@ from pretune.decide.draft import Draft, Wanted
 from pretune.decide.status import status
 from pretune.model import Observed, Plan
 
+RESYNC = 1800.0  # seconds after which a key is looked at though nothing woke it: a watch may have missed what happened
+
 
 def decide(seen: Observed, now: float) -> Plan:
     """The plan for one key at `now` (Unix seconds). `seen.outcomes` are those of this run's own actions: what they made is
@@ -45,6 +47,7 @@ def decide(seen: Observed, now: float) -> Plan:
 
     if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
         draft.at(now)  # what was made asks for more at once
+    draft.at(now + RESYNC)
     return Plan(
         actions=tuple(draft.actions),
         status=status(draft, bundles, refused, claim),

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pretune.api import CHECK_CONTAINER, SEAL_CONTAINER, Object
+from pretune.api import CHECK_CONTAINER, REASONS, SEAL_CONTAINER, Object
 from pretune.model import seconds
 from pretune.wire import Report
 
 POD_GRACE = 5.0  # seconds that a Job may be without a pod before its events are shown
+EVENTS = 30.0  # seconds between looks at the events of a Job without a pod: nothing that is watched tells of them
 LINGER = 30.0  # seconds that a pod may outlive its report
 LOST = 600.0  # seconds that a pod may be Terminating past its grace
 DISRUPTIONS = 6  # pods of one attempt that may be evicted or preempted; the last of them ends it
+
+ANSWERS_OF_OURS = ("Checked", "Inspected", "Pruned")  # reasons of a report that are no reason of a bundle
 
 _CANNOT_PULL = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
 _CANNOT_MAKE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -89,9 +92,11 @@ def terminated(status: Object | None) -> Object | None:
 
 
 def report_of(status: Object | None) -> Report | None:
-    """The report that one of our containers left, once it has ended."""
+    """The report that one of our containers left, once it has ended. One with a reason that we do not know is none."""
     end = terminated(status)
-    return Report.load(end["message"]) if end and end.get("message") else None
+    report = Report.load(end["message"]) if end and end.get("message") else None
+    known = report is not None and isinstance(report.reason, str) and report.reason in {*REASONS, *ANSWERS_OF_OURS}
+    return report if known else None
 
 
 def has_reported(pod: Object) -> bool:
@@ -324,8 +329,9 @@ def without_pod(a: Attempt) -> Standing:
     refusals = [one for one in a.events if one.get("reason") == "FailedCreate" and one.get("message")]
     if refusals and a.now >= shown:
         newest = max(refusals, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
-        return Standing("Pending", "PodRefused", _without_pod_name(newest["message"]))
-    return Standing("Pending", "WaitingForPod", "the Job is made", look=shown if a.now < shown else None)
+        return Standing("Pending", "PodRefused", _without_pod_name(newest["message"]), look=a.now + EVENTS)
+    look = shown if a.now < shown else a.now + EVENTS
+    return Standing("Pending", "WaitingForPod", "the Job is made", look=look)
 
 
 def _without_pod_name(message: str) -> str:

@@ -72,7 +72,12 @@ def prune(draft: Draft, storage: Storage) -> None:
         elif storage.ready and not draft.spec.suspend:
             writer = record.get("writer") or {"uid": 65532, "gid": 65532, "groups": []}
             job = prune_job(draft.seen.key, draft.cache, draft.spec, [record["id"]], writer, draft.seen.settings)
-            draft.actions.append(Create(f"create Job {job['metadata']['name']}", job))
+            action = Create(f"create Job {job['metadata']['name']}", job)
+            draft.actions.append(action)
+            refused = draft.outcome(action)
+            if refused is not None and refused.code not in (201, 409):
+                draft.say(record, RETIRED, "Unwanted", f"its folder cannot be deleted: {refused.message}")
+                draft.at(draft.now + 30)
 
 
 def _asked(job: Object) -> list[str]:

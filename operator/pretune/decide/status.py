@@ -42,7 +42,7 @@ def _judge(draft: Draft, records: list[Object], source: Refused | None, storage:
         stalled = (source.reason, source.message)
         return [("Ready", "False", *stalled), ("Reconciling", "False", *stalled), ("Stalled", "True", *stalled), stored]
     if not records:
-        said = ("NoSource", "spec.source is not set, and no pod is labelled with this cache")
+        said = ("NoSource", "spec.source is not set")
         return [("Ready", "Unknown", *said), ("Reconciling", "False", *said), ("Stalled", "False", *said), stored]
     blocked = [one for one in records if one["state"] in (FAILED, REFUSED)]
     open_ = [one for one in records if one["state"] in (PENDING, TUNING_STATE)]

@@ -204,12 +204,12 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
             record, PENDING, "NameTaken", f"Job {job['metadata']['name']} belongs to another object; it is waited for"
         )
         draft.at(draft.now + 10)
-    elif outcome.code == 403:
-        draft.say(record, PENDING, "PodRefused", outcome.message)
-        draft.at(draft.now + 30)
-    else:
+    elif outcome.code in (400, 422):
         draft.say(record, REFUSED, "SourceInvalid", outcome.message)
         draft.at(draft.now + 60)
+    else:
+        draft.say(record, PENDING, "PodRefused", outcome.message)
+        draft.at(draft.now + 30)
 
 
 def _made(draft: Draft, number: int) -> str:
@@ -241,4 +241,5 @@ def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
         if draft.live(bundle):
             draft.say(record, PENDING, "Superseded", "nothing wants this bundle any more; its attempt ends")
         else:
+            draft.drop_jobs(bundle)  # wanted again it is no attempt that failed
             del draft.bundles[bundle]

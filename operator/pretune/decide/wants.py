@@ -17,5 +17,6 @@ def wanted(draft: Draft) -> tuple[Wanted, ...]:
     bundles = []
     for target in draft.spec.targets:
         inputs = identity.inputs(source, draft.spec, target)
-        bundles.append(Wanted(inputs.bundle_id(), inputs, target, source, identity.refusal(source, draft.spec, target)))
+        refusal = identity.refusal(source, draft.spec, target, draft.seen.source_claims)
+        bundles.append(Wanted(inputs.bundle_id(), inputs, target, source, refusal))
     return tuple(bundles)
