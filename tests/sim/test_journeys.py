@@ -9,6 +9,7 @@ import pytest
 from pretune.api import BUNDLE, CACHE, FAILED, INSPECT, PRUNE, REFUSED, RETIRED, SEALED, TUNING, Object
 from pretune.cluster import ApiError
 from pretune.manifests.agent import agent
+from pretune.manifests.job import attempt_name
 from pretune.model import seconds
 
 from tests.sim.simulation import CACHE as THE_CACHE
@@ -378,6 +379,18 @@ def test_a_cache_made_again_while_the_old_ones_pod_still_ends_waits_and_is_seale
     assert reason(sim) == "NameTaken"
     sim.settle(FAR)
     assert sim.ready == ("True", "Sealed") and len(sim.on_claim()) == 1
+
+
+def test_a_job_of_another_owner_that_has_the_attempts_name_is_said_and_waited_for(sim: Simulation) -> None:
+    started(sim)
+    name = attempt_name(KEY.name, sim.wanted()[0], 1)
+    meta = {"namespace": KEY.namespace, "name": name, "labels": {"app": "other"}}
+    sim.server.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": {}})
+    sim.settle()
+    assert sim.ready == ("False", "NameTaken") and name in sim.message() and not sim.world.pods()
+    sim.delete(("batch/v1", "Job", KEY.namespace, name))
+    sim.settle()
+    assert sim.ready == ("True", "Sealed") and only_record(sim)["attempts"] == 1
 
 
 def test_a_cache_made_again_waits_for_the_old_ones_pod_on_a_lost_node(sim: Simulation) -> None:
