@@ -273,7 +273,7 @@ def test_a_volume_that_takes_no_bundle_fails_the_attempt_and_says_what_to_do(
         apply(template=engine(), storage={"existingClaim": {"name": "hand"}}, tuning=ONCE)
         reason = "NoSpace" if fault == "full" else "ReadOnlyClaim"
         message = condition(ready(kind="Stalled", reason=reason), "Stalled")["message"]
-        assert ("space" if fault == "full" else "writable") in message
+        assert ("free" if fault == "full" else "writable") in message
         kube.delete("AutotuneCache", namespace, "demo")
         for pod in kube.list("Pod", namespace, TUNING):
             kube.until_gone("Pod", namespace, pod["metadata"]["name"])
