@@ -14,7 +14,8 @@ from tools import crd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "operator"))
 
-from pretune.api import REASONS, STATES  # noqa: E402
+from pretune.api import STATES  # noqa: E402
+from pretune.reasons import REASONS  # noqa: E402
 
 VALUES = ROOT / "charts/pretune/values.yaml"
 CHART_README = ROOT / "charts/pretune/README.md"
@@ -92,7 +93,7 @@ def _bounds(one: dict[str, Any]) -> str:
 
 
 def reasons() -> str:
-    """The closed list of reasons, from api.REASONS."""
+    """The closed list of reasons, from reasons.REASONS."""
     states = ", ".join(f"`{one}`" for one in STATES)
     out = [
         "# Reasons, and what to do",

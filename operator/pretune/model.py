@@ -68,11 +68,17 @@ class Observed:
     claim_events: tuple[Object, ...] = ()  # when it is Pending
     jobs: tuple[Object, ...] = ()  # labelled with this cache
     pods: tuple[Object, ...] = ()  # of role tuning, inspect, prune
-    consumers: tuple[Object, ...] = ()
+    consumers: tuple[Object, ...] = ()  # pods with the cache's label and no role: of any phase, cut down (observe.py)
+    origins: Mapping[str, Origin] = field(default_factory=dict)  # by sources.origin_key() of a consumer
+    examples: Mapping[str, Object] = field(default_factory=dict)
+    """By the same key: one whole consumer pod, as admission left it; read only while something is to be tuned."""
+    pod_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
+    """By pod uid: of consumers that were given a bundle and do not start (observe.stuck)."""
     job_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)  # by Job uid: of Jobs without a pod
     agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
     agents_named: frozenset[str] = frozenset()  # agent ConfigMaps that some pod of the namespace names
     namespace_has_caches: bool = True
+    held: tuple[Object, ...] = ()  # consumers behind our gate; read only when the cache is gone
     claim_users: frozenset[str] = frozenset()  # pods of any phase that name the claim; read only when the cache is gone
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by Action.name
 
@@ -80,6 +86,19 @@ class Observed:
     def spec(self) -> Spec:
         assert self.cache is not None
         return Spec.of(self.cache)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a consumer's pod template comes from, as its author wrote it (design, section 3 A)."""
+
+    kind: str  # ReplicaSet | StatefulSet | DaemonSet | Job: the controlling owner; Pod: the pod is its own template
+    name: str
+    template: Object | Refused  # {metadata, spec}; Refused: it could not be had, and why
+    order: tuple[int, str] = (0, "")  # the newer revision is the larger: (revision number, creation time)
+    workload: Object | None = (
+        None  # the Deployment above a ReplicaSet, else the owner: kind, metadata, spec without its template
+    )
 
 
 @dataclass(frozen=True)
@@ -117,10 +136,11 @@ class Apply(Action):
 
 @dataclass(frozen=True)
 class Patch(Action):
-    """Merge patch of one object, only as long as it has this uid."""
+    """Merge patch (or strategic merge patch) of one object, only as long as it has this uid."""
 
     object: Object = field(default_factory=dict)  # apiVersion, kind, metadata.{namespace,name,uid}
     patch: Mapping[str, Any] = field(default_factory=dict)
+    strategic: bool = False  # removes one element of a list by its name, where a merge patch would replace the list
 
 
 @dataclass(frozen=True)
@@ -141,7 +161,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """actions, then one status write, then `after` (what must not happen before the status remembers), then events."""
+    """actions in their order, then one status write, then `after` (what must not happen before the status remembers; several at a
+    time, in any order), then events."""
 
     actions: tuple[Action, ...] = ()
     status: Mapping[str, Any] | None = None  # the whole status wanted; None: nothing to write (no cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from pretune.api import KIND, Object, Refused
@@ -103,3 +104,26 @@ def _conform(value: Any, shape: Any, path: str) -> None:
         for name, one in value.items():
             if (inner := shape.get(name, shape.get("*"))) is not None:
                 _conform(one, inner, f"{path}.{name}")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The object that holds a pod's template as its author wrote it."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str  # of the owner ("" for a ControllerRevision, which is named after its owner's revision)
+    owner: str  # the controlling owner's kind: ReplicaSet | StatefulSet | DaemonSet | Job
+
+
+def origin_of(pod: Object) -> Ref | None:
+    """What to read for a pod's template: its controlling ReplicaSet or Job; for a StatefulSet's or DaemonSet's pod the
+    ControllerRevision that it was made of (by its label controller-revision-hash), since the set itself may be at a newer one.
+    None: the pod has no owner of these kinds, and is its own template."""
+    raise NotImplementedError
+
+
+def origin_key(pod: Object) -> str:
+    """By which pods of one template are told to be so: `ReplicaSet/<name>`, `ControllerRevision/<name>`, `Job/<name>`, `Pod/<name>`."""
+    raise NotImplementedError

@@ -163,7 +163,7 @@ class Task:
 class Report:
     """What a container of ours says at its end, in its termination message.
 
-    `reason` is one of api.REASONS, or "Checked" (check: go on), "Inspected", "Pruned", "PruneFailed", "InspectFailed", "Seeded", or why
+    `reason` is one of reasons.REASONS, or "Checked" (check: go on), "Inspected", "Pruned", "PruneFailed", "InspectFailed", "Seeded", or why
     seed left the folder empty: "NoBundle", "CorruptBundle", "InputsDiffer", "VersionsDiffer", "NoSpace", "UnsafePath", "SeedFailed".
     """
 

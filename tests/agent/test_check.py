@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pretune.api import REASONS
+from pretune.reasons import REASONS
 from pretune.wire import Inputs
 
 from tests.agent.pod import CACHE, INPUTS, Pod, ranks, snapshot

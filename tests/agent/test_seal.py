@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pretune.agent.disk import Disk, Folder
 from pretune.agent.scan import MOST_BYTES
-from pretune.api import REASONS
+from pretune.reasons import REASONS
 from pretune.wire import Inputs, Manifest, digest
 
 from tests.agent.pod import INPUTS, KEY, STORE, Pod, content, engine, managed, rank_file, ranks

@@ -9,8 +9,8 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pretune.api import REASONS
 from pretune.engines import vllm
+from pretune.reasons import REASONS
 
 from tests.agent.pod import KEY, managed, rank_file, ranks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pretune.api import REASONS
+from pretune.reasons import REASONS
 
 from tools import docs
 

@@ -10,7 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 from pretune import wire
-from pretune.api import GROUP, KIND, PLURAL, REASONS, STATES, VERSION, Spec
+from pretune.api import GROUP, KIND, PLURAL, STATES, VERSION, Spec
+from pretune.reasons import REASONS
 
 from tools import crd
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import yaml
-from pretune.api import BUNDLE, REASONS, ROLE, TUNING, Object
+from pretune.api import BUNDLE, ROLE, TUNING, Object
 from pretune.model import seconds
+from pretune.reasons import REASONS
 
 from tests.sim.cluster import Server, Write
 from tests.sim.world import World
@@ -116,4 +117,4 @@ def valid_status(status: Object) -> None:
     said = [one for field in ("conditions", "bundles") for one in status.get(field, ())]
     said += [one["lastFailure"] for one in status.get("bundles", ()) if "lastFailure" in one]
     unknown = {one["reason"] for one in said} - set(REASONS)
-    assert not unknown, f"reasons that api.REASONS does not know: {unknown}"
+    assert not unknown, f"reasons that reasons.REASONS does not know: {unknown}"

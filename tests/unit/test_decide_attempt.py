@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pretune.api import CHECK_CONTAINER, REASONS, SEAL_CONTAINER
+from pretune.api import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.decide.attempt import CHECKS, DISRUPTIONS, LOST, POD_GRACE, Attempt, read
 from pretune.model import stamp
+from pretune.reasons import REASONS
 from pretune.wire import Report
 
 from tests.unit.objects import ENGINE, NOW, Pod, job, sealed_report

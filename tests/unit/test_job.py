@@ -17,6 +17,7 @@ from pretune.engines import vllm
 from pretune.manifests.agent_container import script
 from pretune.manifests.job import attempt_name, inspect_job, prune_job, tuning_job
 from pretune.model import Key, Settings
+from pretune.reasons import REASONS
 from pretune.wire import TACTICS_MOUNT, Report, Task
 
 from tests.unit.builders import (
@@ -644,7 +645,7 @@ def test_what_keeps_the_agent_from_running_is_reported_by_the_shell(
     assert report is not None
     assert (code, report.by, report.reason, said) == (1, "check", reason, "")
     assert report.message
-    assert reason in api.REASONS
+    assert reason in REASONS
 
 
 def test_otherwise_the_shell_hands_over_to_the_agent(tmp_path: Any) -> None:

@@ -37,7 +37,7 @@ LOOKS = 150  # at an engine that cannot be asked: until two in a row are equal
 
 
 def seal(context: Context) -> Report:
-    """Sealed, or NothingToTune. Raises Problem, with nothing published: see api.REASONS, "attempts that failed".
+    """Sealed, or NothingToTune. Raises Problem, with nothing published: see reasons.REASONS, "attempts that failed".
 
     The engine is asked before and after its files are read and staged, and its folder is looked at again: an engine that died or still
     writes is found before the rename, since nothing can be taken back after it. The controller takes the report only when the engine

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pretune.api import CHECK_CONTAINER, REASONS, SEAL_CONTAINER, Object
+from pretune.api import CHECK_CONTAINER, SEAL_CONTAINER, Object
 from pretune.model import seconds
+from pretune.reasons import REASONS
 from pretune.wire import Report
 
 POD_GRACE = 5.0  # seconds that a Job may be without a pod before its events are shown

@@ -14,7 +14,6 @@ from pretune.api import (
     FAILED,
     FINGERPRINT,
     PENDING,
-    REASONS,
     REFUSED,
     ROLE,
     SEALED,
@@ -29,6 +28,7 @@ from pretune.api import (
 )
 from pretune.decide.attempt import LOST, finished, job_over
 from pretune.model import Action, Delete, Event, Observed, Outcome, Patch, seconds, stamp
+from pretune.reasons import REASONS
 from pretune.wire import Inputs
 
 BACKOFF = 30.0  # seconds; the n-th retry waits 30 s × 4ⁿ⁻¹

@@ -33,7 +33,7 @@ NOTHING_TUNED = (
 
 
 class Unsound(Exception):
-    """What the engine wrote is no tactics that may be published; `reason` is one of api.REASONS."""
+    """What the engine wrote is no tactics that may be published; `reason` is one of reasons.REASONS."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__("%s: %s" % (reason, message))
