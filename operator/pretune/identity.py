@@ -6,13 +6,13 @@ import hashlib
 from typing import Any
 
 from pretune import canonical
-from pretune.api import Object, Spec, Target
+from pretune.api import TARGET, Object, Spec, Target
 from pretune.engines.vllm import OVERRIDE
 from pretune.refusals import refusal
 from pretune.template import device_claims, engine_of, gpu_resources, gpus, is_sidecar, required_terms
 from pretune.wire import Inputs
 
-__all__ = ["engine_of", "fingerprint", "gpus", "inputs", "placement", "refusal"]
+__all__ = ["engine_of", "fingerprint", "gpus", "inputs", "placement", "refusal", "target_of"]
 
 
 def fingerprint(template: Object, engine_name: str) -> str:
@@ -65,3 +65,19 @@ def inputs(template: Object, spec: Spec, target: Target) -> Inputs:
         target=target.name,
         nodeSelector=placement(template, target),
     )
+
+
+def target_of(pod: Object, spec: Spec) -> Target | None:
+    """The target whose bundle a consumer gets; None: it cannot be told. `pod`: whatever has metadata.annotations and
+    spec.nodeSelector, a pod or its template.
+
+    The only target of the cache; else the one that the annotation pretune.dev/target names; else the only one whose nodeSelector
+    the pod's own contains (design, section 6).
+    """
+    if len(spec.targets) == 1:
+        return spec.targets[0]
+    if named := ((pod.get("metadata") or {}).get("annotations") or {}).get(TARGET):
+        return next((one for one in spec.targets if one.name == named), None)
+    own = (pod["spec"].get("nodeSelector") or {}).items()
+    fitting = [one for one in spec.targets if one.node_selector.items() <= own]
+    return fitting[0] if len(fitting) == 1 else None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from pretune import canonical, identity
-from pretune.api import Object, Refused, Target
+from pretune.api import TARGET, Object, Refused, Target
 from pretune.engines.vllm import OVERRIDE
 from pretune.template import gpu_resources
 
@@ -485,3 +485,44 @@ def test_no_template_makes_refusal_fail(pod: Object) -> None:
 
 def test_zero_gpus_are_none() -> None:
     assert gpu_resources({"name": "vllm", "resources": {"limits": {"nvidia.com/gpu": "0"}}}) == {}
+
+
+# --- the target of a consumer
+
+B200, H200 = {"gpu": "b200"}, {"gpu": "h200"}
+TWO = [{"name": "b", "nodeSelector": B200}, {"name": "h", "nodeSelector": H200}]
+ANYWHERE: list[Object] = [{"name": "any"}, TWO[0]]
+
+
+@pytest.mark.parametrize(
+    ("case", "targets", "selector", "named", "target"),
+    [
+        ("the only one, whatever the pod says", TWO[:1], H200, "h", "b"),
+        ("the cache names none", None, None, None, "default"),
+        ("the annotation names it", TWO, None, "h", "h"),
+        ("the annotation goes before the selector", TWO, B200, "h", "h"),
+        ("the annotation names no target", TWO, B200, "x", None),
+        ("an empty annotation names none", TWO, B200, "", "b"),
+        ("the pod's selector contains the target's", TWO, {**H200, "zone": "a"}, None, "h"),
+        (
+            "the pod's selector is only a part of the target's",
+            [*TWO, {"name": "z", "nodeSelector": {**B200, "z": "1"}}],
+            B200,
+            None,
+            "b",
+        ),
+        ("the pod's selector has the label with another value", TWO, {"gpu": "l4"}, None, None),
+        ("the pod selects nothing", TWO, None, None, None),
+        ("the pod's selector contains two", ANYWHERE, B200, None, None),
+        ("a target without selector is contained in any", ANYWHERE, None, None, "any"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_target_of_a_consumer(
+    case: str, targets: list[Object] | None, selector: Any, named: str | None, target: str | None
+) -> None:
+    pod: Object = {"metadata": {"annotations": None if named is None else {TARGET: named}}, "spec": {}}
+    if selector is not None:
+        pod["spec"]["nodeSelector"] = selector
+    found = identity.target_of(pod, spec(**({"targets": targets} if targets else {})))
+    assert (found.name if found else None) == target
