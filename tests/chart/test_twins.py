@@ -49,6 +49,8 @@ BASE: dict[str, Any] = {
         "keepContainers": ["a"],
         "allow": ["SharedGPU"],
     },
+    "delivery": {"mode": "Auto"},
+    "hold": {"when": "Never", "timeoutSeconds": 10, "onFailure": "Start"},
     "bundleHistoryLimit": 1,
     "revision": "a",
     "suspend": False,
