@@ -160,6 +160,14 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Released:
+    """A hold that this plan ends, for the metrics."""
+
+    cause: str  # of decide/holding.CHECKS
+    waited: float  # seconds
+
+
+@dataclass(frozen=True)
 class Plan:
     """actions in their order, then one status write, then `after` (what must not happen before the status remembers; several at a
     time, in any order), then events."""
@@ -168,4 +176,5 @@ class Plan:
     status: Mapping[str, Any] | None = None  # the whole status wanted; None: nothing to write (no cache)
     after: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
+    released: tuple[Released, ...] = ()
     look_again: float | None = None  # seconds from now

@@ -11,7 +11,7 @@ from pretune.decide import decide
 from pretune.decide.draft import Draft
 from pretune.decide.retention import RETIREMENT
 from pretune.decide.storage import judge
-from pretune.decide.wants import wanted
+from pretune.decide.wants import wants
 from pretune.model import Action, Apply, Create, Delete, Outcome, Patch, Plan, stamp
 from pretune.wire import Report
 
@@ -21,7 +21,7 @@ KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
 
 def ids(the_cache: api.Object) -> list[str]:
-    return [want.id for want in wanted(Draft(seen(the_cache), NOW))]
+    return [want.id for want in wants(Draft(seen(the_cache), NOW), ()).bundles]
 
 
 def status_of(*records: api.Object, **more: Any) -> api.Object:
@@ -285,7 +285,7 @@ def answered(the_cache: api.Object, *found: Report) -> Plan:
 
 
 def found(the_cache: api.Object) -> Report:
-    [want] = wanted(Draft(seen(the_cache), NOW))
+    [want] = wants(Draft(seen(the_cache), NOW), ()).bundles
     return Report(**{**vars(sealed_report(want.id, "inspect")), "fingerprint": want.inputs.fingerprint, "bundles": []})
 
 

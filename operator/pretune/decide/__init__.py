@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretune.api import Refused
-from pretune.decide import adoption, afterlife, retention, storage, tuning, wants
-from pretune.decide.draft import Draft, Wanted
+from pretune.decide import adoption, afterlife, holding, retention, storage, tuning
+from pretune.decide.consumers import consumers, count, note
+from pretune.decide.draft import Draft
 from pretune.decide.status import status
+from pretune.decide.wants import wants
+from pretune.manifests.pod import is_held
 from pretune.model import Observed, Plan
 
 RESYNC = 1800.0  # seconds after which a key is looked at though nothing woke it: a watch may have missed what happened
@@ -22,37 +24,38 @@ def decide(seen: Observed, now: float) -> Plan:
     if seen.cache is None:
         return afterlife.afterlife(seen)
     if seen.cache["metadata"].get("deletionTimestamp"):
-        return Plan()
+        return Plan(after=tuple(holding.release_all([one for one in seen.consumers if is_held(one)])))
     made = seen.claim is None
     seen = _with_outcomes(seen)
     draft = Draft(seen, now, claim_made=made and seen.claim is not None)
     claim = storage.judge(draft)
-    refused: Refused | None = None
-    bundles: tuple[Wanted, ...] = ()
-    try:
-        bundles = wants.wanted(draft)
-    except Refused as error:
-        refused = error
+    pods = consumers(draft)
+    wanted = wants(draft, pods)
+    bundles = wanted.bundles
 
     tuning.settle(draft, bundles)  # what became of the attempts
     tuning.refuse(draft, bundles)  # what cannot be tuned as a copy
     retention.pruned(draft, bundles)  # what became of folders that were deleted
     adoption.ask(draft, bundles, claim)  # what only the claim can say
-    if refused is None:
+    if wanted.refused is None:
         tuning.supersede(draft, bundles)  # attempts that nothing wants
-        tuning.start(draft, bundles, claim)  # the next attempt
+        tuning.start(draft, bundles, claim, pods)  # the next attempt
         retention.retire(draft, bundles)
     retention.prune(draft, claim)
+    holding.hold(draft, pods, wanted, claim)  # pods that need not wait any longer
+    note(draft, pods)
     draft.actions += afterlife.unnamed_agents(seen, keep_current=True)
 
     if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
         draft.at(now)  # what was made asks for more at once
     draft.at(now + RESYNC)
+    said = status(draft, wanted, claim, count(draft, pods), ())
     return Plan(
         actions=tuple(draft.actions),
-        status=status(draft, bundles, refused, claim),
+        status=said,
         after=tuple(draft.after),
         events=(*draft.events, *draft.changes()),
+        released=tuple(draft.released),
         look_again=None if draft.look is None else max(0.0, draft.look - now),
     )
 

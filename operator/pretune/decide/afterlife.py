@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pretune.api import CACHE, ROLE, WHEN_DELETED
 from pretune.decide.draft import delete
+from pretune.decide.holding import release_all
 from pretune.model import Action, Observed, Plan
 
 LOOK = 30.0  # seconds between looks at a claim or an agent that a pod still names
@@ -32,7 +33,7 @@ def afterlife(seen: Observed) -> Plan:
     actions += removed
     if not seen.namespace_has_caches and len(removed) < len(seen.agents):
         look = LOOK
-    return Plan(actions=tuple(actions), look_again=look)
+    return Plan(actions=tuple(actions), after=tuple(release_all(seen.held)), look_again=look)
 
 
 def unnamed_agents(seen: Observed, keep_current: bool) -> list[Action]:

@@ -27,7 +27,7 @@ from pretune.api import (
     storage_place,
 )
 from pretune.decide.attempt import LOST, finished, job_over
-from pretune.model import Action, Delete, Event, Observed, Outcome, Patch, seconds, stamp
+from pretune.model import Action, Delete, Event, Observed, Outcome, Patch, Released, seconds, stamp
 from pretune.reasons import REASONS
 from pretune.wire import Inputs
 
@@ -46,6 +46,8 @@ class Wanted:
     target: Target
     template: Object
     refusal: Refused | None  # why this engine cannot be tuned as a copy
+    current: bool = True  # of the newest source: Ready speaks of it
+    origin: str = ""  # sources.origin_key of the consumers that need it; "": none does yet
 
 
 class Draft:
@@ -63,6 +65,7 @@ class Draft:
         self.actions: list[Action] = []
         self.after: list[Action] = []
         self.events: list[Event] = []
+        self.released: list[Released] = []
         self.look: float | None = None
         self.claim_made = claim_made  # in this very run: nothing can be on it
         self.started: set[str] = set()  # bundles whose attempt this plan starts

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pretune.api import FAILED, PENDING, REFUSED, SEALED, TUNING_STATE, Object, Refused
-from pretune.decide.draft import Draft, Wanted
+from pretune.api import FAILED, PENDING, REFUSED, SEALED, TUNING_STATE, Object
+from pretune.decide.draft import Draft
 from pretune.decide.storage import Storage
+from pretune.decide.wants import Wants
 from pretune.model import stamp
 
 Condition = tuple[str, str, str, str]  # type, status, reason, message
 
 
-def status(draft: Draft, bundles: tuple[Wanted, ...], source: Refused | None, storage: Storage) -> Object:
-    """The whole status wanted."""
-    records = [draft.bundles[want.id] for want in bundles]
+def status(
+    draft: Draft, wants: Wants, storage: Storage, consumers: Mapping[str, object], warnings: Sequence[Object]
+) -> Object:
+    """The whole status wanted. Ready and the summary speak of the newest source's bundles, one a target."""
+    records = [draft.bundles[want.id] for want in wants.bundles if want.current]
     sealed = [one for one in records if one["state"] == SEALED]
+    ids = [want.id for want in wants.bundles]
     wanted: dict[str, Any] = {
         "observedGeneration": draft.cache["metadata"]["generation"],
-        "conditions": _conditions(draft, _judge(draft, records, source, storage)),
-        "bundles": sorted(draft.bundles.values(), key=lambda one: _order(one, [want.id for want in bundles])),
+        "conditions": _conditions(draft, _judge(draft, records, wants, storage)),
+        "bundles": sorted(draft.bundles.values(), key=lambda one: _order(one, ids)),
         "summary": {
             "bundles": f"{len(sealed)}/{len(draft.spec.targets)}",
             "entries": sum(one.get("entries", 0) for one in sealed),
         },
+        "consumers": dict(consumers),
+        "warnings": list(warnings),
     }
     if draft.known_place:
         uid, _, folder = draft.known_place.partition("/")
@@ -36,13 +43,21 @@ def _order(record: Object, ids: list[str]) -> tuple[int, str]:
     return (ids.index(record["id"]) if record["id"] in ids else len(ids), str(record["id"]))
 
 
-def _judge(draft: Draft, records: list[Object], source: Refused | None, storage: Storage) -> list[Condition]:
+def _judge(draft: Draft, records: list[Object], wants: Wants, storage: Storage) -> list[Condition]:
+    judged = _of_bundles(draft, records, wants, storage)
+    if wants.churn:
+        judged[2] = ("Stalled", "True", "TooManyFingerprints", wants.churn)
+    return judged
+
+
+def _of_bundles(draft: Draft, records: list[Object], wants: Wants, storage: Storage) -> list[Condition]:
+    """Ready, Reconciling, Stalled, StorageReady."""
     stored: Condition = ("StorageReady", str(storage.ready), storage.reason, storage.message)
-    if source is not None:
-        stalled = (source.reason, source.message)
+    if wants.refused is not None:
+        stalled = (wants.refused.reason, wants.refused.message)
         return [("Ready", "False", *stalled), ("Reconciling", "False", *stalled), ("Stalled", "True", *stalled), stored]
     if not records:
-        said = ("NoSource", "spec.source is not set")
+        said = ("NoSource", "spec.source is not set, and no living pod has the label pretune.dev/cache with this name")
         return [("Ready", "Unknown", *said), ("Reconciling", "False", *said), ("Stalled", "False", *said), stored]
     blocked = [one for one in records if one["state"] in (FAILED, REFUSED)]
     open_ = [one for one in records if one["state"] in (PENDING, TUNING_STATE)]

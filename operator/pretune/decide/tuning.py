@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pretune.api import (
     BUNDLE,
@@ -17,11 +17,14 @@ from pretune.api import (
 from pretune.decide import attempt as attempts
 from pretune.decide.adoption import adopt
 from pretune.decide.attempt import Attempt, Standing, finished
+from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, Wanted, delete, fail, failure, fingerprint_of, next_try, owner_uid
 from pretune.decide.storage import Storage
 from pretune.manifests.agent import config_map
 from pretune.manifests.job import tuning_job
 from pretune.model import Apply, Create, seconds
+
+SETTLE = 300.0  # seconds after a seal in which a rollout may still replace the pods of an older revision
 
 TOLD_BY_TEMPLATE = frozenset(
     {"MultiPodEngine", "SelfRegistering", "SharedGPU", "SharedResourceClaim", "SingleUseClaim", "SourceInvalid"}
@@ -135,8 +138,9 @@ def refuse(draft: Draft, bundles: Iterable[Wanted]) -> None:
             draft.say(record, PENDING, "Queued", "")
 
 
-def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
+def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage, pods: Sequence[Consumer]) -> None:
     """At most one attempt per target, and one that occupies a node per cache; what only waits for a node holds up nobody."""
+    waited_for = {one.bundle for one in pods if one.held}
     for want in bundles:
         record = draft.bundles[want.id]
         if record["state"] != PENDING or want.id in draft.asking:
@@ -153,6 +157,13 @@ def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
             draft.at(next_try(record))
         elif busy := _busy(draft, want):
             draft.say(record, PENDING, "Queued", f"waits for {busy}")
+        elif want.id not in waited_for and (newer := _rollout(draft, want, bundles)):
+            draft.say(
+                record,
+                PENDING,
+                "Queued",
+                f"waits for the rollout to {newer}: the pods that need it may be on their way out",
+            )
         else:
             _create(draft, want, record)
 
@@ -180,6 +191,19 @@ def _busy(draft: Draft, want: Wanted) -> str | None:
         waits = record["state"] == PENDING and record["reason"] in ("WaitingForNode", "PodRefused", "Queued")
         if record.get("target") == want.target.name or not waits:
             return other
+    return None
+
+
+def _rollout(draft: Draft, want: Wanted, bundles: Iterable[Wanted]) -> str | None:
+    """The newest bundle, while pods are on their way to it: from its wish until SETTLE seconds after its seal."""
+    for newest in bundles:
+        record = draft.bundles[newest.id]
+        if want.current or not newest.current or newest.target.name != want.target.name:
+            continue
+        until = seconds(record["sealedAt"]) + SETTLE if record["state"] == SEALED and record.get("sealedAt") else 0.0
+        if record["state"] in (PENDING, TUNING_STATE) or draft.now < until:
+            draft.at(until or None)
+            return newest.id
     return None
 
 

@@ -1,0 +1,177 @@
+"""Who is let go: a list of small checks, asked in their order; the first that answers releases the pod.
+
+A check gets one Held and says why, in words that follow "released: ", or None. Adding a rule is adding a line to CHECKS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pretune.api import FAILED, REFUSED, SEALED, Object
+from pretune.decide.attempt import condition
+from pretune.decide.consumers import Consumer
+from pretune.decide.draft import Draft, reference
+from pretune.decide.storage import Storage
+from pretune.decide.wants import Wants
+from pretune.manifests.pod import release
+from pretune.model import Event, Patch, Released, seconds
+
+UNREADY = 30.0  # seconds that older pods may all be unready before nobody waits for them any more
+
+
+@dataclass(frozen=True)
+class Held:
+    """One pod behind our gate, and what bears on it."""
+
+    pod: Consumer
+    draft: Draft
+    wants: Wants
+    storage: Storage
+    others: tuple[Consumer, ...]  # living consumers of other fingerprints that are not held
+
+    @property
+    def record(self) -> Object:
+        return self.draft.bundles.get(self.pod.bundle) or {}
+
+
+Check = Callable[[Held], str | None]
+
+
+def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage) -> None:
+    """Release whoever need not, or must not, wait any longer; look again when the next one's time is over."""
+    let_go: dict[tuple[str, str, str], list[float]] = {}
+    kept: dict[str, int] = {}
+    for pod in pods:
+        if not pod.held:
+            continue
+        others = tuple(one for one in pods if one.living and not one.held and one.fingerprint != pod.fingerprint)
+        cause, why = judge(Held(pod, draft, wants, storage, others))
+        if not cause:
+            kept[pod.bundle] = kept.get(pod.bundle, 0) + 1
+            draft.at(pod.created + draft.spec.hold.timeout)
+            continue
+        waited = max(0.0, draft.now - pod.created)
+        draft.after.append(Patch(f"release Pod {pod.name}", reference(pod.pod), release(), strategic=True))
+        draft.released.append(Released(cause, waited))
+        let_go.setdefault((pod.bundle, cause, why), []).append(waited)
+    for (bundle, cause, why), waits in sorted(let_go.items()):
+        words = f"{_pods(len(waits))} of bundle {bundle or '(unknown)'}: {why}; waited {max(waits):.0f} s"
+        draft.events.append(Event("Released", words, warning=cause != "Sealed"))
+    before = ((draft.cache.get("status") or {}).get("consumers") or {}).get("held", 0)
+    if sum(kept.values()) > before:
+        words = ", ".join(f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(kept.items()))
+        draft.events.append(Event("Held", f"{words}: they start when it is sealed, at the latest after"
+                                          f" {draft.spec.hold.timeout} s (spec.hold.timeoutSeconds)"))  # fmt: skip
+
+
+def judge(held: Held) -> tuple[str, str]:
+    """(cause, why) of a release; ("", "") for a pod that goes on waiting."""
+    keep = held.draft.spec.hold.on_failure == "Keep"
+    for cause, failure, check in CHECKS:
+        if (why := check(held)) and not (failure and keep):
+            return cause, why
+    return "", ""
+
+
+def release_all(pods: Sequence[Object]) -> list[Any]:
+    """Every one of these: their cache is gone."""
+    return [Patch(f"release Pod {one['metadata']['name']}", reference(one), release(), strategic=True) for one in pods]
+
+
+def _pods(number: int) -> str:
+    return "1 pod" if number == 1 else f"{number} pods"
+
+
+# --- the checks
+
+
+def sealed(held: Held) -> str | None:
+    return "its bundle is sealed" if held.record.get("state") == SEALED else None
+
+
+def switched_off(held: Held) -> str | None:
+    spec = held.draft.spec
+    if spec.suspend:
+        return "spec.suspend is true"
+    if spec.hold.when == "Never":
+        return "spec.hold.when is Never"
+    return "spec.delivery.mode is None" if spec.delivery == "None" else None
+
+
+def unknown(held: Held) -> str | None:
+    if held.pod.bundle:
+        return None
+    if held.wants.refused is not None:
+        return f"{held.wants.refused.reason}: {held.wants.refused.message}"
+    return "which bundle it needs cannot be told"
+
+
+def unserved(held: Held) -> str | None:
+    """A hold is worth something only while others serve: not for Recreate, nor where the older pods died meanwhile."""
+    if held.draft.spec.hold.when != "WhenServing":
+        return None
+    if any(one.ready for one in held.others):
+        return None
+    flips = [
+        seconds(found["lastTransitionTime"])
+        for one in held.others
+        if one.running and (found := condition(one.pod, "Ready")) and found.get("lastTransitionTime")
+    ]
+    if flips and held.draft.now < max(flips) + UNREADY:
+        held.draft.at(max(flips) + UNREADY)
+        return None
+    return "no older pod serves meanwhile"
+
+
+def source_refused(held: Held) -> str | None:
+    refused = held.wants.refused
+    return f"{refused.reason}: {refused.message}" if refused else None
+
+
+def not_wanted(held: Held) -> str | None:
+    if any(want.id == held.pod.bundle for want in held.wants.bundles):
+        return None
+    return f"TooManyFingerprints: {held.wants.churn}" if held.wants.churn else "nothing tunes its bundle"
+
+
+def failed(held: Held) -> str | None:
+    record = held.record
+    return f"{record['reason']}: {record['message']}" if record.get("state") in (FAILED, REFUSED) else None
+
+
+def undeliverable(held: Held) -> str | None:
+    found = held.record.get("undeliverable")
+    return f"{found['reason']}: {found['message']}" if found else None
+
+
+def cannot_start(held: Held) -> str | None:
+    """Held pods count in a quota: what they use up may be what the attempt lacks."""
+    record = held.record
+    return f"the attempt cannot start: {record['message']}" if record.get("reason") == "PodRefused" else None
+
+
+def storage_stalled(held: Held) -> str | None:
+    return f"{held.storage.reason}: {held.storage.message}" if held.storage.stalled else None
+
+
+def timed_out(held: Held) -> str | None:
+    limit = held.draft.spec.hold.timeout
+    return f"spec.hold.timeoutSeconds ({limit} s) is over" if held.draft.now >= held.pod.created + limit else None
+
+
+# cause, whether spec.hold.onFailure: Keep makes the pod wait on, and the check.
+CHECKS: tuple[tuple[str, bool, Check], ...] = (
+    ("Sealed", False, sealed),
+    ("SwitchedOff", False, switched_off),
+    ("Unknown", False, unknown),
+    ("Unserved", False, unserved),
+    ("SourceRefused", True, source_refused),
+    ("NotWanted", True, not_wanted),
+    ("Failed", True, failed),
+    ("Undeliverable", True, undeliverable),
+    ("CannotStart", True, cannot_start),
+    ("StorageStalled", True, storage_stalled),
+    ("TimedOut", True, timed_out),
+)
