@@ -176,5 +176,5 @@ class Plan:
     status: Mapping[str, Any] | None = None  # the whole status wanted; None: nothing to write (no cache)
     after: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
-    released: tuple[Released, ...] = ()
     look_again: float | None = None  # seconds from now
+    released: tuple[Released, ...] = ()
