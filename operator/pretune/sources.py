@@ -106,24 +106,53 @@ def _conform(value: Any, shape: Any, path: str) -> None:
                 _conform(one, inner, f"{path}.{name}")
 
 
+REVISION_LABEL = (
+    "controller-revision-hash"  # set on each pod by the StatefulSet and DaemonSet controllers before it is made
+)
+
+_HOLDS_TEMPLATE = {"ReplicaSet": "apps", "Job": "batch"}  # owner kinds with the template inside, and their API group
+_HAS_REVISIONS = ("StatefulSet", "DaemonSet")  # of apps: the set may be at a newer revision than its pod
+
+
 @dataclass(frozen=True)
 class Ref:
     """The object that holds a pod's template as its author wrote it."""
 
     api_version: str
-    kind: str
+    kind: str  # ReplicaSet | Job | ControllerRevision
     name: str
-    uid: str  # of the owner ("" for a ControllerRevision, which is named after its owner's revision)
+    uid: str  # of the controlling owner: the object's own, or that of its own controlling owner (ControllerRevision)
     owner: str  # the controlling owner's kind: ReplicaSet | StatefulSet | DaemonSet | Job
+    owner_name: str
+
+
+def controller_of(obj: Object) -> Object | None:
+    """The owner reference of an object's controller: {apiVersion, kind, name, uid, …}; None: it has none."""
+    owners: list[Object] = obj["metadata"].get("ownerReferences") or []
+    return next((one for one in owners if one.get("controller")), None)
 
 
 def origin_of(pod: Object) -> Ref | None:
     """What to read for a pod's template: its controlling ReplicaSet or Job; for a StatefulSet's or DaemonSet's pod the
     ControllerRevision that it was made of (by its label controller-revision-hash), since the set itself may be at a newer one.
-    None: the pod has no owner of these kinds, and is its own template."""
-    raise NotImplementedError
+    None: the pod has no owner of these kinds, and is its own template (a kind of the same name in another API group, and a pod
+    without that label, which its set did not make, included)."""
+    owner = controller_of(pod)
+    if owner is None:
+        return None
+    kind, name, uid, version = owner["kind"], owner["name"], owner["uid"], owner["apiVersion"]
+    group = version.rpartition("/")[0]
+    if _HOLDS_TEMPLATE.get(kind) == group:
+        return Ref(version, kind, name, uid, kind, name)
+    revision = (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
+    if kind not in _HAS_REVISIONS or group != "apps" or not revision:
+        return None
+    # Named by the set and the hash; a StatefulSet's pods carry the whole name, a DaemonSet's only the hash.
+    whole = revision if kind == "StatefulSet" else f"{name}-{revision}"
+    return Ref(version, "ControllerRevision", whole, uid, kind, name)
 
 
 def origin_key(pod: Object) -> str:
     """By which pods of one template are told to be so: `ReplicaSet/<name>`, `ControllerRevision/<name>`, `Job/<name>`, `Pod/<name>`."""
-    raise NotImplementedError
+    ref = origin_of(pod)
+    return f"{ref.kind}/{ref.name}" if ref else f"Pod/{pod['metadata'].get('name', '')}"

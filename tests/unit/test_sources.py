@@ -89,3 +89,54 @@ def test_a_template_of_another_form_is_invalid_with_the_field_since_nobody_else_
 @law(templates())
 def test_what_the_api_server_stored_is_always_of_the_form(pod: Object) -> None:
     sources.template_of(workload(stored(pod)))
+
+
+# --- where a pod's template comes from
+
+
+def pod(*owners: Object, name: str = "p", **labels: str) -> Object:
+    return {"metadata": {"name": name, "ownerReferences": list(owners), "labels": labels}, "spec": {}}
+
+
+def owner(kind: str, version: str = "apps/v1", *, name: str = "o", controller: bool = True) -> Object:
+    return {"apiVersion": version, "kind": kind, "name": name, "uid": f"uid-{name}", "controller": controller}
+
+
+HASH = {"controller-revision-hash": "o-7f"}
+
+
+def ref(kind: str, name: str, of: str = "", version: str = "apps/v1") -> sources.Ref:
+    return sources.Ref(version, kind, name, "uid-o", of or kind, "o")
+
+
+@pytest.mark.parametrize(
+    ("case", "of", "expected"),
+    [
+        ("a ReplicaSet's", pod(owner("ReplicaSet")), ref("ReplicaSet", "o")),
+        ("a Job's", pod(owner("Job", "batch/v1")), ref("Job", "o", version="batch/v1")),
+        ("a StatefulSet's: the label is the name", pod(owner("StatefulSet"), **HASH), ref("ControllerRevision", "o-7f", "StatefulSet")),
+        (
+            "a DaemonSet's: the label is the hash",
+            pod(owner("DaemonSet"), **{"controller-revision-hash": "7f"}),
+            ref("ControllerRevision", "o-7f", "DaemonSet"),
+        ),
+        ("a newer version of the same group", pod(owner("ReplicaSet", "apps/v2")), ref("ReplicaSet", "o", version="apps/v2")),
+        ("one of several owners", pod(owner("Job", "batch/v1", name="x", controller=False), owner("ReplicaSet")), ref("ReplicaSet", "o")),
+        ("a bare pod", pod(), None),
+        ("an owner that does not control it", pod(owner("ReplicaSet", controller=False)), None),
+        ("a kind that we do not know", pod(owner("RayCluster", "ray.io/v1")), None),
+        ("a kind of the same name in another group", pod(owner("StatefulSet", "apps.kruise.io/v1"), **HASH), None),
+        ("a Job of another group", pod(owner("Job", "batch.volcano.sh/v1alpha1")), None),
+        ("a pod that its set did not make", pod(owner("StatefulSet")), None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_pods_template_is_its_controllers_or_its_own(case: str, of: Object, expected: sources.Ref | None) -> None:
+    assert sources.origin_of(of) == expected
+    assert sources.origin_key(of) == (f"{expected.kind}/{expected.name}" if expected else "Pod/p")
+
+
+def test_a_pod_that_has_neither_a_name_nor_labels_yet_has_an_origin() -> None:
+    assert sources.origin_of({"metadata": {"generateName": "p-"}, "spec": {}}) is None
+    assert sources.origin_key({"metadata": {"generateName": "p-"}, "spec": {}}) == "Pod/"
+    assert sources.origin_of({"metadata": {"ownerReferences": [owner("DaemonSet")]}, "spec": {}}) is None
