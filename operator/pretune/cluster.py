@@ -94,8 +94,10 @@ class Cluster(Protocol):
     async def apply(self, obj: Object) -> Object:
         """Server-side apply, forced, with the field manager `pretune`; the object as stored."""
 
-    async def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False) -> Object:
-        """Merge patch of `ref` (or its status); the object as stored.
+    async def patch(
+        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False
+    ) -> Object:
+        """Merge patch of `ref` (or its status), or a strategic one, which can remove one item of a list; the object as stored.
 
         `ref`'s metadata.uid and resourceVersion, where present, are preconditions: ApiError 409 when they no longer hold.
         """
@@ -124,7 +126,9 @@ KNOWN: Mapping[tuple[str, str], Resource] = {
     ("batch/v1", "Job"): Resource("jobs"),
     ("apps/v1", "Deployment"): Resource("deployments"),
     ("apps/v1", "StatefulSet"): Resource("statefulsets"),
+    ("apps/v1", "DaemonSet"): Resource("daemonsets"),
     ("apps/v1", "ReplicaSet"): Resource("replicasets"),
+    ("apps/v1", "ControllerRevision"): Resource("controllerrevisions"),
     ("storage.k8s.io/v1", "StorageClass"): Resource("storageclasses", namespaced=False),
     ("coordination.k8s.io/v1", "Lease"): Resource("leases"),
 }
@@ -204,11 +208,13 @@ class Kubernetes:
         content = "application/apply-patch+yaml"
         return _accepted(*await self._ask("PATCH", await self._of(obj), body=obj, query=query, content=content))
 
-    async def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False) -> Object:
+    async def patch(
+        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False
+    ) -> Object:
         held = {name: ref["metadata"][name] for name in ("uid", "resourceVersion") if name in ref["metadata"]}
         body = {**patch, "metadata": {**patch.get("metadata", {}), **held}}
         path = await self._of(ref) + ("/status" if status else "")
-        content = "application/merge-patch+json"
+        content = f"application/{'strategic-' if strategic else ''}merge-patch+json"
         code, answer = await self._ask("PATCH", path, body=body, query={"fieldManager": MANAGER}, content=content)
         causes = (answer.get("details") or {}).get("causes") or ()
         if code == 422 and any(cause.get("field") == "metadata.uid" for cause in causes):

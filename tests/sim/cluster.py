@@ -25,13 +25,13 @@ KINDS = frozenset(
     {
         ("pretune.dev/v1alpha1", "AutotuneCache"),
         ("apps/v1", "Deployment"),
-        ("apps/v1", "StatefulSet"),
-        ("apps/v1", "ReplicaSet"),
+        *(("apps/v1", kind) for kind in ("StatefulSet", "DaemonSet", "ReplicaSet", "ControllerRevision")),
         ("batch/v1", "Job"),
         ("storage.k8s.io/v1", "StorageClass"),
         *(("v1", kind) for kind in ("Pod", "PersistentVolumeClaim", "ConfigMap", "Event", "Service", "Secret", "Node")),
     }
 )
+MERGE_KEYS = {"schedulingGates": "name"}  # of lists that a strategic merge patch merges by their items
 NAME_LIMIT = 253
 LABEL_LIMIT = 63
 
@@ -142,14 +142,16 @@ class Server:
             admit("update", new)
         return self._replace(place, new, "apply", by)
 
-    def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, by: str = "") -> Object:
+    def patch(
+        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False, by: str = ""
+    ) -> Object:
         place = self._place(ref)
         old = self._held(place, ref)
         if status:
             sides = {name: value for name, value in patch.items() if name == "status"}
         else:
             sides = {name: value for name, value in patch.items() if name != "status" or old["kind"] not in SUBRESOURCE}
-        new = _merge(old, sides)
+        new = (_merge_strategically if strategic else _merge)(old, sides)
         for name in ("uid", "resourceVersion", "creationTimestamp", "generation", "deletionTimestamp"):
             if name in old["metadata"]:
                 new["metadata"][name] = old["metadata"][name]
@@ -287,10 +289,12 @@ class Client:
     async def apply(self, obj: Object) -> Object:
         return await self._call(_words("apply", obj), lambda: self.server.apply(obj, self.name))
 
-    async def patch(self, ref: Object, patch: Mapping[str, Any], *, status: bool = False) -> Object:
+    async def patch(
+        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False
+    ) -> Object:
         return await self._call(
             _words("status" if status else "patch", ref),
-            lambda: self.server.patch(ref, patch, status=status, by=self.name),
+            lambda: self.server.patch(ref, patch, status=status, strategic=strategic, by=self.name),
         )
 
     async def delete(self, ref: Object) -> None:
@@ -345,6 +349,30 @@ def _merge(old: Any, patch: Any) -> Any:
             new.pop(name, None)
         else:
             new[name] = _merge(new.get(name), value)
+    return new
+
+
+def _merge_strategically(old: Any, patch: Any, field: str = "") -> Any:
+    """As RFC 7396, but that a list whose items have a merge key is merged item by item, and an item can be deleted by it."""
+    if isinstance(patch, list) and field in MERGE_KEYS:
+        key = MERGE_KEYS[field]
+        new = {one[key]: copied(one) for one in old or ()}
+        for one in patch:
+            if one.get("$patch") == "delete":
+                new.pop(one[key], None)
+            else:
+                new[one[key]] = _merge_strategically(new.get(one[key]), one)
+        return list(new.values())
+    if not isinstance(patch, Mapping):
+        return copied(patch)
+    new = copied(old) if isinstance(old, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            new.pop(name, None)
+        else:
+            new[name] = _merge_strategically(new.get(name), value, name)
+            if new[name] == [] and name in MERGE_KEYS:
+                del new[name]  # the API server keeps no empty list
     return new
 
 
@@ -408,4 +436,13 @@ def _immutable(old: Object, new: Object) -> None:
                 422,
                 "Invalid",
                 f'{old["kind"]} "{old["metadata"]["name"]}" is invalid: spec.{name}: Invalid value: field is immutable',
+            )
+    gates = [one["name"] for one in (old.get("spec") or {}).get("schedulingGates") or ()]
+    for gate in (new.get("spec") or {}).get("schedulingGates") or () if old["kind"] == "Pod" else ():
+        if gate["name"] not in gates:
+            raise ApiError(
+                422,
+                "Invalid",
+                f'Pod "{old["metadata"]["name"]}" is invalid: spec.schedulingGates: Forbidden: only deletion is allowed,'
+                f" but found new scheduling gate '{gate['name']}'",
             )

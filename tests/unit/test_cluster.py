@@ -189,6 +189,15 @@ def test_a_patch_holds_to_the_uid_and_the_version_that_were_read() -> None:
     assert headers["Content-Type"] == "application/merge-patch+json"
 
 
+def test_a_strategic_patch_says_so_and_holds_to_the_uid() -> None:
+    api = Api().on(f"PATCH {JOBS}/j", (200, job(uid="u")))
+    patch = {"spec": {"schedulingGates": [{"$patch": "delete", "name": "pretune.dev/hold"}]}}
+    api.play(lambda cluster: cluster.patch(job(uid="u"), patch, strategic=True))
+    _, _, body, headers = api.asked[0]
+    assert body == {**patch, "metadata": {"uid": "u"}}
+    assert headers["Content-Type"] == "application/strategic-merge-patch+json"
+
+
 def test_another_object_of_that_name_is_a_conflict_though_it_is_said_as_an_immutable_field() -> None:
     causes = [{"field": "metadata.uid", "message": "field is immutable"}]
     api = Api().on(f"PATCH {JOBS}/j", status(422, "Invalid", "metadata.uid: field is immutable", causes=causes))
