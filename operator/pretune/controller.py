@@ -10,12 +10,10 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
-from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
 from pretune.api import CACHE, GROUP, PLURAL, VERSION
@@ -23,6 +21,7 @@ from pretune.cluster import Kubernetes, configuration
 from pretune.lease import Lease
 from pretune.model import Key
 from pretune.reconcile import reconcile
+from pretune.serving import serve_health
 from pretune.settings import Installation
 from pretune.watching import Watching, named
 from pretune.workqueue import Queue
@@ -44,7 +43,7 @@ async def run(settings: Installation) -> None:
         queue = Queue(lambda key: reconcile(key, cluster, settings.decisions, time.time), settings.workers)
         watching = Watching(cluster.watch, queue.wake)
         lease = Lease(cluster, settings.namespace, settings.identity)
-        async with serve_health(settings.liveness_port, queue):
+        async with serve_health(settings.liveness_port, alive=lambda: trouble(queue)):
             await lease.acquire()
             try:
                 await lead(queue, watching, lease, cluster)
@@ -128,25 +127,7 @@ def connection(config: Configuration) -> kopf.ConnectionInfo:
     )
 
 
-@asynccontextmanager
-async def serve_health(port: int, queue: Queue) -> AsyncIterator[None]:
-    """GET /healthz, for the kubelet; kopf's own is not there while we wait for the lease."""
-    if not port:
-        yield
-        return
-
-    async def healthz(_: web.Request) -> web.Response:
-        stuck = queue.stuck()
-        if stuck < DEAD:
-            return web.Response(text="ok\n")
-        return web.Response(status=503, text=f"the queue has not moved for {stuck:.0f} s\n")
-
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, port=port).start()
-        yield
-    finally:
-        await runner.cleanup()
+def trouble(queue: Queue) -> str:
+    """What /healthz says; kopf's own is not there while we wait for the lease."""
+    stuck = queue.stuck()
+    return "" if stuck < DEAD else f"the queue has not moved for {stuck:.0f} s"

@@ -20,6 +20,8 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class Installation:
+    """Of the controller."""
+
     image: str  # PRETUNE_IMAGE: the operator's own, for the Jobs that read and prune a claim
     pull_policy: str = "IfNotPresent"  # PRETUNE_IMAGE_PULL_POLICY, for those Jobs
     pull_secrets: tuple[str, ...] = ()  # PRETUNE_IMAGE_PULL_SECRETS: names in the caches' namespaces, comma separated
@@ -60,7 +62,40 @@ class Installation:
 
     @property
     def level(self) -> int:
-        return int(logging.getLevelNamesMapping()[self.log_level])
+        return _level(self.log_level)
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """Of the webhook, which is a Deployment of its own."""
+
+    certificates: str  # PRETUNE_CERTIFICATES: the mounted folder with tls.crt and tls.key
+    namespace: str = "default"  # POD_NAMESPACE: where the controller's lease is
+    port: int = 8443  # PRETUNE_WEBHOOK_PORT of POST /pods, HTTPS
+    health_port: int = 8080  # PRETUNE_HEALTH_PORT of GET /healthz, /readyz and /metrics, plain HTTP; 0: not served
+    log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Webhook:
+        """Raises SettingError."""
+        certificates = environment.get("PRETUNE_CERTIFICATES", "").strip()
+        if not certificates:
+            raise SettingError("PRETUNE_CERTIFICATES is not set: it names the mounted folder with tls.crt and tls.key")
+        return cls(
+            certificates=certificates,
+            namespace=environment.get("POD_NAMESPACE") or "default",
+            port=_number(environment, "PRETUNE_WEBHOOK_PORT", 8443, 1, 65535),
+            health_port=_number(environment, "PRETUNE_HEALTH_PORT", 8080, 0, 65535),
+            log_level=_one_of(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
+        )
+
+    @property
+    def level(self) -> int:
+        return _level(self.log_level)
+
+
+def _level(name: str) -> int:
+    return int(logging.getLevelNamesMapping()[name])
 
 
 def _one_of(environment: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:

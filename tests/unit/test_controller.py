@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
-import aiohttp
 import pytest
 from kubernetes.aio.client.configuration import Configuration
 from pretune.api import CACHE
-from pretune.controller import DEAD, LABELLED, connection, handlers, kopf_settings, serve_health
+from pretune.controller import DEAD, LABELLED, connection, handlers, kopf_settings, trouble
 from pretune.model import Key
 from pretune.watching import Named
 
@@ -101,14 +99,6 @@ def test_kopf_reaches_the_same_cluster_as_the_same_identity(key: str, scheme: st
     assert (info.scheme, info.token) == (scheme, token)
 
 
-@pytest.mark.parametrize(("stuck", "status"), [(0.0, 200), (DEAD - 1, 200), (DEAD, 503)])
-def test_the_kubelet_is_told_when_the_queue_does_not_move(stuck: float, status: int) -> None:
-    async def ask() -> int:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
-        async with serve_health(port, Woken(stuck)), aiohttp.ClientSession() as session:  # type: ignore[arg-type]
-            async with session.get(f"http://127.0.0.1:{port}/healthz") as answer:
-                return answer.status
-
-    assert asyncio.run(ask()) == status
+@pytest.mark.parametrize(("stuck", "words"), [(0.0, ""), (DEAD - 1, ""), (DEAD, "the queue has not moved for 60 s")])
+def test_the_kubelet_is_told_when_the_queue_does_not_move(stuck: float, words: str) -> None:
+    assert trouble(Woken(stuck)) == words  # type: ignore[arg-type]
