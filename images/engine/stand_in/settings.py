@@ -25,6 +25,7 @@ class Settings(NamedTuple):
     hang_seconds: float
     fault: str
     fault_after: float
+    tunes_until: str
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -40,6 +41,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         hang_seconds=_number(environ, "ENGINE_HANG_SECONDS", 1800),
         fault=fault,
         fault_after=_number(environ, "ENGINE_FAULT_AFTER", 1),
+        tunes_until=environ.get("ENGINE_TUNES_UNTIL", ""),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Sequence
@@ -164,6 +165,8 @@ class WarmUp:
         operations: Dict[str, List[Profile]] = {}
         for profile in wanted:
             operations.setdefault(profile.operation, []).append(profile)
+        while wanted and self._settings.tunes_until and not os.path.exists(self._settings.tunes_until):
+            time.sleep(0.02)
         done = 0
         for operation, parts in operations.items():
             progress = Progress(operation, len(parts))

@@ -24,7 +24,7 @@ SERVICE_ADDRESS = "10.96.0.1"
 ETCD = "http://127.0.0.1:12379"  # not 2379: Debian's etcd-server package may start one of its own there
 ETCD_PEER = "http://127.0.0.1:12380"
 
-GPUS = 8
+GPUS = 64  # more than a machine has: tests of several workers roll their pods side by side
 PRODUCTS = ("NVIDIA-H200", "NVIDIA-B200")  # of node0 and node1, until relabelled
 
 
