@@ -34,7 +34,8 @@ MANAGER = "pretune"  # field manager, and the name under which Events are report
 PAGE = 500  # objects of one list request: 3,000 pods at once were 17 MB and 149 MiB resident (facts/kubernetes.md)
 CALL = aiohttp.ClientTimeout(total=30)
 # A watch sends a bookmark a minute even when nothing happens; a silent one is a dead connection.
-WATCH = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=90)
+SILENT = 90.0  # seconds
+LONGEST = 8 << 20  # bytes of one line of a watch: an object, as JSON; aiohttp alone takes 128 KiB
 DISCOVERED = 600.0  # seconds that a kind's resource is believed
 
 _JSON = "application/json"
@@ -263,38 +264,51 @@ class Kubernetes:
     # --- beyond it
 
     async def watch(
-        self, api_version: str, kind: str, namespace: str, name: str = ""
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str,
+        name: str = "",
+        *,
+        keep: Callable[[Object], Object] = metadata,
+        silent: float = SILENT,
     ) -> AsyncIterator[tuple[str, Object]]:
-        """What happens to one object, or to all of a namespace, metadata only: (ADDED | MODIFIED | DELETED, object).
+        """What happens to one object, or to all of a namespace ("": of the cluster): (ADDED | MODIFIED | DELETED, object), each
+        object cut down by `keep` as in `list`.
 
         Begins with what is there, as ADDED, and (LISTED, {}) after it. Ends when the API server ends the stream, which it does at
-        least once an hour. Raises as `get` does, and ApiError 410 when what happened in between is forgotten: begin again.
+        least once an hour. Raises as `get` does, TimeoutError after `silent` seconds without a word, and ApiError 410 when what
+        happened in between is forgotten: begin again.
         """
         path = await self._path(api_version, kind, namespace)
         query = {"fieldSelector": f"metadata.name={name}"} if name else {}
+        partial = keep is metadata
         # A list first: a watch that begins by itself and asks for bookmarks is refused by an older etcd (seen: 1.34 on 3.4).
-        code, there = await self._ask("GET", path, query=query, accept=_METADATA_LIST)
-        if code == 404:
-            self._found.pop((api_version, kind), None)
-            raise NoSuchKind(api_version, kind)
-        for item in _accepted(code, there).get("items") or ():
-            yield "ADDED", item
+        rest, version = "", ""
+        while not version or rest:
+            page = {**query, "limit": str(PAGE), **({"continue": rest} if rest else {})}
+            code, there = await self._ask("GET", path, query=page, accept=_METADATA_LIST if partial else _JSON)
+            if code == 404:
+                self._found.pop((api_version, kind), None)
+                raise NoSuchKind(api_version, kind)
+            for item in _accepted(code, there).get("items") or ():
+                yield "ADDED", keep({**item, "apiVersion": api_version, "kind": kind})
+            rest, version = there["metadata"].get("continue") or "", there["metadata"]["resourceVersion"]
+            del there
         yield "LISTED", {}
-        query |= {
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": there["metadata"]["resourceVersion"],
-        }
-        del there
-        async with self._sent("GET", path, query=query, accept=_METADATA, limit=WATCH) as response:
+        query |= {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=silent)
+        async with self._sent(
+            "GET", path, query=query, accept=_METADATA if partial else _JSON, limit=limit
+        ) as response:
             if response.status >= 400:
                 _accepted(response.status, _parsed(await response.read()))
-            async for line in response.content:
+            while line := await response.content.readline(max_line_length=LONGEST):
                 change = json.loads(line)
                 if change["type"] == "ERROR":
                     _accepted(int(change["object"].get("code") or 500), change["object"])
                 if change["type"] != "BOOKMARK":
-                    yield change["type"], change["object"]
+                    yield change["type"], keep({**change["object"], "apiVersion": api_version, "kind": kind})
 
     # --- HTTP
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -276,7 +277,7 @@ def test_a_watch_tells_what_is_there_and_then_what_changes_without_bookmarks() -
     )
     assert watched(api) == [("ADDED", "3"), ("LISTED", ""), ("MODIFIED", "7"), ("DELETED", "8")]
     first, second = (query for _, query, *_ in api.asked)
-    assert first == {"fieldSelector": "metadata.name=j"}
+    assert first == {"fieldSelector": "metadata.name=j", "limit": "500"}
     assert second["resourceVersion"] == "5" and second["allowWatchBookmarks"] == "true"
     assert "as=PartialObjectMetadata;" in api.asked[1][3]["Accept"]
 
@@ -286,6 +287,54 @@ def test_a_watch_of_what_is_not_there_lists_nothing_first() -> None:
         f"GET {JOBS}", (200, {"metadata": {"resourceVersion": "5"}, "items": []}), (200, [change("ADDED", "7")])
     )
     assert watched(api) == [("LISTED", ""), ("ADDED", "7")]
+
+
+def changes(api: Api, **more: Any) -> list[tuple[str, Any]]:
+    async def story(cluster: Kubernetes) -> list[tuple[str, Any]]:
+        return [one async for one in cluster.watch("batch/v1", "Job", "", **more)]
+
+    result: list[tuple[str, Any]] = api.play(story)
+    return result
+
+
+def test_whole_objects_are_watched_where_they_are_asked_for_in_pages_and_cut_down() -> None:
+    def answer(version: str, **more: Any) -> Any:
+        return {"metadata": {"resourceVersion": "5", **more}, "items": [{"metadata": {"name": version}, "spec": 1}]}
+
+    stream = [{"type": "MODIFIED", "object": {"kind": "Job", "metadata": {"name": "b"}, "spec": 2, "status": 3}}]
+    api = Api().on(
+        "GET /apis/batch/v1/jobs", (200, answer("a", **{"continue": "more"})), (200, answer("b")), (200, stream)
+    )
+    assert changes(api, keep=lambda one: (one["kind"], one["metadata"]["name"], one["spec"])) == [
+        ("ADDED", ("Job", "a", 1)),
+        ("ADDED", ("Job", "b", 1)),
+        ("LISTED", {}),
+        ("MODIFIED", ("Job", "b", 2)),
+    ]
+    assert [query.get("continue") for _, query, *_ in api.asked] == [None, "more", None]
+    assert {headers["Accept"] for *_, headers in api.asked} == {"application/json"}
+
+
+def test_a_watch_reads_an_object_of_any_size() -> None:
+    large = {"type": "ADDED", "object": {"metadata": {"name": "j", "annotations": {"a": "x" * 3_000_000}}}}
+    api = Api().on("GET /apis/batch/v1/jobs", (200, {"metadata": {"resourceVersion": "5"}}), (200, [large]))
+    assert [len(obj["metadata"]["annotations"]["a"]) for kind, obj in changes(api) if kind == "ADDED"] == [3_000_000]
+
+
+def test_a_watch_that_says_nothing_for_too_long_is_dead() -> None:
+    class Silent(Api):
+        async def handle(self, request: web.Request) -> web.StreamResponse:
+            if not request.query.get("watch"):
+                return web.json_response({"metadata": {"resourceVersion": "5"}, "items": []})
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await asyncio.sleep(5)
+            return response
+
+    began = time.monotonic()
+    with pytest.raises((TimeoutError, ConnectionError)):
+        changes(Silent(), silent=0.2)
+    assert time.monotonic() - began < 4
 
 
 def test_a_watch_that_was_forgotten_is_an_error() -> None:
