@@ -49,7 +49,9 @@ def decide(seen: Observed, now: float) -> Plan:
     if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
         draft.at(now)  # what was made asks for more at once
     draft.at(now + RESYNC)
-    said = status(draft, wanted, claim, count(draft, pods), ())
+    counted = count(draft, pods)
+    holding.tell(draft, pods, counted)
+    said = status(draft, wanted, claim, counted, ())
     return Plan(
         actions=tuple(draft.actions),
         status=said,

@@ -5,7 +5,7 @@ A check gets one Held and says why, in words that follow "released: ", or None. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,12 @@ Check = Callable[[Held], str | None]
 def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage) -> None:
     """Release whoever need not, or must not, wait any longer; look again when the next one's time is over."""
     let_go: dict[tuple[str, str, str], list[float]] = {}
-    kept: dict[str, int] = {}
     for pod in pods:
         if not pod.held:
             continue
         others = tuple(one for one in pods if one.living and not one.held and one.fingerprint != pod.fingerprint)
         cause, why = judge(Held(pod, draft, wants, storage, others))
         if not cause:
-            kept[pod.bundle] = kept.get(pod.bundle, 0) + 1
             draft.at(pod.created + draft.spec.hold.timeout)
             continue
         waited = max(0.0, draft.now - pod.created)
@@ -59,11 +57,20 @@ def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage)
     for (bundle, cause, why), waits in sorted(let_go.items()):
         words = f"{_pods(len(waits))} of bundle {bundle or '(unknown)'}: {why}; waited {max(waits):.0f} s"
         draft.events.append(Event("Released", words, warning=cause != "Sealed"))
+
+
+def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
+    """Say who waits, when status.consumers (`counted`) says that there are more than before."""
     before = ((draft.cache.get("status") or {}).get("consumers") or {}).get("held", 0)
-    if sum(kept.values()) > before:
-        words = ", ".join(f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(kept.items()))
-        draft.events.append(Event("Held", f"{words}: they start when it is sealed, at the latest after"
-                                          f" {draft.spec.hold.timeout} s (spec.hold.timeoutSeconds)"))  # fmt: skip
+    if int(str(counted.get("held", 0))) <= before:
+        return
+    waiting: dict[str, int] = {}
+    for pod in pods:
+        if pod.held:
+            waiting[pod.bundle] = waiting.get(pod.bundle, 0) + 1
+    words = ", ".join(f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items()))
+    limit = f"{draft.spec.hold.timeout} s (spec.hold.timeoutSeconds)"
+    draft.events.append(Event("Held", f"{words}: they start when it is sealed, at the latest after {limit}"))
 
 
 def judge(held: Held) -> tuple[str, str]:
