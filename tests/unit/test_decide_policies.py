@@ -328,7 +328,7 @@ def old(number: int, state: str = "Sealed", **more: Any) -> api.Object:
 def test_bundles_beyond_the_newest_ones_retire_unless_somebody_wants_or_names_them() -> None:
     [bundle] = ids(cache())
     kept = record(bundle, sealedAt=stamp(NOW - 5000), layout="Managed")
-    consumer = {"metadata": {"name": "c", "labels": {}, "annotations": {api.BUNDLE: old(1)["id"]}}}
+    consumer = {"metadata": {"name": "c", "labels": {}, "annotations": {api.BUNDLE: old(1)["id"]}}, "spec": {}}
     the_cache = cache(status_of(kept, *(old(n) for n in range(1, 6))), bundleHistoryLimit=2)
     plan = decide(seen(the_cache, consumers=(consumer,)), NOW)
     assert plan.status is not None
