@@ -1,10 +1,11 @@
-"""The commands: up, down, product NAME [NODE]."""
+"""The commands: up, down, restart PROGRAM, product NAME [NODE]."""
 
 from __future__ import annotations
 
 import os
 import sys
 
+from localcluster.control_plane import PROGRAMS, restart
 from localcluster.places import LOCK, NODES
 from localcluster.steps import StepError, locked, report, step
 from localcluster.teardown import tear_down, traces
@@ -25,12 +26,18 @@ def main(arguments: list[str]) -> int:
                         tear_down()
                 case ["down"]:
                     print("there is no cluster")
+                case ["restart", program] if program in PROGRAMS:
+                    with step(f"kill {program} and start it again"):
+                        restart(program)
                 case ["product", product]:
                     label("node0", product)
                 case ["product", product, node]:
                     label(node, product)
                 case _:
-                    raise StepError(f"no such command: {' '.join(arguments)}", "up | down | product NAME [NODE]")
+                    raise StepError(
+                        f"no such command: {' '.join(arguments)}",
+                        f"up | down | restart {{{'|'.join(PROGRAMS)}}} | product NAME [NODE]",
+                    )
     except StepError as failure:
         return report(failure)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from localcluster.kubectl import api_ready
 from localcluster.places import API_ADDRESS, CONFIG, ETCD, ETCD_PEER, LOGS, PKI, SERVICE_RANGE, STATE
-from localcluster.processes import start, wait_until
+from localcluster.processes import start, stop, wait_until
 from localcluster.steps import build_folder
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -76,3 +76,9 @@ def start_control_plane() -> None:
             "--leader-elect=false",
         ],
     )
+
+
+def restart(program: str) -> None:
+    """Kill one of PROGRAMS, as a crash would, and start it again; returns when the API is ready."""
+    stop([program])
+    start_control_plane()
