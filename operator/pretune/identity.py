@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from pretune import canonical
-from pretune.api import TARGET, Object, Spec, Target
+from pretune.api import SEED_CONTAINER, TARGET, Object, Spec, Target
 from pretune.engines.vllm import OVERRIDE
 from pretune.refusals import refusal
 from pretune.template import device_claims, engine_of, gpu_resources, gpus, is_sidecar, required_terms
@@ -20,12 +20,13 @@ def fingerprint(template: Object, engine_name: str) -> str:
 
     In: the engine's image, command, args, env, envFrom, GPUs (resource and count, or claim templates), and the same but for the
     GPUs of the init containers, in order: they may prepare files that the engine reads.
-    Not in: the override variable, which we set ourselves; values behind references (never read); native sidecars and other
-    containers (beside the engine, not before it); names, labels, replicas, probes, ports, mounts, cpu, memory; placement, which
-    has its own place in the bundle's id.
+    Not in: the override variable and the seed container, which we add ourselves; values behind references (never read); native
+    sidecars and other containers (beside the engine, not before it); names, labels, replicas, probes, ports, mounts, cpu, memory;
+    placement, which has its own place in the bundle's id.
     """
     engine = engine_of(template, engine_name)
-    before = [one for one in template["spec"].get("initContainers") or () if not is_sidecar(one)]
+    init = template["spec"].get("initContainers") or ()
+    before = [one for one in init if not is_sidecar(one) and one["name"] != SEED_CONTAINER]
     form = {
         "engine": canonical.program(engine, without=(OVERRIDE,)),
         "gpus": gpu_resources(engine),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pretune.api import Object, Refused, Spec, Target
 from pretune.engines import vllm
-from pretune.template import engine_of, gpu_resources, is_sidecar, required_terms
+from pretune.template import engine_of, gpu_resources, is_sidecar, required_terms, words
 
 # Labels of controllers whose pods are parts of one engine: LeaderWorkerSet, KubeRay, JobSet, Grove.
 _GROUPS = ("leaderworkerset.sigs.k8s.io/", "ray.io/", "jobset.sigs.k8s.io/", "grove.io/")
@@ -105,7 +105,7 @@ def label_of_several_pods(copy: Copy) -> str | None:
 
 
 def flag_of_several_pods(copy: Copy) -> str | None:
-    flag = vllm.several_pods(_words(copy.engine))
+    flag = vllm.several_pods(words(copy.engine))
     return (
         f"{copy.at_engine}.{_field_of(copy.engine, flag)}: {flag}: the engine is one of several pods" if flag else None
     )
@@ -123,7 +123,7 @@ def leader_address(copy: Copy) -> str | None:
 
 def registers_itself(copy: Copy) -> str | None:
     env = {one["name"]: one.get("value") or "" for one in copy.engine.get("env") or ()}
-    found = vllm.registers_itself(_words(copy.engine), env)
+    found = vllm.registers_itself(words(copy.engine), env)
     if not found:
         return None
     place = "env" if found in env else _field_of(copy.engine, found)
@@ -193,10 +193,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("SharedGPU", part_of_a_gpu),
     ("SingleUseClaim", claim_for_one_pod),
 )
-
-
-def _words(engine: Object) -> list[str]:
-    return [*(engine.get("command") or ()), *(engine.get("args") or ())]
 
 
 def _field_of(engine: Object, shown: str) -> str:

@@ -1,4 +1,5 @@
-"""What a pod template says: which container is the engine, how many GPUs it asks for, which nodes it requires. Pure."""
+"""What a pod template says: which container is the engine, what it is called with, how many GPUs it asks for, which nodes it
+requires. Pure."""
 
 from __future__ import annotations
 
@@ -56,6 +57,11 @@ def gpu_resources(container: Object) -> dict[str, int]:
 def gpus(container: Object) -> int:
     """How many GPUs the container asks for. With DRA: its claims, since only their classes know how many devices each is."""
     return sum(gpu_resources(container).values()) or len(device_claims(container))
+
+
+def words(engine: Object) -> list[str]:
+    """The command's and args' words, as written: `$(NAME)` and scripts are not resolved."""
+    return [*(engine.get("command") or ()), *(engine.get("args") or ())]
 
 
 def is_sidecar(container: Object) -> bool:

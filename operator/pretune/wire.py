@@ -145,7 +145,6 @@ class Task:
     command: List[str] = field(default_factory=list)  # the engine's command and args: its interpreter is read from them
     ready: Optional[str] = None  # URL of an HTTP engine; None for exec and grpc probes
     headers: Mapping[str, str] = field(default_factory=dict)  # of that probe
-    allow: List[str] = field(default_factory=list)
     ids: List[str] = field(default_factory=list)  # inspect: the wanted ones; prune: the ones to remove
 
     def dump(self) -> str:

@@ -9,16 +9,12 @@ from typing import Any
 
 from pretune.api import Object
 from pretune.engines import vllm
+from pretune.template import words
 from pretune.wire import TACTICS_MOUNT
 
 TACTICS_VOLUME = "pretune-tactics"
 PERIOD = 2  # seconds between two questions to the engine
 _HANDLERS = ("httpGet", "exec", "grpc", "tcpSocket")
-
-
-def words(engine: Object) -> list[str]:
-    """The command's and args' words, as written: `$(NAME)` and scripts are not resolved."""
-    return [*(engine.get("command") or ()), *(engine.get("args") or ())]
 
 
 def sidecar(container: Object) -> Object:

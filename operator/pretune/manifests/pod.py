@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.api import Object
-from pretune.wire import Inputs
+from pretune.api import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER, Object, Refused
+from pretune.engines.vllm import OVERRIDE
+from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, copied_resources, seed_container
+from pretune.manifests.engine import TACTICS_VOLUME
+from pretune.template import words
+from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, TASK_VARIABLE, Inputs, Task
 
 Operation = dict[str, Any]  # {"op": "add", "path": …, "value": …}
+
+READ_ONLY, OVERLAY, NONE = "ReadOnly", "Overlay", "None"
+
+# The API server's limit on all of an object's annotations, names and values (apimachinery, TotalAnnotationSizeLimitB), and how much of a
+# message is shown there.
+_MOST_ANNOTATIONS = 256 * 1024
+_MOST_REASON = 1024
+
+_VOLUMES = (CLAIM_VOLUME, AGENT_VOLUME, TACTICS_VOLUME)
+_MOUNTS = (CLAIM_MOUNT, TACTICS_MOUNT)
+_CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 
 
 @dataclass(frozen=True)
@@ -32,33 +49,108 @@ class Delivery:
 
 def inject(pod: Object, delivery: Delivery) -> list[Operation]:
     """The JSON Patch that gives the pod its delivery; [] for a pod that has parts of ours already. Adds only, never a whole array
-    over one that is there. The pod stays as it is."""
-    raise NotImplementedError
+    over one that is there. The pod stays as it is.
+
+    A pod with a node has no gate, held or not: the API refuses the two together. Raises Refused EngineNotFound where the pod has no
+    container of the engine's name. The caller has asked collision().
+    """
+    if is_injected(pod):
+        return []
+    annotations = _annotations(delivery)
+    if not _has_room(pod, annotations):
+        return []
+    made = _into(pod, "metadata", "annotations", annotations)
+    if delivery.mode == NONE:
+        return made
+    spec, index = pod["spec"], _engine_index(pod, delivery.engine)
+    engine, at = spec["containers"][index], f"/spec/containers/{index}"
+    claim = _claim_volume(spec, delivery.claim)
+    volumes: list[Object] = []
+    if claim == CLAIM_VOLUME:
+        source = {"claimName": delivery.claim, "readOnly": True}
+        volumes.append({"name": claim, "persistentVolumeClaim": source})
+    if delivery.mode == OVERLAY:
+        volumes.append({"name": AGENT_VOLUME, "configMap": {"name": delivery.agent, "optional": True}})
+        volumes.append({"name": TACTICS_VOLUME, "emptyDir": {}})
+        mount: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
+        override = TACTICS_MOUNT
+    else:
+        mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
+        override = _tactics_on_claim(delivery)
+    made += _onto(spec, "/spec", "volumes", volumes)
+    made += _onto(engine, at, "volumeMounts", [mount])
+    made += _onto(engine, at, "env", [{"name": OVERRIDE, "value": override}])
+    if delivery.mode == OVERLAY:
+        made += _onto(spec, "/spec", "initContainers", [_seed(engine, delivery, claim)])
+    if delivery.held and not spec.get("nodeName"):
+        made += _onto(spec, "/spec", "schedulingGates", [{"name": HOLD}])
+    return made
 
 
 def strip(pod: Object) -> Object:
-    """The pod without anything of ours: strip(inject(pod)) == pod. What other webhooks added to it meanwhile stays."""
-    raise NotImplementedError
+    """The pod without anything of ours: strip(inject(pod)) == pod. What other webhooks added to it meanwhile stays.
+
+    A list or map that is empty after that is left out, as the API server never sends one.
+    """
+    made: Object = copy.deepcopy(pod)
+    meta, spec = made.get("metadata") or {}, made["spec"]
+    annotations = meta.get("annotations") or {}
+    given = _is_given(pod)
+    if DELIVERY in annotations or BUNDLE in annotations:
+        for name in (DELIVERY, BUNDLE, REASON):
+            annotations.pop(name, None)
+        if not annotations:
+            del meta["annotations"]
+    _drop(spec, "schedulingGates", lambda gate: gate["name"] == HOLD)
+    if not given:
+        return made
+    _drop(spec, "volumes", lambda volume: volume["name"] in _VOLUMES)
+    _drop(spec, "initContainers", _is_seed)
+    for _, one in _containers(made):
+        if _has_override(one):
+            _drop(one, "env", _is_override)
+            _drop(one, "volumeMounts", _is_mount)
+        _drop(one, "volumeMounts", lambda mount: mount["name"] in _VOLUMES)
+    return made
 
 
 def collision(pod: Object, engine: Object) -> str | None:
-    """What of the pod our names or mount paths would collide with, as a sentence; None: nothing."""
-    raise NotImplementedError
+    """What of the pod our names or mount paths would collide with, as a sentence; None: nothing.
+
+    Where one is overlooked, the API server refuses the pod, or the container cannot start.
+    """
+    spec = pod["spec"]
+    if (spec.get("os") or {}).get("name") == "windows":
+        return "the pod is one for Windows"
+    if "kubernetes.io/config.mirror" in ((pod.get("metadata") or {}).get("annotations") or {}):
+        return "the pod is a static one, whose mirror may mount nothing"
+    for volume in spec.get("volumes") or ():
+        if volume["name"] in _VOLUMES:
+            return f"the pod has a volume {volume['name']}"
+    for place, one in _containers(pod):
+        if one["name"] == SEED_CONTAINER:
+            return f"the pod has a container {SEED_CONTAINER} ({place})"
+    for path in _paths(engine):
+        for ours in _MOUNTS:
+            if _one_holds_the_other(path, ours):
+                return f"container {engine['name']} uses {path}, where {ours} would be mounted"
+    return None
 
 
 def is_injected(pod: Object) -> bool:
     """Whether the pod has parts of ours: it is not touched again."""
-    raise NotImplementedError
+    annotations = (pod.get("metadata") or {}).get("annotations") or {}
+    return DELIVERY in annotations or BUNDLE in annotations or is_held(pod) or _is_given(pod)
 
 
 def is_held(pod: Object) -> bool:
     """Whether our gate is on the pod."""
-    raise NotImplementedError
+    return any(gate["name"] == HOLD for gate in pod["spec"].get("schedulingGates") or ())
 
 
 def release() -> Mapping[str, Any]:
     """The strategic merge patch that removes our gate and no other."""
-    raise NotImplementedError
+    return {"spec": {"schedulingGates": [{"$patch": "delete", "name": HOLD}]}}
 
 
 def admitted(template: Object, pod: Object) -> Object:
@@ -66,3 +158,161 @@ def admitted(template: Object, pod: Object) -> Object:
     containers, init containers, volumes and settings, our injection and what is the pod's alone (node, priority number, token
     volume) taken out; scheduling terms stay the template's."""
     raise NotImplementedError
+
+
+def patched(pod: Object, operations: Sequence[Operation]) -> Object:
+    """The pod with these operations carried out, as the API server does it: RFC 6902, of which inject() uses `add` alone."""
+    made: Object = copy.deepcopy(pod)
+    for operation in operations:
+        assert operation["op"] == "add", operation["op"]
+        *above, last = [
+            word.replace("~1", "/").replace("~0", "~") for word in operation["path"].removeprefix("/").split("/")
+        ]
+        holder: Any = made
+        for word in above:
+            holder = holder[int(word)] if isinstance(holder, list) else holder[word]
+        value = copy.deepcopy(operation["value"])
+        if isinstance(holder, list):
+            holder.insert(len(holder) if last == "-" else int(last), value)
+        else:
+            holder[last] = value
+    return made
+
+
+# --- what is added
+
+
+def _annotations(delivery: Delivery) -> dict[str, str]:
+    reason = f"{delivery.reason}: {delivery.message}" if delivery.message else delivery.reason
+    made = {
+        DELIVERY: delivery.mode,
+        REASON: reason if len(reason) <= _MOST_REASON else reason[: _MOST_REASON - 1] + "…",
+    }
+    return made if delivery.mode == NONE else {**made, BUNDLE: delivery.bundle}
+
+
+def _has_room(pod: Object, annotations: Mapping[str, str]) -> bool:
+    """Whether the API server takes the pod with these annotations added."""
+    whole = {**((pod.get("metadata") or {}).get("annotations") or {}), **annotations}
+    return sum(len(name.encode()) + len((one or "").encode()) for name, one in whole.items()) <= _MOST_ANNOTATIONS
+
+
+def _engine_index(pod: Object, name: str) -> int:
+    names = [one["name"] for one in pod["spec"]["containers"]]
+    if name not in names:
+        raise Refused("EngineNotFound", f"no container {name}; the pod has {', '.join(names)}")
+    return names.index(name)
+
+
+def _claim_volume(spec: Object, claim: str) -> str:
+    """The volume to mount the claim by: one of the pod's own that has it already, else ours. Two volumes of one claim keep a pod in
+    ContainerCreating before Kubernetes 1.34 (kubernetes#122140), and after that only one of them says whether it is read-only."""
+    for volume in spec.get("volumes") or ():
+        if (volume.get("persistentVolumeClaim") or {}).get("claimName") == claim:
+            return volume["name"]  # type: ignore[no-any-return]
+    return CLAIM_VOLUME
+
+
+def _tactics_on_claim(delivery: Delivery) -> str:
+    """The bundle's folder, as the engine finds it: no link, no variable for the kubelet."""
+    below = [name for name in delivery.sub_path.split("/") if name not in ("", ".")]
+    path = "/".join([CLAIM_MOUNT, *below, delivery.folder, "bundles", delivery.bundle, "tactics"])
+    return path.replace("$", "$$")
+
+
+def _seed(engine: Object, delivery: Delivery, claim: str) -> Object:
+    task = Task(cache=delivery.folder, subPath=delivery.sub_path, inputs=delivery.inputs, command=words(engine))
+    tactics = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
+    return seed_container(SEED_CONTAINER, engine, task, copied_resources(engine), claim, [tactics])
+
+
+def _onto(holder: Object, at: str, field: str, added: list[Object]) -> list[Operation]:
+    """Adds to the end of a list, which is made where there is none."""
+    if not added:
+        return []
+    if holder.get(field) is None:
+        return [{"op": "add", "path": f"{at}/{field}", "value": added}]
+    return [{"op": "add", "path": f"{at}/{field}/-", "value": one} for one in added]
+
+
+def _into(pod: Object, place: str, field: str, added: dict[str, str]) -> list[Operation]:
+    """Adds to a map, which is made where there is none."""
+    holder = pod.get(place)
+    if holder is None:
+        return [{"op": "add", "path": f"/{place}", "value": {field: added}}]
+    if holder.get(field) is None:
+        return [{"op": "add", "path": f"/{place}/{field}", "value": added}]
+    return [
+        {"op": "add", "path": f"/{place}/{field}/{name.replace('~', '~0').replace('/', '~1')}", "value": one}
+        for name, one in added.items()
+    ]
+
+
+# --- what is ours
+
+
+def _is_given(pod: Object) -> bool:
+    """Whether the pod has a delivery's volumes, mounts and containers. The annotation says so; without it (a manifest that was copied)
+    their form does. A pod that was left alone may have its own of the same name."""
+    mode = ((pod.get("metadata") or {}).get("annotations") or {}).get(DELIVERY)
+    if mode is not None:
+        return mode in (READ_ONLY, OVERLAY)
+    return any(_is_seed(one) or (_has_override(one) and _mounts_ours(one)) for _, one in _containers(pod))
+
+
+def _is_seed(container: Object) -> bool:
+    names = [one["name"] for one in container.get("env") or ()]
+    return container["name"] == SEED_CONTAINER and TASK_VARIABLE in names
+
+
+def _is_override(variable: Object) -> bool:
+    value = variable.get("value") or ""
+    return variable["name"] == OVERRIDE and (value == TACTICS_MOUNT or value.startswith(f"{CLAIM_MOUNT}/"))
+
+
+def _has_override(container: Object) -> bool:
+    return any(_is_override(one) for one in container.get("env") or ())
+
+
+def _is_mount(mount: Object) -> bool:
+    return mount.get("mountPath") in _MOUNTS
+
+
+def _mounts_ours(container: Object) -> bool:
+    return any(_is_mount(one) for one in container.get("volumeMounts") or ())
+
+
+def _containers(pod: Object) -> Iterator[tuple[str, Object]]:
+    for place in _CONTAINERS:
+        for one in pod["spec"].get(place) or ():
+            yield place, one
+
+
+def _drop(holder: Object, field: str, ours: Callable[[Object], bool]) -> None:
+    """Takes ours out of a list; the list itself when nothing is left."""
+    before = holder.get(field) or []
+    kept = [one for one in before if not ours(one)]
+    if len(kept) == len(before):
+        return
+    if kept:
+        holder[field] = kept
+    else:
+        del holder[field]
+
+
+def _paths(container: Object) -> Iterator[str]:
+    """Where something is mounted into the container: volumes, block devices, and the file of its termination message."""
+    for mount in container.get("volumeMounts") or ():
+        yield mount["mountPath"]
+    for device in container.get("volumeDevices") or ():
+        yield device["devicePath"]
+    if path := container.get("terminationMessagePath"):
+        yield path
+
+
+def _one_holds_the_other(one: str, other: str) -> bool:
+    """Whether two paths are the same, or one lies below the other. The kubelet takes a relative path from the root."""
+    parts = [posixpath.normpath(f"/{path}").strip("/").split("/") for path in (one, other)]
+    first, second = ([name for name in path if name] for path in parts)
+    least = min(len(first), len(second))
+    return first[:least] == second[:least]

@@ -13,9 +13,9 @@ from pretune.manifests.agent_container import (
     agent_container,
     copied_resources,
 )
-from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_headers, ready_url, sidecar, words
+from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_headers, ready_url, sidecar
 from pretune.model import Settings
-from pretune.template import engine_of, gpus, is_sidecar, required_terms
+from pretune.template import engine_of, gpus, is_sidecar, required_terms, words
 from pretune.wire import TACTICS_MOUNT, Inputs, Task
 
 # Seen: with the default of 30 s an engine that ignores TERM holds its GPU for 30 s more.
@@ -65,14 +65,14 @@ def pod_template(
         command=words(engine),
         ready=ready_url(engine),
         headers=ready_headers(engine),
-        allow=sorted(spec.allow),
     )
     before = [*_kept(pod, engine, spec.keep_containers), engine_sidecar(engine, spec.deadline_seconds)]
     pod_resources = bool(
         pod.get("resources")
     )  # then a container need not have its own, and ours must not exceed the pod's
+    claim = {"name": CLAIM_VOLUME}
     check = agent_container(
-        CHECK_CONTAINER, "check", engine, task, {} if pod_resources else copied_resources(engine), mounts=[]
+        CHECK_CONTAINER, "check", engine, task, {} if pod_resources else copied_resources(engine), claim, mounts=[]
     )
     seal = agent_container(
         SEAL_CONTAINER,
@@ -80,6 +80,7 @@ def pod_template(
         engine,
         task,
         {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)},
+        claim,
         mounts=[{"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT, "readOnly": True}],
     )
     made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
