@@ -372,7 +372,8 @@ class Kubernetes:
             async with answer.response as response:
                 yield response
         except aiohttp.ClientError as error:
-            raise ConnectionError(f"{method} {path}: {type(error).__name__} {error}") from error
+            kind = TimeoutError if isinstance(error, TimeoutError) else ConnectionError
+            raise kind(f"{method} {path}: {type(error).__name__} {error}") from error
 
 
 def event_object(cache: Object, event: Event, now: float) -> Object:
