@@ -3,6 +3,8 @@
 Events only wake a key; how often it runs is decided here:
 - a key never runs twice at a time, and events that come while it waits or runs become one more run;
 - three runs at once, then one a second (a token bucket per key): a storm of events costs a run a second, a single event costs no wait;
+- what pods wait for (an attempt's end, a pod that was just held) is urgent: it has a bucket of its own, since the chatter of a rollout's
+  many pods empties the other one, and it goes before all that is not urgent, since hundreds of keys may wait at a start;
 - a run that raised waits 1 s, 2 s, 4 s … 60 s, which no event shortens;
 - a run's answer is when to look again, in seconds: it replaces the answer of the run before, and an event comes before it.
 """
@@ -12,32 +14,57 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from pretune.model import Key
 
 log = logging.getLogger(__name__)
 
-BURST = 3  # runs at once
-RATE = 1.0  # seconds a run, beyond them
+BURST, RATE = 3, 1.0  # runs at once; seconds a run, beyond them
+URGENT_BURST, URGENT_RATE = 10, 0.25  # the same of urgent ones: an attempt's whole life makes some ten events
 BACKOFF, LONGEST = 1.0, 60.0  # seconds after the first failure, and at most
 LIMIT = 120.0  # seconds that one run may take
+
+
+@dataclass
+class _Bucket:
+    """Tokens of one key, on the loop's clock."""
+
+    burst: int
+    rate: float
+    full: float = -inf  # when it will be full again
+
+    @property
+    def next(self) -> float:
+        """When there is a token."""
+        return self.full - (self.burst - 1) * self.rate
+
+    def take(self, now: float) -> None:
+        self.full = max(self.full, now) + self.rate
 
 
 @dataclass
 class _Entry:
     """One key's times, on the loop's clock."""
 
+    calm: _Bucket = field(default_factory=lambda: _Bucket(BURST, RATE))
+    hurried: _Bucket = field(default_factory=lambda: _Bucket(URGENT_BURST, URGENT_RATE))
     wanted: float = inf  # when somebody wants it to run
-    filled: float = -inf  # when its bucket of tokens is full again
+    urgent: bool = False
     blocked: float = -inf  # until when a failure holds it back
     failures: int = 0
-    queued: bool = False  # waits for a worker, or runs
+    running: bool = False
+    ticket: int = 0  # of its place among those that wait for a worker; 0: it waits for none
     timer: asyncio.TimerHandle | None = None
 
+    @property
     def next(self) -> float:
-        return max(self.wanted, self.blocked, self.filled - (BURST - 1) * RATE)
+        tokens = min(self.calm.next, self.hurried.next) if self.urgent else self.calm.next
+        return max(self.wanted, self.blocked, tokens)
+
+    def take(self, now: float) -> None:
+        (self.hurried if self.urgent and self.hurried.next <= now else self.calm).take(now)
 
 
 class Queue:
@@ -46,13 +73,19 @@ class Queue:
     def __init__(self, work: Callable[[Key], Awaitable[float | None]], workers: int = 4) -> None:
         self._work, self._workers = work, workers
         self._entries: dict[Key, _Entry] = {}
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready: asyncio.PriorityQueue[tuple[int, int, Key]] = asyncio.PriorityQueue()  # (0 if urgent, ticket, key)
+        self._tickets = 0
+        self._waiting = 0  # keys that have one
         self._moved = -inf  # when a run last began or ended while keys waited for one
 
-    def wake(self, key: Key) -> None:
+    def wake(self, key: Key, urgent: bool = False) -> None:
         """Something happened: run this key as soon as it may."""
         entry = self._entries.setdefault(key, _Entry())
         entry.wanted = min(entry.wanted, asyncio.get_running_loop().time())
+        if urgent and not entry.urgent:
+            entry.urgent = True
+            if entry.ticket:  # it goes to the front
+                entry.ticket, self._waiting = 0, self._waiting - 1
         self._plan(key, entry)
 
     async def run(self) -> None:
@@ -63,41 +96,45 @@ class Queue:
 
     def stuck(self) -> float:
         """For how many seconds keys have waited for a worker without any run beginning or ending; 0.0 when none waits."""
-        return 0.0 if self._ready.empty() else asyncio.get_running_loop().time() - self._moved
+        return asyncio.get_running_loop().time() - self._moved if self._waiting else 0.0
 
     # --- inside
 
     def _plan(self, key: Key, entry: _Entry) -> None:
-        if entry.queued:
+        if entry.running or entry.ticket:
             return
         if entry.timer is not None:
             entry.timer.cancel()
         loop = asyncio.get_running_loop()
-        if (
-            entry.wanted == inf
-        ):  # nothing to come: forgotten once its tokens are back, so that deleted caches leave nothing
-            entry.timer = loop.call_at(entry.filled, self._entries.pop, key, None)
-        elif entry.next() <= loop.time():
+        if entry.wanted == inf:  # forgotten once its tokens are back, so that deleted caches leave nothing
+            full = max(entry.calm.full, entry.hurried.full)
+            entry.timer = loop.call_at(full, self._entries.pop, key, None)
+        elif entry.next <= loop.time():
             self._enqueue(key, entry)
         else:
-            entry.timer = loop.call_at(entry.next(), self._enqueue, key, entry)
+            entry.timer = loop.call_at(entry.next, self._enqueue, key, entry)
 
     def _enqueue(self, key: Key, entry: _Entry) -> None:
-        entry.queued, entry.timer = True, None
-        if self._ready.empty():
+        entry.timer = None
+        if not self._waiting:
             self._moved = asyncio.get_running_loop().time()
-        self._ready.put_nowait(key)
+        self._tickets += 1
+        entry.ticket, self._waiting = self._tickets, self._waiting + 1
+        self._ready.put_nowait((0 if entry.urgent else 1, entry.ticket, key))
 
     async def _worker(self) -> None:
         while True:
-            key = await self._ready.get()
-            await self._run(key, self._entries[key])
+            _, ticket, key = await self._ready.get()
+            entry = self._entries.get(key)
+            if entry is not None and entry.ticket == ticket:  # else it has moved to the front meanwhile
+                await self._run(key, entry)
 
     async def _run(self, key: Key, entry: _Entry) -> None:
         loop = asyncio.get_running_loop()
         self._moved = loop.time()
-        entry.wanted = inf  # an event from now on asks for another run
-        entry.filled = max(entry.filled, self._moved) + RATE
+        entry.take(self._moved)
+        entry.wanted, entry.urgent = inf, False  # an event from now on asks for another run
+        entry.ticket, entry.running, self._waiting = 0, True, self._waiting - 1
         try:
             async with asyncio.timeout(LIMIT):
                 again = await self._work(key)
@@ -113,7 +150,7 @@ class Queue:
                 entry.wanted = min(entry.wanted, loop.time() + again)
         finally:
             self._moved = loop.time()
-            entry.queued = False
+            entry.running = False
         self._plan(key, entry)
 
 

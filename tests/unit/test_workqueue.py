@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pretune.model import Key
-from pretune.workqueue import BURST, LIMIT, RATE, Queue
+from pretune.workqueue import BURST, LIMIT, RATE, URGENT_BURST, URGENT_RATE, Queue
 
 from tests.unit.virtual import run
 
@@ -54,12 +54,14 @@ def play(work: Work, story: Callable[[Queue], Awaitable[None]], workers: int = 4
     return work
 
 
-def wakes(*times: float, key: Key = A, until: float = 500.0) -> Callable[[Queue], Awaitable[None]]:
+def wakes(
+    *times: float, key: Key = A, until: float = 500.0, urgent: tuple[float, ...] = ()
+) -> Callable[[Queue], Awaitable[None]]:
     async def story(queue: Queue) -> None:
-        for at in times:
+        for at in sorted([*times, *urgent]):
             if at > now():
                 await asyncio.sleep(at - now())
-            queue.wake(key)
+            queue.wake(key, urgent=at in urgent)
         await asyncio.sleep(until - now())
 
     return story
@@ -97,6 +99,41 @@ def wakes(*times: float, key: Key = A, until: float = 500.0) -> Callable[[Queue]
 )
 def test_a_key_runs(case: str, answers: list[Any], events: list[float], runs: list[float]) -> None:
     assert play(Work({A: list(answers)}), wakes(*events)).began() == pytest.approx(runs)
+
+
+@pytest.mark.parametrize(
+    ("case", "events", "urgent", "runs"),
+    [
+        ("at once, though a storm has used up the rate", [0, 0.1, 0.2, 0.3], [0.4], [0, 0.1, 0.2, 0.4]),
+        ("and leaves the others their rate", [0.1, 0.2, 0.3, 0.4], [0], [0, 0.1, 0.2, 0.3, 1.1]),
+        ("ten at once and three of the others, then four a second", [], [n / 100 for n in range(15)],
+         [*(n / 100 for n in range(13)), 0.25]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_an_urgent_event_runs_its_key(case: str, events: list[float], urgent: list[float], runs: list[float]) -> None:
+    assert play(Work(), wakes(*events, urgent=tuple(urgent))).began() == pytest.approx(runs)
+
+
+def test_no_urgent_event_shortens_a_failures_wait() -> None:
+    work = play(Work({A: [OSError("x")] * 2}), wakes(0, urgent=(0.5, 1.5)))
+    assert work.began() == pytest.approx([0, 1, 3])
+
+
+def test_an_urgent_key_goes_before_all_that_wait_and_runs_once() -> None:
+    keys = [Key("ns", f"k{n}") for n in range(5)]
+
+    async def story(queue: Queue) -> None:
+        for key in keys:
+            queue.wake(key)
+        await asyncio.sleep(1)
+        queue.wake(keys[3], urgent=True)  # waits already
+        queue.wake(keys[3])
+        queue.wake(A, urgent=True)
+        await asyncio.sleep(1000)
+
+    work = play(Work(takes=10.0), story, workers=1)
+    assert [key for key, *_ in work.runs] == [keys[0], keys[3], A, keys[1], keys[2], keys[4]]
 
 
 def test_events_that_come_while_a_key_runs_are_one_run_more_after_it() -> None:
@@ -155,6 +192,36 @@ def test_a_queue_is_stuck_only_while_keys_wait_and_nothing_moves() -> None:
     assert said == [0, 0, 20, 9]
 
 
+def test_a_key_that_went_to_the_front_does_not_count_as_waiting_where_it_was() -> None:
+    said: list[float] = []
+
+    async def story(queue: Queue) -> None:
+        queue.wake(A)
+        await asyncio.sleep(1)
+        queue.wake(B)
+        queue.wake(B, urgent=True)
+        await asyncio.sleep(119 + 50)
+        said.append(queue.stuck())  # B runs since 50 s; A, which was ended, waits again
+
+    play(Work(takes=1000.0), story, workers=1)
+    assert said == [49]
+
+
+def test_nothing_waits_once_an_urgent_key_runs() -> None:
+    said: list[float] = []
+
+    async def story(queue: Queue) -> None:
+        queue.wake(A)
+        await asyncio.sleep(1)
+        queue.wake(B)
+        queue.wake(B, urgent=True)
+        await asyncio.sleep(50)
+        said.append(queue.stuck())
+
+    play(Work({A: [None]}, takes=20.0), story, workers=1)
+    assert said == [0]
+
+
 def test_a_key_with_nothing_to_come_is_forgotten() -> None:
     left: list[int] = []
 
@@ -174,21 +241,21 @@ ANSWERS = st.one_of(st.none(), st.floats(0, 20), st.just(OSError("x")))
 
 
 @given(
-    events=st.lists(st.tuples(st.sampled_from([A, B]), st.floats(0, 30)), max_size=25),
+    events=st.lists(st.tuples(st.sampled_from([A, B]), st.floats(0, 30), st.booleans()), max_size=25),
     answers=st.lists(ANSWERS, max_size=20),
     takes=st.sampled_from([0.0, 0.3, 3.0]),
     workers=st.integers(1, 3),
 )
 def test_whatever_comes_keys_never_overlap_never_storm_and_every_event_is_answered(
-    events: list[tuple[Key, float]], answers: list[Any], takes: float, workers: int
+    events: list[tuple[Key, float, bool]], answers: list[Any], takes: float, workers: int
 ) -> None:
     events = sorted(events, key=lambda one: one[1])
     work = Work({A: list(answers), B: list(answers)}, takes)
 
     async def story(queue: Queue) -> None:
-        for key, at in events:
+        for key, at, urgent in events:
             await asyncio.sleep(at - now())
-            queue.wake(key)
+            queue.wake(key, urgent)
         await asyncio.sleep(3000)
 
     play(work, story, workers)
@@ -198,7 +265,10 @@ def test_whatever_comes_keys_never_overlap_never_storm_and_every_event_is_answer
         starts = [began for began, _ in spans]
         for first, at in enumerate(starts):
             for last in range(first, len(starts)):
-                assert last - first + 1 <= BURST + (starts[last] - at) / RATE + 1e-6
-        woken = [at for one, at in events if one == key]
+                calm = BURST + (starts[last] - at) / RATE
+                hurried = URGENT_BURST + (starts[last] - at) / URGENT_RATE
+                hurried = min(hurried, sum(urgent for one, _, urgent in events if one == key))
+                assert last - first + 1 <= calm + hurried + 1e-6
+        woken = [at for one, at, _ in events if one == key]
         assert not woken or starts[-1] >= woken[-1] - 1e-9  # a run that began after it has seen it
         assert bool(starts) == bool(woken)
