@@ -90,9 +90,13 @@ class Server:
     # --- reading
 
     def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
-        self._known(api_version, kind)
-        found = self.objects.get((api_version, kind, namespace, name))
+        found = self.stored(api_version, kind, namespace, name)
         return copied(found) if found is not None else None
+
+    def stored(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        """The stored object itself: not to be changed."""
+        self._known(api_version, kind)
+        return self.objects.get((api_version, kind, namespace, name))
 
     def list(self, api_version: str, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Object]:
         """In the order of their names, as etcd answers. `namespace` "" is all of them."""
@@ -101,10 +105,11 @@ class Server:
     def matching(self, api_version: str, kind: str, namespace: str, labels: str, fields: str) -> Iterator[Object]:
         """The stored objects themselves: not to be changed."""
         self._known(api_version, kind)
-        for place, one in sorted(self.objects.items()):
-            there = place[:2] == (api_version, kind) and namespace in ("", place[2])
-            if there and _labels_match(one, labels) and _fields_match(one, fields):
-                yield one
+        wanted = (api_version, kind)
+        for place in sorted(one for one in self.objects if one[:2] == wanted and namespace in ("", one[2])):
+            found = self.objects[place]
+            if _labels_match(found, labels) and _fields_match(found, fields):
+                yield found
 
     # --- writing
 

@@ -15,8 +15,10 @@ from pretune.reconcile import reconcile
 from pretune.sources import template_of
 
 from tests.sim.cluster import Client, Clock, Faults, Killed, Server
+from tests.sim.ground import Move
 from tests.sim.laws import Laws
-from tests.sim.world import Bundle, World
+from tests.sim.storage import Bundle
+from tests.sim.world import World
 
 KEY = Key("inference", "qwen3")
 CLAIM = f"pretune-{KEY.name}"
@@ -65,23 +67,23 @@ class Simulation:
         """Make the Deployment, or change its template."""
         spec = {"template": template(image, **engine)}
         if self.server.get(*DEPLOYMENT) is None:
-            self.server.create({**_named(DEPLOYMENT), "spec": spec})
+            self.server.create({**named(DEPLOYMENT), "spec": spec})
         else:
-            self.server.patch(_named(DEPLOYMENT), {"spec": spec})
+            self.server.patch(named(DEPLOYMENT), {"spec": spec})
 
     def apply(self, **spec: Any) -> None:
         """Make the cache, or change fields of its spec."""
         if self.server.get(*CACHE) is None:
-            self.server.create({**_named(CACHE), "spec": {"source": REF, "storage": {"claim": {}}, **spec}})
+            self.server.create({**named(CACHE), "spec": {"source": REF, "storage": {"claim": {}}, **spec}})
         else:
-            self.server.patch(_named(CACHE), {"spec": spec})
+            self.server.patch(named(CACHE), {"spec": spec})
 
     def delete(self, place: tuple[str, str, str, str] = CACHE) -> None:
-        self.server.delete(_named(place))
+        self.server.delete(named(place))
 
     def wipe_status(self) -> None:
         status = (self.server.get(*CACHE) or {}).get("status") or {}
-        self.server.patch(_named(CACHE), {"status": dict.fromkeys(status)}, status=True)
+        self.server.patch(named(CACHE), {"status": dict.fromkeys(status)}, status=True)
 
     # --- the controller
 
@@ -141,17 +143,17 @@ class Simulation:
         end, quiet = self.clock.now + within, 0
         for _ in range(limit):
             before = len(self.server.writes)
-            moves = self.world.moves()
-            if moves and self.chance and self.chance.random() < 0.5:
+            move = self._next()
+            if move and self.chance and self.chance.random() < 0.5:
                 look = None  # events come together: not every one has a reconcile of its own
             else:
                 look = self.reconcile()
-                moves = self.world.moves()
+                move = self._next()
             self.laws.check()
             if until():
                 return
-            if moves:
-                moves[self.chance.randrange(len(moves)) if self.chance else 0][1]()
+            if move:
+                move[1]()
                 self.clock.advance(MOVE)
                 self.laws.check()
                 quiet = 0
@@ -165,6 +167,13 @@ class Simulation:
                 return
             self.clock.now = min(times)
         raise AssertionError(f"it does not come to rest; the last writes: {self.server.writes[-12:]}")
+
+    def _next(self) -> Move | None:
+        """What the world does next: the first that it could, or one that is drawn."""
+        if self.chance is None:
+            return self.world.next()
+        moves = self.world.moves()
+        return self.chance.choice(moves) if moves else None
 
     # --- looking
 
@@ -248,7 +257,8 @@ class Simulation:
         ]
 
 
-def _named(place: tuple[str, str, str, str]) -> Object:
+def named(place: tuple[str, str, str, str]) -> Object:
+    """Just enough of an object to make or change it."""
     return {"apiVersion": place[0], "kind": place[1], "metadata": {"namespace": place[2], "name": place[3]}}
 
 

@@ -30,8 +30,8 @@ from pretune.decide.attempt import job_over
 
 from tests.sim.cluster import Write
 from tests.sim.conftest import SEARCH
+from tests.sim.reading import end_of, running
 from tests.sim.simulation import CACHE, CLAIM, DEPLOYMENT, FAR, KEY, Simulation
-from tests.sim.world import end_of, running
 
 CLAIM_PLACE = ("v1", "PersistentVolumeClaim", KEY.namespace, CLAIM)
 SHARED = "shared"

@@ -1,0 +1,146 @@
+"""What the rooms of the world stand on: the server and the clock, the knobs that a test turns, and what has happened so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from pretune.api import ROLE, Object
+from pretune.model import stamp
+
+from tests.sim import reading
+from tests.sim.cluster import Clock, Server
+from tests.sim.reading import ref
+from tests.sim.storage import Bundle, Volume
+
+TUNES_FOR = 40.0  # seconds from the engine's start until it is ready, when it has to tune
+
+Move = tuple[str, Callable[[], None]]
+
+
+class Room(Protocol):
+    """One part of the world. Each does its work in small moves, so that a test can stop between any two."""
+
+    def moves(self) -> Iterator[Move]:
+        """What could happen now by itself, in a fixed order: words, and the move. Each leads to new ones."""
+
+    def timers(self) -> Iterator[float]:
+        """When something else could happen (Unix seconds)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """An engine was started in an attempt: GPU time is spent."""
+
+    bundle: str
+    pod: str  # uid
+    sealed_already: bool
+
+
+class Ground:
+    """Public fields are knobs, or what a test looks at."""
+
+    def __init__(self, server: Server, clock: Clock) -> None:
+        self.server, self.clock = server, clock
+        # what has happened
+        self.volumes: dict[str, Volume] = {}  # by the claim's uid
+        self.starts: list[Start] = []
+        self.published: list[Bundle] = []
+        self.pruned: list[str] = []
+        # knobs: the cluster
+        self.free_gpus = True  # for attempts
+        self.no_node_for: set[str] = set()  # GPU products
+        self.idle_roles: set[str] = set()  # whose pods find no node
+        self.quota = ""  # the API server's sentence when it refuses the pod of an attempt
+        self.kueue = False
+        self.provisioner = True
+        self.cannot_pull: set[str] = set()  # images
+        self.dead_pods: set[str] = set()  # uids on nodes that do not answer any more
+        # knobs: the engine and the agent in an attempt
+        self.engine_crashes = 0  # of the next engines, so many crash
+        self.engine_hangs = False  # never ready
+        self.lingers = False  # after seal the engine does not end
+        self.check_says: list[tuple[str, str]] = []  # of the next checks: (reason, message)
+        self.seal_says: list[tuple[str, str]] = []
+        self.layout = "PerRank"
+        self.inspect_silent = False
+        self._names = 0
+
+    # --- looking
+
+    def stored(self, api_version: str, kind: str, labels: str = "") -> Iterator[Object]:
+        """The stored objects of all namespaces, in their names' order: not to be changed."""
+        return self.server.matching(api_version, kind, "", labels, "")
+
+    def pods(self, role: str = "") -> list[Object]:
+        """Ours, of one role or of all."""
+        return self.server.list("v1", "Pod", "", labels=f"{ROLE}={role}" if role else ROLE)
+
+    def jobs(self, role: str = "") -> list[Object]:
+        return self.server.list("batch/v1", "Job", "", labels=f"{ROLE}={role}" if role else ROLE)
+
+    def claim(self, pod: Object, name: str) -> Object | None:
+        return self.server.stored("v1", "PersistentVolumeClaim", pod["metadata"]["namespace"], name)
+
+    def claim_uid(self, namespace: str, name: str) -> str:
+        claim = self.server.stored("v1", "PersistentVolumeClaim", namespace, name)
+        return str(claim["metadata"]["uid"]) if claim else ""
+
+    def bundles(self, namespace: str, claim: str) -> dict[tuple[str, str], Bundle]:
+        """What is on a claim now; nothing where there is no claim."""
+        volume = self.volumes.get(self.claim_uid(namespace, claim))
+        return dict(volume.bundles) if volume else {}
+
+    def volume(self, pod: Object, volume: str) -> Volume:
+        """The bound claim behind one of the pod's volumes."""
+        name = next(
+            one["persistentVolumeClaim"]["claimName"] for one in pod["spec"]["volumes"] if one["name"] == volume
+        )
+        return self.volumes[self.claim_uid(pod["metadata"]["namespace"], name)]
+
+    # --- writing
+
+    def name(self) -> str:
+        """A part of a name that was never given before."""
+        self._names += 1
+        return f"{self._names:05x}"
+
+    def fresh(self, pod: Object) -> Object:
+        """A copy as it is now, to be changed and written."""
+        found = self.server.get("v1", "Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+        assert found is not None, pod["metadata"]["name"]
+        return found
+
+    def write(self, pod: Object) -> None:
+        """Its status."""
+        self.server.patch(ref(pod), {"status": pod["status"]}, status=True)
+
+    def condition(self, pod: Object, kind: str, status: str, reason: str, message: str) -> None:
+        """Put a condition into a copy. The transition's time moves when the status flips."""
+        old = reading.said(pod, kind)
+        same = old is not None and old["status"] == status
+        new = {
+            "type": kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": old["lastTransitionTime"] if same and old else stamp(self.clock.now),
+        }
+        others = [one for one in pod["status"].get("conditions", ()) if one["type"] != kind]
+        pod["status"]["conditions"] = [*others, new]
+
+    def event(self, about: Object, reason: str, message: str) -> None:
+        meta = about["metadata"]
+        self.server.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"namespace": meta["namespace"], "name": f"{meta['name'][:200]}.{self.name()}"},
+                "involvedObject": {"kind": about["kind"], "name": meta["name"], "uid": meta["uid"]},
+                "type": "Warning",
+                "reason": reason,
+                "message": message,
+                "lastTimestamp": stamp(self.clock.now),
+            }
+        )

@@ -1,0 +1,55 @@
+"""The scheduler: which pod gets the node, and the sentence that says why one does not."""
+
+from __future__ import annotations
+
+from pretune.api import ROLE, TUNING, Object
+
+from tests.sim.ground import Ground, Move
+from tests.sim.reading import claims, label, leaving, ref, said
+from tests.sim.storage import binding_mode
+
+
+class Scheduler:
+    """One node, and GPUs that a test gives and takes."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+
+    def move(self, pod: Object) -> Move | None:
+        """What it does next with a pod that has no node."""
+        if pod["spec"].get("schedulingGates"):
+            return None
+        if why := self.unschedulable(pod):
+            told = said(pod, "PodScheduled")
+            if told is not None and told.get("message") == why:
+                return None
+            return "cannot be scheduled", lambda: self._unscheduled(pod, why)
+        return "is scheduled", lambda: self._schedule(pod)
+
+    def unschedulable(self, pod: Object) -> str:
+        """Why no node takes it; "": one does. A pod whose claim is missing or being deleted waits for ever."""
+        for name in claims(pod):
+            claim = self.ground.claim(pod, name)
+            if claim is None:
+                return f'0/1 nodes are available: persistentvolumeclaim "{name}" not found.'
+            if leaving(claim):
+                return f'0/1 nodes are available: persistentvolumeclaim "{name}" is being deleted.'
+            if claim["status"]["phase"] != "Bound" and binding_mode(self.ground, claim) == "Immediate":
+                return "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+        product = (pod["spec"].get("nodeSelector") or {}).get("nvidia.com/gpu.product")
+        if label(pod, ROLE) in self.ground.idle_roles:
+            return "0/1 nodes are available: 1 Insufficient cpu."
+        if label(pod, ROLE) == TUNING and (not self.ground.free_gpus or product in self.ground.no_node_for):
+            return "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+        return ""
+
+    def _unscheduled(self, pod: Object, why: str) -> None:
+        pod = self.ground.fresh(pod)
+        self.ground.condition(pod, "PodScheduled", "False", "Unschedulable", why)
+        self.ground.write(pod)
+
+    def _schedule(self, pod: Object) -> None:
+        self.ground.server.patch(ref(pod), {"spec": {"nodeName": "node-1"}})
+        pod = self.ground.fresh(pod)
+        self.ground.condition(pod, "PodScheduled", "True", "", "")
+        self.ground.write(pod)

@@ -1,0 +1,63 @@
+"""Steps that many journeys take, and the questions that they ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretune.api import CACHE, TUNING, Object
+
+from tests.sim.simulation import CLAIM, FAR, KEY, Simulation
+
+TWO = [
+    {"name": "b200", "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-B200"}},
+    {"name": "h200", "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H200"}},
+]
+CLAIM_PLACE = ("v1", "PersistentVolumeClaim", KEY.namespace, CLAIM)
+
+
+def started(sim: Simulation, **spec: Any) -> Simulation:
+    sim.deploy()
+    sim.apply(**spec)
+    return sim
+
+
+def sealed(sim: Simulation, **spec: Any) -> Simulation:
+    started(sim, **spec).settle()
+    assert sim.ready == ("True", "Sealed"), sim.message()
+    return sim
+
+
+def reason(sim: Simulation) -> str:
+    return sim.ready[1]
+
+
+def until(sim: Simulation, word: str) -> None:
+    """Settle until Ready's reason is this word."""
+    sim.settle(FAR, until=lambda: bool(sim.status) and reason(sim) == word)
+    assert reason(sim) == word, (sim.ready, sim.message())
+
+
+def tuning_pod(sim: Simulation) -> Object:
+    """The newest."""
+    return max(sim.world.pods(TUNING), key=lambda pod: pod["metadata"]["uid"])
+
+
+def only_record(sim: Simulation) -> Object:
+    assert len(sim.records) == 1, sim.records
+    return sim.records[0]
+
+
+def a_claim(sim: Simulation, name: str, **meta: Any) -> None:
+    """Somebody's own."""
+    meta, spec = {"namespace": KEY.namespace, "name": name, **meta}, {"accessModes": ["ReadWriteMany"]}
+    sim.server.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+
+
+def a_pod(sim: Simulation, volume: Object | None = None, labels: Object | None = None, **notes: str) -> None:
+    """A pod named `serving` that does nothing but be there, with a volume."""
+    meta = {"namespace": KEY.namespace, "name": "serving", "labels": labels or {CACHE: KEY.name}, "annotations": notes}
+    spec: Object = {"containers": [], **({"volumes": [{"name": "one", **volume}]} if volume else {})}
+    sim.server.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+
+
+SERVING = ("v1", "Pod", KEY.namespace, "serving")
