@@ -1,4 +1,8 @@
-"""The real cluster: the chart installed once, a namespace for each test. Refuses a cluster that is not marked as a test cluster."""
+"""The real cluster: the chart installed once, a namespace for each test. Refuses a cluster that is not marked as a test cluster.
+
+All workers share one operator. A test that ends, scales or removes it is marked `disturbs`: it runs alone among this folder's tests,
+and before them, so that the tests that need no cluster fill the other workers meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,54 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.kube import Kube, Object, condition
+from tests.cluster.kube import Kube, Object, bundles, condition
+from tests.cluster.operation import Operation
+from tests.cluster.peace import Peace
+from tests.cluster.seen import Seen
+from tests.cluster.workloads import PER_RANK, autotune_cache, serving
+from tests.cluster.workloads import engine as engine
 
 ROOT = Path(__file__).parents[2]
 BUILD = Path(
     os.environ.get("PRETUNE_BUILD", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pretune")
 )
-HELM = BUILD / "bin/helm"
+HELM, KUBECTL = BUILD / "bin/helm", BUILD / "bin/kubectl"
 SYSTEM = "pretune-system"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "disturbs: ends, scales or removes the operator that all tests share")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/cluster" in str(item.path):
             item.add_marker(pytest.mark.cluster)
+    items.sort(key=lambda item: item.get_closest_marker("disturbs") is None)  # stable: the rest keeps its order
+
+
+_PEACE = Peace()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is None or nextitem.get_closest_marker("disturbs") is None:
+        _PEACE.end()
+
+
+@pytest.fixture(autouse=True)
+def peace(request: pytest.FixtureRequest, shared: Path) -> None:
+    """Nobody disturbs the operator while another test runs. One that disturbs keeps the right for a next one that does: to wait
+    for all workers costs more than most of these tests."""
+    _PEACE.begin(shared, alone=request.node.get_closest_marker("disturbs") is not None)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, the same one for all of xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +87,8 @@ def kube(kubeconfig: str) -> Kube:
 
 
 @pytest.fixture(scope="session")
-def operator(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> str:
+def operator(kube: Kube, shared: Path) -> str:
     """The chart, installed from the checkout as a user would; its namespace. Once for all of xdist's workers."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     with (shared / "operator.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "operator.done").exists():
@@ -85,17 +121,87 @@ def _image() -> str:
     return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:12]
 
 
+def fresh(kube: Kube, name: str) -> str:
+    """The namespace of that name, with nothing in it."""
+    if kube.get("Namespace", "", name) is not None:  # of a run that was cut off
+        kube.delete("Namespace", "", name)
+        kube.until_gone("Namespace", "", name)
+    kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    return name
+
+
 @pytest.fixture
 def namespace(kube: Kube, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own, deleted behind it."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
     name = f"t-{words[:40].strip('-')}-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:6]}"
-    if kube.get("Namespace", "", name) is not None:  # of a run that was cut off
-        kube.delete("Namespace", "", name)
-        kube.until_gone("Namespace", "", name)
-    kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    fresh(kube, name)
     yield name
     kube.delete("Namespace", "", name)
+
+
+@pytest.fixture
+def seen(kube: Kube, namespace: str, operator: str) -> Iterator[Seen]:
+    """All that happens to the namespace's caches and consumers, from now on."""
+    seen = Seen(kube, namespace)
+    yield seen
+    seen.close()
+
+
+@pytest.fixture
+def operation(kube: Kube, operator: str) -> Iterator[Operation]:
+    """The operator, to be disturbed; as it was when the test is over."""
+    operation = Operation(kube, operator, str(KUBECTL))
+    yield operation
+    operation.restored()
+
+
+class Moments:
+    """A folder that engines see: a tuning pod's tunes until `go(version)`, a serving pod's waits for nothing (workloads.serving)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        for number in range(10):
+            (folder / f"-v{number}").touch()
+
+    def go(self, *versions: str) -> None:
+        for one in versions:
+            (Path(self.folder) / f"tuning-{one}").touch()
+
+
+@pytest.fixture
+def moments(tmp_path: Path) -> Iterator[Moments]:
+    folder = tmp_path / "moments"
+    folder.mkdir(mode=0o755)
+    moments = Moments(folder)
+    yield moments
+    moments.go(*(f"v{number}" for number in range(10)))  # nothing has to be killed
+
+
+@pytest.fixture(scope="session")
+def sealed(kube: Kube, operator: str, shared: Path, worker_id: str) -> Iterator[Sealed]:
+    """Two caches with sealed bundles, for tests that neither change them nor bring other engines: once a worker."""
+    _PEACE.begin(shared, alone=False)  # before the test's own turn comes
+    sealed = Sealed(kube, fresh(kube, f"t-sealed-{worker_id}"))
+    yield sealed
+    kube.delete("Namespace", "", sealed.namespace)
+
+
+class Sealed:
+    """Cache `managed`: one file an entry, given read-only. Cache `ranks`: one file a rank, given as a copy."""
+
+    def __init__(self, kube: Kube, namespace: str) -> None:
+        self.namespace = namespace
+        self.templates = {"managed": serving(cache="managed"), "ranks": serving(cache="ranks", **PER_RANK)}
+        for name, template in self.templates.items():
+            kube.create(autotune_cache(namespace, name, source={"template": template}))
+        self.ids = {name: self._sealed(kube, name) for name in self.templates}
+
+    def _sealed(self, kube: Kube, name: str) -> str:
+        cache = kube.until(
+            "AutotuneCache", self.namespace, name, lambda c: condition(c, "Ready").get("status") == "True"
+        )
+        return str(bundles(cache)[0]["id"])
 
 
 Apply = Callable[..., Object]
@@ -108,52 +214,10 @@ def apply(kube: Kube, namespace: str, operator: str) -> Apply:
     def do(name: str = "demo", template: Object | None = None, source: Object | None = None, **spec: Any) -> Object:
         if template is not None:
             source = {"template": template}
-        body = {"storage": {"claim": {"storageClassName": "local-rwx"}}, **spec}
-        if source is not None:
-            body["source"] = source
-        return kube.create(
-            {
-                "apiVersion": "pretune.dev/v1alpha1",
-                "kind": "AutotuneCache",
-                "metadata": {"namespace": namespace, "name": name},
-                "spec": body,
-            }
-        )
+        more = {} if source is None else {"source": source}
+        return kube.create(autotune_cache(namespace, name, **spec, **more))
 
     return do
-
-
-def engine(
-    release: str = "0.33.0",
-    gpus: int = 1,
-    env: dict[str, str] | None = None,
-    args: tuple[str, ...] = (),
-    **container: Any,
-) -> Object:
-    """A pod template with the stand-in engine, uid 1000, fit for Pod Security restricted."""
-    settings = {"ENGINE_SECONDS_PER_ENTRY": "0.01", "ENGINE_START_SECONDS": "0.1", **(env or {})}
-    return {
-        "metadata": {"labels": {"app": "demo"}},
-        "spec": {
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "vllm",
-                    "image": "localhost/pretune/engine:dev",
-                    "imagePullPolicy": "Never",
-                    "command": [f"/opt/engines/{release}/bin/vllm"],
-                    "args": ["serve", "demo", *args],
-                    "env": [{"name": name, "value": value} for name, value in settings.items()],
-                    "resources": {
-                        "requests": {"cpu": "20m", "memory": "64Mi"},
-                        "limits": {"nvidia.com/gpu": str(gpus), "memory": "256Mi"},
-                    },
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    **container,
-                }
-            ],
-        },
-    }
 
 
 @pytest.fixture

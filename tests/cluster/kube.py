@@ -17,6 +17,7 @@ PATHS = {
     "Job": ("apis/batch/v1", "jobs"),
     "Deployment": ("apis/apps/v1", "deployments"),
     "StatefulSet": ("apis/apps/v1", "statefulsets"),
+    "DaemonSet": ("apis/apps/v1", "daemonsets"),
     "ReplicaSet": ("apis/apps/v1", "replicasets"),
     "Pod": ("api/v1", "pods"),
     "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
@@ -24,16 +25,23 @@ PATHS = {
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
     "ResourceQuota": ("api/v1", "resourcequotas"),
+    "LimitRange": ("api/v1", "limitranges"),
+    "Service": ("api/v1", "services"),
+    "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "ServiceAccount": ("api/v1", "serviceaccounts"),
     "Secret": ("api/v1", "secrets"),
     "Namespace": ("api/v1", "namespaces"),
     "Node": ("api/v1", "nodes"),
+    "MutatingWebhookConfiguration": ("apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
     "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "ClusterRole": ("apis/rbac.authorization.k8s.io/v1", "clusterroles"),
     "ClusterRoleBinding": ("apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"),
 }
-CLUSTER_WIDE = {"PersistentVolume", "Namespace", "Node", "ClusterRole", "ClusterRoleBinding"}
+CLUSTER_WIDE = {
+    *("PersistentVolume", "Namespace", "Node", "ClusterRole", "ClusterRoleBinding"),
+    "MutatingWebhookConfiguration",
+}
 
 
 class Refusal(Exception):
@@ -50,7 +58,8 @@ class Kube:
     def __init__(self, kubeconfig: str, as_user: str = "") -> None:
         settings = client.Configuration()
         config.load_kube_config(kubeconfig, client_configuration=settings)
-        self.kubeconfig, self.host = kubeconfig, settings.host
+        self.kubeconfig, self.host, self.as_user = kubeconfig, settings.host, as_user
+        self.warnings: list[str] = []  # what the API server told the person with its last answer
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.verify = settings.ssl_ca_cert or True
@@ -68,6 +77,8 @@ class Kube:
 
     def _call(self, verb: str, url: str, **more: Any) -> Any:
         answer = self.session.request(verb, url, timeout=60, **more)
+        told = answer.raw.headers.getlist("Warning")
+        self.warnings = [one.split(" ", 2)[2].strip('"') for one in told]  # `299 - "…"`
         if answer.status_code >= 400:
             try:
                 message = answer.json().get("message", answer.text)
@@ -93,6 +104,10 @@ class Kube:
     def list(self, kind: str, namespace: str, labels: str = "") -> list[Object]:
         items: list[Object] = self._call("GET", self._url(kind, namespace), params={"labelSelector": labels})["items"]
         return items
+
+    def again(self) -> Kube:
+        """The same person with connections of their own: a session serves one thread."""
+        return Kube(self.kubeconfig, self.as_user)
 
     def patch(self, kind: str, namespace: str, name: str, patch: Object, part: str = "") -> Object:
         made: Object = self._call(
@@ -122,18 +137,15 @@ class Kube:
         text: str = self._call("GET", self._url("Pod", namespace, pod, "log"), params={"container": container})
         return text
 
-    def watch(
+    def changes(
         self, kind: str, namespace: str, name: str = "", labels: str = "", seconds: float = 60
     ) -> Iterator[tuple[str, Object]]:
-        """(type, object) from a list and then its watch, until `seconds` are over."""
+        """("LISTED", the list) and then (type, object) of its watch, again and again until `seconds` are over."""
         end = time.monotonic() + seconds
         select = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else ""}
         while True:
             page = self._call("GET", self._url(kind, namespace), params=select)
-            for one in page["items"]:
-                yield "ADDED", one
-            if not page["items"]:
-                yield "NONE", {}
+            yield "LISTED", page
             left = end - time.monotonic()
             if left <= 0:
                 return
@@ -147,6 +159,18 @@ class Kube:
                     yield event["type"], event["object"]
             if time.monotonic() >= end:
                 return
+
+    def watch(
+        self, kind: str, namespace: str, name: str = "", labels: str = "", seconds: float = 60
+    ) -> Iterator[tuple[str, Object]]:
+        """(type, object) from a list and then its watch, until `seconds` are over; ("NONE", {}) for an empty list."""
+        for change, obj in self.changes(kind, namespace, name, labels, seconds):
+            if change != "LISTED":
+                yield change, obj
+            elif obj["items"]:
+                yield from (("ADDED", one) for one in obj["items"])
+            else:
+                yield "NONE", {}
 
     def until(
         self, kind: str, namespace: str, name: str, wanted: Callable[[Object], Any], seconds: float = 90, what: str = ""

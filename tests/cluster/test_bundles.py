@@ -6,20 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.conftest import Apply, engine
+from tests.cluster.conftest import Apply
 from tests.cluster.kube import Kube, Object, bundles, condition
+from tests.cluster.operation import CONTROLLER, Operation
+from tests.cluster.workloads import deployment, engine
 
 Ready = Callable[..., Object]
 TUNING = "pretune.dev/role=tuning"
-
-
-def deployment(namespace: str, template: Object, name: str = "serving", replicas: int = 0) -> Object:
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "demo"}}, "template": template},
-    }
 
 
 def workload(name: str = "serving") -> Object:
@@ -96,7 +89,7 @@ def test_nothing_to_tune_is_an_empty_bundle_that_says_why(apply: Apply, ready: R
 def test_a_changed_deployment_is_noticed_within_two_seconds_and_tuned_anew(
     kube: Kube, namespace: str, apply: Apply, ready: Ready
 ) -> None:
-    kube.create(deployment(namespace, engine()))
+    kube.create(deployment(namespace, engine(), 0))
     apply(source=workload())
     [first] = bundles(ready())
     changed = engine(args=("--max-model-len", "2048"))
@@ -273,13 +266,13 @@ def test_suspend_starts_nothing_and_revision_tunes_again(
     assert bundles(ready())[0]["id"] != first["id"]
 
 
+@pytest.mark.disturbs
 def test_a_restarted_controller_loses_nothing_and_starts_nothing_twice(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, operator: str
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, operation: Operation
 ) -> None:
     apply(template=engine(env={"ENGINE_SECONDS_PER_ENTRY": "0.3"}))
     ready(status="False", reason="Tuning")
-    for pod in kube.list("Pod", operator, "app.kubernetes.io/name=pretune"):
-        kube.delete("Pod", operator, pod["metadata"]["name"], gracePeriodSeconds=0)
+    operation.kill(CONTROLLER)
     [bundle] = bundles(ready())
     assert bundle["attempts"] == 1
     assert len(kube.list("Job", namespace, TUNING)) == 1

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Apply, engine
+from tests.cluster.conftest import Apply
 from tests.cluster.kube import Kube, Object, bundles, condition
+from tests.cluster.workloads import engine
 
 Ready = Callable[..., Object]
 TUNING = "pretune.dev/role=tuning"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import ROOT, Apply, engine
+from tests.cluster.conftest import ROOT, Apply
 from tests.cluster.kube import Kube, Object, bundles
 from tests.cluster.test_bundles import reader, until_logged
+from tests.cluster.workloads import engine
 
 pytestmark = pytest.mark.rehearsal
 ENTRIES = 21  # one toy operation, for each of vLLM's token buckets

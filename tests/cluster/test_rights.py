@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Apply, engine
+from tests.cluster.conftest import Apply
 from tests.cluster.kube import Kube, Object
+from tests.cluster.workloads import engine
 
 AUDIT = Path("/var/lib/pretune-cluster/logs/audit.log")  # tools/cluster/config/audit.yaml: what pretune's accounts ask
 WITHHELD = {"cronjobs", "configmaps"}  # tests name such objects as sources on purpose

@@ -1,0 +1,91 @@
+"""What an administrator, or bad luck, does to the operator itself: end its pods, scale it, take it away. Only in tests that are marked
+`disturbs`; `restored()` leaves it as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from tests.cluster.kube import Kube, Object
+
+CONTROLLER, WEBHOOK = "pretune-controller", "pretune-webhook"
+
+
+class Operation:
+    """The operator in its namespace."""
+
+    def __init__(self, kube: Kube, namespace: str, kubectl: str) -> None:
+        self._kube, self._namespace, self._kubectl = kube, namespace, kubectl
+        self._replicas: dict[str, int] = {}
+
+    def pods(self, name: str) -> list[Object]:
+        """Its pods that are not being deleted."""
+        return [one for one in self._all(name) if not one["metadata"].get("deletionTimestamp")]
+
+    def _all(self, name: str) -> list[Object]:
+        part = name.removeprefix("pretune-")
+        return self._kube.list("Pod", self._namespace, f"app.kubernetes.io/component={part}")
+
+    def kill(self, name: str) -> None:
+        """As a node that loses power does: no signal, no time to give the lease back. Others come by themselves."""
+        for pod in self._all(name):
+            self._kube.delete("Pod", self._namespace, pod["metadata"]["name"], gracePeriodSeconds=0)
+
+    def scale(self, name: str, replicas: int, kill: bool = False) -> None:
+        """Returns when so many are ready and no others are there. `kill`: those that go get no signal."""
+        found = self._kube.get("Deployment", self._namespace, name)
+        assert found, f"no Deployment {name}"
+        self._replicas.setdefault(name, found["spec"]["replicas"])
+        self._kube.patch("Deployment", self._namespace, name, {"spec": {"replicas": replicas}})
+        self.until_ready(name, kill)
+
+    def until_ready(self, name: str, kill: bool = False, seconds: float = 90) -> None:
+        def steady(found: Object) -> bool:
+            status, wanted = found.get("status") or {}, found["spec"]["replicas"]
+            numbers = [status.get(one, 0) for one in ("replicas", "updatedReplicas", "readyReplicas")]
+            return status.get("observedGeneration") == found["metadata"]["generation"] and numbers == [wanted] * 3
+
+        self._kube.until("Deployment", self._namespace, name, steady, seconds, "steady")
+        for pod in self._all(name):
+            if kill and pod["metadata"].get("deletionTimestamp"):
+                self._kube.delete("Pod", self._namespace, pod["metadata"]["name"], gracePeriodSeconds=0)
+        for pod in self._all(name):
+            if pod["metadata"].get("deletionTimestamp"):
+                self._kube.until_gone("Pod", self._namespace, pod["metadata"]["name"])
+
+    def lease(self) -> Object:
+        found = self._kube.get("Lease", self._namespace, "pretune-controller")
+        return (found or {}).get("spec") or {}
+
+    def until_led(self, seconds: float = 60) -> None:
+        """Wait until a controller that is there holds the lease: it works from then on."""
+        end = time.monotonic() + seconds
+        for _, lease in self._kube.watch("Lease", self._namespace, "pretune-controller", seconds=seconds):
+            holder = (lease.get("spec") or {}).get("holderIdentity")
+            if holder in [one["metadata"]["name"] for one in self.pods(CONTROLLER)]:
+                return
+            if time.monotonic() > end:
+                break
+        raise AssertionError(f"no controller holds the lease after {seconds} s: {self.lease()}")
+
+    def metrics(self, name: str) -> dict[str, str]:
+        """/metrics of each of its pods, by the pod's name."""
+        return {one["metadata"]["name"]: self._get(one["metadata"]["name"], "/metrics") for one in self.pods(name)}
+
+    def _get(self, pod: str, path: str) -> str:
+        url = self._kube._url("Pod", self._namespace, f"{pod}:8080", f"proxy{path}")
+        text: str = self._kube._call("GET", url)
+        return text
+
+    def restored(self) -> None:
+        """As it was before scale(), ready, and led."""
+        for name, replicas in self._replicas.items():
+            self._kube.patch("Deployment", self._namespace, name, {"spec": {"replicas": replicas}})
+        for name in (CONTROLLER, WEBHOOK):
+            self.until_ready(name)
+        self.until_led()
+
+    def kubectl(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """What a person types; both streams as text."""
+        command = [self._kubectl, "--kubeconfig", self._kube.kubeconfig, *words]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)

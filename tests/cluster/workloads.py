@@ -1,0 +1,139 @@
+"""What people write: caches, pod templates with the stand-in engine, and the workloads that make pods of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tests.cluster.kube import Object
+
+MOMENTS = "/moments"  # where a tuning engine looks for the file that lets it go on (conftest.Moments)
+TP2 = ("--tensor-parallel-size", "2")
+PER_RANK: dict[str, Any] = {
+    "release": "0.32.0",
+    "gpus": 2,
+    "args": TP2,
+}  # an engine whose tactics are a file for each rank
+
+
+def autotune_cache(namespace: str, name: str = "demo", **spec: Any) -> Object:
+    """An AutotuneCache on a claim of ours, unless `storage` says otherwise."""
+    return {
+        "apiVersion": "pretune.dev/v1alpha1",
+        "kind": "AutotuneCache",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"storage": {"claim": {"storageClassName": "local-rwx"}}, **spec},
+    }
+
+
+def engine(
+    release: str = "0.33.0",
+    gpus: int = 1,
+    env: dict[str, str] | None = None,
+    args: tuple[str, ...] = (),
+    **container: Any,
+) -> Object:
+    """A pod template with the stand-in engine, uid 1000, fit for Pod Security restricted."""
+    settings = {"ENGINE_SECONDS_PER_ENTRY": "0.01", "ENGINE_START_SECONDS": "0.1", **(env or {})}
+    return {
+        "metadata": {"labels": {"app": "demo"}},
+        "spec": {
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "vllm",
+                    "image": "localhost/pretune/engine:dev",
+                    "imagePullPolicy": "Never",
+                    "command": [f"/opt/engines/{release}/bin/vllm"],
+                    "args": ["serve", "demo", *args],
+                    "env": [{"name": name, "value": value} for name, value in settings.items()],
+                    "resources": {
+                        "requests": {"cpu": "5m", "memory": "32Mi"},
+                        "limits": {"nvidia.com/gpu": str(gpus), "memory": "256Mi"},
+                    },
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    **container,
+                }
+            ],
+        },
+    }
+
+
+def serving(version: str = "", cache: str = "demo", moments: str = "", probe: bool = True, **of_engine: Any) -> Object:
+    """A pod template that is opted in. Another `version` is another fingerprint. With `moments` (a folder of this machine) its tuning
+    goes on until conftest.Moments.go(version). Of the env, `$(ROLE)` is "tuning" in a tuning pod and "" in a serving one.
+    HOME: where an engine without delivery keeps its tactics."""
+    env = {"HOME": "/tmp", "VERSION": version, **of_engine.pop("env", {})}
+    if moments:
+        env["ENGINE_TUNES_UNTIL"] = f"{MOMENTS}/$(ROLE)-{version}"
+    template = engine(env={name: value for name, value in env.items() if value}, **of_engine)
+    template["metadata"]["labels"]["pretune.dev/cache"] = cache
+    template["spec"]["terminationGracePeriodSeconds"] = 1
+    container = template["spec"]["containers"][0]
+    role = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels['pretune.dev/role']"}}
+    container["env"].insert(0, {"name": "ROLE", "valueFrom": role})
+    if probe:
+        container["readinessProbe"] = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1}
+    if moments:
+        container["volumeMounts"] = [{"name": "moments", "mountPath": MOMENTS, "readOnly": True}]
+        template["spec"]["volumes"] = [{"name": "moments", "hostPath": {"path": moments, "type": "Directory"}}]
+    return template
+
+
+def annotated(template: Object, **annotations: str) -> Object:
+    """The template with pretune.dev/<name> annotations."""
+    made = copy.deepcopy(template)
+    made["metadata"]["annotations"] = {f"pretune.dev/{name}": value for name, value in annotations.items()}
+    return made
+
+
+def deployment(
+    namespace: str, template: Object, replicas: int = 1, name: str = "serving", surge: str = "25%", down: str = "25%",
+    recreate: bool = False, **spec: Any,
+) -> Object:  # fmt: skip
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": _amount(surge), "maxUnavailable": _amount(down)}}
+    strategy = {"type": "Recreate"} if recreate else rolling
+    return _workload("Deployment", namespace, name, template, replicas=replicas, strategy=strategy, **spec)
+
+
+def statefulset(namespace: str, template: Object, replicas: int = 1, name: str = "serving", **spec: Any) -> Object:
+    return _workload("StatefulSet", namespace, name, template, replicas=replicas, serviceName=name, **spec)
+
+
+def daemonset(namespace: str, template: Object, name: str = "serving", **spec: Any) -> Object:
+    return _workload("DaemonSet", namespace, name, template, **spec)
+
+
+def job(namespace: str, template: Object, name: str = "serving", **spec: Any) -> Object:
+    made = copy.deepcopy(template)
+    made["spec"]["restartPolicy"] = "Never"
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"backoffLimit": 0, "template": made, **spec},
+    }
+
+
+def bare(namespace: str, template: Object, name: str = "serving", **spec: Any) -> Object:
+    """A pod that nobody makes again."""
+    meta = {**copy.deepcopy(template["metadata"]), "namespace": namespace, "name": name}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": meta,
+        "spec": {**copy.deepcopy(template["spec"]), **spec},
+    }
+
+
+def _workload(kind: str, namespace: str, name: str, template: Object, **spec: Any) -> Object:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"selector": {"matchLabels": {"app": "demo"}}, "template": copy.deepcopy(template), **spec},
+    }
+
+
+def _amount(text: str) -> int | str:
+    return text if text.endswith("%") else int(text)
