@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pretune import identity
@@ -30,7 +31,9 @@ from pretune.api import (
     claim_name,
     storage_place,
 )
+from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import CLAIM_VOLUME, task_variables
+from pretune.manifests.ours import strip
 from pretune.manifests.tuning_pod import MESH_ANNOTATIONS, MESH_LABELS, distinct, pod_template
 from pretune.model import Key, Settings
 from pretune.wire import CLAIM_MOUNT, Task
@@ -52,16 +55,32 @@ def attempt_name(cache: str, bundle_id: str, attempt: int) -> str:
 
 
 def tuning_job(
-    key: Key, cache: Object, template: Object, target: Target, attempt: int, settings: Settings, agent_name: str
+    key: Key,
+    cache: Object,
+    template: Object,
+    target: Target,
+    attempt: int,
+    settings: Settings,
+    agent_name: str,
+    example: Object | None = None,
 ) -> Object:
     """The Job of an attempt (from 1) to make the target's bundle of this template (identity.refusal said None of it).
 
+    template: as its author wrote it; the bundle's inputs are its. example: a pod made from it, whole, as admission left it: what the
+    Job's pod is then made from (manifests.admitted).
     Raises Refused as identity.engine_of does.
     """
     spec = Spec.of(cache)
     inputs = identity.inputs(template, spec, target)
     bundle = inputs.bundle_id()
-    pod = pod_template(key.name, key.folder, template, spec, target, inputs, settings, agent_name)
+    engine = identity.engine_of(template, spec.engine_container)[
+        "name"
+    ]  # also where admission added another with a GPU
+    spec = replace(spec, engine_container=engine)
+    made = strip(template)
+    if example is not None and any(one["name"] == engine for one in example["spec"]["containers"]):
+        made = admitted(template, example)
+    pod = pod_template(key.name, key.folder, made, spec, target, inputs, settings, agent_name)
     labels = {**spec.job_labels, CACHE: key.name, ROLE: TUNING, BUNDLE: bundle, ATTEMPT: str(attempt)}
     annotations = {**spec.job_annotations, FINGERPRINT: inputs.fingerprint, STORAGE: storage_place(key.name, spec)}
     pod["metadata"] = {

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pretune.api import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER, Object, Refused
 from pretune.engines.vllm import OVERRIDE
+from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, copied_resources, seed_container
 from pretune.manifests.engine import TACTICS_VOLUME
+from pretune.manifests.json_patch import Operation, into, onto, patched
+from pretune.manifests.ours import MOUNTS, NONE, OVERLAY, READ_ONLY, VOLUMES, containers, is_held, is_injected, strip
 from pretune.template import words
-from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, TASK_VARIABLE, Inputs, Task
+from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
-Operation = dict[str, Any]  # {"op": "add", "path": …, "value": …}
-
-READ_ONLY, OVERLAY, NONE = "ReadOnly", "Overlay", "None"
+__all__ = [
+    "NONE",
+    "OVERLAY",
+    "READ_ONLY",
+    "Delivery",
+    "Operation",
+    "admitted",
+    "collision",
+    "inject",
+    "is_held",
+    "is_injected",
+    "patched",
+    "release",
+    "strip",
+]
 
 # The API server's limit on all of an object's annotations, names and values (apimachinery, TotalAnnotationSizeLimitB), and how much of a
 # message is shown there.
 _MOST_ANNOTATIONS = 256 * 1024
 _MOST_REASON = 1024
-
-_VOLUMES = (CLAIM_VOLUME, AGENT_VOLUME, TACTICS_VOLUME)
-_MOUNTS = (CLAIM_MOUNT, TACTICS_MOUNT)
-_CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
     annotations = _annotations(delivery)
     if not _has_room(pod, annotations):
         return []
-    made = _into(pod, "metadata", "annotations", annotations)
+    made = into(pod, "metadata", "annotations", annotations)
     if delivery.mode == NONE:
         return made
     spec, index = pod["spec"], _engine_index(pod, delivery.engine)
@@ -77,40 +87,13 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
     else:
         mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
         override = _tactics_on_claim(delivery)
-    made += _onto(spec, "/spec", "volumes", volumes)
-    made += _onto(engine, at, "volumeMounts", [mount])
-    made += _onto(engine, at, "env", [{"name": OVERRIDE, "value": override}])
+    made += onto(spec, "/spec", "volumes", volumes)
+    made += onto(engine, at, "volumeMounts", [mount])
+    made += onto(engine, at, "env", [{"name": OVERRIDE, "value": override}])
     if delivery.mode == OVERLAY:
-        made += _onto(spec, "/spec", "initContainers", [_seed(engine, delivery, claim)])
+        made += onto(spec, "/spec", "initContainers", [_seed(engine, delivery, claim)])
     if delivery.held and not spec.get("nodeName"):
-        made += _onto(spec, "/spec", "schedulingGates", [{"name": HOLD}])
-    return made
-
-
-def strip(pod: Object) -> Object:
-    """The pod without anything of ours: strip(inject(pod)) == pod. What other webhooks added to it meanwhile stays.
-
-    A list or map that is empty after that is left out, as the API server never sends one.
-    """
-    made: Object = copy.deepcopy(pod)
-    meta, spec = made.get("metadata") or {}, made["spec"]
-    annotations = meta.get("annotations") or {}
-    given = _is_given(pod)
-    if DELIVERY in annotations or BUNDLE in annotations:
-        for name in (DELIVERY, BUNDLE, REASON):
-            annotations.pop(name, None)
-        if not annotations:
-            del meta["annotations"]
-    _drop(spec, "schedulingGates", lambda gate: gate["name"] == HOLD)
-    if not given:
-        return made
-    _drop(spec, "volumes", lambda volume: volume["name"] in _VOLUMES)
-    _drop(spec, "initContainers", _is_seed)
-    for _, one in _containers(made):
-        if _has_override(one):
-            _drop(one, "env", _is_override)
-            _drop(one, "volumeMounts", _is_mount)
-        _drop(one, "volumeMounts", lambda mount: mount["name"] in _VOLUMES)
+        made += onto(spec, "/spec", "schedulingGates", [{"name": HOLD}])
     return made
 
 
@@ -125,58 +108,21 @@ def collision(pod: Object, engine: Object) -> str | None:
     if "kubernetes.io/config.mirror" in ((pod.get("metadata") or {}).get("annotations") or {}):
         return "the pod is a static one, whose mirror may mount nothing"
     for volume in spec.get("volumes") or ():
-        if volume["name"] in _VOLUMES:
+        if volume["name"] in VOLUMES:
             return f"the pod has a volume {volume['name']}"
-    for place, one in _containers(pod):
+    for place, one in containers(pod):
         if one["name"] == SEED_CONTAINER:
             return f"the pod has a container {SEED_CONTAINER} ({place})"
     for path in _paths(engine):
-        for ours in _MOUNTS:
+        for ours in MOUNTS:
             if _one_holds_the_other(path, ours):
                 return f"container {engine['name']} uses {path}, where {ours} would be mounted"
     return None
 
 
-def is_injected(pod: Object) -> bool:
-    """Whether the pod has parts of ours: it is not touched again."""
-    annotations = (pod.get("metadata") or {}).get("annotations") or {}
-    return DELIVERY in annotations or BUNDLE in annotations or is_held(pod) or _is_given(pod)
-
-
-def is_held(pod: Object) -> bool:
-    """Whether our gate is on the pod."""
-    return any(gate["name"] == HOLD for gate in pod["spec"].get("schedulingGates") or ())
-
-
 def release() -> Mapping[str, Any]:
     """The strategic merge patch that removes our gate and no other."""
     return {"spec": {"schedulingGates": [{"$patch": "delete", "name": HOLD}]}}
-
-
-def admitted(template: Object, pod: Object) -> Object:
-    """The template, with what admission made of the pod (storage initialisers, mirrors, identity; design, section 5): the pod's
-    containers, init containers, volumes and settings, our injection and what is the pod's alone (node, priority number, token
-    volume) taken out; scheduling terms stay the template's."""
-    raise NotImplementedError
-
-
-def patched(pod: Object, operations: Sequence[Operation]) -> Object:
-    """The pod with these operations carried out, as the API server does it: RFC 6902, of which inject() uses `add` alone."""
-    made: Object = copy.deepcopy(pod)
-    for operation in operations:
-        assert operation["op"] == "add", operation["op"]
-        *above, last = [
-            word.replace("~1", "/").replace("~0", "~") for word in operation["path"].removeprefix("/").split("/")
-        ]
-        holder: Any = made
-        for word in above:
-            holder = holder[int(word)] if isinstance(holder, list) else holder[word]
-        value = copy.deepcopy(operation["value"])
-        if isinstance(holder, list):
-            holder.insert(len(holder) if last == "-" else int(last), value)
-        else:
-            holder[last] = value
-    return made
 
 
 # --- what is added
@@ -224,80 +170,6 @@ def _seed(engine: Object, delivery: Delivery, claim: str) -> Object:
     task = Task(cache=delivery.folder, subPath=delivery.sub_path, inputs=delivery.inputs, command=words(engine))
     tactics = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
     return seed_container(SEED_CONTAINER, engine, task, copied_resources(engine), claim, [tactics])
-
-
-def _onto(holder: Object, at: str, field: str, added: list[Object]) -> list[Operation]:
-    """Adds to the end of a list, which is made where there is none."""
-    if not added:
-        return []
-    if holder.get(field) is None:
-        return [{"op": "add", "path": f"{at}/{field}", "value": added}]
-    return [{"op": "add", "path": f"{at}/{field}/-", "value": one} for one in added]
-
-
-def _into(pod: Object, place: str, field: str, added: dict[str, str]) -> list[Operation]:
-    """Adds to a map, which is made where there is none."""
-    holder = pod.get(place)
-    if holder is None:
-        return [{"op": "add", "path": f"/{place}", "value": {field: added}}]
-    if holder.get(field) is None:
-        return [{"op": "add", "path": f"/{place}/{field}", "value": added}]
-    return [
-        {"op": "add", "path": f"/{place}/{field}/{name.replace('~', '~0').replace('/', '~1')}", "value": one}
-        for name, one in added.items()
-    ]
-
-
-# --- what is ours
-
-
-def _is_given(pod: Object) -> bool:
-    """Whether the pod has a delivery's volumes, mounts and containers. The annotation says so; without it (a manifest that was copied)
-    their form does. A pod that was left alone may have its own of the same name."""
-    mode = ((pod.get("metadata") or {}).get("annotations") or {}).get(DELIVERY)
-    if mode is not None:
-        return mode in (READ_ONLY, OVERLAY)
-    return any(_is_seed(one) or (_has_override(one) and _mounts_ours(one)) for _, one in _containers(pod))
-
-
-def _is_seed(container: Object) -> bool:
-    names = [one["name"] for one in container.get("env") or ()]
-    return container["name"] == SEED_CONTAINER and TASK_VARIABLE in names
-
-
-def _is_override(variable: Object) -> bool:
-    value = variable.get("value") or ""
-    return variable["name"] == OVERRIDE and (value == TACTICS_MOUNT or value.startswith(f"{CLAIM_MOUNT}/"))
-
-
-def _has_override(container: Object) -> bool:
-    return any(_is_override(one) for one in container.get("env") or ())
-
-
-def _is_mount(mount: Object) -> bool:
-    return mount.get("mountPath") in _MOUNTS
-
-
-def _mounts_ours(container: Object) -> bool:
-    return any(_is_mount(one) for one in container.get("volumeMounts") or ())
-
-
-def _containers(pod: Object) -> Iterator[tuple[str, Object]]:
-    for place in _CONTAINERS:
-        for one in pod["spec"].get(place) or ():
-            yield place, one
-
-
-def _drop(holder: Object, field: str, ours: Callable[[Object], bool]) -> None:
-    """Takes ours out of a list; the list itself when nothing is left."""
-    before = holder.get(field) or []
-    kept = [one for one in before if not ours(one)]
-    if len(kept) == len(before):
-        return
-    if kept:
-        holder[field] = kept
-    else:
-        del holder[field]
 
 
 def _paths(container: Object) -> Iterator[str]:

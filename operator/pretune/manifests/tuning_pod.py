@@ -70,7 +70,8 @@ def pod_template(
     pod_resources = bool(
         pod.get("resources")
     )  # then a container need not have its own, and ours must not exceed the pod's
-    claim = {"name": CLAIM_VOLUME}
+    volumes = _used_volumes(pod, before)
+    claim = {"name": _claim_volume(volumes, before, claim_name(cache, spec))}
     check = agent_container(
         CHECK_CONTAINER, "check", engine, task, {} if pod_resources else copied_resources(engine), claim, mounts=[]
     )
@@ -89,10 +90,9 @@ def pod_template(
         "initContainers": [check, *before],
         "containers": [seal],
         "volumes": [
-            *_used_volumes(pod, before),
+            *volumes,
             {"name": TACTICS_VOLUME, "emptyDir": {}},
             {"name": AGENT_VOLUME, "configMap": {"name": agent_name, "optional": True}},
-            {"name": CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": claim_name(cache, spec)}},
         ],
         "restartPolicy": "Never",
         "activeDeadlineSeconds": spec.deadline_seconds,  # here and not on the Job: the pod stays to be read
@@ -119,6 +119,25 @@ def _used_volumes(pod: Object, containers: Iterable[Object]) -> list[Object]:
         mount["name"] for one in containers for use in ("volumeMounts", "volumeDevices") for mount in one.get(use) or ()
     }
     return [copy.deepcopy(one) for one in pod.get("volumes") or () if one["name"] in used]
+
+
+def _claim_volume(volumes: list[Object], others: Iterable[Object], claim: str) -> str:
+    """The volume to mount the claim by, for writing: one that the pod has of it already, else ours, which is added.
+
+    Two volumes of one claim keep a pod in ContainerCreating before Kubernetes 1.34 (kubernetes#122140). Where the pod's own is
+    read-only, its mounts become so instead.
+    """
+    for volume in volumes:
+        source = volume.get("persistentVolumeClaim") or {}
+        if source.get("claimName") != claim:
+            continue
+        if source.pop("readOnly", False):
+            for mount in (mount for one in others for mount in one.get("volumeMounts") or ()):
+                if mount["name"] == volume["name"]:
+                    mount["readOnly"] = True
+        return volume["name"]  # type: ignore[no-any-return]
+    volumes.append({"name": CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": claim}})
+    return CLAIM_VOLUME
 
 
 def _scheduling(pod: Object, spec: Spec, target: Target) -> Object:

@@ -1,0 +1,52 @@
+"""JSON Patch (RFC 6902), of which we use `add` alone: nothing that is there is ever replaced or removed. Pure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pretune.api import Object
+
+Operation = dict[str, Any]  # {"op": "add", "path": …, "value": …}
+
+
+def patched(pod: Object, operations: Sequence[Operation]) -> Object:
+    """The pod with these operations carried out, as the API server does it. The pod itself stays as it is."""
+    made: Object = copy.deepcopy(pod)
+    for operation in operations:
+        assert operation["op"] == "add", operation["op"]
+        *above, last = [
+            word.replace("~1", "/").replace("~0", "~") for word in operation["path"].removeprefix("/").split("/")
+        ]
+        holder: Any = made
+        for word in above:
+            holder = holder[int(word)] if isinstance(holder, list) else holder[word]
+        value = copy.deepcopy(operation["value"])
+        if isinstance(holder, list):
+            holder.insert(len(holder) if last == "-" else int(last), value)
+        else:
+            holder[last] = value
+    return made
+
+
+def onto(holder: Object, at: str, field: str, added: list[Object]) -> list[Operation]:
+    """Adds to the end of a list, which is made where there is none."""
+    if not added:
+        return []
+    if holder.get(field) is None:
+        return [{"op": "add", "path": f"{at}/{field}", "value": added}]
+    return [{"op": "add", "path": f"{at}/{field}/-", "value": one} for one in added]
+
+
+def into(whole: Object, place: str, field: str, added: Mapping[str, str]) -> list[Operation]:
+    """Adds to a map, which is made where there is none."""
+    holder = whole.get(place)
+    if holder is None:
+        return [{"op": "add", "path": f"/{place}", "value": {field: added}}]
+    if holder.get(field) is None:
+        return [{"op": "add", "path": f"/{place}/{field}", "value": added}]
+    return [
+        {"op": "add", "path": f"/{place}/{field}/{name.replace('~', '~0').replace('/', '~1')}", "value": one}
+        for name, one in added.items()
+    ]
