@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "operator"))
 
 from pretune.api import STATES  # noqa: E402
-from pretune.reasons import REASONS  # noqa: E402
+from pretune.reasons import ADVICE, DELIVERIES, REASONS, Reason  # noqa: E402
 
 VALUES = ROOT / "charts/pretune/values.yaml"
 CHART_README = ROOT / "charts/pretune/README.md"
@@ -93,20 +93,26 @@ def _bounds(one: dict[str, Any]) -> str:
 
 
 def reasons() -> str:
-    """The closed list of reasons, from reasons.REASONS."""
+    """The closed lists of reasons, from operator/pretune/reasons.py: of a cache, of a pod's delivery, and of advice."""
     states = ", ".join(f"`{one}`" for one in STATES)
     out = [
         "# Reasons, and what to do",
         "",
-        "Made from `operator/pretune/api.py` by `make docs`. A reason stands in a cache's conditions, in its bundles",
-        "(`status.bundles[].reason`), and in its events; the message beside it has the names. There are no others. Where to read them:",
+        "Made from `operator/pretune/reasons.py` by `make docs`. There are three lists, and no reasons beside them:",
+        "[of a cache](#of-a-cache), [of a pod](#of-a-pod), and [advice](#advice). The message beside a reason has the names.",
+        "Where to read them:",
         "",
         "```sh",
         "kubectl get autotunecaches -o wide          # the reason and message of Ready",
-        "kubectl describe autotunecache NAME         # every condition and bundle, and the events",
+        "kubectl describe autotunecache NAME         # every condition, bundle and advice, and the events",
         "kubectl wait autotunecache NAME --for=condition=Ready --timeout=2h",
+        "kubectl get pods -l pretune.dev/cache -o custom-columns=\\",
+        "'POD:.metadata.name,DELIVERY:.metadata.annotations.pretune\\.dev/delivery,WHY:.metadata.annotations.pretune\\.dev/reason'",
         "```",
         "",
+        "## Of a cache",
+        "",
+        "In its conditions, in its bundles (`status.bundles[].reason`), and in its events.",
         "`Ready` is True once every target's bundle of the newest source is sealed. `Reconciling` is True while it goes on by itself,",
         f"`Stalled` while somebody has to act. `StorageReady` is about the claim only. A bundle's state is one of {states}.",
         "",
@@ -120,7 +126,30 @@ def reasons() -> str:
         f"| `{name}` | {_cell(one.means)} | {_cell(one.remedy)} | {'yes' if one.retried else ''} |"
         for name, one in REASONS.items()
     ]
+    out += [
+        "",
+        "## Of a pod",
+        "",
+        "Why a pod with the label `pretune.dev/cache` was given its bundle, waits for it, or was left as it is. The webhook says it when",
+        "the pod is made, in the annotation `pretune.dev/reason`; where nothing was given it warns the person at the terminal as well.",
+        "A labelled pod without the annotation was made while no webhook answered, or in a namespace that the chart's value",
+        "`webhook.namespaceSelector` leaves out: it started as it would without pretune.",
+        "",
+        *_table(DELIVERIES),
+        "",
+        "## Advice",
+        "",
+        "What a person should change though everything works: in `status.warnings` of the cache, and as an event of type Warning when it",
+        "appears.",
+        "",
+        *_table(ADVICE),
+    ]
     return "\n".join(out) + "\n"
+
+
+def _table(reasons: Mapping[str, Reason]) -> list[str]:
+    rows = [f"| `{name}` | {_cell(one.means)} | {_cell(one.remedy)} |" for name, one in reasons.items()]
+    return ["| reason | what it means | what to do |", "|---|---|---|", *rows]
 
 
 # --- the table in the chart's README

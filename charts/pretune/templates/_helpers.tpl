@@ -31,6 +31,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.serviceAccount.name | default (include "pretune.fullname" .) }}
 {{- end }}
 
+{{- define "pretune.webhook.serviceAccount" -}}
+{{ .Values.webhook.serviceAccount.name | default (printf "%s-webhook" (include "pretune.fullname" .)) }}
+{{- end }}
+
 {{- define "pretune.image" -}}
 {{- with .Values.image -}}
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
@@ -44,4 +48,69 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- else if .Values.priorityClass.create -}}
 {{ printf "%s-tuning" (include "pretune.fullname" .) }}
 {{- end -}}
+{{- end }}
+
+{{/* A component's pod template: metadata. Called with (list $ "controller"). */}}
+{{- define "pretune.pod.metadata" -}}
+{{- $ := index . 0 }}{{ $values := index $.Values (index . 1) -}}
+labels:
+  {{- with $values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- include "pretune.labels" $ | nindent 2 }}
+  app.kubernetes.io/component: {{ index . 1 }}
+{{- with $values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* A component's pod: as whom it runs and how its image is pulled. */}}
+{{- define "pretune.pod.identity" -}}
+{{- $ := index . 0 }}{{ $values := index $.Values (index . 1) -}}
+{{- with $.Values.image.pullSecrets -}}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{ end -}}
+securityContext:
+  runAsNonRoot: true
+  {{- with $values.runAsUser }}
+  runAsUser: {{ . | int64 }}
+  {{- end }}
+  seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* A component's pod: where it may run. Empty by default. */}}
+{{- define "pretune.pod.placement" -}}
+{{- $ := index . 0 }}{{ $values := index $.Values (index . 1) -}}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* A component's container: the rest of Pod Security restricted. */}}
+{{- define "pretune.container.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* The Secret with the webhook's certificate. cert-manager's has another name: neither takes the other's over. */}}
+{{- define "pretune.webhook.secret" -}}
+{{- $name := printf "%s-webhook" (include "pretune.fullname" .) -}}
+{{ eq .Values.webhook.certificates.source "chart" | ternary $name (printf "%s-issued" $name) }}
 {{- end }}

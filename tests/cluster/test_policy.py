@@ -1,0 +1,167 @@
+"""The controller may patch and delete pods everywhere, and yet change nothing of them but its own gate: the policy on itself."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.cluster.conftest import SYSTEM
+from tests.cluster.kube import Kube, Object, Refusal
+
+CONTROLLER = f"system:serviceaccount:{SYSTEM}:pretune"
+GATES = ["kueue.x-k8s.io/before", "pretune.dev/hold", "kueue.x-k8s.io/after"]
+RELEASE: Object = {"schedulingGates": [{"$patch": "delete", "name": "pretune.dev/hold"}]}
+
+
+@pytest.fixture
+def controller(kube: Kube, operator: str) -> Kube:
+    return Kube(kube.kubeconfig, as_user=CONTROLLER)
+
+
+def held(namespace: str, name: str = "held", **labels: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "labels": {"app": "demo", **labels},
+            "annotations": {"team": "inference"},
+        },
+        "spec": {
+            "schedulingGates": [{"name": one} for one in GATES],
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "vllm", "image": "localhost/pretune/engine:dev", "command": ["sleep", "60"]}],
+        },
+    }
+
+
+def patch(kube: Kube, pod: Object, change: Object, part: str = "", real: bool = False) -> Object:
+    """The pod as it would be then (or is, where `real`)."""
+    meta = pod["metadata"]
+    url = f"{kube.host}/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}{part}"
+    answer = kube.session.patch(
+        url,
+        data=json.dumps(change),
+        params={} if real else {"dryRun": "All"},
+        headers={"Content-Type": "application/strategic-merge-patch+json"},
+        timeout=30,
+    )
+    body: Object = answer.json()
+    if answer.status_code >= 400:
+        raise Refusal(answer.status_code, body["message"])
+    return body
+
+
+def delete(kube: Kube, pod: Object) -> None:
+    meta = pod["metadata"]
+    url = f"{kube.host}/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}"
+    answer = kube.session.delete(url, params={"dryRun": "All"}, timeout=30)
+    if answer.status_code >= 400:
+        raise Refusal(answer.status_code, answer.json()["message"])
+
+
+NOTHING_ELSE = (
+    "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and change nothing else of it"
+)
+NO_OTHER_GATE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and no other gate"
+
+# Each is a change that the API server takes from whoever has the right to patch pods.
+CHANGES: dict[str, tuple[Object, str]] = {
+    "a label more": ({"metadata": {"labels": {"a": "b"}}}, NOTHING_ELSE),
+    "a label changed": ({"metadata": {"labels": {"app": "other"}}}, NOTHING_ELSE),
+    "a label less": ({"metadata": {"labels": {"app": None}}}, NOTHING_ELSE),
+    "an annotation more": ({"metadata": {"annotations": {"a": "b"}}}, NOTHING_ELSE),
+    "no annotations": ({"metadata": {"annotations": None}}, NOTHING_ELSE),
+    "a finalizer": ({"metadata": {"finalizers": ["example.com/a"]}}, NOTHING_ELSE),
+    "an owner": (
+        {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "1"}]}},
+        NOTHING_ELSE,
+    ),
+    "another image": ({"spec": {"containers": [{"name": "vllm", "image": "evil"}]}}, NOTHING_ELSE),
+    "another node": ({"spec": {"nodeSelector": {"a": "b"}}}, NOTHING_ELSE),
+    "a toleration": ({"spec": {"tolerations": [{"key": "a", "operator": "Exists"}]}}, NOTHING_ELSE),
+    "a deadline": ({"spec": {"activeDeadlineSeconds": 5}}, NOTHING_ELSE),
+    "its gate, and an image": (
+        {"spec": {**RELEASE, "containers": [{"name": "vllm", "image": "evil"}]}},
+        NOTHING_ELSE,
+    ),
+    "its gate, and a label": ({"metadata": {"labels": {"a": "b"}}, "spec": RELEASE}, NOTHING_ELSE),
+    "another gate": (
+        {"spec": {"schedulingGates": [{"$patch": "delete", "name": "kueue.x-k8s.io/after"}]}},
+        NO_OTHER_GATE,
+    ),
+    "every gate": ({"spec": {"schedulingGates": None}}, NO_OTHER_GATE),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), CHANGES.values(), ids=CHANGES)
+def test_the_controller_can_change_nothing_of_a_pod(
+    kube: Kube, controller: Kube, namespace: str, change: Object, sentence: str
+) -> None:
+    pod = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
+    with pytest.raises(Refusal) as refusal:
+        patch(controller, pod, change)
+    assert refusal.value.code == 403
+    assert sentence in refusal.value.message
+    patch(kube, pod, change)  # others may as before: it is this policy that refuses, and only the controller
+
+
+def test_the_controller_takes_its_gate_away_and_leaves_the_others(kube: Kube, controller: Kube, namespace: str) -> None:
+    pod = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
+    freed = patch(controller, pod, {"spec": RELEASE}, real=True)
+    assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
+    assert patch(controller, pod, {"spec": RELEASE})["spec"] == freed["spec"], "said again, it is no change"
+
+
+def test_the_controller_frees_a_pod_whose_label_is_gone_by_now(kube: Kube, controller: Kube, namespace: str) -> None:
+    freed = patch(controller, kube.create(held(namespace)), {"spec": RELEASE})
+    assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
+
+
+def test_the_controller_deletes_only_pods_that_opted_in(kube: Kube, controller: Kube, namespace: str) -> None:
+    ours = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
+    other = kube.create(held(namespace, "other"))
+    delete(controller, ours)
+    with pytest.raises(Refusal, match=r"may delete only pods that have the label pretune\.dev/cache"):
+        delete(controller, other)
+    delete(kube, other)
+
+
+def test_the_policy_holds_for_rights_that_are_given_to_the_controller_beside_the_chart(
+    kube: Kube, controller: Kube, namespace: str
+) -> None:
+    """A careless role for the account opens no pod to it."""
+    rbac = "rbac.authorization.k8s.io"
+    meta = {"namespace": namespace, "name": "careless"}
+    rules = [{"apiGroups": [""], "resources": ["pods", "pods/status", "pods/resize"], "verbs": ["*"]}]
+    kube.create({"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": meta, "rules": rules})
+    kube.create(
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "RoleBinding",
+            "metadata": meta,
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "careless"},
+            "subjects": [{"kind": "ServiceAccount", "namespace": SYSTEM, "name": "pretune"}],
+        }
+    )
+    pod = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
+    sentence = "pretune's controller may change and delete pods, and nothing else"
+    with pytest.raises(Refusal, match=sentence):
+        create_once_allowed(controller, held(namespace, "made"))
+    with pytest.raises(Refusal, match=sentence):
+        patch(controller, pod, {"status": {"phase": "Failed"}}, part="/status")
+
+
+def create_once_allowed(person: Kube, obj: Object) -> None:
+    """Create by dry run; a right that is seconds old may not have arrived, and is waited for."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            person.create(obj, dry_run=True)
+            return
+        except Refusal as refusal:
+            if "cannot create resource" not in refusal.message or time.monotonic() > end:
+                raise
