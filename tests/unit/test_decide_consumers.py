@@ -221,8 +221,13 @@ def test_a_source_that_is_broken_under_a_hold_lets_go() -> None:
     assert released(made) == ["a-1"]
 
 
-def test_storage_that_only_a_person_can_mend_lets_go() -> None:
-    made = plan(a_cache(pending("a")), OLD, HELD, claim=claim("Lost"), jobs=(job(bundle_of("a")),))
+@pytest.mark.parametrize(
+    "the_claim",
+    [claim("Lost"), claim("Pending"), claim(deletionTimestamp=stamp(NOW))],
+    ids=["lost", "pending", "going"],
+)
+def test_storage_that_is_ready_no_more_lets_go(the_claim: Object) -> None:
+    made = plan(a_cache(pending("a")), OLD, HELD, claim=the_claim, jobs=(job(bundle_of("a")),))
     assert released(made) == ["a-1"]
 
 

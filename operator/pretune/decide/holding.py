@@ -159,8 +159,9 @@ def cannot_start(held: Held) -> str | None:
     return f"the attempt cannot start: {record['message']}" if record.get("reason") == "PodRefused" else None
 
 
-def storage_stalled(held: Held) -> str | None:
-    return f"{held.storage.reason}: {held.storage.message}" if held.storage.stalled else None
+def storage_not_ready(held: Held) -> str | None:
+    """It was ready when the pod was made. Older pods may keep a deleted claim for as long as they serve: nobody waits for that."""
+    return None if held.storage.ready else f"{held.storage.reason}: {held.storage.message}"
 
 
 def timed_out(held: Held) -> str | None:
@@ -179,6 +180,6 @@ CHECKS: tuple[tuple[str, bool, Check], ...] = (
     ("Failed", True, failed),
     ("Undeliverable", True, undeliverable),
     ("CannotStart", True, cannot_start),
-    ("StorageStalled", True, storage_stalled),
+    ("StorageNotReady", True, storage_not_ready),
     ("TimedOut", True, timed_out),
 )
