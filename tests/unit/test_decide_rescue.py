@@ -1,15 +1,245 @@
-"""Which consumers cannot start because of us, told from real words of scheduler and kubelet (1.34)."""
+"""Which consumers cannot start because of us, told from real words of scheduler and kubelet, and what becomes of them."""
 
 from __future__ import annotations
 
+import copy
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pretune.api import BUNDLE, Object
-from pretune.decide.rescue import PATIENCE, suspect
-from pretune.model import stamp
+from pretune.decide import stuck
+from pretune.decide.consumers import consumers
+from pretune.decide.draft import Draft
+from pretune.decide.rescue import rescue, suspect
+from pretune.decide.stuck import HANG, PATIENCE, Pod, Trouble, judge, next_look
+from pretune.model import Delete, seconds, stamp
+from pretune.reasons import REASONS
 
-NOW = 1_800_000_000.0
+from tests.unit.objects import KEY, NOW, cache, claim, record, seen
+from tests.unit.pods import Consumer
+
+# What Kubernetes 1.34.4 said of pods that were made for it, about ten minutes after they were.
+SEEN: dict[str, Any] = json.loads((Path(__file__).parent / "data/stuck.json").read_text())
+LATER = seconds("2026-11-22T20:50:00Z")
+
+
+def real(name: str, now: float = LATER, **more: Any) -> Pod:
+    case = {**copy.deepcopy(SEEN[name]), **more}
+    case["pod"]["metadata"]["annotations"] = {BUNDLE: "b"}
+    return Pod(
+        case["pod"], tuple(case["events"]), case["claim"], tuple(case.get("claimEvents", ())), case["claimName"], now
+    )
+
+
+def changed(name: str, message: str, to: str) -> Pod:
+    """A real case, in which the scheduler or the kubelet said something else."""
+    text = json.dumps(SEEN[name])
+    assert message in text
+    return real(name, **json.loads(text.replace(message, to)))
+
+
+# --- what is ours
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "words", "due"),
+    [
+        ("absent-claim", "ClaimNotFound", 'persistentvolumeclaim "absent" not found', "20:38:34"),
+        ("deleting", "ClaimTerminating", 'persistentvolumeclaim "deleting" is being deleted', "20:39:28"),
+        ("lost", "ClaimLost", 'bound to non-existent persistentvolume "rescue-lab-lost"', "20:39:28"),
+        ("never-bound", "ClaimPending", "unbound immediate PersistentVolumeClaims", "20:38:34"),
+        ("never-wait", "ClaimPending", "binding volumes: context deadline exceeded", "20:48:35"),
+        ("static-none", "ClaimPending", "didn't find available persistent volumes", "20:38:35"),
+        ("affinity", "VolumeUnreachable", "didn't match PersistentVolume's node affinity.", "20:38:44"),
+        ("gated-absent", "ClaimNotFound", "not found", "20:40:41"),  # let go at 20:39:41, two minutes after it was made
+        ("gone-path", "MountFailed", "/tmp/rescue-lab-none is not a directory", "20:38:44"),
+        ("nfs", "MountFailed", "unknown filesystem type 'nfs'", "20:38:44"),
+        ("csi", "MountFailed", "timed out waiting for external-attacher of none.example.com", "20:38:44"),
+        ("on-node-absent", "MountFailed", 'persistentvolumeclaims "absent" not found', "20:39:28"),
+        ("on-node-never", "MountFailed", "PVC is not bound", "20:39:28"),
+        ("no-sh", "SeedCannotRun", "StartError, exit code 128: failed to create", "20:38:38"),
+        ("seed-fails", "SeedCannotRun", "container pretune-seed: Error, exit code 3: bad", "20:38:38"),
+        ("seed-hangs", "SeedCannotRun", "runs for more than 90 s", "20:39:07"),
+    ],
+)
+def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault(
+    name: str, reason: str, words: str, due: str
+) -> None:
+    trouble = judge(real(name))
+    assert trouble is not None
+    assert (trouble.reason, stamp(trouble.due)[11:19]) == (reason, due)
+    assert words in trouble.message
+    assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "affinity-gpu",  # an unreachable volume, and no GPU: nodes are asked for GPUs first
+        "other-volume",  # a claim of the pod's own is not there
+        "secret-missing",  # our volume fails, and so does one of the pod's own
+        "secret-only",
+        "first-init-waits",  # the init container before ours
+        "seed-pull",  # the engine's image
+        "config-error",  # what our container copied of the engine: that would not start either
+        "mount-a-file",  # it runs
+    ],
+)
+def test_what_would_not_start_without_us_either_is_left_alone(name: str) -> None:
+    assert judge(real(name)) is None
+
+
+NODES = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."
+MANY = "0/9 nodes are available: 3 Insufficient nvidia.com/gpu, 6 node(s) had volume node affinity conflict."
+NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 nodes are available: 9 no volume."
+
+
+@pytest.mark.parametrize(
+    ("case", "pod", "reason"),
+    [
+        ("older words, and other nodes without GPUs", changed("affinity", NODES, MANY), "VolumeUnreachable"),
+        ("no GPU anywhere", changed("affinity", NODES, NONE), ""),
+        ("a second claim may be the one", changed("affinity", '"name": "kube', '"ephemeral": {}, "name": "kube'), ""),
+        ("the pod mounts that claim by itself", changed("absent-claim", '"pretune-claim"', '"models"'), ""),
+        ("mounted by itself, and failing", changed("gone-path", '"pretune-claim"', '"models"'), ""),
+        ("another claim is not found", changed("absent-claim", '\\"absent\\"', '\\"absent-2\\"'), ""),
+        ("the claim came meanwhile", real("absent-claim", claim=SEEN["never-bound"]["claim"]), ""),
+        ("the claim was bound meanwhile", changed("never-bound", '"Pending"}}', '"Bound"}}'), ""),
+        ("a new claim came in its place", changed("deleting", "deletionTimestamp", "x"), ""),
+        ("the volume is back", changed("lost", '"Lost"}}', '"Bound"}}'), ""),
+        (
+            "the cache's claim is another one by now",
+            real("deleting", claimName="other", claim=None),
+            "ClaimTerminating",
+        ),
+        ("the claim is gone, the kubelet says so", real("on-node-never", claim=None), "MountFailed"),
+        ("gone, and only its volume is named", real("gone-path", claim=None), ""),
+        ("nothing was said yet", real("gone-path", events=[]), ""),
+        ("the scheduler chooses", changed("never-wait", "SchedulerError", "SchedulingGated"), ""),
+        ("our container is pulled", changed("no-sh", '"CrashLoopBackOff"', '"ImagePullBackOff"'), ""),
+    ],
+)
+def test_the_words_count_only_where_what_is_known_agrees(case: str, pod: Pod, reason: str) -> None:
+    trouble = judge(pod)
+    assert (trouble.reason if trouble else "") == reason, case
+
+
+def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
+    """Attaching takes a minute and a half on some clouds: what failed once before that does not count."""
+    case = copy.deepcopy(SEEN["gone-path"])
+    failure = case["events"][-1]
+    assert failure["reason"] == "FailedMount"
+    begun = seconds("2026-11-22T20:37:44Z")
+    for last, expected in ((begun + stuck.LASTING - 1, False), (begun + stuck.LASTING, True)):
+        failure["lastTimestamp"] = stamp(last)
+        assert (judge(real("gone-path", **case)) is not None) is expected
+
+
+def test_another_volume_that_fails_counts_while_it_goes_on_failing() -> None:
+    case = copy.deepcopy(SEEN["secret-missing"])
+    [ours] = [one for one in case["events"] if "rescue-lab-gone" in one["message"]]
+    [other] = [one for one in case["events"] if '"conf"' in one["message"]]
+    for ahead, expected in ((stuck.RETRIES, False), (stuck.RETRIES + 1, True)):
+        ours["lastTimestamp"] = stamp(seconds(other["lastTimestamp"]) + ahead)
+        assert (judge(real("secret-missing", **case)) is not None) is expected
+
+
+def test_what_is_not_mounted_yet_is_read_from_one_event_about_several() -> None:
+    said = (
+        "Unable to attach or mount volumes: unmounted volumes=[pretune-claim %s], unattached volumes=[],"
+        " failed to process volumes=[]: timed out waiting for the condition"
+    )
+    case = copy.deepcopy(SEEN["on-node-absent"])
+    for other, expected in (("models", False), ("pretune-agent", True)):
+        case["events"][0]["message"] = said % other
+        assert (judge(real("on-node-absent", **case)) is not None) is expected
+
+
+def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_gives_up() -> None:
+    """The scheduler waits ten minutes for it, and says nothing meanwhile."""
+    case = copy.deepcopy(SEEN["never-wait"])
+    case["pod"]["status"]["conditions"] = []
+    at = lambda when: f"2026-11-22T{when}Z"  # noqa: E731
+    refused = {
+        "type": "Warning",
+        "reason": "ProvisioningFailed",
+        "message": "failed to provision volume: quota exceeded",
+        "metadata": {"creationTimestamp": at("20:40:00")},
+        "lastTimestamp": at("20:45:00"),
+    }
+    assert judge(real("never-wait", **case)) is None
+    assert next_look(real("never-wait", **case)) is not None
+    case["claimEvents"] = [refused]
+    trouble = judge(real("never-wait", **case))
+    assert trouble == Trouble(
+        "ClaimPending",
+        "claim never-wait gets no volume: failed to provision volume: quota exceeded",
+        seconds(at("20:41:00")),
+    )
+    assert judge(real("never-wait", now=LATER + 600, **case)) is None  # long silent: it may work on it
+
+
+def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> None:
+    """A model that is fetched for twenty minutes is no fault of seed's."""
+    case = copy.deepcopy(SEEN["no-sh"])
+    fetch = {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T20:45:00Z"}}}
+    case["pod"]["status"]["initContainerStatuses"].insert(0, fetch)
+    trouble = judge(real("no-sh", **case))
+    assert trouble is not None
+    assert trouble.due == seconds("2026-11-22T20:45:00Z") + PATIENCE
+
+
+def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None:
+    """Seed has passed, the engine ran, and cannot be made again: the runtime cannot stat what the kubelet has mounted."""
+    pod = real("mount-a-file")
+    [engine] = pod.object["status"]["containerStatuses"]
+    path = "/var/lib/kubelet/pods/0/volumes/kubernetes.io~nfs/rescue-lab-file"
+    engine["state"] = {
+        "waiting": {
+            "reason": "CreateContainerError",
+            "message": f'failed to generate container spec: failed to stat "{path}": stale NFS file handle',
+        }
+    }
+    engine["lastState"] = {"terminated": {"exitCode": 1, "finishedAt": "2026-11-22T20:48:00Z"}}
+    trouble = judge(pod)
+    assert trouble is not None
+    assert trouble.reason == "MountFailed"
+    assert "stale NFS file handle" in trouble.message
+    assert trouble.due == seconds("2026-11-22T20:48:00Z") + PATIENCE
+    engine["state"]["waiting"]["message"] = "failed to reserve container name"
+    assert judge(pod) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "exit_code", "conditions", "ago", "expected"),
+    [
+        ("no /bin/sh", 128, [], 0, True),
+        ("it failed by itself", 3, [], 0, True),
+        ("evicted", 3, [{"type": "DisruptionTarget", "status": "True"}], 0, False),
+        ("killed from outside", 137, [], 0, False),
+        ("it did well: the engine failed", 0, [], 0, False),
+        ("long over", 128, [], stuck.RECENT + 1, False),
+    ],
+)
+def test_a_jobs_pod_that_failed_by_seed_bears_witness_at_once(
+    case: str, exit_code: int, conditions: list[Object], ago: float, expected: bool
+) -> None:
+    """restartPolicy Never: it is over at the first failure, and its Job makes the next one."""
+    pod = real("no-sh-never", now=seconds("2026-11-22T20:37:37Z") + ago)
+    pod.object["status"]["conditions"] += conditions
+    [status] = pod.object["status"]["initContainerStatuses"]
+    status["state"]["terminated"]["exitCode"] = exit_code
+    trouble = judge(pod)
+    assert (trouble is not None) is expected, case
+    assert trouble is None or trouble.due <= pod.now
+
+
+# --- whose events are read
 
 
 def condition(kind: str, status: str, ago: float, **more: str) -> Object:
@@ -28,7 +258,8 @@ def consumer(ago: float = 300, node: str = "node0", **fields: Any) -> Object:
 
 
 SANDBOX, SCHEDULED = "PodReadyToStartContainers", "PodScheduled"
-RUNNING = [{"name": "vllm", "state": {"running": {}}}]
+RUNNING = [{"name": "vllm", "state": {"running": {"startedAt": stamp(NOW)}}}]
+RESTARTS = [{"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}]
 WAITING = [{"name": "vllm", "state": {"waiting": {"reason": "PodInitializing"}}, "restartCount": 0}]
 BY_CLAIM = '0/1 nodes are available: persistentvolumeclaim "pretune-qwen3" not found. not found'
 BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"
@@ -40,6 +271,7 @@ BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/
         ("volumes not mounted", consumer(conditions=[condition(SANDBOX, "False", 200)]), True),
         ("an older kubelet, nothing ran", consumer(containerStatuses=WAITING), True),
         ("an older kubelet, it runs", consumer(containerStatuses=RUNNING), False),
+        ("an older kubelet, it crashes", consumer(containerStatuses=RESTARTS), False),
         (
             "sandbox there: the rest is images and programs",
             consumer(conditions=[condition(SANDBOX, "True", 200)]),
@@ -71,3 +303,175 @@ def test_events_are_read_of_pods_that_volumes_keep_from_starting_and_of_no_other
     case: str, pod: Object, expected: bool
 ) -> None:
     assert suspect(pod, NOW) is expected, case
+
+
+# --- what becomes of them
+
+GIVEN = "b-default"
+
+
+def stuck_pod(number: int = 1, **meta: Any) -> Consumer:
+    """One that the kubelet cannot start: no /bin/sh."""
+    status = json.loads(re.sub(r"2026-11-22T[0-9:]*Z", stamp(NOW - 200), json.dumps(SEEN["no-sh"]["pod"]["status"])))
+    return Consumer("web", number, age=300).given(GIVEN).meta(**meta)._but(spec={"nodeName": "node0"}, status=status)
+
+
+def unscheduled(number: int = 1, message: str = BY_CLAIM, **meta: Any) -> Consumer:
+    """One that the scheduler cannot place because of our claim."""
+    name = f"pretune-{KEY.name}"
+    volumes = [{"name": "pretune-claim", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}]
+    said = [condition(SCHEDULED, "False", 200, message=message, reason="Unschedulable")]
+    return (
+        Consumer("web", number, age=300)
+        .given(GIVEN)
+        .meta(**meta)
+        ._but(spec={"volumes": volumes}, status={"conditions": said})
+    )
+
+
+def run(*pods: Consumer, now: float = NOW, record: Object | None = None, **more: Any) -> Draft:
+    the_cache = cache({"bundles": [record if record is not None else sealed()]})
+    draft = Draft(seen(the_cache, consumers=tuple(one.object for one in pods), **more), now)
+    rescue(draft, consumers(draft))
+    return draft
+
+
+def sealed(**more: Any) -> Object:
+    return record(GIVEN, sealedAt=stamp(NOW - 3600), **more)
+
+
+def mark(reason: str = "MountFailed", **more: Any) -> Object:
+    return {"reason": reason, "message": "m", "at": stamp(NOW - 60), "claimUID": "claim-uid", **more}
+
+
+def deleted(draft: Draft) -> list[str]:
+    assert not draft.actions
+    assert all(isinstance(one, Delete) for one in draft.after)
+    return [f"{one.object['metadata']['name']} {one.object['metadata']['uid']}" for one in draft.after]  # type: ignore[attr-defined]
+
+
+def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() -> None:
+    draft = run(stuck_pod(1), stuck_pod(2), Consumer("web", 3).given(GIVEN).runs())
+    assert deleted(draft) == ["web-1 uid-web-1", "web-2 uid-web-2"]
+    found = draft.bundles[GIVEN]["undeliverable"]
+    assert (found["reason"], found["at"], found["claimUID"]) == ("SeedCannotRun", stamp(NOW), "claim-uid")
+    assert "/bin/sh" in found["message"]
+    [event] = draft.events
+    assert (event.reason, event.warning) == ("Rescued", True)
+    assert event.message.startswith(f"bundle {GIVEN}: 2 pods (web-1, web-2) could not start: SeedCannotRun: ")
+    assert event.message.endswith("; deleted: what comes in its place starts without us")
+
+
+def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_first_words_stay() -> None:
+    draft = run(stuck_pod(4), record=sealed(undeliverable=mark()))
+    assert deleted(draft) == ["web-4 uid-web-4"]
+    assert draft.bundles[GIVEN]["undeliverable"] == mark()
+    assert [one.reason for one in draft.events] == ["Rescued"]
+
+
+def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
+    draft = run(stuck_pod(deletionTimestamp=stamp(NOW - 1)))
+    assert (draft.after, draft.events, "undeliverable" in draft.bundles[GIVEN]) == ([], [], False)
+
+
+def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() -> None:
+    bare = stuck_pod(ownerReferences=[])
+    first = run(bare)
+    assert deleted(first) == []
+    assert "undeliverable" in first.bundles[GIVEN]
+    [event] = first.events
+    assert event.message.endswith("; no controller owns it: delete it and make it anew, and it starts without us")
+    again = run(bare, record=first.bundles[GIVEN])
+    assert (again.after, again.events) == ([], [])
+
+
+def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
+    pod = stuck_pod()
+    pod.object["status"] = copy.deepcopy(SEEN["no-sh-never"]["pod"]["status"])
+    [status] = pod.object["status"]["initContainerStatuses"]
+    status["state"]["terminated"]["finishedAt"] = stamp(NOW - 5)
+    draft = run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 3600)))
+    assert deleted(draft) == []
+    assert draft.bundles[GIVEN]["undeliverable"]["reason"] == "SeedCannotRun"
+    assert draft.events[0].message.endswith("; the next ones start without us")
+    assert "undeliverable" not in run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 1))).bundles[GIVEN]
+
+
+def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
+    pod = stuck_pod()
+    [sandbox] = [one for one in pod.object["status"]["conditions"] if one["type"] == SANDBOX]
+    sandbox["lastTransitionTime"] = stamp(NOW - PATIENCE + 7)
+    draft = run(pod)
+    assert (draft.after, draft.events, draft.look) == ([], [], NOW + 7)
+
+
+def test_a_pod_whose_claim_is_not_the_caches_any_more_is_made_anew_without_a_mark() -> None:
+    """spec.storage was changed: the next one is given the new claim."""
+    pod = unscheduled(message=BY_CLAIM.replace("pretune-qwen3", "old"))
+    pod.object["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "old"
+    draft = run(pod)
+    assert deleted(draft) == ["web-1 uid-web-1"]
+    assert "undeliverable" not in draft.bundles[GIVEN]
+
+
+def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
+    assert deleted(run(stuck_pod(), record=record("other-default"))) == ["web-1 uid-web-1"]
+
+
+def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
+    draft = run(unscheduled(), claim=None)
+    assert deleted(draft) == ["web-1 uid-web-1"]
+    assert "claimUID" not in draft.bundles[GIVEN]["undeliverable"]
+
+
+def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
+    """PodScheduled keeps the time of the pod's creation; only the scheduler's first event tells when the gate went."""
+    pod = unscheduled()
+    event = {"type": "Warning", "reason": "FailedScheduling", "message": BY_CLAIM}
+    for ago, expected in ((PATIENCE - 1, []), (PATIENCE, ["web-1 uid-web-1"])):
+        events = ({**event, "metadata": {"creationTimestamp": stamp(NOW - ago)}},)
+        assert deleted(run(pod, claim=None, pod_events={"uid-web-1": events})) == expected
+    other = {**event, "message": BY_GPU, "metadata": {"creationTimestamp": stamp(NOW - 299)}}
+    assert deleted(run(pod, claim=None, pod_events={"uid-web-1": (other,)})) == []  # its words are not written yet
+
+
+@pytest.mark.parametrize(
+    ("case", "the_mark", "found", "sealed_at", "stays"),
+    [
+        ("nothing changed", mark(), claim(), NOW - 3600, True),
+        ("another claim", mark(claimUID="other"), claim(), NOW - 3600, False),
+        ("there was no claim", {**mark("ClaimNotFound"), "claimUID": ""}, claim(), NOW - 3600, False),
+        ("no claim now", mark(), None, NOW - 3600, True),
+        ("bound at last", mark("ClaimPending"), claim(), NOW - 3600, False),
+        ("bound again", mark("ClaimLost"), claim(), NOW - 3600, False),
+        ("not bound yet", mark("ClaimPending"), claim("Pending"), NOW - 3600, True),
+        ("still being deleted", mark("ClaimTerminating"), claim(deletionTimestamp=stamp(NOW)), NOW - 3600, True),
+        ("sealed anew", mark(), claim(), NOW - 59, False),
+    ],
+)
+def test_a_mark_is_taken_back_when_its_cause_is_gone(
+    case: str, the_mark: Object, found: Object | None, sealed_at: float, stays: bool
+) -> None:
+    draft = run(record=record(GIVEN, sealedAt=stamp(sealed_at), undeliverable=the_mark), claim=found)
+    assert ("undeliverable" in draft.bundles[GIVEN]) is stays, case
+
+
+def test_a_pod_whose_events_say_nothing_yet_is_looked_at_again_ever_more_seldom() -> None:
+    waiting = Consumer("web", 1, age=9000).given(GIVEN)._but(spec={"nodeName": "node0"})
+    for ago, expected in ((10, 50), (60, 15), (400, 100), (7200, 300)):
+        pod = waiting.but(conditions=[condition(SANDBOX, "False", ago)])
+        assert run(pod).look == NOW + expected
+    assert run(waiting.but(conditions=[condition(SANDBOX, "True", 400)])).look is None  # images and programs
+
+
+def test_the_words_fit_into_the_status_whatever_the_runtime_says() -> None:
+    pod = stuck_pod()
+    pod.object["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = "x " * 9000
+    assert len(run(pod).bundles[GIVEN]["undeliverable"]["message"]) <= 1024
+
+
+@given(st.sampled_from(sorted(set(SEEN) - {"no-sh-never"})), st.floats(0, 3 * HANG))
+def test_who_is_rescued_once_would_be_rescued_later_too(name: str, more: float) -> None:
+    """Time alone does not acquit: a run that comes late, or twice, says the same."""
+    early, late = judge(real(name)), judge(real(name, now=LATER + more))
+    assert early == late

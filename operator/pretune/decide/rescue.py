@@ -1,61 +1,114 @@
-"""Pods that would start without us, and do not start with us: told apart from those that wait for anything else."""
+"""Pods that only we keep from starting: their bundle is marked, and what makes such pods makes them anew, without us.
+
+What of ours keeps a pod from starting is told by stuck.py.
+"""
 
 from __future__ import annotations
 
-from pretune.api import BUNDLE, Object
-from pretune.decide.attempt import condition, finished, terminated
-from pretune.model import seconds
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-PATIENCE = 60.0  # seconds that a pod may take to start once it could
+from pretune.api import Object
+from pretune.decide.attempt import finished
+from pretune.decide.consumers import Consumer
+from pretune.decide.draft import Draft, delete, owner_uid
+from pretune.decide.stuck import SEED, Pod, Trouble, judge, next_look, suspect
+from pretune.model import seconds, stamp
 
-
-def suspect(pod: Object, now: float) -> bool:
-    """Whether the events of a consumer (cut down by observe.py) are worth reading at `now`: it was given a bundle, nothing gates it,
-    and for PATIENCE its volumes, or the scheduler's view of them, have kept it from starting.
-
-    Not where its containers wait for an image, nor where the scheduler speaks of other things: those are never our storage's fault.
-    """
-    return _given(pod) and now >= since(pod) + PATIENCE and (_volumes_wait(pod) or _volume_unschedulable(pod))
+__all__ = ["rescue", "suspect"]
 
 
-def since(pod: Object) -> float:
-    """When a pod could start, or had to start anew (Unix seconds): created, given to a node, its sandbox lost."""
-    times = [pod["metadata"]["creationTimestamp"]]
-    for kind in ("PodScheduled", "PodReadyToStartContainers"):
-        found = condition(pod, kind)
-        if found is not None and found.get("lastTransitionTime"):
-            times.append(found["lastTransitionTime"])
-    return max(seconds(one) for one in times)
+def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
+    """Mark the bundles that pods cannot start with, and delete those pods if something makes them anew: the status is written first,
+    and the webhook leaves alone what comes after it."""
+    for record in draft.bundles.values():
+        if _mended(draft, record, record.get("undeliverable") or {}):
+            del record["undeliverable"]
+    stuck: dict[str, list[tuple[Consumer, Trouble]]] = {}
+    for pod in pods:
+        trouble = _look(draft, pod) if pod.given and not pod.held else None
+        if trouble is not None:
+            stuck.setdefault(pod.given, []).append((pod, trouble))
+    for bundle in sorted(stuck):
+        _rescue(draft, bundle, stuck[bundle])
 
 
-def _given(pod: Object) -> bool:
-    """It has parts of ours, and nothing holds or ends it."""
-    meta = pod["metadata"]
-    return bool(
-        (meta.get("annotations") or {}).get(BUNDLE)
-        and not meta.get("deletionTimestamp")
-        and not (pod.get("spec") or {}).get("schedulingGates")
-        and not finished(pod)
+def _look(draft: Draft, consumer: Consumer) -> Trouble | None:
+    """The trouble of one pod, if it counts by now; else when to look again."""
+    meta, seen = consumer.pod["metadata"], draft.seen
+    if meta.get("deletionTimestamp") or consumer.pod["spec"].get("schedulingGates"):
+        return None
+    events = seen.pod_events.get(str(meta.get("uid")))
+    pod = Pod(consumer.pod, events, seen.claim, seen.claim_events, draft.claim_name, draft.now)
+    trouble = judge(pod)
+    if trouble is not None and draft.now >= trouble.due:
+        return trouble
+    draft.at(trouble.due if trouble is not None else next_look(pod))
+    return None
+
+
+def _rescue(draft: Draft, bundle: str, stuck: Sequence[tuple[Consumer, Trouble]]) -> None:
+    record, trouble = draft.bundles.get(bundle), _witness(draft, bundle, stuck)
+    new = trouble is not None and record is not None and "undeliverable" not in record
+    if new and trouble is not None and record is not None:
+        uid = str((draft.seen.claim or {"metadata": {}})["metadata"].get("uid", ""))
+        record["undeliverable"] = {
+            "reason": trouble.reason,
+            "message": trouble.message,
+            "at": stamp(draft.now),
+            **({"claimUID": uid} if uid else {}),
+        }
+    owned = [pod for pod, _ in stuck if owner_uid(pod.pod) and not finished(pod.pod)]
+    draft.after += [delete(pod.pod) for pod in owned]
+    told = [pod for pod, _ in stuck] if new else owned
+    if told:
+        why = trouble or stuck[0][1]
+        draft.warn(
+            "Rescued", f"bundle {bundle}: {_names(told)} could not start: {why.reason}: {why.message}; {_done(told)}"
+        )
+
+
+def _witness(draft: Draft, bundle: str, stuck: Sequence[tuple[Consumer, Trouble]]) -> Trouble | None:
+    """Whose trouble stands against the bundle: not that of a pod whose claim is not the cache's any more, nor one that had ended
+    before the bundle was sealed."""
+    sealed = str((draft.bundles.get(bundle) or {}).get("sealedAt") or "")
+    for pod, trouble in stuck:
+        claim = Pod(pod.pod, None, draft.seen.claim, (), draft.claim_name, draft.now).our_claim
+        if trouble.reason != SEED and claim not in ("", draft.claim_name):
+            continue
+        if finished(pod.pod) and sealed and pod.created < seconds(sealed):
+            continue
+        return trouble
+    return None
+
+
+def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
+    """The cause of a mark is gone: another claim, the claim is bound at last, or the bundle was sealed anew."""
+    claim = draft.seen.claim
+    if not mark or claim is None:
+        return False
+    bound = (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get("deletionTimestamp")
+    return (
+        mark.get("claimUID", "") != claim["metadata"]["uid"]
+        or (bound and mark["reason"] in ("ClaimPending", "ClaimLost"))
+        or bool(record.get("sealedAt") and seconds(record["sealedAt"]) > seconds(mark["at"]))
     )
 
 
-def _volumes_wait(pod: Object) -> bool:
-    """On a node, and its volumes are not all mounted: the kubelet makes the sandbox after them, and says so since 1.29."""
-    if not (pod.get("spec") or {}).get("nodeName"):
-        return False
-    sandbox = condition(pod, "PodReadyToStartContainers")
-    if sandbox is not None:
-        return bool(sandbox["status"] != "True")
-    return not any(_ever_ran(one) for one in (pod.get("status") or {}).get("containerStatuses") or ())
+def _names(pods: Sequence[Consumer]) -> str:
+    names = ", ".join(one.name for one in pods[:5])
+    more = f" and {len(pods) - 5} more" if len(pods) > 5 else ""
+    return f"pod {names}" if len(pods) == 1 else f"{len(pods)} pods ({names}{more})"
 
 
-def _ever_ran(status: Object) -> bool:
-    state, last = status.get("state") or {}, status.get("lastState") or {}
-    return bool(state.get("running") or terminated(status) or last or status.get("restartCount"))
-
-
-def _volume_unschedulable(pod: Object) -> bool:
-    """The scheduler could not place it, and names claims or volumes as a reason."""
-    found = condition(pod, "PodScheduled")
-    message = str((found or {}).get("message") or "").lower()
-    return found is not None and found["status"] == "False" and ("volume" in message or "pvc" in message)
+def _done(pods: Sequence[Consumer]) -> str:
+    """What became of these pods, or is left to a person."""
+    if all(finished(one.pod) for one in pods):
+        return "the next ones start without us"
+    bare = [one for one in pods if not owner_uid(one.pod)]
+    if not bare:
+        return "deleted: what comes in its place starts without us"
+    mine = (
+        "no controller owns it" if len(pods) == 1 else f"no controller owns {', '.join(one.name for one in bare[:5])}"
+    )
+    return f"{mine}: delete it and make it anew, and it starts without us"
