@@ -60,9 +60,12 @@ class Observed:
     source: Object | Refused | None = (
         None  # a pod template {metadata, spec} as its author wrote it; None: the cache names none
     )
+    source_workload: Object | None = (
+        None  # that spec.source.workloadRef names: kind, name, labels, spec without its template
+    )
     source_claims: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
-    )  # that the template mounts: access modes by name
+    )  # that the templates mount which are not tuned yet, the consumers' included: access modes by name
     claim: Object | None = None  # the PersistentVolumeClaim, ours or the user's
     storage_class: Object | None = None  # of the claim, when it is Pending
     claim_events: tuple[Object, ...] = ()  # when it is Pending
@@ -71,14 +74,14 @@ class Observed:
     consumers: tuple[Object, ...] = ()  # pods with the cache's label and no role: of any phase, cut down (observe.py)
     origins: Mapping[str, Origin] = field(default_factory=dict)  # by sources.origin_key() of a consumer
     examples: Mapping[str, Object] = field(default_factory=dict)
-    """By the same key: one whole consumer pod, as admission left it; read only while something is to be tuned."""
+    """By the same key: one whole consumer pod, as admission left it; only where a bundle of its template is not sealed."""
     pod_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
-    """By pod uid: of consumers that were given a bundle and do not start (observe.stuck)."""
+    """By pod uid: of consumers that were given a bundle and do not start (decide/stuck.suspect), five at most."""
     job_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)  # by Job uid: of Jobs without a pod
     agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
     agents_named: frozenset[str] = frozenset()  # agent ConfigMaps that some pod of the namespace names
     namespace_has_caches: bool = True
-    held: tuple[Object, ...] = ()  # consumers behind our gate; read only when the cache is gone
+    held: tuple[Object, ...] = ()  # consumers behind our gate, cut down; read only when the cache is gone
     claim_users: frozenset[str] = frozenset()  # pods of any phase that name the claim; read only when the cache is gone
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by Action.name
 
@@ -97,7 +100,8 @@ class Origin:
     template: Object | Refused  # {metadata, spec}; Refused: it could not be had, and why
     order: tuple[int, str] = (0, "")  # the newer revision is the larger: (revision number, creation time)
     workload: Object | None = (
-        None  # the Deployment above a ReplicaSet, else the owner: kind, metadata, spec without its template
+        None  # the Deployment above a ReplicaSet, else the owner: kind, metadata, spec without its template;
+        # not read where spec.source.workloadRef names one of apps, which is Observed.source_workload
     )
 
 

@@ -6,22 +6,42 @@ Jobs are read before pods: a Job that is seen finished is then never seen beside
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pretune.api import CACHE, GROUP, KIND, ROLE, VERSION, Object, Refused, Spec, claim_name
+from pretune import identity
+from pretune.api import (
+    CACHE,
+    DELIVERY,
+    GROUP,
+    KIND,
+    ROLE,
+    SEALED,
+    SEED_CONTAINER,
+    VERSION,
+    Object,
+    Refused,
+    Spec,
+    claim_name,
+)
 from pretune.cluster import ApiError, Cluster, NoSuchKind, metadata
+from pretune.decide.attempt import POD_GRACE, finished
+from pretune.decide.rescue import suspect
 from pretune.manifests.agent import agent
-from pretune.model import Key, Observed, Settings, seconds
-from pretune.sources import template_of
+from pretune.manifests.pod import is_held
+from pretune.model import Key, Observed, Origin, Settings, seconds
+from pretune.owners import origin, without_template
+from pretune.sources import origin_key, origin_of, template_of
 
 API = f"{GROUP}/{VERSION}"
-EVENTLESS = 5.0  # seconds that a Job may be without a pod before anybody asks why
+SUSPECTS = 5  # pods of a cache whose events are read in one look
+APPS = ("Deployment", "StatefulSet", "DaemonSet")  # kinds of a source that is the workload above its own consumers
 
 
 async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) -> Observed:
     """What is there for a key at `now` (Unix seconds). Raises ApiError, OSError or TimeoutError where a read fails;
-    a source that cannot be read is no error, but a Refused in its place."""
+    a source or an owner that cannot be read is no error, but a Refused in its place."""
     cache, jobs, agents = await asyncio.gather(
         cluster.get(API, KIND, key.namespace, key.name),
         cluster.list("batch/v1", "Job", key.namespace, labels=f"{CACHE}={key.name}", keep=_job),
@@ -30,19 +50,28 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
     if cache is None:
         return await _without_cache(key, cluster, settings, jobs, agents)
     spec, current = Spec.of(cache), agent()[0]
-    pods, claim, source = await asyncio.gather(
+    found, claim, (source, workload) = await asyncio.gather(
         cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", keep=_pod),
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, claim_name(key.name, spec)),
         _source(cluster, cache, spec),
     )
-    waiting = _waits_for_pod(jobs, pods, now)
-    (storage_class, source_claims, agents_named), (claim_events, *job_events) = await asyncio.gather(
+    pods = [pod for pod in found if ROLE in pod["metadata"]["labels"]]
+    consumers = [pod for pod in found if ROLE not in pod["metadata"]["labels"]]
+    waiting, suspects = _waits_for_pod(jobs, pods, now), _suspects(consumers, now)
+    newest = _newest(consumers)
+    (storage_class, agents_named, origins), (claim_events, *events) = await asyncio.gather(
         asyncio.gather(
             _storage_class(cluster, claim),
-            _source_claims(cluster, key, source),
-            _agents_named(cluster, key, any(one["metadata"]["name"] != current for one in agents)),
+            _agents_named(cluster, key, agents, current, found),
+            _origins(cluster, key, newest, workload=(spec.workload_ref or {}).get("kind") not in APPS),
         ),
-        asyncio.gather(*(_events(cluster, one) for one in (claim if _pending(claim) else None, *waiting))),
+        asyncio.gather(*(_events(cluster, one) for one in (claim if _pending(claim) else None, *waiting, *suspects))),
+    )
+    untuned = {name: one for name, one in origins.items() if not _tuned(cache, spec, one.template)}
+    templates = [source] if not _tuned(cache, spec, source) else []
+    source_claims, examples = await asyncio.gather(
+        _source_claims(cluster, key, [*templates, *(one.template for one in untuned.values())]),
+        _examples(cluster, key, {name: newest[name] for name in untuned}),
     )
     return Observed(
         key=key,
@@ -50,14 +79,18 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
         agent_name=current,
         cache=_lean(cache),
         source=source,
+        source_workload=workload,
         source_claims=source_claims,
         claim=_lean(claim) if claim else None,
         storage_class=storage_class,
         claim_events=claim_events,
         jobs=tuple(jobs),
-        pods=tuple(pod for pod in pods if ROLE in pod["metadata"]["labels"]),
-        consumers=tuple(pod for pod in pods if ROLE not in pod["metadata"]["labels"]),
-        job_events={job["metadata"]["uid"]: events for job, events in zip(waiting, job_events, strict=True)},
+        pods=tuple(pods),
+        consumers=tuple(_consumer(pod) for pod in consumers),
+        origins=origins,
+        examples=examples,
+        pod_events=_by_uid(suspects, events[len(waiting) :]),
+        job_events=_by_uid(waiting, events),
         agents=tuple(agents),
         agents_named=agents_named,
     )
@@ -66,46 +99,123 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
 async def _without_cache(
     key: Key, cluster: Cluster, settings: Settings, jobs: list[Object], agents: list[Object]
 ) -> Observed:
-    """The cache is gone: its claim and the agents are what may be left, and who still uses them."""
-    name = f"pretune-{key.name}"
-    claim, others = await asyncio.gather(
+    """The cache is gone: its claim, the agents and pods that it held are what may be left, and who still uses them. Cheap where
+    there is none of it: a pod may be labelled with a cache that never was, and change every second."""
+    name, current = f"pretune-{key.name}", agent()[0]
+    claim, others, unplaced = await asyncio.gather(
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, name),
         cluster.list(API, KIND, key.namespace, keep=metadata),
+        cluster.list(
+            *("v1", "Pod", key.namespace),
+            labels=f"{CACHE}={key.name},!{ROLE}",
+            fields="spec.nodeName=,status.phase=Pending",
+            keep=_pod,
+        ),
     )
-    # Every pod of the namespace, so only where something could be removed: a pod may be labelled with a cache that never was.
-    pods = await cluster.list("v1", "Pod", key.namespace, keep=_mounts) if claim or agents else []
+    pods: list[Object] = []
+    if claim or any(not others or one["metadata"]["name"] != current for one in agents):
+        pods = await cluster.list("v1", "Pod", key.namespace, labels="" if claim else CACHE, keep=_mounts)
     return Observed(
         key=key,
         settings=settings,
-        agent_name=agent()[0],
+        agent_name=current,
         cache=None,
         claim=_lean(claim) if claim else None,
         jobs=tuple(jobs),
         agents=tuple(agents),
         agents_named=_names(pods, "configMaps"),
         namespace_has_caches=bool(others),
+        held=tuple(_consumer(pod) for pod in unplaced if is_held(pod)),
         claim_users=frozenset(pod["metadata"]["name"] for pod in pods if name in pod["claims"]),
     )
 
 
-async def _source_claims(cluster: Cluster, key: Key, source: Object | Refused | None) -> dict[str, tuple[str, ...]]:
-    """Access modes of the claims that a template mounts, by name: those that are there."""
-    volumes = [] if source is None or isinstance(source, Refused) else source["spec"].get("volumes") or []
+# --- consumers
+
+
+def _newest(consumers: Iterable[Object]) -> dict[str, Object]:
+    """Of each origin the newest living pod; one that the webhook has seen before one that it has not. What has ended, or is ending,
+    wants no bundle any more, so that nobody asks where it came from."""
+    found: dict[str, Object] = {}
+    for pod in sorted(consumers, key=_age):
+        if not finished(pod) and "deletionTimestamp" not in pod["metadata"]:
+            found[origin_key(pod)] = pod
+    return found
+
+
+def _age(pod: Object) -> tuple[bool, str, str]:
+    meta = pod["metadata"]
+    return DELIVERY in (meta.get("annotations") or {}), meta["creationTimestamp"], meta["name"]
+
+
+async def _origins(cluster: Cluster, key: Key, newest: Mapping[str, Object], workload: bool) -> dict[str, Origin]:
+    found = await asyncio.gather(*(origin(cluster, key.namespace, pod, workload=workload) for pod in newest.values()))
+    return dict(zip(newest, found, strict=True))
+
+
+def _tuned(cache: Object, spec: Spec, template: Object | Refused | None) -> bool:
+    """Whether a template asks for nothing that is not sealed yet; one of which that cannot be told asks for nothing."""
+    if template is None or isinstance(template, Refused):
+        return True
+    sealed = {one["id"] for one in (cache.get("status") or {}).get("bundles") or () if one["state"] == SEALED}
+    try:
+        return all(identity.inputs(template, spec, target).bundle_id() in sealed for target in spec.targets)
+    except Refused:
+        return True
+
+
+async def _examples(cluster: Cluster, key: Key, pods: Mapping[str, Object]) -> dict[str, Object]:
+    """These pods, whole: those that are their own templates are already."""
+    found = await asyncio.gather(*(_whole(cluster, key, pod) for pod in pods.values()))
+    return {name: pod for name, pod in zip(pods, found, strict=True) if pod is not None}
+
+
+async def _whole(cluster: Cluster, key: Key, pod: Object) -> Object | None:
+    """The pod itself; None where it is gone, or another one of its name."""
+    if origin_of(pod) is None:
+        return pod
+    found = await cluster.get("v1", "Pod", key.namespace, pod["metadata"]["name"])
+    return found if found is not None and found["metadata"]["uid"] == pod["metadata"]["uid"] else None
+
+
+def _suspects(consumers: Iterable[Object], now: float) -> list[Object]:
+    """Pods whose events may say why they do not start; some of them, others at each look, where there are many."""
+    found = [pod for pod in consumers if suspect(pod, now)]
+    return found if len(found) <= SUSPECTS else random.Random(now).sample(found, SUSPECTS)
+
+
+def _by_uid(objects: Sequence[Object], events: Sequence[tuple[Object, ...]]) -> dict[str, tuple[Object, ...]]:
+    return {one["metadata"]["uid"]: some for one, some in zip(objects, events, strict=False)}
+
+
+# --- source, claim, agents
+
+
+async def _source_claims(
+    cluster: Cluster, key: Key, templates: Iterable[Object | Refused | None]
+) -> dict[str, tuple[str, ...]]:
+    """Access modes of the claims that templates mount, by name: those that are there."""
+    specs = [one["spec"] for one in templates if one is not None and not isinstance(one, Refused)]
+    volumes = [one for spec in specs for one in spec.get("volumes") or ()]
     names = sorted({one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim")})
     claims = await asyncio.gather(*(cluster.get("v1", "PersistentVolumeClaim", key.namespace, name) for name in names))
     return {one["metadata"]["name"]: tuple(one["spec"].get("accessModes") or ()) for one in claims if one}
 
 
-async def _source(cluster: Cluster, cache: Object, spec: Spec) -> Object | Refused | None:
-    """The pod template as its author wrote it; Refused, with the object's name, where it cannot be had; None: no source."""
+async def _source(cluster: Cluster, cache: Object, spec: Spec) -> tuple[Object | Refused | None, Object | None]:
+    """The pod template as its author wrote it; Refused, with the object's name, where it cannot be had; None: no source. And the
+    workload that it is from."""
+    workload = None
     try:
         if spec.template is not None:
-            return template_of(cache)
+            return template_of(cache), None
         if spec.workload_ref is None:
-            return None
-        return template_of(await _workload(cluster, cache["metadata"]["namespace"], **spec.workload_ref))
+            return None, None
+        found = await _workload(cluster, cache["metadata"]["namespace"], **spec.workload_ref)
+        workload = without_template(found)
+        return template_of(found), workload
     except Refused as refused:
-        return refused
+        return refused, workload
 
 
 async def _workload(cluster: Cluster, namespace: str, apiVersion: str, kind: str, name: str) -> Object:
@@ -136,9 +246,16 @@ async def _events(cluster: Cluster, about: Object | None) -> tuple[Object, ...]:
     return tuple(await cluster.list("v1", "Event", meta["namespace"], fields=selector, keep=_event))
 
 
-async def _agents_named(cluster: Cluster, key: Key, wanted: bool) -> frozenset[str]:
-    """ConfigMaps that some pod of the namespace mounts; asked only where one could be removed, since it reads every pod."""
-    return _names(await cluster.list("v1", "Pod", key.namespace, keep=_mounts), "configMaps") if wanted else frozenset()
+async def _agents_named(
+    cluster: Cluster, key: Key, agents: Sequence[Object], current: str, mine: Iterable[Object]
+) -> frozenset[str]:
+    """ConfigMaps that some pod of the namespace mounts; asked only where one could be removed, and this cache's own pods do not name
+    it: after an upgrade old pods may serve for weeks. All that mount one carry our label."""
+    old = {one["metadata"]["name"] for one in agents} - {current}
+    named = _names(map(_mounts, mine), "configMaps")
+    if old <= named:
+        return named
+    return named | _names(await cluster.list("v1", "Pod", key.namespace, labels=CACHE, keep=_mounts), "configMaps")
 
 
 def _pending(claim: Object | None) -> bool:
@@ -153,7 +270,7 @@ def _waits_for_pod(jobs: Iterable[Object], pods: Iterable[Object], now: float) -
         if job["metadata"]["uid"] not in owners
         and not job["spec"].get("suspend")
         and not any(one["status"] == "True" and one["type"] in _OVER for one in _conditions(job))
-        and now - seconds(job["metadata"]["creationTimestamp"]) >= EVENTLESS
+        and now - seconds(job["metadata"]["creationTimestamp"]) >= POD_GRACE
     ]
 
 
@@ -186,30 +303,65 @@ def _job(job: Object) -> Object:
 
 
 def _pod(pod: Object) -> Object:
-    """Ours: how it stands. A consumer: who it is, what it was given, and whether it lives."""
-    meta, spec, status = _lean(pod)["metadata"], pod.get("spec") or {}, pod.get("status") or {}
-    head = _only(pod, "apiVersion", "kind")
-    if ROLE not in meta["labels"]:
-        notes = {name: one for name, one in (meta.get("annotations") or {}).items() if name.startswith(GROUP)}
-        return {
-            **head,
-            "metadata": {**meta, "annotations": notes},
-            "spec": _only(spec, "nodeName"),
-            "status": _only(status, "phase", "conditions"),
-        }
+    """Ours: how it stands. A consumer: as `_consumer` says, or whole where it is its own template."""
+    if ROLE not in pod["metadata"]["labels"]:
+        return pod if origin_of(pod) is None else _consumer(pod)
+    spec = pod.get("spec") or {}
     containers = {
         part: [_only(one, "name", "image") for one in spec.get(part) or ()] for part in ("initContainers", "containers")
     }
     return {
-        **head,
-        "metadata": meta,
-        "spec": {**_only(spec, "nodeName", "activeDeadlineSeconds"), **containers},
-        "status": status,
+        **_only(pod, "apiVersion", "kind"),
+        "metadata": _lean(pod)["metadata"],
+        "spec": {**_only(spec, "nodeName", "activeDeadlineSeconds"), "volumes": _volumes(pod), **containers},
+        "status": pod.get("status") or {},
     }
 
 
+def _consumer(pod: Object) -> Object:
+    """Who it is, what it was given, where it is and how it stands. Cutting it down again changes nothing."""
+    meta, status = _lean(pod)["metadata"], pod.get("status") or {}
+    notes = {name: one for name, one in (meta.get("annotations") or {}).items() if name.startswith(f"{GROUP}/")}
+    return {
+        **_only(pod, "apiVersion", "kind"),
+        "metadata": {**meta, "annotations": notes},
+        "spec": {
+            **_only(pod.get("spec"), "nodeName", "nodeSelector", "schedulingGates"),
+            "volumes": _volumes(pod),
+        },
+        "status": {
+            **_only(status, "phase", "reason", "conditions"),
+            **{
+                part: [_status(one) for one in status[part]]
+                for part in ("initContainerStatuses", "containerStatuses")
+                if part in status
+            },
+        },
+    }
+
+
+def _volumes(pod: Object) -> list[Object]:
+    """What it mounts that can be missing or shared: claims, and ConfigMaps by name."""
+    kept = ("name", "persistentVolumeClaim", "configMap", "ephemeral")
+    return [
+        {**_only(one, *kept[:2]), **{kind: _only(one[kind], "name") for kind in kept[2:] if kind in one}}
+        for one in (pod.get("spec") or {}).get("volumes") or ()
+        if any(kind in one for kind in kept[1:])
+    ]
+
+
+def _status(container: Object) -> Object:
+    """How a container stands. What it wrote at its end is kept of ours only: anything may be in it."""
+    kept = _only(container, "name", "imageID", "ready", "started", "restartCount", "state", "lastState")
+    if container["name"] != SEED_CONTAINER:
+        for part in ("state", "lastState"):
+            if end := (kept.get(part) or {}).get("terminated"):
+                kept[part] = {"terminated": {name: one for name, one in end.items() if name != "message"}}
+    return kept
+
+
 def _mounts(pod: Object) -> Object:
-    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    volumes = _volumes(pod)
     return {
         "metadata": {"name": pod["metadata"]["name"]},
         "claims": [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one],
@@ -218,4 +370,4 @@ def _mounts(pod: Object) -> Object:
 
 
 def _event(event: Object) -> Object:
-    return _only(event, "metadata", "type", "reason", "message", "count", "lastTimestamp", "eventTime")
+    return _only(_lean(event), "metadata", "type", "reason", "message", "count", "lastTimestamp", "eventTime")

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from pretune import api
-from pretune.api import Object, Refused
+from pretune import api, identity
+from pretune.api import Object, Refused, Spec
 from pretune.cluster import ApiError
 from pretune.manifests.agent import agent
 from pretune.model import Observed, stamp
@@ -22,9 +22,14 @@ SECRET = "hf_do_not_tell"
 
 
 class Forbidding(Client):
-    """A client that may not read some kinds."""
+    """A client that may not read some kinds, and notes what its lists select by."""
 
     forbidden: tuple[str, ...] = ()
+
+    async def list(self, api_version: str, kind: str, namespace: str, **how: Any) -> list[Object]:
+        found = await super().list(api_version, kind, namespace, **how)
+        self.calls[-1] = " ".join([self.calls[-1], *(how[part] for part in ("labels", "fields") if how.get(part))])
+        return found
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         if kind in self.forbidden:
@@ -164,6 +169,7 @@ def test_pods_of_ours_and_consumers_are_told_apart_by_the_role() -> None:
 
 
 def test_no_env_value_of_a_pod_or_a_job_is_kept() -> None:
+    """But in templates and examples, of which attempts are made."""
     spec: Any = {"template": {"spec": pod("x")["spec"]}}
     labels = {api.CACHE: KEY.name}
     seen = look(
@@ -244,16 +250,22 @@ def test_a_job_is_asked_why_it_has_no_pod(
     assert ([one["message"] for one in events.get(made["metadata"]["uid"], ())] == ["exceeded quota"]) == asked
 
 
-def test_every_pod_of_the_namespace_is_read_only_where_an_old_agent_could_go() -> None:
+MINE, ANYBODYS = f"list Pod {api.CACHE}={KEY.name}", f"list Pod {api.CACHE}"
+
+
+def test_other_caches_pods_are_read_only_where_an_old_agent_could_go() -> None:
     current = agent()[0]
-    world = server(cache(), claim(), config_map(current), mounting("serving", config="pretune-agent-old"))
+    others = {**mounting("serving", config="pretune-agent-old"), "metadata": labelled("serving", "other")}
+    world = server(cache(), claim(), config_map(current), others)
     seen, calls = look(world)
     assert [one["metadata"]["name"] for one in seen.agents] == [current]
-    assert calls.count("list Pod") == 1
+    assert MINE in calls and ANYBODYS not in calls
     world.create(config_map("pretune-agent-old"))
     seen, calls = look(world)
-    assert seen.agents_named == {"pretune-agent-old"}
-    assert calls.count("list Pod") == 2
+    assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS in calls
+    world.create({**mounting("mine", config="pretune-agent-old"), "metadata": labelled("mine", KEY.name)})
+    seen, calls = look(world)
+    assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS not in calls
 
 
 def test_no_byte_of_an_agent_is_read() -> None:
@@ -273,16 +285,333 @@ def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_
 def test_without_its_cache_agents_are_kept_for_the_others_of_the_namespace() -> None:
     other = cache()
     other["metadata"]["name"] = "other"
-    seen = look(server(other, config_map("pretune-agent-old"), mounting("p", config="pretune-agent-old")))[0]
+    old = {**mounting("p", config="pretune-agent-old"), "metadata": labelled("p", "other")}
+    seen = look(server(other, config_map("pretune-agent-old"), old))[0]
     assert seen.namespace_has_caches and seen.agents_named == {"pretune-agent-old"}
 
 
-def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespace() -> None:
-    seen, calls = look(server(pod("p", labels={api.CACHE: KEY.name})))
-    assert seen.cache is None and seen.claim is None
-    assert "list Pod" not in calls
+@pytest.mark.parametrize("others", [False, True])
+def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(others: bool) -> None:
+    other = cache()
+    other["metadata"]["name"] = "other"
+    around = [other, config_map(agent()[0])] if others else []
+    seen, calls = look(server(*around, pod("p", labels={api.CACHE: KEY.name})))
+    assert seen.cache is None and seen.claim is None and seen.held == ()
+    assert [one for one in calls if "list Pod" in one] == [UNPLACED]
+
+
+UNPLACED = f"list Pod {api.CACHE}={KEY.name},!{api.ROLE} spec.nodeName=,status.phase=Pending"
+
+
+def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
+    gates, labels = {"schedulingGates": [{"name": "kueue"}, {"name": api.HOLD}]}, {api.CACHE: KEY.name}
+    seen = look(
+        server(
+            pod("held", labels=labels, **gates),
+            pod("others", labels=labels, schedulingGates=[{"name": "kueue"}]),
+            pod("another-caches", labels={api.CACHE: "other"}, **gates),
+            pod("free", labels=labels),
+        )
+    )[0]
+    assert [one["metadata"]["name"] for one in seen.held] == ["held"]
+    assert seen.held[0]["spec"]["schedulingGates"] == gates["schedulingGates"]
+    assert SECRET not in json.dumps(seen.held)
 
 
 def test_jobs_are_read_before_their_pods() -> None:
     calls = look(server(cache(), claim(), job("b-default"), Pod().object))[1]
-    assert calls.index("list Job") < calls.index("list Pod")
+    assert calls.index(f"list Job {api.CACHE}={KEY.name}") < calls.index(MINE)
+
+
+# --- consumers
+
+
+def labelled(name: str, the_cache: str) -> Object:
+    return {"namespace": NS, "name": name, "labels": {api.CACHE: the_cache}}
+
+
+def rollout(world: Server, name: str = "a", **engine: Any) -> Object:
+    """A ReplicaSet without a Deployment."""
+    meta = {"namespace": NS, "name": name, "annotations": {"deployment.kubernetes.io/revision": "2"}}
+    spec = {"template": template(**engine)}
+    return world.create({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec})
+
+
+def consumer(world: Server, name: str, owner: Object | None, status: Object | None = None, **meta: Any) -> Object:
+    if owner is not None:
+        ref = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"]}
+        meta["ownerReferences"] = [{**ref, "uid": owner["metadata"]["uid"], "controller": True}]
+    spec = pod(name)["spec"]
+    spec["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {**labelled(name, KEY.name), **meta}, "spec": spec}
+    made = world.create(made)
+    return world.patch(made, {"status": status}, status=True) if status else made
+
+
+RUNS = {"phase": "Running"}
+
+
+def test_an_origin_is_read_once_however_many_pods_it_has() -> None:
+    world = server(cache(source=None), claim())
+    for owner in (rollout(world, "a"), rollout(world, "b", image="vllm:2")):
+        for number in range(3):
+            consumer(world, f"{owner['metadata']['name']}-{number}", owner, RUNS)
+    seen, calls = look(world)
+    assert {name: one.template["spec"]["containers"][0]["image"] for name, one in seen.origins.items()} == {  # type: ignore[index]
+        "ReplicaSet/a": "vllm:1",
+        "ReplicaSet/b": "vllm:2",
+    }
+    assert sorted(one for one in calls if "ReplicaSet" in one) == ["get ReplicaSet a", "get ReplicaSet b"]
+
+
+def test_nobody_asks_where_pods_came_from_that_have_ended_or_are_ending() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "done", rollout(world, "a"), {"phase": "Succeeded"})
+    consumer(world, "failed", rollout(world, "b"), {"phase": "Failed"})
+    leaving = consumer(world, "leaving", rollout(world, "c"), RUNS)
+    world.objects["v1", "Pod", NS, leaving["metadata"]["name"]]["metadata"]["deletionTimestamp"] = stamp(NOW)
+    seen, calls = look(world)
+    assert len(seen.consumers) == 3
+    assert seen.origins == {} and seen.examples == {}
+    assert not any("ReplicaSet" in one for one in calls)
+
+
+def test_an_owner_that_cannot_be_read_is_refused_in_its_place() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "a-1", rollout(world), RUNS)
+    template = look(world, ("ReplicaSet",))[0].origins["ReplicaSet/a"].template
+    assert isinstance(template, Refused) and template.reason == "SourceForbidden"
+
+
+@pytest.mark.parametrize(("ref", "read"), [("Deployment", False), ("ReplicaSet", True), ("", True)])
+def test_the_workload_above_is_read_for_advice_unless_the_source_is_it(ref: str, read: bool) -> None:
+    source = {"workloadRef": {"apiVersion": "apps/v1", "kind": ref, "name": "a"}} if ref else None
+    world = server(cache(source=source), claim())
+    consumer(world, "a-1", rollout(world), RUNS)
+    found = look(world)[0].origins["ReplicaSet/a"].workload
+    assert (found is not None) == read
+
+
+def test_the_sources_workload_is_seen_without_its_template() -> None:
+    the_deployment = workload("Deployment", {"template": template(), "progressDeadlineSeconds": 600})
+    seen = look(server(refers_to("Deployment"), the_deployment))[0].source_workload
+    assert seen is not None and seen["spec"] == {"progressDeadlineSeconds": 600}
+    assert look(server(cache()))[0].source_workload is None
+
+
+def test_a_sources_workload_without_a_template_is_seen_nevertheless() -> None:
+    seen = look(server(refers_to("Service", "v1"), workload("Service", {"ports": []}, "v1")))[0]
+    assert isinstance(seen.source, Refused) and seen.source_workload is not None
+
+
+def tuned(*templates: Object, state: str = api.SEALED, **spec: Any) -> Object:
+    """The status that says so."""
+    of = Spec.of(cache(**spec))
+    ids = [identity.inputs(one, of, target).bundle_id() for one in templates for target in of.targets]
+    return {"bundles": [{"id": one, "state": state} for one in ids]}
+
+
+TWO = [{"name": "a", "nodeSelector": {"gpu": "a"}}, {"name": "b", "nodeSelector": {"gpu": "b"}}]
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "spec", "read"),
+    [
+        ("nothing is tuned", None, {}, True),
+        ("all is sealed", tuned(template()), {}, False),
+        ("it is being tuned", tuned(template(), state=api.TUNING_STATE), {}, True),
+        ("another template is sealed", tuned(template(image="vllm:2")), {}, True),
+        ("another revision is sealed", tuned(template()), {"revision": "2"}, True),
+        ("one of two targets is sealed", {"bundles": tuned(template(), targets=TWO)["bundles"][:1]}, {"targets": TWO}, True),
+        ("both targets are sealed", tuned(template(), targets=TWO), {"targets": TWO}, False),
+        ("which engine it is cannot be told", None, {"engineContainer": "other"}, False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_whole_pod_and_the_claims_of_its_template_are_read_only_while_a_bundle_of_it_is_not_sealed(
+    case: str, status: Object | None, spec: Object, read: bool
+) -> None:
+    world = server(cache(status, source=None, **spec), claim(), claim(name="models", modes=("ReadOnlyMany",)))
+    owner = rollout(world)
+    volumes = [{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}]
+    world.patch(owner, {"spec": {"template": {"spec": {"volumes": volumes}}}})
+    made = consumer(world, "a-1", owner, RUNS)
+    seen, calls = look(world)
+    assert (seen.examples.get("ReplicaSet/a") == world.get("v1", "Pod", NS, "a-1")) == read
+    assert ("get Pod a-1" in calls) == read
+    assert seen.source_claims == ({"models": ("ReadOnlyMany",)} if read else {})
+    assert made["metadata"]["uid"] == seen.consumers[0]["metadata"]["uid"]
+
+
+def test_the_example_is_the_newest_pod_that_the_webhook_has_seen_else_the_newest() -> None:
+    world = server(cache(source=None), claim())
+    owner, touched = rollout(world), {"annotations": {api.DELIVERY: "Overlay"}}
+    for name in ("a-1", "a-2"):
+        consumer(world, name, owner, RUNS)
+        world.clock.advance(60)
+    assert look(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-2"
+    for name, meta in (("a-3", touched), ("a-4", touched), ("a-5", {})):
+        consumer(world, name, owner, RUNS, **meta)
+        world.clock.advance(60)
+    assert look(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-4"
+
+
+def test_a_pod_that_is_gone_by_now_or_another_one_is_no_example() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "a-1", rollout(world), RUNS)
+    client = Client(world)
+
+    async def get(api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        found = world.get(api_version, kind, namespace, name)
+        return {**found, "metadata": {**found["metadata"], "uid": "another"}} if found and kind == "Pod" else found
+
+    client.get = get  # type: ignore[method-assign]
+    assert asyncio.run(observe(KEY, client, SETTINGS, NOW)).examples == {}
+
+
+def test_a_pod_that_is_its_own_template_is_no_further_read() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "bare", None, RUNS)
+    seen, calls = look(world)
+    assert "get Pod bare" not in calls
+    assert isinstance(found := seen.origins["Pod/bare"].template, dict)
+    assert found["spec"]["containers"][0]["env"] == [{"name": "TOKEN", "value": SECRET}]
+    assert seen.examples["Pod/bare"] == world.get("v1", "Pod", NS, "bare")
+    assert SECRET not in json.dumps(seen.consumers)
+
+
+WHOLE: Object = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {
+        **labelled("a-1", KEY.name),
+        "uid": "u",
+        "generateName": "a-",
+        "annotations": {api.BUNDLE: "b", api.TARGET: "t", "kubectl.kubernetes.io/last-applied-configuration": SECRET},
+        "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "a", "uid": "ua", "controller": True}],
+        "creationTimestamp": stamp(NOW),
+        "managedFields": [{"manager": "kubelet"}],
+    },
+    "spec": {
+        "nodeName": "node0",
+        "nodeSelector": {"gpu": "b200"},
+        "schedulingGates": [{"name": api.HOLD}],
+        "containers": [{"name": "vllm", "env": [{"name": "TOKEN", "value": SECRET}]}],
+        "volumes": [
+            {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}},
+            {"name": "pretune-agent", "configMap": {"name": "pretune-agent-0", "optional": True, "items": []}},
+            {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {}}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    },
+    "status": {
+        "phase": "Pending",
+        "reason": "Evicted",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "podIP": "10.0.0.1",
+        "initContainerStatuses": [
+            {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": "t", "message": SECRET}}},
+            {"name": api.SEED_CONTAINER, "state": {"terminated": {"exitCode": 0, "message": "{}"}}, "image": "x"},
+        ],
+        "containerStatuses": [
+            {
+                "name": "vllm",
+                "imageID": "x@sha256:1",
+                "image": "x",
+                "containerID": "c",
+                "ready": False,
+                "started": False,
+                "restartCount": 1,
+                "state": {"waiting": {"reason": "CreateContainerError", "message": "/pretune/claim"}},
+                "lastState": {"terminated": {"exitCode": 1, "finishedAt": "t", "message": SECRET}},
+            }
+        ],
+    },
+}  # fmt: skip
+
+
+def test_a_consumer_is_cut_down_to_what_is_decided_on() -> None:
+    world = server(cache(source=None), claim())
+    world.objects["v1", "Pod", NS, "a-1"] = WHOLE
+    (cut,) = look(world)[0].consumers
+    assert cut["metadata"] == {
+        **{name: one for name, one in WHOLE["metadata"].items() if name != "managedFields"},
+        "annotations": {api.BUNDLE: "b", api.TARGET: "t"},
+    }
+    assert cut["spec"] == {
+        **{name: WHOLE["spec"][name] for name in ("nodeName", "nodeSelector", "schedulingGates")},
+        "volumes": [
+            {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}},
+            {"name": "pretune-agent", "configMap": {"name": "pretune-agent-0"}},
+            {"name": "scratch", "ephemeral": {}},
+        ],
+    }
+    whole = WHOLE["status"]
+    assert cut["status"] == {
+        **{name: whole[name] for name in ("phase", "reason", "conditions")},
+        "initContainerStatuses": [
+            {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": "t"}}},
+            {"name": api.SEED_CONTAINER, "state": {"terminated": {"exitCode": 0, "message": "{}"}}},
+        ],
+        "containerStatuses": [
+            {
+                **{name: one for name, one in whole["containerStatuses"][0].items() if name not in ("image", "containerID")},
+                "lastState": {"terminated": {"exitCode": 1, "finishedAt": "t"}},
+            }
+        ],
+    }  # fmt: skip
+    assert SECRET not in json.dumps(cut)
+
+
+SANDBOX = {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": stamp(NOW)}
+UNMOUNTED = {"phase": "Pending", "conditions": [SANDBOX]}
+
+
+def stuck(world: Server, number: int) -> Object:
+    made = consumer(world, f"a-{number}", None, UNMOUNTED, annotations={api.BUNDLE: "b"})
+    world.patch(made, {"spec": {"nodeName": "node0"}})
+    world.create(
+        {
+            **event(made, f"unmounted-{number}"),
+            "metadata": {"namespace": NS, "name": f"e-{number}", "managedFields": [{}]},
+        }
+    )
+    return made
+
+
+def test_a_pod_is_asked_why_it_does_not_start_once_it_should_have() -> None:
+    world = server(cache(source=None), claim())
+    uid = stuck(world, 1)["metadata"]["uid"]
+    assert look(world, now=NOW + 30)[0].pod_events == {}
+    seen = look(world, now=NOW + 61)[0]
+    assert [one["message"] for one in seen.pod_events[uid]] == ["unmounted-1"]
+    assert "managedFields" not in seen.pod_events[uid][0]["metadata"]
+
+
+def test_of_many_pods_that_do_not_start_five_are_asked_at_a_look_and_others_at_the_next() -> None:
+    world = server(cache(source=None), claim())
+    uids = {stuck(world, number)["metadata"]["uid"] for number in range(12)}
+    asked = set()
+    for second in range(40):
+        seen, calls = look(world, now=NOW + 61 + 15 * second)
+        assert len(seen.pod_events) == sum("list Event" in one for one in calls) == 5
+        asked |= set(seen.pod_events)
+    assert asked == uids
+
+
+def test_the_events_of_claims_jobs_and_pods_are_not_mixed_up() -> None:
+    world = server(cache(source=None), PENDING, job("b-default"), job("b-default", 2))
+    for number in range(2):
+        stuck(world, number)
+    found = world.get("v1", "PersistentVolumeClaim", NS, "pretune-qwen3")
+    jobs = world.list("batch/v1", "Job", NS)
+    for about, message in ((found, "claim"), (jobs[0], "job-0"), (jobs[1], "job-1")):
+        assert about is not None
+        world.create(event(about, message))
+    seen = look(world, now=NOW + 61)[0]
+    assert [one["message"] for one in seen.claim_events] == ["claim"]
+    for number, one in enumerate(jobs):
+        assert [said["message"] for said in seen.job_events[one["metadata"]["uid"]]] == [f"job-{number}"]
+    for number, one in enumerate(seen.consumers):
+        assert [said["message"] for said in seen.pod_events[one["metadata"]["uid"]]] == [f"unmounted-{number}"]
+    assert len(seen.job_events) == len(seen.pod_events) == 2
