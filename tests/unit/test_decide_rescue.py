@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pretune.api import BUNDLE, Object
+from pretune import observe
+from pretune.api import BUNDLE, REASON, Object
 from pretune.decide import stuck
 from pretune.decide.consumers import consumers
 from pretune.decide.draft import Draft
@@ -426,13 +427,43 @@ def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
 
 def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
     """PodScheduled keeps the time of the pod's creation; only the scheduler's first event tells when the gate went."""
-    pod = unscheduled()
+    pod = unscheduled().noted(**{REASON: "Held: 4 pods of other bundles serve"})
     event = {"type": "Warning", "reason": "FailedScheduling", "message": BY_CLAIM}
     for ago, expected in ((PATIENCE - 1, []), (PATIENCE, ["web-1 uid-web-1"])):
         events = ({**event, "metadata": {"creationTimestamp": stamp(NOW - ago)}},)
         assert deleted(run(pod, claim=None, pod_events={"uid-web-1": events})) == expected
     other = {**event, "message": BY_GPU, "metadata": {"creationTimestamp": stamp(NOW - 299)}}
     assert deleted(run(pod, claim=None, pod_events={"uid-web-1": (other,)})) == []  # its words are not written yet
+
+
+def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
+    """observe reads the events of a few: the others of the bundle wait for the same volumes."""
+    failing = [_failing(number) for number in (1, 2, 3)]
+    events = {"uid-web-2": tuple(SEEN["on-node-absent"]["events"])}
+    late = seconds("2026-11-22T20:50:00Z")
+    assert deleted(run(*failing, now=late, pod_events=events)) == [f"web-{one} uid-web-{one}" for one in (2, 1, 3)]
+    assert deleted(run(*failing, now=late)) == []
+    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark()))) == ["web-1 uid-web-1"]
+    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark("SeedCannotRun")))) == []
+    read = {f"uid-web-{number}": () for number in (1, 2, 3)}
+    assert deleted(run(*failing, now=late, record=sealed(undeliverable=mark()), pod_events=read)) == []
+    held = [unscheduled(one).noted(**{REASON: "Held: 4 pods"}) for one in (1, 2)]
+    assert deleted(run(*held, claim=None)) == []
+    assert deleted(run(*held, claim=None, record=sealed(undeliverable=mark("ClaimNotFound", claimUID="")))) != []
+
+
+def _failing(number: int) -> Consumer:
+    """One whose claim the kubelet cannot mount, if its events say so."""
+    case = json.loads(json.dumps(SEEN["on-node-absent"]["pod"]).replace('"absent"', f'"pretune-{KEY.name}"'))
+    return Consumer("web", number).given(GIVEN)._but(spec=case["spec"], status=case["status"])
+
+
+def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
+    for name in SEEN:
+        whole, cut = real(name), real(name)
+        object.__setattr__(cut, "object", observe._consumer(whole.object))
+        assert judge(cut) == judge(whole), name
+        assert suspect(cut.object, LATER) is suspect(whole.object, LATER)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from pretune.model import seconds, stamp
 
 __all__ = ["rescue", "suspect"]
 
+Stuck = tuple[Consumer, Trouble]
+
 
 def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
     """Mark the bundles that pods cannot start with, and delete those pods if something makes them anew: the status is written first,
@@ -24,21 +26,24 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
     for record in draft.bundles.values():
         if _mended(draft, record, record.get("undeliverable") or {}):
             del record["undeliverable"]
-    stuck: dict[str, list[tuple[Consumer, Trouble]]] = {}
+    stuck: dict[str, list[Stuck]] = {}
+    unread: dict[str, list[Consumer]] = {}
     for pod in pods:
-        trouble = _look(draft, pod) if pod.given and not pod.held else None
+        if not pod.given or pod.pod["metadata"].get("deletionTimestamp") or pod.pod["spec"].get("schedulingGates"):
+            continue
+        trouble = _look(draft, pod)
         if trouble is not None:
             stuck.setdefault(pod.given, []).append((pod, trouble))
-    for bundle in sorted(stuck):
-        _rescue(draft, bundle, stuck[bundle])
+        elif pod.pod["metadata"]["uid"] not in draft.seen.pod_events and suspect(pod.pod, draft.now):
+            unread.setdefault(pod.given, []).append(pod)
+    for bundle in sorted({*stuck, *unread}):
+        _rescue(draft, bundle, stuck.get(bundle, []), unread.get(bundle, []))
 
 
 def _look(draft: Draft, consumer: Consumer) -> Trouble | None:
     """The trouble of one pod, if it counts by now; else when to look again."""
-    meta, seen = consumer.pod["metadata"], draft.seen
-    if meta.get("deletionTimestamp") or consumer.pod["spec"].get("schedulingGates"):
-        return None
-    events = seen.pod_events.get(str(meta.get("uid")))
+    seen = draft.seen
+    events = seen.pod_events.get(consumer.pod["metadata"]["uid"])
     pod = Pod(consumer.pod, events, seen.claim, seen.claim_events, draft.claim_name, draft.now)
     trouble = judge(pod)
     if trouble is not None and draft.now >= trouble.due:
@@ -47,10 +52,11 @@ def _look(draft: Draft, consumer: Consumer) -> Trouble | None:
     return None
 
 
-def _rescue(draft: Draft, bundle: str, stuck: Sequence[tuple[Consumer, Trouble]]) -> None:
+def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[Consumer]) -> None:
+    """unread: pods that wait for volumes like these, and whose events were not read, since there are many."""
     record, trouble = draft.bundles.get(bundle), _witness(draft, bundle, stuck)
-    new = trouble is not None and record is not None and "undeliverable" not in record
-    if new and trouble is not None and record is not None:
+    before = (record or {}).get("undeliverable")
+    if record is not None and trouble is not None and before is None:
         uid = str((draft.seen.claim or {"metadata": {}})["metadata"].get("uid", ""))
         record["undeliverable"] = {
             "reason": trouble.reason,
@@ -58,17 +64,18 @@ def _rescue(draft: Draft, bundle: str, stuck: Sequence[tuple[Consumer, Trouble]]
             "at": stamp(draft.now),
             **({"claimUID": uid} if uid else {}),
         }
-    owned = [pod for pod, _ in stuck if owner_uid(pod.pod) and not finished(pod.pod)]
+    mark = (record or {}).get("undeliverable") or {}
+    found = [pod for pod, _ in stuck] + (list(unread) if mark and mark["reason"] != SEED else [])
+    owned = [pod for pod in found if owner_uid(pod.pod) and not finished(pod.pod)]
     draft.after += [delete(pod.pod) for pod in owned]
-    told = [pod for pod, _ in stuck] if new else owned
+    told = found if mark and before is None else owned
     if told:
-        why = trouble or stuck[0][1]
-        draft.warn(
-            "Rescued", f"bundle {bundle}: {_names(told)} could not start: {why.reason}: {why.message}; {_done(told)}"
-        )
+        why = trouble or (stuck[0][1] if stuck else None)
+        words = f"{why.reason}: {why.message}" if why else f"{mark['reason']}: {mark['message']}"
+        draft.warn("Rescued", f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}")
 
 
-def _witness(draft: Draft, bundle: str, stuck: Sequence[tuple[Consumer, Trouble]]) -> Trouble | None:
+def _witness(draft: Draft, bundle: str, stuck: Sequence[Stuck]) -> Trouble | None:
     """Whose trouble stands against the bundle: not that of a pod whose claim is not the cache's any more, nor one that had ended
     before the bundle was sealed."""
     sealed = str((draft.bundles.get(bundle) or {}).get("sealedAt") or "")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.api import BUNDLE, SEED_CONTAINER, Object
+from pretune.api import BUNDLE, REASON, SEED_CONTAINER, Object
 from pretune.decide.attempt import condition, finished, statuses, terminated
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME
 from pretune.manifests.engine import TACTICS_VOLUME
@@ -77,6 +77,11 @@ class Pod:
     def volume(self) -> str:
         """The PersistentVolume's name, by which the kubelet speaks of our claim; "" where it is not known."""
         return str(((self.known_claim or {}).get("spec") or {}).get("volumeName", "")) if self.our_claim else ""
+
+    @property
+    def was_held(self) -> bool:
+        """The webhook gave it our gate: it says so in the pod's reason."""
+        return str((self.object["metadata"].get("annotations") or {}).get(REASON, "")).startswith("Held")
 
     @property
     def chosen(self) -> bool:
@@ -191,15 +196,19 @@ _UNBOUND = ("unbound immediate PersistentVolumeClaims", "binding volumes")
 
 
 def unschedulable(pod: Pod) -> Trouble | None:
-    """The scheduler names our claim. Since when, its events tell: the pod may have been gated until a moment ago."""
+    """The scheduler names our claim. Since when, its events tell of a pod that was held: its gate may have gone a moment ago."""
     message = "" if pod.placed or finished(pod.object) else _scheduler_says(pod.object)
     reason = _blames(pod, message)
     if not reason:
         return None
-    due = since(pod.object) + PATIENCE
+    begun = since(pod.object)
     if pod.events:
-        first = min((_first(one) for one in pod.events if _blames(pod, str(one.get("message")))), default=pod.now)
-        due = max(due, first + PATIENCE)
+        begun = max(
+            begun, min((_first(one) for one in pod.events if _blames(pod, str(one.get("message")))), default=pod.now)
+        )
+    elif pod.events is None and pod.was_held:
+        begun = pod.now  # not read: there are many
+    due = begun + PATIENCE
     return Trouble(reason, _cut(f"{_claim(pod)}: the scheduler says: {message}"), due)
 
 
