@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from pretune.reasons import REASONS
+import pytest
+from pretune.reasons import ADVICE, DELIVERIES, REASONS, Reason
 
 from tools import docs
 
@@ -13,11 +15,15 @@ def test_generated_documents_are_current() -> None:
     assert [str(path.relative_to(docs.ROOT)) for path in docs.stale()] == [], "run `make docs`"
 
 
-def test_every_reason_is_explained_with_what_to_do() -> None:
-    text = docs.reasons()
-    for name, reason in REASONS.items():
-        assert f"| `{name}` | " in text
-        assert reason.means and reason.remedy
+@pytest.mark.parametrize(
+    ("heading", "reasons"), [("Of a cache", REASONS), ("Of a pod", DELIVERIES), ("Advice", ADVICE)]
+)
+def test_every_reason_is_explained_under_its_heading_with_what_to_do(
+    heading: str, reasons: Mapping[str, Reason]
+) -> None:
+    part = docs.reasons().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \| ", part, re.MULTILINE) == list(reasons)
+    assert all(one.means and one.remedy for one in reasons.values())
 
 
 def test_every_value_has_a_row_with_its_comment() -> None:

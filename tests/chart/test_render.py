@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from pretune import __version__, lease
-from pretune.settings import Installation
+from pretune.settings import Installation, Webhook
 
 from tests.chart.conftest import CHART, IMAGE, NAMESPACE, Helm, Object, Render, only
 from tools import crd
@@ -19,9 +19,19 @@ CLUSTER_WIDE = {
     "ClusterRole",
     "ClusterRoleBinding",
     "CustomResourceDefinition",
+    "MutatingWebhookConfiguration",
     "PriorityClass",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
+}
+POD: Object = {  # what both components' pods may be given
+    "logLevel": "DEBUG",
+    "podLabels": {"team": "inference"},
+    "podAnnotations": {"note": "yes"},
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [{"key": "a", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "system-cluster-critical",
 }
 EVERYTHING: Object = {
     "image": {
@@ -30,15 +40,17 @@ EVERYTHING: Object = {
         "pullPolicy": "Always",
         "pullSecrets": ["one", "two"],
     },
-    "controller": {
-        "replicas": 2,
-        "logLevel": "DEBUG",
-        "podLabels": {"team": "inference"},
-        "podAnnotations": {"note": "yes"},
-        "nodeSelector": {"kubernetes.io/arch": "amd64"},
-        "tolerations": [{"key": "a", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-        "priorityClassName": "system-cluster-critical",
+    "controller": {"replicas": 2, **POD},
+    "webhook": {
+        "replicas": 3,
+        "port": 9443,
+        **POD,
+        "namespaceSelector": {
+            "matchLabels": {"serving": "yes"},
+            "matchExpressions": [{"key": "team", "operator": "In", "values": ["a", "b"]}],
+        },
+        "certificates": {"days": 30},
+        "serviceAccount": {"annotations": {"a": "b"}},
     },
     "serviceAccount": {"annotations": {"a": "b"}},
     "sources": {"extraRules": [{"apiGroups": ["argoproj.io"], "resources": ["rollouts"]}]},
@@ -88,16 +100,31 @@ def test_the_definition_outlives_the_release(render: Render) -> None:
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
-def controller(documents: list[Object]) -> tuple[Object, Object]:
-    pod = only(documents, "Deployment")["spec"]["template"]["spec"]
+COMPONENTS = ("controller", "webhook")
+POLICY = "ValidatingAdmissionPolicy"
+WEBHOOK = {  # of these, one is named after the webhook
+    *("ClusterRole", "ClusterRoleBinding", "Deployment", "MutatingWebhookConfiguration", "PodDisruptionBudget"),
+    *("Role", "RoleBinding", "Secret", "Service", "ServiceAccount"),
+}
+
+
+def component(documents: list[Object], name: str) -> tuple[Object, Object]:
+    """The pod's spec and its container."""
+    pod = only(documents, "Deployment", f"pretune-{name}")["spec"]["template"]["spec"]
     return pod, pod["containers"][0]
 
 
-@pytest.mark.parametrize("values", [{}, {"controller": {"runAsUser": None}}], ids=["defaults", "no uid"])
-def test_the_controller_passes_pod_security_restricted(render: Render, values: Object) -> None:
+def controller(documents: list[Object]) -> tuple[Object, Object]:
+    return component(documents, "controller")
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("values", [{}, {"runAsUser": None}], ids=["defaults", "no uid"])
+def test_the_operators_pods_pass_pod_security_restricted(render: Render, values: Object, name: str) -> None:
     """The profile's list: https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
-    pod, container = controller(render(values))
-    assert not {"hostNetwork", "hostPID", "hostIPC", "volumes"} & pod.keys()
+    pod, container = component(render({name: values}), name)
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert all(one.keys() <= {"name", "secret"} for one in pod.get("volumes", []))
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"].get("runAsUser") != 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -138,10 +165,10 @@ class Read(dict[str, str]):
 
 def test_every_setting_of_the_controller_is_set_and_understood(render: Render) -> None:
     _, container = controller(render({**EVERYTHING, "controller": {"logLevel": "DEBUG", "workers": 7}}))
-    names = [one["name"] for one in container["env"]]
+    assert "args" not in container
     given = Read({"POD_NAMESPACE": NAMESPACE, "POD_NAME": "pretune-controller-0", **environment(container)})
     found = Installation.of(given)
-    assert sorted(names) == sorted(given.asked)
+    assert sorted(one["name"] for one in container["env"]) == sorted(given.asked)
     assert found == Installation(
         image=container["image"],
         pull_policy="Always",
@@ -155,15 +182,44 @@ def test_every_setting_of_the_controller_is_set_and_understood(render: Render) -
     )
 
 
-def test_the_release_may_hold_the_controllers_lease(render: Render) -> None:
-    named = [one.get("resourceNames") for one in only(render(), "Role")["rules"]]
-    assert named == [None, [lease.NAME]]
+def test_every_setting_of_the_webhook_is_set_and_understood(render: Render) -> None:
+    _, container = component(render(EVERYTHING), "webhook")
+    assert container["args"] == ["webhook"]
+    given = Read({"POD_NAMESPACE": NAMESPACE, **environment(container)})
+    found = Webhook.of(given)
+    assert sorted(one["name"] for one in container["env"]) == sorted(given.asked)
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    (mount,) = container["volumeMounts"]
+    assert found == Webhook(
+        certificates=mount["mountPath"],
+        namespace=NAMESPACE,
+        port=ports["webhook"],
+        health_port=ports["metrics"],
+        log_level="DEBUG",
+    )
+    assert ports["webhook"] == 9443
+
+
+def test_the_release_may_hold_the_controllers_lease_and_the_webhook_may_see_it(render: Render) -> None:
+    rules = {name: only(render(), "Role", f"pretune-{name}")["rules"] for name in COMPONENTS}
+    assert [one.get("resourceNames") for one in rules["controller"]] == [None, [lease.NAME]]
+    assert [one.get("resourceNames") for one in rules["webhook"]] == [[lease.NAME]]
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_pod_is_placed_and_pulled_as_its_values_say(render: Render, name: str) -> None:
+    pod, container = component(render(EVERYTHING), name)
+    assert container["imagePullPolicy"] == "Always"
+    assert [one["name"] for one in pod["imagePullSecrets"]] == ["one", "two"]
+    for field in ("nodeSelector", "tolerations", "affinity", "priorityClassName"):
+        assert pod[field] == POD[field]
+    meta = only(render(EVERYTHING), "Deployment", f"pretune-{name}")["spec"]["template"]["metadata"]
+    assert meta["annotations"] == POD["podAnnotations"]
 
 
 def test_jobs_pull_as_the_controller_does(render: Render) -> None:
-    pod, container = controller(render(EVERYTHING))
-    assert container["imagePullPolicy"] == environment(container)["PRETUNE_IMAGE_PULL_POLICY"] == "Always"
-    assert [one["name"] for one in pod["imagePullSecrets"]] == ["one", "two"]
+    _, container = controller(render(EVERYTHING))
+    assert environment(container)["PRETUNE_IMAGE_PULL_POLICY"] == "Always"
     assert environment(container)["PRETUNE_IMAGE_PULL_SECRETS"] == "one,two"
 
 
@@ -193,39 +249,61 @@ def test_tuning_gives_way_to_serving_and_never_preempts(render: Render) -> None:
 @pytest.mark.parametrize(
     ("values", "gone"),
     [
-        ({"crds": {"install": False}}, {"CustomResourceDefinition"}),
-        ({"authorPolicy": {"enabled": False}}, {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}),
-        ({"priorityClass": {"create": False}}, {"PriorityClass"}),
-        ({"serviceAccount": {"create": False, "name": "mine"}}, {"ServiceAccount"}),
+        ({"crds": {"install": False}}, {"CustomResourceDefinition autotunecaches.pretune.dev"}),
+        ({"authorPolicy": {"enabled": False}}, {f"{POLICY} pretune-author", f"{POLICY}Binding pretune-author"}),
+        (
+            {"controllerPolicy": {"enabled": False}},
+            {f"{POLICY} pretune-controller", f"{POLICY}Binding pretune-controller"},
+        ),
+        ({"priorityClass": {"create": False}}, {"PriorityClass pretune-tuning"}),
+        ({"serviceAccount": {"create": False, "name": "mine"}}, {"ServiceAccount pretune"}),
+        ({"webhook": {"serviceAccount": {"create": False, "name": "mine"}}}, {"ServiceAccount pretune-webhook"}),
+        ({"webhook": {"replicas": 1}}, {"PodDisruptionBudget pretune-webhook"}),
+        ({"metrics": {"service": False}}, {"Service pretune-metrics"}),
+        (
+            {"webhook": {"enabled": False}},
+            {f"{kind} pretune-webhook" for kind in WEBHOOK} | {"Secret pretune-webhook-ca"},
+        ),
     ],
-    ids=["no definition", "no policy", "no class", "no account"],
+    ids=lambda one: json.dumps(one) if isinstance(one, dict) else "",
 )
-def test_what_is_switched_off_is_not_installed(render: Render, values: Object, gone: set[str]) -> None:
-    kinds, fewer = ({one["kind"] for one in render(given)} for given in ({}, values))
-    assert kinds - fewer == gone
-    assert fewer <= kinds
+def test_what_is_switched_off_is_not_installed_and_all_else_is(render: Render, values: Object, gone: set[str]) -> None:
+    whole, fewer = ({f"{one['kind']} {one['metadata']['name']}" for one in render(given)} for given in ({}, values))
+    assert whole - fewer == gone
+    assert fewer <= whole
 
 
-def test_without_aggregation_there_is_only_the_controllers_own_role(render: Render) -> None:
+def test_without_aggregation_there_are_only_the_operators_own_roles(render: Render) -> None:
     rest = [one for one in render({"access": {"aggregate": False}}) if one["kind"] == "ClusterRole"]
-    assert [one["metadata"]["name"] for one in rest] == ["pretune-controller"]
+    assert sorted(one["metadata"]["name"] for one in rest) == ["pretune-controller", "pretune-webhook"]
 
 
-def test_an_account_of_ones_own_gets_the_rights(render: Render) -> None:
-    documents = render({"serviceAccount": {"create": False, "name": "mine"}})
-    assert controller(documents)[0]["serviceAccountName"] == "mine"
-    bindings = [one for one in documents if one["kind"] in ("ClusterRoleBinding", "RoleBinding")]
-    assert len(bindings) == 2
-    for one in bindings:
-        assert one["subjects"] == [{"kind": "ServiceAccount", "name": "mine", "namespace": NAMESPACE}]
+@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("own", [True, False], ids=["the chart's", "one's own"])
+def test_each_component_runs_as_the_account_that_has_its_rights(render: Render, name: str, own: bool) -> None:
+    mine = {"serviceAccount": {"create": False, "name": "mine"}}
+    documents = render({} if own else (mine if name == "controller" else {name: mine}))
+    account = component(documents, name)[0]["serviceAccountName"]
+    assert account == ({"controller": "pretune", "webhook": "pretune-webhook"}[name] if own else "mine")
+    bindings = [one for one in documents if one["kind"].endswith("Binding") and one.get("roleRef")]
+    mine_only = [one for one in bindings if one["metadata"]["name"] == f"pretune-{name}"]
+    assert sorted(one["kind"] for one in mine_only) == ["ClusterRoleBinding", "RoleBinding"]
+    for one in mine_only:
+        assert one["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}]
+        assert one["roleRef"]["name"] == f"pretune-{name}"
 
 
-def test_selectors_match_the_pods_and_do_not_change_with_the_release_number(render: Render) -> None:
-    spec = only(render(EVERYTHING), "Deployment")["spec"]
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_selectors_match_only_these_pods_and_do_not_change_with_the_release_number(render: Render, name: str) -> None:
+    documents = render(EVERYTHING)
+    spec = only(documents, "Deployment", f"pretune-{name}")["spec"]
     labels = spec["template"]["metadata"]["labels"]
     assert spec["selector"]["matchLabels"].items() <= labels.items()
     assert not {"helm.sh/chart", "app.kubernetes.io/version"} & spec["selector"]["matchLabels"].keys()
     assert labels["team"] == "inference"
+    (other,) = (one for one in COMPONENTS if one != name)
+    others = only(documents, "Deployment", f"pretune-{other}")["spec"]["template"]["metadata"]["labels"]
+    assert not spec["selector"]["matchLabels"].items() <= others.items()
 
 
 CONTRADICTIONS: dict[str, tuple[Object, str]] = {
@@ -238,6 +316,23 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
     "annotations for nobody": (
         {"serviceAccount": {"create": False, "name": "mine", "annotations": {"a": "b"}}},
         "annotate your own ServiceAccount instead",
+    ),
+    "no account for the webhook": (
+        {"webhook": {"serviceAccount": {"create": False}}},
+        "name the ServiceAccount that the webhook is to run as",
+    ),
+    "annotations for no account of the webhook": (
+        {"webhook": {"serviceAccount": {"create": False, "name": "mine", "annotations": {"a": "b"}}}},
+        "annotate your own ServiceAccount instead",
+    ),
+    "one account for both": (
+        {"webhook": {"serviceAccount": {"create": False, "name": "pretune"}}},
+        "webhook.serviceAccount.name and serviceAccount.name are both pretune",
+    ),
+    "one port for two": ({"webhook": {"port": 8080}}, "webhook.port is 8080, where health and metrics are"),
+    "an issuer that nobody asks": (
+        {"webhook": {"certificates": {"issuerRef": {"name": "company"}}}},
+        "webhook.certificates.issuerRef names company, but webhook.certificates.source is chart",
     ),
     "secrets": (
         {"sources": {"extraRules": [{"apiGroups": [""], "resources": ["secrets"]}]}},
@@ -264,7 +359,28 @@ WRONG: dict[str, Object] = {
     "a digest that is none": {"image": {"repository": "a", "digest": "latest"}},
     "a pull policy that is none": {"image": {"repository": "a", "pullPolicy": "Sometimes"}},
     "a switch that is a word": {"crds": {"install": "yes"}},
+    "no pod that answers": {"webhook": {"replicas": 0}},
+    "a port of the system's": {"webhook": {"port": 443}},
+    "certificates from nowhere": {"webhook": {"certificates": {"source": "vault"}}},
+    "an operator that is none": {
+        "webhook": {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "="}]}}
+    },
+    "an interval that is none": {"metrics": {"podMonitor": {"interval": "often"}}},
 }
+
+
+SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text())
+
+
+def resolved(schema: Any) -> Any:
+    """The schema with its definitions in place."""
+    if isinstance(schema, list):
+        return [resolved(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return resolved(SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]])
+    return {name: resolved(one) for name, one in schema.items()}
 
 
 def sections(schema: Object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -274,7 +390,7 @@ def sections(schema: Object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]
     return found
 
 
-for _path in sections(json.loads((CHART / "values.schema.json").read_text())):
+for _path in sections(resolved({name: one for name, one in SCHEMA.items() if name != "definitions"})):
     _values: Any = {"typo": True}
     for _name in reversed(_path):
         _values = {_name: _values}
@@ -297,7 +413,7 @@ def test_every_value_is_in_the_schema_and_every_default_is_valid() -> None:
             if isinstance(value, dict):
                 compare(value, schema["properties"][name], f"{path}.{name}")
 
-    compare(yaml.safe_load((CHART / "values.yaml").read_text()), json.loads((CHART / "values.schema.json").read_text()))
+    compare(yaml.safe_load((CHART / "values.yaml").read_text()), resolved(SCHEMA))
 
 
 def test_the_notes_lead_to_an_object_that_the_api_takes(helm: Helm) -> None:

@@ -1,4 +1,4 @@
-"""The controller's rights: few, none of them a wildcard, and each beside the code that uses it.
+"""The rights of controller and webhook: few, none of them a wildcard, and each beside the code that uses it.
 
 That nothing is missing is proven on a cluster (tests/cluster): here they are read.
 """
@@ -12,19 +12,24 @@ import pytest
 import yaml
 from pretune.cluster import KNOWN
 
-from tests.chart.conftest import CHART, ROOT, Object, Render
+from tests.chart.conftest import CHART, ROOT, Object, Render, only
 
-TEMPLATE = CHART / "templates/controller/rights.yaml"
+COMPONENTS = ("controller", "webhook")
 EXTRA = {"apiGroups": ["argoproj.io"], "resources": ["rollouts"]}
 READ = {"get", "list", "watch"}
 
 
+def text(component: str) -> str:
+    return (CHART / "templates" / component / "rights.yaml").read_text()
+
+
 def stated() -> list[tuple[str, Object]]:
-    """(comment above it, rule) of every rule in the template."""
+    """(comment above it, rule) of every rule in the templates; a comment may go over several lines."""
     found = []
-    for comment, rule in re.findall(r"^# used by (.+)\n((?:[- ] .+\n)+)", TEMPLATE.read_text(), re.MULTILINE):
-        (one,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
-        found.append((comment, one))
+    for component in COMPONENTS:
+        for comment, rule in re.findall(r"^# used by (.+\n(?:# .+\n)*)((?:[- ] .+\n)+)", text(component), re.MULTILINE):
+            (one,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
+            found.append((comment.strip(), one))
     return found
 
 
@@ -49,17 +54,19 @@ def test_each_right_names_the_code_that_uses_it(comment: str, rule: Object) -> N
 
 
 def test_no_rule_stands_without_its_users() -> None:
-    assert len(stated()) == len(re.findall(r"^- apiGroups:", TEMPLATE.read_text(), re.MULTILINE))
+    assert len(stated()) == sum(len(re.findall(r"^- apiGroups:", text(one), re.MULTILINE)) for one in COMPONENTS)
 
 
-def rules(render: Render, kind: str = "ClusterRole", values: Object | None = None) -> list[Object]:
-    (role,) = [one for one in render(values) if one["kind"] == kind and one["metadata"]["name"] == "pretune-controller"]
-    return list(role["rules"])
+def rules(
+    render: Render, kind: str = "ClusterRole", values: Object | None = None, component: str = "controller"
+) -> list[Object]:
+    return list(only(render(values), kind, f"pretune-{component}")["rules"])
 
 
+@pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
-def test_no_right_is_a_wildcard_or_leads_to_more_rights(render: Render, kind: str) -> None:
-    for rule in rules(render, kind, {"sources": {"extraRules": [EXTRA]}}):
+def test_no_right_is_a_wildcard_or_leads_to_more_rights(render: Render, kind: str, component: str) -> None:
+    for rule in rules(render, kind, {"sources": {"extraRules": [EXTRA]}}, component):
         for words in (rule["apiGroups"], rule["resources"], rule["verbs"]):
             assert words and "*" not in "".join(words)
         assert not {"impersonate", "bind", "escalate"} & set(rule["verbs"])
@@ -67,10 +74,22 @@ def test_no_right_is_a_wildcard_or_leads_to_more_rights(render: Render, kind: st
         assert rule["apiGroups"] != ["rbac.authorization.k8s.io"]
 
 
-def test_pods_and_workloads_are_only_read(render: Render) -> None:
+def test_workloads_are_only_read_and_pods_neither_made_nor_replaced(render: Render) -> None:
+    verbs: dict[str, set[str]] = {}
     for rule in rules(render):
-        if {"pods", "deployments", "storageclasses"} & set(rule["resources"]):
-            assert set(rule["verbs"]) <= READ
+        for resource in rule["resources"]:
+            verbs[resource] = verbs.get(resource, set()) | set(rule["verbs"])
+    assert verbs.pop("pods") - READ == {"patch", "delete"}
+    workloads = ("deployments", "statefulsets", "daemonsets", "replicasets", "controllerrevisions", "storageclasses")
+    assert all(verbs[one] <= READ for one in workloads)
+
+
+def test_the_webhook_only_reads(render: Render) -> None:
+    both = rules(render, component="webhook") + rules(render, "Role", component="webhook")
+    assert both and all(set(one["verbs"]) <= READ for one in both)
+    assert {resource for one in both for resource in one["resources"]} == {
+        *("autotunecaches", "leases", "replicasets", "controllerrevisions", "jobs")
+    }
 
 
 def test_a_caches_spec_is_its_authors_alone(render: Render) -> None:
@@ -79,8 +98,9 @@ def test_a_caches_spec_is_its_authors_alone(render: Render) -> None:
 
 
 def test_leases_only_in_the_releases_own_namespace(render: Render) -> None:
-    assert not any("leases" in one["resources"] for one in rules(render))
-    assert all(one["resources"] == ["leases"] for one in rules(render, "Role"))
+    for one in COMPONENTS:
+        assert not any("leases" in rule["resources"] for rule in rules(render, component=one))
+        assert all(rule["resources"] == ["leases"] for rule in rules(render, "Role", component=one))
 
 
 def test_further_workloads_are_only_read(render: Render) -> None:

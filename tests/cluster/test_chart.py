@@ -1,0 +1,140 @@
+"""What only a Helm that sees the cluster shows: certificates over upgrades; and the lines that the chart's README gives people."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.chart.test_webhook import shakes_hands
+from tests.cluster.conftest import HELM, KUBECTL, ROOT, SYSTEM
+from tests.cluster.kube import Kube, Object, Refusal
+from tests.cluster.test_policy import held
+
+HOST = f"pretune-webhook.{SYSTEM}.svc"
+SETTINGS = ("image.repository=localhost/pretune/operator", "image.tag=dev", "image.pullPolicy=Never")
+
+
+def upgrade(kube: Kube, *settings: str) -> list[Object]:
+    """What an upgrade of the release would apply; nothing is changed."""
+    words = [word for one in (*SETTINGS, *settings) for word in ("--set", one)]
+    done = subprocess.run(
+        [str(HELM), "upgrade", "pretune", str(ROOT / "charts/pretune"), "-n", SYSTEM, "--dry-run=server", *words],
+        env={**os.environ, "KUBECONFIG": kube.kubeconfig},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    manifest = done.stdout.partition("\nMANIFEST:\n")[2].partition("\nNOTES:\n")[0]
+    return [one for one in yaml.safe_load_all(manifest) if one]
+
+
+def secret(documents: list[Object], name: str) -> dict[str, bytes]:
+    (found,) = (one for one in documents if one["kind"] == "Secret" and one["metadata"]["name"] == name)
+    return {key: base64.b64decode(value) for key, value in found["data"].items()}
+
+
+def bundle(documents: list[Object]) -> bytes:
+    (found,) = (one for one in documents if one["kind"] == "MutatingWebhookConfiguration")
+    return base64.b64decode(found["webhooks"][0]["clientConfig"]["caBundle"])
+
+
+def installed(kube: Kube) -> list[Object]:
+    wanted = [
+        ("Secret", "pretune-webhook"),
+        ("Secret", "pretune-webhook-ca"),
+        ("MutatingWebhookConfiguration", "pretune-webhook"),
+    ]
+    found = [kube.get(kind, SYSTEM if kind == "Secret" else "", name) for kind, name in wanted]
+    assert all(found)
+    return [{"kind": kind, **(one or {})} for (kind, _), one in zip(wanted, found, strict=True)]
+
+
+def test_an_upgrade_renews_the_certificate_and_keeps_the_authority(kube: Kube, operator: str, tmp_path: Path) -> None:
+    """So that there is no moment in which the API server trusts another authority than that of the files the pods have."""
+    now, then = installed(kube), upgrade(kube)
+    assert bundle(then) == bundle(now)
+    assert secret(then, "pretune-webhook-ca") == secret(now, "pretune-webhook-ca")
+    old, new = (secret(one, "pretune-webhook") for one in (now, then))
+    assert old["tls.crt"] != new["tls.crt"] and old["tls.key"] != new["tls.key"]
+    for files in (old, new):
+        shakes_hands(tmp_path, files["tls.crt"], files["tls.key"], bundle(then), HOST)
+
+
+def test_a_certificate_of_another_authority_is_not_taken_for_the_webhooks(
+    kube: Kube, operator: str, tmp_path: Path
+) -> None:
+    """What the test before would not see if a handshake proved nothing."""
+    other = upgrade(kube, "fullnameOverride=other")  # another name: its authority is not there yet
+    files = secret(other, "other-webhook")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shakes_hands(
+            tmp_path, files["tls.crt"], files["tls.key"], bundle(installed(kube)), f"other-webhook.{SYSTEM}.svc"
+        )
+
+
+def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(kube: Kube, namespace: str, tmp_path: Path) -> None:
+    (lines,) = re.findall(
+        r"```sh\n(kubectl get pods .*?)```", (ROOT / "charts/pretune/README.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "kubectl").symlink_to(KUBECTL)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    label = {"pretune.dev/cache": "demo"}
+    two, one, kueues, strangers = (held(namespace, name, **label) for name in ("two", "one", "kueues", "strangers"))
+    one["spec"]["schedulingGates"] = [{"name": "pretune.dev/hold"}]
+    kueues["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
+    del strangers["metadata"]["labels"]
+    for pod in (two, one, kueues, strangers):
+        kube.create(pod)
+    within = lines.replace("--all-namespaces", f"--namespace {namespace}")  # other tests hold pods too
+    assert within != lines
+    for _ in range(2):  # with nothing left to free, the lines are as good
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", within],
+            env={**os.environ, "KUBECONFIG": kube.kubeconfig, "PATH": path},
+            check=True,
+            capture_output=True,
+        )
+        left = {
+            pod["metadata"]["name"]: [gate["name"] for gate in pod["spec"].get("schedulingGates", [])]
+            for pod in kube.list("Pod", namespace)
+        }
+        assert left == {
+            "two": ["kueue.x-k8s.io/before", "kueue.x-k8s.io/after"],
+            "one": [],
+            "kueues": ["kueue.x-k8s.io/admission"],
+            "strangers": ["kueue.x-k8s.io/before", "pretune.dev/hold", "kueue.x-k8s.io/after"],
+        }
+
+
+@pytest.mark.parametrize(
+    ("size", "taken"),
+    [
+        ("1023Mi", False),
+        (1073741823, False),
+        ("1G", False),
+        ("1024Mi", True),
+        (1073741824, True),
+        ("1.5Gi", True),
+        ("2T", True),
+    ],
+)
+def test_a_claims_size_may_be_raised_and_written_otherwise_but_not_lowered(
+    kube: Kube, operator: str, namespace: str, size: str | int, taken: bool
+) -> None:
+    spec = {"suspend": True, "storage": {"claim": {"storageClassName": "none", "size": "1Gi"}}}
+    meta = {"namespace": namespace, "name": "demo"}
+    kube.create({"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": meta, "spec": spec})
+    change = {"spec": {"storage": {"claim": {"size": size}}}}
+    if taken:
+        changed = kube.patch("AutotuneCache", namespace, "demo", change)
+        assert changed["spec"]["storage"]["claim"]["size"] == size
+        return
+    with pytest.raises(Refusal, match=r"spec\.storage\.claim\.size: .*size cannot be lowered, since a claim's cannot"):
+        kube.patch("AutotuneCache", namespace, "demo", change)
