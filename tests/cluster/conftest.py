@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.cluster.kube import Kube, Object, bundles, condition
 from tests.cluster.operation import Operation
 from tests.cluster.peace import Peace
 from tests.cluster.seen import Seen
-from tests.cluster.workloads import PER_RANK, autotune_cache, serving
+from tests.cluster.workloads import PER_RANK, autotune_cache, deployment, serving
 from tests.cluster.workloads import engine as engine
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def seen(kube: Kube, namespace: str, operator: str) -> Iterator[Seen]:
 @pytest.fixture
 def operation(kube: Kube, operator: str) -> Iterator[Operation]:
     """The operator, to be disturbed; as it was when the test is over."""
-    operation = Operation(kube, operator, str(KUBECTL))
+    operation = Operation(kube, operator, BUILD / "bin")
     yield operation
     operation.restored()
 
@@ -205,6 +206,9 @@ class Sealed:
 
 
 Apply = Callable[..., Object]
+Ready = Callable[..., Object]
+Served = Callable[..., None]
+Roll = Callable[..., float]
 
 
 @pytest.fixture
@@ -234,3 +238,32 @@ def ready(kube: Kube, namespace: str) -> Callable[..., Object]:
         return kube.until("AutotuneCache", namespace, name, holds, seconds, f"{kind}={status} {reason}".strip())
 
     return wait
+
+
+@pytest.fixture
+def served(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments) -> Callable[..., None]:
+    """`served(replicas, …)`: a cache whose only source are labelled pods, and a Deployment whose first revision is sealed and ready."""
+
+    def do(replicas: int, spec: Object | None = None, **of_deployment: Any) -> None:
+        moments.go("v1")
+        apply(**(spec or {}))
+        ready(kind="StorageReady")
+        kube.create(deployment(namespace, serving("v1", moments=moments.folder), replicas, **of_deployment))
+        seen.until(lambda s: s.sealed() and s.ready(replicas, "v1"), 60, "v1 sealed and ready")
+        # What the webhook decides by: it hears of it as we do.
+        seen.until(lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve")
+
+    return do
+
+
+@pytest.fixture
+def roll(kube: Kube, namespace: str, moments: Moments) -> Roll:
+    """`roll("v2")`: the Deployment gets another engine; when, on the records' clock."""
+
+    def do(version: str, **of_engine: Any) -> float:
+        began = time.monotonic()
+        template = serving(version, moments=moments.folder, **of_engine)
+        kube.patch("Deployment", namespace, "serving", {"spec": {"template": {"spec": template["spec"]}}})
+        return began
+
+    return do

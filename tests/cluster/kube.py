@@ -202,6 +202,21 @@ class Kube:
         raise AssertionError(f"{kind} {namespace}/{name} is still there after {seconds} s")
 
 
+def event(kube: Kube, namespace: str, reason: str, *words: str) -> Object:
+    """An event on the cache, as a person finds it with kubectl describe."""
+    return kube.until_one(
+        "Event",
+        namespace,
+        "",
+        lambda e: (
+            e["involvedObject"]["kind"] == "AutotuneCache"
+            and e["reason"] == reason
+            and all(word in e["message"] for word in words)
+        ),
+        seconds=15,
+    )
+
+
 def condition(obj: Object, kind: str) -> Object:
     """A condition by its type; {} when it is not there."""
     return next((one for one in (obj.get("status") or {}).get("conditions") or () if one["type"] == kind), {})

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
+from pathlib import Path
 
 from tests.cluster.kube import Kube, Object
 
@@ -14,8 +16,8 @@ CONTROLLER, WEBHOOK = "pretune-controller", "pretune-webhook"
 class Operation:
     """The operator in its namespace."""
 
-    def __init__(self, kube: Kube, namespace: str, kubectl: str) -> None:
-        self._kube, self._namespace, self._kubectl = kube, namespace, kubectl
+    def __init__(self, kube: Kube, namespace: str, programs: Path) -> None:
+        self._kube, self._namespace, self._programs = kube, namespace, programs
         self._replicas: dict[str, int] = {}
 
     def pods(self, name: str) -> list[Object]:
@@ -85,7 +87,13 @@ class Operation:
             self.until_ready(name)
         self.until_led()
 
-    def kubectl(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """What a person types; both streams as text."""
-        command = [self._kubectl, "--kubeconfig", self._kube.kubeconfig, *words]
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+    def uninstall(self) -> None:
+        """As docs/operations.md says."""
+        self.shell(f"helm uninstall pretune --namespace {self._namespace} --wait")
+
+    def shell(self, line: str) -> str:
+        """What a person types, with kubectl and helm at hand; its output. Raises CalledProcessError."""
+        path = f"{self._programs}:{os.environ['PATH']}"
+        surroundings = {**os.environ, "PATH": path, "KUBECONFIG": self._kube.kubeconfig}
+        done = subprocess.run(["sh", "-euc", line], env=surroundings, check=True, stdout=subprocess.PIPE, timeout=120)
+        return done.stdout.decode()

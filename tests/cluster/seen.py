@@ -227,3 +227,16 @@ def json_like(state: Object | None) -> str:
     for kind, more in (state or {}).items():
         return f"{kind}({more.get('reason', '')}{' ' + more['message'][:200] if more.get('message') else ''})"
     return "-"
+
+
+def held(seen: Seen, number: int, version: str = "v2") -> None:
+    """Wait until so many pods of the version are held, and their bundle is being tuned."""
+    seen.until(
+        lambda s: sum(is_held(one) for one in s.pods(version)) == number and tunes(s),
+        30,
+        f"{number} held pods of {version}, while it is tuned",
+    )
+
+
+def tunes(seen: Seen) -> bool:
+    return any(one["state"] == "Tuning" and one["reason"] == "Tuning" for one in bundles(seen.cache()))

@@ -3,85 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Apply, Moments
-from tests.cluster.kube import Kube, Object, bundles, condition
-from tests.cluster.seen import Seen, given, is_held, is_ready, seed_report, version_of
+from tests.cluster.conftest import Apply, Moments, Ready, Roll, Served
+from tests.cluster.kube import Kube, bundles, condition, event
+from tests.cluster.seen import Seen, given, held, is_held, is_ready, seed_report, tunes, version_of
 from tests.cluster.workloads import annotated, bare, deployment, serving, statefulset
 
-Ready = Callable[..., Object]
-Roll = Callable[..., float]
 TUNING = "pretune.dev/role=tuning"
 ONCE = {"maxAttempts": 1}
-
-
-@pytest.fixture
-def served(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments) -> Callable[..., None]:
-    """`served(replicas, …)`: a cache whose only source are labelled pods, and a Deployment whose first revision is sealed and ready."""
-
-    def do(replicas: int, spec: Object | None = None, **of_deployment: Any) -> None:
-        moments.go("v1")
-        apply(**(spec or {}))
-        ready(kind="StorageReady")
-        kube.create(deployment(namespace, serving("v1", moments=moments.folder), replicas, **of_deployment))
-        seen.until(lambda s: s.sealed() and s.ready(replicas, "v1"), 60, "v1 sealed and ready")
-        # What the webhook decides by: it hears of it as we do.
-        seen.until(lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve")
-
-    return do
-
-
-@pytest.fixture
-def roll(kube: Kube, namespace: str, moments: Moments) -> Roll:
-    """`roll("v2")`: the Deployment gets another engine; when, on the records' clock."""
-
-    def do(version: str, **of_engine: Any) -> float:
-        began = time.monotonic()
-        template = serving(version, moments=moments.folder, **of_engine)
-        kube.patch("Deployment", namespace, "serving", {"spec": {"template": {"spec": template["spec"]}}})
-        return began
-
-    return do
-
-
-def held(seen: Seen, number: int, version: str = "v2") -> None:
-    """Wait until so many pods of the version are held, and their bundle is being tuned."""
-    seen.until(
-        lambda s: sum(is_held(one) for one in s.pods(version)) == number and tunes(s),
-        30,
-        f"{number} held pods of {version}, while it is tuned",
-    )
-
-
-def tunes(seen: Seen) -> bool:
-    return any(one["state"] == "Tuning" and one["reason"] == "Tuning" for one in bundles(seen.cache()))
 
 
 def reasons(seen: Seen, version: str | None = None) -> set[str]:
     return {given(one)[1] for one in seen.pods(version)}
 
 
-def event(kube: Kube, namespace: str, reason: str, *words: str) -> Object:
-    """An event on the cache, as a person finds it with kubectl describe."""
-    return kube.until_one(
-        "Event",
-        namespace,
-        "",
-        lambda e: (
-            e["involvedObject"]["kind"] == "AutotuneCache"
-            and e["reason"] == reason
-            and all(word in e["message"] for word in words)
-        ),
-        seconds=15,
-    )
-
-
 def test_a_surge_waits_while_all_old_pods_serve_and_goes_on_within_a_second_of_the_seal(
-    kube: Kube, namespace: str, seen: Seen, served: Callable[..., None], roll: Roll, moments: Moments
+    kube: Kube, namespace: str, seen: Seen, served: Served, roll: Roll, moments: Moments
 ) -> None:
     served(3, surge="1", down="0")
     began = roll("v2")
@@ -109,7 +48,7 @@ def test_a_surge_waits_while_all_old_pods_serve_and_goes_on_within_a_second_of_t
 
 @pytest.mark.parametrize(("replicas", "surge", "down", "least"), [(3, "0", "1", 2), (1, "25%", "25%", 1)])
 def test_without_surge_and_with_one_replica_as_many_serve_as_the_strategy_says(
-    seen: Seen, served: Callable[..., None], roll: Roll, moments: Moments,
+    seen: Seen, served: Served, roll: Roll, moments: Moments,
     replicas: int, surge: str, down: str, least: int,
 ) -> None:  # fmt: skip
     served(replicas, surge=surge, down=down)
@@ -140,7 +79,7 @@ def test_a_first_deployment_and_a_scale_from_zero_start_at_once_and_cold_and_fil
 
 
 def test_a_scale_up_of_a_revision_that_runs_is_not_held_though_its_bundle_is_not_sealed(
-    kube: Kube, namespace: str, seen: Seen, served: Callable[..., None], moments: Moments
+    kube: Kube, namespace: str, seen: Seen, served: Served, moments: Moments
 ) -> None:
     """Two Deployments of one cache: the second one's first pod runs cold, since it is held by nobody's wish."""
     served(1)
@@ -182,9 +121,7 @@ def test_a_stateful_sets_pod_is_not_held_but_where_a_person_asks_for_it(
     assert "serving-1" in seen.were_held("v3")
 
 
-def test_recreate_waits_for_nothing_since_nothing_serves_meanwhile(
-    seen: Seen, served: Callable[..., None], roll: Roll
-) -> None:
+def test_recreate_waits_for_nothing_since_nothing_serves_meanwhile(seen: Seen, served: Served, roll: Roll) -> None:
     served(2, recreate=True)
     began = roll("v2")
     seen.until(lambda s: s.ready(2, "v2"), 30, "v2, cold")
@@ -217,9 +154,7 @@ def test_several_targets_are_told_apart_by_annotation_and_by_node_selector(
     assert {one["target"] for one in bundles(seen.cache()) if one["state"] == "Sealed"} == {"one", "two"}
 
 
-def test_a_hold_is_over_when_its_time_is(
-    kube: Kube, namespace: str, seen: Seen, served: Callable[..., None], roll: Roll
-) -> None:
+def test_a_hold_is_over_when_its_time_is(kube: Kube, namespace: str, seen: Seen, served: Served, roll: Roll) -> None:
     served(1, {"hold": {"timeoutSeconds": 4}})
     roll("v2")
     seen.until(lambda s: s.ready(1) and s.ready(1, "v2"), 40, "v2, cold")
@@ -231,7 +166,7 @@ def test_a_hold_is_over_when_its_time_is(
 
 
 def test_a_failed_tuning_lets_its_pods_go_unless_they_are_to_be_kept(
-    kube: Kube, namespace: str, seen: Seen, served: Callable[..., None], roll: Roll
+    kube: Kube, namespace: str, seen: Seen, served: Served, roll: Roll
 ) -> None:
     served(1, {"tuning": ONCE, "hold": {"onFailure": "Keep"}})
     began = roll("v2", env={"ENGINE_ENTRIES": "$(ROLE)20"})  # no number in the tuning pod
@@ -279,7 +214,7 @@ def test_engines_that_differ_in_every_pod_start_cold_and_what_differs_is_named(
 
 
 def test_a_newer_revision_takes_the_place_of_one_that_is_still_held(
-    seen: Seen, served: Callable[..., None], roll: Roll, moments: Moments
+    seen: Seen, served: Served, roll: Roll, moments: Moments
 ) -> None:
     served(2, surge="1", down="0")
     began = roll("v2")

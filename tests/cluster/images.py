@@ -1,0 +1,55 @@
+"""Tags that move: other content under a name of an image, on the local cluster's node."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+
+CTR = ["ctr", "--address", "/run/pretune-cluster/node0/containerd.sock", "--namespace", "k8s.io"]
+ENGINE = "localhost/pretune/engine:dev"
+
+
+def engine_as(name: str, build: str = "") -> None:
+    """The node has the stand-in engine's image under that name too, replacing what was there; another `build` is another image: the
+    same layers, a label more."""
+    manifest = _blob(_digest(ENGINE))
+    config = _blob(manifest["config"]["digest"])
+    config["config"].setdefault("Labels", {})["build"] = build
+    files: dict[str, bytes] = {}
+
+    def blob(content: object, like: dict[str, object]) -> dict[str, object]:
+        data = json.dumps(content).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        files[f"blobs/sha256/{digest}"] = data
+        return {"mediaType": like["mediaType"], "digest": f"sha256:{digest}", "size": len(data)}
+
+    changed = blob({**manifest, "config": blob(config, manifest["config"])}, manifest)
+    index = {**changed, "annotations": {"io.containerd.image.name": name}}
+    files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [index]}).encode()
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path, data in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    subprocess.run([*CTR, "images", "import", "-"], input=archive.getvalue(), check=True, capture_output=True)
+
+
+def forget(name: str) -> None:
+    """The name is gone from the node; what still runs has its layers."""
+    subprocess.run([*CTR, "images", "rm", name], check=True, capture_output=True)
+
+
+def _digest(name: str) -> str:
+    listed = subprocess.run([*CTR, "images", "ls", f"name=={name}"], check=True, capture_output=True, text=True).stdout
+    return next(line.split()[2] for line in listed.splitlines() if line.startswith(f"{name} "))
+
+
+def _blob(digest: str) -> dict[str, dict[str, object]]:
+    read = subprocess.run([*CTR, "content", "get", digest], check=True, capture_output=True)
+    found: dict[str, dict[str, object]] = json.loads(read.stdout)
+    return found
