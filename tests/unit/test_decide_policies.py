@@ -16,6 +16,7 @@ from pretune.model import Action, Apply, Create, Delete, Outcome, Patch, Plan, s
 from pretune.wire import Report
 
 from tests.unit.objects import KEY, NOW, Pod, cache, claim, job, record, sealed_report, seen
+from tests.unit.pods import Consumer
 
 KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
@@ -328,7 +329,7 @@ def old(number: int, state: str = "Sealed", **more: Any) -> api.Object:
 def test_bundles_beyond_the_newest_ones_retire_unless_somebody_wants_or_names_them() -> None:
     [bundle] = ids(cache())
     kept = record(bundle, sealedAt=stamp(NOW - 5000), layout="Managed")
-    consumer = {"metadata": {"name": "c", "labels": {}, "annotations": {api.BUNDLE: old(1)["id"]}}, "spec": {}}
+    consumer = Consumer().given(old(1)["id"]).object
     the_cache = cache(status_of(kept, *(old(n) for n in range(1, 6))), bundleHistoryLimit=2)
     plan = decide(seen(the_cache, consumers=(consumer,)), NOW)
     assert plan.status is not None

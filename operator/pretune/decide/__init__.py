@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretune.decide import adoption, afterlife, holding, retention, storage, tuning
+from pretune.decide import adoption, afterlife, holding, rescue, retention, storage, tuning
 from pretune.decide.consumers import consumers, count, note
 from pretune.decide.draft import Draft
 from pretune.decide.status import status
@@ -42,6 +42,7 @@ def decide(seen: Observed, now: float) -> Plan:
         tuning.start(draft, bundles, claim, pods)  # the next attempt
         retention.retire(draft, bundles)
     retention.prune(draft, claim)
+    rescue.rescue(draft, pods)  # pods that only we keep from starting
     holding.hold(draft, pods, wanted, claim)  # pods that need not wait any longer
     note(draft, pods)
     draft.actions += afterlife.unnamed_agents(seen, keep_current=True)

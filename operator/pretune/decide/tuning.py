@@ -213,7 +213,10 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
         _provide_agent(draft, record)
         return
     try:
-        job = tuning_job(seen.key, draft.cache, want.template, want.target, number, seen.settings, seen.agent_name)
+        example = seen.examples.get(want.origin)
+        job = tuning_job(
+            seen.key, draft.cache, want.template, want.target, number, seen.settings, seen.agent_name, example
+        )
     except Refused as refused:
         draft.say(record, REFUSED, refused.reason, refused.message)
         return
