@@ -14,6 +14,7 @@ from pretune import api, identity
 from pretune.api import Object, Refused
 from pretune.engines.vllm import OVERRIDE
 from pretune.manifests.agent_container import script
+from pretune.manifests.json_patch import copied
 from pretune.manifests.pod import Delivery, collision, inject, is_held, is_injected, patched, release, strip
 from pretune.wire import Inputs, Report, Task
 
@@ -319,7 +320,7 @@ def test_lists_that_are_null_or_empty_are_as_good_as_absent(delivery: Delivery, 
 
 def lean(pod: Object) -> Object:
     """Without what the API server never sends: lists and maps of those that we add to, when they are empty or null."""
-    made = copy.deepcopy(pod)
+    made = copied(pod)
     for holder in (made["metadata"], made["spec"], *made["spec"]["containers"]):
         for name in ("annotations", "volumes", "initContainers", "schedulingGates", "env", "volumeMounts"):
             if name in holder and not holder[name]:
@@ -466,10 +467,10 @@ def test_another_containers_mounts_are_its_own_matter() -> None:
 
 def released(pod: Object) -> Object:
     """As the API server does it: schedulingGates is a list-map by name, and a list that becomes empty is gone."""
-    made = copy.deepcopy(pod)
+    made = copied(pod)
     removed = [one["name"] for one in release()["spec"]["schedulingGates"] if one["$patch"] == "delete"]
     made["spec"]["schedulingGates"] = [
-        one for one in made["spec"].get("schedulingGates", []) if one["name"] not in removed
+        one for one in made["spec"].get("schedulingGates") or () if one["name"] not in removed
     ]
     if not made["spec"]["schedulingGates"]:
         del made["spec"]["schedulingGates"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 
 from pretune.api import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER, Object
 from pretune.engines.vllm import OVERRIDE
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME
 from pretune.manifests.engine import TACTICS_VOLUME
+from pretune.manifests.json_patch import copied
 from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, TASK_VARIABLE
 
 READ_ONLY, OVERLAY, NONE = "ReadOnly", "Overlay", "None"  # how a bundle is delivered
@@ -23,7 +23,7 @@ def strip(pod: Object) -> Object:
 
     A list or map that is empty after that is left out, as the API server never sends one.
     """
-    made: Object = copy.deepcopy(pod)
+    made: Object = copied(pod)
     meta, spec = made.get("metadata") or {}, made["spec"]
     annotations = meta.get("annotations") or {}
     given = _is_given(pod)

@@ -1,0 +1,243 @@
+"""Any pod that could arrive at the webhook, from a number: cheap enough for a million, and the same one each time.
+
+Beside hypothesis (tests/unit), which shrinks what it finds but makes some hundred pods a second.
+"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+from pretune import api
+from pretune.api import Object
+from pretune.engines.vllm import OVERRIDE
+from pretune.manifests.pod import Delivery
+from pretune.wire import Inputs
+
+NAMES = ("a", "b2", "fetch", "istio-proxy", "logs", "metrics", "models", "router", "shm", "x-y-z", "vllm-2")
+_OURS = ("pretune-claim", "pretune-agent", "pretune-tactics", "pretune-seed")
+_PATHS = ("/models", "/dev/shm", "/root/.cache", "/pretunes", "/mnt/pretune/claim", "/etc/a~b", "/var/run/secrets/x")
+_OUR_PATHS = ("/pretune", "/", "/pretune/claim", "pretune/tactics/", "/pretune//claim/a", "/pretune/tactics/../claim")
+_VALUES = ("", "1", "$(A)", "$$(A)", "a$b", "$(HOME)/bin", "/pretune/tactics", "é" * 9, "x~1y/z", "$($(A))")
+_VARIABLES = ("A", "B", "HOME", "PATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "PRETUNE_POD_UID")
+_SOURCES = (
+    {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
+    {"secretKeyRef": {"name": "hf", "key": "token"}},
+    {"configMapKeyRef": {"name": "conf", "key": "k", "optional": False}},
+    {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "0"}},
+)
+_AMOUNTS = ("1", "500m", "8Gi", "1e3", "64Gi")
+_PROBES = (
+    {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10},
+    {"exec": {"command": ["true"]}},
+    {"grpc": {"port": 5000, "service": ""}},
+)
+_SECURITY: tuple[Object, ...] = (
+    {},
+    {"privileged": True},
+    {"runAsUser": 1000, "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}},
+    {"readOnlyRootFilesystem": True, "capabilities": {"add": ["IPC_LOCK", "CHOWN"]}, "procMount": "Default"},
+    {"capabilities": {"add": None, "drop": None}, "seccompProfile": {"type": "RuntimeDefault"}},
+)
+_POD_FIELDS: tuple[tuple[str, Any], ...] = (
+    ("nodeSelector", {"zone": "a", "nvidia.com/gpu.product": "NVIDIA-B200"}),
+    ("tolerations", [{"operator": "Exists"}]),
+    ("serviceAccountName", "model"),
+    ("hostUsers", False),
+    ("hostNetwork", True),
+    ("priorityClassName", "serving"),
+    ("priority", 0),
+    ("resources", {"limits": {"cpu": "64", "memory": "640Gi"}}),
+    ("securityContext", {"runAsNonRoot": True, "fsGroup": 1000}),
+    ("terminationGracePeriodSeconds", 0),
+    ("resourceClaims", [{"name": "gpu", "resourceClaimTemplateName": "gpus"}]),
+    ("imagePullSecrets", [{"name": "pull"}]),
+    ("fieldOfTomorrow", {"kept": [None, {"a": {}}]}),
+    ("enableServiceLinks", True),
+    ("affinity", {"podAntiAffinity": {}, "nodeAffinity": {}}),
+)
+_METADATA: tuple[tuple[str, Any], ...] = (
+    ("generateName", "qwen3-5d-"),
+    ("labels", {api.CACHE: "qwen3", "app": "qwen3"}),
+    ("ownerReferences", [{"kind": "ReplicaSet", "name": "qwen3-5d", "uid": "u", "controller": True}]),
+    ("creationTimestamp", None),
+    ("finalizers", ["a/b"]),
+)
+_ANNOTATIONS = (
+    "own",
+    api.TARGET,
+    "pretune.dev/other",
+    "a~b/c",
+    "sidecar.istio.io/status",
+    "kubernetes.io/limit-ranger",
+)
+_GATES = ("kueue.x-k8s.io/admission", "kueue.x-k8s.io/topology", "other/hold")
+
+INPUTS = Inputs("f0" * 32, "$(rev)", "b200", {"nodeSelector": {"gpu": "b200"}})
+
+
+class Chance:
+    """A pod, a delivery, and what others do to the pod, all of one number."""
+
+    def __init__(self, number: int) -> None:
+        self._random = Random(number)
+
+    def often(self) -> bool:
+        return self._random.random() < 0.5
+
+    def seldom(self, chance: float = 0.04) -> bool:
+        return self._random.random() < chance
+
+    def some(self, of: tuple[Any, ...], most: int) -> list[Any]:
+        return self._random.sample(of, self._random.randint(0, min(most, len(of))))
+
+    def one(self, of: tuple[Any, ...] | list[Any]) -> Any:
+        return of[int(self._random.random() * len(of))]
+
+    # --- the pod
+
+    def pod(self) -> Object:
+        """One whose engine is its container "vllm". As JSON brings it: nothing is shared."""
+        volumes = self.some(NAMES, 4)
+        names = self.some(NAMES, 5)
+        if self.seldom(0.02):
+            volumes.append(self.one(_OURS))
+        if self.seldom(0.01):
+            names.append("pretune-seed")
+        engine = self._container("vllm", volumes)
+        engine.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = self.one(("1", 8))
+        if self.seldom(0.02):
+            engine.setdefault("env", []).append({"name": OVERRIDE, "value": "/own"})
+        if self.seldom(0.02):
+            at = {"name": self.one([*volumes, "v"]), "mountPath": self.one(_OUR_PATHS)}
+            engine.setdefault("volumeMounts", []).append(at)
+        containers, init = [engine], []
+        for name in names:
+            place = self.one((containers, containers, init, init, init))
+            one = self._container(name, volumes)
+            if place is init and self.often():
+                one["restartPolicy"] = "Always"
+            place.insert(int(self._random.random() * (len(place) + 1)), one)
+        spec: Object = {"containers": containers}
+        if init:
+            spec["initContainers"] = init
+        if volumes:
+            spec["volumes"] = [self._volume(name) for name in volumes]
+        if self.seldom(0.3):
+            spec["schedulingGates"] = [{"name": name} for name in self.some(_GATES, 2)] or [{"name": _GATES[0]}]
+        elif self.seldom():
+            spec["nodeName"] = "node0"
+        spec.update(self.some(_POD_FIELDS, 6))
+        meta: Object = dict(self.some(_METADATA, 4))
+        if annotations := self.some(_ANNOTATIONS, 3):
+            meta["annotations"] = {name: self.one(_VALUES) for name in annotations}
+        made: Object = {"metadata": meta, "spec": spec, "status": {}}
+        if self.seldom():
+            self._make_odd(made)
+        return json.loads(json.dumps(made))  # type: ignore[no-any-return]
+
+    def _container(self, name: str, volumes: list[str]) -> Object:
+        made: Object = {"name": name, "image": self.one(("vllm:1", "vllm@sha256:0", "proxy:2"))}
+        if self.often():
+            made["env"] = [self._variable() for _ in range(self._random.randint(1, 5))]
+        if volumes and self.often():
+            paths = self.some(_PATHS, 3) or [_PATHS[0]]
+            made["volumeMounts"] = [{"name": self.one(volumes), "mountPath": path} for path in paths]
+        if self.often():
+            made["args"] = self.some(_VALUES, 3)
+        if self.often():
+            amounts = [
+                {what: self.one(_AMOUNTS) for what in self.some(("cpu", "memory", "ephemeral-storage", "rdma/x"), 3)}
+                for _ in range(2)
+            ]
+            made["resources"] = {"limits": amounts[0], "requests": self.one((amounts[1], dict(amounts[0])))}
+        if self.often():
+            made["securityContext"] = self.one(_SECURITY)
+        if self.often():
+            made["readinessProbe"] = self.one(_PROBES)
+        if self.seldom(0.2):
+            made["tomorrow"] = {"x": [None]}
+        if self.often():
+            made |= {"imagePullPolicy": "IfNotPresent", "terminationMessagePath": "/dev/termination-log"}
+        return made
+
+    def _variable(self) -> Object:
+        name = self.one(_VARIABLES)
+        if self.seldom(0.3):
+            return {"name": name, "valueFrom": self.one(_SOURCES)}
+        return {"name": name, "value": self.one(_VALUES)}
+
+    def _volume(self, name: str) -> Object:
+        sources: tuple[Object, ...] = (
+            {"emptyDir": {}},
+            {"configMap": {"name": "conf"}},
+            {"persistentVolumeClaim": {"claimName": "models"}},
+            {"persistentVolumeClaim": {"claimName": "shared", "readOnly": True}},
+            {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+        )
+        return {"name": name, **self.one(sources)}
+
+    def _make_odd(self, pod: Object) -> None:
+        """Null and empty, where the API server itself would send nothing."""
+        holders = [pod["metadata"], pod["spec"], *pod["spec"]["containers"]]
+        for name in ("annotations", "volumes", "initContainers", "schedulingGates", "env", "volumeMounts"):
+            for holder in holders:
+                if name not in holder and self.often():
+                    empty: Any = {} if name == "annotations" else []
+                    holder[name] = self.one((None, empty))
+
+    # --- what happens to it
+
+    def delivery(self) -> Delivery:
+        mode = self.one(("Overlay", "Overlay", "ReadOnly", "None"))
+        if mode == "None":
+            return Delivery(mode, "OverrideSet", self.one(_VALUES))
+        held = self.often()
+        return Delivery(
+            mode,
+            "Held" if held else "Given",
+            self.one(_VALUES),
+            held=held,
+            engine="vllm",
+            bundle=INPUTS.bundle_id(),
+            inputs=INPUTS,
+            claim=self.one(("pretune-qwen3", "shared")),
+            sub_path=self.one(("", "a/b", "$(A)//")),
+            folder="inference.qwen3",
+            agent="pretune-agent-0123456789ab",
+        )
+
+    def others(self) -> int:
+        """A number by which other webhooks do the same to a pod with and without our parts."""
+        return self._random.getrandbits(32)
+
+
+def touched(pod: Object, number: int) -> None:
+    """What other webhooks add: at either end of each list, to every container but ours."""
+    chance = Chance(number)
+    spec = pod["spec"]
+    first = chance.often()
+
+    def add(holder: Object, field: str, one: Object) -> None:
+        if holder.get(field) is None:
+            holder[field] = [one]
+        elif first:
+            holder[field].insert(0, one)
+        else:
+            holder[field].append(one)
+
+    names = ("volumes", "initContainers", "containers", "schedulingGates")
+    for name in chance.some(names, 4):
+        add(spec, name, {"name": f"mesh-{name.lower()}"})
+    each = [chance.often() for _ in range(2)]
+    for place in ("containers", "initContainers"):
+        for one in spec.get(place) or ():
+            if each[0]:
+                add(one, "env", {"name": "MESH", "value": "1"})
+            if each[1]:
+                add(one, "volumeMounts", {"name": "mesh-volumes", "mountPath": "/mesh"})
+    if chance.often():
+        if pod["metadata"].get("annotations") is None:
+            pod["metadata"]["annotations"] = {}
+        pod["metadata"]["annotations"]["mesh/status"] = "injected"
