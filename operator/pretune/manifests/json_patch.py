@@ -52,7 +52,7 @@ def into(whole: Object, place: str, field: str, added: Mapping[str, str]) -> lis
 
 
 def copied(value: Any) -> Any:
-    """A copy of what came as JSON, which shares nothing with it: some eight times as fast as copy.deepcopy, which must expect more."""
+    """A copy of what came as JSON, which shares nothing with it: at more than twice the speed of copy.deepcopy, which must expect more."""
     if isinstance(value, dict):
         return {name: copied(one) for name, one in value.items()}
     return [copied(one) for one in value] if isinstance(value, list) else value

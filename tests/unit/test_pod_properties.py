@@ -12,7 +12,7 @@ from pretune.api import HOLD, Object
 from pretune.manifests.pod import OVERLAY, Delivery, collision, inject, is_held, is_injected, patched, release, strip
 from pretune.template import engine_of
 
-from tests.properties.pods import Chance, touched
+from tests.unit.any_pod import Chance, touched
 from tests.unit.builders import law, templates
 from tests.unit.test_pod import DELIVERIES, engine_in, lean, qos, released
 
