@@ -114,7 +114,7 @@ async def _without_cache(
     )
     pods: list[Object] = []
     if claim or any(not others or one["metadata"]["name"] != current for one in agents):
-        pods = await cluster.list("v1", "Pod", key.namespace, labels="" if claim else CACHE, keep=_mounts)
+        pods = await cluster.list("v1", "Pod", key.namespace, keep=_mounts)
     return Observed(
         key=key,
         settings=settings,
@@ -250,12 +250,12 @@ async def _agents_named(
     cluster: Cluster, key: Key, agents: Sequence[Object], current: str, mine: Iterable[Object]
 ) -> frozenset[str]:
     """ConfigMaps that some pod of the namespace mounts; asked only where one could be removed, and this cache's own pods do not name
-    it: after an upgrade old pods may serve for weeks. All that mount one carry our label."""
+    it (after an upgrade old pods may serve for weeks), since it reads every pod."""
     old = {one["metadata"]["name"] for one in agents} - {current}
     named = _names(map(_mounts, mine), "configMaps")
     if old <= named:
         return named
-    return named | _names(await cluster.list("v1", "Pod", key.namespace, labels=CACHE, keep=_mounts), "configMaps")
+    return named | _names(await cluster.list("v1", "Pod", key.namespace, keep=_mounts), "configMaps")
 
 
 def _pending(claim: Object | None) -> bool:

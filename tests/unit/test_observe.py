@@ -250,13 +250,12 @@ def test_a_job_is_asked_why_it_has_no_pod(
     assert ([one["message"] for one in events.get(made["metadata"]["uid"], ())] == ["exceeded quota"]) == asked
 
 
-MINE, ANYBODYS = f"list Pod {api.CACHE}={KEY.name}", f"list Pod {api.CACHE}"
+MINE, ANYBODYS = f"list Pod {api.CACHE}={KEY.name}", "list Pod"
 
 
-def test_other_caches_pods_are_read_only_where_an_old_agent_could_go() -> None:
+def test_every_pod_of_the_namespace_is_read_only_where_an_old_agent_could_go() -> None:
     current = agent()[0]
-    others = {**mounting("serving", config="pretune-agent-old"), "metadata": labelled("serving", "other")}
-    world = server(cache(), claim(), config_map(current), others)
+    world = server(cache(), claim(), config_map(current), mounting("serving", config="pretune-agent-old"))
     seen, calls = look(world)
     assert [one["metadata"]["name"] for one in seen.agents] == [current]
     assert MINE in calls and ANYBODYS not in calls
@@ -285,8 +284,7 @@ def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_
 def test_without_its_cache_agents_are_kept_for_the_others_of_the_namespace() -> None:
     other = cache()
     other["metadata"]["name"] = "other"
-    old = {**mounting("p", config="pretune-agent-old"), "metadata": labelled("p", "other")}
-    seen = look(server(other, config_map("pretune-agent-old"), old))[0]
+    seen = look(server(other, config_map("pretune-agent-old"), mounting("p", config="pretune-agent-old")))[0]
     assert seen.namespace_has_caches and seen.agents_named == {"pretune-agent-old"}
 
 
