@@ -1,12 +1,17 @@
-"""`python -m pretune`: the controller. Ends with 0 at SIGTERM, with 2 on a bad setting, with 1 when it cannot go on."""
+"""`python -m pretune`: the controller; `python -m pretune webhook`: the webhook.
+
+Either ends with 0 at SIGTERM, with 2 on a bad setting, with 1 when it cannot go on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
-from pretune.settings import Installation, SettingError
+from pretune.settings import Installation, SettingError, Webhook
 
 log = logging.getLogger("pretune")
 
@@ -19,17 +24,15 @@ class OneLine(logging.Formatter):
         return super().formatMessage(record)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     try:
-        settings = Installation.of()
+        level, work = program(arguments)
     except SettingError as error:
         print(error, file=sys.stderr)
         return 2
-    configure_logs(settings.level)
-    from pretune.controller import run  # after the settings: it takes half a second
-
+    configure_logs(level)
     try:
-        asyncio.run(run(settings))
+        asyncio.run(work())
     except (asyncio.CancelledError, KeyboardInterrupt):
         log.info("stopped while waiting for the lease")
     except Exception as error:
@@ -38,6 +41,21 @@ def main() -> int:
             log.debug("ended here", exc_info=one)
         return 1
     return 0
+
+
+def program(arguments: Sequence[str]) -> tuple[int, Callable[[], Coroutine[Any, Any, None]]]:
+    """The log level, and what is to run. Its module is imported after the settings were read: it takes half a second."""
+    if not arguments:
+        installation = Installation.of()
+        from pretune import controller
+
+        return installation.level, lambda: controller.run(installation)
+    if list(arguments) == ["webhook"]:
+        settings = Webhook.of()
+        from pretune import webhook
+
+        return settings.level, lambda: webhook.run(settings)
+    raise SettingError(f"unknown arguments {' '.join(arguments)!r}: none runs the controller, `webhook` the webhook")
 
 
 def configure_logs(level: int) -> None:
@@ -57,4 +75,4 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

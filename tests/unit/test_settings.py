@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pretune.model import Settings
-from pretune.settings import Installation, SettingError
+from pretune.settings import Installation, SettingError, Webhook
 
 
 def test_only_the_image_has_to_be_set() -> None:
@@ -59,10 +60,52 @@ def test_a_value_that_cannot_be_is_refused_with_its_variable_and_what_is_expecte
     assert str(refused.value).startswith(name) and expects in str(refused.value)
 
 
-def test_a_bad_setting_ends_the_process_with_that_sentence_only() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "operator"), "PRETUNE_IMAGE": ""}
+def test_of_the_webhook_only_the_certificates_have_to_be_set() -> None:
+    assert Webhook.of({"PRETUNE_CERTIFICATES": "/tls"}) == Webhook("/tls", "default", 8443, 8080, "INFO")
+
+
+def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
+    settings = Webhook.of(
+        {
+            "PRETUNE_CERTIFICATES": "/tls",
+            "POD_NAMESPACE": "pretune-system",
+            "PRETUNE_WEBHOOK_PORT": "9443",
+            "PRETUNE_HEALTH_PORT": "0",
+            "PRETUNE_LOG_LEVEL": "WARNING",
+        }
+    )
+    assert settings == Webhook("/tls", "pretune-system", 9443, 0, "WARNING") and settings.level == logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expects"),
+    [
+        ("PRETUNE_CERTIFICATES", " ", "is not set"),
+        ("PRETUNE_WEBHOOK_PORT", "0", "from 1 to 65535"),
+        ("PRETUNE_HEALTH_PORT", "-1", "from 0 to 65535"),
+        ("PRETUNE_LOG_LEVEL", "TRACE", "DEBUG, INFO, WARNING, ERROR"),
+    ],
+)
+def test_the_webhook_refuses_a_value_that_cannot_be(name: str, value: str, expects: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        Webhook.of({"PRETUNE_CERTIFICATES": "/tls", name: value})
+    assert str(refused.value).startswith(name) and expects in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "PRETUNE_IMAGE is not set"),
+        (["webhook"], "PRETUNE_CERTIFICATES is not set"),
+        (["webhok"], "unknown arguments 'webhok': none runs the controller"),
+        (["webhook", "now"], "unknown arguments 'webhook now'"),
+    ],
+)
+def test_a_bad_setting_ends_the_process_with_that_sentence_only(arguments: list[str], words: str) -> None:
+    unset = {"PRETUNE_IMAGE": "", "PRETUNE_CERTIFICATES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "operator"), **unset}
     ended = subprocess.run(
-        [sys.executable, "-m", "pretune"], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "pretune", *arguments], env=environment, capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 2
-    assert ended.stderr.startswith("PRETUNE_IMAGE is not set") and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith(words) and ended.stderr.count("\n") == 1

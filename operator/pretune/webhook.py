@@ -1,0 +1,214 @@
+"""The webhook: the API server asks it about each pod that opted in, when that is made; it adds, or does nothing, and never refuses.
+
+What it answers is decided in decide/delivery.py from what is known already (sight.py) and the owner's template (revisions.py). Whatever
+goes wrong here, the pod is allowed as it came. Why this is no handler of kopf's: docs/decisions/0005.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import signal
+import ssl
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from aiohttp import web
+
+from pretune.api import CACHE, ROLE, Object, Spec, Target
+from pretune.certificates import Certificates
+from pretune.cluster import Kubernetes, configuration
+from pretune.decide.delivery import Want, delivery, want
+from pretune.manifests.agent import agent
+from pretune.manifests.pod import Delivery, Operation, inject, is_injected
+from pretune.revisions import Lately, Revisions
+from pretune.serving import serve_health
+from pretune.settings import Webhook
+from pretune.sight import Caches, Controller, watch_caches, watch_controller
+from pretune.sources import controller_of
+
+log = logging.getLogger(__name__)
+
+PATH = "/pods"
+BUDGET = 2.0  # seconds for an answer; the API server waits 5
+LARGEST = 16 << 20  # bytes of a request: the API server takes objects of 3 MB, and asks about them in JSON
+KEPT = 120.0  # seconds that an idle connection is kept: the API server closes it after 90, and is not to meet one that we close
+ENDING = 5.0  # seconds that requests may take to end once we have to
+WARNING = 256  # characters of a warning that the API server hands on for sure
+
+SKIPPED, FAILED = (
+    "Skipped",
+    "Failed",
+)  # beside the reasons of reasons.DELIVERIES: none of our business; an error of ours
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said about one pod, which is allowed in any case."""
+
+    reason: str  # SKIPPED, FAILED, or one of reasons.DELIVERIES
+    patch: list[Operation] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+Judge = Callable[[Object], Awaitable[Answer]]  # an AdmissionReview's request -> the answer; never raises
+Count = Callable[[str, float], None]  # of each answer its reason, and the seconds that it took
+
+
+class Admission:
+    """Judges the requests of AdmissionReviews (admission.k8s.io/v1)."""
+
+    def __init__(self, revisions: Revisions, caches: Caches, controller: Controller, agent_name: str) -> None:
+        self._revisions, self._caches, self._controller = revisions, caches, controller
+        self._agent = agent_name
+        self._wants: Lately[Hashable, Want] = Lately()
+
+    def trouble(self) -> str:
+        """Why the webhook is not ready; ""."""
+        return "" if self._caches.listed and self._controller.listed else "caches and lease were not read yet"
+
+    async def answer(self, request: Object) -> Answer:
+        """Never raises."""
+        try:
+            async with asyncio.timeout(BUDGET):
+                return await self._answer(request)
+        except Exception as error:
+            log.error("%s: left as it came: %s", _who(request), _where(error))
+            return Answer(FAILED)
+
+    async def _answer(self, request: Object) -> Answer:
+        pod = request.get("object") or {}
+        labels = (pod.get("metadata") or {}).get("labels") or {}
+        if request.get("operation") != "CREATE" or CACHE not in labels or ROLE in labels or is_injected(pod):
+            return Answer(SKIPPED)
+        if trouble := self.trouble():
+            return Answer(FAILED, warnings=(_short(f"pretune: {trouble}: the pod starts without its bundle"),))
+        given = await self._delivery(request["namespace"], labels[CACHE], pod)
+        words = ": ".join(filter(None, (given.reason, given.message)))
+        log.info("%s/%s: %s: %s", request["namespace"], labels[CACHE], _who(request), words)
+        return Answer(given.reason, inject(pod, given), tuple(_short(one) for one in given.warnings))
+
+    async def _delivery(self, namespace: str, name: str, pod: Object) -> Delivery:
+        cache = self._caches.get(namespace, name)
+        alive = self._controller.alive() and self._caches.current()
+        if cache is None:
+            return delivery(namespace, None, pod, pod, "", alive, self._agent)
+        origin, revision = await self._revisions.of(namespace, pod)
+        wanted = want if revision is None else partial(self._want, (revision, _version(cache)))
+        return delivery(namespace, cache, pod, origin.template, origin.kind, alive, self._agent, wanted)
+
+    def _want(self, key: Hashable, template: Object, spec: Spec, target: Target) -> Want:
+        """Worked out once for a revision and a version of the cache's spec."""
+        found = self._wants.get((key, target.name))
+        if found is None:
+            found = want(template, spec, target)
+            self._wants.put((key, target.name), found)
+        return found
+
+
+def _version(cache: Object) -> Hashable:
+    return cache["metadata"]["uid"], cache["metadata"]["generation"]
+
+
+def _short(warning: str) -> str:
+    return warning if len(warning) <= WARNING else warning[: WARNING - 1] + "…"
+
+
+def _who(request: Object) -> str:
+    """The pod that a request is about, and whose it is; for a log line, whatever the request is."""
+    pod = request.get("object")
+    meta = pod.get("metadata") if isinstance(pod, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    name = meta.get("name") or f"{meta.get('generateName') or ''}…"
+    try:
+        owner = controller_of({"metadata": meta})
+        whose = f" of {owner['kind']} {owner['name']}" if owner else ""
+    except (TypeError, LookupError, AttributeError):
+        whose = ""
+    return f"pod {request.get('namespace')}/{name}{whose}{' (dry run)' if request.get('dryRun') else ''}"
+
+
+def _where(error: Exception) -> str:
+    """What went wrong, without its message: that may quote an env value."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"
+
+
+# --- over HTTPS
+
+
+def application(judge: Judge, count: Count | None = None) -> web.Application:
+    """POST /pods: an AdmissionReview, answered with an AdmissionReview. What is none gets 400: no API server sends that."""
+
+    async def pods(request: web.Request) -> web.Response:
+        began, raw = time.perf_counter(), await request.read()
+        try:
+            asked = json.loads(raw)["request"]
+            uid = asked["uid"]
+            asked.get("object")
+        except (ValueError, TypeError, LookupError, AttributeError):
+            return web.Response(status=400, text="this is no AdmissionReview with a request\n")
+        answer = await judge(asked)
+        if count is not None:
+            count(answer.reason, time.perf_counter() - began)
+        return web.Response(body=_review(uid, answer), content_type="application/json")
+
+    app = web.Application(client_max_size=LARGEST)
+    app.router.add_post(PATH, pods)
+    return app
+
+
+def _review(uid: str, answer: Answer) -> bytes:
+    response: Object = {"uid": uid, "allowed": True}
+    if answer.patch:
+        response["patchType"] = "JSONPatch"
+        response["patch"] = base64.b64encode(json.dumps(answer.patch).encode()).decode()
+    if answer.warnings:
+        response["warnings"] = answer.warnings
+    return json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}).encode()
+
+
+@asynccontextmanager
+async def serve(port: int, context: ssl.SSLContext, app: web.Application) -> AsyncIterator[None]:
+    """Serve while the body runs; then take no more connections, and let what is asked already be answered."""
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEPT, shutdown_timeout=ENDING)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=port, ssl_context=context).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def run(settings: Webhook) -> None:
+    """Work until SIGTERM or SIGINT. Raises CertificateError, and what ended the work otherwise."""
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    certificates = Certificates(settings.certificates)
+    caches, controller = Caches(time.monotonic), Controller(time.monotonic)
+    async with Kubernetes(await configuration()) as cluster, asyncio.TaskGroup() as group:
+        ours = [
+            group.create_task(watch_caches(cluster, caches)),
+            group.create_task(watch_controller(cluster, settings.namespace, controller)),
+            group.create_task(certificates.follow()),
+        ]
+        admission = Admission(Revisions(cluster), caches, controller, agent()[0])
+
+        def trouble() -> str:
+            return "stopping" if stop.is_set() else admission.trouble()
+
+        async with (
+            serve_health(settings.health_port, ready=trouble),
+            serve(settings.port, certificates.context, application(admission.answer)),
+        ):
+            log.info("asked at port %d%s", settings.port, PATH)
+            await stop.wait()
+        for one in ours:
+            one.cancel()
