@@ -47,14 +47,14 @@ def program(arguments: Sequence[str]) -> tuple[int, Callable[[], Coroutine[Any, 
     """The log level, and what is to run. Its module is imported after the settings were read: it takes half a second."""
     if not arguments:
         installation = Installation.of()
-        from pretune import controller
+        from pretune.controller import run as control
 
-        return installation.level, lambda: controller.run(installation)
+        return installation.level, lambda: control(installation)
     if list(arguments) == ["webhook"]:
         settings = Webhook.of()
-        from pretune import webhook
+        from pretune.webhook import run as answer
 
-        return settings.level, lambda: webhook.run(settings)
+        return settings.level, lambda: answer(settings)
     raise SettingError(f"unknown arguments {' '.join(arguments)!r}: none runs the controller, `webhook` the webhook")
 
 

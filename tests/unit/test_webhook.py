@@ -499,7 +499,10 @@ class Api:
             await response.write(json.dumps(change).encode() + b"\n")
         return response
 
-    def say(self, path: str, change: str, obj: Object) -> None:
+    async def say(self, path: str, change: str, obj: Object) -> None:
+        """To whoever watches; once somebody does."""
+        while not any(at == path for at, _ in self.streams):
+            await asyncio.sleep(0.05)
         for at, told in self.streams:
             if at == path:
                 told.put_nowait({"type": change, "object": obj})
@@ -594,9 +597,9 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(tls: Path, tmp
             server = await api.start(port)
             await until(lambda: process.page("/readyz"), (200, "ok\n"))
             assert await process.reason() == "NotSealedYet"  # the controller was not seen to live yet
-            api.say(LEASES, "MODIFIED", a_lease(2))
+            await api.say(LEASES, "MODIFIED", a_lease(2))
             await until(process.reason, "Held")
-            api.say(CACHES, "MODIFIED", cache(2, sealed()))
+            await api.say(CACHES, "MODIFIED", cache(2, sealed()))
             await until(process.reason, "Given")
 
             api.end()
@@ -606,12 +609,12 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(tls: Path, tmp
             api.listed[CACHES] = [cache(3, suspend=True)]
             server = await api.start(port)
             await until(process.reason, "Suspended")
-            api.say(CACHES, "MODIFIED", cache(4))
+            await api.say(CACHES, "MODIFIED", cache(4))
             await until(process.reason, "Held")
-            api.say(LEASES, "MODIFIED", a_lease(3, ""))
+            await api.say(LEASES, "MODIFIED", a_lease(3, ""))
             await until(process.reason, "NotSealedYet")
 
-            api.say(CACHES, "MODIFIED", cache(5, sealed()))
+            await api.say(CACHES, "MODIFIED", cache(5, sealed()))
             await until(process.reason, "Given")
             running.send_signal(signal.SIGTERM)
             code = await asyncio.wait_for(running.wait(), 10)
