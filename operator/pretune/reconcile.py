@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,12 +20,14 @@ log = logging.getLogger(__name__)
 # What the API server says of the object: words for a condition, and no error of ours. 500 is how it says that a webhook failed.
 ANSWERS = (400, 403, 422, 500)
 LOOKS = 3  # at a cache that others write to at the same time
+TOGETHER = 16  # calls at a time, of those whose order does not matter: 500 pods may wait for their release
 
 
 async def reconcile(key: Key, cluster: Cluster, settings: Settings, clock: Callable[[], float]) -> float | None:
     """Bring one key to what its spec says, as far as is possible now; when to look again, in seconds from now, or None.
 
-    Raises ApiError, OSError or TimeoutError: try again later, everything that was done stays done and is seen the next time.
+    Raises ApiError, OSError or TimeoutError: try again later, everything that was done stays done and is seen the next time. What
+    the status says is written by then, and told in events, whatever becomes of `after`.
     """
     for _ in range(LOOKS):
         seen = await observe(key, cluster, settings, clock())
@@ -37,10 +41,12 @@ async def reconcile(key: Key, cluster: Cluster, settings: Settings, clock: Calla
                 raise
             log.debug("%s: the cache has changed meanwhile, looking again", key)
             continue
-        await carry_out(key, plan.after, cluster)
+        failed = await carry_out_together(key, plan.after, cluster)
         for event in plan.events:
             assert seen.cache is not None
             await cluster.event(seen.cache, event)
+        if failed:
+            raise failed[0]
         return plan.look_again
     return 0.0
 
@@ -49,14 +55,39 @@ async def carry_out(key: Key, actions: Iterable[Action], cluster: Cluster) -> di
     """Every action in its order. What the API server said of what was made, by the action's name."""
     outcomes = {}
     for action in actions:
-        outcome = await _act(action, cluster)
+        outcome = await _act(key, action, cluster)
         if outcome is not None:
             outcomes[action.name] = outcome
-        log.info("%s: %s%s", key, action.name, f": {outcome.code}" if outcome and outcome.code >= 400 else "")
     return outcomes
 
 
-async def _act(action: Action, cluster: Cluster) -> Outcome | None:
+async def carry_out_together(key: Key, actions: Iterable[Action], cluster: Cluster) -> list[Exception]:
+    """Every action, some at a time and in any order; the errors. One that the API server refuses holds up no other; where nobody
+    answers, no further one is tried."""
+    left, failed = deque(actions), list[Exception]()
+
+    async def work() -> None:
+        while left:
+            action = left.popleft()
+            try:
+                await _act(key, action, cluster)
+            except (ApiError, OSError, TimeoutError) as error:
+                log.warning("%s: %s: %s", key, action.name, error or type(error).__name__)
+                failed.append(error)
+                if not isinstance(error, ApiError):
+                    left.clear()
+
+    await asyncio.gather(*(work() for _ in range(min(len(left), TOGETHER))))
+    return failed
+
+
+async def _act(key: Key, action: Action, cluster: Cluster) -> Outcome | None:
+    outcome = await _call(action, cluster)
+    log.info("%s: %s%s", key, action.name, f": {outcome.code}" if outcome and outcome.code >= 400 else "")
+    return outcome
+
+
+async def _call(action: Action, cluster: Cluster) -> Outcome | None:
     try:
         match action:
             case Create():
@@ -64,7 +95,7 @@ async def _act(action: Action, cluster: Cluster) -> Outcome | None:
             case Apply():
                 return Outcome(200, "", await cluster.apply(action.object))
             case Patch():
-                await cluster.patch(action.object, action.patch)
+                await cluster.patch(action.object, action.patch, strategic=action.strategic)
             case Delete():
                 await cluster.delete(action.object)
     except ApiError as error:

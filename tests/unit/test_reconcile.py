@@ -11,12 +11,14 @@ import pretune.reconcile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pretune.api import Object
+from pretune.api import HOLD, Object
 from pretune.cluster import ApiError
+from pretune.manifests.pod import release
 from pretune.model import Action, Apply, Create, Delete, Event, Observed, Outcome, Patch, Plan
-from pretune.reconcile import carry_out, difference, reconcile
+from pretune.reconcile import TOGETHER, carry_out, carry_out_together, difference, reconcile
 
 from tests.sim.cluster import Client, Clock, Server, _merge
+from tests.unit import virtual
 from tests.unit.objects import KEY, NOW, SETTINGS, cache, claim, job
 
 Decide = Callable[[Observed, float], Plan]
@@ -104,6 +106,134 @@ def test_another_object_of_the_same_name_is_neither_changed_nor_deleted(world: S
 @pytest.mark.parametrize("action", [Patch("x", JOB, {"spec": {"suspend": True}}), Delete("x", JOB)])
 def test_what_is_gone_already_needs_nothing(world: Server, action: Action) -> None:
     assert act(world, action) == {}
+
+
+# --- what comes after the status, in any order
+
+
+def gated(world: Server, name: str) -> Object:
+    gates = [{"name": "kueue.x-k8s.io/admission"}, {"name": HOLD}]
+    meta = {"namespace": KEY.namespace, "name": name}
+    return world.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"schedulingGates": gates}})
+
+
+def released(pod: Object) -> Patch:
+    return Patch(
+        f"release Pod {pod['metadata']['name']}", reference(pod, pod["metadata"]["uid"]), release(), strategic=True
+    )
+
+
+def gates(world: Server) -> dict[str, list[str]]:
+    found = world.list("v1", "Pod", KEY.namespace)
+    return {one["metadata"]["name"]: [gate["name"] for gate in one["spec"]["schedulingGates"]] for one in found}
+
+
+KUEUES = ["kueue.x-k8s.io/admission"]
+
+
+def together(client: Client, *actions: Action) -> list[Exception]:
+    return asyncio.run(carry_out_together(KEY, actions, client))
+
+
+def test_a_release_takes_our_gate_from_every_pod_and_leaves_the_others(world: Server) -> None:
+    pods = [gated(world, f"p{n}") for n in range(40)]
+    assert together(Client(world), *map(released, pods)) == []
+    assert gates(world) == {f"p{n}": KUEUES for n in range(40)}
+
+
+def test_pods_that_are_gone_or_others_by_now_are_no_error(world: Server) -> None:
+    gone, another, there = (gated(world, name) for name in ("gone", "another", "there"))
+    for one in (gone, another):
+        world.delete(one)
+    gated(world, "another")
+    assert together(Client(world), *map(released, (gone, another, there))) == []
+    assert gates(world) == {"another": [*KUEUES, HOLD], "there": KUEUES}
+
+
+@pytest.mark.parametrize("code", [403, 422, 429, 500, 503])
+def test_a_pod_that_is_refused_holds_up_no_other(world: Server, code: int, caplog: pytest.LogCaptureFixture) -> None:
+    pods = [gated(world, f"p{n}") for n in range(40)]
+
+    def admit(verb: str, obj: Object) -> None:
+        if obj["metadata"]["name"] in ("p3", "p30"):
+            raise ApiError(code, "", "not this one")
+
+    world.admission.append(admit)
+    failed = together(Client(world), *map(released, pods))
+    assert [one.code for one in failed if isinstance(one, ApiError)] == [code, code]
+    assert {name for name, some in gates(world).items() if HOLD in some} == {"p3", "p30"}
+    assert f"inference/qwen3: release Pod p3: {code} : not this one" in caplog.messages
+
+
+class Slow(Client):
+    """Each answer takes a second; counts how many are awaited at a time."""
+
+    now = most = 0
+    silent = False
+
+    async def patch(self, *args: Any, **more: Any) -> Object:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(1.0)
+        self.now -= 1
+        self.calls.append("patch")
+        if self.silent:
+            raise TimeoutError
+        return self.server.patch(*args, **more)
+
+
+def test_some_are_carried_out_at_a_time_and_no_more(world: Server) -> None:
+    pods = [gated(world, f"p{n}") for n in range(100)]
+    client = Slow(world)
+
+    async def story() -> float:
+        began = asyncio.get_running_loop().time()
+        assert await carry_out_together(KEY, map(released, pods), client) == []
+        return asyncio.get_running_loop().time() - began
+
+    assert virtual.run(story()) == 7.0
+    assert client.most == TOGETHER == 16
+    assert set(map(tuple, gates(world).values())) == {tuple(KUEUES)}
+
+
+def test_where_nobody_answers_not_everyone_is_asked(world: Server) -> None:
+    client = Slow(world)
+    client.silent = True
+    pods = [gated(world, f"p{n}") for n in range(100)]
+    failed = virtual.run(carry_out_together(KEY, map(released, pods), client))
+    assert len(client.calls) == len(failed) == TOGETHER
+
+
+def test_what_the_status_says_is_told_though_a_pod_is_not_let_go_which_is_tried_again(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = [gated(world, f"p{n}") for n in range(3)]
+
+    def admit(verb: str, obj: Object) -> None:
+        if obj["metadata"]["name"] == "p0":
+            raise ApiError(500, "InternalError", "webhook failed")
+
+    world.admission.append(admit)
+    plan = Plan(status={"n": 1}, after=tuple(map(released, pods)), events=(Event("Released", "3 pods"),))
+    with pytest.raises(ApiError, match="webhook failed"):
+        play(world, lambda seen, now: plan, monkeypatch)
+    assert status_of(world) == {"n": 1}
+    assert [one.reason for one in world.events] == ["Released"]
+    assert gates(world) == {"p0": [*KUEUES, HOLD], "p1": KUEUES, "p2": KUEUES}
+
+
+def test_nobody_is_let_go_before_the_status_says_why(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = gated(world, "p")
+
+    def refuse_status(*_: Any, **how: Any) -> Object:
+        assert how["status"], "a pod is patched"
+        raise ApiError(503, "", "try again")
+
+    monkeypatch.setattr(world, "patch", refuse_status)
+    plan = Plan(status={"n": 1}, after=(released(pod),), events=(Event("Released", "1 pod"),))
+    with pytest.raises(ApiError, match="503"):
+        play(world, lambda seen, now: plan, monkeypatch)
+    assert gates(world) == {"p": [*KUEUES, HOLD]} and world.events == []
 
 
 # --- the story
