@@ -501,8 +501,11 @@ class Api:
 
     async def say(self, path: str, change: str, obj: Object) -> None:
         """To whoever watches; once somebody does."""
-        while not any(at == path for at, _ in self.streams):
-            await asyncio.sleep(0.05)
+
+        async def watched() -> bool:
+            return any(at == path for at, _ in self.streams)
+
+        await until(watched, True)
         for at, told in self.streams:
             if at == path:
                 told.put_nowait({"type": change, "object": obj})
