@@ -308,7 +308,7 @@ def _pod(pod: Object) -> Object:
         return pod if origin_of(pod) is None else _consumer(pod)
     spec = pod.get("spec") or {}
     containers = {
-        part: [_only(one, "name", "image") for one in spec.get(part) or ()] for part in ("initContainers", "containers")
+        part: [_only(one, "name", "image", "resources") for one in spec.get(part) or ()] for part in ("initContainers", "containers")
     }
     return {
         **_only(pod, "apiVersion", "kind"),

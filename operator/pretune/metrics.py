@@ -1,0 +1,304 @@
+"""What Prometheus is told, each metric declared once with its unit and labels: docs/metrics.md lists them all.
+
+Counted is what a status newly says, after it was written: reconcile may run any number of times, on any replica, and an attempt's end
+counts once. Each process has a registry of its own; nothing here does I/O, and a run costs the same however many caches there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from pretune.api import ATTEMPT, BUNDLE, PENDING, RETIRED, SEAL_CONTAINER, SEALED, STATES, TUNING_STATE, Object
+from pretune.decide.attempt import finished, has_reported, report_of, statuses, terminated
+from pretune.decide.draft import failure
+from pretune.model import Delete, Key, Observed, Plan, seconds
+from pretune.template import gpus
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, of when it began
+
+Answer = TypeVar("Answer")
+
+CONSUMERS = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
+CACHE = ("namespace", "cache")
+
+# Reasons of an attempt's end that are none of a bundle: see docs/metrics.md.
+FOUND, SUPERSEDED = "Found", "Superseded"
+FAILED = "Failed"  # of an admission: an error of ours (webhook.py)
+
+# Upper limits, in seconds.
+_TUNING = (30, 60, 120, 300, 600, 900, 1200, 1800, 2700, 3600, 5400, 7200)
+_HOLD = (1, 5, 15, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+_RECONCILE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+_ADMISSION = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """One process's registry, with what Python and the kernel say of that process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus' text format 0.0.4."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _pulled(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A gauge that is asked for whenever somebody looks."""
+        self._gauge(name, text).set_function(lambda: float(value()))
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+
+class ControllerMetrics(Metrics):
+    def __init__(
+        self,
+        depth: Callable[[], float] = lambda: 0,
+        stuck: Callable[[], float] = lambda: 0,
+        leader: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """depth: keys that wait for a worker. stuck: seconds since the queue moved. leader: whether the lease is ours."""
+        super().__init__()
+        self._bundles = self._gauge("pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE, "state"))
+        self._consumers = self._gauge(
+            "pretune_consumers",
+            "Serving pods as the cache's status counts them, every 10 s at most: seeded (started with the bundle), cold (started"
+            " without), held (wait for it), stale (run another image of the same name than the bundle was tuned in), ready.",
+            (*CACHE, "state"),
+        )
+        self._held = self._gauge(
+            "pretune_held_pods",
+            "Serving pods that wait for their bundle behind the scheduling gate pretune.dev/hold.",
+            CACHE,
+        )
+        self._attempts = self._counter(
+            "pretune_attempts",
+            "Tuning attempts that ended, by their reason: Sealed, NothingToTune, Found (the bundle was on the claim already),"
+            " Superseded (nothing wanted it any more), or why it failed.",
+            ("reason",),
+        )
+        self._tuning = self._histogram(
+            "pretune_tuning_seconds",
+            "Time from the engine's start to the sealed bundle, in seconds, of those sealed.",
+            _TUNING,
+        )
+        self._gpu_seconds = self._counter(
+            "pretune_tuning_gpu_seconds",
+            "GPU-seconds that ended attempts took: their time times the engine's GPUs, of failed ones as far as it is known.",
+            CACHE,
+        )
+        self._holds = self._histogram(
+            "pretune_hold_seconds",
+            "How long held pods waited from their creation to their release, in seconds.",
+            _HOLD,
+            ("cause",),
+        )
+        self._rescued = self._counter(
+            "pretune_rescued_pods",
+            "Pods that only the claim or the container pretune-seed kept from starting, and that were deleted to be made anew.",
+        )
+        self._reconcile = self._histogram(
+            "pretune_reconcile_seconds",
+            "Time of one look at one cache, all of its API calls included, in seconds.",
+            _RECONCILE,
+        )
+        self._errors = self._counter(
+            "pretune_reconcile_errors", "Looks at a cache that raised an error and are tried again."
+        )
+        self._pulled("pretune_queue_depth", "Caches that wait for a worker.", depth)
+        self._pulled(
+            "pretune_queue_stuck_seconds",
+            "For how long caches have waited for a worker without any look beginning or ending, in seconds.",
+            stuck,
+        )
+        self._pulled("pretune_leader", "1 in the replica that holds the lease and works, else 0.", leader)
+
+    async def timed(self, look: Awaitable[Answer]) -> Answer:
+        """The look's answer; its time is noted however it ends, and that it failed."""
+        began = time.perf_counter()
+        try:
+            return await look
+        except Exception:
+            self._errors.inc()
+            raise
+        finally:
+            self._reconcile.observe(time.perf_counter() - began)
+
+    def written(self, seen: Observed, plan: Plan, now: float) -> None:
+        """The status of a plan was written, or there was nothing to write: count what it says and the one that was read did not."""
+        if seen.cache is None:
+            self._forget(seen.key)
+        if seen.cache is None or plan.status is None:
+            return
+        labels = (seen.key.namespace, seen.key.name)
+        states = [one["state"] for one in plan.status.get("bundles") or ()]
+        for state in STATES:
+            self._bundles.labels(*labels, state).set(states.count(state))
+        consumers = plan.status.get("consumers") or {}
+        for state in CONSUMERS:
+            self._consumers.labels(*labels, state).set(consumers.get(state, 0))
+        self._held.labels(*labels).set(consumers.get("held", 0))
+        spent = self._gpu_seconds.labels(*labels)
+        for end in ended(seen, plan.status, now):
+            self._attempts.labels(end.reason).inc()
+            spent.inc(end.gpu_seconds)
+            if end.tuned is not None:
+                self._tuning.observe(end.tuned)
+
+    def carried_out(self, plan: Plan) -> None:
+        """What comes after the status was done too."""
+        for one in plan.released:
+            self._holds.labels(one.cause).observe(one.waited)
+        self._rescued.inc(sum(isinstance(one, Delete) and one.object["kind"] == "Pod" for one in plan.after))
+
+    def _forget(self, key: Key) -> None:
+        """The cache is gone, and with it every series that has its name."""
+        labels = (key.namespace, key.name)
+        for state in STATES:
+            self._bundles.remove(*labels, state)
+        for state in CONSUMERS:
+            self._consumers.remove(*labels, state)
+        self._held.remove(*labels)
+        self._gpu_seconds.remove(*labels)
+
+
+class WebhookMetrics(Metrics):
+    def __init__(
+        self, certificate_ends: Callable[[], float] = lambda: 0, controller_alive: Callable[[], bool] = lambda: False
+    ) -> None:
+        """certificate_ends: Unix seconds. controller_alive: whether its lease was renewed within 15 s, so that pods may be held."""
+        super().__init__()
+        self._seconds = self._histogram(
+            "pretune_admission_seconds",
+            "Time from a read request to its answer, in seconds, by what the pod was given.",
+            _ADMISSION,
+            ("delivery",),
+        )
+        self._admissions = self._counter(
+            "pretune_admissions",
+            "Pods that were asked about, by what they were given (ReadOnly, Overlay, None) and why (docs/reasons.md).",
+            ("delivery", "reason"),
+        )
+        self._errors = self._counter(
+            "pretune_admission_errors", "Pods that were left as they came because of an error of the webhook's own."
+        )
+        self._pulled(
+            "pretune_certificate_expiry_timestamp_seconds",
+            "When the serving certificate that is in use ends, in Unix seconds.",
+            certificate_ends,
+        )
+        self._pulled(
+            "pretune_controller_alive",
+            "1 while the controller's lease is renewed, as this webhook sees it; else 0, and no pod is held.",
+            controller_alive,
+        )
+
+    def admitted(self, delivery: str, reason: str, took: float) -> None:
+        """One answer: delivery is ReadOnly, Overlay or None; reason one of reasons.DELIVERIES, Skipped or Failed; took: seconds."""
+        self._seconds.labels(delivery).observe(took)
+        self._admissions.labels(delivery, reason).inc()
+        if reason == FAILED:
+            self._errors.inc()
+
+
+# --- attempts that ended
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One attempt. tuned: seconds that it took, where it sealed a bundle."""
+
+    reason: str
+    gpu_seconds: float
+    tuned: float | None = None
+
+
+def ended(seen: Observed, status: Mapping[str, Any], now: float) -> list[Ended]:
+    """The attempts whose end this status says, and the one that was read did not. now: Unix seconds."""
+    before = {one["id"]: one for one in ((seen.cache or {}).get("status") or {}).get("bundles") or ()}
+    after = {one["id"]: one for one in status.get("bundles") or ()}
+    ends = []
+    for bundle in {**before, **after}:
+        old, new = before.get(bundle) or {}, after.get(bundle)
+        if old == new:
+            continue
+        end = _sealed(seen, old, new, now) or _failed(seen, old, new, now) or _given_up(seen, old, new, now)
+        if end is not None:
+            ends.append(end)
+    return ends
+
+
+def _sealed(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """Sealed by an attempt, whose pod's report tells it from one that was found on the claim."""
+    if new is None or new["state"] != SEALED or old.get("state") in (SEALED, RETIRED):
+        return None
+    pods = [pod for pod in _pods(seen, new) if has_reported(pod)]
+    for pod in pods:
+        if report_of(statuses(pod).get(SEAL_CONTAINER)) is not None:
+            tuned = float(new.get("tunedSeconds") or 0)
+            return Ended(new["reason"], tuned * _gpus(pod), tuned)
+    return Ended(FOUND, _spent(pods, now)) if pods else None
+
+
+def _failed(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    last = failure(new or {})
+    if new is None or not last or last == failure(old):
+        return None
+    return Ended(last["reason"], _spent(_pods(seen, {**new, "attempts": last["attempt"]}), now))
+
+
+def _given_up(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """It ran, and nothing waits for it any more: its engine is not wanted, or its place has changed."""
+    ran = old.get("state") in (PENDING, TUNING_STATE) and old.get("attempts", 0) > failure(old).get("attempt", 0)
+    if not ran or old.get("reason") == SUPERSEDED:
+        return None
+    if new is not None and new["reason"] != SUPERSEDED and new.get("attempts", 0) >= old["attempts"]:
+        return None
+    return Ended(SUPERSEDED, _spent(_pods(seen, old), now))
+
+
+def _pods(seen: Observed, record: Object) -> list[Object]:
+    """Of a record's newest attempt."""
+    wanted = (record["id"], str(record.get("attempts", 0)))
+    labels = ((pod, pod["metadata"].get("labels") or {}) for pod in seen.pods)
+    return [pod for pod, has in labels if (has.get(BUNDLE), has.get(ATTEMPT)) == wanted]
+
+
+def _spent(pods: list[Object], now: float) -> float:
+    """GPU-seconds of these pods: a node gives them the GPUs from the kubelet's start of the pod to its end."""
+    total = 0.0
+    for pod in pods:
+        if begun := (pod.get("status") or {}).get("startTime"):
+            stops = [
+                one["finishedAt"] for one in map(terminated, statuses(pod).values()) if one and one.get("finishedAt")
+            ]
+            end = max(map(seconds, stops)) if finished(pod) and stops else now
+            total += max(0.0, end - seconds(begun)) * _gpus(pod)
+    return total
+
+
+def _gpus(pod: Object) -> int:
+    """Of the engine, which is the pod's last init container (manifests/job.py)."""
+    return sum(gpus(one) for one in (pod["spec"].get("initContainers") or [])[-1:])
