@@ -1,29 +1,28 @@
-"""The agent in a pod of ours, on a claim in memory: what check, seal, inspect and prune answer, and do."""
+"""The agent on a claim in memory: what check, seal, inspect, prune and seed answer, and do."""
 
 from __future__ import annotations
 
 import hashlib
 
-from pretune.api import CHECK_CONTAINER, INSPECT, ROLE, SEAL_CONTAINER, Object
-from pretune.manifests.agent_container import CLAIM_VOLUME
+from pretune.api import CHECK_CONTAINER, INSPECT, ROLE, SEAL_CONTAINER, SEED_CONTAINER, Object
+from pretune.manifests.agent_container import AGENT_VOLUME
 from pretune.model import stamp
 from pretune.wire import ANSWERS, Report
 
 from tests.sim.ground import TUNES_FOR, Ground
-from tests.sim.reading import folder, label, task
-from tests.sim.storage import Bundle
+from tests.sim.reading import every_container, folder, label, task
+from tests.sim.storage import VERSIONS, Bundle
 
 
 def check(ground: Ground, pod: Object) -> Report:
     if ground.check_says:
         reason, message = ground.check_says.pop(0)
         return Report(by="check", reason=reason, message=message)
-    agent = next(one["configMap"]["name"] for one in pod["spec"]["volumes"] if "configMap" in one)
-    if ground.server.stored("v1", "ConfigMap", pod["metadata"]["namespace"], agent) is None:
+    if not _is_there(ground, pod):
         return Report(by="check", reason="AgentMissing", message="the agent's ConfigMap was missing")
     asked = task(pod, CHECK_CONTAINER)
     assert asked.inputs is not None
-    found = ground.volume(pod, CLAIM_VOLUME).bundles.get((folder(asked), asked.inputs.bundle_id()))
+    found = ground.volume(pod, CHECK_CONTAINER).bundles.get((folder(asked), asked.inputs.bundle_id()))
     if found is None:
         return Report(by="check", reason="Checked")
     if found.inputs != asked.inputs:
@@ -35,7 +34,7 @@ def publish(ground: Ground, pod: Object) -> Bundle:
     """Seal's rename. The first one wins, and a second reports the winner."""
     asked, uid = task(pod, SEAL_CONTAINER), pod["metadata"]["uid"]
     assert asked.inputs is not None
-    volume, place = ground.volume(pod, CLAIM_VOLUME), (folder(asked), asked.inputs.bundle_id())
+    volume, place = ground.volume(pod, SEAL_CONTAINER), (folder(asked), asked.inputs.bundle_id())
     if place not in volume.bundles:
         entries = 0 if ground.layout == "Empty" else 20
         bundle = Bundle(
@@ -47,6 +46,7 @@ def publish(ground: Ground, pod: Object) -> Bundle:
             message=f"{entries} entries in 1 rank file",
             at=stamp(ground.clock.now),
             seconds=int(TUNES_FOR),
+            versions=ground.versions.get(next(one["image"] for one in pod["spec"]["containers"]), VERSIONS),
         )
         volume.bundles[place] = bundle
         ground.published.append(bundle)
@@ -55,7 +55,7 @@ def publish(ground: Ground, pod: Object) -> Bundle:
 
 def look_after(ground: Ground, pod: Object, container: str) -> Report:
     """inspect and prune."""
-    asked, volume = task(pod, container), ground.volume(pod, CLAIM_VOLUME)
+    asked, volume = task(pod, container), ground.volume(pod, container)
     if label(pod, ROLE) == INSPECT:
         mine = {place[1]: one for place, one in volume.bundles.items() if place[0] == folder(asked)}
         order = [one for one in asked.ids if one in mine] + sorted(set(mine) - set(asked.ids))
@@ -69,3 +69,36 @@ def look_after(ground: Ground, pod: Object, container: str) -> Report:
         if volume.bundles.pop((folder(asked), one), None) is not None:
             ground.pruned.append(one)
     return Report(by="prune", reason="Pruned")
+
+
+def seed(ground: Ground, pod: Object) -> Report:
+    """As the shell and the agent in the image have it (manifests/agent_container.py, agent/seed.py): whatever is wrong, it ends well."""
+    image = next(one["image"] for one in every_container(pod) if one["name"] == SEED_CONTAINER)
+    asked = task(pod, SEED_CONTAINER)
+    assert asked.inputs is not None
+    volume, place = ground.volume(pod, SEED_CONTAINER), (folder(asked), asked.inputs.bundle_id())
+    found = volume.bundles.get(place)
+    here = ground.versions.get(image, VERSIONS)
+    if image in ground.without_python:
+        return Report("seed", "NoPython", "the image has no python3 on its PATH")
+    if not _is_there(ground, pod):
+        return Report("seed", "AgentMissing", "the agent's ConfigMap was missing when the pod started")
+    if ground.seed_says:
+        return Report("seed", ground.seed_says, "as the test has it")
+    if found is None:
+        return Report("seed", "NoBundle", f"the claim has no bundle {place[1]}")
+    if found.inputs != asked.inputs:
+        return Report("seed", "InputsDiffer", f"bundle {place[1]} was made of other inputs")
+    if (here.vllm, here.flashinfer) != (found.versions.vllm, found.versions.flashinfer):
+        return Report("seed", "VersionsDiffer", f"vLLM {here.vllm} in the image, {found.versions.vllm} in the bundle")
+    if place in volume.torn:
+        return Report("seed", "CorruptBundle", "tactics/x is not what was sealed")
+    return found.report("seed", "Seeded")
+
+
+def _is_there(ground: Ground, pod: Object) -> bool:
+    """Whether the agent's ConfigMap, an optional volume, is."""
+    volume = next(one for one in pod["spec"]["volumes"] if one["name"] == AGENT_VOLUME)
+    return (
+        ground.server.stored("v1", "ConfigMap", pod["metadata"]["namespace"], volume["configMap"]["name"]) is not None
+    )

@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pretune.api import ROLE, Object
+from pretune.api import ROLE, TUNING, Object
 from pretune.model import stamp
+from pretune.wire import CLAIM_MOUNT, Versions
 
 from tests.sim import reading
 from tests.sim.cluster import Clock, Server
-from tests.sim.reading import ref
+from tests.sim.reading import every_container, gpus, label, ref, terminal
 from tests.sim.storage import Bundle, Volume
 
 TUNES_FOR = 40.0  # seconds from the engine's start until it is ready, when it has to tune
+STARTS_FOR = 5.0  # when it finds its tactics
 
-Move = tuple[str, Callable[[], None]]
+Move = tuple[str, Callable[[], object]]
+WAIT: Move = ("", lambda: None)  # nothing happens before something else does
 
 
 class Room(Protocol):
@@ -38,6 +41,16 @@ class Start:
     sealed_already: bool
 
 
+@dataclass(frozen=True)
+class Serve:
+    """A consumer's engine was started."""
+
+    pod: str  # uid
+    image: str
+    bundle: str  # the one that it has; "" is a cold start
+    at: float
+
+
 class Ground:
     """Public fields are knobs, or what a test looks at."""
 
@@ -46,17 +59,26 @@ class Ground:
         # what has happened
         self.volumes: dict[str, Volume] = {}  # by the claim's uid
         self.starts: list[Start] = []
+        self.serves: list[Serve] = []
         self.published: list[Bundle] = []
         self.pruned: list[str] = []
         # knobs: the cluster
+        self.gpus = 64  # of the node
         self.free_gpus = True  # for attempts
         self.no_node_for: set[str] = set()  # GPU products
         self.idle_roles: set[str] = set()  # whose pods find no node
         self.quota = ""  # the API server's sentence when it refuses the pod of an attempt
+        self.gpu_quota: int | None = None  # GPUs that all pods of the namespace may ask for, gated ones too
         self.kueue = False
         self.provisioner = True
         self.cannot_pull: set[str] = set()  # images
         self.dead_pods: set[str] = set()  # uids on nodes that do not answer any more
+        self.unmountable: set[str] = set()  # claims that consumers' nodes cannot mount
+        # knobs: images
+        self.content: dict[str, str] = {}  # what is behind a tag, where it has moved
+        self.versions: dict[str, Versions] = {}  # in an image, where they are not VERSIONS
+        self.without_python: set[str] = set()
+        self.without_shell: set[str] = set()
         # knobs: the engine and the agent in an attempt
         self.engine_crashes = 0  # of the next engines, so many crash
         self.engine_hangs = False  # never ready
@@ -65,6 +87,9 @@ class Ground:
         self.seal_says: list[tuple[str, str]] = []
         self.layout = "PerRank"
         self.inspect_silent = False
+        # knobs: the agent in a consumer
+        self.seed_says = ""  # why each seed leaves the folder empty
+        self.seed_hangs = False
         self._names = 0
 
     # --- looking
@@ -92,12 +117,25 @@ class Ground:
         volume = self.volumes.get(self.claim_uid(namespace, claim))
         return dict(volume.bundles) if volume else {}
 
-    def volume(self, pod: Object, volume: str) -> Volume:
-        """The bound claim behind one of the pod's volumes."""
-        name = next(
-            one["persistentVolumeClaim"]["claimName"] for one in pod["spec"]["volumes"] if one["name"] == volume
-        )
-        return self.volumes[self.claim_uid(pod["metadata"]["namespace"], name)]
+    def volume(self, pod: Object, container: str) -> Volume:
+        """The bound claim that one of the pod's containers has at CLAIM_MOUNT."""
+        mounts = next(one for one in every_container(pod) if one["name"] == container)["volumeMounts"]
+        name = next(one["name"] for one in mounts if one["mountPath"] == CLAIM_MOUNT)
+        source = next(one for one in pod["spec"]["volumes"] if one["name"] == name)["persistentVolumeClaim"]
+        return self.volumes[self.claim_uid(pod["metadata"]["namespace"], source["claimName"])]
+
+    def refusal(self, pod: Object) -> str:
+        """The quota's sentence about a pod that is being made; "": there is room."""
+        if self.quota and label(pod, ROLE) == TUNING:
+            return self.quota
+        asked = gpus(pod)
+        if self.gpu_quota is None or not asked:
+            return ""
+        used = sum(gpus(one) for one in self.stored("v1", "Pod") if not terminal(one))
+        if used + asked <= self.gpu_quota:
+            return ""
+        amounts = f"requested: {asked}, used: {used}, limited: {self.gpu_quota}"
+        return f"exceeded quota: gpus, requests.nvidia.com/gpu {amounts}"
 
     # --- writing
 
@@ -130,17 +168,23 @@ class Ground:
         others = [one for one in pod["status"].get("conditions", ()) if one["type"] != kind]
         pod["status"]["conditions"] = [*others, new]
 
-    def event(self, about: Object, reason: str, message: str) -> None:
+    def event(self, about: Object, reason: str, message: str, name: str = "") -> None:
+        """A Warning; one of the same name is counted there."""
         meta = about["metadata"]
-        self.server.create(
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {"namespace": meta["namespace"], "name": f"{meta['name'][:200]}.{self.name()}"},
-                "involvedObject": {"kind": about["kind"], "name": meta["name"], "uid": meta["uid"]},
-                "type": "Warning",
-                "reason": reason,
-                "message": message,
-                "lastTimestamp": stamp(self.clock.now),
-            }
-        )
+        made = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"namespace": meta["namespace"], "name": name or f"{meta['name'][:200]}.{self.name()}"},
+            "involvedObject": {"kind": about["kind"], "name": meta["name"], "uid": meta["uid"]},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "count": 1,
+            "lastTimestamp": stamp(self.clock.now),
+        }
+        old = self.server.stored("v1", "Event", meta["namespace"], name) if name else None
+        if old is None:
+            self.server.create(made)
+        else:
+            again = {"count": old["count"] + 1, "message": message, "lastTimestamp": made["lastTimestamp"]}
+            self.server.patch(ref(old), again)

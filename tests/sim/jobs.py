@@ -89,9 +89,12 @@ class Jobs:
                 self._fail, job, "DeadlineExceeded", "Job was active longer than specified deadline"
             )
         awaited = alive if spec.get("podReplacementPolicy") == "Failed" else active
-        if not awaited and (not self.ground.quota or self._refused.get(job["metadata"]["uid"]) != self.ground.quota):
-            return "makes a pod", lambda: self._make_pod(job)
-        return None
+        if awaited:
+            return None
+        refusal = self.ground.refusal(job["spec"]["template"])
+        if refusal and self._refused.get(job["metadata"]["uid"]) == refusal:
+            return None
+        return "makes a pod", lambda: self._make_pod(job)
 
     def _count(self, job: Object, pod: Object) -> None:
         status = dict(job.get("status") or {})
@@ -121,8 +124,8 @@ class Jobs:
                 "namespace": meta["namespace"],
                 "name": f"{meta['name'][:57]}-{self.ground.name()}",
                 "labels": {**template["metadata"].get("labels", {}), "batch.kubernetes.io/job-name": meta["name"]},
-                "annotations": template["metadata"].get("annotations", {}),
                 "ownerReferences": [owned],
+                **{name: one for name, one in template["metadata"].items() if name == "annotations"},
                 "finalizers": [TRACKING],
             },
             "spec": template["spec"],
@@ -131,7 +134,7 @@ class Jobs:
             self.server.create(pod)
             self._refused.pop(meta["uid"], None)
         except ApiError as error:
-            self._refused[meta["uid"]] = self.ground.quota
+            self._refused[meta["uid"]] = self.ground.refusal(pod)
             self.ground.event(job, "FailedCreate", f"Error creating: {error.message}")
 
     def _fail(self, job: Object, reason: str, message: str) -> None:

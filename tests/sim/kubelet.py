@@ -1,59 +1,75 @@
-"""The kubelet: a scheduled pod's containers, from being accepted to being ended. What runs in them is the agent's (agent.py)."""
+"""The kubelet: a scheduled pod's volumes and containers, from being accepted to being ended. What runs in them are programs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
-from pretune.api import AGENT_CONTAINER, BUNDLE, CHECK_CONTAINER, INSPECT, ROLE, SEAL_CONTAINER, Object
-from pretune.manifests.agent_container import CLAIM_VOLUME
+from pretune.api import Object
 from pretune.model import seconds, stamp
-from pretune.wire import Report
 
-from tests.sim import agent
-from tests.sim.ground import TUNES_FOR, Ground, Move, Start
-from tests.sim.reading import containers, engine, folder, label, leaving, state, status, task, terminal
+from tests.sim.attempts import Attempts
+from tests.sim.ground import WAIT, Ground, Move
+from tests.sim.reading import claims, consumer, containers, every_container, leaving, said, state, status, terminal
 from tests.sim.scheduler import Scheduler
-from tests.sim.storage import Bundle
+from tests.sim.serving import Serving
 
 RESTART = 2.0  # seconds until a container that has ended is started again
-WAIT: Move = ("", lambda: None)  # nothing happens before something else does
+MOUNT_AGAIN = (1.0, 4.0, 15.0, 60.0, 122.0)  # seconds between tries at a volume: the kubelet's, thinned out
+
+
+class Program(Protocol):
+    """What runs in the pods of one kind."""
+
+    def starts(self, pod: Object, name: str, again: bool) -> None:
+        """A container starts; the pod is a copy that is about to be written."""
+
+    def running(self, pod: Object, container: Object) -> Move | None:
+        """What a container that runs does next. None: it goes on as it is, and holds up nobody; WAIT: it does hold up."""
+
+    def due(self, pod: Object) -> Iterator[float]:
+        """When it does something by itself (Unix seconds)."""
 
 
 class Kubelet:
-    """Every pod, ours and others'; one that has no node is the scheduler's."""
+    """Every pod with containers; one that has no node is the scheduler's."""
 
     def __init__(self, ground: Ground) -> None:
         self.ground, self.server, self.clock = ground, ground.server, ground.clock
         self.scheduler = Scheduler(ground)
-        self._sealed_by: dict[str, Bundle] = {}  # pod uid -> what its seal published, or found
+        self._attempts, self._serving = Attempts(self), Serving(self)
+        self._mount_at: dict[str, float] = {}  # pod uid -> when its volumes are tried again
 
     def moves(self) -> Iterator[Move]:
-        for pod in self.ground.stored("v1", "Pod", ROLE):
+        for pod in self.ground.stored("v1", "Pod"):
+            if not pod["spec"]["containers"] or terminal(pod):
+                continue
             if pod["metadata"]["uid"] in self.ground.dead_pods and pod["spec"].get("nodeName"):
                 continue
-            move = self._move(pod)
+            move = self.move(pod)
             if move and move[0]:
                 yield f"pod {pod['metadata']['name']}: {move[0]}", move[1]
 
     def timers(self) -> Iterator[float]:
-        for pod in self.ground.stored("v1", "Pod", ROLE):
-            if terminal(pod):
+        for pod in self.ground.stored("v1", "Pod"):
+            if not pod["spec"]["containers"] or terminal(pod):
                 continue
             limit, start = pod["spec"].get("activeDeadlineSeconds"), pod["status"].get("startTime")
             if limit and start:
                 yield seconds(start) + limit
-            main = state(pod, engine(pod))
-            if "running" in main and not status(pod, engine(pod)).get("started") and not self.ground.engine_hangs:
-                yield seconds(main["running"]["startedAt"]) + TUNES_FOR
-            if "terminated" in main:
-                yield seconds(main["terminated"]["finishedAt"]) + RESTART
+            if not _mounted(pod) and pod["metadata"]["uid"] in self._mount_at:
+                yield self._mount_at[pod["metadata"]["uid"]]
+            for one in containers(pod):
+                if "terminated" in one["state"]:
+                    yield seconds(one["state"]["terminated"]["finishedAt"]) + RESTART
+            yield from self._program(pod).due(pod)
 
-    def _move(self, pod: Object) -> Move | None:
+    def _program(self, pod: Object) -> Program:
+        return self._serving if consumer(pod) else self._attempts
+
+    def move(self, pod: Object) -> Move | None:
         """The one thing that happens to a pod next."""
-        if terminal(pod):
-            return None
         if leaving(pod):
             return "is ended", lambda: self._stop(pod)
         if not pod["spec"].get("nodeName"):
@@ -63,13 +79,16 @@ class Kubelet:
             return "is accepted by its node", lambda: self._accept(pod)
         if limit and self.clock.now >= seconds(start) + limit:
             return "is past its deadline", lambda: self._deadline(pod)
+        if move := self._mount(pod):
+            return move
         for container in pod["spec"].get("initContainers", ()):
             if move := self._init(pod, container):
                 return move
-        for container in pod["spec"]["containers"]:
-            if move := self._main(pod, container):
-                return move
-        return None if self.ground.lingers else ("is over", lambda: self._finish(pod))
+        main = [self._main(pod, one) for one in pod["spec"]["containers"]]
+        if any(main):
+            return next((one for one in main if one and one[0]), WAIT)
+        over = all("terminated" in state(pod, one["name"]) for one in pod["spec"]["containers"])
+        return ("is over", lambda: self.finish(pod)) if over and not self.ground.lingers else None
 
     def _accept(self, pod: Object) -> None:
         pod, waiting = self.ground.fresh(pod), {"waiting": {"reason": "PodInitializing"}}
@@ -79,49 +98,71 @@ class Kubelet:
                 for one in pod["spec"].get(names, ())
             ]
         pod["status"]["startTime"] = stamp(self.clock.now)
+        if consumer(pod):
+            self.ground.condition(pod, "Ready", "False", "ContainersNotReady", "")
+        self.ground.condition(pod, "PodReadyToStartContainers", str(not self._unmounted(pod)), "", "")
         self.ground.write(pod)
 
-    # --- one container: None where it is done, so that the next one is looked at
+    # --- volumes
+
+    def _mount(self, pod: Object) -> Move | None:
+        """Tried again and again, ever more slowly, until all is mounted: only then a container is made."""
+        if _mounted(pod):
+            return None
+        if not self._unmounted(pod):
+            return "its volumes are mounted", lambda: self._mount_succeeds(pod)
+        if self.clock.now < self._mount_at.get(pod["metadata"]["uid"], 0.0):
+            return WAIT
+        return "its volumes cannot be mounted", lambda: self._mount_fails(pod)
+
+    def _unmounted(self, pod: Object) -> str:
+        """The claim that cannot be mounted; "": all are."""
+        for name in claims(pod):
+            claim = self.ground.claim(pod, name)
+            bound = claim is not None and claim["status"]["phase"] == "Bound"
+            if not bound or (consumer(pod) and name in self.ground.unmountable):
+                return name
+        return ""
+
+    def _mount_succeeds(self, pod: Object) -> None:
+        pod = self.ground.fresh(pod)
+        self.ground.condition(pod, "PodReadyToStartContainers", "True", "", "")
+        self.ground.write(pod)
+
+    def _mount_fails(self, pod: Object) -> None:
+        tried = self.clock.now - seconds(pod["status"]["startTime"])
+        pause = next((one for one in MOUNT_AGAIN if one > tried), MOUNT_AGAIN[-1])
+        self._mount_at[pod["metadata"]["uid"]] = self.clock.now + pause
+        claim = self.ground.claim(pod, self._unmounted(pod))
+        if claim is not None and claim["status"]["phase"] == "Bound":
+            words = (
+                f'MountVolume.SetUp failed for volume "{claim["spec"]["volumeName"]}" : mount failed: exit status 32'
+            )
+            self.ground.event(pod, "FailedMount", words, f"{pod['metadata']['name']}.mount")
+
+    # --- one container: None where it is done, or goes on by itself, so that the next one is looked at
 
     def _init(self, pod: Object, container: Object) -> Move | None:
         name, found = container["name"], state(pod, container["name"])
-        if container.get("restartPolicy") == "Always":
-            return self._sidecar(pod, container)
         if "running" in found:
-            return f"{name} ends", lambda: self._init_end(pod, container)
+            return self._program(pod).running(pod, container)
         if "terminated" in found:
-            return None if found["terminated"]["exitCode"] == 0 else ("is over", lambda: self._finish(pod))
-        return self._start_move(pod, container)
-
-    def _sidecar(self, pod: Object, container: Object) -> Move | None:
-        """Restarted in place, by nobody's leave, after a while."""
-        name, found = container["name"], state(pod, container["name"])
-        if "running" in found:
-            if status(pod, name).get("started"):
+            if container.get("restartPolicy") == "Always":  # a sidecar: in place, by nobody's leave
+                return self._again(pod, name)
+            if found["terminated"]["exitCode"] == 0:
                 return None
-            if name != engine(pod):
-                return f"{name} is ready", lambda: self._ready(pod, name)
-            if self.ground.engine_crashes:
-                return f"{name} crashes", lambda: self._crash(pod, name)
-            due = seconds(found["running"]["startedAt"]) + TUNES_FOR
-            ready = not self.ground.engine_hangs and self.clock.now >= due
-            return (f"{name} is ready", lambda: self._ready(pod, name)) if ready else WAIT
-        if "terminated" in found:
-            due = seconds(found["terminated"]["finishedAt"]) + RESTART
-            again: Move = (f"{name} starts again", lambda: self._start(pod, name, again=True))
-            return again if self.clock.now >= due else WAIT
+            return self._again(pod, name) if _restarts(pod) else ("is over", lambda: self.finish(pod))
         return self._start_move(pod, container)
 
     def _main(self, pod: Object, container: Object) -> Move | None:
         name, found = container["name"], state(pod, container["name"])
         if "terminated" in found:
-            return None
-        if "running" not in found:
-            return self._start_move(pod, container)
-        if name == SEAL_CONTAINER:
-            return self._seal(pod)
-        assert name == AGENT_CONTAINER, name
-        return f"{name} ends", lambda: self._look_after(pod)
+            return self._again(pod, name) if _restarts(pod) else None
+        return self._program(pod).running(pod, container) if "running" in found else self._start_move(pod, container)
+
+    def _again(self, pod: Object, name: str) -> Move:
+        due = seconds(state(pod, name)["terminated"]["finishedAt"]) + RESTART
+        return (f"{name} starts again", lambda: self._start(pod, name, again=True)) if self.clock.now >= due else WAIT
 
     def _start_move(self, pod: Object, container: Object) -> Move:
         name, image = container["name"], container.get("image", "")
@@ -143,51 +184,22 @@ class Kubelet:
         if again:
             found["lastState"], found["restartCount"] = found["state"], found["restartCount"] + 1
         found["state"] = {"running": {"startedAt": stamp(self.clock.now)}}
-        found["imageID"] = f"registry.example/engine@sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-        if name == engine(pod):
-            asked, bundle = task(pod, SEAL_CONTAINER), label(pod, BUNDLE)
-            there = not again and (folder(asked), bundle) in self.ground.volume(pod, CLAIM_VOLUME).bundles
-            self.ground.starts.append(Start(bundle, pod["metadata"]["uid"], there))
-        pod["status"]["phase"] = "Running" if name == SEAL_CONTAINER else "Pending"
+        image = next(one.get("image", "") for one in every_container(pod) if one["name"] == name)
+        content = self.ground.content.get(image, image)
+        found["imageID"] = f"registry.example/engine@sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+        main = any(one["name"] == name for one in pod["spec"]["containers"])
+        pod["status"]["phase"] = "Running" if main else "Pending"
+        self._program(pod).starts(pod, name, again)
         self.ground.write(pod)
 
-    def _ready(self, pod: Object, name: str) -> None:
+    # --- what programs tell it
+
+    def ready(self, pod: Object, name: str) -> None:
         pod = self.ground.fresh(pod)
         status(pod, name).update(started=True, ready=True)
+        if consumer(pod) and all(one["ready"] for one in pod["status"]["containerStatuses"]):
+            self.ground.condition(pod, "Ready", "True", "", "")
         self.ground.write(pod)
-
-    def _crash(self, pod: Object, name: str) -> None:
-        self.ground.engine_crashes -= 1
-        self.end(pod, name, 1, "RuntimeError: CUDA error: out of memory", reason="Error")
-
-    # --- what our containers do
-
-    def _init_end(self, pod: Object, container: Object) -> None:
-        if container["name"] != CHECK_CONTAINER:
-            self.end(pod, container["name"], 0, "")
-            return
-        report = agent.check(self.ground, pod)
-        self.end(pod, CHECK_CONTAINER, 0 if report.reason == "Checked" else 1, report.dump())
-
-    def _seal(self, pod: Object) -> Move:
-        uid = pod["metadata"]["uid"]
-        if self.ground.seal_says:
-            return "seal refuses", lambda: self._seal_refuses(pod)
-        if uid not in self._sealed_by:
-            return "seal publishes", lambda: self._sealed_by.update({uid: agent.publish(self.ground, pod)})
-        return "seal reports", lambda: self.end(pod, SEAL_CONTAINER, 0, self._sealed_by[uid].report("seal").dump())
-
-    def _seal_refuses(self, pod: Object) -> None:
-        reason, message = self.ground.seal_says.pop(0)
-        self.end(pod, SEAL_CONTAINER, 1, Report(by="seal", reason=reason, message=message).dump())
-
-    def _look_after(self, pod: Object) -> None:
-        if label(pod, ROLE) == INSPECT and self.ground.inspect_silent:
-            self.end(pod, AGENT_CONTAINER, 1, "", reason="OOMKilled")
-        else:
-            self.end(pod, AGENT_CONTAINER, 0, agent.look_after(self.ground, pod, AGENT_CONTAINER).dump())
-
-    # --- ends
 
     def end(self, pod: Object, name: str, code: int, message: str, reason: str = "") -> None:
         """A container ends."""
@@ -203,6 +215,8 @@ class Kubelet:
         if message:
             ended["message"] = message
         found.update(state={"terminated": ended}, ready=False)
+        if said(pod, "Ready"):
+            self.ground.condition(pod, "Ready", "False", "ContainersNotReady", "")
         self.ground.write(pod)
 
     def fail(self, pod: Object, reason: str, message: str) -> None:
@@ -212,28 +226,40 @@ class Kubelet:
         pod["status"].update(phase="Failed", reason=reason, message=message)
         self.ground.write(pod)
 
+    def finish(self, pod: Object) -> None:
+        pod = self.ground.fresh(pod)
+        self._kill(pod, 143)
+        main = [state(pod, one["name"]).get("terminated") for one in pod["spec"]["containers"]]
+        well = all(one is not None and one["exitCode"] == 0 for one in main)
+        pod["status"]["phase"] = "Succeeded" if well else "Failed"
+        self.ground.write(pod)
+
     def _deadline(self, pod: Object) -> None:
         self.fail(pod, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 
     def _stop(self, pod: Object) -> None:
         """A deleted pod ends: what runs is killed; the object goes with its last finalizer."""
-        self._finish(pod)
+        self.finish(pod)
         pod = self.ground.fresh(pod)
         if not pod["metadata"].get("finalizers"):
             self.server.finalize(pod)
 
-    def _finish(self, pod: Object) -> None:
-        pod = self.ground.fresh(pod)
-        self._kill(pod, 143)
-        main = [state(pod, one["name"]).get("terminated") for one in pod["spec"]["containers"]]
-        well = bool(main) and all(one is not None and one["exitCode"] == 0 for one in main)
-        pod["status"]["phase"] = "Succeeded" if well else "Failed"
-        self.ground.write(pod)
-
     def _kill(self, pod: Object, code: int) -> None:
         """What runs in a copy."""
         for found in containers(pod):
+            found["ready"] = False
             if "running" in found["state"]:
                 began = found["state"]["running"]["startedAt"]
                 ended = {"exitCode": code, "reason": "Error", "startedAt": began, "finishedAt": stamp(self.clock.now)}
                 found["state"] = {"terminated": ended}
+        if said(pod, "Ready"):
+            self.ground.condition(pod, "Ready", "False", "PodFailed", "")
+
+
+def _restarts(pod: Object) -> bool:
+    return str(pod["spec"].get("restartPolicy", "Always")) == "Always"
+
+
+def _mounted(pod: Object) -> bool:
+    found = said(pod, "PodReadyToStartContainers")
+    return found is None or found["status"] == "True"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.api import CACHE, ROLE, TUNING, Object
+from pretune.api import CACHE, HOLD, ROLE, TUNING, Object
 from pretune.model import seconds
 from pretune.wire import TASK_VARIABLE, Task
 
@@ -71,6 +71,15 @@ def gpus(pod: Object) -> int:
     return sum(gpus_of(one) for one in (*pod["spec"]["containers"], *beside))
 
 
+def is_held(pod: Object) -> bool:
+    return any(gate["name"] == HOLD for gate in pod["spec"].get("schedulingGates") or ())
+
+
+def every_container(pod: Object) -> list[Object]:
+    """As they are specified, in the order in which they start."""
+    return [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
+
+
 def containers(pod: Object) -> list[Object]:
     """The statuses of all its containers, in their order."""
     return [*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())]
@@ -112,7 +121,7 @@ def claims(pod: Object) -> list[str]:
 
 def task(pod: Object, container: str) -> Task:
     """As the kubelet hands it over: `$$` is one dollar."""
-    for one in [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]:
+    for one in every_container(pod):
         if one["name"] == container:
             value = next(env["value"] for env in one["env"] if env["name"] == TASK_VARIABLE)
             return Task.load(value.replace("$$", "$"))

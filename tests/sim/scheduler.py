@@ -5,7 +5,7 @@ from __future__ import annotations
 from pretune.api import ROLE, TUNING, Object
 
 from tests.sim.ground import Ground, Move
-from tests.sim.reading import claims, label, leaving, ref, said
+from tests.sim.reading import claims, gpus, label, leaving, ref, said, terminal
 from tests.sim.storage import binding_mode
 
 
@@ -39,9 +39,14 @@ class Scheduler:
         product = (pod["spec"].get("nodeSelector") or {}).get("nvidia.com/gpu.product")
         if label(pod, ROLE) in self.ground.idle_roles:
             return "0/1 nodes are available: 1 Insufficient cpu."
-        if label(pod, ROLE) == TUNING and (not self.ground.free_gpus or product in self.ground.no_node_for):
+        free = self.ground.free_gpus or label(pod, ROLE) != TUNING
+        if gpus(pod) and (not free or product in self.ground.no_node_for or gpus(pod) > self._free()):
             return "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
         return ""
+
+    def _free(self) -> int:
+        pods = (one for one in self.ground.stored("v1", "Pod") if one["spec"].get("nodeName") and not terminal(one))
+        return self.ground.gpus - sum(gpus(one) for one in pods)
 
     def _unscheduled(self, pod: Object, why: str) -> None:
         pod = self.ground.fresh(pod)

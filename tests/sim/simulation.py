@@ -51,10 +51,12 @@ class Simulation:
         self.loop = asyncio.new_event_loop()
         self.controller = self.client()
         self.killed = 0
+        self.up = True  # whether there is a controller
         self.chance: random.Random | None = None  # what happens next is drawn from it, instead of the first thing
         self.late: list[tuple[Client, asyncio.Task[Any]]] = []  # reconciles that were stopped in their middle
 
     def close(self) -> None:
+        self.world.webhook.close()
         for _, task in self.late:
             task.cancel()
         if self.late:
@@ -92,7 +94,9 @@ class Simulation:
         taken by a new one, which looks at once."""
         client = client or self.controller
         try:
-            return self.loop.run_until_complete(self._reconcile(client))
+            look = self.loop.run_until_complete(self._reconcile(client))
+            self.after_look(look)
+            return look
         except (ApiError, OSError, TimeoutError):
             return 1.0
         except Killed:
@@ -102,8 +106,20 @@ class Simulation:
                 self.controller = self.client("new controller")
             return 0.0
 
+    def after_look(self, look: float | None) -> None:
+        """A reconcile has succeeded, and wants to look again so many seconds from now."""
+
     def client(self, name: str = "controller", faults: Faults | None = None, pause_before: int = 0) -> Client:
         return Client(self.server, name, faults, pause_before)
+
+    def down(self) -> None:
+        """No controller works any more; its lease runs out."""
+        self.up = False
+        self.world.webhook.controller_dies()
+
+    def come_up(self) -> None:
+        self.up = True
+        self.world.webhook.controller_lives()
 
     def crash(self, number: int, when: str) -> None:
         """A reconcile whose process is killed at its n-th call."""
@@ -144,7 +160,7 @@ class Simulation:
         for _ in range(limit):
             before = len(self.server.writes)
             move = self._next()
-            if move and self.chance and self.chance.random() < 0.5:
+            if not self.up or (move and self.chance and self.chance.random() < 0.5):
                 look = None  # events come together: not every one has a reconcile of its own
             else:
                 look = self.reconcile()

@@ -54,6 +54,7 @@ class Volume:
     """What a bound claim holds: (the cache's folder, id) -> bundle."""
 
     bundles: dict[tuple[str, str], Bundle] = field(default_factory=dict)
+    torn: set[tuple[str, str]] = field(default_factory=set)  # of which a byte was flipped
 
 
 class Storage:
@@ -84,7 +85,9 @@ class Storage:
         return any(pod["spec"].get("nodeName") and meta["name"] in claims(pod) for pod in pods)
 
     def _bind(self, claim: Object) -> None:
-        self.ground.volumes.setdefault(claim["metadata"]["uid"], Volume())
+        uid = claim["metadata"]["uid"]
+        self.ground.volumes.setdefault(uid, Volume())
+        self.ground.server.patch(ref(claim), {"spec": {"volumeName": f"pv-{uid}"}})
         self.ground.server.patch(ref(claim), {"status": {"phase": "Bound"}}, status=True)
 
     def _drop(self, claim: Object) -> None:

@@ -1,4 +1,4 @@
-"""Everything beside the controller, room by room: storage, Jobs, kubelet; and the faults that a test calls by name.
+"""Everything beside the controller, room by room: storage, Jobs, workloads, kubelet; the webhook; and the faults that a test calls by name.
 
 What it imitates was seen on a real cluster (facts/kubernetes.md) or read in its source.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from pretune.api import ROLE, SEAL_CONTAINER, TUNING, Object
+from pretune.api import SEAL_CONTAINER, Object
 from pretune.cluster import ApiError
 
 from tests.sim.cluster import Clock, Server
-from tests.sim.ground import Ground, Move, Room
+from tests.sim.ground import WAIT, Ground, Move, Room
 from tests.sim.jobs import Jobs
 from tests.sim.kubelet import Kubelet
 from tests.sim.reading import engine, label, leaving, ref, state, terminal
+from tests.sim.statefulsets import StatefulSets
 from tests.sim.storage import Storage
+from tests.sim.webhook import Webhook
+from tests.sim.workloads import Deployments, Garbage, ReplicaSets
 
 KUEUE = "kueue.x-k8s.io/queue-name"
 
@@ -27,8 +30,10 @@ class World(Ground):
     def __init__(self, server: Server, clock: Clock) -> None:
         super().__init__(server, clock)
         self.kubelet = Kubelet(self)
-        self.rooms: tuple[Room, ...] = (Storage(self), Jobs(self), self.kubelet)
-        server.admission.append(self._admit)
+        self.webhook = Webhook(self)
+        workloads = Deployments(self), ReplicaSets(self), StatefulSets(self), Garbage(self)
+        self.rooms: tuple[Room, ...] = (Storage(self), Jobs(self), *workloads, self.kubelet)
+        server.admission += [self.webhook.admit, self._admit]
 
     # --- what happens by itself
 
@@ -46,6 +51,10 @@ class World(Ground):
     def timers(self) -> list[float]:
         """When something else could happen (Unix seconds), all in the future."""
         return sorted(when for room in self.rooms for when in room.timers() if when > self.clock.now)
+
+    def ready_to_move(self, pod: Object) -> bool:
+        """Whether this pod would go on by itself, now."""
+        return bool((self.kubelet.move(pod) or WAIT)[0])
 
     def run(self, limit: int = 500) -> int:
         """Let it all happen, without the clock: how many moves that were."""
@@ -107,5 +116,5 @@ class World(Ground):
     def _admit(self, verb: str, obj: Object) -> None:
         if verb == "create" and obj["kind"] == "Job" and self.kueue and label(obj, KUEUE):
             obj["spec"]["suspend"] = True
-        if verb == "create" and obj["kind"] == "Pod" and self.quota and label(obj, ROLE) == TUNING:
-            raise ApiError(403, "Forbidden", f'pods "{obj["metadata"]["name"]}" is forbidden: {self.quota}')
+        if verb == "create" and obj["kind"] == "Pod" and (refusal := self.refusal(obj)):
+            raise ApiError(403, "Forbidden", f'pods "{obj["metadata"]["name"]}" is forbidden: {refusal}')

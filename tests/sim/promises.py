@@ -1,0 +1,255 @@
+"""What consumers are promised (design, section 9: invariants 3, 4, 5, 8): at every write, after every look of the controller, at rest."""
+
+from __future__ import annotations
+
+from pretune import identity
+from pretune.api import (
+    BUNDLE,
+    CACHE,
+    DELIVERY,
+    HOLD,
+    KIND,
+    SEALED,
+    Object,
+    Refused,
+    Spec,
+)
+from pretune.manifests.pod import inject, strip
+from pretune.model import seconds
+from pretune.wire import Report
+
+from tests.sim.cluster import Server, Write, copied
+from tests.sim.laws import Laws
+from tests.sim.reading import (
+    consumer,
+    controller,
+    engine,
+    every_container,
+    is_held,
+    label,
+    leaving,
+    note,
+    ready,
+    state,
+    status,
+    terminal,
+)
+from tests.sim.world import World
+
+SLACK = 5.0  # seconds that a look may come later than it is due
+RESCUED = 150.0  # seconds that a pod may be kept from starting by us alone: 90 of a seed that hangs, and looks
+
+
+class Promises(Laws):
+    """Of every consumer in the world."""
+
+    def __init__(self, server: Server, world: World) -> None:
+        super().__init__(server, world)
+        self.deleted: list[str] = []  # uids of consumers that a controller deleted
+        self.stuck_for = 0.0  # the longest that only we kept a pod from starting, with a controller that works
+        self._pods: dict[str, Object] = {}  # uid -> as written last
+        self._stuck: dict[str, float] = {}  # uid -> since when looks see that only we keep it from starting
+        self._looked = 0.0
+        self._checked = 0  # of world.webhook.admitted
+        server.listeners.append(self._on_pod)
+
+    # --- at every write
+
+    def _on_pod(self, write: Write) -> None:
+        pod = write.object
+        if write.kind != "Pod" or not consumer(pod):
+            return
+        uid = pod["metadata"]["uid"]
+        if write.verb == "create" and is_held(pod):
+            self._may_be_held(pod)
+        if write.by and write.verb == "patch":
+            self._only_our_gate_goes(self._pods[uid], pod)
+        elif write.by and write.verb == "delete" and uid not in self.deleted:
+            self._may_be_deleted(self._pods[uid])
+            self.deleted.append(uid)
+        elif write.by:
+            assert write.verb == "delete", f"a controller wrote to a consumer: {write}"
+        self._pods[uid] = pod
+
+    def _may_be_held(self, pod: Object) -> None:
+        """Never where nobody could release it, nor where it need not wait."""
+        name, webhook = pod["metadata"]["name"], self.world.webhook
+        assert webhook.may_hold, f"{name} is held, and no controller is seen to live"
+        assert not pod["spec"].get("nodeName"), f"{name} has a node and a gate"
+        if webhook.lag or webhook.blind is not None:
+            return
+        cache = self._cache(pod)
+        assert cache is not None, f"{name} is held for no cache"
+        spec, record = Spec.of(cache), self._record(pod)
+        assert record.get("state") != SEALED, f"{name} is held although its bundle is sealed"
+        if spec.hold.when == "WhenServing":
+            assert controller(pod).get("kind") == "ReplicaSet", f"{name} is held, and is missing where it served"
+            others = [one for one in self._living(pod) if note(one, BUNDLE) != note(pod, BUNDLE)]
+            assert any(map(ready, others)), f"{name} is held, and nothing serves meanwhile"
+        assert spec.hold.when != "Never" and not spec.suspend, f"{name} is held against the spec"
+
+    def _only_our_gate_goes(self, before: Object, after: Object) -> None:
+        gates = [one for one in before["spec"].get("schedulingGates", ()) if one["name"] != HOLD]
+        kept = {name: one for name, one in before["spec"].items() if name != "schedulingGates"}
+        wanted = {**kept, **({"schedulingGates": gates} if gates else {})}
+        assert after["spec"] == wanted, f"more than our gate was changed on {after['metadata']['name']}"
+        for part in ("labels", "annotations", "ownerReferences", "finalizers"):
+            assert after["metadata"].get(part) == before["metadata"].get(part), part
+
+    def _may_be_deleted(self, pod: Object) -> None:
+        """Once, by rescue alone: not one that runs, nor one that nothing makes anew; the status remembers it first."""
+        name = pod["metadata"]["name"]
+        assert controller(pod), f"{name} was deleted by us, and nothing makes it anew"
+        assert note(pod, DELIVERY) in ("Overlay", "ReadOnly"), f"{name} was deleted, and had nothing of ours"
+        ran = status(pod, engine(pod))
+        assert not ran.get("ready"), f"{name} was deleted while it served"
+        assert not state(pod, engine(pod)).get("running"), f"{name} was deleted while its engine ran"
+        record = self._record(pod)
+        if record:
+            assert "undeliverable" in record, f"{name} was deleted before the status remembers why"
+            if not self.world.webhook.lag and self.world.webhook.blind is None and self.world.webhook.up:
+                made = seconds(pod["metadata"]["creationTimestamp"])
+                assert made <= seconds(record["undeliverable"]["at"]), (
+                    f"{name} was made after it was known, and deleted"
+                )
+
+    # --- after every look that the controller took
+
+    def after_look(self, look: float | None) -> None:
+        now = self.world.clock.now
+        for pod in self._all():
+            if is_held(pod) and not leaving(pod):
+                self._is_held_rightly(pod, look)
+        for uid in set(self._stuck) - {pod["metadata"]["uid"] for pod in self._all() if self._only_we_stop(pod)}:
+            self.stuck_for = max(self.stuck_for, now - self._stuck.pop(uid))
+        for pod in self._all():
+            if self._only_we_stop(pod) and not is_held(pod):
+                since = self._stuck.setdefault(pod["metadata"]["uid"], now)
+                late = since + RESCUED <= self._looked
+                assert not late or not controller(pod), f"{pod['metadata']['name']} is not rescued: {pod['status']}"
+        self._looked = now
+
+    def _is_held_rightly(self, pod: Object, look: float | None) -> None:
+        name, cache = pod["metadata"]["name"], self._cache(pod)
+        assert cache is not None, f"{name} is held, and its cache is gone"
+        spec, until = Spec.of(cache), seconds(pod["metadata"]["creationTimestamp"]) + Spec.of(cache).hold.timeout
+        assert self._record(pod).get("state") != SEALED, f"{name} is held although its bundle is sealed"
+        assert not spec.suspend and spec.hold.when != "Never" and spec.delivery != "None", (
+            f"{name} is held against the spec"
+        )
+        if spec.hold.on_failure != "Keep":
+            assert self.world.clock.now < until, f"{name} is held for longer than spec.hold.timeoutSeconds"
+            assert look is not None and self.world.clock.now + look <= until + SLACK, f"nobody looks at {name} in time"
+
+    def _only_we_stop(self, pod: Object) -> bool:
+        """Its engine was never started, and would be if we were not there. (A gate of ours is another law's.)"""
+        found = status(pod, engine(pod))
+        if (
+            terminal(pod)
+            or leaving(pod)
+            or found.get("restartCount")
+            or not found.get("state", {"waiting": {}}).get("waiting")
+        ):
+            return False
+        if note(pod, DELIVERY) not in ("Overlay", "ReadOnly") or self.world.ready_to_move(pod):
+            return False
+        bare = without_us(pod)
+        if bare["spec"].get("schedulingGates") or pod["metadata"]["uid"] in self.world.dead_pods:
+            return False
+        if any(one.get("image") in self.world.cannot_pull for one in every_container(bare)):
+            return False
+        return bool(pod["spec"].get("nodeName")) or not self.world.kubelet.scheduler.unschedulable(bare)
+
+    # --- at any time
+
+    def check(self) -> None:
+        super().check()
+        for was, made in self.world.webhook.admitted[self._checked :]:
+            _undone(was, made)
+        self._checked = len(self.world.webhook.admitted)
+
+    # --- at rest, with a controller that works
+
+    def at_rest(self) -> None:
+        for pod in self._all():
+            name, cache = pod["metadata"]["name"], self._cache(pod)
+            if leaving(pod) or terminal(pod):
+                continue
+            if is_held(pod):
+                kept = cache is not None and Spec.of(cache).hold.on_failure == "Keep"
+                assert kept, f"{name} is held for ever"
+                continue
+            assert not self._only_we_stop(pod) or not controller(pod), f"{name} would start without us, and does not"
+        self._counts_add_up()
+
+    def _counts_add_up(self) -> None:
+        for cache in self.world.stored("pretune.dev/v1alpha1", KIND):
+            told = (cache.get("status") or {}).get("consumers")
+            pods = [one for one in self._all() if label(one, CACHE) == cache["metadata"]["name"]]
+            living = [one for one in pods if not terminal(one) and not leaving(one)]
+            started = [one for one in living if status(one, engine(one)).get("restartCount") or not _waits(one)]
+            seeded = [one for one in started if _has_tactics(one)]
+            wanted = {
+                "seeded": len(seeded),
+                "held": sum(map(is_held, living)),
+                "ready": sum(map(ready, living)),
+            }
+            assert told is not None, "status.consumers is not there"
+            assert {name: told[name] for name in wanted} == wanted, (told, wanted)
+            assert told["seeded"] + told["cold"] <= len(started) and told["stale"] <= told["seeded"]
+
+    # --- inside
+
+    def _all(self) -> list[Object]:
+        return [one for one in self.world.stored("v1", "Pod") if consumer(one)]
+
+    def _living(self, pod: Object) -> list[Object]:
+        return [one for one in self._all() if label(one, CACHE) == label(pod, CACHE) and not terminal(one)]
+
+    def _cache(self, pod: Object) -> Object | None:
+        place = (pod["metadata"]["namespace"], label(pod, CACHE))
+        return self.server.stored("pretune.dev/v1alpha1", KIND, *place)
+
+    def _record(self, pod: Object) -> Object:
+        records = ((self._cache(pod) or {}).get("status") or {}).get("bundles") or ()
+        return next((one for one in records if one["id"] == note(pod, BUNDLE)), {})
+
+
+def without_us(pod: Object) -> Object:
+    """The pod as its author wrote it: told by the names alone, not by the product's own strip()."""
+    made = copied(pod)
+    spec = made["spec"]
+    for part in ("schedulingGates", "volumes", "initContainers"):
+        if part in spec:
+            spec[part] = [one for one in spec[part] if not one["name"].startswith("pretune")]
+    if spec.get("schedulingGates"):
+        spec["schedulingGates"] = [one for one in spec["schedulingGates"] if one["name"] != HOLD]
+    return made
+
+
+def _undone(was: Object, made: Object) -> None:
+    """Invariant 5."""
+    if note(made, DELIVERY) == "None":
+        return
+    assert strip(made) == strip(was) == was, "strip is not the inverse of inject"
+    try:
+        before, after = (identity.fingerprint(one, "vllm") for one in (was, made))
+    except Refused:
+        return
+    assert before == after, "injection made another fingerprint"
+    assert inject(made, None) == [], "injected twice"  # type: ignore[arg-type]  # nothing of the delivery is looked at
+
+
+def _waits(pod: Object) -> bool:
+    return bool(status(pod, engine(pod)).get("state", {"waiting": {}}).get("waiting"))
+
+
+def _has_tactics(pod: Object) -> bool:
+    """As a person reads it: the mount, or the seed's own words."""
+    if not note(pod, BUNDLE):
+        return False
+    if note(pod, DELIVERY) == "ReadOnly":
+        return True
+    end = state(pod, "pretune-seed").get("terminated") or {}
+    report = Report.load(end.get("message") or "")
+    return report is not None and report.reason == "Seeded"

@@ -1,0 +1,93 @@
+"""What runs in consumers: the seed, and the engine, which starts warm where it finds its tactics and tunes where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pretune.api import SEED_CONTAINER, Object
+from pretune.engines.vllm import OVERRIDE
+from pretune.model import seconds, stamp
+from pretune.wire import CLAIM_MOUNT
+
+from tests.sim import agent
+from tests.sim.ground import STARTS_FOR, TUNES_FOR, WAIT, Move, Serve
+from tests.sim.reading import engine, every_container, state, status
+from tests.sim.storage import VERSIONS
+
+if TYPE_CHECKING:
+    from tests.sim.kubelet import Kubelet
+
+WORKS_FOR = 10.0  # seconds that the engine of a Job's pod works once it is ready
+
+
+class Serving:
+    """The author's init containers end well, the author's containers serve, or do their work and end, as the pod restarts."""
+
+    def __init__(self, kubelet: Kubelet) -> None:
+        self.kubelet, self.ground = kubelet, kubelet.ground
+        self._seeded: dict[str, str] = {}  # pod uid -> the bundle in its override folder
+
+    def starts(self, pod: Object, name: str, again: bool) -> None:
+        found = next(one for one in every_container(pod) if one["name"] == name)
+        if name == SEED_CONTAINER and found["image"] in self.ground.without_shell:
+            message = 'failed to create containerd task: exec: "/bin/sh": stat /bin/sh: no such file or directory'
+            end = {
+                "exitCode": 128,
+                "reason": "StartError",
+                "message": message,
+                "finishedAt": stamp(self.ground.clock.now),
+            }
+            status(pod, name)["state"] = {"terminated": end}
+        if name == engine(pod):
+            self.ground.serves.append(
+                Serve(pod["metadata"]["uid"], found["image"], self._tactics(pod, found), self.ground.clock.now)
+            )
+
+    def due(self, pod: Object) -> Iterator[float]:
+        found = state(pod, engine(pod)).get("running")
+        if found:
+            begun = seconds(found["startedAt"]) + self._start_takes(pod)
+            yield begun
+            if not _serves(pod):
+                yield begun + WORKS_FOR
+
+    def running(self, pod: Object, container: Object) -> Move | None:
+        name = container["name"]
+        if name == SEED_CONTAINER:
+            return WAIT if self.ground.seed_hangs else ("seed ends", lambda: self._seed(pod))
+        if container in pod["spec"].get("initContainers", ()) and container.get("restartPolicy") != "Always":
+            return f"{name} ends", lambda: self.kubelet.end(pod, name, 0, "")
+        takes, began = self._start_takes(pod) if name == engine(pod) else 0.0, state(pod, name)["running"]["startedAt"]
+        if not status(pod, name).get("ready"):
+            due = self.ground.clock.now >= seconds(began) + takes
+            return (f"{name} is ready", lambda: self.kubelet.ready(pod, name)) if due else WAIT
+        if _serves(pod):
+            return None
+        over = self.ground.clock.now >= seconds(began) + takes + WORKS_FOR
+        return (f"{name} has done its work", lambda: self.kubelet.end(pod, name, 0, "")) if over else WAIT
+
+    def _seed(self, pod: Object) -> None:
+        report = agent.seed(self.ground, pod)
+        if report.reason == "Seeded":
+            self._seeded[pod["metadata"]["uid"]] = report.id
+        self.kubelet.end(pod, SEED_CONTAINER, 0, report.dump())
+
+    def _start_takes(self, pod: Object) -> float:
+        newest = next(one for one in reversed(self.ground.serves) if one.pod == pod["metadata"]["uid"])
+        return STARTS_FOR if newest.bundle else TUNES_FOR
+
+    def _tactics(self, pod: Object, container: Object) -> str:
+        """The bundle that the engine finds where its variable points to, and can use; "": none."""
+        place = next((one.get("value", "") for one in container.get("env") or () if one["name"] == OVERRIDE), "")
+        if not place.startswith(CLAIM_MOUNT):
+            return self._seeded.get(pod["metadata"]["uid"], "")
+        folder, _, rest = place.removeprefix(f"{CLAIM_MOUNT}/").partition("/bundles/")
+        volume, at = self.ground.volume(pod, container["name"]), (folder, rest.removesuffix("/tactics"))
+        found = volume.bundles.get(at)
+        fits = found is not None and found.versions == self.ground.versions.get(container["image"], VERSIONS)
+        return at[1] if fits and at not in volume.torn else ""
+
+
+def _serves(pod: Object) -> bool:
+    return str(pod["spec"].get("restartPolicy", "Always")) == "Always"

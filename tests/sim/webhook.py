@@ -1,0 +1,135 @@
+"""The webhook between its watches and the API server: the real one judges (pretune.webhook.Admission), here are its eyes and its ears.
+
+A test takes it down, makes it see late or not at all, puts other webhooks before and after it, or has it asked twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import jsonpatch
+from pretune.api import KIND, Object
+from pretune.lease import DURATION
+from pretune.manifests.agent import agent
+from pretune.model import stamp
+from pretune.revisions import Revisions
+from pretune.sight import DOWN, LISTED, Caches, Controller, cut
+from pretune.webhook import Admission
+
+from tests.sim.cluster import Client, Write, copied
+from tests.sim.ground import Ground
+from tests.sim.reading import consumer
+from tests.unit.virtual import VirtualLoop
+
+Other = Callable[[Object], None]  # another webhook, which changes a pod in place
+
+
+class Webhook:
+    """Asked about each consumer that is made."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground, self.clock = ground, ground.clock
+        # knobs
+        self.up = True
+        self.lag = 0.0  # seconds until a change of a cache is seen
+        self.before: list[Other] = []
+        self.after: list[Other] = []  # whoever of them changes a pod has us asked again
+        # what a test looks at
+        self.admitted: list[
+            tuple[Object, Object]
+        ] = []  # each pod as it came and as it went, other webhooks' changes apart
+        self.blind: float | None = None  # since when it sees no caches
+        self.controller_died: float | None = None
+        self._loop = VirtualLoop()
+        self._caches, self._controller = Caches(self.clock), Controller(self.clock)
+        self._coming: deque[tuple[float, str, Object]] = deque()  # what the watch has not told yet
+        client = Client(ground.server, "webhook")
+        self._judge = Admission(Revisions(client, self.clock), self._caches, self._controller, agent()[0])
+        self._caches.tell(LISTED, {})
+        self._controller.tell(LISTED, {})
+        ground.server.listeners.append(self._on_write)
+
+    def close(self) -> None:
+        self._loop.close()
+
+    # --- a test's hand
+
+    def lose_sight(self) -> None:
+        """Its watch of the caches is down."""
+        if self.blind is None:
+            self._see()
+            self._caches.tell(DOWN, {})
+            self.blind = self.clock.now
+
+    def regain_sight(self) -> None:
+        if self.blind is not None:
+            self.blind = None
+            self._coming.clear()
+            for one in self.ground.stored("pretune.dev/v1alpha1", KIND):
+                self._caches.tell("ADDED", cut(copied(one)))
+            self._caches.tell(LISTED, {})
+
+    def controller_dies(self) -> None:
+        if self.controller_died is None:
+            self._renew()
+            self.controller_died = self.clock.now
+
+    def controller_lives(self) -> None:
+        self.controller_died = None
+
+    # --- what it sees
+
+    def _on_write(self, write: Write) -> None:
+        if write.kind == KIND:
+            change = {"create": "ADDED", "delete": "DELETED"}.get(write.verb, "MODIFIED")
+            self._coming.append((self.clock.now, change, write.object))
+
+    def _see(self) -> None:
+        while self.blind is None and self._coming and self._coming[0][0] <= self.clock.now - self.lag:
+            _, change, obj = self._coming.popleft()
+            self._caches.tell(change, cut(copied(obj)))
+
+    def _renew(self) -> None:
+        """The controller renews its lease every few seconds, as long as it lives."""
+        if self.controller_died is None:
+            spec = {"holderIdentity": "controller", "renewTime": f"{stamp(self.clock.now)} {self.clock.now}"}
+            self._controller.tell("MODIFIED", {"spec": spec})
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether somebody is there to release a pod, and it can know of it: what the design asks for, by the test's own clock."""
+        limits = (self.controller_died, self.blind)
+        return all(since is None or self.clock.now - since < DURATION for since in limits)
+
+    # --- what it is asked
+
+    def admit(self, verb: str, obj: Object) -> None:
+        if verb != "create" or obj["kind"] != "Pod" or not consumer(obj):
+            return
+        for other in self.before:
+            other(obj)
+        self._answer(obj)
+        for other in self.after:
+            was = copied(obj)
+            other(obj)
+            if obj != was:
+                self._answer(obj)
+
+    def _answer(self, obj: Object) -> None:
+        if not self.up:
+            return
+        self._see()
+        self._renew()
+        asked = copied(obj)
+        if "ownerReferences" in asked["metadata"]:
+            del asked["metadata"]["name"]  # made of its generateName later
+        request = {"operation": "CREATE", "namespace": obj["metadata"]["namespace"], "object": asked}
+        answer = self._loop.run_until_complete(self._judge.answer(request))
+        assert answer.reason != "Failed", "the webhook failed by itself"
+        if answer.patch:
+            was = copied(obj)
+            made = jsonpatch.apply_patch(obj, answer.patch)
+            obj.clear()
+            obj.update(made)
+            self.admitted.append((was, copied(obj)))
