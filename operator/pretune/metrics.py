@@ -168,7 +168,7 @@ class ControllerMetrics(Metrics):
                 self._tuning.observe(end.tuned)
 
     def carried_out(self, plan: Plan) -> None:
-        """What comes after the status was done too."""
+        """What comes after the status was done too: all of it, since the next run does what this one could not."""
         for one in plan.released:
             self._holds.labels(one.cause).observe(one.waited)
         self._rescued.inc(sum(isinstance(one, Delete) and one.object["kind"] == "Pod" for one in plan.after))

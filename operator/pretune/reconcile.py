@@ -12,6 +12,7 @@ from typing import Any
 from pretune.api import Object
 from pretune.cluster import ApiError, Cluster
 from pretune.decide import decide
+from pretune.metrics import ControllerMetrics
 from pretune.model import Action, Apply, Create, Delete, Key, Observed, Outcome, Patch, Plan, Settings
 from pretune.observe import observe
 
@@ -23,7 +24,9 @@ LOOKS = 3  # at a cache that others write to at the same time
 TOGETHER = 16  # calls at a time, of those whose order does not matter: 500 pods may wait for their release
 
 
-async def reconcile(key: Key, cluster: Cluster, settings: Settings, clock: Callable[[], float]) -> float | None:
+async def reconcile(
+    key: Key, cluster: Cluster, settings: Settings, clock: Callable[[], float], metrics: ControllerMetrics | None = None
+) -> float | None:
     """Bring one key to what its spec says, as far as is possible now; when to look again, in seconds from now, or None.
 
     Raises ApiError, OSError or TimeoutError: try again later, everything that was done stays done and is seen the next time. What
@@ -41,12 +44,16 @@ async def reconcile(key: Key, cluster: Cluster, settings: Settings, clock: Calla
                 raise
             log.debug("%s: the cache has changed meanwhile, looking again", key)
             continue
+        if metrics is not None:
+            metrics.written(seen, plan, clock())
         failed = await carry_out_together(key, plan.after, cluster)
         for event in plan.events:
             assert seen.cache is not None
             await cluster.event(seen.cache, event)
         if failed:
             raise failed[0]
+        if metrics is not None:
+            metrics.carried_out(plan)
         return plan.look_again
     return 0.0
 

@@ -7,15 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pretune.reconcile
 import pytest
 from pretune import api
 from pretune.api import Object
+from pretune.cluster import ApiError
 from pretune.decide.holding import CHECKS
+from pretune.manifests.pod import release
 from pretune.metrics import CONSUMERS, ControllerMetrics, Metrics, WebhookMetrics
 from pretune.model import Delete, Event, Observed, Patch, Plan, Released, stamp
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.objects import ENGINE, KEY, NOW, Pod, cache, record, sealed_report, seen
+from tests.sim.cluster import Client, Clock, Server
+from tests.unit.objects import ENGINE, KEY, NOW, SETTINGS, Pod, cache, record, sealed_report, seen
 
 DOCUMENT = Path(__file__).parents[2] / "docs/metrics.md"
 HERE = {"namespace": KEY.namespace, "cache": KEY.name}
@@ -236,6 +240,49 @@ def test_releases_and_rescues_are_counted_of_what_was_carried_out() -> None:
     assert value(metrics, "pretune_hold_seconds_sum", cause="Sealed") == 710
     assert value(metrics, "pretune_hold_seconds_bucket", cause="TimedOut", le="1800.0") == 0
     assert value(metrics, "pretune_hold_seconds_bucket", cause="TimedOut", le="3600.0") == 1
+
+
+def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A conflict, then a release that the API server refuses, then all goes well: one attempt, one hold."""
+    metrics, world = ControllerMetrics(), Server(Clock(NOW))
+    world.create(cache({"bundles": [tuning()]}))
+    gate = {"metadata": {"namespace": KEY.namespace, "name": "p"}, "spec": {"schedulingGates": [{"name": api.HOLD}]}}
+    waiting = world.create({"apiVersion": "v1", "kind": "Pod", **gate})
+    plan = Plan(
+        status={"bundles": [failed()]},
+        after=(Patch("release Pod p", waiting, release(), strategic=True),),
+        released=(Released("Failed", 60.0),),
+    )
+    looks: list[float] = []
+
+    def decide(read: Observed, now: float) -> Plan:
+        looks.append(now)
+        if len(looks) == 1:  # somebody else writes after our read
+            meta = {"namespace": KEY.namespace, "name": KEY.name}
+            ref = {"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": meta}
+            world.patch(ref, {"spec": {"revision": "2"}})
+        return plan
+
+    def admit(verb: str, obj: Object) -> None:
+        if obj["kind"] == "Pod" and len(looks) == 2:
+            raise ApiError(500, "InternalError", "webhook failed")
+
+    world.admission.append(admit)
+    monkeypatch.setattr(pretune.reconcile, "decide", decide)
+
+    def run() -> None:
+        asyncio.run(pretune.reconcile.reconcile(KEY, Client(world), SETTINGS, world.clock, metrics))
+
+    with pytest.raises(ApiError, match="webhook failed"):
+        run()
+    assert len(looks) == 2
+    assert attempts(metrics) == {"EngineFailed": 1}
+    assert value(metrics, "pretune_hold_seconds_count", cause="Failed") is None
+    run()
+    assert attempts(metrics) == {"EngineFailed": 1}
+    assert value(metrics, "pretune_hold_seconds_count", cause="Failed") == 1
 
 
 async def test_a_look_is_timed_however_it_ends() -> None:
