@@ -270,18 +270,20 @@ class Kubernetes:
         namespace: str,
         name: str = "",
         *,
+        labels: str = "",
         keep: Callable[[Object], Object] = metadata,
         silent: float = SILENT,
     ) -> AsyncIterator[tuple[str, Object]]:
-        """What happens to one object, or to all of a namespace ("": of the cluster): (ADDED | MODIFIED | DELETED, object), each
-        object cut down by `keep` as in `list`.
+        """What happens to one object, or to all of a namespace ("": of the cluster) that match a label selector: (ADDED | MODIFIED
+        | DELETED, object), each object cut down by `keep` as in `list`. One that does not match any more is DELETED, as it was before.
 
         Begins with what is there, as ADDED, and (LISTED, {}) after it. Ends when the API server ends the stream, which it does at
         least once an hour. Raises as `get` does, TimeoutError after `silent` seconds without a word, and ApiError 410 when what
         happened in between is forgotten: begin again.
         """
         path = await self._path(api_version, kind, namespace)
-        query = {"fieldSelector": f"metadata.name={name}"} if name else {}
+        selectors = {"fieldSelector": f"metadata.name={name}" if name else "", "labelSelector": labels}
+        query = {how: one for how, one in selectors.items() if one}
         partial = keep is metadata
         # A list first: a watch that begins by itself and asks for bookmarks is refused by an older etcd (seen: 1.34 on 3.4).
         rest, version = "", ""

@@ -23,12 +23,13 @@ from pretune.model import Key
 from pretune.reconcile import reconcile
 from pretune.serving import serve_health
 from pretune.settings import Installation
-from pretune.watching import Watching, named
+from pretune.watching import Pods, Watching, named
 from pretune.workqueue import Queue
 
 log = logging.getLogger(__name__)
 
-LABELLED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("", "v1", "persistentvolumeclaims"))  # watched by our label
+PODS = ("", "v1", "pods")  # the many: not watched by kopf, but by watching.Pods
+LABELLED = (("batch", "v1", "jobs"), PODS, ("", "v1", "persistentvolumeclaims"))  # watched by our label
 STUCK = 30.0  # seconds without a move of the queue after which the lease is left to others
 DEAD = 60.0  # seconds without one after which /healthz says so, and the kubelet restarts us
 
@@ -42,21 +43,23 @@ async def run(settings: Installation) -> None:
     async with Kubernetes(await configuration()) as cluster:
         queue = Queue(lambda key: reconcile(key, cluster, settings.decisions, time.time), settings.workers)
         watching = Watching(cluster.watch, queue.wake)
+        pods = Pods(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake)
         lease = Lease(cluster, settings.namespace, settings.identity)
         async with serve_health(settings.liveness_port, alive=lambda: trouble(queue)):
             await lease.acquire()
             try:
-                await lead(queue, watching, lease, cluster)
+                await lead(queue, watching, pods, lease, cluster)
             finally:
                 await lease.release()
 
 
-async def lead(queue: Queue, watching: Watching, lease: Lease, cluster: Kubernetes) -> None:
+async def lead(queue: Queue, watching: Watching, pods: Pods, lease: Lease, cluster: Kubernetes) -> None:
     """Everything that only one replica may do. Whatever ends, all of it ends."""
     async with asyncio.TaskGroup() as group:
         ours = [
             group.create_task(queue.run()),
             group.create_task(watching.run()),
+            group.create_task(pods.run()),
             group.create_task(lease.hold(lambda: queue.stuck() < STUCK)),
         ]
         registry = handlers(queue, watching, cluster)
@@ -86,13 +89,16 @@ def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.Oper
         if gone:
             cluster.forget(event["object"])
         if gone or not cluster.wrote(event["object"]):
-            queue.wake(key)
+            queue.wake(
+                key, urgent=event["type"] is not None
+            )  # a person's edit may let pods go; a start's list may be long
 
     async def part(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         queue.wake(Key(namespace or "", labels[CACHE]))
 
     for kind in LABELLED:
-        kopf.on.event(*kind, registry=registry)(part)
+        if kind != PODS:
+            kopf.on.event(*kind, registry=registry)(part)
     return registry
 
 

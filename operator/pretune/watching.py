@@ -1,8 +1,10 @@
-"""Wakes caches when an object changes that they name in their spec: a workload, a claim of the user's.
+"""Wakes caches when an object changes that they name in their spec (a workload, a claim of the user's), or a pod that names them.
 
-Such objects have no label of ours, and to watch every Deployment of the cluster for the few that are named would be much for little.
+The former have no label of ours, and to watch every Deployment of the cluster for the few that are named would be much for little.
 So they are watched by name and metadata only. Names of one kind in one namespace share a watch of that namespace, since each watch
 holds a connection, and a connection of asyncio's TLS 350 KiB (200 caches with one each: 145 MiB instead of 75).
+
+Pods are watched by our label, metadata only too, and not by kopf, which reads each whole and keeps a task and a memory for it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pretune.api import Object, Spec
+from pretune.api import CACHE, REASON, ROLE, Object, Spec
 from pretune.cluster import ApiError, NoSuchKind
 from pretune.model import Key
 
@@ -107,24 +109,19 @@ class Watching:
             self._streams[place] = _Stream(only, self._group.create_task(self._follow(place, only)))
 
     async def _follow(self, place: Place, only: str) -> None:
-        pause = SHORTEST
-        while True:
-            found: set[str] = set()
-            try:
-                async for change, obj in self._watch(*place, only):
-                    pause = SHORTEST
-                    if change == "LISTED":
-                        for name in self._keys[place].keys() - found:
-                            self._tell(Named(place, name), None)
-                    else:
-                        found.add(obj["metadata"]["name"])
-                        self._tell(Named(place, obj["metadata"]["name"]), _state(obj) if change != "DELETED" else None)
-            except NoSuchKind:
-                pause = UNREADABLE
-            except (ApiError, OSError, TimeoutError, ValueError) as error:  # ValueError: a line was cut off
-                pause = UNREADABLE if isinstance(error, ApiError) and error.code == 403 else min(2 * pause, UNREADABLE)
-                log.debug("%s in %s: the watch ended: %s", place.kind, place.namespace, error)
-            await asyncio.sleep(pause)
+        found: set[str] = set()
+        async for change, obj in _again_and_again(
+            lambda: self._watch(*place, only), f"{place.kind} in {place.namespace}"
+        ):
+            match change:
+                case "BEGINS":
+                    found.clear()
+                case "LISTED":
+                    for name in self._keys[place].keys() - found:
+                        self._tell(Named(place, name), None)
+                case _:
+                    found.add(obj["metadata"]["name"])
+                    self._tell(Named(place, obj["metadata"]["name"]), _state(obj) if change != "DELETED" else None)
 
     def _tell(self, one: Named, state: object) -> None:
         """Wake whoever names it, if its state is news; the first one is, since it may have changed since the cache was looked at."""
@@ -139,3 +136,82 @@ def _state(obj: Object) -> tuple[str, str]:
     """What has to change before anybody cares: the spec, where the kind counts its changes, else anything."""
     meta = obj["metadata"]
     return meta["uid"], f"generation {meta['generation']}" if "generation" in meta else meta["resourceVersion"]
+
+
+class Pods:
+    """`wake` is called with the key that a pod's label names, when the pod comes, changes, names another one or goes.
+
+    A key is not woken again for what a new stream tells of a pod that has not changed: it begins with all of them.
+    """
+
+    def __init__(
+        self, watch: Callable[[], AsyncIterator[tuple[str, Object]]], wake: Callable[[Key, bool], None]
+    ) -> None:
+        self._watch, self._wake = watch, wake
+        self._told: dict[str, tuple[Key, str]] = {}  # by uid: what the pod named, and its version
+        self._keys: dict[Key, Key] = {}  # each once, for the many pods of a cache
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        missed: set[str] = set()  # that were there in the stream before, and are not told of by this one's list
+        async for change, pod in _again_and_again(self._watch, "pods"):
+            match change:
+                case "BEGINS":
+                    missed = set(self._told)
+                case "LISTED":
+                    for uid in missed & self._told.keys():
+                        self._wake(self._told.pop(uid)[0], False)
+                    missed = set()
+                    self._keys = {key: key for key, _ in self._told.values()}
+                case "DELETED":
+                    self._gone(pod)
+                case _:
+                    missed.discard(pod["metadata"]["uid"])
+                    self._there(pod, change == "ADDED")
+
+    def _there(self, pod: Object, new: bool) -> None:
+        meta = pod["metadata"]
+        key = Key(meta["namespace"], meta["labels"][CACHE])
+        key = self._keys.setdefault(key, key)
+        before, version = self._told.get(meta["uid"], (key, ""))
+        if version == meta["resourceVersion"]:
+            return
+        self._told[meta["uid"]] = key, meta["resourceVersion"]
+        if before != key:
+            self._wake(before, False)
+        self._wake(key, waited_for(pod, new))
+
+    def _gone(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        before, _ = self._told.pop(meta["uid"], (None, ""))
+        self._wake(before or Key(meta["namespace"], meta["labels"][CACHE]), waited_for(pod, False))
+
+
+def waited_for(pod: Object, new: bool) -> bool:
+    """Whether others wait for what a pod's news may mean: an attempt's ends a hold, and a new pod that is held may not have to wait."""
+    meta = pod["metadata"]
+    return ROLE in meta["labels"] or (new and str((meta.get("annotations") or {}).get(REASON, "")).startswith("Held:"))
+
+
+async def _again_and_again(
+    watch: Callable[[], AsyncIterator[tuple[str, Object]]], what: str
+) -> AsyncIterator[tuple[str, Object]]:
+    """The changes of one stream after the other, (BEGINS, {}) before each: for ever."""
+    pause, said, clock = SHORTEST, "", asyncio.get_running_loop().time
+    while True:
+        yield "BEGINS", {}
+        began = clock()
+        try:
+            async for change, obj in watch():
+                pause, said = SHORTEST, ""
+                yield change, obj
+            if clock() - began >= UNREADABLE:  # the API server ends each some time: no reason to be blind for a second
+                continue
+        except (ApiError, OSError, TimeoutError, ValueError) as error:  # ValueError: a line was cut off
+            denied = isinstance(error, NoSuchKind) or (isinstance(error, ApiError) and error.code == 403)
+            pause = UNREADABLE if denied else min(2 * pause, UNREADABLE)
+            if denied and str(error) != said:
+                log.warning("%s cannot be watched, tried again every %.0f s: %s", what, UNREADABLE, error)
+            said = str(error)
+            log.debug("%s: the watch ended: %s", what, error)
+        await asyncio.sleep(pause)

@@ -315,6 +315,13 @@ def test_whole_objects_are_watched_where_they_are_asked_for_in_pages_and_cut_dow
     assert {headers["Accept"] for *_, headers in api.asked} == {"application/json"}
 
 
+def test_a_watch_lists_and_follows_what_matches_its_labels() -> None:
+    api = Api().on("GET /apis/batch/v1/jobs", (200, {"metadata": {"resourceVersion": "5"}}), (200, []))
+    changes(api, labels="a=b")
+    assert [query.get("labelSelector") for _, query, *_ in api.asked] == ["a=b", "a=b"]
+    assert not any("fieldSelector" in query for _, query, *_ in api.asked)
+
+
 def test_a_watch_reads_an_object_of_any_size() -> None:
     large = {"type": "ADDED", "object": {"metadata": {"name": "j", "annotations": {"a": "x" * 3_000_000}}}}
     api = Api().on("GET /apis/batch/v1/jobs", (200, {"metadata": {"resourceVersion": "5"}}), (200, [large]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from kubernetes.aio.client.configuration import Configuration
 from pretune.api import CACHE
 from pretune.controller import DEAD, LABELLED, connection, handlers, kopf_settings, trouble
 from pretune.model import Key
-from pretune.watching import Named
+from pretune.watching import Named, Pods
 
 from tests.unit.objects import cache
 
@@ -20,6 +22,7 @@ class Woken:
 
     def __init__(self, stuck: float = 0.0) -> None:
         self.keys: list[Key] = []
+        self.urgent: list[bool] = []
         self.followed: dict[Key, frozenset[Named]] = {}
         self._stuck = stuck
         self.written = ""  # resourceVersion of our last write
@@ -30,8 +33,9 @@ class Woken:
     def forget(self, obj: Any) -> None:
         self.written = ""
 
-    def wake(self, key: Key) -> None:
+    def wake(self, key: Key, urgent: bool = False) -> None:
         self.keys.append(key)
+        self.urgent.append(urgent)
 
     def follow(self, key: Key, objects: Any) -> None:
         self.followed[key] = frozenset(objects)
@@ -54,6 +58,7 @@ def test_a_cache_wakes_its_key_and_is_followed_to_what_it_names_until_it_is_dele
     assert woken.keys == [key] and [one.name for one in woken.followed[key]] == ["serving"]
     handle(woken, "cache", event={"type": "DELETED", "object": obj}, **told)
     assert woken.keys == [key, key] and woken.followed[key] == frozenset()
+    assert woken.urgent == [False, True]  # a start's list is long, and an end lets pods go
 
 
 def test_our_own_status_write_is_no_news_but_anybody_elses_is() -> None:
@@ -64,7 +69,31 @@ def test_our_own_status_write_is_no_news_but_anybody_elses_is() -> None:
     assert not woken.keys
     other = {**obj, "metadata": {**obj["metadata"], "resourceVersion": "2"}}
     handle(woken, "cache", event={"type": "MODIFIED", "object": other}, **told)
-    assert len(woken.keys) == 1
+    assert len(woken.keys) == 1 and woken.urgent == [True]
+
+
+def test_a_consumers_news_is_none_of_the_caches_events_and_always_heard() -> None:
+    """Our own status write is kept from waking its key by the cache's version alone."""
+    woken = Woken()
+    woken.written = "7"
+    obj = {"metadata": {"namespace": "ns", "name": "p", "uid": "u", "resourceVersion": "7", "labels": {CACHE: "demo"}}}
+
+    async def watch() -> AsyncIterator[tuple[str, Any]]:
+        yield "ADDED", obj
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(Pods(watch, woken.wake).run(), 0.05)
+
+    asyncio.run(story())
+    assert woken.keys == [Key("ns", "demo")]
+
+
+def test_kopf_watches_no_pods() -> None:
+    registry: Any = handlers(Woken(), Woken(), Woken())  # type: ignore[arg-type]
+    watched = {one.selector.any_name or one.selector.plural for one in registry._watching.get_all_handlers()}
+    assert watched == {"autotunecaches", "jobs", "persistentvolumeclaims"}
 
 
 def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from pretune.api import Object
+from pretune.api import CACHE, REASON, ROLE, Object
 from pretune.cluster import ApiError, NoSuchKind
 from pretune.model import Key
-from pretune.watching import UNREADABLE, Named, Place, Watching, named
+from pretune.watching import UNREADABLE, Named, Place, Pods, Watching, named
 
 from tests.unit.objects import cache
 from tests.unit.virtual import run
@@ -185,3 +185,117 @@ def test_a_cache_names_its_workload_and_a_claim_of_the_users() -> None:
         Named(Place("v1", "PersistentVolumeClaim", "inference"), "shared"),
     }
     assert named(cache()) == frozenset()
+
+
+def test_a_stream_that_lived_for_long_is_followed_by_the_next_at_once_a_short_one_after_a_second() -> None:
+    streams = Streams([LISTED], [LISTED, 600], there())
+    play(streams, one_names_it_for_long)
+    assert [at for at, _ in streams.opened] == [0, 1, 601]
+
+
+async def one_names_it_for_long(watching: Watching) -> None:
+    watching.follow(A, [ONE])
+    await asyncio.sleep(1000)
+
+
+def test_what_may_not_be_watched_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    denied = ApiError(403, "Forbidden", "you may not")
+    play(Streams([denied], [denied], [denied], there()), one_names_it)
+    assert [one.getMessage() for one in caplog.records] == [
+        "Deployment in ns cannot be watched, tried again every 30 s: 403 Forbidden: you may not"
+    ]
+
+
+# --- pods
+
+
+def pod(name: str = "p", version: int = 1, cache: str = "a", **meta: Any) -> Object:
+    labels = {CACHE: cache, **meta.pop("labels", {})}
+    return {
+        "metadata": {
+            "namespace": "ns",
+            "name": name,
+            "uid": name,
+            "resourceVersion": str(version),
+            "labels": labels,
+            **meta,
+        }
+    }
+
+
+def woken(*streams: list[Any]) -> list[tuple[float, Key, bool]]:
+    """What a watch of pods wakes: when, whom, how urgently."""
+    found: list[tuple[float, Key, bool]] = []
+    left = list(streams)
+
+    async def watch() -> AsyncIterator[tuple[str, Object]]:
+        for change in left.pop(0):
+            if isinstance(change, Exception):
+                raise change
+            if isinstance(change, int):
+                await asyncio.sleep(change)
+            else:
+                yield change
+        if not left:
+            await asyncio.Event().wait()
+
+    async def story() -> None:
+        running = asyncio.create_task(Pods(watch, lambda key, urgent: found.append((now(), key, urgent))).run())
+        await asyncio.sleep(1000)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run(story())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "streams", "keys"),
+    [
+        ("it is there", [[("ADDED", pod()), LISTED]], [A]),
+        ("it comes, changes and goes", [[LISTED, ("ADDED", pod()), ("MODIFIED", pod(version=2)), ("DELETED", pod())]], [A, A, A]),
+        ("its label names another cache", [[("ADDED", pod()), LISTED, ("MODIFIED", pod(version=2, cache="b"))]], [A, A, B]),
+        ("its label is taken away, which is told as its end", [[("ADDED", pod()), LISTED, ("DELETED", pod(version=2))]], [A, A]),
+        ("it goes by another name than it was known by", [[("ADDED", pod(cache="b")), LISTED, ("DELETED", pod())]], [B, B]),
+        ("one goes that was not known", [[LISTED, ("DELETED", pod())]], [A]),
+        ("the stream ends and nothing was missed", [[("ADDED", pod()), LISTED], [("ADDED", pod()), LISTED]], [A]),
+        ("the stream ends and a change was missed", [[("ADDED", pod()), LISTED], [("ADDED", pod(version=2)), LISTED]], [A, A]),
+        ("the stream ends and another name was missed", [[("ADDED", pod()), LISTED], [("ADDED", pod(version=2, cache="b"))]], [A, A, B]),
+        ("the stream ends and its end was missed", [[("ADDED", pod()), LISTED], [LISTED], [LISTED]], [A, A]),
+        ("the stream ends before all were listed", [[("ADDED", pod()), LISTED], [ConnectionError()], [("ADDED", pod()), LISTED]], [A]),
+        ("it came after the list, and the stream ends", [[LISTED, ("ADDED", pod())], [("ADDED", pod()), LISTED]], [A]),
+        ("it came after the list, and its end was missed", [[LISTED, ("ADDED", pod())], [LISTED]], [A, A]),
+        ("it is made anew under its name", [[("ADDED", pod()), LISTED], [("ADDED", pod(uid="other")), LISTED]], [A, A, A]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_pods_key_is_woken_when(case: str, streams: list[list[Any]], keys: list[Key]) -> None:
+    assert [key for _, key, _ in woken(*streams)] == keys
+
+
+HELD = {REASON: "Held: bundle b is being tuned"}
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "urgent"),
+    [
+        ("a consumer", [("ADDED", pod()), ("MODIFIED", pod(version=2))], [False, False]),
+        ("an attempt's", [("ADDED", pod(labels={ROLE: "tuning"})), ("MODIFIED", pod(version=2, labels={ROLE: "tuning"})),
+                          ("DELETED", pod(labels={ROLE: "tuning"}))], [True, True, True]),
+        ("one that is held, when it comes", [("ADDED", pod(annotations=HELD)), ("MODIFIED", pod(version=2, annotations=HELD)),
+                                             ("DELETED", pod(annotations=HELD))], [True, False, False]),
+        ("one that is not held", [("ADDED", pod(annotations={REASON: "Given: Held: no"}))], [False]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_news_of_a_pod_is_urgent_where_others_wait_for_it(case: str, changes: list[Any], urgent: list[bool]) -> None:
+    assert [one for _, _, one in woken([LISTED, *changes])] == urgent
+
+
+def test_a_pod_that_was_held_before_the_controller_began_is_urgent_too() -> None:
+    assert [one for _, _, one in woken([("ADDED", pod(annotations=HELD)), LISTED])] == [True]
+
+
+def test_pods_that_cannot_be_watched_are_tried_again() -> None:
+    found = woken([ApiError(403, "Forbidden", "")], [ApiError(410, "Expired", "")], [("ADDED", pod()), LISTED])
+    assert found == [(UNREADABLE + UNREADABLE, A, False)]
