@@ -146,7 +146,9 @@ def test_a_volume_of_a_tokens_name_that_is_none_stays() -> None:
 
 def test_an_init_container_that_serves_one_of_the_authors_stays() -> None:
     pod = arrived()
-    mount = {"name": "scratch", "mountPath": "/s"}
+    mount = {"name": "secrets", "mountPath": "/s"}
+    pod["spec"]["volumes"].append({"name": "secrets", "emptyDir": {}})
+    next(one for one in pod["spec"]["initContainers"] if one["name"] == "warm")["volumeMounts"].append(mount)
     pod["spec"]["initContainers"].insert(0, {"name": "secrets", "image": "vault:1", "volumeMounts": [mount]})
     kept = [one["name"] for one in admitted(written(), pod)["spec"]["initContainers"]]
     assert kept == ["secrets", "storage-initializer", "warm"]

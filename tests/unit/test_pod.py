@@ -14,7 +14,7 @@ from pretune import api, identity
 from pretune.api import Object, Refused
 from pretune.engines.vllm import OVERRIDE
 from pretune.manifests.agent_container import script
-from pretune.manifests.json_patch import copied
+from pretune.manifests.json_patch import copied, into
 from pretune.manifests.pod import Delivery, collision, inject, is_held, is_injected, patched, release, strip
 from pretune.wire import Inputs, Report, Task
 
@@ -372,6 +372,14 @@ def test_what_others_added_to_the_injected_pod_stays() -> None:
     }
 
 
+def test_a_mount_of_our_volume_that_another_webhook_made_goes_with_the_volume() -> None:
+    """The API refuses a mount without its volume."""
+    plain = pod_of(engine().container("proxy"))
+    pod = given(plain)
+    pod["spec"]["containers"][1]["volumeMounts"] = [{"name": "pretune-tactics", "mountPath": "/all/pretune-tactics"}]
+    assert strip(pod) == plain
+
+
 @each_delivery
 def test_a_pod_is_given_something_once_only(delivery: Delivery) -> None:
     pod = given(pod_of(engine()), delivery)
@@ -517,6 +525,13 @@ def test_patched_does_what_the_rfc_says(path: str, value: Any, expected: Object)
     made = patched(pod, [{"op": "add", "path": path, "value": value}])
     assert pod == before
     assert made == {**before, **expected}
+
+
+def test_a_name_in_a_path_is_escaped() -> None:
+    whole = {"metadata": {"annotations": {"old": "1"}}}
+    patch = into(whole, "metadata", "annotations", {"a/b~1c": "x"})
+    assert patch[0]["path"] == "/metadata/annotations/a~1b~01c"
+    assert patched(whole, patch) == {"metadata": {"annotations": {"old": "1", "a/b~1c": "x"}}}
 
 
 @each_delivery
