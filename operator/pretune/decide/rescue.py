@@ -29,7 +29,8 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
     stuck: dict[str, list[Stuck]] = {}
     unread: dict[str, list[Consumer]] = {}
     for pod in pods:
-        if not pod.given or pod.pod["metadata"].get("deletionTimestamp") or pod.pod["spec"].get("schedulingGates"):
+        waits = pod.pod["spec"].get("schedulingGates") or pod.pod["metadata"].get("deletionTimestamp")
+        if waits or not pod.given or pod.ready:
             continue
         trouble = _look(draft, pod)
         if trouble is not None:

@@ -19,9 +19,7 @@ from pretune.model import seconds
 
 PATIENCE = 60.0  # seconds that a pod may take to start once it could
 HANG = 90.0  # seconds that seed may run: by itself it gives up long before
-LASTING = (
-    30.0  # seconds after which a volume's failure is no hiccup: the kubelet tries again within 0.5, 1, 2 … seconds
-)
+LASTING = 30.0  # seconds after which a volume's failure is no hiccup: it is tried again after 0.5 s, 1 s, 2 s …
 RETRIES = 150.0  # seconds within which the kubelet tries each volume again (its backoff ends at 122 s)
 RECENT = 600.0  # seconds that an ended pod bears witness: Jobs keep theirs for ever
 LOOKS = 15.0, 300.0  # seconds between looks at events, which nothing wakes for: at first, at last
@@ -115,7 +113,7 @@ def suspect(pod: Object, now: float) -> bool:
     Not where its containers wait for an image, nor where the scheduler speaks of other things: those are never our storage's fault.
     """
     given = (pod["metadata"].get("annotations") or {}).get(BUNDLE)
-    return bool(given) and _free(pod) and now >= since(pod) + PATIENCE and _is_waiting(pod)
+    return bool(given) and _free(pod) and _is_waiting(pod) and now >= since(pod) + PATIENCE
 
 
 def since(pod: Object) -> float:
