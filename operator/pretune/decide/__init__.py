@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pretune.decide import adoption, afterlife, holding, rescue, retention, storage, tuning
-from pretune.decide.consumers import consumers, count, note
+from pretune.decide.advice import advice
+from pretune.decide.consumers import consumers, count, note, stale
 from pretune.decide.draft import Draft
 from pretune.decide.status import status
 from pretune.decide.wants import wants
@@ -52,7 +53,8 @@ def decide(seen: Observed, now: float) -> Plan:
     draft.at(now + RESYNC)
     counted = count(draft, pods)
     holding.tell(draft, pods, counted)
-    said = status(draft, wanted, claim, counted, ())
+    warnings = advice(draft, bundles, stale(draft, pods))
+    said = status(draft, wanted, claim, counted, warnings)
     return Plan(
         actions=tuple(draft.actions),
         status=said,
