@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 
 import pytest
 import yaml
@@ -106,6 +107,35 @@ def test_leases_only_in_the_releases_own_namespace(render: Render) -> None:
 def test_further_workloads_are_only_read(render: Render) -> None:
     more = [one for one in rules(render, values={"sources": {"extraRules": [EXTRA]}}) if one not in rules(render)]
     assert [{**one, "verbs": set(one["verbs"])} for one in more] == [{**EXTRA, "verbs": READ}]
+
+
+ASKS = {"get": {"get"}, "list": {"list"}, "watch": {"list", "watch"}}
+WEBHOOKS = {"webhook", "sight", "revisions"}  # modules that only the webhook runs
+
+
+def asked() -> Iterator[tuple[str, str, str, str]]:
+    """(component, place, word, verb) of every call in the operator that may read, and every constant in it: a kind perhaps."""
+    for path in (ROOT / "operator/pretune").glob("*.py"):
+        component = "webhook" if path.stem in WEBHOOKS else "controller"
+        for call in (one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Call)):
+            words = [one.value for one in ast.walk(call) if isinstance(one, ast.Constant)]
+            if isinstance(call.func, ast.Attribute):
+                for verb in ASKS.get(call.func.attr, ()):
+                    yield from ((component, f"{path.stem}:{call.lineno}", str(one), verb) for one in words)
+
+
+def test_every_read_of_a_kind_has_its_verb(render: Render) -> None:
+    kinds = {kind: resource.plural for (_, kind), resource in KNOWN.items()}
+    found = [one for one in asked() if one[2] in kinds]
+    assert {kind for _, _, kind, _ in found} >= {"Pod", "Job", "ConfigMap", "Event", "StorageClass"}
+    for component, place, kind, verb in found:
+        allowed = {
+            word
+            for rule in rules(render, component=component)
+            if kinds[kind] in rule["resources"]
+            for word in rule["verbs"]
+        }
+        assert verb in allowed, f"{place} needs {verb} of {kinds[kind]}"
 
 
 def test_every_kind_that_the_client_knows_has_a_rule_and_no_other(render: Render) -> None:
