@@ -439,3 +439,16 @@ def test_the_notes_warn_of_what_is_missing(helm: Helm, values: Object, warning: 
 
 def test_the_chart_is_of_the_operators_release() -> None:
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_the_kubelet_asks_for_health_and_readiness_where_they_are_served(render: Render, name: str) -> None:
+    _, container = component(render(EVERYTHING), name)
+    asked = {probe: container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")}
+    assert asked == {
+        "livenessProbe": {"path": "/healthz", "port": "metrics"},
+        "readinessProbe": {"path": "/readyz", "port": "metrics"},
+    }
+    ports = {one["name"]: str(one["containerPort"]) for one in container["ports"]}
+    served = {"controller": "PRETUNE_LIVENESS_PORT", "webhook": "PRETUNE_HEALTH_PORT"}[name]
+    assert environment(container)[served] == ports["metrics"]
