@@ -48,7 +48,8 @@ def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage)
         others = tuple(one for one in pods if one.living and not one.held and one.fingerprint != pod.fingerprint)
         cause, why = judge(Held(pod, draft, wants, storage, others))
         if not cause:
-            draft.at(pod.created + draft.spec.hold.timeout)
+            until = pod.created + draft.spec.hold.timeout
+            draft.at(until if until > draft.now else None)  # past it onFailure: Keep waits for news alone
             continue
         waited = max(0.0, draft.now - pod.created)
         draft.after.append(Patch(f"release Pod {pod.name}", reference(pod.pod), release(), strategic=True))
