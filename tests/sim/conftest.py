@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests.sim.fleet import Fleet
 from tests.sim.simulation import Simulation
 
 hypothesis.settings.register_profile("sim", derandomize=True, deadline=None, print_blob=True, database=None)
@@ -18,6 +19,14 @@ SEARCH = bool(os.environ.get("PRETUNE_SIM_SEARCH"))  # look for new faults, rath
 @pytest.fixture
 def sim() -> Iterator[Simulation]:
     simulation = Simulation()
+    yield simulation
+    simulation.laws.check()
+    simulation.close()
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    simulation = Fleet()
     yield simulation
     simulation.laws.check()
     simulation.close()

@@ -51,11 +51,11 @@ class Promises(Laws):
         self._stuck: dict[str, float] = {}  # uid -> since when looks see that only we keep it from starting
         self._looked = 0.0
         self._checked = 0  # of world.webhook.admitted
-        server.listeners.append(self._on_pod)
+        server.listeners.append(self.on_pod)
 
     # --- at every write
 
-    def _on_pod(self, write: Write) -> None:
+    def on_pod(self, write: Write) -> None:
         pod = write.object
         if write.kind != "Pod" or not consumer(pod):
             return

@@ -92,9 +92,10 @@ class Simulation:
     def reconcile(self, client: Client | None = None) -> float | None:
         """One reconcile of the key; an error of the API is a backoff, as the work queue has it. A killed controller's place is
         taken by a new one, which looks at once."""
-        client = client or self.controller
+        client, before = client or self.controller, len(self.server.writes)
         try:
             look = self.loop.run_until_complete(self._reconcile(client))
+            assert look != 0.0 or len(self.server.writes) > before, "a look that did nothing wants another one at once"
             self.after_look(look)
             return look
         except (ApiError, OSError, TimeoutError):

@@ -1,4 +1,4 @@
-"""Steps that many journeys take, and the questions that they ask."""
+"""Steps that many journeys take, and the questions that they ask: of a cache, and of consumers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from pretune.api import CACHE, TUNING, Object
 
+from tests.sim.fleet import Fleet
 from tests.sim.simulation import CLAIM, FAR, KEY, Simulation
 
 TWO = [
@@ -61,3 +62,45 @@ def a_pod(sim: Simulation, volume: Object | None = None, labels: Object | None =
 
 
 SERVING = ("v1", "Pod", KEY.namespace, "serving")
+
+
+# --- consumers
+
+
+def rolled_out(fleet: Fleet, image: str = "vllm:1", spec: Object | None = None, **workload: Any) -> Fleet:
+    """A Deployment serves, and its bundle is sealed."""
+    fleet.serve(image, **workload)
+    fleet.apply(**(spec or {}))
+    fleet.settle()
+    assert fleet.ready == ("True", "Sealed"), (fleet.ready, fleet.message())
+    assert fleet.serving(image) == len(fleet.consumers())
+    return fleet
+
+
+def held(fleet: Fleet, image: str = "vllm:2", spec: Object | None = None, **workload: Any) -> Fleet:
+    """It is given a new image, whose first pods wait."""
+    rolled_out(fleet, spec=spec, **workload)
+    fleet.serve(image)
+    fleet.settle(until=lambda: bool(fleet.held()))
+    assert fleet.held(image) and fleet.reasons(image) == {"Held"}
+    return fleet
+
+
+def lowest(fleet: Fleet, within: float = 300.0) -> int:
+    """Let it all come to rest: how many pods were ready at the worst moment."""
+    least = [fleet.serving()]
+
+    def look() -> bool:
+        least.append(fleet.serving())
+        return False
+
+    fleet.settle(within, until=look)
+    return min(least)
+
+
+def replaced(fleet: Fleet, image: str, replicas: int = 3) -> None:
+    """All serve this image, none waits, and what is promised holds."""
+    assert fleet.serving(image) == replicas == len(fleet.consumers()), [
+        (one["metadata"]["name"], one["status"]) for one in fleet.consumers()
+    ]
+    fleet.promises.at_rest()
