@@ -102,15 +102,10 @@ async def _without_cache(
     """The cache is gone: its claim, the agents and pods that it held are what may be left, and who still uses them. Cheap where
     there is none of it: a pod may be labelled with a cache that never was, and change every second."""
     name, current = f"pretune-{key.name}", agent()[0]
-    claim, others, unplaced = await asyncio.gather(
+    claim, others, waiting = await asyncio.gather(
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, name),
         cluster.list(API, KIND, key.namespace, keep=metadata),
-        cluster.list(
-            *("v1", "Pod", key.namespace),
-            labels=f"{CACHE}={key.name},!{ROLE}",
-            fields="spec.nodeName=,status.phase=Pending",
-            keep=_pod,
-        ),
+        held(key, cluster),
     )
     pods: list[Object] = []
     if claim or any(not others or one["metadata"]["name"] != current for one in agents):
@@ -125,12 +120,19 @@ async def _without_cache(
         agents=tuple(agents),
         agents_named=_names(pods, "configMaps"),
         namespace_has_caches=bool(others),
-        held=tuple(_consumer(pod) for pod in unplaced if is_held(pod)),
+        held=waiting,
         claim_users=frozenset(pod["metadata"]["name"] for pod in pods if name in pod["claims"]),
     )
 
 
 # --- consumers
+
+
+async def held(key: Key, cluster: Cluster) -> tuple[Object, ...]:
+    """A key's consumers behind our gate, whether it has a cache or not: the API server sends none that has a node."""
+    labels, fields = f"{CACHE}={key.name},!{ROLE}", "spec.nodeName=,status.phase=Pending"
+    pods = await cluster.list("v1", "Pod", key.namespace, labels=labels, fields=fields, keep=_consumer)
+    return tuple(pod for pod in pods if is_held(pod))
 
 
 def _newest(consumers: Iterable[Object]) -> dict[str, Object]:
@@ -308,7 +310,8 @@ def _pod(pod: Object) -> Object:
         return pod if origin_of(pod) is None else _consumer(pod)
     spec = pod.get("spec") or {}
     containers = {
-        part: [_only(one, "name", "image", "resources") for one in spec.get(part) or ()] for part in ("initContainers", "containers")
+        part: [_only(one, "name", "image", "resources") for one in spec.get(part) or ()]
+        for part in ("initContainers", "containers")
     }
     return {
         **_only(pod, "apiVersion", "kind"),

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pretune.api import Object
+from pretune.api import KIND, Object, Spec
 from pretune.cluster import ApiError, Cluster
 from pretune.decide import decide
+from pretune.decide.holding import release_all
 from pretune.metrics import ControllerMetrics
-from pretune.model import Action, Apply, Create, Delete, Key, Observed, Outcome, Patch, Plan, Settings
-from pretune.observe import observe
+from pretune.model import Action, Apply, Create, Delete, Event, Key, Observed, Outcome, Patch, Plan, Settings, seconds
+from pretune.observe import API, held, observe
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,20 @@ async def reconcile(
     """Bring one key to what its spec says, as far as is possible now; when to look again, in seconds from now, or None.
 
     Raises ApiError, OSError or TimeoutError: try again later, everything that was done stays done and is seen the next time. What
-    the status says is written by then, and told in events, whatever becomes of `after`.
+    the status says is written by then, and told in events, whatever becomes of `after`; and pods whose hold has timed out are let go.
     """
+    try:
+        return await _look(key, cluster, settings, clock, metrics)
+    except OSError:  # nobody answers
+        raise
+    except Exception as error:
+        await _let_go_overdue(key, cluster, clock(), error)
+        raise
+
+
+async def _look(
+    key: Key, cluster: Cluster, settings: Settings, clock: Callable[[], float], metrics: ControllerMetrics | None
+) -> float | None:
     for _ in range(LOOKS):
         seen = await observe(key, cluster, settings, clock())
         plan = decide(seen, clock())
@@ -56,6 +69,23 @@ async def reconcile(
             metrics.carried_out(plan)
         return plan.look_again
     return 0.0
+
+
+async def _let_go_overdue(key: Key, cluster: Cluster, now: float, why: Exception) -> None:
+    """No pod is held for ever because of a cache that cannot be looked at: its source's conversion webhook is down, say, or a fault
+    of ours. Never raises."""
+    try:
+        cache, waiting = await asyncio.gather(cluster.get(API, KIND, key.namespace, key.name), held(key, cluster))
+        hold = Spec.of(cache or {}).hold
+        overdue = [one for one in waiting if now >= seconds(one["metadata"]["creationTimestamp"]) + hold.timeout]
+        if not overdue or hold.on_failure == "Keep":
+            return
+        await carry_out_together(key, release_all(overdue), cluster)
+        if cache is not None:
+            words = f"{len(overdue)} pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: {why}"
+            await cluster.event(cache, Event("Released", words, warning=True))
+    except (ApiError, OSError) as error:
+        log.warning("%s: pods whose hold is over may still be held: %s", key, error)
 
 
 async def carry_out(key: Key, actions: Iterable[Action], cluster: Cluster) -> dict[str, Outcome]:

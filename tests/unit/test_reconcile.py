@@ -11,13 +11,13 @@ import pretune.reconcile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pretune.api import HOLD, Object
-from pretune.cluster import ApiError
+from pretune.api import CACHE, HOLD, Object
+from pretune.cluster import ApiError, Cluster
 from pretune.manifests.pod import release
-from pretune.model import Action, Apply, Create, Delete, Event, Observed, Outcome, Patch, Plan
+from pretune.model import Action, Apply, Create, Delete, Event, Key, Observed, Outcome, Patch, Plan, stamp
 from pretune.reconcile import TOGETHER, carry_out, carry_out_together, difference, reconcile
 
-from tests.sim.cluster import Client, Clock, Server, _merge
+from tests.sim.cluster import Client, Clock, Faults, Server, _merge
 from tests.unit import virtual
 from tests.unit.objects import KEY, NOW, SETTINGS, cache, claim, job
 
@@ -234,6 +234,85 @@ def test_nobody_is_let_go_before_the_status_says_why(world: Server, monkeypatch:
     with pytest.raises(ApiError, match="503"):
         play(world, lambda seen, now: plan, monkeypatch)
     assert gates(world) == {"p": [*KUEUES, HOLD]} and world.events == []
+
+
+# --- a cache that cannot be looked at
+
+
+def aged(world: Server, name: str, age: float, cache: str = KEY.name) -> None:
+    meta = {"namespace": KEY.namespace, "name": name, "labels": {CACHE: cache}}
+    world.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"schedulingGates": [{"name": HOLD}]}})
+    world.objects["v1", "Pod", KEY.namespace, name]["metadata"]["creationTimestamp"] = stamp(NOW - age)
+
+
+def let_go(world: Server) -> set[str]:
+    return {
+        one["metadata"]["name"]
+        for one in world.list("v1", "Pod", KEY.namespace)
+        if not one["spec"].get("schedulingGates")
+    }
+
+
+def stumble(seen: Observed, now: float) -> Plan:
+    raise KeyError("a fault of ours")
+
+
+@pytest.mark.parametrize(
+    ("case", "hold", "free"),
+    [
+        ("as long as the spec says", {"timeoutSeconds": 600}, {"older"}),
+        ("an hour, where it says nothing", {}, set()),
+        ("for ever, where it says so", {"timeoutSeconds": 600, "onFailure": "Keep"}, set()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pods_are_held_though_their_cache_cannot_be_looked_at(
+    case: str, hold: Object, free: set[str], world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.patch(cache_ref(), {"spec": {"hold": hold}})
+    aged(world, "older", 601)
+    aged(world, "younger", 599)
+    aged(world, "another-caches", 10_000, "other")
+    with pytest.raises(KeyError, match="a fault of ours"):
+        play(world, stumble, monkeypatch)
+    assert let_go(world) == free
+    said = [(one.reason, one.message, one.warning) for one in world.events]
+    words = "1 pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: 'a fault of ours'"
+    assert said == ([("Released", words, True)] if free else [])
+
+
+def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(world: Server) -> None:
+    source = {"template": None, "workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}}
+    world.patch(cache_ref(), {"spec": {"source": source}})
+    aged(world, "held", 3601)
+    client = Client(world)
+
+    async def get(api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        if kind == "Deployment":
+            raise ApiError(500, "InternalError", "conversion webhook failed")
+        return world.get(api_version, kind, namespace, name)
+
+    client.get = get  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="conversion webhook failed"):
+        asyncio.run(reconcile(KEY, client, SETTINGS, world.clock))
+    assert let_go(world) == {"held"}
+
+
+def test_where_nobody_answers_nobody_is_asked_again(world: Server) -> None:
+    aged(world, "held", 3601)
+    client = Client(world, faults=Faults(errors={1: TimeoutError()}))
+    with pytest.raises(TimeoutError):
+        asyncio.run(reconcile(KEY, client, SETTINGS, world.clock))
+    assert len(client.calls) <= 3
+
+
+def test_the_first_error_is_told_whatever_else_fails(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(key: Key, cluster: Cluster) -> tuple[Object, ...]:
+        raise ApiError(503, "", "try again")
+
+    monkeypatch.setattr(pretune.reconcile, "held", refused)
+    with pytest.raises(KeyError):
+        play(world, stumble, monkeypatch)
 
 
 # --- the story
