@@ -19,6 +19,7 @@ from kubernetes.aio.client.configuration import Configuration
 from pretune.api import CACHE, GROUP, PLURAL, VERSION
 from pretune.cluster import Kubernetes, configuration
 from pretune.lease import Lease
+from pretune.metrics import ControllerMetrics
 from pretune.model import Key
 from pretune.reconcile import reconcile
 from pretune.serving import serve_health
@@ -41,11 +42,14 @@ async def run(settings: Installation) -> None:
     for sign in (signal.SIGTERM, signal.SIGINT):  # until kopf takes them over
         asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
     async with Kubernetes(await configuration()) as cluster:
-        queue = Queue(lambda key: reconcile(key, cluster, settings.decisions, time.time), settings.workers)
+        queue = Queue(
+            lambda key: metrics.timed(reconcile(key, cluster, settings.decisions, time.time, metrics)), settings.workers
+        )
         watching = Watching(cluster.watch, queue.wake)
         pods = Pods(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake)
         lease = Lease(cluster, settings.namespace, settings.identity)
-        async with serve_health(settings.liveness_port, alive=lambda: trouble(queue)):
+        metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.ours)
+        async with serve_health(settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition):
             await lease.acquire()
             try:
                 await lead(queue, watching, pods, lease, cluster)

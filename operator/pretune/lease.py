@@ -39,6 +39,11 @@ class Lease:
         self._since = 0.0  # since when it has said that, on our clock
         self._ref: Object | None = None  # the lease as we wrote it last, while it is ours
 
+    @property
+    def ours(self) -> bool:
+        """Whether we hold it, as far as we know."""
+        return self._ref is not None
+
     async def acquire(self) -> None:
         """Wait until the lease is ours."""
         said = ""

@@ -94,6 +94,10 @@ class Queue:
             for _ in range(self._workers):
                 group.create_task(self._worker())
 
+    def depth(self) -> int:
+        """How many keys wait for a worker."""
+        return self._waiting
+
     def stuck(self) -> float:
         """For how many seconds keys have waited for a worker without any run beginning or ending; 0.0 when none waits."""
         return asyncio.get_running_loop().time() - self._moved if self._waiting else 0.0
