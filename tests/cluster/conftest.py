@@ -22,7 +22,7 @@ from tests.cluster.kube import Kube, Object, bundles, condition
 from tests.cluster.operation import Operation
 from tests.cluster.peace import Peace
 from tests.cluster.seen import Seen
-from tests.cluster.workloads import PER_RANK, autotune_cache, deployment, serving
+from tests.cluster.workloads import PER_RANK, autotune_cache, bare, deployment, replicaset, serving
 from tests.cluster.workloads import engine as engine
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,9 @@ def install(kube: Kube, *more: str) -> None:
         [
             *(str(HELM), "upgrade", "--install", "pretune", str(ROOT / "charts/pretune"), "--namespace", SYSTEM),
             *("--set", "image.repository=localhost/pretune/operator", "--set", "image.tag=dev"),
-            *("--set", "image.pullPolicy=Never", "--set-string", f"controller.podAnnotations.image={_image()}"),
+            *("--set", "image.pullPolicy=Never", "--set", "webhook.enabled=true"),
+            *("--set-string", f"controller.podAnnotations.image={_image()}"),
+            *("--set-string", f"webhook.podAnnotations.image={_image()}"),
             *("--wait", "--timeout", "120s", *more),
         ],
         env={**os.environ, "KUBECONFIG": kube.kubeconfig},
@@ -197,6 +199,17 @@ class Sealed:
         for name, template in self.templates.items():
             kube.create(autotune_cache(namespace, name, source={"template": template}))
         self.ids = {name: self._sealed(kube, name) for name in self.templates}
+        self._owners = {
+            name: kube.create(replicaset(namespace, one, name=name)) for name, one in self.templates.items()
+        }
+
+    def pod(self, cache: str) -> Object:
+        """As a ReplicaSet makes one: its template is read there, whatever admission does to the pod."""
+        owner = self._owners[cache]
+        reference = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": cache, "uid": owner["metadata"]["uid"]}
+        pod = bare(self.namespace, self.templates[cache])
+        pod["metadata"]["ownerReferences"] = [{**reference, "controller": True}]
+        return pod
 
     def _sealed(self, kube: Kube, name: str) -> str:
         cache = kube.until(

@@ -33,7 +33,7 @@ class Seen:
     """Records pods and caches of a namespace from its making on. `until` waits for what the records show; the rest reads them."""
 
     def __init__(self, kube: Kube, namespace: str) -> None:
-        self.namespace = namespace
+        self.namespace, self._kube = namespace, kube
         self.moments: list[Moment] = []
         self._news = threading.Condition()
         self._closed = False
@@ -168,6 +168,8 @@ class Seen:
                 for one in bundles(cache)
             ]
             lines.append(f"  consumers: {(cache.get('status') or {}).get('consumers')}")
+        warnings = [one for one in self._kube.again().list("Event", self.namespace) if one.get("type") == "Warning"]
+        lines += [f"{one['involvedObject'].get('name')}: {one['reason']}: {one['message']}" for one in warnings[-8:]]
         return "\n".join(lines)
 
 

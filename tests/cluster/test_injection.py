@@ -24,10 +24,11 @@ GUARANTEED = {"cpu": "20m", "memory": "64Mi"}
 
 @pytest.fixture
 def admitted(kube: Kube, sealed: Sealed) -> Callable[..., Object]:
-    """`admitted("managed", change)`: a pod of that cache as the API server would keep it; change() may spoil it first."""
+    """`admitted("managed", change)`: a ReplicaSet's pod as the API server would keep it, with that change made by admission."""
 
     def do(cache: str, change: Callable[[Object], object] = bool) -> Object:
-        pod = bare(sealed.namespace, sealed.templates[cache])
+        pod = sealed.pod(cache)
+        pod["spec"]["automountServiceAccountToken"] = False  # its volume has another name each time
         change(pod)
         return kube.create(pod, dry_run=True)
 
@@ -83,27 +84,31 @@ def test_rank_files_are_copied_by_an_init_container_that_alone_sees_the_claim(
     assert env(seed)["NVIDIA_VISIBLE_DEVICES"] == "void" and "nvidia.com/gpu" not in str(seed["resources"])
 
 
-@pytest.mark.parametrize("cache", ["managed", "ranks"])
+@pytest.mark.parametrize(
+    ("cache", "other", "expected"),
+    [("managed", False, ("ReadOnly", "Given")), ("ranks", False, ("Overlay", "Given")), ("ranks", True, ("Overlay", "NotSealedYet"))],
+)  # fmt: skip
 def test_nothing_else_of_the_pod_is_changed(
-    kube: Kube, sealed: Sealed, admitted: Callable[..., Object], cache: str
+    admitted: Callable[..., Object], cache: str, other: bool, expected: tuple[str, str]
 ) -> None:
     def rich(pod: Object) -> None:
         pod["spec"]["schedulingGates"] = [{"name": "example.com/theirs"}]
         pod["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy", "env": [{"name": "A", "value": "1"}]})
-        sidecar = {"name": "s", "image": "x", "restartPolicy": "Always"}
-        pod["spec"]["initContainers"] = [{"name": "theirs", "image": "x"}, sidecar]
-        engine = vllm(pod)
-        engine["env"] += [{"name": "TWICE", "value": "1"}, {"name": "TWICE", "value": "$(TWICE)2"}]
+        pod["spec"]["initContainers"] = [{"name": "sidecar", "image": "x", "restartPolicy": "Always"}]
         pod["metadata"]["annotations"] = {"example.com/theirs": "1"}
+        if other:  # what makes another engine of it, where the pod is its own template
+            del pod["metadata"]["ownerReferences"]
+            pod["spec"]["initContainers"].insert(0, {"name": "before", "image": "x"})
+            vllm(pod)["env"] += [{"name": "TWICE", "value": "1"}, {"name": "TWICE", "value": "$(TWICE)2"}]
 
     def apart(pod: Object) -> None:
         rich(pod)
         del pod["metadata"]["labels"]["pretune.dev/cache"]
 
     with_us, without = admitted(cache, rich), admitted(cache, apart)
-    assert given(with_us)[1] == "Given" and given(without) == ("", "")
+    assert given(with_us) == expected and given(without) == ("", "")
     assert without_ours(with_us) == without_ours(without)
-    assert [one["name"] for one in with_us["spec"].get("initContainers") or ()][:2] == ["theirs", "s"]
+    assert with_us["metadata"]["annotations"]["example.com/theirs"] == "1"
 
 
 def _set(name: str, value: object) -> Callable[[Object], object]:
@@ -119,33 +124,34 @@ def _second_engine(pod: Object) -> None:
     pod["spec"]["containers"].append({**pod["spec"]["containers"][0], "name": "second"})
 
 
-def _owned(pod: Object) -> None:
-    owner = {"apiVersion": "example.com/v1", "kind": "Thing", "name": "thing", "uid": "1", "controller": True}
-    pod["metadata"]["ownerReferences"] = [owner]
-
-
-def _lone(kind: str) -> Callable[[Object], object]:
+def _owner(api_version: str, kind: str) -> Callable[[Object], object]:
     """Owned by an object that is not there."""
-    owner = {"apiVersion": "apps/v1", "kind": kind, "name": "gone", "uid": "1", "controller": True}
+    owner = {"apiVersion": api_version, "kind": kind, "name": "gone", "uid": "1", "controller": True}
     return lambda pod: pod["metadata"].update(ownerReferences=[owner])
+
+
+def _bare(change: Callable[[Object], object]) -> Callable[[Object], object]:
+    """As its author wrote it: the pod is its own template."""
+    return lambda pod: (pod["metadata"].pop("ownerReferences"), change(pod))
 
 
 @pytest.mark.parametrize(
     ("change", "mode", "reason", "words"),
     [
-        (_owned, "ReadOnly", "Given", ""),
+        (_owner("example.com/v1", "Thing"), "ReadOnly", "Given", ""),
         (lambda pod: pod["spec"].update(nodeName="node0"), "ReadOnly", "Given", ""),
-        (_env("VERSION", "new"), "Overlay", "NotSealedYet", "is not sealed yet"),
+        (_env("ADMITTED", "1"), "ReadOnly", "Given", ""),
+        (_bare(_env("VERSION", "new")), "Overlay", "NotSealedYet", "is not sealed yet"),
         (lambda pod: pod["metadata"]["labels"].update({"pretune.dev/cache": "no"}), "None", "NoCache", "AutotuneCache"),
         (_env(OVERRIDE, "/mine"), "None", "OverrideSet", OVERRIDE),
-        (_second_engine, "None", "EngineUnknown", "vllm, second"),
-        (_set("args", ["serve", "demo", "--nnodes", "2"]), "None", "NotTunable", "--nnodes"),
+        (_bare(_second_engine), "None", "EngineUnknown", "vllm, second"),
+        (_bare(_set("args", ["serve", "demo", "--nnodes", "2"])), "None", "NotTunable", "--nnodes"),
         (lambda pod: pod["spec"].update(volumes=[{"name": "pretune-claim", "emptyDir": {}}]), "None", "NamesCollide", "pretune-claim"),
-        (_lone("ReplicaSet"), "None", "OwnerUnreadable", "gone"),
+        (_owner("apps/v1", "ReplicaSet"), "None", "OwnerUnreadable", "gone"),
     ],
     ids=[
-        *("owner of another kind", "node name", "not tuned yet", "no cache", "override set", "two engines", "several pods"),
-        *("name taken", "owner gone"),
+        *("owner of another kind", "node name", "changed by admission", "not tuned yet", "no cache", "override set"),
+        *("two engines", "several pods", "name taken", "owner gone"),
     ],
 )  # fmt: skip
 def test_a_pod_says_why_it_was_given_what_it_was_given(
@@ -223,7 +229,7 @@ def test_where_quota_limit_range_and_pod_security_are_strict_a_pod_starts_with_u
     apply()
     ready(kind="StorageReady")
     kube.create(deployment(namespace, template))
-    ready()
+    seen.until(lambda s: s.ready(1) and s.sealed(), 60, "a pod, and its bundle")
     kube.patch("Deployment", namespace, "serving", {"spec": {"replicas": 2}})
     seen.until(lambda s: s.ready(2), 40, "a pod from before the seal, and one from after it")
     assert {one["status"]["qosClass"] for one in seen.pods()} == {"Guaranteed"}
@@ -249,7 +255,9 @@ def _identity(pod: Object) -> list[Object]:
     """A cloud's identity webhook: a variable and a volume for each container, init containers included."""
     if any(one["name"] == "token" for one in pod["spec"].get("volumes") or ()):
         return []
-    made: list[Object] = [{"op": "add", "path": "/spec/volumes/-", "value": {"name": "token", "emptyDir": {}}}]
+    volume = {"name": "token", "emptyDir": {}}
+    place, value = ("/spec/volumes/-", volume) if pod["spec"].get("volumes") else ("/spec/volumes", [volume])
+    made: list[Object] = [{"op": "add", "path": place, "value": value}]
     added = {"env": {"name": "ROLE_ARN", "value": "x"}, "volumeMounts": {"name": "token", "mountPath": "/token"}}
     for place in ("initContainers", "containers"):
         for index, one in enumerate(pod["spec"].get(place) or ()):

@@ -96,6 +96,10 @@ def deployment(
     return _workload("Deployment", namespace, name, template, replicas=replicas, strategy=strategy, **spec)
 
 
+def replicaset(namespace: str, template: Object, replicas: int = 0, name: str = "serving") -> Object:
+    return _workload("ReplicaSet", namespace, name, template, replicas=replicas)
+
+
 def statefulset(namespace: str, template: Object, replicas: int = 1, name: str = "serving", **spec: Any) -> Object:
     return _workload("StatefulSet", namespace, name, template, replicas=replicas, serviceName=name, **spec)
 
@@ -127,11 +131,14 @@ def bare(namespace: str, template: Object, name: str = "serving", **spec: Any) -
 
 
 def _workload(kind: str, namespace: str, name: str, template: Object, **spec: Any) -> Object:
+    """Its selector is its own: a DaemonSet adopts any pod that it selects, and removes it as one too many."""
+    template, selector = copy.deepcopy(template), {"workload": name}
+    template["metadata"]["labels"].update(selector)
     return {
         "apiVersion": "apps/v1",
         "kind": kind,
         "metadata": {"namespace": namespace, "name": name},
-        "spec": {"selector": {"matchLabels": {"app": "demo"}}, "template": copy.deepcopy(template), **spec},
+        "spec": {"selector": {"matchLabels": selector}, "template": template, **spec},
     }
 
 
