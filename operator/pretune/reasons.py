@@ -274,7 +274,8 @@ DELIVERIES: Mapping[str, Reason] = {
     "Retired": Reason("The bundle is about to be deleted.", "Nothing to do: it is tuned again if it is wanted."),
     "Undeliverable": Reason(
         "A pod could not start with this bundle (its volume or the seed container), and was replaced without it.",
-        "See the bundle's message in the cache's status; change spec.revision once the cause is mended.",
+        "See the bundle's message in the cache's status and mend the cause. A volume is tried again after an hour; spec.revision, once changed,"
+        " tries at once.",
     ),
     "NamesCollide": Reason(
         "The pod has a volume, container or mount path that ours would collide with.",

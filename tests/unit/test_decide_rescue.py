@@ -443,10 +443,14 @@ def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
     late = seconds("2026-11-22T20:50:00Z")
     assert deleted(run(*failing, now=late, pod_events=events)) == [f"web-{one} uid-web-{one}" for one in (2, 1, 3)]
     assert deleted(run(*failing, now=late)) == []
-    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark()))) == ["web-1 uid-web-1"]
+    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))))) == [
+        "web-1 uid-web-1"
+    ]
     assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark("SeedCannotRun")))) == []
     read = {f"uid-web-{number}": () for number in (1, 2, 3)}
-    assert deleted(run(*failing, now=late, record=sealed(undeliverable=mark()), pod_events=read)) == []
+    assert (
+        deleted(run(*failing, now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))), pod_events=read)) == []
+    )
     held = [unscheduled(one).noted(**{REASON: "Held: 4 pods"}) for one in (1, 2)]
     assert deleted(run(*held, claim=None)) == []
     assert deleted(run(*held, claim=None, record=sealed(undeliverable=mark("ClaimNotFound", claimUID="")))) != []
@@ -478,6 +482,9 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
         ("not bound yet", mark("ClaimPending"), claim("Pending"), NOW - 3600, True),
         ("still being deleted", mark("ClaimTerminating"), claim(deletionTimestamp=stamp(NOW)), NOW - 3600, True),
         ("sealed anew", mark(), claim(), NOW - 59, False),
+        ("not yet an hour", mark(at=stamp(NOW - 3599)), claim(), NOW - 7200, True),
+        ("an hour", mark(at=stamp(NOW - 3600)), claim(), NOW - 7200, False),
+        ("an hour, the same image", mark("SeedCannotRun", at=stamp(NOW - 3600)), claim(), NOW - 7200, True),
     ],
 )
 def test_a_mark_is_taken_back_when_its_cause_is_gone(

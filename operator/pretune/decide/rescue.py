@@ -17,6 +17,8 @@ from pretune.model import seconds, stamp
 
 __all__ = ["rescue", "suspect"]
 
+TRIED_AGAIN = 3600.0  # seconds after which a mark is taken back whose cause only a pod can try: a server that was away may be there again
+
 Stuck = tuple[Consumer, Trouble]
 
 
@@ -24,8 +26,11 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
     """Mark the bundles that pods cannot start with, and delete those pods if something makes them anew: the status is written first,
     and the webhook leaves alone what comes after it."""
     for record in draft.bundles.values():
-        if _mended(draft, record, record.get("undeliverable") or {}):
-            del record["undeliverable"]
+        if mark := record.get("undeliverable"):
+            if _mended(draft, record, mark):
+                del record["undeliverable"]
+            elif mark["reason"] != SEED:
+                draft.at(seconds(mark["at"]) + TRIED_AGAIN)
     stuck: dict[str, list[Stuck]] = {}
     unread: dict[str, list[Consumer]] = {}
     for pod in pods:
@@ -91,9 +96,11 @@ def _witness(draft: Draft, bundle: str, stuck: Sequence[Stuck]) -> Trouble | Non
 
 
 def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
-    """The cause of a mark is gone: another claim, the claim is bound at last, or the bundle was sealed anew."""
+    """The cause of a mark is gone, or may be: another claim, the claim is bound at last, the bundle was sealed anew, or an hour is over."""
     claim = draft.seen.claim
-    if not mark or claim is None:
+    if mark["reason"] != SEED and draft.now >= seconds(mark["at"]) + TRIED_AGAIN:
+        return True  # an image does not change by itself, a file server's trouble ends
+    if claim is None:
         return False
     bound = (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get("deletionTimestamp")
     return (
