@@ -274,7 +274,7 @@ DELIVERIES: Mapping[str, Reason] = {
     "Retired": Reason("The bundle is about to be deleted.", "Nothing to do: it is tuned again if it is wanted."),
     "Undeliverable": Reason(
         "A pod could not start with this bundle (its volume or the seed container), and was replaced without it.",
-        "See the bundle's message in the cache's status and mend the cause. A volume is tried again after an hour; spec.revision, once changed,"
+        "Mend what the bundle's message names. A volume is tried again after an hour; a changed spec.revision"
         " tries at once.",
     ),
     "NamesCollide": Reason(
