@@ -17,16 +17,17 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
 from aiohttp import web
 
-from pretune.api import CACHE, ROLE, Object, Spec, Target
+from pretune.api import CACHE, ROLE, Object, Refused
 from pretune.certificates import Certificates
 from pretune.cluster import Kubernetes, configuration
-from pretune.decide.delivery import Want, delivery, want
+from pretune.decide.delivery import delivery
 from pretune.manifests.agent import agent
-from pretune.manifests.pod import Delivery, Operation, inject, is_injected
+from pretune.manifests.ours import containers
+from pretune.manifests.pod import NONE, Delivery, Operation, inject, is_injected
 from pretune.revisions import Lately, Revisions
 from pretune.serving import serve_health
 from pretune.settings import Webhook
@@ -42,6 +43,9 @@ KEPT = 120.0  # seconds that an idle connection is kept: the API server closes i
 ENDING = 5.0  # seconds that requests may take to end once we have to
 WARNING = 256  # characters of a warning that the API server hands on for sure
 
+REMEMBERED = 256  # answers, and the pods that they were given for
+TOKEN = "kube-api-access-"
+
 SKIPPED, FAILED = (
     "Skipped",
     "Failed",
@@ -52,13 +56,25 @@ SKIPPED, FAILED = (
 class Answer:
     """What is said about one pod, which is allowed in any case."""
 
+    mode: str  # ReadOnly | Overlay | None
     reason: str  # SKIPPED, FAILED, or one of reasons.DELIVERIES
-    patch: list[Operation] | None = None
+    patch: tuple[Operation, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def response(self) -> str:
+        """The fields of an AdmissionResponse but its uid, as JSON without the braces."""
+        fields: Object = {"allowed": True}
+        if self.patch:
+            fields["patchType"] = "JSONPatch"
+            fields["patch"] = base64.b64encode(json.dumps(self.patch).encode()).decode()
+        if self.warnings:
+            fields["warnings"] = self.warnings
+        return json.dumps(fields)[1:-1]
 
 
 Judge = Callable[[Object], Awaitable[Answer]]  # an AdmissionReview's request -> the answer; never raises
-Count = Callable[[str, float], None]  # of each answer its reason, and the seconds that it took
+Count = Callable[[str, str, float], None]  # of each answer its mode, its reason, and the seconds that it took
 
 
 class Admission:
@@ -67,53 +83,68 @@ class Admission:
     def __init__(self, revisions: Revisions, caches: Caches, controller: Controller, agent_name: str) -> None:
         self._revisions, self._caches, self._controller = revisions, caches, controller
         self._agent = agent_name
-        self._wants: Lately[Hashable, Want] = Lately()
+        self._answers: Lately[Hashable, tuple[Object, Answer]] = Lately(
+            REMEMBERED
+        )  # each with the pod that it was given for
+
+    def alive(self) -> bool:
+        """Whether somebody lives who could release a pod."""
+        return self._controller.alive() and self._caches.current()
 
     def trouble(self) -> str:
         """Why the webhook is not ready; ""."""
         return "" if self._caches.listed and self._controller.listed else "caches and lease were not read yet"
 
     async def answer(self, request: Object) -> Answer:
-        """Never raises."""
+        """Never raises. The request's object is ours to change."""
         try:
             async with asyncio.timeout(BUDGET):
                 return await self._answer(request)
         except Exception as error:
             log.error("%s: left as it came: %s", _who(request), _where(error))
-            return Answer(FAILED)
+            return Answer(NONE, FAILED)
 
     async def _answer(self, request: Object) -> Answer:
         pod = request.get("object") or {}
         labels = (pod.get("metadata") or {}).get("labels") or {}
         if request.get("operation") != "CREATE" or CACHE not in labels or ROLE in labels or is_injected(pod):
-            return Answer(SKIPPED)
+            return Answer(NONE, SKIPPED)
         if trouble := self.trouble():
-            return Answer(FAILED, warnings=(_short(f"pretune: {trouble}: the pod starts without its bundle"),))
-        given = await self._delivery(request["namespace"], labels[CACHE], pod)
-        words = ": ".join(filter(None, (given.reason, given.message)))
-        log.info("%s/%s: %s: %s", request["namespace"], labels[CACHE], _who(request), words)
-        return Answer(given.reason, inject(pod, given), tuple(_short(one) for one in given.warnings))
-
-    async def _delivery(self, namespace: str, name: str, pod: Object) -> Delivery:
-        cache = self._caches.get(namespace, name)
-        alive = self._controller.alive() and self._caches.current()
+            return Answer(NONE, FAILED, warnings=(_short(f"pretune: {trouble}: the pod starts without its bundle"),))
+        namespace, name = request["namespace"], labels[CACHE]
+        cache, alive = self._caches.get(namespace, name), self.alive()
         if cache is None:
-            return delivery(namespace, None, pod, pod, "", alive, self._agent)
+            return self._decided(request, delivery(namespace, None, pod, pod, "", alive, self._agent))
         origin, revision = await self._revisions.of(namespace, pod)
-        wanted = want if revision is None else partial(self._want, (revision, _version(cache)))
-        return delivery(namespace, cache, pod, origin.template, origin.kind, alive, self._agent, wanted)
+        _name_token(pod)
+        same = (revision, cache["metadata"]["uid"], cache["metadata"]["resourceVersion"], alive)
+        known, answer = self._answers.get(same) or (None, None)
+        if answer is None or known != pod:
+            given = delivery(namespace, cache, pod, origin.template, origin.kind, alive, self._agent)
+            answer = self._decided(request, given)
+            if revision is not None and not isinstance(origin.template, Refused):
+                # The revision's other pods are mostly alike, and what is said of one holds for them, while the cache is as it was.
+                self._answers.put(same, (pod, answer))
+        return answer
 
-    def _want(self, key: Hashable, template: Object, spec: Spec, target: Target) -> Want:
-        """Worked out once for a revision and a version of the cache's spec."""
-        found = self._wants.get((key, target.name))
-        if found is None:
-            found = want(template, spec, target)
-            self._wants.put((key, target.name), found)
-        return found
+    def _decided(self, request: Object, given: Delivery) -> Answer:
+        pod = request["object"]
+        cache = f"{request['namespace']}/{pod['metadata']['labels'][CACHE]}"
+        log.info("%s: %s: %s: %s", cache, _who(request), given.reason, given.message)
+        warnings = tuple(_short(one) for one in given.warnings)
+        return Answer(given.mode, given.reason, tuple(inject(pod, given)), warnings)
 
 
-def _version(cache: Object) -> Hashable:
-    return cache["metadata"]["uid"], cache["metadata"]["generation"]
+def _name_token(pod: Object) -> None:
+    """Give the ServiceAccount plugin's volume one name in all pods: its end is random, and nothing that we add says it."""
+    spec = pod["spec"]
+    tokens = {one["name"] for one in spec.get("volumes") or () if one["name"].startswith(TOKEN) and "projected" in one}
+    if not tokens:
+        return
+    for holder in (spec["volumes"], *(one.get("volumeMounts") or () for _, one in containers(pod))):
+        for one in holder:
+            if one["name"] in tokens:
+                one["name"] = TOKEN
 
 
 def _short(warning: str) -> str:
@@ -142,6 +173,8 @@ def _where(error: Exception) -> str:
 
 # --- over HTTPS
 
+REVIEW = '{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": %s, %s}}'
+
 
 def application(judge: Judge, count: Count | None = None) -> web.Application:
     """POST /pods: an AdmissionReview, answered with an AdmissionReview. What is none gets 400: no API server sends that."""
@@ -156,22 +189,13 @@ def application(judge: Judge, count: Count | None = None) -> web.Application:
             return web.Response(status=400, text="this is no AdmissionReview with a request\n")
         answer = await judge(asked)
         if count is not None:
-            count(answer.reason, time.perf_counter() - began)
-        return web.Response(body=_review(uid, answer), content_type="application/json")
+            count(answer.mode, answer.reason, time.perf_counter() - began)
+        body = REVIEW % (json.dumps(uid), answer.response)
+        return web.Response(body=body.encode(), content_type="application/json")
 
     app = web.Application(client_max_size=LARGEST)
     app.router.add_post(PATH, pods)
     return app
-
-
-def _review(uid: str, answer: Answer) -> bytes:
-    response: Object = {"uid": uid, "allowed": True}
-    if answer.patch:
-        response["patchType"] = "JSONPatch"
-        response["patch"] = base64.b64encode(json.dumps(answer.patch).encode()).decode()
-    if answer.warnings:
-        response["warnings"] = answer.warnings
-    return json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}).encode()
 
 
 @asynccontextmanager

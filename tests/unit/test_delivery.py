@@ -99,9 +99,6 @@ class World:
         pod = copy.deepcopy(dict(self.pod or self.template))
         return delivery(KEY.namespace, self.seen(), pod, self.template, self.owner, self.alive, AGENT)
 
-    def remembered(self, want: Any) -> Delivery:
-        return delivery(KEY.namespace, self.seen(), self.template, self.template, self.owner, self.alive, AGENT, want)
-
 
 TARGETS = [{"name": "b", "nodeSelector": {"gpu": "b200"}}, {"name": "h", "nodeSelector": {"gpu": "h200"}}]
 BROKEN = {"reason": "ClaimNotFound", "message": "claim gone", "at": "2026-01-01T00:00:00Z", "claimUID": "c"}
@@ -314,17 +311,6 @@ def test_identity_is_the_templates_and_the_target_is_the_pods() -> None:
     template = World().template
     spec = Spec.of({"spec": {"storage": {"claim": {}}, "targets": TARGETS}})
     assert given.inputs == identity.inputs(template, spec, spec.targets[1])
-
-
-def test_what_a_revision_needs_may_be_remembered() -> None:
-    asked: list[str] = []
-
-    def remembering(template: Object, spec: Spec, target: Any) -> Any:
-        asked.append(target.name)
-        return want(template, spec, target)
-
-    world = World()
-    assert world.remembered(remembering).bundle == world.id() and asked == ["default"]
 
 
 @law(templates())

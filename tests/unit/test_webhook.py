@@ -26,8 +26,8 @@ from pretune import webhook
 from pretune.api import BUNDLE, CACHE, DELIVERY, REASON, ROLE, Object, Spec
 from pretune.certificates import Certificates
 from pretune.cluster import ApiError
-from pretune.decide.delivery import want
-from pretune.manifests.pod import is_held, is_injected, patched
+from pretune.decide.delivery import delivery, want
+from pretune.manifests.pod import is_held, is_injected, patched, strip
 from pretune.reasons import DELIVERIES
 from pretune.revisions import Revisions
 from pretune.sight import Caches, Controller
@@ -146,8 +146,8 @@ class Hook:
         self.controller.tell("ADDED", {"spec": {"holderIdentity": "a", "renewTime": "now"}})
         return self
 
-    def count(self, reason: str, seconds: float) -> None:
-        assert 0 <= seconds < 60
+    def count(self, mode: str, reason: str, seconds: float) -> None:
+        assert 0 <= seconds < 60 and mode in ("ReadOnly", "Overlay", "None")
         self.counted.append(reason)
 
     def asked(self, tls: Path, *reviews: Any, at_once: bool = False) -> list[Any]:
@@ -316,25 +316,93 @@ def test_nobody_is_held_by_a_webhook_that_sees_nothing_any_more(blind: str, tls:
     assert not is_held(made) and "nobody could release the pod" in made["metadata"]["annotations"][REASON]
 
 
-def test_what_a_revision_needs_is_worked_out_once_for_each_version_of_the_spec(
+def with_token(end: str) -> Object:
+    """As the ServiceAccount plugin leaves it, before anybody else is asked."""
+    name = f"kube-api-access-{end}"
+    mine = {"name": "models", "emptyDir": {}}
+    made = pod(
+        volumes=[mine, {"name": name, "projected": {}}],
+        initContainers=[{"name": "fetch", "volumeMounts": [{"name": name}]}],
+    )
+    mounts = [
+        {"name": "models", "mountPath": "/models"},
+        {"name": name, "mountPath": "/var/run/secrets", "readOnly": True},
+    ]
+    made["spec"]["containers"][0]["volumeMounts"] = mounts
+    return made
+
+
+class Counting:
+    """decide.delivery.delivery, counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.decided = 0
+        monkeypatch.setattr(webhook, "delivery", self)
+
+    def __call__(self, *asked: Any) -> Any:
+        self.decided += 1
+        return delivery(*asked)
+
+
+def test_pods_of_a_revision_that_are_alike_are_decided_about_once(
+    tls: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pretune.webhook")
+    counting, the_hook = Counting(monkeypatch), hook()
+    first, second, third = the_hook.asked(tls, *(review(with_token(end)) for end in ("abcde", "fghij", "fghij")))
+    assert first == second == third and counting.decided == 1 and the_hook.cluster.read == 1
+    assert len(caplog.messages) == 1 and the_hook.counted == ["Held"] * 3
+    made = after(with_token("fghij"), second)
+    assert is_held(made) and "kube-api-access-fghij" in json.dumps(made)
+    assert strip(made) == with_token("fghij")
+
+
+def test_a_pod_that_differs_from_the_first_of_its_revision_has_an_answer_of_its_own(
     tls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worked: list[Any] = []
+    counting, the_hook = Counting(monkeypatch), hook()
+    mirrored, taken = with_token("abcde"), with_token("abcde")
+    mirrored["spec"]["containers"][0]["image"] = "mirror/vllm:2"
+    taken["spec"]["volumes"][0]["name"] = "pretune-claim"
+    plain, other, alone = the_hook.asked(tls, review(with_token("abcde")), review(mirrored), review(taken))
+    assert counting.decided == 3
+    assert after(mirrored, other)["spec"]["initContainers"][-1]["image"] == "mirror/vllm:2"
+    assert after(with_token("abcde"), plain)["spec"]["initContainers"][-1]["image"] == "vllm:2"
+    assert after(taken, alone)["metadata"]["annotations"][REASON].startswith("NamesCollide")
 
-    def counting(*asked: Any) -> Any:
-        worked.append(asked)
-        return want(*asked)
 
-    monkeypatch.setattr(webhook, "want", counting)
+def test_what_was_said_holds_only_while_all_is_as_it_was(tls: Path) -> None:
     the_hook = hook()
-    the_hook.asked(tls, *[review(pod())] * 3)
-    assert len(worked) == 1 and the_hook.cluster.read == 1
-    the_hook.caches.tell("MODIFIED", {**cache(1), "status": cache(1)["status"]})
-    the_hook.asked(tls, review(pod()))
-    assert len(worked) == 1
-    the_hook.caches.tell("MODIFIED", cache(2, revision="again"))
-    (response,) = the_hook.asked(tls, review(pod()))
-    assert len(worked) == 2 and needed() not in json.dumps(after(pod(), response))
+
+    def reason() -> str:
+        (response,) = the_hook.asked(tls, review(pod()))
+        return str(after(pod(), response)["metadata"]["annotations"][REASON]).partition(":")[0]
+
+    assert reason() == "Held"
+    the_hook.controller.tell("MODIFIED", {"spec": {"holderIdentity": "", "renewTime": "later"}})
+    assert reason() == "NotSealedYet"
+    the_hook.controller.tell("MODIFIED", {"spec": {"holderIdentity": "b", "renewTime": "later still"}})
+    assert reason() == "Held"
+    sealed_now = cache(1, sealed())
+    sealed_now["metadata"]["resourceVersion"] = "2"  # its status: the generation is the same
+    the_hook.caches.tell("MODIFIED", sealed_now)
+    assert reason() == "Given"
+    the_hook.caches.tell("DELETED", sealed_now)
+    assert reason() == "NoCache"
+    anew = cache(1, suspend=True)
+    anew["metadata"]["uid"] = "another"
+    the_hook.caches.tell("ADDED", anew)
+    assert reason() == "Suspended"
+
+
+def test_an_owner_that_could_not_be_read_is_forgotten_at_once(tls: Path) -> None:
+    the_hook = hook(sealed())
+    the_hook.cluster.error = ConnectionError("refused")
+    (alone,) = the_hook.asked(tls, review(pod()))
+    the_hook.cluster.error = None
+    (given,) = the_hook.asked(tls, review(pod()))
+    assert after(pod(), alone)["metadata"]["annotations"][DELIVERY] == "None"
+    assert after(pod(), given)["metadata"]["annotations"][DELIVERY] == "ReadOnly"
 
 
 # --- what goes wrong
@@ -370,7 +438,7 @@ def test_an_answer_is_given_in_time_whatever_hangs(tls: Path, monkeypatch: pytes
 
     monkeypatch.setattr(webhook, "BUDGET", 0.2)
     the_hook = hook()
-    monkeypatch.setattr(the_hook.admission, "_delivery", hangs)
+    monkeypatch.setattr(the_hook.admission, "_answer", hangs)
     assert the_hook.asked(tls, review(pod())) == [{"uid": "u-1", "allowed": True}]
     assert the_hook.counted == [FAILED]
 
@@ -433,7 +501,7 @@ def test_a_failure_is_told_by_its_place_not_by_its_words(caplog: pytest.LogCaptu
     the_hook = hook()
     the_hook.admission._caches = careless = Careless(time.monotonic)
     careless.listed = True
-    assert asyncio.run(the_hook.admission.answer(review(pod())["request"])) == Answer(FAILED)
+    assert asyncio.run(the_hook.admission.answer(review(pod())["request"])) == Answer("None", FAILED)
     (line,) = caplog.messages
     assert "ValueError at test_webhook.py:" in line and " in get" in line and SECRET not in line
 
@@ -457,7 +525,7 @@ def test_nothing_that_is_asked_makes_it_fail(meta: Any, spec: Any) -> None:
         for the_pod in (meta, {"metadata": meta, "spec": spec}, broken(spec=spec), broken(metadata=meta)):
             for one in (review(the_pod), {"request": {"uid": "u-1", **(spec if isinstance(spec, dict) else {})}}):
                 answer = await the_hook.admission.answer(one["request"])
-                json.loads(webhook._review("u-1", answer))
+                json.loads(webhook.REVIEW % ('"u-1"', answer.response))
 
     asyncio.run(story())
 
@@ -469,7 +537,7 @@ def test_any_pod_of_its_own_is_answered_for(the_pod: Object) -> None:
     the_hook = hook(engineContainer="vllm", hold={"when": "Always"})
     answer = asyncio.run(the_hook.admission.answer(review(arrives)["request"]))
     assert answer.reason in ("Held", "NotSealedYet", "OverrideSet", "NotTunable"), answer
-    assert is_injected(patched(arrives, answer.patch or []))
+    assert is_injected(patched(arrives, answer.patch))
 
 
 # --- the process

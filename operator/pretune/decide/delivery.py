@@ -31,7 +31,7 @@ from pretune.wire import Inputs
 
 @dataclass(frozen=True)
 class Want:
-    """What the pods of a template need of a target: the same for all of them, so that the webhook works it out once a revision."""
+    """What the pods of a template need of a target."""
 
     engine: str  # the container's name
     inputs: Inputs
@@ -54,15 +54,14 @@ def delivery(
     owner: str,
     alive: bool,
     agent: str,
-    want: Callable[[Object, Spec, Target], Want] = want,
 ) -> Delivery:
     """The answer to one pod of a CREATE request, which has no parts of ours yet (manifests.pod.is_injected).
 
     cache: as last seen; None: there is none of that name. It is used as it is, also where its status is of an older generation.
     template: as its author wrote it (model.Origin.template). owner: the controlling owner's kind (Origin.kind). alive: the
-    controller's lease was renewed within 15 s. agent: the agent ConfigMap's name. want: want() above, or one that remembers.
+    controller's lease was renewed within 15 s. agent: the agent ConfigMap's name.
     """
-    arrival = Arrival(namespace, cache or {}, pod, template, owner, alive, want)
+    arrival = Arrival(namespace, cache or {}, pod, template, owner, alive)
     for reason, check in LEFT_ALONE:
         if message := check(arrival):
             return Delivery(NONE, reason, message, warnings=(f"pretune: {reason}: {message}",))
@@ -129,7 +128,6 @@ class Arrival:
     template: Object | Refused
     owner: str
     alive: bool
-    wanted_by: Callable[[Object, Spec, Target], Want]
 
     @cached_property
     def key(self) -> Key:
@@ -146,7 +144,7 @@ class Arrival:
     @cached_property
     def want(self) -> Want:
         assert not isinstance(self.template, Refused) and self.target is not None
-        return self.wanted_by(self.template, self.spec, self.target)
+        return want(self.template, self.spec, self.target)
 
     @cached_property
     def engine(self) -> Object | None:

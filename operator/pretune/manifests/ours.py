@@ -69,17 +69,20 @@ def _is_given(pod: Object) -> bool:
     mode = ((pod.get("metadata") or {}).get("annotations") or {}).get(DELIVERY)
     if mode is not None:
         return mode in (READ_ONLY, OVERLAY)
-    return any(_is_seed(one) or (_has_override(one) and _mounts_ours(one)) for _, one in containers(pod))
+    return any(_is_seed(one) or (_mounts_ours(one) and _has_override(one)) for _, one in containers(pod))
 
 
 def _is_seed(container: Object) -> bool:
-    names = [one["name"] for one in container.get("env") or ()]
-    return container["name"] == SEED_CONTAINER and TASK_VARIABLE in names
+    return container["name"] == SEED_CONTAINER and any(
+        one["name"] == TASK_VARIABLE for one in container.get("env") or ()
+    )
 
 
 def _is_override(variable: Object) -> bool:
+    if variable["name"] != OVERRIDE:
+        return False
     value = variable.get("value") or ""
-    return variable["name"] == OVERRIDE and (value == TACTICS_MOUNT or value.startswith(f"{CLAIM_MOUNT}/"))
+    return bool(value == TACTICS_MOUNT or value.startswith(f"{CLAIM_MOUNT}/"))
 
 
 def _has_override(container: Object) -> bool:
