@@ -31,6 +31,9 @@ lint: venv ## format, lint, types, import layers
 unit: venv ## the tests that need no cluster
 	$(PYTHON) -m pytest -q -n 2 -m "not cluster and not rehearsal" tests
 
+properties: venv ## a million generated pods: inject, strip, hold, release
+	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 tests/unit/test_pod_properties.py
+
 cluster: venv ## a real one-node Kubernetes with the project's images; .local/kubeconfig leads to it
 	tools/cluster/up
 	tools/images/build
@@ -53,4 +56,4 @@ bench: cluster ## the measured table
 docs: venv ## make the generated documents anew
 	$(PYTHON) -m tools.docs
 
-.PHONY: help venv lock lint unit cluster cluster-down rehearsal test demo bench docs
+.PHONY: help venv lock lint unit properties cluster cluster-down rehearsal test demo bench docs
