@@ -429,8 +429,14 @@ def test_the_notes_lead_to_an_object_that_the_api_takes(helm: Helm) -> None:
     [
         ({"authorPolicy": {"enabled": False}}, "WARNING: authorPolicy.enabled is false"),
         ({"priorityClass": {"create": False}}, "WARNING: tuning pods have no PriorityClass"),
+        ({"controllerPolicy": {"enabled": False}}, "WARNING: controllerPolicy.enabled is false"),
+        ({"webhook": {"enabled": False}}, "WARNING: webhook.enabled is false"),
+        (
+            {"webhook": {"certificates": {"source": "certManager"}}},
+            "WARNING: webhook.certificates.source is certManager, but this cluster does not have it",
+        ),
     ],
-    ids=["no policy", "no class"],
+    ids=["no policy for authors", "no class", "no policy for the controller", "no webhook", "no cert-manager"],
 )
 def test_the_notes_warn_of_what_is_missing(helm: Helm, values: Object, warning: str) -> None:
     done = helm("install", "pretune", str(CHART), "--namespace", NAMESPACE, "--dry-run=client", values=values)

@@ -79,6 +79,35 @@ def test_a_certificate_of_another_authority_is_not_taken_for_the_webhooks(
         )
 
 
+@pytest.mark.parametrize(
+    ("where", "labels", "answered"),
+    [
+        ("", {"pretune.dev/cache": "none"}, True),
+        ("", {"pretune.dev/cache": "none", "pretune.dev/role": "tuning"}, False),
+        ("", {"app": "demo"}, False),
+        ("kube-system", {"pretune.dev/cache": "none"}, False),
+    ],
+    ids=["opted in", "ours", "anybody's", "the system's"],
+)
+def test_the_webhook_is_asked_about_pods_that_opted_in(
+    kube: Kube, operator: str, namespace: str, where: str, labels: dict[str, str], answered: bool
+) -> None:
+    pod = held(where or namespace, **labels)
+    del pod["spec"]["schedulingGates"]  # with ours it would be a copy of an injected one
+    made = kube.create(pod, dry_run=True)
+    assert ("pretune.dev/reason" in made["metadata"]["annotations"]) == answered
+
+
+def test_a_static_pods_mirror_is_left_alone(kube: Kube, operator: str, namespace: str) -> None:
+    """It runs already; and the API server refuses one that names a claim, or waits."""
+    (node,) = kube.list("Node", "")[:1]
+    mirror = held(namespace, **{"pretune.dev/cache": "none"})
+    mirror["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "0"}
+    mirror["spec"]["nodeName"] = node["metadata"]["name"]
+    del mirror["spec"]["schedulingGates"]
+    assert "pretune.dev/reason" not in kube.create(mirror, dry_run=True)["metadata"]["annotations"]
+
+
 def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(kube: Kube, namespace: str, tmp_path: Path) -> None:
     (lines,) = re.findall(
         r"```sh\n(kubectl get pods .*?)```", (ROOT / "charts/pretune/README.md").read_text(), re.DOTALL

@@ -116,6 +116,15 @@ def test_the_controller_takes_its_gate_away_and_leaves_the_others(kube: Kube, co
     assert patch(controller, pod, {"spec": RELEASE})["spec"] == freed["spec"], "said again, it is no change"
 
 
+def test_the_controller_frees_the_largest_pods_too(kube: Kube, controller: Kube, namespace: str) -> None:
+    """The API server gives a policy a budget; a pod that was too much for it would be held for ever."""
+    pod = held(namespace, **{"pretune.dev/cache": "demo"})
+    pod["metadata"]["annotations"] = {"notes": "n" * 250_000}
+    pod["spec"]["containers"][0]["env"] = [{"name": f"V{number}", "value": "v" * 100} for number in range(4000)]
+    freed = patch(controller, kube.create(pod), {"spec": RELEASE})
+    assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
+
+
 def test_the_controller_frees_a_pod_whose_label_is_gone_by_now(kube: Kube, controller: Kube, namespace: str) -> None:
     freed = patch(controller, kube.create(held(namespace)), {"spec": RELEASE})
     assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
