@@ -28,6 +28,7 @@ from pretune.decide.delivery import delivery
 from pretune.manifests.agent import agent
 from pretune.manifests.ours import containers
 from pretune.manifests.pod import NONE, Delivery, Operation, inject, is_injected
+from pretune.metrics import WebhookMetrics
 from pretune.revisions import Lately, Revisions
 from pretune.serving import serve_health
 from pretune.settings import Webhook
@@ -224,13 +225,14 @@ async def run(settings: Webhook) -> None:
             group.create_task(certificates.follow()),
         ]
         admission = Admission(Revisions(cluster), caches, controller, agent()[0])
+        metrics = WebhookMetrics(lambda: certificates.ends, admission.alive)
 
         def trouble() -> str:
             return "stopping" if stop.is_set() else admission.trouble()
 
         async with (
-            serve_health(settings.health_port, ready=trouble),
-            serve(settings.port, certificates.context, application(admission.answer)),
+            serve_health(settings.health_port, ready=trouble, metrics=metrics.exposition),
+            serve(settings.port, certificates.context, application(admission.answer, metrics.admitted)),
         ):
             log.info("asked at port %d%s", settings.port, PATH)
             await stop.wait()

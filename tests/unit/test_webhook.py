@@ -7,6 +7,7 @@ import base64
 import copy
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -687,6 +688,10 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(tls: Path, tmp
 
             await api.say(CACHES, "MODIFIED", cache(5, sealed()))
             await until(process.reason, "Given")
+            _, numbers = await process.page("/metrics")
+            assert 'pretune_admissions_total{delivery="ReadOnly",reason="Given"}' in numbers
+            ends = float(re.findall(r"^pretune_certificate_expiry_timestamp_seconds (.*)$", numbers, re.M)[0])
+            assert abs(ends - time.time() - 9 * 86400) < 600 and "\npretune_controller_alive 0.0\n" in numbers
             running.send_signal(signal.SIGTERM)
             code = await asyncio.wait_for(running.wait(), 10)
             assert running.stderr is not None
