@@ -15,7 +15,14 @@ from tests.sim.reading import claims, consumer, containers, every_container, lea
 from tests.sim.scheduler import Scheduler
 from tests.sim.serving import Serving
 
-RESTART = 2.0  # seconds until a container that has ended is started again
+RESTART = (
+    2.0,
+    15.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+)  # seconds until a container is started again, after its first end, its second …
 MOUNT_AGAIN = (1.0, 4.0, 15.0, 60.0, 122.0)  # seconds between tries at a volume: the kubelet's, thinned out
 
 
@@ -62,7 +69,7 @@ class Kubelet:
                 yield self._mount_at[pod["metadata"]["uid"]]
             for one in containers(pod):
                 if "terminated" in one["state"]:
-                    yield seconds(one["state"]["terminated"]["finishedAt"]) + RESTART
+                    yield _restart_at(one)
             yield from self._program(pod).due(pod)
 
     def _program(self, pod: Object) -> Program:
@@ -161,8 +168,8 @@ class Kubelet:
         return self._program(pod).running(pod, container) if "running" in found else self._start_move(pod, container)
 
     def _again(self, pod: Object, name: str) -> Move:
-        due = seconds(state(pod, name)["terminated"]["finishedAt"]) + RESTART
-        return (f"{name} starts again", lambda: self._start(pod, name, again=True)) if self.clock.now >= due else WAIT
+        due = self.clock.now >= _restart_at(status(pod, name))
+        return (f"{name} starts again", lambda: self._start(pod, name, again=True)) if due else WAIT
 
     def _start_move(self, pod: Object, container: Object) -> Move:
         name, image = container["name"], container.get("image", "")
@@ -258,6 +265,10 @@ class Kubelet:
 
 def _restarts(pod: Object) -> bool:
     return str(pod["spec"].get("restartPolicy", "Always")) == "Always"
+
+
+def _restart_at(found: Object) -> float:
+    return seconds(found["state"]["terminated"]["finishedAt"]) + RESTART[min(found["restartCount"], len(RESTART) - 1)]
 
 
 def _mounted(pod: Object) -> bool:

@@ -8,6 +8,8 @@ from tests.sim.ground import Ground, Move
 from tests.sim.reading import claims, gpus, label, leaving, ref, said, terminal
 from tests.sim.storage import binding_mode
 
+SELECTED = "volume.kubernetes.io/selected-node"
+
 
 class Scheduler:
     """One node, and GPUs that a test gives and takes."""
@@ -24,7 +26,25 @@ class Scheduler:
             if told is not None and told.get("message") == why:
                 return None
             return "cannot be scheduled", lambda: self._unscheduled(pod, why)
+        if claim := self._unprovisioned(pod):
+            return None if SELECTED in (claim["metadata"].get("annotations") or {}) else self._choose(claim)
         return "is scheduled", lambda: self._schedule(pod)
+
+    def _unprovisioned(self, pod: Object) -> Object | None:
+        """A claim that waits for its first pod, and whose volume nobody makes."""
+        found = (self.ground.claim(pod, name) for name in claims(pod))
+        return next(
+            (one for one in found if one and one["status"]["phase"] == "Pending" and not self.ground.provisioner), None
+        )
+
+    def _choose(self, claim: Object) -> Move:
+        """A node is chosen, and the scheduler waits, without a word, for a volume there."""
+
+        def choose() -> None:
+            self.ground.server.patch(ref(claim), {"metadata": {"annotations": {SELECTED: "node-1"}}})
+            self.ground.event(claim, "ProvisioningFailed", "no space left in the pool")
+
+        return f"chooses a node for {claim['metadata']['name']}", choose
 
     def unschedulable(self, pod: Object) -> str:
         """Why no node takes it; "": one does. A pod whose claim is missing or being deleted waits for ever."""
