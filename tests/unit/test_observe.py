@@ -301,6 +301,11 @@ def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(oth
 UNPLACED = f"list Pod {api.CACHE}={KEY.name},!{api.ROLE} spec.nodeName=,status.phase=Pending"
 
 
+def test_the_last_cache_gone_the_current_agent_is_kept_for_the_pods_that_name_it() -> None:
+    seen = look(server(config_map(agent()[0]), mounting("p", config=agent()[0])))[0]
+    assert not seen.namespace_has_caches and seen.agents_named == {agent()[0]}
+
+
 def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
     gates, labels = {"schedulingGates": [{"name": "kueue"}, {"name": api.HOLD}]}, {api.CACHE: KEY.name}
     seen = look(

@@ -87,6 +87,11 @@ def test_a_deployments_pod_has_its_replica_sets_template_not_the_deployments_new
     assert calls == ["get ReplicaSet serving"]
 
 
+@pytest.mark.parametrize(("said", "number"), [("12", 12), ("", 0), ("newest", 0)])
+def test_the_revision_is_the_deployments_number_where_there_is_one(world: Server, said: str, number: int) -> None:
+    assert ask(world, pod_of(rollout(world, said)[1]))[0].order == (number, stamp(NOW))
+
+
 @pytest.mark.parametrize(("kind", "label"), [("StatefulSet", "serving-7f"), ("DaemonSet", "7f")])
 def test_a_sets_pod_has_the_template_of_its_own_revision_not_the_sets_newer_one(
     world: Server, kind: str, label: str
