@@ -28,7 +28,7 @@ def test_a_surge_waits_while_all_old_pods_serve_and_goes_on_within_a_second_of_t
     assert given(seen.pods("v2")[0]) == ("Overlay", "Held")  # what its layout will be is not known yet
     event(kube, namespace, "Held", "1 pod")
     moments.go("v2")
-    seen.until(lambda s: s.ready(3), 60, "v2 rolled out")
+    seen.until(lambda s: s.ready(3) and s.ready(3, "v2"), 60, "v2 rolled out")
     [first] = seen.were_held("v2")
     assert seen.released_at(first) - seen.sealed_at(2) <= 1
     assert seen.least_ready(began) == 3

@@ -73,7 +73,8 @@ def serving(version: str = "", cache: str = "demo", moments: str = "", probe: bo
     role = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels['pretune.dev/role']"}}
     container["env"].insert(0, {"name": "ROLE", "valueFrom": role})
     if probe:
-        container["readinessProbe"] = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1}
+        patient = {"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 10}  # a busy machine is no dead engine
+        container["readinessProbe"] = {"httpGet": {"path": "/health", "port": 8000}, **patient}
     if moments:
         container["volumeMounts"] = [{"name": "moments", "mountPath": MOMENTS, "readOnly": True}]
         template["spec"]["volumes"] = [{"name": "moments", "hostPath": {"path": moments, "type": "Directory"}}]
