@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -16,7 +17,9 @@ from pretune.sources import Ref, origin_of
 
 TIMEOUT = 1.5  # seconds that a read may take: the API server waits for us, and a person for the pod
 BRIEFLY = 1.0  # seconds that a template is believed which may be changed: a Job's (Kueue does), a ReplicaSet's without Deployment
-MOST = 512  # revisions that are remembered
+MOST = (
+    4 << 20
+)  # characters of JSON that are remembered: the pods of some 300 revisions; parsed they take five times as much
 
 # The Deployment controller's label: the ReplicaSet is one revision, and it will not change the template.
 _HASH = "pod-template-hash"
@@ -26,22 +29,29 @@ V = TypeVar("V")
 
 
 class Lately(Generic[K, V]):
-    """A dict that forgets what was not asked for the longest."""
+    """A dict that forgets what was not asked for the longest, once its values are too large together: nobody's pods, however large
+    they are, fill the webhook's memory."""
 
     def __init__(self, most: int = MOST) -> None:
-        self._most = most
-        self._kept: OrderedDict[K, V] = OrderedDict()
+        self._most, self._size = most, 0
+        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        self._kept[key] = value
+        if key not in self._kept:
+            return None
         self._kept.move_to_end(key)
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        return self._kept[key][0]
+
+    def put(self, key: K, value: V, of: Object) -> None:
+        """`of`: the plain data that makes up the value's size."""
+        size = len(json.dumps(of))
+        self._size -= self._kept.pop(key, (value, 0))[1]
+        if size > self._most:
+            return
+        self._kept[key] = value, size
+        self._size += size
+        while self._size > self._most:
+            self._size -= self._kept.popitem(last=False)[1][1]
 
 
 class Revisions:
@@ -76,7 +86,7 @@ class Revisions:
                 try:
                     found = await self._read(namespace, pod, ref)
                     if not isinstance(found.template, Refused):
-                        self._known.put(key, (found, self._clock() + believed))
+                        self._known.put(key, (found, self._clock() + believed), found.template)
                     return found
                 finally:
                     del self._reading[key]

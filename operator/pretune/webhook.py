@@ -44,7 +44,6 @@ KEPT = 120.0  # seconds that an idle connection is kept: the API server closes i
 ENDING = 5.0  # seconds that requests may take to end once we have to
 WARNING = 256  # characters of a warning that the API server hands on for sure
 
-REMEMBERED = 256  # answers, and the pods that they were given for
 TOKEN = "kube-api-access-"
 
 SKIPPED, FAILED = (
@@ -84,9 +83,8 @@ class Admission:
     def __init__(self, revisions: Revisions, caches: Caches, controller: Controller, agent_name: str) -> None:
         self._revisions, self._caches, self._controller = revisions, caches, controller
         self._agent = agent_name
-        self._answers: Lately[Hashable, tuple[Object, Answer]] = Lately(
-            REMEMBERED
-        )  # each with the pod that it was given for
+        # Each with the pod that it was given for.
+        self._answers: Lately[Hashable, tuple[Object, Answer]] = Lately()
 
     def alive(self) -> bool:
         """Whether somebody lives who could release a pod."""
@@ -125,7 +123,7 @@ class Admission:
             answer = self._decided(request, given)
             if revision is not None and not isinstance(origin.template, Refused):
                 # The revision's other pods are mostly alike, and what is said of one holds for them, while the cache is as it was.
-                self._answers.put(same, (pod, answer))
+                self._answers.put(same, (pod, answer), pod)
         return answer
 
     def _decided(self, request: Object, given: Delivery) -> Answer:

@@ -176,23 +176,48 @@ def test_an_error_of_our_own_is_not_swallowed_and_blocks_no_later_pod() -> None:
     assert not isinstance(play(api, story).template, Refused)
 
 
+def kept(lately: Lately[int, str]) -> str:
+    return "".join(lately.get(number) or "" for number in range(1, 5))
+
+
 def test_what_was_not_asked_for_the_longest_is_forgotten_first() -> None:
-    kept: Lately[int, str] = Lately(2)
-    kept.put(1, "a")
-    kept.put(2, "b")
-    assert kept.get(1) == "a"
-    kept.put(3, "c")
-    assert (kept.get(1), kept.get(2), kept.get(3)) == ("a", None, "c")
+    lately: Lately[int, str] = Lately(10)
+    for number, value, of in ((1, "a", {"a": 1}), (2, "b", {})):  # 8 and 2 characters
+        lately.put(number, value, of)
+    assert kept(lately) == "ab"
+    assert lately.get(1) == "a"
+    lately.put(3, "c", {})
+    assert kept(lately) == "ac"
 
 
-def test_no_more_revisions_than_a_bound_are_remembered() -> None:
+def test_what_is_put_again_counts_once() -> None:
+    lately: Lately[int, str] = Lately(10)
+    for value in "ab":
+        lately.put(1, value, {"a": 1})
+    lately.put(2, "c", {})
+    assert kept(lately) == "bc"
+
+
+def test_what_is_too_large_by_itself_is_not_remembered_and_drives_nothing_out() -> None:
+    lately: Lately[int, str] = Lately(10)
+    lately.put(1, "a", {})
+    lately.put(2, "b", {})
+    lately.put(2, "c", {"a": "x" * 10})
+    assert kept(lately) == "a"
+    lately.put(3, "d", {"a": 1})
+    assert kept(lately) == "ad"
+
+
+def test_no_more_than_a_bound_is_remembered_however_large_the_templates_are() -> None:
     api = Api(slow=0.0)
+    api.image = "x" * (MOST // 10)
 
     async def story(revisions: Revisions) -> None:
-        for number in range(MOST + 1):
+        for number in range(10):
             await revisions.of("ns", deployed(str(number)))
-        await revisions.of("ns", deployed("1"))
+        await revisions.of("ns", deployed("9"))
+        assert api.read == 10
         await revisions.of("ns", deployed("0"))
 
     play(api, story)
-    assert api.read == MOST + 2
+    assert api.read == 11
