@@ -148,7 +148,9 @@ class Task:
     ids: List[str] = field(default_factory=list)  # inspect: the wanted ones; prune: the ones to remove
 
     def dump(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        # What asdict says, without the copies that it makes: the webhook says it for each pod.
+        data = {**vars(self), "inputs": None if self.inputs is None else vars(self.inputs)}
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def load(cls, raw: str) -> "Task":
@@ -163,7 +165,8 @@ class Report:
     """What a container of ours says at its end, in its termination message.
 
     `reason` is one of reasons.REASONS, or "Checked" (check: go on), "Inspected", "Pruned", "PruneFailed", "InspectFailed", "Seeded", or why
-    seed left the folder empty: "NoBundle", "CorruptBundle", "InputsDiffer", "VersionsDiffer", "NoSpace", "UnsafePath", "SeedFailed".
+    seed left the folder empty: "NoBundle", "CorruptBundle", "InputsDiffer", "VersionsDiffer", "NoSpace", "TooSlow", "UnsafePath",
+    "SeedFailed", and from its script "NoPython", "AgentMissing".
     """
 
     by: str  # check | seal | seed | inspect | prune

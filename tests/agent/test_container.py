@@ -1,4 +1,4 @@
-"""As in the pod: the zipapp under `python3 -I`, another uid, real mounts, real full and read-only file systems."""
+"""As in the pod: the zipapp under `python3 -I -S`, another uid, real mounts, real full and read-only file systems."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def start(
     log.touch()
     log.chmod(0o666)
     whole = replace(pod.context().task, **task)  # type: ignore[arg-type]
-    command = [*before, python, "-I", str(zipped), verb, "--claim", str(pod.claim), "--tactics", str(pod.tactics)]
+    command = [*before, python, "-I", "-S", str(zipped), verb, "--claim", str(pod.claim), "--tactics", str(pod.tactics)]
     return subprocess.Popen(
         [*command, "--termination-log", str(log)],
         env={TASK_VARIABLE: whole.dump(), POD_UID_VARIABLE: uid, "PATH": "/usr/bin:/bin"},

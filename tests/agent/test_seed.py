@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import stat
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pretune.agent import seed
 from pretune.agent.__main__ import exit_code
+from pretune.agent.disk import Disk, Folder
 from pretune.wire import Inputs
 
-from tests.agent.pod import INPUTS, KEY, Pod, content, managed, ranks, snapshot
+from tests.agent.pod import INPUTS, KEY, STORE, Pod, content, managed, rank_file, ranks, snapshot
 from tests.agent.test_check import image
 
 
-@pytest.mark.parametrize("files", [ranks(4, 9), managed(12), {}])
+@pytest.mark.parametrize("files", [ranks(4, 9), managed(12), managed(300), {}])
 def test_the_folder_holds_exactly_the_bundle_and_the_engine_may_write_in_it(pod: Pod, files: dict[str, bytes]) -> None:
     pod.wrote(files, folders=("ef" * 32,)).run("seal", gpus=4)
     pod.wrote({"left/over": b"x"})
@@ -111,3 +115,83 @@ def test_the_images_versions_have_to_be_the_sealed_ones_as_far_as_both_are_known
     assert report.reason == reason
     if reason == "VersionsDiffer":
         assert content(pod.tactics) == {} and here[0] in report.message + here[0]
+
+
+# --- as a copy: by several threads, block by block
+
+
+@pytest.mark.parametrize("size", [seed.BLOCK - 1, seed.BLOCK, seed.BLOCK + 1, 3 * seed.BLOCK])
+def test_a_file_of_any_number_of_blocks_is_copied_whole(pod: Pod, size: int) -> None:
+    pod.sealed({path: raw.ljust(size) for path, raw in managed(20).items()})
+    pod.wrote({})
+    assert pod.run("seed").reason == "Seeded"
+    assert {one.stat().st_size for one in pod.tactics.rglob("*.json")} == {size}
+    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-1], lambda raw: raw + b" ", lambda raw: b" " + raw[1:]])
+def test_one_byte_anywhere_in_one_of_many_files_empties_the_folder(pod: Pod, change: Callable[[bytes], bytes]) -> None:
+    pod.sealed(managed(300))
+
+    def spoil(bundle: Path) -> None:
+        file = sorted((bundle / "tactics" / STORE / "entries").iterdir())[250]
+        file.write_bytes(change(file.read_bytes()))
+
+    _spoil(pod, spoil)
+    report = pod.run("seed")
+    assert report.reason == "CorruptBundle" and STORE in report.message
+    assert content(pod.tactics) == {}
+
+
+def test_a_folder_that_is_gone_from_the_bundle_is_named(pod: Pod) -> None:
+    pod.sealed(ranks(2))
+    _spoil(pod, lambda bundle: (bundle / "tactics" / KEY).rename(bundle / "elsewhere"))
+    report = pod.run("seed")
+    assert (report.reason, report.message) == ("CorruptBundle", f"{KEY} is missing")
+
+
+class SlowDisk(Disk):
+    """Each file takes this long, or waits for `go`."""
+
+    def __init__(self, seconds: float = 0.0, go: threading.Event | None = None) -> None:
+        self.seconds, self.go = seconds, go
+
+    def create(self, parent: Folder, name: str, mode: int = 0o600) -> int:
+        time.sleep(self.seconds)
+        if self.go:
+            self.go.wait(60)
+        return super().create(parent, name, mode)
+
+
+def test_what_takes_too_long_is_given_up_with_an_empty_folder(pod: Pod) -> None:
+    pod.sealed(managed(300))
+    context = pod.context(disk=SlowDisk(0.02))
+    context.limit = 0.2
+    began = time.monotonic()
+    report = seed.seed(context)
+    assert (report.reason, exit_code(report)) == ("TooSlow", 75)
+    assert "300" in report.message or "301" in report.message
+    assert time.monotonic() - began < 2, "no longer than the files that were begun"
+    assert content(pod.tactics) == {}
+
+
+def test_a_call_that_does_not_return_is_not_waited_for(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seed, "_STUCK", 0.1)
+    pod.sealed(managed(30))
+    go = threading.Event()
+    context = pod.context(disk=SlowDisk(go=go))
+    context.limit = 0.1
+    report = seed.seed(context)
+    assert (report.reason, report.message) == ("TooSlow", "the claim did not answer within 0 s")
+    go.set()
+
+
+def test_an_error_that_nobody_foresaw_is_reported_too(pod: Pod) -> None:
+    class Odd(Disk):
+        def create(self, parent: Folder, name: str, mode: int = 0o600) -> int:
+            raise MemoryError("odd")
+
+    pod.sealed({f"{KEY}/autotune_configs_dp0_rank{n}.json": rank_file(3) for n in range(30)})
+    report = pod.run("seed", disk=Odd())
+    assert (report.reason, report.message, exit_code(report)) == ("SeedFailed", "MemoryError: odd", 0)
+    assert content(pod.tactics) == {}

@@ -75,7 +75,7 @@ def test_its_main_runs_the_agents_main(tmp_path: Path) -> None:
         archive.writestr("pretune/__init__.py", "")
         archive.writestr("pretune/agent/__init__.py", "")
         archive.writestr("pretune/agent/__main__.py", "import sys; assert __name__ == '__main__'; print(sys.argv[1:])")
-    done = subprocess.run([sys.executable, "-I", zip_file, "check"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-I", "-S", zip_file, "check"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['check']"
 
 

@@ -610,7 +610,7 @@ def test_check_and_seal_read_and_write_as_the_engine_does_with_no_more_rights_th
 
 
 FAKE = """#!/bin/sh
-[ "$2" = -c ] && exit {old}
+[ "$3" = -c ] && exit {old}
 echo "$@" > {said}
 """
 
@@ -650,7 +650,7 @@ def test_what_keeps_the_agent_from_running_is_reported_by_the_shell(
 
 def test_otherwise_the_shell_hands_over_to_the_agent(tmp_path: Any) -> None:
     code, log, said = run_script(tmp_path, FAKE.format(old=0, said=tmp_path / "said"))
-    assert (code, log, said) == (0, "", f"-I {tmp_path}/agent.pyz check")
+    assert (code, log, said) == (0, "", f"-I -S {tmp_path}/agent.pyz check")
 
 
 @pytest.mark.parametrize("verb", ["check", "seal"])

@@ -1,42 +1,34 @@
-"""`python3 -I agent.pyz check|seal|seed|inspect|prune`: one task in, one report out (wire.py)."""
+"""`python3 -I -S agent.pyz check|seal|seed|inspect|prune`: one task in, one report out (wire.py)."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import traceback
-from typing import Callable, Dict, List, Optional
+from typing import List, Optional
 
-from pretune.agent.check import check
 from pretune.agent.context import Context
 from pretune.agent.disk import Problem
-from pretune.agent.inspect import inspect
-from pretune.agent.prune import prune
-from pretune.agent.seal import seal
-from pretune.agent.seed import seed
 from pretune.wire import TERMINATION_LOG, Report
 
-VERBS: Dict[str, Callable[[Context], Report]] = {
-    "check": check,
-    "seal": seal,
-    "seed": seed,
-    "inspect": inspect,
-    "prune": prune,
-}
+VERBS = ("check", "seal", "seed", "inspect", "prune")  # each in its module, which alone is loaded: seed is in every pod
 SUCCESS = {
     "check": ("Checked",),  # a bundle that is there already ends the attempt too: the engine must not start
     "seal": ("Sealed", "NothingToTune"),
     "inspect": ("Inspected",),
     "prune": ("Pruned",),
 }
+TOO_SLOW = 75  # seed's exit code where it may still be stuck: its script clears the folder once more, and ends well
 UNEXPECTED = {"check": "SealFailed", "seal": "SealFailed", "seed": "SeedFailed", "prune": "PruneFailed"}
 
 
 def run(verb: str, context: Context) -> Report:
     """The verb's report, whatever happens: a Problem and any other error become one."""
     try:
-        return VERBS[verb](context)
+        report: Report = getattr(importlib.import_module("pretune.agent.%s" % verb), verb)(context)
+        return report
     except Problem as problem:
         return Report(verb, problem.reason, problem.message)
     except Exception as error:  # the last place where it can be told
@@ -45,21 +37,24 @@ def run(verb: str, context: Context) -> Report:
 
 
 def exit_code(report: Report) -> int:
-    """0 to go on; seed always."""
-    return 0 if report.by == "seed" or report.reason in SUCCESS[report.by] else 1
+    """0 to go on; seed always, but for TOO_SLOW."""
+    if report.by == "seed":
+        return TOO_SLOW if report.reason == "TooSlow" else 0
+    return 0 if report.reason in SUCCESS[report.by] else 1
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The exit code; the report goes to the termination log. The paths may be named for use by hand and in tests."""
+    """The exit code; the report goes to the termination log. The options are there for use by hand and in tests."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    paths = {"--claim": "", "--tactics": "", "--termination-log": TERMINATION_LOG}
+    options = {"--claim": "", "--tactics": "", "--termination-log": TERMINATION_LOG, "--limit": ""}
     verb = arguments.pop(0) if arguments else ""
-    while len(arguments) >= 2 and arguments[0] in paths:
+    while len(arguments) >= 2 and arguments[0] in options:
         name, value = arguments[:2]
-        paths[name], arguments = value, arguments[2:]
+        options[name], arguments = value, arguments[2:]
     if verb not in VERBS or arguments:
         print(
-            "usage: agent.pyz %s [--claim DIR] [--tactics DIR] [--termination-log FILE]" % "|".join(VERBS),
+            "usage: agent.pyz %s [--claim DIR] [--tactics DIR] [--termination-log FILE] [--limit SECONDS]"
+            % "|".join(VERBS),
             file=sys.stderr,
         )
         return 2
@@ -71,11 +66,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     except ValueError as error:
         report = Report(verb, UNEXPECTED.get(verb, "InspectFailed"), str(error))
     else:
-        context.claim = paths["--claim"] or context.claim
-        context.tactics = paths["--tactics"] or context.tactics
+        context.claim = options["--claim"] or context.claim
+        context.tactics = options["--tactics"] or context.tactics
+        context.limit = float(options["--limit"] or context.limit)
         report = run(verb, context)
     print("pretune %s: %s: %s" % (verb, report.reason, report.message), flush=True)
-    _tell(paths["--termination-log"], report)
+    _tell(options["--termination-log"], report)
+    if exit_code(report) == TOO_SLOW:
+        os._exit(TOO_SLOW)  # with whatever thread does not return
     return exit_code(report)
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from typing import List, Optional, Tuple
+from typing import List, Optional, Tuple, Union
 
 # What may stand in a path of ours: no separators, no control or non-ASCII characters, no leading "..".
 _SANE = re.compile(r"(?!\.\.|\.$)[A-Za-z0-9._+=@,-]{1,200}")
@@ -125,7 +125,7 @@ class Disk:
             name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent.fd
         )
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write(self, fd: int, data: Union[bytes, memoryview]) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]

@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import threading
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from pretune.agent.context import Context
-from pretune.agent.disk import NO_SPACE, Disk, Folder, Problem, open_root, read_all, remove
+from pretune.agent.disk import NO_SPACE, Disk, Folder, Problem, open_root, remove
 from pretune.agent.store import Bundle, Torn, head, open_store
 from pretune.agent.versions import image_versions
 from pretune.wire import File, Part, Report, WireError
 
+WORKERS = 4  # a claim on the network answers several at a time; and while one waits, another hashes
+BLOCK = 128 * 1024  # bytes that are read, hashed and written together: they stay in a core's cache
+_AT_ONCE = 8  # files that a worker takes on at a time, of one folder: it opens that once
+_STUCK = 2.0  # seconds that the work has to notice that its time is over, unless one call does not return
+
 
 def seed(context: Context) -> Report:
-    """Seeded, or why not, with the folder left empty. Raises nothing that a storage, an image or a bundle can cause."""
+    """Seeded, or why not, with the folder left empty. Raises nothing that a storage, an image or a bundle can cause.
+
+    After context.limit seconds it is TooSlow: the engine must not wait for a claim that does not answer. The work is a thread's, so
+    that it can be left where a call does not return at all (a dead NFS server); who called then ends the process, and only after that
+    it is sure that nothing more is written (manifests/agent_container.py).
+    """
+    work = _Work(context)
+    work.start()
+    work.join(context.limit)
+    if work.is_alive():
+        work.over.set()
+        work.join(_STUCK)
+    if work.error is not None:
+        raise work.error
+    return work.report or Report("seed", "TooSlow", "the claim did not answer within %.0f s" % context.limit)
+
+
+class _Work(threading.Thread):
+    def __init__(self, context: Context) -> None:
+        super().__init__(daemon=True)
+        self.context, self.over = context, threading.Event()
+        self.report: Optional[Report] = None
+        self.error: Optional[BaseException] = None
+
+    def run(self) -> None:
+        try:
+            self.report = _outcome(self.context, self.over)
+        except BaseException as error:
+            self.error = error
+
+
+def _outcome(context: Context, over: threading.Event) -> Report:
     try:
         with open_root(context.tactics) as target:
             _clear(target, context.disk)  # of an earlier start of this container
             try:
-                return _seed(target, context)
+                return _seed(target, context, over)
             except BaseException:
                 _clear(target, context.disk)
                 raise
@@ -32,7 +71,7 @@ def seed(context: Context) -> Report:
         return Report("seed", "SeedFailed", str(error))
 
 
-def _seed(target: Folder, context: Context) -> Report:
+def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
     task, name = context.task, context.inputs.bundle_id()
     store = open_store(context.claim, task.subPath, task.cache)
     if store is None:
@@ -49,7 +88,7 @@ def _seed(target: Folder, context: Context) -> Report:
         _same_versions(found, context)
         part = found.manifest.parts[0]
         with store.bundles.folder(name) as bundle, bundle.folder(part.name) as source:
-            _copy(part, source, target, context.disk)
+            _Copy(part, source, target, context.disk, over).all()
     context.say("seeded: %s into the override folder" % found.manifest.message)
     told = found.report("seed")
     return Report(
@@ -67,36 +106,105 @@ def _same_versions(found: Bundle, context: Context) -> None:
             )
 
 
-def _copy(part: Part, source: Folder, target: Folder, disk: Disk) -> None:
-    """Folders 0777 and files 0666: the engine, whatever its uid, has to be able to write there."""
-    for path in sorted(part.folders):
-        *above, last = path.split("/")
-        with target.walk(above) as parent:
-            disk.mkdir(parent, last)
-            with parent.folder(last) as made:
-                disk.chmod(made.fd, 0o777)
-    for file in part.files:
-        *above, last = file.path.split("/")
-        data = _read(source, file)
-        if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
-            raise Torn("%s is not what was sealed" % file.path)
-        with target.walk(above) as parent:
-            fd = disk.create(parent, last)
+class _Copy:
+    """One part of a bundle into an empty folder, by several threads; each file is read once, hashed and written block by block.
+
+    Folders 0777 and files 0666: the engine, whatever its uid, has to be able to write there.
+    """
+
+    def __init__(self, part: Part, source: Folder, target: Folder, disk: Disk, over: threading.Event) -> None:
+        self.part, self.source, self.target, self.disk, self.over = part, source, target, disk, over
+        self.lock = threading.Lock()
+        self.left = _groups(part.files)
+        self.errors: List[BaseException] = []
+
+    def all(self) -> None:
+        """Raises Torn, Problem (TooSlow), OSError: the first that any of the threads met, once none of them writes any more."""
+        for path in sorted(self.part.folders):
+            *above, last = path.split("/")
+            with self.target.walk(above) as parent:
+                self.disk.mkdir(parent, last)
+                with parent.folder(last) as made:
+                    self.disk.chmod(made.fd, 0o777)
+        count = min(WORKERS, 1 + len(self.part.files) // _AT_ONCE)
+        others = [threading.Thread(target=self.work, daemon=True) for _ in range(count - 1)]
+        for one in others:
+            one.start()
+        self.work()
+        for one in others:
+            one.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def work(self) -> None:
+        block = memoryview(bytearray(BLOCK))
+        while not self.errors:
+            with self.lock:
+                group = next(self.left, None)
+            if group is None:
+                return
             try:
-                disk.write(fd, data)
-                disk.chmod(fd, 0o666)
+                self.copy(*group, block)
+            except BaseException as error:  # raised by all()
+                self.errors.append(error)
+
+    def copy(self, above: List[str], files: Sequence[File], block: memoryview) -> None:
+        """Files of one folder."""
+        with self.target.walk(above) as to, self.under(above) as of:
+            for file in files:
+                self.file(of, to, file, block)
+
+    def under(self, above: List[str]) -> Folder:
+        try:
+            return self.source.walk(above)
+        except FileNotFoundError:
+            raise Torn("%s is missing" % "/".join(above)) from None
+        except Problem as problem:
+            raise Torn(problem.message) from None
+
+    def file(self, of: Folder, to: Folder, file: File, block: memoryview) -> None:
+        name = file.path.rsplit("/", 1)[-1]
+        try:
+            source, _ = of.file(name)
+        except FileNotFoundError:
+            raise Torn("%s is missing" % file.path) from None
+        except Problem as problem:
+            raise Torn(problem.message) from None
+        try:
+            self.in_time()
+            made = self.disk.create(to, name)
+            try:
+                size, total = 0, hashlib.sha256()
+                while True:
+                    count = os.readv(source, [block])
+                    size += count
+                    self.in_time()
+                    if count == 0 or size > file.size:
+                        break
+                    total.update(block[:count])
+                    self.disk.write(made, block[:count])
+                if size != file.size or total.hexdigest() != file.sha256:
+                    raise Torn("%s is not what was sealed" % file.path)
+                self.disk.chmod(made, 0o666)
             finally:
-                os.close(fd)
+                os.close(made)
+        finally:
+            os.close(source)
+
+    def in_time(self) -> None:
+        """Asked between reading the claim and writing."""
+        if self.over.is_set():
+            raise Problem(
+                "TooSlow", "the claim was too slow: the bundle's %d files were not read in time" % len(self.part.files)
+            )
 
 
-def _read(source: Folder, wanted: File) -> bytes:
-    try:
-        fd, _ = source.file(wanted.path)
-    except FileNotFoundError:
-        raise Torn("%s is missing" % wanted.path) from None
-    except Problem as problem:
-        raise Torn(problem.message) from None
-    return read_all(fd, wanted.size)
+def _groups(files: Iterable[File]) -> Iterator[Tuple[List[str], List[File]]]:
+    """The files of a folder, some at a time, with the names that lead there."""
+    for above, all_of_it in itertools.groupby(files, lambda file: file.path.split("/")[:-1]):
+        some = list(all_of_it)
+        for start in range(0, len(some), _AT_ONCE):
+            yield above, some[start : start + _AT_ONCE]
 
 
 def _clear(target: Folder, disk: Disk) -> None:

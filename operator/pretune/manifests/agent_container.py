@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import shlex
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from pretune.wire import (
 AGENT_VOLUME, CLAIM_VOLUME = "pretune-agent", "pretune-claim"
 
 SEED = "seed"
+TOO_SLOW = 75  # seed's exit code where it may be stuck in a read of the claim (agent/__main__.py)
 LONGEST_TASK = 96 * 1024  # characters, all of them ASCII
 
 FILE = f"{AGENT_MOUNT}/{AGENT_FILE}"
 NO_PYTHON = "the image has no python3 on its PATH"
-OLD_ENOUGH = "python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 8))'"
+PYTHON = "python3 -I -S"  # without what the image adds to each start of Python: a .pth file may import anything
+OLD_ENOUGH = f"{PYTHON} -c 'import sys; sys.exit(sys.version_info < (3, 8))'"
 OLD = "python3 in the image is older than 3.8"
 MISSING = f"{FILE} is not there: the agent's ConfigMap was missing when the pod started"
 
@@ -80,6 +83,7 @@ def _short(task: Task) -> Task:
     return task if len(task.dump()) <= LONGEST_TASK else replace(task, command=[])
 
 
+@functools.cache
 def script(verb: str) -> str:
     """The shell's part: what the agent cannot report because it cannot run. Nothing in it means anything to the kubelet's `$(…)`."""
     return _script_of_seed() if verb == SEED else _script(verb)
@@ -91,7 +95,7 @@ def _script(verb: str) -> str:
         f"command -v python3 > /dev/null || say {_words(verb, 'NoPython', NO_PYTHON)}",
         f"{OLD_ENOUGH} || say {_words(verb, 'NoPython', OLD)}",
         f"[ -f {FILE} ] || say {_words(verb, 'AgentMissing', MISSING)}",
-        f"exec python3 -I {FILE} {verb}",
+        f"exec {PYTHON} {FILE} {verb}",
     )
     return "\n".join(lines)
 
@@ -104,11 +108,12 @@ def _script_of_seed() -> str:
     lines = (
         'say() { printf "$@" > /dev/termination-log; exit 0; }',
         "trap 'exit 0' TERM",
-        f"python3 -I {FILE} {SEED} &",
+        f"{PYTHON} {FILE} {SEED} &",
         "wait $!",
         "status=$?",
         '[ "$status" = 0 ] && exit 0',
         f"rm -rf -- {TACTICS_MOUNT}/* {TACTICS_MOUNT}/.[!.]* {TACTICS_MOUNT}/..?*",
+        f'[ "$status" = {TOO_SLOW} ] && exit 0',  # it has said so
         f"command -v python3 > /dev/null || say {_words(SEED, 'NoPython', NO_PYTHON)}",
         f"{OLD_ENOUGH} || say {_words(SEED, 'NoPython', OLD)}",
         f"[ -f {FILE} ] || say {_words(SEED, 'AgentMissing', MISSING)}",
