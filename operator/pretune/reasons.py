@@ -271,7 +271,6 @@ DELIVERIES: Mapping[str, Reason] = {
     ),
     "TuningFailed": Reason("The bundle's attempts failed.", "See the bundle's reason in the cache's status."),
     "NothingToTune": Reason("The engine tunes nothing: the bundle is empty.", "Nothing to do."),
-    "Retired": Reason("The bundle is about to be deleted.", "Nothing to do: it is tuned again if it is wanted."),
     "Undeliverable": Reason(
         "A pod could not start with this bundle (its volume or the seed container), and was replaced without it.",
         "Mend what the bundle's message names. A volume is tried again after an hour; a changed spec.revision"

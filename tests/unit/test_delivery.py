@@ -146,7 +146,6 @@ ALONE: list[tuple[str, World, str]] = [
     ("Undeliverable", World().sealed(undeliverable=BROKEN), "ClaimNotFound: claim gone"),
     ("Undeliverable", World().record("Pending", undeliverable=BROKEN), "ClaimNotFound: claim gone"),
     ("NothingToTune", World().sealed("Empty"), "is empty"),
-    ("Retired", World().record("Retired", "Unwanted"), "is about to be deleted"),
     ("NotTunable", World().record("Refused", "SharedLayout", "one file on 4 GPUs"), "SharedLayout: one file on 4 GPUs"),
     ("NotTunable", World().set(template=engine().args("--headless")), "MultiPodEngine: "),
     ("NotTunable", World().set(template=engine().args("--headless")).record("Pending"), "MultiPodEngine: "),
@@ -166,6 +165,12 @@ def test_a_pod_is_left_alone_with_the_reason_and_a_warning(reason: str, world: W
     assert words in given.message
     assert given.warnings == (f"pretune: {reason}: {given.message}",)
     assert given == Delivery("None", reason, given.message, warnings=given.warnings)
+
+
+def test_a_retired_bundle_is_waited_for_since_being_wanted_brings_it_back() -> None:
+    """A rollback: the folder is there for ten minutes more, and is spared as soon as a pod of it is seen."""
+    retired = World().record("Retired", "Unwanted").answer()
+    assert (retired.mode, retired.reason, retired.held) == ("Overlay", "Held", True)
 
 
 def test_every_reason_is_met_in_these_tables() -> None:

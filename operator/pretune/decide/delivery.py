@@ -14,7 +14,6 @@ from pretune import identity
 from pretune.api import (
     FAILED,
     REFUSED,
-    RETIRED,
     SEALED,
     Object,
     Refused,
@@ -228,10 +227,6 @@ def nothing_to_tune(a: Arrival) -> str | None:
     return f"bundle {a.want.bundle} is empty" if empty else None
 
 
-def retired(a: Arrival) -> str | None:
-    return f"bundle {a.want.bundle} is about to be deleted" if a.record.get("state") == RETIRED else None
-
-
 def not_tunable(a: Arrival) -> str | None:
     """As the status says, or as it will: the template alone can say so before anybody has looked."""
     if a.record.get("state") == REFUSED:
@@ -272,7 +267,6 @@ LEFT_ALONE: tuple[tuple[str, Check], ...] = (
     ("NamesCollide", names_collide),
     ("Undeliverable", undeliverable),
     ("NothingToTune", nothing_to_tune),
-    ("Retired", retired),
     ("NotTunable", not_tunable),
     ("TuningFailed", tuning_failed),
     ("Suspended", suspended),
