@@ -67,7 +67,7 @@ class Answer:
         fields: Object = {"allowed": True}
         if self.patch:
             fields["patchType"] = "JSONPatch"
-            fields["patch"] = base64.b64encode(json.dumps(self.patch).encode()).decode()
+            fields["patch"] = base64.b64encode(json.dumps(self.patch, separators=(",", ":")).encode()).decode()
         if self.warnings:
             fields["warnings"] = self.warnings
         return json.dumps(fields)[1:-1]
