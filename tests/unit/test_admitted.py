@@ -221,7 +221,7 @@ def test_a_template_that_was_copied_from_an_injected_pod_is_tuned_as_if_it_were_
 def test_a_claim_that_the_engine_mounts_too_is_one_volume_which_the_agent_writes_and_the_engine_does_as_before(
     read_only: bool,
 ) -> None:
-    """Before Kubernetes 1.34 a pod with two volumes of one claim never starts."""
+    """A pod with two volumes of one claim never starts (seen on Kubernetes 1.34)."""
     source = {"claimName": "shared", **({"readOnly": True} if read_only else {})}
     pod = (
         engine(volumeMounts=[{"name": "models", "mountPath": "/models"}])

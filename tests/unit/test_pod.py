@@ -140,7 +140,7 @@ def test_seed_is_the_last_init_container() -> None:
 
 
 def test_a_claim_that_the_pod_has_already_is_mounted_by_its_own_volume() -> None:
-    """Before Kubernetes 1.34 a pod with two volumes of one claim never starts."""
+    """A pod with two volumes of one claim never starts (seen on Kubernetes 1.34)."""
     models = {"name": "models", "persistentVolumeClaim": {"claimName": "pretune-qwen3"}}
     pod = pod_of(engine(volumeMounts=[{"name": "models", "mountPath": "/models"}]).pod(volumes=[models]))
     overlay, read_only = given(pod), given(pod, READ_ONLY)

@@ -152,8 +152,8 @@ def _engine_index(pod: Object, name: str) -> int:
 
 
 def _claim_volume(spec: Object, claim: str) -> str:
-    """The volume to mount the claim by: one of the pod's own that has it already, else ours. Two volumes of one claim keep a pod in
-    ContainerCreating before Kubernetes 1.34 (kubernetes#122140), and after that only one of them says whether it is read-only."""
+    """The volume to mount the claim by: one of the pod's own that has it already, else ours. A pod with two
+    volumes of one claim stays in ContainerCreating, and no event says why (seen on 1.34; kubernetes#122140)."""
     for volume in spec.get("volumes") or ():
         if (volume.get("persistentVolumeClaim") or {}).get("claimName") == claim:
             return volume["name"]  # type: ignore[no-any-return]

@@ -124,8 +124,8 @@ def _used_volumes(pod: Object, containers: Iterable[Object]) -> list[Object]:
 def _claim_volume(volumes: list[Object], others: Iterable[Object], claim: str) -> str:
     """The volume to mount the claim by, for writing: one that the pod has of it already, else ours, which is added.
 
-    Two volumes of one claim keep a pod in ContainerCreating before Kubernetes 1.34 (kubernetes#122140). Where the pod's own is
-    read-only, its mounts become so instead.
+    A pod with two volumes of one claim stays in ContainerCreating, and no event says why (seen on 1.34; kubernetes#122140). Where
+    the pod's own is read-only, its mounts become so instead.
     """
     for volume in volumes:
         source = volume.get("persistentVolumeClaim") or {}
