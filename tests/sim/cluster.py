@@ -10,6 +10,7 @@ import asyncio
 import marshal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from pretune.api import Object
@@ -75,7 +76,10 @@ Listener = Callable[[Write], None]
 
 
 class Server:
-    """The objects, with what the API server does to each write: versions, generations, conflicts, finalizers, subresources."""
+    """The objects, with what the API server does to each write: versions, generations, conflicts, finalizers, subresources.
+
+    What is stored is never changed, but replaced: whoever was handed it has it as it was. Nobody else may change it either.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -134,8 +138,7 @@ class Server:
             new["status"] = {"phase": "Pending"}
         if new["kind"] == "Pod":
             new["status"] = {"phase": "Pending"}
-        self.objects[place] = new
-        return self._store(place, "create", by)
+        return self._store(place, new, "create", by)
 
     def apply(self, obj: Object, by: str = "") -> Object:
         """Server-side apply of a wholly owned object: made when it is missing, else merged over what is there."""
@@ -157,9 +160,9 @@ class Server:
         else:
             sides = {name: value for name, value in patch.items() if name != "status" or old["kind"] not in SUBRESOURCE}
         new = (_merge_strategically if strategic else _merge)(old, sides)
-        for name in ("uid", "resourceVersion", "creationTimestamp", "generation", "deletionTimestamp"):
-            if name in old["metadata"]:
-                new["metadata"][name] = old["metadata"][name]
+        fixed = ("uid", "resourceVersion", "creationTimestamp", "generation", "deletionTimestamp")
+        kept = {name: old["metadata"][name] for name in fixed if name in old["metadata"]}
+        new["metadata"] = {**new["metadata"], **kept}
         if not status:
             for admit in self.admission:
                 admit("update", new)
@@ -179,8 +182,8 @@ class Server:
         if running or meta.get("finalizers"):
             if "deletionTimestamp" not in meta:
                 period = old["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
-                meta["deletionTimestamp"] = stamp(self.clock.now + (period if running else 0))
-                self._store(place, "delete", by)
+                when = stamp(self.clock.now + (period if running else 0))
+                self._store(place, {**old, "metadata": {**meta, "deletionTimestamp": when}}, "delete", by)
             return
         self.remove(place, by)
 
@@ -188,13 +191,15 @@ class Server:
         """The object is gone, whatever stood in the way."""
         gone = self.objects.pop(place)
         self._version += 1
-        self._tell(Write("delete", place[1], place[3], by, copied(gone)))
+        self._tell(Write("delete", place[1], place[3], by, gone))
 
     def finalize(self, obj: Object) -> None:
         """Every finalizer is done: a terminating object goes."""
         place = self._place(obj)
-        self.objects[place]["metadata"].pop("finalizers", None)
-        if "deletionTimestamp" in self.objects[place]["metadata"]:
+        old = self.objects[place]
+        meta = {name: one for name, one in old["metadata"].items() if name != "finalizers"}
+        self.objects[place] = {**old, "metadata": meta}
+        if "deletionTimestamp" in meta:
             self.remove(place)
 
     # --- inside
@@ -224,19 +229,18 @@ class Server:
         _validate(new)
         _immutable(old, new)
         if new == old:  # a write that changes nothing makes no version
-            self._tell(Write(verb, place[1], place[3], by, copied(new)))
-            return copied(new)
+            self._tell(Write(verb, place[1], place[3], by, old))
+            return old
         if new.get("spec") != old.get("spec"):
-            new["metadata"]["generation"] = old["metadata"]["generation"] + 1
-        self.objects[place] = new
-        return self._store(place, verb, by)
+            new["metadata"] = {**new["metadata"], "generation": old["metadata"]["generation"] + 1}
+        return self._store(place, new, verb, by)
 
-    def _store(self, place: Place, verb: str, by: str) -> Object:
+    def _store(self, place: Place, obj: Object, verb: str, by: str) -> Object:
         self._version += 1
-        obj = self.objects[place]
-        obj["metadata"]["resourceVersion"] = str(self._version)
-        self._tell(Write(verb, place[1], place[3], by, copied(obj)))
-        return copied(obj)
+        stored = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self._version)}}
+        self.objects[place] = stored
+        self._tell(Write(verb, place[1], place[3], by, stored))
+        return stored
 
     def _tell(self, write: Write) -> None:
         self.writes.append(write)
@@ -289,17 +293,19 @@ class Client:
         return await self._call(f"list {kind}", read)
 
     async def create(self, obj: Object) -> Object:
-        return await self._call(_words("create", obj), lambda: self.server.create(obj, self.name))
+        return copied(await self._call(_words("create", obj), lambda: self.server.create(obj, self.name)))
 
     async def apply(self, obj: Object) -> Object:
-        return await self._call(_words("apply", obj), lambda: self.server.apply(obj, self.name))
+        return copied(await self._call(_words("apply", obj), lambda: self.server.apply(obj, self.name)))
 
     async def patch(
         self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False
     ) -> Object:
-        return await self._call(
-            _words("status" if status else "patch", ref),
-            lambda: self.server.patch(ref, patch, status=status, strategic=strategic, by=self.name),
+        words = _words("status" if status else "patch", ref)
+        return copied(
+            await self._call(
+                words, lambda: self.server.patch(ref, patch, status=status, strategic=strategic, by=self.name)
+            )
         )
 
     async def delete(self, ref: Object) -> None:
@@ -348,7 +354,7 @@ def _merge(old: Any, patch: Any) -> Any:
     """RFC 7396."""
     if not isinstance(patch, Mapping):
         return copied(patch)
-    new = copied(old) if isinstance(old, dict) else {}
+    new = dict(old) if isinstance(old, dict) else {}
     for name, value in patch.items():
         if value is None:
             new.pop(name, None)
@@ -370,7 +376,7 @@ def _merge_strategically(old: Any, patch: Any, field: str = "") -> Any:
         return list(new.values())
     if not isinstance(patch, Mapping):
         return copied(patch)
-    new = copied(old) if isinstance(old, dict) else {}
+    new = dict(old) if isinstance(old, dict) else {}
     for name, value in patch.items():
         if value is None:
             new.pop(name, None)
@@ -381,8 +387,13 @@ def _merge_strategically(old: Any, patch: Any, field: str = "") -> Any:
     return new
 
 
-def _requirements(selector: str) -> Iterator[tuple[str, str, bool]]:
+@cache
+def _requirements(selector: str) -> tuple[tuple[str, str, bool], ...]:
     """(key, value, equal) of `a=b,c!=d`; a bare key has the value "*": it is there."""
+    return tuple(_parsed(selector))
+
+
+def _parsed(selector: str) -> Iterator[tuple[str, str, bool]]:
     for term in filter(None, selector.split(",")):
         if "!=" in term:
             key, value = term.split("!=", 1)

@@ -26,6 +26,7 @@ class Fleet(Simulation):
 
     def __init__(self) -> None:
         super().__init__()
+        self.pace = 1.0  # the queue's own
         self.promises = self.laws = Promises(self.server, self.world)
 
     def after_look(self, look: float | None) -> None:

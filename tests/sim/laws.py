@@ -81,11 +81,15 @@ class Laws:
         """Invariant 1. A pod whose node has not answered for ten minutes counts as gone."""
         alive = Counter(
             pod["metadata"]["labels"][BUNDLE]
-            for pod in self.world.pods(TUNING)
+            for pod in self.server.matching("v1", "Pod", "", f"{ROLE}={TUNING}", "")
             if pod["status"]["phase"] in ("Pending", "Running") and not self._lost(pod)
         )
         assert all(count <= 1 for count in alive.values()), f"two live tuning pods of one bundle: {alive}"
-        jobs = Counter(job["metadata"]["labels"][BUNDLE] for job in self.world.jobs(TUNING) if _may_make_a_pod(job))
+        jobs = Counter(
+            job["metadata"]["labels"][BUNDLE]
+            for job in self.server.matching("batch/v1", "Job", "", f"{ROLE}={TUNING}", "")
+            if _may_make_a_pod(job)
+        )
         assert all(count <= 1 for count in jobs.values()), f"two unfinished tuning Jobs of one bundle: {jobs}"
 
     def _lost(self, pod: Object) -> bool:

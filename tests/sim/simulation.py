@@ -52,6 +52,8 @@ class Simulation:
         self.controller = self.client()
         self.killed = 0
         self.up = True  # whether there is a controller
+        self.pace = 0.0  # seconds between two reconciles while the world moves
+        self.looked = 0.0
         self.chance: random.Random | None = None  # what happens next is drawn from it, instead of the first thing
         self.late: list[tuple[Client, asyncio.Task[Any]]] = []  # reconciles that were stopped in their middle
 
@@ -161,10 +163,11 @@ class Simulation:
         for _ in range(limit):
             before = len(self.server.writes)
             move = self._next()
-            if not self.up or (move and self.chance and self.chance.random() < 0.5):
-                look = None  # events come together: not every one has a reconcile of its own
+            if not self.up or (move and self._events_come_together()):
+                look = None
             else:
                 look = self.reconcile()
+                self.looked = self.clock.now
                 move = self._next()
             self.laws.check()
             if until():
@@ -184,6 +187,12 @@ class Simulation:
                 return
             self.clock.now = min(times)
         raise AssertionError(f"it does not come to rest; the last writes: {self.server.writes[-12:]}")
+
+    def _events_come_together(self) -> bool:
+        """Whether what has just happened has no reconcile of its own."""
+        if self.clock.now - self.looked < self.pace:
+            return True
+        return self.chance is not None and self.chance.random() < 0.5
 
     def _next(self) -> Move | None:
         """What the world does next: the first that it could, or one that is drawn."""

