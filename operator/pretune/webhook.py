@@ -41,7 +41,8 @@ PATH = "/pods"
 BUDGET = 2.0  # seconds for an answer; the API server waits 5
 LARGEST = 16 << 20  # bytes of a request: the API server takes objects of 3 MB, and asks about them in JSON
 KEPT = 120.0  # seconds that an idle connection is kept: the API server closes it after 90, and is not to meet one that we close
-ENDING = 5.0  # seconds that requests may take to end once we have to
+PARTING = 5.0  # seconds, once we have to end, in which every connection that is used is closed with its answer
+ENDING = 5.0  # seconds that requests may take to end after that
 WARNING = 256  # characters of a warning that the API server hands on for sure
 
 TOKEN = "kube-api-access-"
@@ -199,12 +200,33 @@ def application(judge: Judge, count: Count | None = None) -> web.Application:
 
 @asynccontextmanager
 async def serve(port: int, context: ssl.SSLContext, app: web.Application) -> AsyncIterator[None]:
-    """Serve while the body runs; then take no more connections, and let what is asked already be answered."""
+    """Serve while the body runs; then part with each connection at its next answer, and only then take no more.
+
+    The API server keeps connections. It meets one that is closed under its hands with an error, does not ask again (a POST is not
+    repeated), and the pod comes without us (seen: 5 of 6,800 in three rollouts). An answer that says so ends one without that.
+    """
+    parting = asyncio.Event()
+
+    @web.middleware
+    async def part(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        response = await handler(request)
+        if parting.is_set():
+            response.force_close()
+        return response
+
+    app.middlewares.append(part)
     runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEPT, shutdown_timeout=ENDING)
     await runner.setup()
     try:
         await web.TCPSite(runner, port=port, ssl_context=context).start()
         yield
+        parting.set()
+        for _ in range(round(PARTING / 0.1)):
+            if runner.server is None or not runner.server.connections:
+                break
+            await asyncio.sleep(0.1)
     finally:
         await runner.cleanup()
 

@@ -7,6 +7,8 @@ import os
 import re
 import ssl
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,42 @@ def test_a_claims_size_may_be_raised_and_written_otherwise_but_not_lowered(
         return
     with pytest.raises(Refusal, match=r"spec\.storage\.claim\.size: .*size cannot be lowered, since a claim's cannot"):
         kube.patch("AutotuneCache", namespace, "demo", change)
+
+
+@pytest.mark.disturbs
+def test_a_rollout_of_the_webhook_loses_no_pod(kube: Kube, operator: str, namespace: str) -> None:
+    """Pods are made by dry run, without a pause, while both of its pods are replaced, twice."""
+    over, made, lost = threading.Event(), 0, 0
+
+    def make() -> None:
+        nonlocal made, lost
+        person, pod = kube.again(), held(namespace, **{"pretune.dev/cache": "none"})
+        del pod["spec"]["schedulingGates"]
+        while not over.is_set():
+            answered = "pretune.dev/reason" in person.create(pod, dry_run=True)["metadata"]["annotations"]
+            with counting:
+                made, lost = made + 1, lost + (not answered)
+
+    def ours() -> set[str]:
+        label = "app.kubernetes.io/component=webhook"
+        return {one["metadata"]["name"] for one in kube.list("Pod", SYSTEM, labels=label)}
+
+    counting = threading.Lock()
+    makers = [threading.Thread(target=make) for _ in range(3)]
+    for one in makers:
+        one.start()
+    try:
+        for round_ in range(2):
+            before = ours()
+            note = {"spec": {"template": {"metadata": {"annotations": {"rolled": f"{time.time()}"}}}}}
+            kube.patch("Deployment", SYSTEM, "pretune-webhook", note)
+            end = time.monotonic() + 90
+            while before & (now := ours()) or len(now) < 2:
+                assert time.monotonic() < end, f"round {round_}: still {before & now}"
+                time.sleep(0.5)
+    finally:
+        over.set()
+        for one in makers:
+            one.join()
+    assert made > 200
+    assert lost == 0, f"{lost} of {made} pods came without an answer"

@@ -716,9 +716,9 @@ def test_what_is_asked_already_is_answered_before_the_end(tls: Path, tmp_path: P
             await api.reading.wait()
             running.send_signal(signal.SIGTERM)
             await until(lambda: process.page("/readyz"), (503, "stopping\n"))
-            with pytest.raises(aiohttp.ClientError):
-                await process.reason()  # nobody new is let in
+            late = await process.reason()  # who asks meanwhile, since the Service still led here, is answered too
             answer = await asked
+            assert late == answer
             code = await asyncio.wait_for(running.wait(), 10)
             api.end()
             await server.close()
@@ -738,3 +738,38 @@ def test_a_webhook_without_certificate_ends_with_the_reason(tmp_path: Path) -> N
     assert ended.returncode == 1
     assert f"{tmp_path}: tls.crt and tls.key cannot be used: No such file or directory" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_at_the_end_each_connection_is_parted_with_by_an_answer_and_none_is_cut(tls: Path) -> None:
+    """A connection that is closed while it is idle is one that the API server may be writing to."""
+
+    async def story() -> tuple[list[str | None], float]:
+        port, end, hook = free_port(), asyncio.Event(), Hook().knowing(cache(1)).alive()
+        trust = ssl.create_default_context(cafile=str(tls / "tls.crt"))
+        body = json.dumps(review(pod())).encode()
+
+        async def server() -> None:
+            async with serve(port, Certificates(tls).context, application(hook.admission.answer)):
+                await end.wait()
+
+        running = asyncio.create_task(server())
+        said: list[str | None] = []
+        async with aiohttp.ClientSession() as session:
+
+            async def ask() -> None:
+                async with session.post(f"https://localhost:{port}/pods", data=body, ssl=trust) as answer:
+                    assert answer.status == 200
+                    said.append(answer.headers.get("Connection"))
+
+            await asyncio.sleep(0.5)
+            await ask()
+            end.set()
+            await asyncio.sleep(0.5)
+            await ask()
+            began = time.monotonic()
+            await running
+            return said, time.monotonic() - began
+
+    said, seconds = asyncio.run(story())
+    assert said == [None, "close"]
+    assert seconds < 2, "with nobody left to part with, it ends"
