@@ -215,6 +215,20 @@ def test_a_hold_ends_when_nothing_else_serves() -> None:
     assert not released(plan(always, HELD, **working))
 
 
+@pytest.mark.parametrize("on_failure", ["Start", "Keep"])
+def test_a_pod_goes_on_waiting_for_what_it_was_given_and_for_nothing_else(on_failure: str) -> None:
+    """Its seed names one bundle: that another one is sealed, or made, is of no use to it."""
+    hold = {"onFailure": on_failure}
+    working = {"jobs": (job(bundle_of("a")),)}
+    before = {**record("0123456789ab-default"), "fingerprint": fingerprint_of("a")}
+    gone = plan(a_cache(pending("a"), hold=hold), OLD, HELD.given("0123456789ab-default"), **working)
+    assert released(gone) == ["a-1"] and [one.cause for one in gone.released] == ["Outdated"]
+    there = plan(a_cache(pending("a"), before, hold=hold), OLD, HELD.given("0123456789ab-default"), **working)
+    assert [one.cause for one in there.released] == ["Sealed"]
+    own = plan(a_cache(pending("a"), hold=hold), OLD, HELD.given(bundle_of("a")), **working)
+    assert not released(own)
+
+
 def test_a_source_that_is_broken_under_a_hold_lets_go() -> None:
     broken = Refused("SourceNotFound", "spec.source.workloadRef: Deployment inference/qwen3 is not there")
     made = plan(a_cache(pending("a")), OLD, HELD, source=broken, jobs=(job(bundle_of("a")),))

@@ -91,7 +91,10 @@ def test_a_changed_size_or_end_is_brought_to_our_claim() -> None:
 
 def test_a_new_cache_makes_its_claim_and_waits_for_it() -> None:
     plan = decide(seen(claim=None, agents=()), NOW)
-    assert names(plan.actions, Apply) == [f"apply PersistentVolumeClaim pretune-{KEY.name}"]
+    assert names(plan.actions, Apply) == [
+        f"apply PersistentVolumeClaim pretune-{KEY.name}",
+        "apply ConfigMap pretune-agent-0",
+    ]
     assert not names(plan.actions, Create)
     assert ready(plan) == ("False", "WaitingForClaim")
 
@@ -121,6 +124,17 @@ def test_a_known_claim_gets_an_attempt_and_the_agent_before_it() -> None:
     assert decide(seen(cache(KNOWN)), NOW).actions == plan.actions
     refused = decide(seen(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW)
     assert not names(refused.actions, Create) and ready(refused) == ("False", "PodRefused")
+
+
+def test_the_agent_is_there_though_nothing_is_to_be_tuned() -> None:
+    """After an upgrade the webhook gives pods the new one's name."""
+    kept = record(ids(cache())[0])
+    plan = decide(seen(cache(status_of(kept)), agents=()), NOW)
+    assert ready(plan) == ("True", "Sealed")
+    assert names(plan.actions, Apply) == ["apply ConfigMap pretune-agent-0"]
+    outcome = Outcome(403, "exceeded quota: configmaps")
+    refused = decide(seen(cache(status_of(kept)), agents=(), outcomes={plan.actions[0].name: outcome}), NOW)
+    assert [one.reason for one in refused.events] == ["AgentMissing"] and refused.look_again == 30
 
 
 def test_a_job_that_the_api_server_refuses_is_said_in_its_words() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretune.decide import adoption, afterlife, holding, rescue, retention, storage, tuning
+from pretune.decide import adoption, afterlife, agents, holding, rescue, retention, storage, tuning
 from pretune.decide.advice import advice
 from pretune.decide.consumers import consumers, count, note, stale
 from pretune.decide.draft import Draft
@@ -38,6 +38,7 @@ def decide(seen: Observed, now: float) -> Plan:
     tuning.refuse(draft, bundles)  # what cannot be tuned as a copy
     retention.pruned(draft, bundles)  # what became of folders that were deleted
     adoption.ask(draft, bundles, claim)  # what only the claim can say
+    agents.provide(draft)  # before whoever names it
     if wanted.refused is None:
         tuning.supersede(draft, bundles)  # attempts that nothing wants
         tuning.start(draft, bundles, claim, pods)  # the next attempt
@@ -46,7 +47,7 @@ def decide(seen: Observed, now: float) -> Plan:
     rescue.rescue(draft, pods)  # pods that only we keep from starting
     holding.hold(draft, pods, wanted, claim)  # pods that need not wait any longer
     note(draft, pods)
-    draft.actions += afterlife.unnamed_agents(seen, keep_current=True)
+    draft.actions += agents.unnamed(seen, keep_current=True)
 
     if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
         draft.at(now)  # what was made asks for more at once

@@ -1,8 +1,9 @@
-"""What is left when a cache is gone, and agents that nobody names: removed without any finalizer."""
+"""What is left when a cache is gone: removed without any finalizer."""
 
 from __future__ import annotations
 
 from pretune.api import CACHE, ROLE, WHEN_DELETED
+from pretune.decide import agents
 from pretune.decide.draft import delete
 from pretune.decide.holding import release_all
 from pretune.model import Action, Observed, Plan
@@ -29,18 +30,8 @@ def afterlife(seen: Observed) -> Plan:
             look = LOOK
         else:
             actions.append(delete(claim))
-    removed = unnamed_agents(seen, keep_current=seen.namespace_has_caches)
+    removed = agents.unnamed(seen, keep_current=seen.namespace_has_caches)
     actions += removed
     if not seen.namespace_has_caches and len(removed) < len(seen.agents):
         look = LOOK
     return Plan(actions=tuple(actions), after=tuple(release_all(seen.held)), look_again=look)
-
-
-def unnamed_agents(seen: Observed, keep_current: bool) -> list[Action]:
-    """Agent ConfigMaps that no pod of the namespace names; the current one stays as long as there are caches."""
-    return [
-        delete(one)
-        for one in seen.agents
-        if one["metadata"]["name"] not in seen.agents_named
-        and not (keep_current and one["metadata"]["name"] == seen.agent_name)
-    ]

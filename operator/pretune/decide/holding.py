@@ -32,8 +32,13 @@ class Held:
     others: tuple[Consumer, ...]  # living consumers of other fingerprints that are not held
 
     @property
+    def bundle(self) -> str:
+        """What it will start with: what it was given when it was made, whatever pods like it would be given now."""
+        return self.pod.given or self.pod.bundle
+
+    @property
     def record(self) -> Object:
-        return self.draft.bundles.get(self.pod.bundle) or {}
+        return self.draft.bundles.get(self.bundle) or {}
 
 
 Check = Callable[[Held], str | None]
@@ -54,7 +59,7 @@ def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage)
         waited = max(0.0, draft.now - pod.created)
         draft.after.append(Patch(f"release Pod {pod.name}", reference(pod.pod), release(), strategic=True))
         draft.released.append(Released(cause, waited))
-        let_go.setdefault((pod.bundle, cause, why), []).append(waited)
+        let_go.setdefault((pod.given or pod.bundle, cause, why), []).append(waited)
     for (bundle, cause, why), waits in sorted(let_go.items()):
         words = f"{_pods(len(waits))} of bundle {bundle or '(unknown)'}: {why}; waited {max(waits):.0f} s"
         draft.events.append(Event("Released", words, warning=cause != "Sealed"))
@@ -68,7 +73,8 @@ def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) 
     waiting: dict[str, int] = {}
     for pod in pods:
         if pod.held:
-            waiting[pod.bundle] = waiting.get(pod.bundle, 0) + 1
+            bundle = pod.given or pod.bundle
+            waiting[bundle] = waiting.get(bundle, 0) + 1
     words = ", ".join(f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items()))
     limit = f"{draft.spec.hold.timeout} s (spec.hold.timeoutSeconds)"
     draft.events.append(Event("Held", f"{words}: they start when it is sealed, at the latest after {limit}"))
@@ -133,13 +139,20 @@ def unserved(held: Held) -> str | None:
     return "no older pod serves meanwhile"
 
 
+def outdated(held: Held) -> str | None:
+    """spec.revision or a target was changed under the hold: what it waits for is not made any more, and no other would be its own."""
+    if held.bundle == held.pod.bundle or any(want.id == held.bundle for want in held.wants.bundles):
+        return None
+    return f"pods like it need bundle {held.pod.bundle} by now"
+
+
 def source_refused(held: Held) -> str | None:
     refused = held.wants.refused
     return f"{refused.reason}: {refused.message}" if refused else None
 
 
 def not_wanted(held: Held) -> str | None:
-    if any(want.id == held.pod.bundle for want in held.wants.bundles):
+    if any(want.id == held.bundle for want in held.wants.bundles):
         return None
     return f"TooManyFingerprints: {held.wants.churn}" if held.wants.churn else "nothing tunes its bundle"
 
@@ -176,6 +189,7 @@ CHECKS: tuple[tuple[str, bool, Check], ...] = (
     ("SwitchedOff", False, switched_off),
     ("Unknown", False, unknown),
     ("Unserved", False, unserved),
+    ("Outdated", False, outdated),
     ("SourceRefused", True, source_refused),
     ("NotWanted", True, not_wanted),
     ("Failed", True, failed),

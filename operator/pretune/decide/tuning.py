@@ -14,15 +14,15 @@ from pretune.api import (
     Object,
     Refused,
 )
+from pretune.decide import agents
 from pretune.decide import attempt as attempts
 from pretune.decide.adoption import adopt
 from pretune.decide.attempt import Attempt, Standing, finished
 from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, Wanted, delete, fail, failure, fingerprint_of, next_try, owner_uid
 from pretune.decide.storage import Storage
-from pretune.manifests.agent import config_map
 from pretune.manifests.job import tuning_job
-from pretune.model import Apply, Create, seconds
+from pretune.model import Create, seconds
 
 SETTLE = 300.0  # seconds after a seal in which a rollout may still replace the pods of an older revision
 
@@ -209,8 +209,9 @@ def _rollout(draft: Draft, want: Wanted, bundles: Iterable[Wanted]) -> str | Non
 
 def _create(draft: Draft, want: Wanted, record: Object) -> None:
     seen, number = draft.seen, record["attempts"] + 1
-    if all(one["metadata"]["name"] != seen.agent_name for one in seen.agents):
-        _provide_agent(draft, record)
+    if not agents.is_there(draft):  # the next run, at once, makes the Job
+        message = agents.refusal(draft)
+        draft.say(record, PENDING, "PodRefused" if message else "WaitingForPod", message or _made(draft, number))
         return
     try:
         example = seen.examples.get(want.origin)
@@ -241,19 +242,6 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
 
 def _made(draft: Draft, number: int) -> str:
     return f"attempt {number} of {draft.spec.max_attempts}: the Job is made"
-
-
-def _provide_agent(draft: Draft, record: Object) -> None:
-    """The agent's ConfigMap comes before any Job that mounts it: the next run, at once, makes the Job."""
-    action = Apply(f"apply ConfigMap {draft.seen.agent_name}", config_map(draft.seen.key.namespace))
-    if all(one.name != action.name for one in draft.actions):
-        draft.actions.append(action)
-    refused = draft.outcome(action)
-    if refused is not None and refused.code >= 400:
-        draft.say(record, PENDING, "PodRefused", refused.message)
-        draft.at(draft.now + 30)
-    else:
-        draft.say(record, PENDING, "WaitingForPod", _made(draft, record["attempts"] + 1))
 
 
 def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
