@@ -46,6 +46,7 @@ class Promises(Laws):
     def __init__(self, server: Server, world: World) -> None:
         super().__init__(server, world)
         self.deleted: list[str] = []  # uids of consumers that a controller deleted
+        self.calm = True  # nobody is late: what the status says of who serves is true
         self.stuck_for = 0.0  # the longest that only we kept a pod from starting, with a controller that works
         self._pods: dict[str, Object] = {}  # uid -> as written last
         self._stuck: dict[str, float] = {}  # uid -> since when looks see that only we keep it from starting
@@ -65,7 +66,7 @@ class Promises(Laws):
         if write.by and write.verb == "patch":
             self._only_our_gate_goes(self._pods[uid], pod)
         elif write.by and write.verb == "delete" and uid not in self.deleted:
-            self._may_be_deleted(self._pods[uid])
+            self._may_be_deleted(self._pods[uid], late=write.by == "old leader")
             self.deleted.append(uid)
         elif write.by:
             assert write.verb == "delete", f"a controller wrote to a consumer: {write}"
@@ -82,7 +83,7 @@ class Promises(Laws):
         assert cache is not None, f"{name} is held for no cache"
         spec, record = Spec.of(cache), self._record(pod)
         assert record.get("state") != SEALED, f"{name} is held although its bundle is sealed"
-        if spec.hold.when == "WhenServing":
+        if spec.hold.when == "WhenServing" and self.calm:
             assert controller(pod).get("kind") == "ReplicaSet", f"{name} is held, and is missing where it served"
             others = [one for one in self._living(pod) if note(one, BUNDLE) != note(pod, BUNDLE)]
             assert any(map(ready, others)), f"{name} is held, and nothing serves meanwhile"
@@ -96,14 +97,12 @@ class Promises(Laws):
         for part in ("labels", "annotations", "ownerReferences", "finalizers"):
             assert after["metadata"].get(part) == before["metadata"].get(part), part
 
-    def _may_be_deleted(self, pod: Object) -> None:
+    def _may_be_deleted(self, pod: Object, late: bool) -> None:
         """Once, by rescue alone: not one that runs, nor one that nothing makes anew; the status remembers it first."""
         name = pod["metadata"]["name"]
         assert controller(pod), f"{name} was deleted by us, and nothing makes it anew"
         assert note(pod, DELIVERY) in ("Overlay", "ReadOnly"), f"{name} was deleted, and had nothing of ours"
-        ran = status(pod, engine(pod))
-        assert not ran.get("ready"), f"{name} was deleted while it served"
-        assert not state(pod, engine(pod)).get("running"), f"{name} was deleted while its engine ran"
+        assert late or not state(pod, engine(pod)).get("running"), f"{name} was deleted while its engine ran"
         record = self._record(pod)
         if record:
             assert "undeliverable" in record, f"{name} was deleted before the status remembers why"
@@ -120,10 +119,10 @@ class Promises(Laws):
         for pod in self._all():
             if is_held(pod) and not leaving(pod):
                 self._is_held_rightly(pod, look)
-        for uid in set(self._stuck) - {pod["metadata"]["uid"] for pod in self._all() if self._only_we_stop(pod)}:
+        for uid in set(self._stuck) - {pod["metadata"]["uid"] for pod in self._all() if self.only_we_stop(pod)}:
             self.stuck_for = max(self.stuck_for, now - self._stuck.pop(uid))
         for pod in self._all():
-            if self._only_we_stop(pod) and not is_held(pod):
+            if self.only_we_stop(pod) and not is_held(pod):
                 since = self._stuck.setdefault(pod["metadata"]["uid"], now)
                 late = since + RESCUED <= self._looked
                 assert not late or not controller(pod), f"{pod['metadata']['name']} is not rescued: {pod['status']}"
@@ -141,7 +140,7 @@ class Promises(Laws):
             assert self.world.clock.now < until, f"{name} is held for longer than spec.hold.timeoutSeconds"
             assert look is not None and self.world.clock.now + look <= until + SLACK, f"nobody looks at {name} in time"
 
-    def _only_we_stop(self, pod: Object) -> bool:
+    def only_we_stop(self, pod: Object) -> bool:
         """Its engine was never started, and would be if we were not there. (A gate of ours is another law's.)"""
         found = status(pod, engine(pod))
         if (
@@ -179,7 +178,7 @@ class Promises(Laws):
                 kept = cache is not None and Spec.of(cache).hold.on_failure == "Keep"
                 assert kept, f"{name} is held for ever"
                 continue
-            assert not self._only_we_stop(pod) or not controller(pod), f"{name} would start without us, and does not"
+            assert not self.only_we_stop(pod) or not controller(pod), f"{name} would start without us, and does not"
         self._counts_add_up()
 
     def _counts_add_up(self) -> None:
