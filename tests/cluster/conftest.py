@@ -55,10 +55,10 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.fixture(autouse=True)
-def peace(request: pytest.FixtureRequest, shared: Path) -> None:
+def peace(request: pytest.FixtureRequest) -> None:
     """Nobody disturbs the operator while another test runs. One that disturbs keeps the right for a next one that does: to wait
     for all workers costs more than most of these tests."""
-    _PEACE.begin(shared, alone=request.node.get_closest_marker("disturbs") is not None)
+    _PEACE.begin(alone=request.node.get_closest_marker("disturbs") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +93,10 @@ def operator(kube: Kube, shared: Path) -> str:
     with (shared / "operator.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "operator.done").exists():
+            _PEACE.begin(alone=True)  # another run of the tests may be under way
             install(kube)
             (shared / "operator.done").touch()
+            _PEACE.end()
     return SYSTEM
 
 
@@ -182,9 +184,9 @@ def moments(tmp_path: Path) -> Iterator[Moments]:
 
 
 @pytest.fixture(scope="session")
-def sealed(kube: Kube, operator: str, shared: Path, worker_id: str) -> Iterator[Sealed]:
+def sealed(kube: Kube, operator: str, worker_id: str) -> Iterator[Sealed]:
     """Two caches with sealed bundles, for tests that neither change them nor bring other engines: once a worker."""
-    _PEACE.begin(shared, alone=False)  # before the test's own turn comes
+    _PEACE.begin(alone=False)  # before the test's own turn comes
     sealed = Sealed(kube, fresh(kube, f"t-sealed-{worker_id}"))
     yield sealed
     kube.delete("Namespace", "", sealed.namespace)

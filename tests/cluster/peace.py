@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import tempfile
 from io import TextIOWrapper
 from pathlib import Path
+
+FOLDER = Path(tempfile.gettempdir()) / "pretune-tests"  # of this machine: two runs of the tests share one cluster
 
 
 class Peace:
@@ -16,12 +19,13 @@ class Peace:
         self._turn: TextIOWrapper | None = None
         self._main: TextIOWrapper | None = None
 
-    def begin(self, folder: Path, alone: bool) -> None:
+    def begin(self, alone: bool) -> None:
         """Wait for the right to run; a right to be alone that is there already serves for both."""
         if self._turn is not None:
             return
         self._main = None  # closed: a reader has nothing to wait for that it holds itself
-        turn, main = (folder / "peace.turn").open("w"), (folder / "peace.main").open("w")
+        FOLDER.mkdir(exist_ok=True)
+        turn, main = (FOLDER / "turn.lock").open("w"), (FOLDER / "main.lock").open("w")
         fcntl.flock(turn, fcntl.LOCK_EX)
         fcntl.flock(main, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         self._main = main

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import ROOT, Apply, Moments, Ready, Roll, Sealed, Served, install
+from tests.cluster.conftest import ROOT, Apply, Moments, Ready, Roll, Sealed, Served, fresh, install
 from tests.cluster.kube import Kube, bundles, condition, event
 from tests.cluster.operation import CONTROLLER, WEBHOOK, Operation
 from tests.cluster.seen import Seen, given, held, is_held, seed_report
-from tests.cluster.workloads import bare, deployment, serving
+from tests.cluster.workloads import autotune_cache, bare, deployment, serving
 
 GPU_QUOTA = "requests.nvidia.com/gpu"
 RESCUED = 60 + 30  # seconds: the patience of rescue, and a start on a busy machine
@@ -264,7 +264,7 @@ def test_without_a_webhook_pods_just_start(
 @pytest.mark.disturbs
 def test_without_a_controller_nothing_is_held_and_what_was_held_goes_on_when_one_is_back(
     kube: Kube, namespace: str, seen: Seen, served: Served, roll: Roll, moments: Moments,
-    operation: Operation,
+    operation: Operation, elsewhere: str,
 ) -> None:  # fmt: skip
     served(1)
     began = roll("v2")
@@ -275,8 +275,7 @@ def test_without_a_controller_nothing_is_held_and_what_was_held_goes_on_when_one
     moments.go("v2")
     done = kube.until("Job", namespace, tuning["metadata"]["name"], lambda j: j["status"].get("succeeded"), 60)
     assert done and is_held(seen.pods("v2")[0])  # the seal went by unseen
-    for agent in kube.list("ConfigMap", namespace, "pretune.dev/role=agent"):
-        kube.delete("ConfigMap", namespace, agent["metadata"]["name"])
+    _starts_without_an_agent(kube, namespace, elsewhere)
     while time.monotonic() < died + 16:  # the lease counts as alive for 15 s
         time.sleep(0.5)
     kube.create(deployment(namespace, serving("v3", moments=moments.folder), 1, name="other"))
@@ -284,7 +283,6 @@ def test_without_a_controller_nothing_is_held_and_what_was_held_goes_on_when_one
     [pod] = seen.pods("v3")
     assert given(pod) == ("Overlay", "NotSealedYet")
     assert "lease" in pod["metadata"]["annotations"]["pretune.dev/reason"]
-    assert "AgentMissing" in seed_report(pod)
     operation.scale(CONTROLLER, 1)
     back = time.monotonic()
     seen.until(lambda s: s.ready(1, "v2") and not s.pods("v1"), 60, "v2")
@@ -293,6 +291,28 @@ def test_without_a_controller_nothing_is_held_and_what_was_held_goes_on_when_one
     assert "Seeded" in seed_report(pod)
     assert seen.least_ready(began) >= 1
     assert len(kube.list("Job", namespace, "pretune.dev/role=tuning")) <= 3  # v1, v2, v3: none twice
+
+
+@pytest.fixture
+def elsewhere(kube: Kube, namespace: str) -> Iterator[str]:
+    """A second namespace."""
+    yield fresh(kube, f"{namespace}-2")
+    kube.delete("Namespace", "", f"{namespace}-2")
+
+
+def _starts_without_an_agent(kube: Kube, namespace: str, elsewhere: str) -> None:
+    """Elsewhere, since a kubelet remembers an immutable ConfigMap, deleted or not, for as long as a pod of the node names it."""
+    ready = {"type": "StorageReady", "status": "True", "reason": "Bound", "message": ""}
+    ready["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    kube.create(autotune_cache(elsewhere))
+    kube.patch("AutotuneCache", elsewhere, "demo", {"status": {"conditions": [ready]}}, "status")
+    claim = kube.get("PersistentVolumeClaim", namespace, "pretune-demo") or {}
+    meta = {"namespace": elsewhere, "name": "pretune-demo", "labels": claim["metadata"]["labels"]}
+    spec = {name: claim["spec"][name] for name in ("accessModes", "resources", "storageClassName")}
+    kube.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+    kube.create(bare(elsewhere, serving()))
+    pod = kube.until("Pod", elsewhere, "serving", lambda p: condition(p, "Ready").get("status") == "True", 20)
+    assert json.loads(seed_report(pod))["reason"] == "AgentMissing"
 
 
 @pytest.mark.disturbs
