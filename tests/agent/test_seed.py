@@ -129,6 +129,18 @@ def test_a_file_of_any_number_of_blocks_is_copied_whole(pod: Pod, size: int) -> 
     assert content(pod.tactics) == content(pod.bundle() / "tactics")
 
 
+def test_a_byte_after_a_whole_number_of_blocks_is_not_overlooked(pod: Pod) -> None:
+    pod.sealed({path: raw.ljust(seed.BLOCK) for path, raw in managed(2).items()})
+
+    def spoil(bundle: Path) -> None:
+        file = next((bundle / "tactics" / STORE / "entries").iterdir())
+        file.write_bytes(file.read_bytes() + b" ")
+
+    _spoil(pod, spoil)
+    assert pod.run("seed").reason == "CorruptBundle"
+    assert content(pod.tactics) == {}
+
+
 @pytest.mark.parametrize("change", [lambda raw: raw[:-1], lambda raw: raw + b" ", lambda raw: b" " + raw[1:]])
 def test_one_byte_anywhere_in_one_of_many_files_empties_the_folder(pod: Pod, change: Callable[[bytes], bytes]) -> None:
     pod.sealed(managed(300))
@@ -151,28 +163,49 @@ def test_a_folder_that_is_gone_from_the_bundle_is_named(pod: Pod) -> None:
 
 
 class SlowDisk(Disk):
-    """Each file takes this long, or waits for `go`."""
+    """Each file and each block takes this long; the first file of each thread waits for `go`."""
 
-    def __init__(self, seconds: float = 0.0, go: threading.Event | None = None) -> None:
-        self.seconds, self.go = seconds, go
+    def __init__(self, file: float = 0.0, block: float = 0.0, go: threading.Event | None = None) -> None:
+        self.of_file, self.of_block, self.go = file, block, go
+        self.threads: set[int] = set()
 
     def create(self, parent: Folder, name: str, mode: int = 0o600) -> int:
-        time.sleep(self.seconds)
+        self.threads.add(threading.get_ident())
+        time.sleep(self.of_file)
         if self.go:
             self.go.wait(60)
         return super().create(parent, name, mode)
 
+    def write(self, fd: int, data: bytes | memoryview) -> None:
+        time.sleep(self.of_block)
+        super().write(fd, data)
 
-def test_what_takes_too_long_is_given_up_with_an_empty_folder(pod: Pod) -> None:
-    pod.sealed(managed(300))
-    context = pod.context(disk=SlowDisk(0.02))
+
+@pytest.mark.parametrize(
+    ("files", "disk"),
+    [
+        (managed(300), SlowDisk(file=0.02)),
+        ({path: raw.ljust(40 * seed.BLOCK) for path, raw in managed(3).items()}, SlowDisk(block=0.1)),
+    ],
+    ids=["many files", "large files"],
+)
+def test_what_takes_too_long_is_given_up_with_an_empty_folder(pod: Pod, files: dict[str, bytes], disk: Disk) -> None:
+    pod.sealed(files)
+    context = pod.context(disk=disk)
     context.limit = 0.2
     began = time.monotonic()
     report = seed.seed(context)
     assert (report.reason, exit_code(report)) == ("TooSlow", 75)
-    assert "300" in report.message or "301" in report.message
-    assert time.monotonic() - began < 2, "no longer than the files that were begun"
+    assert f"{len(files)} files were not read in time" in report.message
+    assert time.monotonic() - began < 2, "no longer than what was begun"
     assert content(pod.tactics) == {}
+
+
+def test_several_files_are_copied_at_a_time(pod: Pod) -> None:
+    pod.sealed(managed(60))
+    disk = SlowDisk(file=0.01)
+    assert pod.run("seed", disk=disk).reason == "Seeded"
+    assert len(disk.threads) == seed.WORKERS
 
 
 def test_a_call_that_does_not_return_is_not_waited_for(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,6 @@ def main(argv: Optional[List[str]] = None) -> int:
         report = run(verb, context)
     print("pretune %s: %s: %s" % (verb, report.reason, report.message), flush=True)
     _tell(options["--termination-log"], report)
-    if exit_code(report) == TOO_SLOW:
-        os._exit(TOO_SLOW)  # with whatever thread does not return
     return exit_code(report)
 
 

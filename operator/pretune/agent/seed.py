@@ -126,8 +126,7 @@ class _Copy:
                 self.disk.mkdir(parent, last)
                 with parent.folder(last) as made:
                     self.disk.chmod(made.fd, 0o777)
-        count = min(WORKERS, 1 + len(self.part.files) // _AT_ONCE)
-        others = [threading.Thread(target=self.work, daemon=True) for _ in range(count - 1)]
+        others = [threading.Thread(target=self.work, daemon=True) for _ in range(WORKERS - 1)]
         for one in others:
             one.start()
         self.work()
@@ -171,7 +170,6 @@ class _Copy:
         except Problem as problem:
             raise Torn(problem.message) from None
         try:
-            self.in_time()
             made = self.disk.create(to, name)
             try:
                 size, total = 0, hashlib.sha256()
