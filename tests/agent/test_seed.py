@@ -208,6 +208,24 @@ def test_several_files_are_copied_at_a_time(pod: Pod) -> None:
     assert len(disk.threads) == seed.WORKERS
 
 
+def test_where_no_more_threads_may_be_started_fewer_do_it(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod.sealed(managed(60))
+    pod.wrote({})
+    started = []
+
+    class Rare(threading.Thread):
+        def start(self) -> None:
+            started.append(self)
+            if len(started) > 1:
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr(seed.threading, "Thread", Rare)
+    assert pod.run("seed").reason == "Seeded"
+    assert len(started) == 2
+    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+
+
 def test_a_call_that_does_not_return_is_not_waited_for(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seed, "_STUCK", 0.1)
     pod.sealed(managed(30))

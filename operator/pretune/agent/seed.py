@@ -126,9 +126,14 @@ class _Copy:
                 self.disk.mkdir(parent, last)
                 with parent.folder(last) as made:
                     self.disk.chmod(made.fd, 0o777)
-        others = [threading.Thread(target=self.work, daemon=True) for _ in range(WORKERS - 1)]
-        for one in others:
-            one.start()
+        others: List[threading.Thread] = []
+        try:
+            for _ in range(WORKERS - 1):
+                one = threading.Thread(target=self.work, daemon=True)
+                one.start()
+                others.append(one)
+        except RuntimeError:  # no more threads here (a limit on pids): fewer do it too
+            pass
         self.work()
         for one in others:
             one.join()
