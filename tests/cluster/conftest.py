@@ -257,14 +257,18 @@ def ready(kube: Kube, namespace: str) -> Callable[..., Object]:
 
 @pytest.fixture
 def served(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments) -> Callable[..., None]:
-    """`served(replicas, …)`: a cache whose only source are labelled pods, and a Deployment whose first revision is sealed and ready."""
+    """`served(replicas, …)`: a cache whose only source are labelled pods, and a Deployment whose first revision is sealed and ready.
+    `cold`: its pods certainly started before the seal."""
 
-    def do(replicas: int, spec: Object | None = None, **of_deployment: Any) -> None:
-        moments.go("v1")
+    def do(replicas: int, spec: Object | None = None, cold: bool = False, **of_deployment: Any) -> None:
+        if not cold:
+            moments.go("v1")
         apply(**(spec or {}))
         ready(kind="StorageReady")
         kube.create(deployment(namespace, serving("v1", moments=moments.folder), replicas, **of_deployment))
-        seen.until(lambda s: s.sealed() and s.ready(replicas, "v1"), 60, "v1 sealed and ready")
+        seen.until(lambda s: s.ready(replicas, "v1"), 60, "v1 ready")
+        moments.go("v1")
+        seen.until(lambda s: s.sealed(), 60, "v1 sealed")
         # What the webhook decides by: it hears of it as we do.
         seen.until(lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve")
 
