@@ -313,13 +313,16 @@ def test_a_bundle_that_is_on_the_claim_is_adopted_and_never_tuned_again() -> Non
 def test_a_bundle_of_the_same_id_but_another_fingerprint_is_not_ours() -> None:
     [bundle] = ids(cache())
     other = Report(by="inspect", reason="Sealed", id=bundle, fingerprint="0" * 64, layout="Managed")
-    assert ready(answered(cache(), other)) == ("False", "WaitingForPod")
+    plan = answered(cache(), other)
+    assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
 
 
-def test_an_empty_answer_starts_an_attempt() -> None:
+def test_an_empty_answer_is_remembered_before_an_attempt_starts() -> None:
+    """In one run the attempt would live by the time that the status is made, and the place would be unknown for ever."""
     plan = answered(cache())
-    assert len(names(plan.actions, Create)) == 1
+    assert not names(plan.actions, Create) and plan.look_again == 0
     assert plan.status is not None and plan.status["storage"] == {"claimUID": "claim-uid"}
+    assert len(names(decide(seen(cache(dict(plan.status))), NOW).actions, Create)) == 1
 
 
 def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles() -> None:

@@ -134,6 +134,8 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
     sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] == SEALED]
     _forget(draft, sealed, f"claim {draft.claim_name} does not hold it" if report else "the claim could not be read")
     draft.known_place = draft.place
+    draft.asking |= missing  # tuned from the next run on, which is at once: the status remembers the place first
+    draft.at(draft.now)
 
 
 def _forget(draft: Draft, bundles: list[str], why: str) -> None:

@@ -18,6 +18,7 @@ from pretune.decide.wants import Wants
 from pretune.manifests.pod import release
 from pretune.model import Event, Patch, Released, seconds
 
+AGAIN = 2.0  # seconds until an attempt that could not start is looked at again
 UNREADY = 30.0  # seconds that older pods may all be unready before nobody waits for them any more
 
 
@@ -168,9 +169,14 @@ def undeliverable(held: Held) -> str | None:
 
 
 def cannot_start(held: Held) -> str | None:
-    """Held pods count in a quota: what they use up may be what the attempt lacks."""
-    record = held.record
-    return f"the attempt cannot start: {record['message']}" if record.get("reason") == "PodRefused" else None
+    """Held pods count in a quota: what they use up may be what the attempt lacks. Once is no proof: an API server has bad moments."""
+    record, draft = held.record, held.draft
+    if record.get("reason") != "PodRefused":
+        return None
+    if draft.known.get(held.bundle, ("", ""))[1] != "PodRefused":
+        draft.at(draft.now + AGAIN)
+        return None
+    return f"the attempt cannot start: {record['message']}"
 
 
 def storage_not_ready(held: Held) -> str | None:
