@@ -123,7 +123,8 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
         draft.asking |= missing
         draft.at(draft.now)
         return
-    for bundle in sorted(missing):
+    fresh = {one for one in asked if draft.bundles[one]["state"] == PENDING and not _lost(draft, draft.bundles[one])}
+    for bundle in sorted(missing - fresh):
         if _lost(draft, draft.bundles[bundle]):
             fail(
                 draft,
@@ -134,8 +135,9 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
     sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] == SEALED]
     _forget(draft, sealed, f"claim {draft.claim_name} does not hold it" if report else "the claim could not be read")
     draft.known_place = draft.place
-    draft.asking |= missing  # tuned from the next run on, which is at once: the status remembers the place first
-    draft.at(draft.now)
+    if fresh:  # tuned from the next run on, which is at once: the status remembers the place first
+        _wait(draft, fresh, "the claim does not hold it")
+        draft.at(draft.now)
 
 
 def _forget(draft: Draft, bundles: list[str], why: str) -> None:
