@@ -104,7 +104,8 @@ class Cluster(Protocol):
         """
 
     async def delete(self, ref: Object) -> None:
-        """Delete, dependents in the background; 404 is no error. `ref`'s metadata.uid, where present, is a precondition (409)."""
+        """Delete, dependents in the background; 404 is no error. `ref`'s metadata.uid and resourceVersion, where present, are
+        preconditions (409)."""
 
     async def event(self, cache: Object, event: Event) -> None:
         """A core/v1 Event on the cache; one said again while the API server keeps it (an hour) is counted there. Never raises."""
@@ -236,8 +237,8 @@ class Kubernetes:
 
     async def delete(self, ref: Object) -> None:
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if "uid" in ref["metadata"]:
-            body["preconditions"] = {"uid": ref["metadata"]["uid"]}
+        if held := {name: ref["metadata"][name] for name in ("uid", "resourceVersion") if name in ref["metadata"]}:
+            body["preconditions"] = held
         code, answer = await self._ask("DELETE", await self._of(ref), body=body)
         if code != 404:
             _accepted(code, answer)

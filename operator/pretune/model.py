@@ -149,9 +149,9 @@ class Patch(Action):
 
 @dataclass(frozen=True)
 class Delete(Action):
-    """Delete with background propagation, only as long as it has this uid; 404 is no error."""
+    """Delete with background propagation, only as long as it has this uid (and version, where one is given); 404 is no error."""
 
-    object: Object = field(default_factory=dict)  # apiVersion, kind, metadata.{namespace,name,uid}
+    object: Object = field(default_factory=dict)  # apiVersion, kind, metadata.{namespace,name,uid[,resourceVersion]}
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,6 @@ def test_what_happens_under_a_hold_ends_it_in_time_and_the_rollout_ends_well(fle
         fleet.promises.at_rest()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="holds look at what a pod would be given now, not at what it was given: reported"
-)
 def test_nobody_waits_for_a_bundle_that_is_not_made_any_more(fleet: Fleet) -> None:
     """Its seed looks for what it was given when it was made, whatever the cache says by now."""
     held(fleet)
@@ -203,7 +200,6 @@ def test_a_cache_moved_to_another_claim_under_a_hold_lets_its_pods_start(fleet: 
     replaced(fleet, "vllm:2")
 
 
-@pytest.mark.xfail(strict=True, reason="one 500 to the Job counts as a refusal of its pod, at once: reported")
 def test_one_answer_500_to_the_attempts_job_lets_nobody_go(fleet: Fleet) -> None:
     rolled_out(fleet)
     failures = [ApiError(500, "InternalError", "etcdserver: request timed out")]

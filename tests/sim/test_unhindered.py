@@ -83,7 +83,6 @@ def test_an_engine_that_reads_the_bundle_itself_starts_cold_without_it(fleet: Fl
     fleet.promises.at_rest()
 
 
-@pytest.mark.xfail(strict=True, reason="the agent is only made for a Job: reported")
 def test_an_agent_that_was_deleted_is_made_again_before_the_next_pods_need_it(fleet: Fleet) -> None:
     rolled_out(fleet)
     fleet.delete(("v1", "ConfigMap", KEY.namespace, agent()[0]))

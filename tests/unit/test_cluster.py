@@ -211,6 +211,9 @@ def test_a_deletion_holds_to_the_uid_leaves_dependents_to_the_background_and_nee
     api = Api().on(f"DELETE {JOBS}/j", status(404, "NotFound", "", name="j"))
     api.play(lambda cluster: cluster.delete(job(uid="u")))
     assert api.asked[0][2]["preconditions"] == {"uid": "u"}
+    seen = {**job(uid="u"), "metadata": {**job(uid="u")["metadata"], "resourceVersion": "7"}}
+    api.play(lambda cluster: cluster.delete(seen))
+    assert api.asked[1][2]["preconditions"] == {"uid": "u", "resourceVersion": "7"}
     assert api.asked[0][2]["propagationPolicy"] == "Background"
 
 

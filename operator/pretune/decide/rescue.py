@@ -11,9 +11,9 @@ from typing import Any
 from pretune.api import Object
 from pretune.decide.attempt import finished
 from pretune.decide.consumers import Consumer
-from pretune.decide.draft import Draft, delete, owner_uid
+from pretune.decide.draft import Draft, owner_uid, reference
 from pretune.decide.stuck import SEED, Pod, Trouble, judge, next_look, suspect
-from pretune.model import seconds, stamp
+from pretune.model import Action, Delete, seconds, stamp
 
 __all__ = ["rescue", "suspect"]
 
@@ -73,12 +73,19 @@ def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[
     mark = (record or {}).get("undeliverable") or {}
     found = [pod for pod, _ in stuck] + (list(unread) if mark and mark["reason"] != SEED else [])
     owned = [pod for pod in found if owner_uid(pod.pod) and not finished(pod.pod)]
-    draft.after += [delete(pod.pod) for pod in owned]
+    draft.after += [_delete(pod.pod) for pod in owned]
     told = found if mark and before is None else owned
     if told:
         why = trouble or (stuck[0][1] if stuck else None)
         words = f"{why.reason}: {why.message}" if why else f"{mark['reason']}: {mark['message']}"
         draft.warn("Rescued", f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}")
+
+
+def _delete(pod: Object) -> Action:
+    """Only as it was seen: by the time that we get to it, it may have started after all."""
+    ref = reference(pod)
+    ref["metadata"] |= {name: one for name, one in pod["metadata"].items() if name == "resourceVersion"}
+    return Delete(f"delete Pod {pod['metadata']['name']}", ref)
 
 
 def _witness(draft: Draft, bundle: str, stuck: Sequence[Stuck]) -> Trouble | None:
