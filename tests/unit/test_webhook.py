@@ -132,7 +132,8 @@ class Hook:
     """A webhook that knows one cache and sees the controller live."""
 
     def __init__(self) -> None:
-        self.cluster, self.caches, self.controller = Cluster(), Caches(time.monotonic), Controller(time.monotonic)
+        self.now = 0.0  # its own clock: some hooks are made long before their test
+        self.cluster, self.caches, self.controller = Cluster(), Caches(lambda: self.now), Controller(lambda: self.now)
         self.counted: list[str] = []
         self.admission = Admission(Revisions(self.cluster), self.caches, self.controller, "pretune-agent-0")  # type: ignore[arg-type]
 
@@ -306,12 +307,10 @@ def test_nothing_is_done_before_caches_and_lease_were_read(tls: Path) -> None:
 @pytest.mark.parametrize("blind", ["caches", "controller"])
 def test_nobody_is_held_by_a_webhook_that_sees_nothing_any_more(blind: str, tls: Path) -> None:
     the_hook = hook()
-    later = time.monotonic() + 16
     if blind == "caches":
         the_hook.caches.tell("DOWN", {})
-        the_hook.caches._clock = lambda: later
-    else:
-        the_hook.controller._clock = lambda: later
+        the_hook.controller._clock = lambda: 0.0  # it still sees the lease renewed
+    the_hook.now = 16.0
     (response,) = the_hook.asked(tls, review(pod()))
     made = after(pod(), response)
     assert not is_held(made) and "nobody could release the pod" in made["metadata"]["annotations"][REASON]
