@@ -1,0 +1,72 @@
+"""What the controller is held against, each in a process of its own: kopf with the same watches and empty handlers; one list of each kind.
+
+    python -m tests.bench.alone kopf|lists EXPECTED        EXPECTED objects of all kinds; KUBECONFIG says where
+
+Prints {"seconds": from the process's start until all were seen, "resident": MiB then, "highest": MiB}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+import kopf
+from pretune import controller
+from pretune.api import CACHE, GROUP, KIND, PLURAL, VERSION
+from pretune.cluster import Kubernetes, configuration, metadata
+
+from tests.bench.process import memory, since_start
+
+KINDS = {"jobs": ("batch/v1", "Job"), "pods": ("v1", "Pod"), "persistentvolumeclaims": ("v1", "PersistentVolumeClaim")}
+
+
+async def alone(expected: int) -> None:
+    """kopf as the controller runs it, with handlers that do nothing."""
+    registry, seen, done = kopf.OperatorRegistry(), 0, asyncio.Event()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return controller.connection(await configuration())
+
+    async def count(**_: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == expected:
+            done.set()
+
+    for kind in [(GROUP, VERSION, PLURAL), *controller.LABELLED]:
+        kopf.on.event(*kind, registry=registry)(count)
+    settings = controller.kopf_settings()
+    task = asyncio.create_task(kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True))
+    await asyncio.wait([task, asyncio.create_task(done.wait())], return_when=asyncio.FIRST_COMPLETED)
+    if done.is_set():
+        _say()
+    os._exit(0 if done.is_set() else 1)  # what kopf ends with is not measured, and takes its time
+
+
+async def lists(expected: int) -> None:
+    """Each kind listed once, page by page; of each object only its metadata is kept."""
+    found = 0
+    async with Kubernetes(await configuration()) as cluster:
+        found += len(await cluster.list(f"{GROUP}/{VERSION}", KIND, "", keep=_head))
+        for version, kind in KINDS.values():
+            found += len(await cluster.list(version, kind, "", labels=CACHE, keep=_head))
+    assert found == expected, f"{found} of {expected}"
+    _say()
+
+
+def _head(obj: dict[str, Any]) -> dict[str, Any]:
+    """As `metadata`, but asked for whole: the controller has to read specs and statuses too."""
+    return metadata(obj)
+
+
+def _say() -> None:
+    resident, highest = memory()
+    print(json.dumps({"seconds": since_start(), "resident": resident, "highest": highest}), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run({"kopf": alone, "lists": lists}[sys.argv[1]](int(sys.argv[2])))

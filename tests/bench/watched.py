@@ -1,0 +1,54 @@
+"""The controller as it is, in a process that also writes down when its runs begin and end.
+
+    python -m tests.bench.watched FILE        a line a run: {"key", "began", "ended"}, seconds since the process's start
+
+With PROFILE=FILE the process is profiled (cProfile) until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import cProfile
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pretune import controller, workqueue
+from pretune.__main__ import configure_logs
+from pretune.settings import Installation
+
+from tests.bench.process import since_start
+
+
+def main() -> None:
+    settings = Installation.of()
+    configure_logs(settings.level)
+    with Path(sys.argv[1]).open("w", buffering=1) as out:
+        _observe(out)
+        profile = cProfile.Profile() if os.environ.get("PROFILE") else None
+        if profile:
+            profile.enable()
+        try:
+            asyncio.run(controller.run(settings))
+        finally:
+            if profile:
+                profile.disable()
+                profile.dump_stats(os.environ["PROFILE"])
+
+
+def _observe(out: Any) -> None:
+    """Around the queue's runs."""
+    original = workqueue.Queue._run
+
+    async def run(queue: workqueue.Queue, key: Any, entry: Any) -> None:
+        began = since_start()
+        await original(queue, key, entry)
+        out.write(json.dumps({"key": str(key), "began": began, "ended": since_start()}) + "\n")
+
+    workqueue.Queue._run = run  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    main()
