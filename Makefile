@@ -47,11 +47,11 @@ rehearsal: venv ## vLLM's own warm-up code for the CPU, about 7 GB
 test: lint cluster rehearsal ## all of it: lint, types, layers, every test
 	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal tests
 
-demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a cache, a cold start next to a warm one
-	$(PYTHON) tools/demo.py
+demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout with pretune beside one without
+	$(PYTHON) -m tools.demo
 
-bench: cluster ## the measured table
-	PYTHONPATH=operator $(PYTHON) -m tests.bench
+bench: cluster ## the measured table, or some rows of it: ROWS="seed scale"
+	PYTHONPATH=operator $(PYTHON) -m tests.bench $(ROWS)
 
 docs: venv ## make the generated documents anew
 	$(PYTHON) -m tools.docs
