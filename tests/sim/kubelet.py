@@ -145,7 +145,7 @@ class Kubelet:
             words = (
                 f'MountVolume.SetUp failed for volume "{claim["spec"]["volumeName"]}" : mount failed: exit status 32'
             )
-            self.ground.event(pod, "FailedMount", words, f"{pod['metadata']['name']}.mount")
+            self.ground.event(pod, "FailedMount", words, f"mount.{pod['metadata']['uid']}")
 
     # --- one container: None where it is done, or goes on by itself, so that the next one is looked at
 

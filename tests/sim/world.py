@@ -53,8 +53,9 @@ class World(Ground):
         return sorted(when for room in self.rooms for when in room.timers() if when > self.clock.now)
 
     def ready_to_move(self, pod: Object) -> bool:
-        """Whether this pod would go on by itself, now."""
-        return bool((self.kubelet.move(pod) or WAIT)[0])
+        """Whether this pod would go on by itself, now; to try again what failed before is not to go on."""
+        words = (self.kubelet.move(pod) or WAIT)[0]
+        return bool(words) and not words.endswith(("cannot be mounted", "cannot be scheduled", "starts again"))
 
     def run(self, limit: int = 500) -> int:
         """Let it all happen, without the clock: how many moves that were."""

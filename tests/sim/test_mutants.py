@@ -1,0 +1,230 @@
+"""Each promise is one that can be broken: with this change of the product, that journey fails, and by that promise's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from pretune import owners, revisions, sources, webhook
+from pretune.decide import delivery, holding, rescue
+from pretune.decide.consumers import Consumer
+from pretune.decide.draft import Draft, delete
+from pretune.manifests.pod import Delivery, inject
+from pretune.model import Delete, stamp
+
+from tests.sim.fleet import Fleet
+from tests.sim.simulation import CLAIM, FAR
+from tests.sim.steps import lowest, replaced, rolled_out
+
+Journey = Callable[[Fleet], None]
+
+
+# --- journeys, which end well as they are
+
+
+def rollout(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    fleet.serve("vllm:2")
+    assert lowest(fleet) == 3
+    assert fleet.warm("vllm:2") == [True] * 3, "held pods start warm"
+    assert len(fleet.world.starts) == 2, "one tuning a bundle"
+    replaced(fleet, "vllm:2")
+
+
+def rollout_of_pods_with_an_identity_each(fleet: Fleet) -> None:
+    def identify(pod: Any) -> None:
+        pod["spec"]["containers"][0].setdefault("env", []).append({"name": "TOKEN", "value": pod["metadata"]["name"]})
+
+    fleet.world.webhook.before = [identify]
+    fleet.serve("vllm:1")
+    fleet.apply(source=None)
+    fleet.settle()
+    assert len(fleet.world.starts) == 1, "one tuning a bundle"
+
+
+def rollout_with_another_gate(fleet: Fleet) -> None:
+    def kueue(pod: Any) -> None:
+        pod["spec"].setdefault("schedulingGates", []).append({"name": "kueue.x-k8s.io/admission"})
+
+    rolled_out(fleet)
+    fleet.world.webhook.before = [kueue]
+    fleet.serve("vllm:2")
+    fleet.settle()
+
+
+def hold_that_times_out(fleet: Fleet) -> None:
+    rolled_out(fleet, spec={"hold": {"timeoutSeconds": 100}, "tuning": {"deadlineSeconds": 3000}})
+    fleet.world.engine_hangs = True
+    fleet.serve("vllm:2")
+    fleet.settle(FAR)
+    replaced(fleet, "vllm:2")
+
+
+def scale_up(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    fleet.serve(replicas=5)
+    fleet.settle()
+    replaced(fleet, "vllm:1", 5)
+
+
+def scale_up_where_pods_always_wait(fleet: Fleet) -> None:
+    fleet.serve(replicas=0)
+    fleet.apply(hold={"when": "Always"})
+    fleet.settle()
+    fleet.serve(replicas=2)
+    fleet.settle()
+    replaced(fleet, "vllm:1", 2)
+
+
+def rollout_without_controller(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    fleet.down()
+    fleet.clock.advance(15)
+    fleet.serve("vllm:2")
+    fleet.settle()
+
+
+def broken_mount(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    fleet.world.unmountable.add(CLAIM)
+    fleet.serve(replicas=4)
+    fleet.settle(FAR)
+    replaced(fleet, "vllm:1", 4)
+
+
+def recreate(fleet: Fleet) -> None:
+    rolled_out(fleet, strategy={"type": "Recreate"})
+    fleet.serve("vllm:2")
+    fleet.settle()
+    replaced(fleet, "vllm:2")
+
+
+# --- mutants
+
+HOLDS, UNHELD = list(holding.CHECKS), list(delivery.UNHELD)
+REAL_DELIVERY, REAL_INJECT, REAL_AT, REAL_RESCUE = delivery.delivery, inject, Draft.at, rescue.rescue
+
+
+def holding_all(*given: Any, **named: Any) -> Delivery:
+    found = REAL_DELIVERY(*given, **named)
+    return replace(found, held=True) if found.mode == "Overlay" else found
+
+
+def labelling(pod: Any, given: Any) -> Any:
+    made = REAL_INJECT(pod, given)
+    return [*made, {"op": "add", "path": "/metadata/labels/ours", "value": "x"}] if made else made
+
+
+def hourly(draft: Draft, when: float | None) -> None:
+    REAL_AT(draft, None if when is None else max(when, draft.now + 3600))
+
+
+def deleting(draft: Draft, pods: Any) -> None:
+    for one in pods:
+        if one.given in draft.bundles and one.started:
+            mark = {"reason": "MountFailed", "message": "says the mutant", "at": stamp(draft.now)}
+            draft.bundles[one.given]["undeliverable"] = mark
+            draft.after.append(delete(one.pod))
+
+
+def forgetful(draft: Draft, pods: Any) -> None:
+    REAL_RESCUE(draft, pods)
+    draft.actions += [one for one in draft.after if isinstance(one, Delete)]
+
+
+def insatiable(draft: Draft, pods: Any) -> None:
+    REAL_RESCUE(draft, pods)
+    draft.at(draft.now)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    where: tuple[Any, ...]  # modules or classes
+    name: str
+    what: Any
+    journey: Journey
+    caught_by: str
+
+
+MUTANTS = {
+    "nobody is let go when the time is over": Mutant(
+        (holding,),
+        "CHECKS",
+        [one for one in HOLDS if one[0] != "TimedOut"],
+        hold_that_times_out,
+        "is held for longer|nobody looks at .* in time",
+    ),
+    "nobody looks when the time is over": Mutant(
+        (Draft,), "at", hourly, hold_that_times_out, "nobody looks at .* in time"
+    ),
+    "nobody is let go when it is sealed": Mutant(
+        (holding,),
+        "CHECKS",
+        [one for one in HOLDS if one[0] != "Sealed"],
+        rollout,
+        "held although its bundle is sealed",
+    ),
+    "pods are let go before the seal": Mutant(
+        (holding,), "CHECKS", [("Sealed", False, lambda held: "soon"), *HOLDS], rollout, "held pods start warm"
+    ),
+    "every gate is removed": Mutant(
+        (holding,),
+        "release",
+        lambda: {"spec": {"schedulingGates": None}},
+        rollout_with_another_gate,
+        "more than our gate",
+    ),
+    "pods are held where nobody lives to release them": Mutant(
+        (delivery,),
+        "UNHELD",
+        [one for one in UNHELD if one is not delivery.nobody_releases],
+        rollout_without_controller,
+        "no controller is seen to live",
+    ),
+    "pods are held where nothing serves": Mutant(
+        (delivery,),
+        "UNHELD",
+        [one for one in UNHELD if one is not delivery.nothing_serves],
+        recreate,
+        "nothing serves meanwhile",
+    ),
+    "pods of a sealed revision are held": Mutant(
+        (webhook,), "delivery", holding_all, scale_up_where_pods_always_wait, "held although its bundle is sealed"
+    ),
+    "each pod is its own template": Mutant(
+        (sources, owners, revisions),
+        "origin_of",
+        lambda pod: None,
+        rollout_of_pods_with_an_identity_each,
+        "one tuning a bundle",
+    ),
+    "what is injected is not taken out": Mutant((webhook,), "inject", labelling, rollout, "not the inverse"),
+    "nobody is rescued": Mutant((rescue,), "rescue", lambda draft, pods: None, broken_mount, "is not rescued"),
+    "whoever runs is rescued too": Mutant((rescue,), "rescue", deleting, scale_up, "while its engine ran"),
+    "a pod is deleted before the status says why": Mutant(
+        (rescue,), "rescue", forgetful, broken_mount, "before the status remembers why"
+    ),
+    "a look wants another one at once": Mutant(
+        (rescue,), "rescue", insatiable, broken_mount, "wants another one at once"
+    ),
+    "cold pods are counted as seeded": Mutant(
+        (Consumer,), "seeded", property(lambda one: one.started), scale_up, "'seeded'"
+    ),
+}
+
+
+@pytest.mark.parametrize("journey", list(dict.fromkeys(one.journey for one in MUTANTS.values())))
+def test_the_journeys_end_well_as_they_are(fleet: Fleet, journey: Journey) -> None:
+    journey(fleet)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_promise_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant, fleet = MUTANTS[name], Fleet()
+    for place in mutant.where:
+        monkeypatch.setattr(place, mutant.name, mutant.what)
+    with pytest.raises(AssertionError, match=mutant.caught_by):
+        mutant.journey(fleet)
+    fleet.close()
