@@ -95,6 +95,7 @@ def operator(kube: Kube, shared: Path) -> str:
         if not (shared / "operator.done").exists():
             _PEACE.begin(alone=True)  # another run of the tests may be under way
             install(kube)
+            Operation(kube, SYSTEM, BUILD / "bin").until_working()
             (shared / "operator.done").touch()
             _PEACE.end()
     return SYSTEM
@@ -244,7 +245,7 @@ def ready(kube: Kube, namespace: str) -> Callable[..., Object]:
     """Wait until Ready is True (or another `status`/`reason`); the cache as it then is."""
 
     def wait(
-        name: str = "demo", kind: str = "Ready", status: str = "True", reason: str = "", seconds: float = 90
+        name: str = "demo", kind: str = "Ready", status: str = "True", reason: str = "", seconds: float = 180
     ) -> Object:
         def holds(cache: Object) -> bool:
             found = condition(cache, kind)
@@ -266,9 +267,9 @@ def served(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, m
         apply(**(spec or {}))
         ready(kind="StorageReady")
         kube.create(deployment(namespace, serving("v1", moments=moments.folder), replicas, **of_deployment))
-        seen.until(lambda s: s.ready(replicas, "v1"), 60, "v1 ready")
+        seen.until(lambda s: s.ready(replicas, "v1"), 180, "v1 ready")
         moments.go("v1")
-        seen.until(lambda s: s.sealed(), 60, "v1 sealed")
+        seen.until(lambda s: s.sealed(), 180, "v1 sealed")
         # What the webhook decides by: it hears of it as we do.
         seen.until(lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve")
 

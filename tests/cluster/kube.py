@@ -173,7 +173,13 @@ class Kube:
                 yield "NONE", {}
 
     def until(
-        self, kind: str, namespace: str, name: str, wanted: Callable[[Object], Any], seconds: float = 90, what: str = ""
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        wanted: Callable[[Object], Any],
+        seconds: float = 180,
+        what: str = "",
     ) -> Object:
         """The object as soon as `wanted` holds for it. AssertionError with the object's last state otherwise."""
         last: Object = {}
@@ -187,7 +193,7 @@ class Kube:
         )
 
     def until_one(
-        self, kind: str, namespace: str, labels: str, wanted: Callable[[Object], Any] = bool, seconds: float = 90
+        self, kind: str, namespace: str, labels: str, wanted: Callable[[Object], Any] = bool, seconds: float = 180
     ) -> Object:
         """The first object with these labels for which `wanted` holds."""
         for change, obj in self.watch(kind, namespace, labels=labels, seconds=seconds):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tests.cluster.kube import Kube, Object
+from tests.cluster.peace import FOLDER
 
 CONTROLLER, WEBHOOK = "pretune-controller", "pretune-webhook"
 
@@ -70,6 +71,30 @@ class Operation:
                 break
         raise AssertionError(f"no controller holds the lease after {seconds} s: {self.lease()}")
 
+    def until_asked(self, answered: bool = True, seconds: float = 30) -> None:
+        """Wait until the API server asks the webhook, or does so no more: it keeps connections, and hears of pods in its own time."""
+        end = time.monotonic() + seconds
+        container = {"name": "none", "image": "none"}
+        meta = {"namespace": "default", "name": "asked", "labels": {"pretune.dev/cache": "none"}}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": [container]}}
+        told = not answered
+        while told != answered and time.monotonic() < end:
+            time.sleep(0.2)
+            notes = self._kube.create(pod, dry_run=True)["metadata"].get("annotations") or {}
+            told = "pretune.dev/reason" in notes
+        assert told == answered, f"the webhook is {'not' if answered else 'still'} asked after {seconds} s"
+
+    def until_working(self, seconds: float = 60) -> None:
+        """Wait until a controller leads, and every webhook has seen it renew its lease: until then no pod is held."""
+        for name in (CONTROLLER, WEBHOOK):
+            self.until_ready(name)
+        self.until_led()
+        self.until_asked()
+        end = time.monotonic() + seconds
+        while any("pretune_controller_alive 1" not in one for one in self.metrics(WEBHOOK).values()):
+            assert time.monotonic() < end, f"a webhook has not seen the controller's lease renewed in {seconds} s"
+            time.sleep(0.3)
+
     def metrics(self, name: str) -> dict[str, str]:
         """/metrics of each of its pods, by the pod's name."""
         return {one["metadata"]["name"]: self._get(one["metadata"]["name"], "/metrics") for one in self.pods(name)}
@@ -83,13 +108,21 @@ class Operation:
         """As it was before scale(), ready, and led."""
         for name, replicas in self._replicas.items():
             self._kube.patch("Deployment", self._namespace, name, {"spec": {"replicas": replicas}})
-        for name in (CONTROLLER, WEBHOOK):
-            self.until_ready(name)
-        self.until_led()
+        self.until_working()
 
     def uninstall(self) -> None:
-        """As docs/operations.md says."""
+        """As docs/operations.md says. Its rights go before its last pod does: what it asks meanwhile is noted as of no interest."""
+        began = time.time()
         self.shell(f"helm uninstall pretune --namespace {self._namespace} --wait")
+        with (FOLDER / "uninstalled").open("a") as notes:
+            notes.write(f"{began} {time.time()}\n")
+
+    @staticmethod
+    def uninstalled(at: float) -> bool:
+        """Whether a test took the operator away at that time (Unix seconds)."""
+        notes = FOLDER / "uninstalled"
+        spans = [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
+        return any(float(began) - 1 <= at <= float(ended) + 1 for began, ended in spans)
 
     def shell(self, line: str) -> str:
         """What a person types, with kubectl and helm at hand; its output. Raises CalledProcessError."""

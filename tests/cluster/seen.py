@@ -13,6 +13,7 @@ import requests
 from tests.cluster.kube import Kube, Object, Refusal, bundles, condition
 
 HOLD = "pretune.dev/hold"
+SOON = 5  # seconds: at once, where two cores do all of this; tests/bench measures what it takes
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def held(seen: Seen, number: int, version: str = "v2") -> None:
     """Wait until so many pods of the version are held, and their bundle is being tuned."""
     seen.until(
         lambda s: sum(is_held(one) for one in s.pods(version)) == number and tunes(s),
-        30,
+        120,
         f"{number} held pods of {version}, while it is tuned",
     )
 

@@ -36,7 +36,7 @@ def test_consumers_are_counted_and_shown_through_a_rollout(
     assert head == ["NAME", "READY", "REASON", "BUNDLES", "ENTRIES", "SEEDED", "HELD", "AGE"]
     assert row[:4] == ["demo", "False", "Tuning", "0/1"] and row[-2] == "1"
     moments.go("v2")
-    seen.until(lambda s: s.ready(2) and counted(s, seeded=2, cold=0, held=0, ready=2), 60, "two seeded pods")
+    seen.until(lambda s: s.ready(2) and counted(s, seeded=2, cold=0, held=0, ready=2), 120, "two seeded pods")
     assert [(one.get("running"), one.get("serving")) for one in bundles(seen.cache())] == [(True, True), (None, None)]
     times = [one.object["status"]["consumers"]["observedAt"] for one in seen.moments
              if one.kind == "AutotuneCache" and (one.object.get("status") or {}).get("consumers")]  # fmt: skip
@@ -67,11 +67,11 @@ def test_a_tag_that_moved_under_a_bundle_makes_its_pods_stale(
     assert moving in warned["MovingTag"]
     engine_as(moving, "second")
     kube.patch("Deployment", namespace, "serving", {"spec": {"replicas": 2}})
-    seen.until(lambda s: s.ready(2) and counted(s, stale=1), 40, "one of them stale")
+    seen.until(lambda s: s.ready(2) and counted(s, stale=1), 120, "one of them stale")
     seen.until(lambda s: any(one["reason"] == "StaleImage" for one in s.cache()["status"]["warnings"]), 15, "advice")
     event(kube, namespace, "StaleImage")
     kube.patch("AutotuneCache", namespace, "demo", {"spec": {"revision": "2"}})
-    seen.until(lambda s: s.sealed(2), 60, "tuned again")
+    seen.until(lambda s: s.sealed(2), 120, "tuned again")
 
 
 def test_what_will_go_wrong_is_said_with_the_line_to_change(
@@ -122,7 +122,7 @@ def test_a_second_controller_waits_and_takes_over_when_the_first_one_dies(
     assert operation.lease()["holderIdentity"] == leader
     kube.delete("Pod", "pretune-system", leader, gracePeriodSeconds=0)
     moments.go("v2")
-    seen.until(lambda s: s.ready(1) and s.ready(1, "v2"), 60, "v2 rolled out by the other one")
+    seen.until(lambda s: s.ready(1) and s.ready(1, "v2"), 120, "v2 rolled out by the other one")
     assert operation.lease()["holderIdentity"] != leader
     jobs = kube.list("Job", namespace, "pretune.dev/role=tuning")
     assert len(jobs) == 2 and [one["attempts"] for one in bundles(seen.cache())] == [1, 1]

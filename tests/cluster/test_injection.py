@@ -229,9 +229,9 @@ def test_where_quota_limit_range_and_pod_security_are_strict_a_pod_starts_with_u
     apply()
     ready(kind="StorageReady")
     kube.create(deployment(namespace, template))
-    seen.until(lambda s: s.ready(1) and s.sealed(), 60, "a pod, and its bundle")
+    seen.until(lambda s: s.ready(1) and s.sealed(), 120, "a pod, and its bundle")
     kube.patch("Deployment", namespace, "serving", {"spec": {"replicas": 2}})
-    seen.until(lambda s: s.ready(2), 40, "a pod from before the seal, and one from after it")
+    seen.until(lambda s: s.ready(2), 120, "a pod from before the seal, and one from after it")
     assert {one["status"]["qosClass"] for one in seen.pods()} == {"Guaranteed"}
     assert {given(one) for one in seen.pods()} == {("Overlay", "NotSealedYet"), ("Overlay", "Given")}
     assert any("Seeded" in seed_report(one) for one in seen.pods())
@@ -292,10 +292,10 @@ def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
     other(order[0], _mesh)
     other(order[1], _identity)
 
-    def meshed(pod: Object) -> bool:
-        return "mesh" in pod["metadata"]["labels"]
+    def both(pod: Object) -> bool:
+        return "mesh" in pod["metadata"]["labels"] and any(one["name"] == "token" for one in pod["spec"]["volumes"])
 
-    pod = until(lambda: admitted(cache), meshed)  # the API server hears of a new configuration within a second
+    pod = until(lambda: admitted(cache), both)  # the API server hears of a new configuration within a second
     assert given(pod)[1] == "Given"
     assert [one["name"] for one in pod["spec"]["containers"]] == ["mesh", "vllm"]
     for names in (
@@ -306,6 +306,7 @@ def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
     ):
         assert len(names) == len(set(names))
     assert {"ROLE_ARN", OVERRIDE} <= set(env(vllm(pod)))
+    assert all("ROLE_ARN" in env(one) for one in pod["spec"].get("initContainers") or ())
     assert OVERRIDE not in env(pod["spec"]["containers"][0])
 
 
@@ -327,7 +328,7 @@ def test_each_kind_of_workload_starts_warm(kube: Kube, namespace: str, apply: Ap
     makers = (deployment, statefulset, daemonset, job, bare)
     for maker in makers:
         kube.create(maker(namespace, template, name=maker.__name__))
-    seen.until(lambda s: s.ready(len(makers)), 40, "one pod of each kind")
+    seen.until(lambda s: s.ready(len(makers)), 120, "one pod of each kind")
     assert {given(one) for one in seen.pods()} == {("ReadOnly", "Given")}
     for pod in seen.pods():
         assert "Preloaded 20/20" in until_logged(kube, namespace, pod["metadata"]["name"], "Preloaded")
@@ -346,10 +347,10 @@ def test_a_set_that_makes_a_pod_of_its_older_revision_again_gives_it_the_older_b
     ready()
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}
     kube.create(statefulset(namespace, serving("v1"), 1, updateStrategy=rolling))
-    seen.until(lambda s: s.ready(1), 30, "v1")
+    seen.until(lambda s: s.ready(1), 120, "v1")
     [pod] = seen.pods()
     kube.patch("StatefulSet", namespace, "serving", {"spec": {"template": {"spec": serving("v2")["spec"]}}})
     kube.delete("Pod", namespace, pod["metadata"]["name"])
     uid = pod["metadata"]["uid"]
-    seen.until(lambda s: s.ready(1) and s.pods()[0]["metadata"]["uid"] != uid, 30, "v1 again")
+    seen.until(lambda s: s.ready(1) and s.pods()[0]["metadata"]["uid"] != uid, 120, "v1 again")
     assert given(seen.pods("v1")[0]) == ("ReadOnly", "Given")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import Apply
 from tests.cluster.kube import Kube, Object
+from tests.cluster.operation import Operation
 from tests.cluster.workloads import engine
 
 AUDIT = Path("/var/lib/pretune-cluster/logs/audit.log")  # tools/cluster/config/audit.yaml: what pretune's accounts ask
@@ -20,6 +22,8 @@ def asked() -> Iterator[tuple[Object, str]]:
     """What the controller has asked so far: the object's reference, and why it was forbidden ("": it was not)."""
     for line in AUDIT.read_text().splitlines():
         event = json.loads(line)
+        if Operation.uninstalled(datetime.fromisoformat(event["stageTimestamp"].replace("Z", "+00:00")).timestamp()):
+            continue  # its rights go before its last pod does
         status = event.get("responseStatus") or {}
         yield (
             {**event.get("objectRef", {}), "verb": event["verb"]},
