@@ -89,3 +89,20 @@ def required_terms(pod: Object) -> list[Object]:
     return [
         {**one, "matchFields": [*(one.get("matchFields") or ()), here]} if canonical.lean(one) else one for one in terms
     ]
+
+
+# The first word of a tag that is put on something else every day; a commit or a date behind it makes it one of its kind.
+_MOVING = (
+    *("canary", "current", "dev", "devel", "develop", "edge", "head", "latest", "main", "master", "nightly", "rolling"),
+    *("snapshot", "stable", "trunk", "unstable"),
+)
+_FIXED = re.compile(r"[0-9a-f]{7,40}|[0-9]{6,8}")
+
+
+def moving_tag(image: str) -> str | None:
+    """The tag of an image that may be other content tomorrow; "" where it has none, which means latest; None: it stays what it is."""
+    tag = image.rpartition("/")[2].partition(":")[2]
+    words = re.split(r"[-_.]", tag.lower())
+    if not image or "@" in image:
+        return None
+    return None if tag and (words[0] not in _MOVING or any(_FIXED.fullmatch(one) for one in words)) else tag

@@ -71,10 +71,17 @@ class Consumer:
         return self._but(status=status)
 
 
-def origin(owner: str = "a", revision: int = 1, of: Object | Refused | None = None) -> dict[str, Origin]:
+def origin(
+    owner: str = "a",
+    revision: int = 1,
+    of: Object | Refused | None = None,
+    made: float = NOW - 120,
+    workload: Object | None = None,
+) -> dict[str, Origin]:
     """Origins of a ReplicaSet's pods; unless said otherwise its engine has the image `vllm:<owner>`."""
-    made = template(image=f"vllm:{owner}") if of is None else of
-    return {origin_key(Consumer(owner).object): Origin("ReplicaSet", owner, made, (revision, stamp(NOW)))}
+    written = template(image=f"vllm:{owner}") if of is None else of
+    key = origin_key(Consumer(owner).object)
+    return {key: Origin("ReplicaSet", owner, written, (revision, stamp(made)), workload)}
 
 
 def bundle_of(owner: str = "a", the_cache: Object | None = None, target: Target | None = None) -> str:

@@ -10,7 +10,7 @@ from pretune.api import Object, Refused
 from pretune.decide import decide
 from pretune.decide.consumers import COUNTED
 from pretune.decide.holding import UNREADY
-from pretune.decide.tuning import SETTLE
+from pretune.decide.tuning import MISSED, SETTLE
 from pretune.model import Create, Patch, Plan, stamp
 
 from tests.unit.objects import NOW, cache, claim, job, record, seen, template
@@ -151,6 +151,54 @@ def test_an_owner_that_cannot_be_read_is_said_where_there_is_nothing_else() -> N
     gone = origin("a", 1, Refused("SourceNotFound", "ReplicaSet a is not there"))
     made = plan(a_cache(), NEW.held(), origins=gone)
     assert condition(made, "Stalled")["reason"] == "SourceNotFound" and released(made) == ["a-1"]
+
+
+WORKING = {"jobs": (job(bundle_of("a")),)}  # made at NOW - 60
+
+
+def test_what_a_pod_that_is_missing_for_a_while_needs_is_not_tuned_anew() -> None:
+    """Its StatefulSet makes it again; without this each eviction would cost a tuning, and give a failed bundle new attempts."""
+    first = plan(a_cache(pending("a")), **WORKING)
+    assert queue(first) == [(bundle_of("a"), "WaitingForPod")] and not first.after
+    assert first.look_again is not None and first.look_again <= MISSED
+    assert first.status is not None
+    cached = a_cache(*first.status["bundles"])
+    over = plan(cached, now=NOW + MISSED, **WORKING)
+    assert [one.name.split()[0] for one in over.after] == ["end"]
+    back = plan(cached, NEW, now=NOW + 10, **WORKING)
+    assert back.status is not None and "unwantedSince" not in back.status["bundles"][0]
+    failed = a_cache(pending("a", "EngineFailed", api.FAILED, attempts=3))
+    assert queue(plan(failed)) == [(bundle_of("a"), "EngineFailed")]
+
+
+def test_a_newer_revision_ends_an_older_ones_attempt_at_once_and_an_older_one_does_not() -> None:
+    newer = {**origin("next", 3, made=NOW - 30)}
+    made = plan(a_cache(pending("a")), Consumer("next"), origins=newer, **WORKING)
+    assert [one.name.split()[0] for one in made.after] == ["end"]
+    older = {**origin("old", 1, made=NOW - 3600)}
+    assert not plan(a_cache(pending("a")), OLD, origins=older, **WORKING).after
+
+
+def test_a_source_that_was_changed_ends_the_attempt_at_once() -> None:
+    changed = a_cache(pending("a"), source={"template": template(image="vllm:next")})
+    assert [one.name.split()[0] for one in plan(changed, **WORKING).after] == ["end"]
+
+
+def test_a_bundle_that_pods_could_not_start_with_is_not_forgotten_while_they_come_back() -> None:
+    mark = {"reason": "MountFailed", "message": "m", "at": stamp(NOW - 60), "claimUID": "claim-uid"}
+    lost = pending("a", "Queued", api.PENDING, attempts=0, undeliverable=mark, unwantedSince=stamp(NOW - 500))
+    made = plan(a_cache(lost))
+    assert made.status is not None and made.status["bundles"][0]["undeliverable"] == mark
+
+
+def test_revision_numbers_are_one_workloads_own() -> None:
+    """Another Deployment's fiftieth revision is not newer than this one's second."""
+    busy = {"kind": "Deployment", "metadata": {"name": "busy"}}
+    calm = {"kind": "Deployment", "metadata": {"name": "calm"}}
+    origins = {**origin("old", 50, made=NOW - 900, workload=busy), **origin("a", 2, made=NOW - 60, workload=calm)}
+    assert jobs(plan(a_cache(), OLD, NEW, origins=origins)) == [bundle_of("a")]
+    back = {**origin("old", 3, made=NOW - 900, workload=calm), **origin("a", 2, made=NOW - 60, workload=calm)}
+    assert jobs(plan(a_cache(), OLD, NEW, origins=back)) == [bundle_of("old")]  # a rollback
 
 
 # --- who is let go

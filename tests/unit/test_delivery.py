@@ -280,6 +280,31 @@ def test_a_sealed_bundle_is_given_whatever_would_leave_an_unsealed_one() -> None
     assert world.answer().reason == "Given"
 
 
+@pytest.mark.parametrize(
+    ("image", "pull", "asked", "mode"),
+    [
+        ("vllm:0.33.0", "Always", "Auto", "ReadOnly"),
+        ("vllm:latest@sha256:" + "0" * 64, "Always", "Auto", "ReadOnly"),
+        ("vllm:latest", "Always", "Auto", "Overlay"),
+        ("vllm", "IfNotPresent", "Auto", "Overlay"),
+        ("vllm:nightly", "Never", "Auto", "ReadOnly"),
+        ("vllm:latest", "Always", "ReadOnly", "ReadOnly"),
+    ],
+)
+def test_behind_a_tag_that_moves_may_be_a_release_that_writes(image: str, pull: str, asked: str, mode: str) -> None:
+    """Nobody compares versions where the bundle is mounted: such a release would not start at all."""
+    fields = {"image": image, "imagePullPolicy": pull}
+    world = World().set(template=engine(**fields)).sealed("Managed").spec(delivery={"mode": asked})
+    assert world.answer().mode == mode
+
+
+@pytest.mark.parametrize("asked", ["Auto", "ReadOnly"])
+def test_a_claim_that_is_being_looked_at_is_not_mounted_read_only(asked: str) -> None:
+    world = World().sealed("Managed").spec(delivery={"mode": asked})
+    world.conditions.append({"type": "Ready", "status": "False", "reason": "Inspecting", "message": ""})
+    assert world.answer().mode == "Overlay"
+
+
 @pytest.mark.parametrize("asked", ["Auto", "ReadOnly"])
 def test_a_bundle_is_not_mounted_while_the_status_speaks_of_an_older_spec(asked: str) -> None:
     world = World().sealed().spec(delivery={"mode": asked})

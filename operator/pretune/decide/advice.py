@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pretune import template
 from pretune.api import CACHE, SEALED, Object, Refused, Spec
 from pretune.decide.draft import Draft, Wanted
 from pretune.model import Event
@@ -132,22 +133,11 @@ def startup_probe_short(engine: Engine) -> Said | None:
     )
 
 
-# The first word of a tag that is put on something else every day; a commit or a date behind it makes it one of its kind.
-_MOVING = (
-    *("canary", "current", "dev", "devel", "develop", "edge", "head", "latest", "main", "master", "nightly", "rolling"),
-    *("snapshot", "stable", "trunk", "unstable"),
-)
-_FIXED = re.compile(r"[0-9a-f]{7,40}|[0-9]{6,8}")
-
-
 def moving_tag(engine: Engine) -> Said | None:
     """Another content under the same name would get this one's bundle: the name is all that the fingerprint knows."""
     image = str(engine.container.get("image") or "")
-    tag = image.rpartition("/")[2].partition(":")[2]
-    words = re.split(r"[-_.]", tag.lower())
-    if not image or "@" in image:
-        return None
-    if tag and (words[0] not in _MOVING or any(_FIXED.fullmatch(one) for one in words)):
+    tag = template.moving_tag(image)
+    if tag is None:
         return None
     what = f"the tag {tag}, which moves" if tag else "no tag, which means latest"
     ran = str(engine.record.get("engineImage") or "")

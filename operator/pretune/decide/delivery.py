@@ -24,7 +24,7 @@ from pretune.api import (
 from pretune.engines.vllm import OVERRIDE
 from pretune.manifests.pod import NONE, OVERLAY, READ_ONLY, Delivery, collision
 from pretune.model import Key
-from pretune.template import engine_of
+from pretune.template import engine_of, moving_tag
 from pretune.wire import Inputs
 
 
@@ -102,8 +102,9 @@ def _at_most(spec: Spec) -> str:
 def _mode(a: Arrival) -> tuple[str, str]:
     """How the bundle is given, and a warning where that is not what was asked for.
 
-    ReadOnly only where the engine of that layout reads nothing but what is sealed, and where the status speaks of this very spec:
-    a bundle that is not where spec.storage says now would be an engine without its folder, while seed starts it cold.
+    ReadOnly only where the engine of that layout reads nothing but what is sealed; where the status speaks of this very spec, and
+    nobody looks whether the claim still holds it (an engine without its folder could not start, while seed starts it cold); and
+    where the image is still the one that was tuned: behind a moved tag may be a release that writes, and seed compares versions.
     """
     layout, asked = a.record.get("layout"), a.spec.delivery
     if a.record.get("state") != SEALED or asked == OVERLAY:
@@ -112,6 +113,8 @@ def _mode(a: Arrival) -> tuple[str, str]:
         words = "vLLM of this release writes to its one file at each start: the pod gets a copy"
         return OVERLAY, f"pretune: spec.delivery.mode ReadOnly is not possible with layout Shared: {words}"
     if (a.cache.get("status") or {}).get("observedGeneration") != a.cache["metadata"].get("generation"):
+        return OVERLAY, ""
+    if a.condition("Ready").get("reason") == "Inspecting" or (asked != READ_ONLY and a.may_have_moved):
         return OVERLAY, ""
     fit = ("Managed", "PerRank") if asked == READ_ONLY else ("Managed",)
     return (READ_ONLY if layout in fit else OVERLAY), ""
@@ -149,6 +152,12 @@ class Arrival:
     def engine(self) -> Object | None:
         """The engine as it arrives, by the name that it has in the template: admission may have changed the pod."""
         return next((one for one in self.pod["spec"]["containers"] if one["name"] == self.want.engine), None)
+
+    @property
+    def may_have_moved(self) -> bool:
+        """Whether the image may be other content by now than what was tuned; one that is never pulled is what its node was given."""
+        image = self.engine or {}
+        return image.get("imagePullPolicy") != "Never" and moving_tag(image.get("image") or "") is not None
 
     @property
     def records(self) -> list[Object]:

@@ -47,6 +47,7 @@ class Wanted:
     template: Object
     refusal: Refused | None  # why this engine cannot be tuned as a copy
     current: bool = True  # of the newest source: Ready speaks of it
+    made: str = ""  # when its source's revision was made (RFC 3339); "": spec.source, or not known
     origin: str = ""  # sources.origin_key of the consumers that need it; "": none does yet
 
 

@@ -5,7 +5,7 @@ A check gets one Held and says why, in words that follow "released: ", or None. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,12 @@ class Held:
     draft: Draft
     wants: Wants
     storage: Storage
-    others: tuple[Consumer, ...]  # living consumers of other fingerprints that are not held
+    free: Sequence[Consumer]  # living consumers that are not held
+
+    @property
+    def others(self) -> Iterator[Consumer]:
+        """Those of other fingerprints."""
+        return (one for one in self.free if one.fingerprint != self.pod.fingerprint)
 
     @property
     def bundle(self) -> str:
@@ -48,11 +53,11 @@ Check = Callable[[Held], str | None]
 def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage) -> None:
     """Release whoever need not, or must not, wait any longer; look again when the next one's time is over."""
     let_go: dict[tuple[str, str, str], list[float]] = {}
+    free = sorted((one for one in pods if one.living and not one.held), key=lambda one: not one.ready)
     for pod in pods:
         if not pod.held:
             continue
-        others = tuple(one for one in pods if one.living and not one.held and one.fingerprint != pod.fingerprint)
-        cause, why = judge(Held(pod, draft, wants, storage, others))
+        cause, why = judge(Held(pod, draft, wants, storage, free))
         if not cause:
             until = pod.created + draft.spec.hold.timeout
             draft.at(until if until > draft.now else None)  # past it onFailure: Keep waits for news alone

@@ -22,8 +22,9 @@ from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, Wanted, delete, fail, failure, fingerprint_of, next_try, owner_uid
 from pretune.decide.storage import Storage
 from pretune.manifests.job import tuning_job
-from pretune.model import Create, seconds
+from pretune.model import Create, seconds, stamp
 
+MISSED = 120.0  # seconds that a bundle is kept in the making though no pod asks for it
 SETTLE = 300.0  # seconds after a seal in which a rollout may still replace the pods of an older revision
 
 TOLD_BY_TEMPLATE = frozenset(
@@ -250,11 +251,27 @@ def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
     for bundle in list(draft.bundles):
         record = draft.bundles[bundle]
         if bundle in ids or record["state"] in (SEALED, RETIRED):
+            record.pop("unwantedSince", None)
+            continue
+        if _may_be_wanted_again(draft, record, bundles):
             continue
         for job in draft.attempts(bundle).values():
             draft.end(job)
         if draft.live(bundle):
             draft.say(record, PENDING, "Superseded", "nothing wants this bundle any more; its attempt ends")
-        else:
+        elif "undeliverable" not in record:  # else its pods, which come back without us, would be given it again
             draft.drop_jobs(bundle)  # wanted again it is no attempt that failed
             del draft.bundles[bundle]
+
+
+def _may_be_wanted_again(draft: Draft, record: Object, bundles: tuple[Wanted, ...]) -> bool:
+    """Where pods are the source: one that is evicted or restarted is missing for a while, and what it needs is not to be tuned anew.
+    A newer revision, and a source that was changed, are clear words."""
+    if draft.seen.source is not None:
+        return False
+    started = max((job["metadata"]["creationTimestamp"] for job in draft.attempts(record["id"]).values()), default="")
+    if any(want.current and want.target.name == record["target"] and want.made > started > "" for want in bundles):
+        return False
+    until = seconds(record.setdefault("unwantedSince", stamp(draft.now))) + MISSED
+    draft.at(until if until > draft.now else None)
+    return draft.now < until

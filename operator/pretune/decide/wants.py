@@ -9,6 +9,7 @@ from pretune import canonical, identity
 from pretune.api import Object, Refused, Target
 from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, Wanted
+from pretune.model import Origin
 from pretune.template import engine_of
 
 FINGERPRINTS = 4  # of one target: more are a sign that something in the engine's env or args is new in each pod
@@ -28,8 +29,9 @@ class _Source:
     """One pod template that asks for bundles."""
 
     template: Object
-    key: str  # of the origin; "" for spec.source
-    current: bool
+    key: str = ""  # of the origin; "" for spec.source
+    made: str = ""
+    current: bool = False
 
 
 def wants(draft: Draft, pods: Sequence[Consumer]) -> Wants:
@@ -37,25 +39,29 @@ def wants(draft: Draft, pods: Sequence[Consumer]) -> Wants:
     if isinstance(source, Refused):
         return Wants(refused=source)
     origins, refused = _origins(pods)
-    sources = [_Source(source, "", True)] if source is not None else []
-    sources += [_Source(one, key, not sources and index == 0) for index, (key, one) in enumerate(origins)]
+    sources = [_Source(source, current=True)] if source is not None else []
+    sources += [
+        _Source(template, key, origin.order[1], current=not sources and index == 0)
+        for index, (key, origin, template) in enumerate(origins)
+    ]
     if not sources:
         return Wants(refused=refused)
     bundles: list[Wanted] = []
+    keys = {pod.bundle: pod.key for pod in pods if pod.living}
     for target in draft.spec.targets:
         for one in sources:
             try:
-                want = _want(draft, one, target, {pod.bundle: pod.key for pod in pods if pod.living})
+                want = _want(draft, one, target, keys)
             except Refused as error:
                 if one.current:
                     return Wants(refused=error)
                 continue  # what an older revision's engine is does not matter to the newest
             if all(want.id != other.id for other in bundles):
                 bundles.append(want)
-    return _capped(draft, bundles)
+    return _capped(draft, bundles, {pod.given or pod.bundle for pod in pods if pod.held})
 
 
-def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Object]], Refused | None]:
+def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Origin, Object]], Refused | None]:
     """The living consumers' templates by their keys, the newest first; and why one could not be had."""
     found, refused = {}, None
     for one in pods:
@@ -65,24 +71,36 @@ def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Object]], Refuse
             refused = one.origin.template
         else:
             found[one.key] = one.origin
-    ranked = sorted(found.items(), key=lambda item: (item[1].order, item[0]), reverse=True)
-    return [(key, origin.template) for key, origin in ranked if not isinstance(origin.template, Refused)], refused
+    made: dict[str, str] = {}  # of each workload, when its newest revision was made
+    for origin in found.values():
+        made[_workload(origin)] = max(made.get(_workload(origin), ""), origin.order[1])
+    # Revision numbers are one workload's own; a rollback makes an old revision the newest.
+    ranked = sorted(found.items(), key=lambda item: (made[_workload(item[1])], item[1].order, item[0]), reverse=True)
+    return [(key, one, one.template) for key, one in ranked if not isinstance(one.template, Refused)], refused
+
+
+def _workload(origin: Origin) -> str:
+    """What revisions are one another's; ReplicaSets of a Deployment that was not read count as one's."""
+    if origin.workload is None:
+        return origin.kind if origin.kind == "ReplicaSet" else f"{origin.kind}/{origin.name}"
+    return f"{origin.workload['kind']}/{origin.workload['metadata']['name']}"
 
 
 def _want(draft: Draft, source: _Source, target: Target, keys: dict[str, str]) -> Wanted:
     inputs = identity.inputs(source.template, draft.spec, target)
     refusal = identity.refusal(source.template, draft.spec, target, draft.seen.source_claims)
     bundle = inputs.bundle_id()
-    return Wanted(bundle, inputs, target, source.template, refusal, source.current, source.key or keys.get(bundle, ""))
+    key = source.key or keys.get(bundle, "")
+    return Wanted(bundle, inputs, target, source.template, refusal, source.current, source.made, key)
 
 
-def _capped(draft: Draft, bundles: list[Wanted]) -> Wants:
-    """Of each target the current one, then those that have a bundle already, then the newest: FINGERPRINTS of them."""
+def _capped(draft: Draft, bundles: list[Wanted], waited_for: set[str]) -> Wants:
+    """Of each target the current one, then what pods wait for, what has a record already, the newest: FINGERPRINTS of them."""
     kept: list[Wanted] = []
     churn = ""
     for target in draft.spec.targets:
         mine = [one for one in bundles if one.target.name == target.name]
-        ranked = sorted(mine, key=lambda one: (not one.current, one.id not in draft.bundles))
+        ranked = sorted(mine, key=lambda one: (not one.current, one.id not in waited_for, one.id not in draft.bundles))
         kept += [one for one in mine if one in ranked[:FINGERPRINTS]]
         if len(mine) > FINGERPRINTS:
             churn = churn or (
