@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from localcluster.kubectl import api_ready
 from localcluster.places import API_ADDRESS, CONFIG, ETCD, ETCD_PEER, LOGS, PKI, SERVICE_RANGE, STATE
-from localcluster.processes import start, stop, wait_until
+from localcluster.processes import answers, start, stop, wait_until
 from localcluster.steps import build_folder
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -81,4 +81,6 @@ def start_control_plane() -> None:
 def restart(program: str) -> None:
     """Kill one of PROGRAMS, as a crash would, and start it again; returns when the API is ready."""
     stop([program])
+    if program == "kube-apiserver":  # a large process takes a moment to die, and its successor would find the port taken
+        wait_until(lambda: not answers((API_ADDRESS, 6443)), 30, "the killed API server has let go of its port")
     start_control_plane()
