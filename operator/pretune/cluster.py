@@ -72,7 +72,7 @@ class Cluster(Protocol):
     """What reconcile needs of a cluster. Every call raises ApiError, and OSError or TimeoutError when nobody answers."""
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
-        """The object; None when it is not there. Raises NoSuchKind. `namespace` is "" for what has none."""
+        """The object; None when it is not there, as none is whose name is "". Raises NoSuchKind. `namespace` is "" for what has none."""
 
     async def list(
         self,
@@ -167,6 +167,8 @@ class Kubernetes:
     # --- the Protocol
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        if not name:
+            return None  # its path would be the list's
         path = await self._path(api_version, kind, namespace, name)
         code, answer = await self._ask("GET", path)
         if code == 404 and "name" in (answer.get("details") or {}):
@@ -319,7 +321,11 @@ class Kubernetes:
         meta = obj["metadata"]
         return await self._path(obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
 
-    async def _path(self, api_version: str, kind: str, namespace: str, name: str = "") -> str:
+    async def _path(self, api_version: str, kind: str, namespace: str, name: str | None = None) -> str:
+        """An object's path, or its kind's (no name). Raises ValueError for an empty name, whose path would be the kind's: to delete
+        there is to delete all."""
+        if name == "":
+            raise ValueError(f"{kind} in {namespace or 'the cluster'}: the name is empty")
         resource = await self._resource(api_version, kind)
         place = f"/namespaces/{quote(namespace, safe='')}" if resource.namespaced and namespace else ""
         return f"{_base(api_version)}{place}/{resource.plural}" + (f"/{quote(name, safe='')}" if name else "")

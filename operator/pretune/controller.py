@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import kopf
@@ -21,7 +22,7 @@ from pretune.cluster import Kubernetes, configuration
 from pretune.lease import Lease
 from pretune.metrics import ControllerMetrics
 from pretune.model import Key
-from pretune.reconcile import reconcile
+from pretune.reconcile import free, reconcile
 from pretune.serving import serve_health
 from pretune.settings import Installation
 from pretune.watching import Pods, Watching, named
@@ -46,7 +47,7 @@ async def run(settings: Installation) -> None:
             lambda key: metrics.timed(reconcile(key, cluster, settings.decisions, time.time, metrics)), settings.workers
         )
         watching = Watching(cluster.watch, queue.wake)
-        pods = Pods(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake)
+        pods = Pods(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake, partial(free, cluster))
         lease = Lease(cluster, settings.namespace, settings.identity)
         metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.ours)
         async with serve_health(settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition):
@@ -98,7 +99,8 @@ def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.Oper
             )  # a person's edit may let pods go; a start's list may be long
 
     async def part(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        queue.wake(Key(namespace or "", labels[CACHE]))
+        if name := labels[CACHE]:  # a label's value may be empty: no cache has that name
+            queue.wake(Key(namespace or "", name))
 
     for kind in LABELLED:
         if kind != PODS:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pretune.api import KIND, Object, Spec
+from pretune.api import CACHE, KIND, ROLE, Object, Spec
 from pretune.cluster import ApiError, Cluster
 from pretune.decide import decide
 from pretune.decide.holding import release_all
+from pretune.manifests.pod import is_held
 from pretune.metrics import ControllerMetrics
 from pretune.model import Action, Apply, Create, Delete, Event, Key, Observed, Outcome, Patch, Plan, Settings, seconds
 from pretune.observe import API, held, observe
@@ -21,7 +22,10 @@ log = logging.getLogger(__name__)
 
 # What the API server says of the object: words for a condition, and no error of ours. 500 is how it says that a webhook failed.
 ANSWERS = (400, 403, 422, 500)
+RELEASED = "Released"  # the event's reason
 LOOKS = 3  # at a cache that others write to at the same time
+# Seconds for a look, and for what is done when it fails or takes longer: together less than workqueue.LIMIT, which ends both.
+LOOK, LET_GO = 90.0, 20.0
 TOGETHER = 16  # calls at a time, of those whose order does not matter: 500 pods may wait for their release
 
 
@@ -34,10 +38,9 @@ async def reconcile(
     the status says is written by then, and told in events, whatever becomes of `after`; and pods whose hold has timed out are let go.
     """
     try:
-        return await _look(key, cluster, settings, clock, metrics)
-    except OSError:  # nobody answers
-        raise
-    except Exception as error:
+        async with asyncio.timeout(LOOK):
+            return await _look(key, cluster, settings, clock, metrics)
+    except Exception as error:  # OSError too: one source that nobody answers for says nothing of the pods
         await _let_go_overdue(key, cluster, clock(), error)
         raise
 
@@ -45,7 +48,7 @@ async def reconcile(
 async def _look(
     key: Key, cluster: Cluster, settings: Settings, clock: Callable[[], float], metrics: ControllerMetrics | None
 ) -> float | None:
-    for _ in range(LOOKS):
+    for look in range(1, LOOKS + 1):
         seen = await observe(key, cluster, settings, clock())
         plan = decide(seen, clock())
         if outcomes := await carry_out(key, plan.actions, cluster):
@@ -53,39 +56,100 @@ async def _look(
         try:
             await write_status(seen, plan, cluster)
         except ApiError as error:
-            if error.code not in (404, 409):
+            changed = error.code in (404, 409)
+            if changed and look < LOOKS:
+                log.debug("%s: the cache has changed meanwhile, looking again", key)
+                continue
+            failed = await _release(seen, plan, cluster, metrics)
+            if not changed:
                 raise
-            log.debug("%s: the cache has changed meanwhile, looking again", key)
-            continue
+            if failed:
+                raise failed[0] from None
+            return 0.0
         if metrics is not None:
             metrics.written(seen, plan, clock())
-        failed = await carry_out_together(key, plan.after, cluster)
-        for event in plan.events:
-            assert seen.cache is not None
-            await cluster.event(seen.cache, event)
+        failed = await _release(seen, plan, cluster, metrics)
+        if not any(isinstance(one, OSError) for one in failed):  # else nobody answers
+            failed += await carry_out_together(key, (one for one in plan.after if not _is_release(one)), cluster)
+        await _tell(seen, (one for one in plan.events if one.reason != RELEASED), cluster)
         if failed:
             raise failed[0]
         if metrics is not None:
-            metrics.carried_out(plan)
+            metrics.carried_out(replace(plan, released=()))
         return plan.look_again
-    return 0.0
+    raise AssertionError("the last look returns or raises")
+
+
+async def _release(seen: Observed, plan: Plan, cluster: Cluster, metrics: ControllerMetrics | None) -> list[Exception]:
+    """Let go whom the plan lets go; the errors. It is told and counted once all of them went: a retry would tell it again, in other
+    words. Needs no status that remembers it: a pod without a gate is not let go again, so a cache whose status cannot be written
+    holds nobody."""
+    failed = await carry_out_together(seen.key, filter(_is_release, plan.after), cluster)
+    if not failed:
+        await _tell(seen, (one for one in plan.events if one.reason == RELEASED), cluster)
+        if metrics is not None:
+            metrics.carried_out(replace(plan, after=()))
+    return failed
+
+
+def _is_release(action: Action) -> bool:
+    return isinstance(action, Patch) and action.strategic
+
+
+async def _tell(seen: Observed, events: Iterable[Event], cluster: Cluster) -> None:
+    for event in events:
+        assert seen.cache is not None
+        await cluster.event(seen.cache, event)
+
+
+async def free(cluster: Cluster, namespace: str = "", name: str = "") -> None:
+    """Take our gate from a pod that names no cache any more, or was made a part of ours: no look at any cache finds it. Without a name:
+    from every such pod of the cluster. Raises as the cluster does; a pod that is gone, or another by now, is no error."""
+    fields = "spec.nodeName=,status.phase=Pending" + (f",metadata.name={name}" if name else "")
+    pods = await cluster.list("v1", "Pod", namespace, fields=fields, keep=_gates)
+    stray = [one for one in pods if is_held(one) and _is_stray(one)]
+    for place in sorted({one["metadata"]["namespace"] for one in stray}):
+        ours = [one for one in stray if one["metadata"]["namespace"] == place]
+        if failed := await carry_out_together(Key(place, ""), release_all(ours), cluster):
+            raise failed[0]
+
+
+def _is_stray(pod: Object) -> bool:
+    labels = pod["metadata"].get("labels") or {}
+    return not labels.get(CACHE) or ROLE in labels
+
+
+def _gates(pod: Object) -> Object:
+    meta = {name: one for name, one in pod["metadata"].items() if name in ("namespace", "name", "uid", "labels")}
+    gates = pod["spec"].get("schedulingGates") or []
+    return {
+        **{name: pod[name] for name in ("apiVersion", "kind")},
+        "metadata": meta,
+        "spec": {"schedulingGates": gates},
+    }
 
 
 async def _let_go_overdue(key: Key, cluster: Cluster, now: float, why: Exception) -> None:
     """No pod is held for ever because of a cache that cannot be looked at: its source's conversion webhook is down, say, or a fault
     of ours. Never raises."""
     try:
-        cache, waiting = await asyncio.gather(cluster.get(API, KIND, key.namespace, key.name), held(key, cluster))
-        hold = Spec.of(cache or {}).hold
-        overdue = [one for one in waiting if now >= seconds(one["metadata"]["creationTimestamp"]) + hold.timeout]
-        if not overdue or hold.on_failure == "Keep":
-            return
-        await carry_out_together(key, release_all(overdue), cluster)
-        if cache is not None:
-            words = f"{len(overdue)} pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: {why}"
-            await cluster.event(cache, Event("Released", words, warning=True))
-    except (ApiError, OSError) as error:
-        log.warning("%s: pods whose hold is over may still be held: %s", key, error)
+        async with asyncio.timeout(LET_GO):
+            await _let_go(key, cluster, now, why)
+    except Exception as error:
+        log.warning("%s: pods whose hold is over may still be held: %s", key, str(error) or type(error).__name__)
+
+
+async def _let_go(key: Key, cluster: Cluster, now: float, why: Exception) -> None:
+    cache, waiting = await asyncio.gather(cluster.get(API, KIND, key.namespace, key.name), held(key, cluster))
+    hold = Spec.of(cache or {}).hold
+    overdue = [one for one in waiting if now >= seconds(one["metadata"]["creationTimestamp"]) + hold.timeout]
+    if not overdue or hold.on_failure == "Keep":
+        return
+    failed = await carry_out_together(key, release_all(overdue), cluster)
+    if cache is not None and not failed:
+        said = str(why) or type(why).__name__
+        words = f"{len(overdue)} pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: {said}"
+        await cluster.event(cache, Event(RELEASED, words, warning=True))
 
 
 async def carry_out(key: Key, actions: Iterable[Action], cluster: Cluster) -> dict[str, Outcome]:

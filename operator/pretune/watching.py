@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pretune.api import CACHE, REASON, ROLE, Object, Spec
+from pretune.api import CACHE, DELIVERY, REASON, ROLE, Object, Spec
 from pretune.cluster import ApiError, NoSuchKind
 from pretune.model import Key
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 UNREADABLE = 30.0  # seconds between tries at what we may not read, or a kind that is not there
 SHORTEST = 1.0  # seconds between two streams; doubled to UNREADABLE while they fail
+FREED = 16  # tries at a time to free a pod: many may be deleted at once
 
 
 class Place(NamedTuple):
@@ -142,17 +143,29 @@ class Pods:
     """`wake` is called with the key that a pod's label names, when the pod comes, changes, names another one or goes.
 
     A key is not woken again for what a new stream tells of a pod that has not changed: it begins with all of them.
+
+    `free` is called with the namespace and name of a pod that may be behind our gate and that no key's look finds any more, and with
+    ("", "") for all that became one while nobody watched; again and again until it succeeds. The watch cannot tell: it knows no gates.
     """
 
     def __init__(
-        self, watch: Callable[[], AsyncIterator[tuple[str, Object]]], wake: Callable[[Key, bool], None]
+        self,
+        watch: Callable[[], AsyncIterator[tuple[str, Object]]],
+        wake: Callable[[Key, bool], None],
+        free: Callable[[str, str], Awaitable[None]],
     ) -> None:
-        self._watch, self._wake = watch, wake
+        self._watch, self._wake, self._free = watch, wake, free
+        self._freeing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._at_a_time = asyncio.Semaphore(FREED)
         self._told: dict[str, tuple[Key, str]] = {}  # by uid: what the pod named, and its version
         self._keys: dict[Key, Key] = {}  # each once, for the many pods of a cache
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(group))
+
+    async def _follow(self, group: asyncio.TaskGroup) -> None:
         missed: set[str] = set()  # that were there in the stream before, and are not told of by this one's list
         async for change, pod in _again_and_again(self._watch, "pods"):
             match change:
@@ -160,14 +173,43 @@ class Pods:
                     missed = set(self._told)
                 case "LISTED":
                     for uid in missed & self._told.keys():
-                        self._wake(self._told.pop(uid)[0], False)
+                        self._wake_named(self._told.pop(uid)[0], False)
                     missed = set()
                     self._keys = {key: key for key, _ in self._told.values()}
+                    self._try_to_free(group, "", "")
                 case "DELETED":
                     self._gone(pod)
+                    if "deletionTimestamp" not in pod["metadata"]:  # it may have lost its label alone
+                        self._try_to_free(group, pod["metadata"]["namespace"], pod["metadata"]["name"])
                 case _:
                     missed.discard(pod["metadata"]["uid"])
                     self._there(pod, change == "ADDED")
+                    if _is_lost(pod):
+                        self._try_to_free(group, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+    def _try_to_free(self, group: asyncio.TaskGroup, *pod: str) -> None:
+        if before := self._freeing.get((pod[0], pod[1])):
+            before.cancel()  # it may have looked before this news
+        task = self._freeing[pod[0], pod[1]] = group.create_task(self._freed(*pod))
+        task.add_done_callback(lambda task: self._forget(task, *pod))
+
+    def _forget(self, task: asyncio.Task[None], *pod: str) -> None:
+        if self._freeing.get((pod[0], pod[1])) is task:
+            del self._freeing[pod[0], pod[1]]
+
+    async def _freed(self, namespace: str, name: str) -> None:
+        """Frees it, or them: whatever is wrong may be right later, and a pod that is gone is no error."""
+        pause = SHORTEST
+        while True:
+            try:
+                async with self._at_a_time:
+                    return await self._free(namespace, name)
+            except Exception as error:
+                what = f"pod {namespace}/{name}" if name else "pods without a cache"
+                said = str(error) or type(error).__name__
+                log.warning("%s may still be held, tried again in %.0f s: %s", what, pause, said)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, UNREADABLE)
 
     def _there(self, pod: Object, new: bool) -> None:
         meta = pod["metadata"]
@@ -178,13 +220,23 @@ class Pods:
             return
         self._told[meta["uid"]] = key, meta["resourceVersion"]
         if before != key:
-            self._wake(before, False)
-        self._wake(key, waited_for(pod, new))
+            self._wake_named(before, False)
+        self._wake_named(key, waited_for(pod, new))
 
     def _gone(self, pod: Object) -> None:
         meta = pod["metadata"]
         before, _ = self._told.pop(meta["uid"], (None, ""))
-        self._wake(before or Key(meta["namespace"], meta["labels"][CACHE]), waited_for(pod, False))
+        self._wake_named(before or Key(meta["namespace"], meta["labels"][CACHE]), waited_for(pod, False))
+
+    def _wake_named(self, key: Key, urgent: bool) -> None:
+        if key.name:  # a label's value may be empty: no cache has that name
+            self._wake(key, urgent)
+
+
+def _is_lost(pod: Object) -> bool:
+    """Whether a pod that is in the stream names no cache, or is a consumer that somebody gave a part's label."""
+    meta = pod["metadata"]
+    return not meta["labels"][CACHE] or (ROLE in meta["labels"] and DELIVERY in (meta.get("annotations") or {}))
 
 
 def waited_for(pod: Object, new: bool) -> bool:

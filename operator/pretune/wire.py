@@ -21,6 +21,8 @@ AGENT_MOUNT = "/pretune/agent"
 TACTICS_MOUNT = "/pretune/tactics"
 AGENT_FILE = "agent.pyz"  # the ConfigMap's key
 
+TOO_SLOW = 75  # seed's exit code where it may still be stuck in a read of the claim: its script clears the folder once more, and ends well
+
 # The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096 bytes (facts/kubernetes.md).
 REPORT_BYTES = 700
 ANSWER_BYTES = 4000  # of inspect, which is alone in its pod

@@ -140,7 +140,7 @@ def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(kube: Kube, nam
             "two": ["kueue.x-k8s.io/before", "kueue.x-k8s.io/after"],
             "one": [],
             "kueues": ["kueue.x-k8s.io/admission"],
-            "strangers": ["kueue.x-k8s.io/before", "pretune.dev/hold", "kueue.x-k8s.io/after"],
+            "strangers": ["kueue.x-k8s.io/before", "kueue.x-k8s.io/after"],  # its label was taken off: told by the gate
         }
 
 

@@ -82,6 +82,14 @@ def test_an_object_that_is_not_there_is_none() -> None:
     assert api.play(lambda cluster: cluster.get("batch/v1", "Job", "ns", "j")) is None
 
 
+def test_an_empty_name_is_never_taken_for_all_objects_of_a_kind() -> None:
+    api = Api().on(f"GET {JOBS}", (200, {"items": [job()]})).on(f"DELETE {JOBS}", (200, {}))
+    assert api.play(lambda cluster: cluster.get("batch/v1", "Job", "ns", "")) is None
+    with pytest.raises(ValueError, match="Job in ns: the name is empty"):
+        api.play(lambda cluster: cluster.delete(job(name="")))
+    assert api.asked == []
+
+
 @pytest.mark.parametrize(
     "answer", [(404, "404 page not found\n"), status(404, "NotFound", "could not find the resource")]
 )

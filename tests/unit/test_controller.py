@@ -82,9 +82,12 @@ def test_a_consumers_news_is_none_of_the_caches_events_and_always_heard() -> Non
         yield "ADDED", obj
         await asyncio.Event().wait()
 
+    async def free(namespace: str, name: str) -> None:
+        raise AssertionError
+
     async def story() -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(Pods(watch, woken.wake).run(), 0.05)
+            await asyncio.wait_for(Pods(watch, woken.wake, free).run(), 0.05)
 
     asyncio.run(story())
     assert woken.keys == [Key("ns", "demo")]
@@ -98,6 +101,7 @@ def test_kopf_watches_no_pods() -> None:
 
 def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
     woken = Woken()
+    handle(woken, "part", namespace="ns", labels={CACHE: "", "app": "x"})  # valid, and no cache's name
     handle(woken, "part", namespace="ns", labels={CACHE: "demo", "app": "x"})
     assert woken.keys == [Key("ns", "demo")]
 

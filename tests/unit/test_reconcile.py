@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pretune.reconcile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pretune.api import CACHE, HOLD, Object
+from pretune.api import CACHE, HOLD, ROLE, Object
 from pretune.cluster import ApiError, Cluster
 from pretune.manifests.pod import release
 from pretune.model import Action, Apply, Create, Delete, Event, Key, Observed, Outcome, Patch, Plan, stamp
-from pretune.reconcile import TOGETHER, carry_out, carry_out_together, difference, reconcile
+from pretune.reconcile import LET_GO, LOOK, TOGETHER, carry_out, carry_out_together, difference, free, reconcile
+from pretune.workqueue import LIMIT
 
-from tests.sim.cluster import Client, Clock, Faults, Server, _merge
+from tests.sim.cluster import Client, Clock, Server, _merge
 from tests.unit import virtual
 from tests.unit.objects import KEY, NOW, SETTINGS, cache, claim, job
 
@@ -214,26 +215,79 @@ def test_what_the_status_says_is_told_though_a_pod_is_not_let_go_which_is_tried_
             raise ApiError(500, "InternalError", "webhook failed")
 
     world.admission.append(admit)
-    plan = Plan(status={"n": 1}, after=tuple(map(released, pods)), events=(Event("Released", "3 pods"),))
+    events = Event("Released", "3 pods"), Event("Sealed", "b")
+    plan = Plan(status={"n": 1}, after=tuple(map(released, pods)), events=events)
     with pytest.raises(ApiError, match="webhook failed"):
         play(world, lambda seen, now: plan, monkeypatch)
     assert status_of(world) == {"n": 1}
-    assert [one.reason for one in world.events] == ["Released"]
+    assert [one.reason for one in world.events] == [
+        "Sealed"
+    ]  # of the release each retry would tell anew: "waited 61 s"
     assert gates(world) == {"p0": [*KUEUES, HOLD], "p1": KUEUES, "p2": KUEUES}
+    world.admission.clear()
+    play(world, lambda seen, now: plan, monkeypatch)
+    assert [one.reason for one in world.events].count("Released") == 1
 
 
-def test_nobody_is_let_go_before_the_status_says_why(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    pod = gated(world, "p")
+def test_a_release_is_told_though_what_else_comes_after_the_status_fails(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, made = gated(world, "p"), world.create(JOB)
 
-    def refuse_status(*_: Any, **how: Any) -> Object:
-        assert how["status"], "a pod is patched"
-        raise ApiError(503, "", "try again")
+    def admit(verb: str, obj: Object) -> None:
+        if obj["kind"] == "Job":
+            raise ApiError(503, "", "try again")
+
+    world.admission.append(admit)
+    after = Patch("end Job", reference(JOB, made["metadata"]["uid"]), {"spec": {"suspend": True}}), released(pod)
+    plan = Plan(status={"n": 1}, after=after, events=(Event("Released", "1 pod"),))
+    with pytest.raises(ApiError, match="try again"):
+        play(world, lambda seen, now: plan, monkeypatch)
+    assert [one.reason for one in world.events] == ["Released"] and gates(world) == {"p": KUEUES}
+
+
+@pytest.mark.parametrize(
+    ("code", "looks"), [(403, 1), (409, 3), (422, 1), (503, 1)], ids=["refused", "conflict", "invalid", "busy"]
+)
+def test_a_status_that_cannot_be_written_holds_nobody_and_ends_nothing(
+    world: Server, monkeypatch: pytest.MonkeyPatch, code: int, looks: int
+) -> None:
+    """A deletion waits for a status that remembers it; a gate that is gone is its own memory."""
+    pod, made, seen_times, patch = gated(world, "p"), world.create(JOB), [], world.patch
+
+    def refuse_status(*args: Any, **how: Any) -> Object:
+        if how.get("status"):
+            seen_times.append(code)
+            raise ApiError(code, "", "not now")
+        return patch(*args, **how)
 
     monkeypatch.setattr(world, "patch", refuse_status)
+    ending = Delete("delete Job", reference(JOB, made["metadata"]["uid"]))
+    events = Event("Released", "1 pod"), Event("Sealed", "b")
+    plan = Plan(status={"n": 1}, after=(ending, released(pod)), events=events, look_again=60.0)
+    if code == 409:
+        assert play(world, lambda seen, now: plan, monkeypatch) == 0.0
+    else:
+        with pytest.raises(ApiError, match=str(code)):
+            play(world, lambda seen, now: plan, monkeypatch)
+    assert len(seen_times) == looks
+    assert gates(world) == {"p": KUEUES} and [one.reason for one in world.events] == ["Released"]
+    assert world.get("batch/v1", "Job", KEY.namespace, JOB["metadata"]["name"]) is not None
+
+
+def test_a_release_that_fails_beside_a_status_that_is_never_written_is_an_error(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = gated(world, "p")
+
+    def refuse_all(*_: Any, **how: Any) -> Object:
+        raise ApiError(*((409, "", "changed") if how.get("status") else (503, "", "the pod's")))
+
+    monkeypatch.setattr(world, "patch", refuse_all)
     plan = Plan(status={"n": 1}, after=(released(pod),), events=(Event("Released", "1 pod"),))
-    with pytest.raises(ApiError, match="503"):
+    with pytest.raises(ApiError, match="the pod's"):
         play(world, lambda seen, now: plan, monkeypatch)
-    assert gates(world) == {"p": [*KUEUES, HOLD]} and world.events == []
+    assert world.events == []
 
 
 # --- a cache that cannot be looked at
@@ -281,7 +335,29 @@ def test_pods_are_held_though_their_cache_cannot_be_looked_at(
     assert said == ([("Released", words, True)] if free else [])
 
 
-def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(world: Server) -> None:
+async def failing() -> None:
+    raise ApiError(500, "InternalError", "conversion webhook failed")
+
+
+async def timing_out() -> None:
+    raise TimeoutError
+
+
+async def hanging() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        (failing, ApiError, "conversion webhook failed"),
+        (timing_out, TimeoutError, ": TimeoutError"),
+        (hanging, TimeoutError, ": TimeoutError"),
+    ],
+)
+def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(
+    world: Server, answer: Callable[[], Awaitable[None]], error: type[Exception], said: str
+) -> None:
     source = {"template": None, "workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}}
     world.patch(cache_ref(), {"spec": {"source": source}})
     aged(world, "held", 3601)
@@ -289,21 +365,43 @@ def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(world: Serve
 
     async def get(api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         if kind == "Deployment":
-            raise ApiError(500, "InternalError", "conversion webhook failed")
+            await answer()
         return world.get(api_version, kind, namespace, name)
 
     client.get = get  # type: ignore[method-assign]
-    with pytest.raises(ApiError, match="conversion webhook failed"):
-        asyncio.run(reconcile(KEY, client, SETTINGS, world.clock))
+    with pytest.raises(error):
+        virtual.run(reconcile(KEY, client, SETTINGS, world.clock))
     assert let_go(world) == {"held"}
+    assert [said in one.message for one in world.events if one.reason == "Released"] == [True]
 
 
-def test_where_nobody_answers_nobody_is_asked_again(world: Server) -> None:
+def test_pods_that_cannot_be_let_go_either_are_no_event_and_cost_little_time(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     aged(world, "held", 3601)
-    client = Client(world, faults=Faults(errors={1: TimeoutError()}))
-    with pytest.raises(TimeoutError):
-        asyncio.run(reconcile(KEY, client, SETTINGS, world.clock))
-    assert len(client.calls) <= 3
+    client = Slow(world)
+    client.silent = True
+    monkeypatch.setattr(pretune.reconcile, "decide", stumble)
+    with pytest.raises(KeyError):
+        virtual.run(reconcile(KEY, client, SETTINGS, world.clock))
+    assert world.events == [] and let_go(world) == set()
+
+
+def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_ends_them(world: Server) -> None:
+    client = Client(world)
+
+    async def silent(*_: Any, **more: Any) -> Any:
+        await asyncio.Event().wait()
+
+    client.get = client.list = silent  # type: ignore[method-assign]
+
+    async def story() -> float:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            await reconcile(KEY, client, SETTINGS, world.clock)
+        return asyncio.get_running_loop().time() - began
+
+    assert virtual.run(story()) == LOOK + LET_GO < LIMIT
 
 
 def test_the_first_error_is_told_whatever_else_fails(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +411,43 @@ def test_the_first_error_is_told_whatever_else_fails(world: Server, monkeypatch:
     monkeypatch.setattr(pretune.reconcile, "held", refused)
     with pytest.raises(KeyError):
         play(world, stumble, monkeypatch)
+
+
+# --- pods that no look finds any more
+
+
+def stray(world: Server, name: str, namespace: str = KEY.namespace, node: str = "", **labels: str) -> None:
+    meta = {"namespace": namespace, "name": name, "labels": labels}
+    spec = {
+        "schedulingGates": [*({"name": one} for one in KUEUES), {"name": HOLD}],
+        **({"nodeName": node} if node else {}),
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec, "status": {"phase": "Pending"}}
+    world.create(pod)
+    world.patch(pod, {"status": pod["status"]}, status=True)
+
+
+def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no_other(world: Server) -> None:
+    parts = {CACHE: "qwen3", ROLE: "tuning"}
+    for name, labels in {"bare": {}, "empty": {CACHE: ""}, "part": parts, "held": {CACHE: "qwen3"}}.items():
+        stray(world, name, **labels)
+    stray(world, "bare", "another")
+    for name in ("bare", "empty", "part", "held", "gone"):
+        before = gates(world)
+        asyncio.run(free(Client(world), KEY.namespace, name))
+        expected = {name: KUEUES} if name in before and name != "held" else {}
+        assert gates(world) == {**before, **expected}
+    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [2]
+    asyncio.run(free(Client(world)))
+    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [1]
+    assert gates(world)["held"] == [*KUEUES, HOLD]
+
+
+def test_a_pod_that_cannot_be_freed_is_an_error_so_that_it_is_tried_again(world: Server) -> None:
+    stray(world, "bare")
+    refuse(world, "Pod", 503)
+    with pytest.raises(ApiError, match="503"):
+        asyncio.run(free(Client(world), KEY.namespace, "bare"))
 
 
 # --- the story

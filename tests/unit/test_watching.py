@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from pretune.api import CACHE, REASON, ROLE, Object
+from pretune.api import CACHE, DELIVERY, REASON, ROLE, Object
 from pretune.cluster import ApiError, NoSuchKind
 from pretune.model import Key
 from pretune.watching import UNREADABLE, Named, Place, Pods, Watching, named
@@ -225,8 +225,19 @@ def pod(name: str = "p", version: int = 1, cache: str = "a", **meta: Any) -> Obj
 
 def woken(*streams: list[Any]) -> list[tuple[float, Key, bool]]:
     """What a watch of pods wakes: when, whom, how urgently."""
+    return told(*streams)[0]
+
+
+def told(*streams: list[Any], fail: int = 0) -> tuple[list[tuple[float, Key, bool]], list[tuple[float, str]]]:
+    """That, and whom it frees, when; "/" is everybody. The first `fail` tries to free fail."""
     found: list[tuple[float, Key, bool]] = []
+    freed: list[tuple[float, str]] = []
     left = list(streams)
+
+    async def free(namespace: str, name: str) -> None:
+        freed.append((now(), f"{namespace}/{name}"))
+        if len(freed) <= fail:
+            raise TimeoutError
 
     async def watch() -> AsyncIterator[tuple[str, Object]]:
         for change in left.pop(0):
@@ -240,13 +251,14 @@ def woken(*streams: list[Any]) -> list[tuple[float, Key, bool]]:
             await asyncio.Event().wait()
 
     async def story() -> None:
-        running = asyncio.create_task(Pods(watch, lambda key, urgent: found.append((now(), key, urgent))).run())
+        pods = Pods(watch, lambda key, urgent: found.append((now(), key, urgent)), free)
+        running = asyncio.create_task(pods.run())
         await asyncio.sleep(1000)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
     run(story())
-    return found
+    return found, freed
 
 
 @pytest.mark.parametrize(
@@ -265,6 +277,8 @@ def woken(*streams: list[Any]) -> list[tuple[float, Key, bool]]:
         ("the stream ends before all were listed", [[("ADDED", pod()), LISTED], [ConnectionError()], [("ADDED", pod()), LISTED]], [A]),
         ("it came after the list, and the stream ends", [[LISTED, ("ADDED", pod())], [("ADDED", pod()), LISTED]], [A]),
         ("it came after the list, and its end was missed", [[LISTED, ("ADDED", pod())], [LISTED]], [A, A]),
+        ("its label is empty", [[("ADDED", pod(cache="")), LISTED, ("DELETED", pod(cache=""))]], []),
+        ("its label is emptied", [[("ADDED", pod()), LISTED, ("MODIFIED", pod(version=2, cache=""))], [LISTED]], [A, A]),
         ("it is made anew under its name", [[("ADDED", pod()), LISTED], [("ADDED", pod(uid="other")), LISTED]], [A, A, A]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -299,3 +313,40 @@ def test_a_pod_that_was_held_before_the_controller_began_is_urgent_too() -> None
 def test_pods_that_cannot_be_watched_are_tried_again() -> None:
     found = woken([ApiError(403, "Forbidden", "")], [ApiError(410, "Expired", "")], [("ADDED", pod()), LISTED])
     assert found == [(UNREADABLE + UNREADABLE, A, False)]
+
+
+PART: Object = {"labels": {ROLE: "tuning"}}
+GIVEN: Object = {**PART, "annotations": {DELIVERY: "Overlay"}}
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "freed"),
+    [
+        ("it comes and changes", [("ADDED", pod()), ("MODIFIED", pod(version=2))], []),
+        ("its label is taken away, which is told as its end", [("ADDED", pod()), ("DELETED", pod(version=2))], ["ns/p"]),
+        ("it is deleted", [("ADDED", pod()), ("DELETED", pod(version=2, deletionTimestamp="2026-01-01T00:00:00Z"))], []),
+        ("its label is emptied", [("ADDED", pod()), ("MODIFIED", pod(version=2, cache=""))], ["ns/p"]),
+        ("it is an attempt's", [("ADDED", pod(**PART))], []),
+        ("a consumer gets the label of an attempt's", [("ADDED", pod()), ("MODIFIED", pod(version=2, **GIVEN))], ["ns/p"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_pod_that_no_look_finds_any_more_is_freed(case: str, changes: list[Any], freed: list[str]) -> None:
+    assert [one for _, one in told([*changes])[1]] == freed
+
+
+def test_at_the_beginning_of_each_stream_whoever_was_lost_meanwhile_is_freed() -> None:
+    assert [one for _, one in told([("ADDED", pod()), LISTED, 700], [("ADDED", pod()), LISTED])[1]] == ["/", "/"]
+
+
+def test_freeing_is_tried_until_it_succeeds_and_holds_up_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    found, freed = told([("DELETED", pod()), 5, ("ADDED", pod(name="q", cache="b"))], fail=2)
+    assert freed == [(0, "ns/p"), (1, "ns/p"), (3, "ns/p")]
+    assert (5, B, False) in found
+    assert "pod ns/p may still be held, tried again in 1 s: TimeoutError" in caplog.messages
+
+
+def test_the_latest_news_of_a_pod_alone_is_tried() -> None:
+    changes = [("MODIFIED", pod(version=n, **GIVEN)) for n in (1, 2)]
+    freed = told([changes[0], 2, changes[1]], fail=100)[1]
+    assert [at for at, _ in freed[:6]] == [0, 1, 2, 3, 5, 9]

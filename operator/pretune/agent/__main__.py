@@ -11,7 +11,7 @@ from typing import List, Optional
 
 from pretune.agent.context import Context
 from pretune.agent.disk import Problem
-from pretune.wire import TERMINATION_LOG, Report
+from pretune.wire import TERMINATION_LOG, TOO_SLOW, Report
 
 VERBS = ("check", "seal", "seed", "inspect", "prune")  # each in its module, which alone is loaded: seed is in every pod
 SUCCESS = {
@@ -20,7 +20,6 @@ SUCCESS = {
     "inspect": ("Inspected",),
     "prune": ("Pruned",),
 }
-TOO_SLOW = 75  # seed's exit code where it may still be stuck: its script clears the folder once more, and ends well
 UNEXPECTED = {"check": "SealFailed", "seal": "SealFailed", "seed": "SeedFailed", "prune": "PruneFailed"}
 
 

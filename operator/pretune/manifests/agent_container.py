@@ -18,6 +18,7 @@ from pretune.wire import (
     POD_UID_VARIABLE,
     TACTICS_MOUNT,
     TASK_VARIABLE,
+    TOO_SLOW,
     Report,
     Task,
 )
@@ -25,7 +26,6 @@ from pretune.wire import (
 AGENT_VOLUME, CLAIM_VOLUME = "pretune-agent", "pretune-claim"
 
 SEED = "seed"
-TOO_SLOW = 75  # seed's exit code where it may be stuck in a read of the claim (agent/__main__.py)
 LONGEST_TASK = 96 * 1024  # characters, all of them ASCII
 
 FILE = f"{AGENT_MOUNT}/{AGENT_FILE}"
