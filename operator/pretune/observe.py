@@ -325,11 +325,13 @@ def _consumer(pod: Object) -> Object:
     """Who it is, what it was given, where it is and how it stands. Cutting it down again changes nothing."""
     meta, status = _lean(pod)["metadata"], pod.get("status") or {}
     notes = {name: one for name, one in (meta.get("annotations") or {}).items() if name.startswith(f"{GROUP}/")}
+    devices = [_only(one, "name") for one in (pod.get("spec") or {}).get("resourceClaims") or ()]
     return {
         **_only(pod, "apiVersion", "kind"),
         "metadata": {**meta, "annotations": notes},
         "spec": {
             **_only(pod.get("spec"), "nodeName", "nodeSelector", "schedulingGates"),
+            **({"resourceClaims": devices} if devices else {}),
             "volumes": _volumes(pod),
         },
         "status": {

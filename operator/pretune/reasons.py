@@ -208,16 +208,16 @@ def _reasons() -> dict[str, Reason]:
         ),
         # --- consumers: why a bundle is undeliverable (status.bundles[].undeliverable.reason), beside the reasons of the storage
         "MountFailed": Reason(
-            "The kubelet could not mount the claim into a serving pod for a minute; the message is its own.",
-            "Mend the storage; it is tried again with another claim or spec.revision, or when the bundle is sealed anew.",
+            "For a minute, the claim could not be mounted into a serving pod, or pretune-seed hung on it for 90 s; see the message.",
+            "Mend the storage; it is tried again after an hour, with another claim or spec.revision, or when sealed anew.",
         ),
         "VolumeUnreachable": Reason(
             "The claim's volume cannot be reached from the nodes that would take the pod; the message is the scheduler's.",
             "Use storage that every node of the target reaches; it is tried again with another claim or spec.revision.",
         ),
         "SeedCannotRun": Reason(
-            "The container pretune-seed could not be started in a serving pod, failed or hung; the message is the runtime's.",
-            "Use an image with /bin/sh, or storage that answers; it is tried again with another claim or spec.revision.",
+            "The container pretune-seed could not be started in a serving pod, or kept failing; the message is the runtime's.",
+            "Use an image with /bin/sh; it is tried again after 6 hours, with another claim or spec.revision, or when sealed anew.",
         ),
         # --- a bundle's end
         "Superseded": Reason("Nothing wants this bundle any more; its attempt was ended.", "Nothing to do."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pretune import observe
-from pretune.api import BUNDLE, REASON, Object
+from pretune.api import BUNDLE, REASON, SEED_CONTAINER, Object
 from pretune.decide import stuck
 from pretune.decide.consumers import consumers
 from pretune.decide.draft import Draft
@@ -63,9 +64,9 @@ def changed(name: str, message: str, to: str) -> Pod:
         ("csi", "MountFailed", "timed out waiting for external-attacher of none.example.com", "20:38:44"),
         ("on-node-absent", "MountFailed", 'persistentvolumeclaims "absent" not found', "20:39:28"),
         ("on-node-never", "MountFailed", "PVC is not bound", "20:39:28"),
-        ("no-sh", "SeedCannotRun", "StartError, exit code 128: failed to create", "20:38:38"),
-        ("seed-fails", "SeedCannotRun", "container pretune-seed: Error, exit code 3: bad", "20:38:38"),
-        ("seed-hangs", "SeedCannotRun", "runs for more than 90 s", "20:39:07"),
+        ("no-sh", "SeedCannotRun", "StartError, exit code 128: failed to create", "20:39:37"),
+        ("seed-fails", "SeedCannotRun", "container pretune-seed: Error, exit code 3: bad", "20:39:11"),
+        ("seed-hangs", "MountFailed", "runs for more than 90 s", "20:39:07"),
     ],
 )
 def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault(
@@ -97,6 +98,10 @@ def test_what_would_not_start_without_us_either_is_left_alone(name: str) -> None
 
 NODES = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."
 MANY = "0/9 nodes are available: 3 Insufficient nvidia.com/gpu, 6 node(s) had volume node affinity conflict."
+CPU_ONLY = "0/9 nodes are available: 3 %s, 6 node(s) didn't match PersistentVolume's node affinity."
+DEVICES = (
+    '"spec": {"resourceClaims": [{"name": "gpus", "resourceClaimName": "b200"}], "volumes": [{"name": "pretune-claim"'
+)
 NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 nodes are available: 9 no volume."
 
 
@@ -104,6 +109,37 @@ NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 
     ("case", "pod", "reason"),
     [
         ("older words, and other nodes without GPUs", changed("affinity", NODES, MANY), "VolumeUnreachable"),
+        *(
+            (f"nodes that volumes would let it have: {words}", changed("affinity", NODES, CPU_ONLY % words), "")
+            for words in (  # 1.34's, and those of DRA before 1.32 last
+                "node(s) didn't match pod topology spread constraints",
+                "node(s) didn't match pod topology spread constraints (missing required label)",
+                "node(s) didn't match pod affinity rules",
+                "node(s) didn't match pod anti-affinity rules",
+                "node(s) didn't satisfy existing pods anti-affinity rules",
+                "cannot allocate all claims",
+                "resourceclaim not available on the node",
+                "waiting for resource driver to allocate resource",
+            )
+        ),
+        (
+            "nodes with taints",
+            changed("affinity", NODES, CPU_ONLY % "node(s) had untolerated taint(s)"),
+            "VolumeUnreachable",
+        ),
+        (
+            "not bound, and a GPU is waited for",
+            changed(
+                "static-none", "0/1 nodes are available: ", "0/4 nodes are available: 3 cannot allocate all claims, "
+            ),
+            "",
+        ),
+        ("it asks for devices", changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES), ""),
+        (
+            "devices, and no claim",
+            changed("absent-claim", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES),
+            "ClaimNotFound",
+        ),
         ("no GPU anywhere", changed("affinity", NODES, NONE), ""),
         ("a second claim may be the one", changed("affinity", '"name": "kube', '"ephemeral": {}, "name": "kube'), ""),
         ("the pod mounts that claim by itself", changed("absent-claim", '"pretune-claim"', '"models"'), ""),
@@ -165,7 +201,10 @@ def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_g
     """The scheduler waits ten minutes for it, and says nothing meanwhile."""
     case = copy.deepcopy(SEEN["never-wait"])
     case["pod"]["status"]["conditions"] = []
-    at = lambda when: f"2026-11-22T{when}Z"  # noqa: E731
+
+    def at(when: str) -> str:
+        return f"2026-11-22T{when}Z"
+
     refused = {
         "type": "Warning",
         "reason": "ProvisioningFailed",
@@ -183,6 +222,82 @@ def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_g
         seconds(at("20:41:00")),
     )
     assert judge(real("never-wait", now=LATER + 600, **case)) is None  # long silent: it may work on it
+
+
+# --- seed's own time
+
+
+PULLED = seconds("2026-11-22T20:45:00Z")  # seven minutes after its sandbox
+
+
+def seed(state: Object, restarts: int = 0, last: Object | None = None, now: float = 0.0, **more: Any) -> Pod:
+    """A pod whose image came at PULLED, and then seed stood like this."""
+    pod = real("no-sh", now=PULLED + now, **more)
+    [status] = pod.object["status"]["initContainerStatuses"]
+    status.update(state=state, restartCount=restarts, lastState={"terminated": last} if last else {})
+    return pod
+
+
+def end(code: int, after: float = 0.0, reason: str = "Error") -> Object:
+    return {"exitCode": code, "reason": reason, "finishedAt": stamp(PULLED + after), "startedAt": stamp(PULLED)}
+
+
+LOOP = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
+UNMADE = {"waiting": {"reason": "CreateContainerError", "message": "context deadline exceeded"}}
+NO_SHELL = end(128, reason="StartError")
+
+
+@pytest.mark.parametrize(
+    ("case", "pod", "after"),
+    [
+        ("its first bad end", seed({"terminated": end(3)}), None),
+        ("started anew once", seed(LOOP, 1, end(3, 1)), None),
+        ("started anew twice, ten seconds later", seed(LOOP, 2, end(3, 12)), 2 + PATIENCE),
+        ("three times: it failed for 30 s", seed(LOOP, 3, end(3, 33)), 3 + PATIENCE),
+        ("it ends badly for the third time", seed({"terminated": end(3, 12)}, 2, end(3, 1)), 1 + PATIENCE),
+        ("its restarts took longer", seed({"terminated": end(3, 47)}, 3, end(3, 17)), 7 + PATIENCE),
+        ("killed before", seed({"terminated": end(3, 12)}, 2, end(137, 1)), 2 + PATIENCE),
+        ("it runs again", seed({"running": {}}, 3, end(3, 33)), None),
+        ("ended by its node", seed({"terminated": end(255, reason="Unknown")}, 2), None),
+        ("ended by its node, and waits", seed(LOOP, 4, end(255, reason="Unknown")), None),
+        ("killed", seed({"terminated": end(137, reason="OOMKilled")}, 4), None),
+        ("killed, and waits", seed(LOOP, 4, end(137)), None),
+        ("it ended well, and is made anew with its node", seed(LOOP, 4, end(0)), None),
+        ("no program: once is enough", seed({"terminated": NO_SHELL}), PATIENCE),
+        ("no program, other runtimes' words", seed({"terminated": end(127, reason="ContainerCannotRun")}), PATIENCE),
+        ("no program, and waits", seed(LOOP, 3, end(128, 33, "StartError")), 3 + PATIENCE),
+        ("refused after it could not run", seed(UNMADE, 1, NO_SHELL, now=45), PATIENCE),
+        ("refused after its node ended", seed(UNMADE, 1, end(255), now=45, events=[]), 45 + PATIENCE),
+        ("refused, no event read", seed(UNMADE, now=5, events=[]), 5 + PATIENCE),
+    ],
+)
+def test_seed_is_judged_by_how_long_it_fails_by_itself(case: str, pod: Pod, after: float | None) -> None:
+    """Its image may have been pulled for minutes before, and the kubelet starts it again: one bad end says little."""
+    trouble = judge(pod)
+    assert (trouble.due - PULLED if trouble else None) == after, case
+
+
+def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_so() -> None:
+    """Its status has no time of it."""
+
+    def at(after: float, message: str) -> Object:
+        return {"reason": "Failed", "message": message, "metadata": {"creationTimestamp": stamp(PULLED + after)}}
+
+    pulls = [
+        at(-300, "Error: ErrImagePull"),
+        at(-290, "Error: ImagePullBackOff"),
+        at(-300, "Failed to pull image x: no route"),
+    ]
+    refused = [at(2, "Error: context deadline exceeded"), at(12, "Error: failed to reserve container name x")]
+    trouble = judge(seed(UNMADE, now=40, events=[*pulls, *refused]))
+    assert trouble == Trouble(
+        "SeedCannotRun",
+        "container pretune-seed: CreateContainerError: context deadline exceeded",
+        PULLED + 2 + PATIENCE,
+    )
+    unread = judge(seed(UNMADE, now=40, events=pulls))
+    assert unread is not None
+    assert unread.due == PULLED + 40 + PATIENCE
 
 
 def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> None:
@@ -223,6 +338,7 @@ def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None
         ("it failed by itself", 3, [], 0, True),
         ("evicted", 3, [{"type": "DisruptionTarget", "status": "True"}], 0, False),
         ("killed from outside", 137, [], 0, False),
+        ("ended by its node", 255, [], 0, False),
         ("it did well: the engine failed", 0, [], 0, False),
         ("long over", 128, [], stuck.RECENT + 1, False),
     ],
@@ -262,6 +378,7 @@ SANDBOX, SCHEDULED = "PodReadyToStartContainers", "PodScheduled"
 RUNNING = [{"name": "vllm", "state": {"running": {"startedAt": stamp(NOW)}}}]
 RESTARTS = [{"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}]
 WAITING = [{"name": "vllm", "state": {"waiting": {"reason": "PodInitializing"}}, "restartCount": 0}]
+PULLS = {"waiting": {"reason": "ImagePullBackOff"}}
 BY_CLAIM = '0/1 nodes are available: persistentvolumeclaim "pretune-qwen3" not found. not found'
 BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"
 
@@ -276,6 +393,22 @@ BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/
         (
             "sandbox there: the rest is images and programs",
             consumer(conditions=[condition(SANDBOX, "True", 200)]),
+            False,
+        ),
+        (
+            "sandbox there, and seed cannot be made",
+            consumer(
+                conditions=[condition(SANDBOX, "True", 200)],
+                initContainerStatuses=[{"name": SEED_CONTAINER, "state": UNMADE}],
+            ),
+            True,
+        ),
+        (
+            "sandbox there, and seed waits for its image",
+            consumer(
+                conditions=[condition(SANDBOX, "True", 200)],
+                initContainerStatuses=[{"name": SEED_CONTAINER, "state": PULLS}],
+            ),
             False,
         ),
         ("given to its node just now", consumer(conditions=[condition(SCHEDULED, "True", PATIENCE - 1)]), False),
@@ -451,6 +584,9 @@ def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
     assert (
         deleted(run(*failing, now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))), pod_events=read)) == []
     )
+    unmade = stuck_pod()
+    unmade.object["status"]["initContainerStatuses"][0].update(state=UNMADE, lastState={})
+    assert deleted(run(unmade, record=sealed(undeliverable=mark()))) == []  # its volumes are mounted
     held = [unscheduled(one).noted(**{REASON: "Held: 4 pods"}) for one in (1, 2)]
     assert deleted(run(*held, claim=None)) == []
     assert deleted(run(*held, claim=None, record=sealed(undeliverable=mark("ClaimNotFound", claimUID="")))) != []
@@ -468,6 +604,10 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
         object.__setattr__(cut, "object", observe._consumer(whole.object))
         assert judge(cut) == judge(whole), name
         assert suspect(cut.object, LATER) is suspect(whole.object, LATER)
+    devices = changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES)
+    cut_spec = observe._consumer(devices.object)["spec"]
+    assert cut_spec["resourceClaims"] == [{"name": "gpus"}]
+    assert judge(dataclasses.replace(devices, object=observe._consumer(devices.object))) is None
 
 
 @pytest.mark.parametrize(
@@ -485,6 +625,14 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
         ("not yet an hour", mark(at=stamp(NOW - 3599)), claim(), NOW - 7200, True),
         ("an hour", mark(at=stamp(NOW - 3600)), claim(), NOW - 7200, False),
         ("an hour, the same image", mark("SeedCannotRun", at=stamp(NOW - 3600)), claim(), NOW - 7200, True),
+        ("not yet six", mark("SeedCannotRun", at=stamp(NOW - 6 * 3600 + 1)), claim(), NOW - 86400, True),
+        (
+            "six hours: a tag may have moved",
+            mark("SeedCannotRun", at=stamp(NOW - 6 * 3600)),
+            claim(),
+            NOW - 86400,
+            False,
+        ),
     ],
 )
 def test_a_mark_is_taken_back_when_its_cause_is_gone(
@@ -492,6 +640,11 @@ def test_a_mark_is_taken_back_when_its_cause_is_gone(
 ) -> None:
     draft = run(record=record(GIVEN, sealedAt=stamp(sealed_at), undeliverable=the_mark), claim=found)
     assert ("undeliverable" in draft.bundles[GIVEN]) is stays, case
+
+
+@pytest.mark.parametrize(("reason", "hours"), [("MountFailed", 1), ("SeedCannotRun", 6)])
+def test_the_end_of_a_mark_is_looked_for_in_its_time(reason: str, hours: int) -> None:
+    assert run(record=sealed(undeliverable=mark(reason))).look == NOW - 60 + hours * 3600
 
 
 def test_a_pod_whose_events_say_nothing_yet_is_looked_at_again_ever_more_seldom() -> None:

@@ -12,12 +12,16 @@ from pretune.api import Object
 from pretune.decide.attempt import finished
 from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, owner_uid, reference
-from pretune.decide.stuck import SEED, Pod, Trouble, judge, next_look, suspect
+from pretune.decide.stuck import SEED, Pod, Trouble, judge, next_look, suspect, unmade
 from pretune.model import Action, Delete, seconds, stamp
 
 __all__ = ["rescue", "suspect"]
 
-TRIED_AGAIN = 3600.0  # seconds after which a mark is taken back whose cause only a pod can try: a server that was away may be there again
+# Seconds after which a mark is taken back, since only a pod can try whether its cause is gone; a try costs that pod a minute or two.
+TRIED_AGAIN = 3600.0  # a server that was away may be there again
+SEED_TRIED_AGAIN = (
+    6 * 3600.0
+)  # an image stays as it is, but a runtime is mended, a tag moves, and what failed may have been one node
 
 Stuck = tuple[Consumer, Trouble]
 
@@ -29,8 +33,8 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
         if mark := record.get("undeliverable"):
             if _mended(draft, record, mark):
                 del record["undeliverable"]
-            elif mark["reason"] != SEED:
-                draft.at(seconds(mark["at"]) + TRIED_AGAIN)
+            else:
+                draft.at(_expiry(mark))
     stuck: dict[str, list[Stuck]] = {}
     unread: dict[str, list[Consumer]] = {}
     for pod in pods:
@@ -40,10 +44,15 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
         trouble = _look(draft, pod)
         if trouble is not None:
             stuck.setdefault(pod.given, []).append((pod, trouble))
-        elif pod.pod["metadata"]["uid"] not in draft.seen.pod_events and suspect(pod.pod, draft.now):
+        elif _is_unread(draft, pod.pod):
             unread.setdefault(pod.given, []).append(pod)
     for bundle in sorted({*stuck, *unread}):
         _rescue(draft, bundle, stuck.get(bundle, []), unread.get(bundle, []))
+
+
+def _is_unread(draft: Draft, pod: Object) -> bool:
+    """It waits for volumes like those of others, and only its events, which were not read, tell of what exactly."""
+    return pod["metadata"]["uid"] not in draft.seen.pod_events and suspect(pod, draft.now) and not unmade(pod)
 
 
 def _look(draft: Draft, consumer: Consumer) -> Trouble | None:
@@ -103,10 +112,10 @@ def _witness(draft: Draft, bundle: str, stuck: Sequence[Stuck]) -> Trouble | Non
 
 
 def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
-    """The cause of a mark is gone, or may be: another claim, the claim is bound at last, the bundle was sealed anew, or an hour is over."""
+    """The cause of a mark is gone, or may be: another claim, the claim is bound, the bundle was sealed anew, or its time is over."""
     claim = draft.seen.claim
-    if mark["reason"] != SEED and draft.now >= seconds(mark["at"]) + TRIED_AGAIN:
-        return True  # an image does not change by itself, a file server's trouble ends
+    if draft.now >= _expiry(mark):
+        return True
     if claim is None:
         return False
     bound = (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get("deletionTimestamp")
@@ -115,6 +124,10 @@ def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
         or (bound and mark["reason"] in ("ClaimPending", "ClaimLost"))
         or bool(record.get("sealedAt") and seconds(record["sealedAt"]) > seconds(mark["at"]))
     )
+
+
+def _expiry(mark: Mapping[str, Any]) -> float:
+    return seconds(mark["at"]) + (SEED_TRIED_AGAIN if mark["reason"] == SEED else TRIED_AGAIN)
 
 
 def _names(pods: Sequence[Consumer]) -> str:

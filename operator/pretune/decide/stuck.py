@@ -19,6 +19,11 @@ from pretune.model import seconds
 
 PATIENCE = 60.0  # seconds that a pod may take to start once it could
 HANG = 90.0  # seconds that seed may run: by itself it gives up long before
+RESTARTS = 2  # of seed after bad ends, before they count: its node may have had a bad moment
+BACKOFF = (
+    10.0,
+    300.0,
+)  # seconds that the kubelet waits before a second restart, doubled for each more up to the last; the first is at once
 LASTING = 30.0  # seconds after which a volume's failure is no hiccup: it is tried again after 0.5 s, 1 s, 2 s …
 RETRIES = 150.0  # seconds within which the kubelet tries each volume again (its backoff ends at 122 s)
 RECENT = 600.0  # seconds that an ended pod bears witness: Jobs keep theirs for ever
@@ -108,12 +113,12 @@ def judge(pod: Pod) -> Trouble | None:
 
 def suspect(pod: Object, now: float) -> bool:
     """Whether the events of a consumer (cut down by observe.py) are worth reading at `now`: it was given a bundle, nothing gates it,
-    and for PATIENCE its volumes, or the scheduler's view of them, have kept it from starting.
+    and for PATIENCE its volumes, the scheduler's view of them, or seed that cannot be made have kept it from starting.
 
     Not where its containers wait for an image, nor where the scheduler speaks of other things: those are never our storage's fault.
     """
     given = (pod["metadata"].get("annotations") or {}).get(BUNDLE)
-    return bool(given) and _free(pod) and _is_waiting(pod) and now >= since(pod) + PATIENCE
+    return bool(given) and _free(pod) and (_is_waiting(pod) or unmade(pod)) and now >= since(pod) + PATIENCE
 
 
 def since(pod: Object) -> float:
@@ -159,6 +164,12 @@ def _volumes_wait(pod: Object) -> bool:
     return not any(_ever_ran(one) for one in (pod.get("status") or {}).get("containerStatuses") or ())
 
 
+def unmade(pod: Object) -> bool:
+    """The runtime cannot make seed; since when, only events tell."""
+    waiting = ((statuses(pod).get(SEED_CONTAINER) or {}).get("state") or {}).get("waiting") or {}
+    return waiting.get("reason") in _NOT_MADE
+
+
 def _ever_ran(status: Object) -> bool:
     waits = "waiting" in (status.get("state") or {"waiting": {}})
     return not waits or bool(status.get("lastState") or status.get("restartCount"))
@@ -179,8 +190,8 @@ def _names_volumes(message: str) -> bool:
 # --- the checks: no node
 
 
-# Reasons of single nodes. The scheduler asks for volumes after all that the pod itself asks of a node, so that a node which says one of
-# these would have taken the pod: what other nodes say (3 Insufficient nvidia.com/gpu) does not matter.
+# Reasons of single nodes, each of which names the first plugin that refuses. Volumes are asked for after taints, node affinity and
+# resources: what other nodes say of those (3 Insufficient nvidia.com/gpu) does not matter, for a node with one of these words has them.
 _UNREACHABLE = (
     "didn't match PersistentVolume's node affinity",  # from 1.34
     "volume node affinity conflict",  # until 1.33
@@ -189,6 +200,17 @@ _UNREACHABLE = (
     "exceed max volume count",
     "didn't find available persistent volumes to bind",
     "did not have enough free storage",
+)
+# In the scheduler's default order (pkg/scheduler/apis/config/v1/default_plugins.go) these are asked after the volumes: a node that says so
+# takes the volume and may be the one that the pod waits for, while nodes that would never do speak of the volume.
+_LATER = (
+    "topology spread",
+    "pod affinity",
+    "anti-affinity",
+    "cannot allocate all claims",
+    "resourceclaim",
+    "resource claim",
+    "resource driver",
 )
 _UNBOUND = ("unbound immediate PersistentVolumeClaims", "binding volumes")
 
@@ -224,9 +246,14 @@ def _blames(pod: Pod, message: str) -> str:
         return "ClaimLost" if "bound to non-existent" in message and (not mine or pod.phase == "Lost") else ""
     if pod.phase == "Pending" and any(words in message for words in _UNBOUND):
         return "ClaimPending"
-    if len(pod.claims) == 1 and any(words in message for words in _UNREACHABLE):
+    if len(pod.claims) == 1 and any(words in message for words in _UNREACHABLE) and not _waits_for_more(pod, message):
         return "ClaimPending" if pod.phase == "Pending" else "VolumeUnreachable"
     return ""
+
+
+def _waits_for_more(pod: Pod, message: str) -> bool:
+    """A node may be missing for what the scheduler asks after volumes, devices above all (spec.resourceClaims)."""
+    return bool((pod.object.get("spec") or {}).get("resourceClaims")) or any(words in message for words in _LATER)
 
 
 def never_provisioned(pod: Pod) -> Trouble | None:
@@ -279,28 +306,59 @@ def _volumes(message: str) -> set[str]:
     return set(several[1].replace(",", " ").split()) if several else set(_FOR_VOLUME.findall(message))
 
 
-_CANNOT_RUN = ("CreateContainerError", "RunContainerError", "CrashLoopBackOff", "StartError", "ContainerCannotRun")
+_NOT_MADE = ("CreateContainerError", "RunContainerError")
+_NOT_STARTED = ("StartError", "ContainerCannotRun")  # of ends, by containerd and by others: its program never ran
+_REFUSED = re.compile(r"Error: (?!ErrImage|ImagePull)\S+ \S")  # not `Error: ErrImagePull`, an event of the same reason
 SEED = "SeedCannotRun"
 
 
 def seed_fails(pod: Pod) -> Trouble | None:
     """Our init container cannot be made, or ends badly, though it is written to end well whatever happens (an image without /bin/sh, say).
-    Not where its image cannot be pulled: it is the engine's own."""
+    Not where its image cannot be pulled: it is the engine's own. Its time counts from its own failure: the pull takes minutes.
+    """
     status = statuses(pod.object).get(SEED_CONTAINER) or {}
     waiting, end = (status.get("state") or {}).get("waiting") or {}, terminated(status) or {}
     last = (status.get("lastState") or {}).get("terminated") or {}
     if finished(pod.object):  # never restarted: a Job's
         return _ended(pod, end)
-    if waiting.get("reason") not in _CANNOT_RUN and not end.get("exitCode"):
+    restarts = int(status.get("restartCount") or 0)
+    if waiting.get("reason") in _NOT_MADE:
+        words, begun = waiting, _failing_since(last, restarts) if _is_own(last) else _unmade_since(pod)
+    elif end or waiting.get("reason") == "CrashLoopBackOff":
+        words = end or last
+        if not _is_own(words) or (restarts < RESTARTS and words.get("reason") not in _NOT_STARTED):
+            return None
+        begun = _failing_since(words, restarts)
+        if end and _is_own(last):
+            begun = min(begun, _failing_since(last, restarts - 1))
+    else:
         return None
-    words = end or (last if waiting.get("reason") == "CrashLoopBackOff" else waiting) or waiting
-    return Trouble(SEED, _cut(f"container {SEED_CONTAINER}: {_end(words)}"), _turn(pod) + PATIENCE)
+    return Trouble(SEED, _cut(f"container {SEED_CONTAINER}: {_end(words)}"), max(_turn(pod), begun) + PATIENCE)
+
+
+def _is_own(end: Mapping[str, Any]) -> bool:
+    """A bad end by itself. More than 128: killed from outside, by its node's end (255) or for want of memory (137), and started anew."""
+    return bool(end.get("finishedAt")) and 0 < (end.get("exitCode") or 0) <= 128
+
+
+def _failing_since(end: Mapping[str, Any], restarts: int) -> float:
+    """When it ended first, at the latest: its status tells of the newest ends alone, and the kubelet waited between them."""
+    first, last = BACKOFF
+    return seconds(end["finishedAt"]) - sum(min(first * 2.0**one, last) for one in range(restarts - 1))
+
+
+def _unmade_since(pod: Pod) -> float:
+    """When the runtime refused to make it first; now, where no event tells of it (or none was read): it may be a hiccup."""
+    refused = [
+        one for one in pod.events or () if one.get("reason") == "Failed" and _REFUSED.match(str(one.get("message")))
+    ]
+    return min((_first(one) for one in refused), default=pod.now)
 
 
 def _ended(pod: Pod, end: Mapping[str, Any]) -> Trouble | None:
     """A pod that failed by seed alone. Killed from outside (evicted, out of time), it says nothing of seed."""
     disrupted = condition(pod.object, "DisruptionTarget") or (pod.object.get("status") or {}).get("reason")
-    if disrupted or not end.get("exitCode") or end["exitCode"] > 128 or not end.get("finishedAt"):
+    if disrupted or not _is_own(end):
         return None
     when = seconds(end["finishedAt"])
     if pod.now - when > RECENT:
@@ -309,14 +367,13 @@ def _ended(pod: Pod, end: Mapping[str, Any]) -> Trouble | None:
 
 
 def seed_hangs(pod: Pod) -> Trouble | None:
-    """Seed runs and runs: it sleeps in the kernel, on storage that does not answer."""
+    """Seed runs and runs: it sleeps in the kernel, on storage that does not answer. The storage's fault, which ends, not the image's."""
     running = ((statuses(pod.object).get(SEED_CONTAINER) or {}).get("state") or {}).get("running") or {}
     if finished(pod.object) or not running.get("startedAt"):
         return None
     begun = seconds(running["startedAt"])
-    return Trouble(
-        SEED, f"container {SEED_CONTAINER} runs for more than {HANG:.0f} s: the claim does not answer", begun + HANG
-    )
+    message = f"container {SEED_CONTAINER} runs for more than {HANG:.0f} s: the claim does not answer"
+    return Trouble("MountFailed", message, begun + HANG)
 
 
 def engine_cannot_mount(pod: Pod) -> Trouble | None:
@@ -325,7 +382,7 @@ def engine_cannot_mount(pod: Pod) -> Trouble | None:
     for status in [] if finished(pod.object) else pod.engines:
         waiting = (status.get("state") or {}).get("waiting") or {}
         message = str(waiting.get("message") or "")
-        if waiting.get("reason") in _CANNOT_RUN[:2] and any(mark in message for mark in marks):
+        if waiting.get("reason") in _NOT_MADE and any(mark in message for mark in marks):
             ends = (status.get("lastState") or {}).get("terminated") or {}
             due = max(_turn(pod), seconds(ends["finishedAt"]) if ends.get("finishedAt") else 0.0) + PATIENCE
             return Trouble("MountFailed", _cut(f"container {status['name']}: {_end(waiting)}"), due)
