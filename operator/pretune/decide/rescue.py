@@ -19,9 +19,8 @@ __all__ = ["rescue", "suspect"]
 
 # Seconds after which a mark is taken back, since only a pod can try whether its cause is gone; a try costs that pod a minute or two.
 TRIED_AGAIN = 3600.0  # a server that was away may be there again
-SEED_TRIED_AGAIN = (
-    6 * 3600.0
-)  # an image stays as it is, but a runtime is mended, a tag moves, and what failed may have been one node
+# An image stays as it is, but a runtime is mended, a tag moves, and what failed may have been one node.
+SEED_TRIED_AGAIN = 6 * 3600.0
 
 Stuck = tuple[Consumer, Trouble]
 

@@ -209,7 +209,6 @@ _LATER = (
     "anti-affinity",
     "cannot allocate all claims",
     "resourceclaim",
-    "resource claim",
     "resource driver",
 )
 _UNBOUND = ("unbound immediate PersistentVolumeClaims", "binding volumes")
