@@ -48,13 +48,15 @@ def test_when_deleted_follows_the_spec_until_the_end(sim: Simulation) -> None:
     assert sim.server.get(*CLAIM_PLACE) is not None
 
 
-def test_an_older_agent_goes_when_no_pod_names_it(sim: Simulation) -> None:
+def test_an_older_agent_goes_when_no_pod_names_it_and_no_webhook_of_an_older_release_gives_it(sim: Simulation) -> None:
     labels = {"pretune.dev/role": "agent"}
     for name in ("pretune-agent-000000000000", "pretune-agent-111111111111"):
         meta = {"namespace": KEY.namespace, "name": name, "labels": labels}
         sim.server.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})
     a_pod(sim, {"configMap": {"name": "pretune-agent-111111111111", "optional": True}}, {"app": "other"})
     sealed(sim)
+    assert len(sim.server.list("v1", "ConfigMap", KEY.namespace)) == 3
+    sim.settle(FAR)
     names = [one["metadata"]["name"] for one in sim.server.list("v1", "ConfigMap", KEY.namespace)]
     assert names == sorted(["pretune-agent-111111111111", agent()[0]])
 

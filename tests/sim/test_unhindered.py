@@ -104,9 +104,9 @@ RESCUED: dict[str, tuple[Fault, str, float]] = {
     "image without a shell": (
         lambda fleet: fleet.world.without_shell.update({"vllm:1", "vllm:2"}),
         "SeedCannotRun",
-        75,
+        80,
     ),
-    "storage that does not answer": (lambda fleet: setattr(fleet.world, "seed_hangs", True), "SeedCannotRun", 105),
+    "storage that does not answer": (lambda fleet: setattr(fleet.world, "seed_hangs", True), "MountFailed", 105),
 }
 
 

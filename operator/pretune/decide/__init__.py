@@ -47,7 +47,7 @@ def decide(seen: Observed, now: float) -> Plan:
     rescue.rescue(draft, pods)  # pods that only we keep from starting
     holding.hold(draft, pods, wanted, claim)  # pods that need not wait any longer
     note(draft, pods)
-    draft.actions += agents.unnamed(seen, keep_current=True)
+    draft.actions += agents.replaced(draft)
 
     if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
         draft.at(now)  # what was made asks for more at once

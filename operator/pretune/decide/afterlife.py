@@ -30,7 +30,7 @@ def afterlife(seen: Observed) -> Plan:
             look = LOOK
         else:
             actions.append(delete(claim))
-    removed = agents.unnamed(seen, keep_current=seen.namespace_has_caches)
+    removed = agents.unnamed(seen)
     actions += removed
     if not seen.namespace_has_caches and len(removed) < len(seen.agents):
         look = LOOK

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pretune.decide.draft import Draft, delete
 from pretune.manifests.agent import config_map
-from pretune.model import Action, Apply, Observed
+from pretune.model import Action, Apply, Observed, seconds
 
+UPGRADE = 600.0  # seconds in which an upgrade's pods replace each other; a later look removes what is left
 AGAIN = 30.0  # seconds until the API server is asked again that refused it
 
 
@@ -33,11 +34,19 @@ def _apply(draft: Draft) -> Apply:
     return Apply(f"apply ConfigMap {draft.seen.agent_name}", config_map(draft.seen.key.namespace))
 
 
-def unnamed(seen: Observed, keep_current: bool) -> list[Action]:
+def unnamed(seen: Observed) -> list[Action]:
     """To delete: those that no pod of the namespace names; the current one stays as long as there are caches."""
     return [
         delete(one)
         for one in seen.agents
         if one["metadata"]["name"] not in seen.agents_named
-        and not (keep_current and one["metadata"]["name"] == seen.agent_name)
+        and not (seen.namespace_has_caches and one["metadata"]["name"] == seen.agent_name)
     ]
+
+
+def replaced(draft: Draft) -> list[Action]:
+    """unnamed(), once the current one has been there for a while: during an upgrade a webhook of the release before still gives
+    pods its own."""
+    current = next((one for one in draft.seen.agents if one["metadata"]["name"] == draft.seen.agent_name), None)
+    made = (current or {"metadata": {}})["metadata"].get("creationTimestamp")
+    return unnamed(draft.seen) if made and draft.now >= seconds(made) + UPGRADE else []
