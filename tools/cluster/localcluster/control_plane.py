@@ -81,6 +81,8 @@ def start_control_plane() -> None:
 def restart(program: str) -> None:
     """Kill one of PROGRAMS, as a crash would, and start it again; returns when the API is ready."""
     stop([program])
-    if program == "kube-apiserver":  # a large process takes a moment to die, and its successor would find the port taken
+    if (
+        program == "kube-apiserver"
+    ):  # a large process takes a moment to die, and its successor would find the port taken
         wait_until(lambda: not answers((API_ADDRESS, 6443)), 30, "the killed API server has let go of its port")
     start_control_plane()

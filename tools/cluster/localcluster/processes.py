@@ -80,12 +80,17 @@ def stop(names: Sequence[str]) -> None:
     killed = {name: pid for name in names if (pid := running(name)) is not None}
     for pid in killed.values():
         kill_group(pid)
-    for name in killed:
-        wait_until(partial(_ended, name), 10, f"{name} to end")
+    for name, pid in killed.items():
+        wait_until(partial(_ended, name, pid), 10, f"{name} to end")
 
 
-def _ended(name: str) -> bool:
-    return running(name) is None
+def _ended(name: str, pid: int) -> bool:
+    """A zombie whose other threads are still ending has its ports open: a successor could not listen there."""
+    try:
+        threads = {entry.name for entry in Path(f"/proc/{pid}/task").iterdir()} - {str(pid)}
+    except (FileNotFoundError, ProcessLookupError):
+        threads = set()
+    return running(name) is None and not threads
 
 
 def kill_group(pid: int) -> None:
