@@ -19,8 +19,8 @@ from pretune.wire import Versions
 from tests.sim.conftest import SEARCH
 from tests.sim.fleet import Fleet
 from tests.sim.reading import ready, state
-from tests.sim.simulation import CACHE, CLAIM, FAR, KEY
-from tests.sim.steps import CLAIM_PLACE
+from tests.sim.simulation import CACHE, CLAIM, FAR, KEY, REF
+from tests.sim.steps import CLAIM_PLACE, a_claim
 
 IMAGES = "vllm:1", "vllm:2", "vllm:3"
 STRATEGIES: tuple[Object, ...] = (
@@ -43,6 +43,16 @@ EDITS: tuple[Object, ...] = (
     {"engineContainer": "another"},
     {"engineContainer": None},
     {"tuning": {"maxAttempts": 1}},
+    {"revision": "r2"},
+    {"revision": ""},
+    {"bundleHistoryLimit": 0},
+    {"source": None},
+    {"source": REF},
+    {"source": {"workloadRef": {**REF["workloadRef"], "name": "another"}}},
+    {"targets": [{"name": "a"}]},
+    {"targets": [{"name": "a"}, {"name": "b"}]},
+    {"storage": {"claim": None, "existingClaim": {"name": "shared", "subPath": "a"}}},
+    {"storage": {"claim": {}, "existingClaim": None}},
 )
 CALL = st.integers(1, 20)
 WHEN = st.sampled_from(["before", "after"])
@@ -73,6 +83,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         super().__init__()
         self.fleet = Fleet()
         self.fleet.promises.calm = False
+        self.made = 0
 
     def teardown(self) -> None:
         try:
@@ -84,6 +95,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     def something_serves(self, layout: str, strategy: Object, seed: int) -> None:
         self.fleet.chance = random.Random(seed)
         self.fleet.world.layout = layout
+        a_claim(self.fleet, "shared")
         self.fleet.serve(IMAGES[0], replicas=2, strategy=strategy)
         self.fleet.apply()
         self.fleet.settle(100)
@@ -112,6 +124,17 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     def a_statefulset_is_made_or_changed(self, at: str, image: str) -> None:
         self._until(at)
         self.fleet.stateful(image)
+
+    @rule(at=MOMENT, image=st.sampled_from(IMAGES))
+    def a_batch_is_run(self, at: str, image: str) -> None:
+        self._until(at)
+        self.made += 1
+        self.fleet.batch(image, name=f"batch-{self.made}")
+
+    @rule(at=MOMENT, number=st.integers(0, 9))
+    def engines_differ(self, at: str, number: int) -> None:
+        self._until(at)
+        self.fleet.serve(env=[{"name": "NUMBER", "value": str(number)}])
 
     @rule(at=MOMENT, edit=st.sampled_from(EDITS))
     def the_cache_is_edited_or_made(self, at: str, edit: Object) -> None:
@@ -171,7 +194,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     @rule(
         at=MOMENT,
         fault=st.sampled_from(
-            ["mount", "hangs", "shell", "python", "torn", "folder", "versions", "quota", "gpus", "tuning"]
+            ["tag", "mount", "hangs", "shell", "python", "torn", "folder", "versions", "quota", "gpus", "tuning"]
         ),
     )
     def something_breaks(self, at: str, fault: str) -> None:
@@ -179,7 +202,9 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         world = self.fleet.world
         volume = world.volumes.get(world.claim_uid(KEY.namespace, CLAIM))
         if fault == "mount":
-            world.unmountable = {CLAIM}
+            world.unmountable = {CLAIM, "shared"}
+        elif fault == "tag":
+            world.content = {one: f"{one} of today" for one in IMAGES}
         elif fault == "hangs":
             world.seed_hangs = True
         elif fault == "shell":
@@ -245,6 +270,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         world = self.fleet.world
         world.unmountable, world.without_shell, world.without_python = set(), set(), set()
         world.seed_hangs = world.engine_hangs = False
+        world.content.clear()
         world.gpu_quota, world.gpus = None, 64
         world.versions.clear()
 
