@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.bench import admission, release, rollout, scale, seeding, tuning
 from tests.bench.harness import Bench
 from tests.bench.table import Row, lines
+from tests.cluster.peace import Peace
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "gpu-seconds": rollout.gpu_seconds,
@@ -34,7 +35,9 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no row {', '.join(unknown)}; there are: {' '.join(ROWS)}", file=sys.stderr)
         return 2
-    bench = Bench()
+    bench, peace = Bench(), Peace()
+    bench.say("waiting until no test uses the cluster")
+    peace.begin(alone=True)
     bench.install()
     rows: list[Row] = []
     for name in names or ROWS:

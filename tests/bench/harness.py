@@ -136,10 +136,10 @@ def labelled(template: Object, cache_name: str) -> Object:
     return {**template, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), CACHE: cache_name}}}
 
 
-def serving(**env: str) -> Object:
+def serving(release: str = "0.33.0", **env: str) -> Object:
     """The stand-in as a Deployment runs it: ready when it answers."""
     probe = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1}
-    template = engine(env=env, readinessProbe=probe)
+    template = engine(release, env=env, readinessProbe=probe)
     template["metadata"]["labels"] = {}
     template["spec"]["terminationGracePeriodSeconds"] = 1
     return template

@@ -62,14 +62,16 @@ def released(bench: Bench) -> list[Row]:
         for at_a_time in (1, 8):
             name = f"bare{at_a_time}"
             bench.say(f"release: a bare loop of {PODS} patches, {at_a_time} at a time")
-            pods = Watcher(bench.kube, "Pod", namespace, lambda one: HOLD in gates(one), f"app={name}")
+            pods = Watcher(bench.kube, "Pod", namespace, lambda one: HOLD not in gates(one), f"app={name}")
             bench.kube.create(replicaset(namespace, name, gated(engine(), HOLD, STAY)))
-            pods.until(lambda one: len(one.first) == PODS, 120, "pods made")
-            pods.stop()
+            pods.until(lambda one: len(one.now) == PODS, 120, "pods made")
+            assert not pods.first, "all pods have to be held before the loop"
             controller = bench.controller()["metadata"]["name"]
-            said = bench.inside(SYSTEM, controller, "python", "-", namespace, str(at_a_time), name, stdin=LOOP)
+            said = bench.inside(SYSTEM, controller, "python3", "-", namespace, str(at_a_time), name, stdin=LOOP)
             count, took = json.loads(said)
             assert count == PODS, count
+            pods.until(lambda one: len(one.first) == PODS, 30, "pods without their gate")
+            pods.stop()
             loops[at_a_time] = float(took)
             bench.kube.delete("ReplicaSet", namespace, name)
         took = _by_pretune(bench, namespace)

@@ -98,8 +98,8 @@ def starts(bench: Bench, namespace: str, name: str, count: int) -> float:
 
 
 def roll(bench: Bench, namespace: str, name: str, given: Callable[[Object], Object]) -> Rollout:
-    """Bring PODS pods up, change the engine's arguments, and watch until PODS new ones are Ready."""
-    template = given(serving(**ENGINE))
+    """Bring PODS pods up with vLLM 0.32, change that to 0.33, and watch until PODS new ones are Ready."""
+    template = given(serving("0.32.0", **ENGINE))
     pods = Watcher(bench.kube, "Pod", namespace, is_ready, f"app={name}")
     bench.kube.create(deployment(namespace, name, template, PODS))
     pods.until(lambda one: len(one.first) == PODS, 300, "first pods ready")
@@ -108,8 +108,8 @@ def roll(bench: Bench, namespace: str, name: str, given: Callable[[Object], Obje
         ready = lambda one: condition(one, "Ready").get("status") == "True"  # noqa: E731
         bench.kube.until("AutotuneCache", namespace, "demo", ready, 120)
     [container] = template["spec"]["containers"]
-    changed = {**container, "args": [*container["args"], "--max-model-len", "4096"]}
-    bench.say(f"rollout: {name}: the engine's arguments change")
+    changed = {**container, "command": serving("0.33.0")["spec"]["containers"][0]["command"]}
+    bench.say(f"rollout: {name}: the engine changes")
     began, fewest = time.perf_counter(), PODS
     bench.kube.patch("Deployment", namespace, name, {"spec": {"template": {"spec": {"containers": [changed]}}}})
 
@@ -153,7 +153,7 @@ def gpu_seconds(bench: Bench) -> list[Row]:
     ratio = all_ / one
     rows.append(
         Row(
-            f"GPU-seconds of tuning, rollout of {PODS} pods",
+            f"GPU-seconds of tuning, rollout of {PODS} pods to another vLLM",
             f"{all_:.1f} s",
             f"{one:.1f} s: one tuning",
             f"{ratio:.3f}",
