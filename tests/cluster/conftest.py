@@ -127,6 +127,11 @@ def _image() -> str:
     return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:12]
 
 
+def _mark(text: str) -> str:
+    """Another one in another checkout: two may use the cluster at a time. The same one again: what was cut off is cleaned up."""
+    return hashlib.sha256(f"{ROOT} {text}".encode()).hexdigest()[:6]
+
+
 def fresh(kube: Kube, name: str) -> str:
     """The namespace of that name, with nothing in it."""
     if kube.get("Namespace", "", name) is not None:  # of a run that was cut off
@@ -140,7 +145,7 @@ def fresh(kube: Kube, name: str) -> str:
 def namespace(kube: Kube, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own, deleted behind it."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
-    name = f"t-{words[:40].strip('-')}-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:6]}"
+    name = f"t-{words[:40].strip('-')}-{_mark(request.node.nodeid)}"
     fresh(kube, name)
     yield name
     kube.delete("Namespace", "", name)
@@ -188,7 +193,7 @@ def moments(tmp_path: Path) -> Iterator[Moments]:
 def sealed(kube: Kube, operator: str, worker_id: str) -> Iterator[Sealed]:
     """Two caches with sealed bundles, for tests that neither change them nor bring other engines: once a worker."""
     _PEACE.begin(alone=False)  # before the test's own turn comes
-    sealed = Sealed(kube, fresh(kube, f"t-sealed-{worker_id}"))
+    sealed = Sealed(kube, fresh(kube, f"t-sealed-{worker_id}-{_mark('')}"))
     yield sealed
     kube.delete("Namespace", "", sealed.namespace)
 
