@@ -142,6 +142,11 @@ class Seen:
             lambda cache: sum(one["state"] == "Sealed" for one in bundles(cache)) >= number, "AutotuneCache", name
         )
 
+    def cold(self, version: str | None = None) -> list[str]:
+        """Lines on the pods that did not start with their bundle."""
+        pods = self.pods(version)
+        return [_pod_line(one) for one in pods if given(one)[0] != "ReadOnly" and "Seeded" not in seed_report(one)]
+
     def were_held(self, version: str | None = None) -> set[str]:
         """Names of the pods that were behind our gate at any time."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +140,27 @@ def test_an_evicted_attempt_goes_on_without_being_counted(
     [bundle] = bundles(ready())
     assert bundle["attempts"] == 1
     assert len(kube.list("Job", namespace, TUNING)) == 1
+
+
+@pytest.mark.parametrize("evicted", [True, False], ids=["evicted", "killed"])
+def test_a_pod_that_is_lost_while_it_seals_leaves_nothing_half_done(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, evicted: bool
+) -> None:
+    apply(template=engine(env={"ENGINE_ENTRIES": "2000", "ENGINE_SECONDS_PER_ENTRY": "0"}))
+    ready(status="False", reason="Sealing")
+    [pod] = kube.list("Pod", namespace, TUNING)
+    if evicted:
+        kube.evict(namespace, pod["metadata"]["name"])
+    else:
+        kube.delete("Pod", namespace, pod["metadata"]["name"], gracePeriodSeconds=0)
+    [bundle] = bundles(ready())
+    assert bundle["entries"] == 2000
+    assert bundle["attempts"] <= (1 if evicted else 2)
+    claim = kube.get("PersistentVolumeClaim", namespace, "pretune-demo") or {}
+    volume = kube.get("PersistentVolume", "", claim["spec"]["volumeName"]) or {}
+    folder = Path(volume["spec"]["hostPath"]["path"]) / f"{namespace}.demo"
+    assert [one.name for one in (folder / "bundles").iterdir()] == [bundle["id"]]
+    assert not list((folder / ".staging").iterdir())
 
 
 def test_a_wiped_status_is_filled_from_the_claim_and_nothing_is_tuned_again(

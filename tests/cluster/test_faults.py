@@ -68,24 +68,47 @@ def test_a_template_that_the_api_server_refuses_is_answered_in_its_words(
     assert not kube.list("Job", namespace, TUNING)
 
 
+def _second_engine(pod: Object) -> None:
+    pod["containers"].append({**pod["containers"][0], "name": "second"})
+
+
+def _shared_device(pod: Object) -> None:
+    pod["resourceClaims"] = [{"name": "gpu", "resourceClaimName": "ours"}]
+    pod["containers"][0]["resources"] = {"claims": [{"name": "gpu"}]}
+
+
+def _engine(**fields: Any) -> Callable[[Object], None]:
+    return lambda pod: pod["containers"][0].update(fields)
+
+
+def _volume(claim: str) -> Callable[[Object], None]:
+    return lambda pod: pod.update(volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": claim}}])
+
+
 @pytest.mark.parametrize(
-    ("spec", "reason", "words"),
+    ("spoil", "spec", "reason", "words"),
     [
-        ({"engineContainer": "nope"}, "EngineNotFound", "vllm"),
-        ({"template": "two"}, "EngineAmbiguous", "second"),
-        ({"args": ("--nnodes", "2")}, "MultiPodEngine", "--nnodes"),
-        ({"env": {"DYN_NAMESPACE": "prod"}}, "SelfRegistering", "DYN_NAMESPACE"),
+        (bool, {"engineContainer": "nope"}, "EngineNotFound", "vllm"),
+        (_second_engine, {}, "EngineAmbiguous", "second"),
+        (_engine(args=["serve", "demo", "--nnodes", "2"]), {}, "MultiPodEngine", "--nnodes"),
+        (_engine(env=[{"name": "DYN_NAMESPACE", "value": "prod"}]), {}, "SelfRegistering", "DYN_NAMESPACE"),
+        (_engine(resources={"limits": {"nvidia.com/mig-1g.10gb": "1"}}), {}, "SharedGPU", "nvidia.com/mig-1g.10gb"),
+        (_shared_device, {}, "SharedResourceClaim", "ours"),
+        (_volume("rwop"), {}, "SingleUseClaim", "rwop"),
     ],
-    ids=["no such container", "two GPU containers", "several pods", "self-registering"],
+    ids=[
+        *("no such container", "two GPU containers", "several pods", "self-registering", "part of a GPU"),
+        *("a claimed device", "a volume for one pod"),
+    ],
 )
 def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, spec: dict[str, Any], reason: str, words: str
-) -> None:
-    template = engine(args=spec.get("args", ()), env=spec.get("env"))
-    if spec.get("template"):
-        template["spec"]["containers"].append({**template["spec"]["containers"][0], "name": "second"})
-    more = {"engineContainer": spec["engineContainer"]} if "engineContainer" in spec else {}
-    apply(template=template, **more)
+    kube: Kube, namespace: str, apply: Apply, ready: Ready,
+    spoil: Callable[[Object], object], spec: Object, reason: str, words: str,
+) -> None:  # fmt: skip
+    kube.create(claim(namespace, "rwop", "local-rwx-wait", "ReadWriteOncePod"))
+    template = engine()
+    spoil(template["spec"])
+    apply(template=template, **spec)
     cache = ready(kind="Stalled", reason=reason)
     assert words in condition(cache, "Stalled")["message"]
     assert not kube.list("Job", namespace, TUNING)
