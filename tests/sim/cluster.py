@@ -123,6 +123,8 @@ class Server:
         for admit in self.admission:
             admit("create", new)
         _validate(new)
+        if new["kind"] == "Pod":
+            _gated(new)
         if place in self.objects:
             raise ApiError(409, "AlreadyExists", f'{place[1].lower()}s "{place[3]}" already exists')
         if new["kind"] in SUBRESOURCE:
@@ -268,6 +270,7 @@ class Client:
         self.paused, self.resume = asyncio.Event(), asyncio.Event()
         self.calls: list[str] = []
         self.dead = False
+        self.broken: Exception | None = None  # answered to every call
 
     @property
     def writes(self) -> list[str]:
@@ -325,6 +328,8 @@ class Client:
         if crash == (number, "before"):
             self.dead = True
             raise Killed(f"before call {number}: {words}")
+        if self.broken is not None:
+            raise self.broken
         if number in self.faults.errors and not words.startswith("event"):
             raise self.faults.errors[number]
         try:
@@ -437,6 +442,16 @@ def _validate(obj: Object) -> None:
     for value in (meta.get("annotations") or {}).values():
         if not isinstance(value, str):
             raise ApiError(422, "Invalid", f"{what}: metadata.annotations: Invalid value: {value!r}")
+
+
+def _gated(pod: Object) -> None:
+    if pod["spec"].get("schedulingGates") and pod["spec"].get("nodeName"):
+        what = f'Pod "{pod["metadata"]["name"]}" is invalid'
+        raise ApiError(
+            422,
+            "Invalid",
+            f"{what}: spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared",
+        )
 
 
 def _immutable(old: Object, new: Object) -> None:

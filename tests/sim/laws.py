@@ -12,7 +12,7 @@ import jsonschema  # type: ignore[import-untyped]
 import yaml
 from pretune.api import BUNDLE, ROLE, TUNING, Object
 from pretune.model import seconds
-from pretune.reasons import REASONS
+from pretune.reasons import ADVICE, REASONS
 
 from tests.sim.cluster import Server, Write
 from tests.sim.world import World
@@ -120,5 +120,8 @@ def valid_status(status: Object) -> None:
         assert len(names) == len(set(names)), f"status.{field}: {key} twice: {names}"
     said = [one for field in ("conditions", "bundles") for one in status.get(field, ())]
     said += [one["lastFailure"] for one in status.get("bundles", ()) if "lastFailure" in one]
+    said += [one["undeliverable"] for one in status.get("bundles", ()) if "undeliverable" in one]
     unknown = {one["reason"] for one in said} - set(REASONS)
     assert not unknown, f"reasons that reasons.REASONS does not know: {unknown}"
+    advice = {one["reason"] for one in status.get("warnings", ())} - set(ADVICE)
+    assert not advice, f"reasons that reasons.ADVICE does not know: {advice}"

@@ -177,12 +177,68 @@ def test_what_happens_under_a_hold_ends_it_in_time_and_the_rollout_ends_well(fle
         fleet.promises.at_rest()
 
 
-def test_nobody_waits_for_a_bundle_that_is_not_made_any_more(fleet: Fleet) -> None:
+@pytest.mark.parametrize("on_failure", ["Start", "Keep"])
+def test_nobody_waits_for_a_bundle_that_is_not_made_any_more(fleet: Fleet, on_failure: str) -> None:
     """Its seed looks for what it was given when it was made, whatever the cache says by now."""
-    held(fleet)
+    held(fleet, spec={"hold": {"onFailure": on_failure}})
     fleet.apply(revision="r2")
     fleet.settle(5)
     assert not fleet.held()
+
+
+def test_pods_that_wait_for_what_others_cannot_start_with_are_let_go(fleet: Fleet) -> None:
+    fleet.world.without_shell.add("vllm:2")
+    held(fleet)
+    fleet.world.engine_hangs = True
+    fleet.stateful("vllm:2")  # whose pods are not held
+    fleet.settle(200, until=lambda: not fleet.held())
+    assert "SeedCannotRun" in fleet.said("Released")[0]
+    fleet.settle(FAR)
+    replaced_with_a_set(fleet, "vllm:2")
+
+
+def replaced_with_a_set(fleet: Fleet, image: str) -> None:
+    assert fleet.serving(image) == 3 + 2 == len(fleet.consumers())
+    fleet.promises.at_rest()
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_where_a_pod_of_the_attempt_is_refused_one_pod_waits_for_a_moment_and_the_others_not_at_all(
+    fleet: Fleet, serves: bool
+) -> None:
+    rolled_out(fleet, spec={} if serves else {"hold": {"when": "Always"}})
+    fleet.world.quota, before = "exceeded quota: gpus", len(fleet.said("Released"))
+    fleet.serve("vllm:2")
+    fleet.settle(600)
+    assert len(fleet.said("Released")) == before + 1 and fleet.warm("vllm:2") == [False] * 3
+    fleet.world.quota = ""
+    fleet.settle(FAR)
+    replaced(fleet, "vllm:2")
+
+
+def test_pods_of_too_many_engines_are_let_go_and_those_that_come_later_not_held(fleet: Fleet) -> None:
+    fleet.apply(source=None, hold={"when": "Always"}, tuning={"deadlineSeconds": 3000})
+    fleet.settle()
+    fleet.world.engine_hangs = True
+    for index in range(6):
+        fleet.serve(name=f"each-{index}", replicas=1, env=[{"name": "POD_ID", "value": str(index)}])
+        fleet.settle(5)
+    assert any("TooManyFingerprints" in one for one in fleet.said("Released"))
+    assert 1 <= len(fleet.held()) <= 4
+    fleet.serve(name="each-6", replicas=1, env=[{"name": "POD_ID", "value": "6"}])
+    before = len(fleet.said("Released"))
+    fleet.settle(30)
+    newest = [one for one in fleet.consumers() if one["metadata"]["labels"]["app"] == "each-6"]
+    assert not is_held(newest[0]) and len(fleet.said("Released")) == before
+    fleet.settle(FAR)
+    fleet.promises.at_rest()
+
+
+def test_a_pod_that_chooses_its_node_is_not_held(fleet: Fleet) -> None:
+    rolled_out(fleet, pod={"nodeName": "node-1"})
+    fleet.serve("vllm:2", pod={"nodeName": "node-1"})
+    fleet.settle()
+    assert not fleet.said("Held") and fleet.reasons("vllm:2") == {"NotSealedYet", "Given"}
 
 
 def test_a_revision_changed_under_a_hold_ends_in_a_rollout_that_serves(fleet: Fleet) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from pretune.api import SEALED, SEED_CONTAINER, Object
+from pretune.api import RETIRED, SEALED, SEED_CONTAINER, Object
+from pretune.cluster import ApiError
+from pretune.engines.vllm import OVERRIDE
 from pretune.manifests.agent import agent
 from pretune.wire import Report, Versions
 
@@ -295,6 +297,51 @@ def test_what_other_webhooks_make_of_a_pod_makes_no_other_bundle_and_it_is_injec
             "proxy",
         ]
     replaced(fleet, "mirror/vllm:2")
+
+
+def take_names(fleet: Fleet) -> None:
+    volume = {"name": "pretune-claim", "emptyDir": {}}
+    fleet.serve("vllm:2", pod={"volumes": [volume]})
+
+
+def set_the_variable(fleet: Fleet) -> None:
+    fleet.serve("vllm:2", env=[{"name": OVERRIDE, "value": "/models/tactics"}])
+
+
+def cannot_read_owners(fleet: Fleet) -> None:
+    fleet.world.webhook.client.broken = ApiError(403, "Forbidden", "replicasets is forbidden")
+    fleet.serve("vllm:2")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (take_names, "NamesCollide"),
+        (set_the_variable, "OverrideSet"),
+        (cannot_read_owners, "OwnerUnreadable"),
+    ],
+)
+def test_what_cannot_be_given_to_a_pod_leaves_it_as_it_came_and_it_starts(
+    fleet: Fleet, change: Fault, word: str
+) -> None:
+    rolled_out(fleet)
+    change(fleet)
+    fleet.settle()
+    assert fleet.reasons("vllm:2") == {word} and fleet.warm("vllm:2") == [False] * 3
+    assert not any("initContainers" in one["spec"] for one in fleet.consumers("vllm:2"))
+    replaced(fleet, "vllm:2")
+
+
+def test_a_rollback_to_a_bundle_that_was_to_be_deleted_finds_it(fleet: Fleet) -> None:
+    rolled_out(fleet, spec={"bundleHistoryLimit": 0})
+    first = fleet.record["id"]
+    fleet.serve("vllm:2")
+    fleet.settle(FAR, until=lambda: any(one["state"] == RETIRED for one in fleet.records))
+    fleet.settle(60)
+    fleet.serve("vllm:1")
+    fleet.settle(FAR)
+    assert fleet.warm("vllm:1")[3:] == [True] * 3 and first in fleet.on_claim() and fleet.engine_starts == 2
+    replaced(fleet, "vllm:1")
 
 
 # --- everything at once

@@ -44,8 +44,8 @@ class Webhook:
         self._loop = VirtualLoop()
         self._caches, self._controller = Caches(self.clock), Controller(self.clock)
         self._coming: deque[tuple[float, str, Object]] = deque()  # what the watch has not told yet
-        client = Client(ground.server, "webhook")
-        self._judge = Admission(Revisions(client, self.clock), self._caches, self._controller, agent()[0])
+        self.client = Client(ground.server, "webhook")
+        self._judge = Admission(Revisions(self.client, self.clock), self._caches, self._controller, agent()[0])
         self._caches.tell(LISTED, {})
         self._controller.tell(LISTED, {})
         ground.server.listeners.append(self._on_write)
