@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -94,6 +95,7 @@ def operator(kube: Kube, shared: Path) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "operator.done").exists():
             _PEACE.begin(alone=True)  # another run of the tests may be under way
+            sweep(kube)
             install(kube)
             Operation(kube, SYSTEM, BUILD / "bin").until_working()
             (shared / "operator.done").touch()
@@ -127,26 +129,32 @@ def _image() -> str:
     return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:12]
 
 
-def _mark(text: str) -> str:
-    """Another one in another checkout: two may use the cluster at a time. The same one again: what was cut off is cleaned up."""
-    return hashlib.sha256(f"{ROOT} {text}".encode()).hexdigest()[:6]
+RUN = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()  # the process that the person started
+OF_RUN = "pretune.dev/test-run"  # label of a namespace of a test: "<host>-<RUN>"
 
 
 def fresh(kube: Kube, name: str) -> str:
-    """The namespace of that name, with nothing in it."""
-    if kube.get("Namespace", "", name) is not None:  # of a run that was cut off
-        kube.delete("Namespace", "", name)
-        kube.until_gone("Namespace", "", name)
-    kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    """A new namespace of this run, of that name with a mark of the run: several runs may use the cluster at a time."""
+    name = f"{name}-{hashlib.sha256(f'{RUN} {name}'.encode()).hexdigest()[:6]}"
+    labels = {OF_RUN: f"{socket.gethostname()[:40]}-{RUN}"}
+    kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     return name
+
+
+def sweep(kube: Kube) -> None:
+    """Delete what runs left here that were cut off."""
+    for one in kube.list("Namespace", "", OF_RUN):
+        host, _, run = one["metadata"]["labels"][OF_RUN].rpartition("-")
+        if host == socket.gethostname()[:40] and not Path(f"/proc/{run}").exists():
+            kube.delete("Namespace", "", one["metadata"]["name"])
 
 
 @pytest.fixture
 def namespace(kube: Kube, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own, deleted behind it."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
-    name = f"t-{words[:40].strip('-')}-{_mark(request.node.nodeid)}"
-    fresh(kube, name)
+    short = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:4]
+    name = fresh(kube, f"t-{words[:36].strip('-')}-{short}")
     yield name
     kube.delete("Namespace", "", name)
 
@@ -193,7 +201,7 @@ def moments(tmp_path: Path) -> Iterator[Moments]:
 def sealed(kube: Kube, operator: str, worker_id: str) -> Iterator[Sealed]:
     """Two caches with sealed bundles, for tests that neither change them nor bring other engines: once a worker."""
     _PEACE.begin(alone=False)  # before the test's own turn comes
-    sealed = Sealed(kube, fresh(kube, f"t-sealed-{worker_id}-{_mark('')}"))
+    sealed = Sealed(kube, fresh(kube, f"t-sealed-{worker_id}-{time.monotonic_ns() % 10**6}"))
     yield sealed
     kube.delete("Namespace", "", sealed.namespace)
 

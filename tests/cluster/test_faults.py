@@ -82,7 +82,11 @@ def _engine(**fields: Any) -> Callable[[Object], None]:
 
 
 def _volume(claim: str) -> Callable[[Object], None]:
-    return lambda pod: pod.update(volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": claim}}])
+    def add(pod: Object) -> None:
+        pod["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]
+        pod["containers"][0]["volumeMounts"] = [{"name": "v", "mountPath": "/models"}]
+
+    return add
 
 
 @pytest.mark.parametrize(

@@ -295,10 +295,11 @@ def test_without_a_controller_nothing_is_held_and_what_was_held_goes_on_when_one
 
 
 @pytest.fixture
-def elsewhere(kube: Kube, namespace: str) -> Iterator[str]:
+def elsewhere(kube: Kube) -> Iterator[str]:
     """A second namespace."""
-    yield fresh(kube, f"{namespace}-2")
-    kube.delete("Namespace", "", f"{namespace}-2")
+    name = fresh(kube, "t-elsewhere")
+    yield name
+    kube.delete("Namespace", "", name)
 
 
 def _starts_without_an_agent(kube: Kube, namespace: str, elsewhere: str) -> None:
