@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import tarfile
+from typing import Any
 
 CTR = ["ctr", "--address", "/run/pretune-cluster/node0/containerd.sock", "--namespace", "k8s.io"]
 ENGINE = "localhost/pretune/engine:dev"
@@ -20,7 +21,7 @@ def engine_as(name: str, build: str = "") -> None:
     config["config"].setdefault("Labels", {})["build"] = build
     files: dict[str, bytes] = {}
 
-    def blob(content: object, like: dict[str, object]) -> dict[str, object]:
+    def blob(content: Any, like: Any) -> Any:
         data = json.dumps(content).encode()
         digest = hashlib.sha256(data).hexdigest()
         files[f"blobs/sha256/{digest}"] = data
@@ -49,7 +50,6 @@ def _digest(name: str) -> str:
     return next(line.split()[2] for line in listed.splitlines() if line.startswith(f"{name} "))
 
 
-def _blob(digest: str) -> dict[str, dict[str, object]]:
+def _blob(digest: str) -> Any:
     read = subprocess.run([*CTR, "content", "get", digest], check=True, capture_output=True)
-    found: dict[str, dict[str, object]] = json.loads(read.stdout)
-    return found
+    return json.loads(read.stdout)

@@ -188,11 +188,11 @@ def is_held(pod: Object) -> bool:
 
 
 def is_ready(pod: Object) -> bool:
-    return condition(pod, "Ready").get("status") == "True"
+    return bool(condition(pod, "Ready").get("status") == "True")
 
 
 def serves(pod: Object) -> bool:
-    return is_ready(pod) and not pod["metadata"].get("deletionTimestamp")
+    return is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
 
 
 def version_of(pod: Object) -> str:

@@ -132,7 +132,12 @@ def _owner(api_version: str, kind: str) -> Callable[[Object], object]:
 
 def _bare(change: Callable[[Object], object]) -> Callable[[Object], object]:
     """As its author wrote it: the pod is its own template."""
-    return lambda pod: (pod["metadata"].pop("ownerReferences"), change(pod))
+
+    def spoil(pod: Object) -> None:
+        del pod["metadata"]["ownerReferences"]
+        change(pod)
+
+    return spoil
 
 
 @pytest.mark.parametrize(
@@ -251,20 +256,23 @@ def _mesh(pod: Object) -> list[Object]:
     ]
 
 
+def _appended(path: str, holder: Object, field: str, value: Object) -> Object:
+    """An operation that adds to the end of a list, which is made where there is none."""
+    if holder.get(field):
+        return {"op": "add", "path": f"{path}/{field}/-", "value": value}
+    return {"op": "add", "path": f"{path}/{field}", "value": [value]}
+
+
 def _identity(pod: Object) -> list[Object]:
     """A cloud's identity webhook: a variable and a volume for each container, init containers included."""
     if any(one["name"] == "token" for one in pod["spec"].get("volumes") or ()):
         return []
     volume = {"name": "token", "emptyDir": {}}
-    place, value = ("/spec/volumes/-", volume) if pod["spec"].get("volumes") else ("/spec/volumes", [volume])
-    made: list[Object] = [{"op": "add", "path": place, "value": value}]
+    made = [_appended("/spec", pod["spec"], "volumes", volume)]
     added = {"env": {"name": "ROLE_ARN", "value": "x"}, "volumeMounts": {"name": "token", "mountPath": "/token"}}
     for place in ("initContainers", "containers"):
         for index, one in enumerate(pod["spec"].get(place) or ()):
-            path = f"/spec/{place}/{index}"
-            for field, value in added.items():
-                where, what = (f"{path}/{field}/-", value) if one.get(field) else (f"{path}/{field}", [value])
-                made.append({"op": "add", "path": where, "value": what})
+            made += [_appended(f"/spec/{place}/{index}", one, field, value) for field, value in added.items()]
     return made
 
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,13 @@ GPU_QUOTA = "requests.nvidia.com/gpu"
 RESCUED = 60 + 30  # seconds: the patience of rescue, and a start on a busy machine
 
 
-# --- what befalls pods that are held: (what happens, what the event says, seconds until they are let go)
+# --- what befalls pods that are held: what happens, and what the event says
 
 
 def _quota(kube: Kube, namespace: str) -> None:
     hard = {GPU_QUOTA: "2"}  # the old pod and the held one
     meta = {"namespace": namespace, "name": "gpus"}
     kube.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": {"hard": hard}})
-
-
-def _delete_claim(kube: Kube, namespace: str) -> None:
-    kube.delete("PersistentVolumeClaim", namespace, "pretune-demo")
 
 
 def _delete_cache(kube: Kube, namespace: str) -> None:
@@ -372,11 +369,11 @@ def test_twenty_pods_roll_while_everything_of_ours_dies_again_and_again(
     served(20, surge="5", down="0")
     dice = random.Random(20)
     began = roll("v2")
-    steps = [
-        lambda: operation.kill(CONTROLLER),
-        lambda: operation.kill(WEBHOOK),
-        lambda: moments.go("v2"),
-        *([lambda: operation.kill(dice.choice((CONTROLLER, WEBHOOK)))] * 4),
+    steps: list[Callable[[], object]] = [
+        partial(operation.kill, CONTROLLER),
+        partial(operation.kill, WEBHOOK),
+        partial(moments.go, "v2"),
+        *(partial(operation.kill, dice.choice((CONTROLLER, WEBHOOK))) for _ in range(4)),
     ]
     for step in steps:
         step()
