@@ -74,6 +74,7 @@ class Ground:
         self.cannot_pull: set[str] = set()  # images
         self.dead_pods: set[str] = set()  # uids on nodes that do not answer any more
         self.unmountable: set[str] = set()  # claims that consumers' nodes cannot mount
+        self.stale: set[str] = set()  # claims that are mounted there, and that no container can be made with
         # knobs: images
         self.content: dict[str, str] = {}  # what is behind a tag, where it has moved
         self.versions: dict[str, Versions] = {}  # in an image, where they are not VERSIONS

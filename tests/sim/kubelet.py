@@ -173,6 +173,11 @@ class Kubelet:
 
     def _start_move(self, pod: Object, container: Object) -> Move:
         name, image = container["name"], container.get("image", "")
+        if volume := self._stale(pod, container):
+            if state(pod, name).get("waiting", {}).get("reason") == "CreateContainerError":
+                return WAIT
+            words = f'stat "/var/lib/kubelet/pods/{pod["metadata"]["uid"]}/volumes/nfs/{volume}": stale file handle'
+            return f"{name} cannot be made", lambda: self._waits(pod, name, "CreateContainerError", words)
         if image not in self.ground.cannot_pull:
             return f"{name} starts", lambda: self._start(pod, name)
         if state(pod, name).get("waiting", {}).get("reason") == "ImagePullBackOff":
@@ -180,10 +185,21 @@ class Kubelet:
         message = f'Back-off pulling image "{image}": not found'
         return f"{name}'s image cannot be pulled", lambda: self._waits(pod, name, "ImagePullBackOff", message)
 
+    def _stale(self, pod: Object, container: Object) -> str:
+        """The PersistentVolume that a consumer's container mounts, and whose handle is stale; ""."""
+        mounted = {one["name"] for one in container.get("volumeMounts") or ()}
+        for one in pod["spec"].get("volumes") or () if consumer(pod) else ():
+            name = (one.get("persistentVolumeClaim") or {}).get("claimName", "")
+            if one["name"] in mounted and name in self.ground.stale and (claim := self.ground.claim(pod, name)):
+                return str(claim["spec"]["volumeName"])
+        return ""
+
     def _waits(self, pod: Object, name: str, reason: str, message: str) -> None:
         pod = self.ground.fresh(pod)
         status(pod, name)["state"] = {"waiting": {"reason": reason, "message": message}}
         self.ground.write(pod)
+        words = reason if reason == "ImagePullBackOff" else message
+        self.ground.event(pod, "Failed", f"Error: {words}", f"failed.{name}.{pod['metadata']['uid']}")
 
     def _start(self, pod: Object, name: str, again: bool = False) -> None:
         pod = self.ground.fresh(pod)

@@ -194,7 +194,20 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     @rule(
         at=MOMENT,
         fault=st.sampled_from(
-            ["tag", "mount", "hangs", "shell", "python", "torn", "folder", "versions", "quota", "gpus", "tuning"]
+            [
+                "tag",
+                "mount",
+                "stale",
+                "hangs",
+                "shell",
+                "python",
+                "torn",
+                "folder",
+                "versions",
+                "quota",
+                "gpus",
+                "tuning",
+            ]
         ),
     )
     def something_breaks(self, at: str, fault: str) -> None:
@@ -203,6 +216,8 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         volume = world.volumes.get(world.claim_uid(KEY.namespace, CLAIM))
         if fault == "mount":
             world.unmountable = {CLAIM, "shared"}
+        elif fault == "stale":
+            world.stale = {CLAIM, "shared"}
         elif fault == "tag":
             world.content = {one: f"{one} of today" for one in IMAGES}
         elif fault == "hangs":
@@ -271,6 +286,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         world.unmountable, world.without_shell, world.without_python = set(), set(), set()
         world.seed_hangs = world.engine_hangs = False
         world.content.clear()
+        world.stale.clear()
         world.gpu_quota, world.gpus = None, 64
         world.versions.clear()
 

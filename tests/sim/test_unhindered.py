@@ -15,7 +15,7 @@ from pretune.wire import Report, Versions
 from tests.sim.fleet import Fleet
 from tests.sim.reading import end_of
 from tests.sim.simulation import CACHE as THE_CACHE
-from tests.sim.simulation import CLAIM, FAR, KEY
+from tests.sim.simulation import CLAIM, FAR, KEY, template
 from tests.sim.steps import CLAIM_PLACE, held, lowest, replaced, rolled_out
 
 Fault = Callable[[Fleet], object]
@@ -135,6 +135,20 @@ def test_a_pod_that_only_we_keep_from_starting_is_replaced_once_by_one_without_u
     assert fleet.warm()[3:] == [False] * {"Deployment": 2, "StatefulSet": 2, "Job": 1}[made_by]
     assert fleet.ready == ("True", "Sealed"), "the bundle itself is well"
     fleet.promises.at_rest()
+
+
+@pytest.mark.parametrize(("layout", "word"), [("PerRank", "SeedCannotRun"), ("Managed", "MountFailed")])
+def test_a_pod_whose_mounted_claim_has_gone_stale_is_rescued_from_its_seed_or_its_engine(
+    fleet: Fleet, layout: str, word: str
+) -> None:
+    fleet.world.layout = layout
+    rolled_out(fleet)
+    fleet.world.stale.add(CLAIM)
+    fleet.serve(replicas=5)
+    fleet.settle(1000)
+    assert fleet.record["undeliverable"]["reason"] == word and fleet.promises.stuck_for <= 75
+    assert len(fleet.promises.deleted) == 2
+    replaced(fleet, "vllm:1", 5)
 
 
 @pytest.mark.parametrize("name", RESCUED)
@@ -389,6 +403,34 @@ def test_a_bundle_that_living_pods_name_is_kept_whatever_the_history(fleet: Flee
     assert first in fleet.on_claim()
     fleet.settle(FAR)
     assert first not in fleet.on_claim() and fleet.serving("vllm:2") == 3
+
+
+def spoil(fleet: Fleet) -> None:
+    fleet.world.engine_crashes = 3
+
+
+def refuse(fleet: Fleet) -> None:
+    fleet.world.check_says = [("ReleaseTooOld", "vllm 0.24 in the image")]
+
+
+def suspend(fleet: Fleet) -> None:
+    fleet.apply(suspend=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [(spoil, "TuningFailed"), (refuse, "NotTunable"), (suspend, "Suspended"), (lambda _: None, "Given")],
+)
+def test_pods_of_an_engine_about_which_all_is_known_do_not_wait(fleet: Fleet, fault: Fault, word: str) -> None:
+    rolled_out(fleet, spec={"source": {"template": template("vllm:1")}})
+    fault(fleet)
+    fleet.apply(source={"template": template("vllm:2")})
+    fleet.settle(FAR)
+    fleet.serve("vllm:2")
+    fleet.settle()
+    assert fleet.reasons("vllm:2") == {word} and not fleet.said("Held")
+    assert fleet.warm("vllm:2") == [word == "Given"] * 3
+    replaced(fleet, "vllm:2")
 
 
 def test_pods_are_counted_as_stale_when_their_tag_has_moved(fleet: Fleet) -> None:
