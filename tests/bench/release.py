@@ -74,7 +74,7 @@ def released(bench: Bench) -> list[Row]:
             pods.stop()
             loops[at_a_time] = float(took)
             bench.kube.delete("ReplicaSet", namespace, name)
-        took = _by_pretune(bench, namespace)
+        first, took = _by_pretune(bench, namespace)
     fastest = min(loops.values())
     each = ", ".join(f"{at_a_time} at a time: {seconds:.2f} s" for at_a_time, seconds in loops.items())
     ratio = took / fastest
@@ -86,12 +86,13 @@ def released(bench: Bench) -> list[Row]:
             f"{ratio:.2f}",
             "≤ 1.5",
             ratio <= 1.5,
-        )
+        ),
+        Row("  the first of them", f"{first:.2f} s"),
     ]
 
 
-def _by_pretune(bench: Bench, namespace: str) -> float:
-    """Seconds from the watch event that shows the end of seal to the one that shows the last pod without our gate."""
+def _by_pretune(bench: Bench, namespace: str) -> tuple[float, float]:
+    """Seconds from the watch event that shows the end of seal to those that show the first and the last pod without our gate."""
     template = engine(env=TUNING)
     bench.say(f"release: {PODS} pods are held while their bundle is tuned")
     ends = Watcher(bench.kube, "Pod", namespace, seal_ended, "pretune.dev/role=tuning")
@@ -105,4 +106,4 @@ def _by_pretune(bench: Bench, namespace: str) -> float:
     for one in (ends, pods):
         one.stop()
     [sealed] = ends.first.values()
-    return max(pods.first.values()) - sealed
+    return min(pods.first.values()) - sealed, max(pods.first.values()) - sealed
