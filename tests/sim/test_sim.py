@@ -343,7 +343,7 @@ def _healthy(pod: Object) -> bool:
 TestAnythingHappens = AnythingHappens.TestCase
 TestAnythingHappens.settings = hypothesis.settings(
     hypothesis.settings.get_profile("sim-search" if SEARCH else "sim"),
-    max_examples=1000 if SEARCH else 80,
+    max_examples=1000 if SEARCH else 60,
     stateful_step_count=16 if SEARCH else 12,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
