@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ import pytest
 from tests.cluster.kube import Kube, Object, bundles, condition
 from tests.cluster.operation import Operation
 from tests.cluster.peace import Peace
-from tests.cluster.seen import Seen
-from tests.cluster.workloads import PER_RANK, autotune_cache, bare, deployment, replicaset, serving
+from tests.cluster.sealed import Sealed, seal
+from tests.cluster.seen import Seen, held
+from tests.cluster.workloads import autotune_cache, deployment, serving
 from tests.cluster.workloads import engine as engine
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +65,14 @@ def peace(request: pytest.FixtureRequest) -> None:
     _PEACE.begin(alone=request.node.get_closest_marker("disturbs") is not None)
 
 
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """One process at a time."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this run, the same one for all of xdist's workers."""
@@ -91,8 +102,7 @@ def kube(kubeconfig: str) -> Kube:
 @pytest.fixture(scope="session")
 def operator(kube: Kube, shared: Path) -> str:
     """The chart, installed from the checkout as a user would; its namespace. Once for all of xdist's workers."""
-    with (shared / "operator.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(shared / "operator.lock"):
         if not (shared / "operator.done").exists():
             _PEACE.begin(alone=True)  # another run of the tests may be under way
             sweep(kube)
@@ -198,46 +208,28 @@ def moments(tmp_path: Path) -> Iterator[Moments]:
 
 
 @pytest.fixture(scope="session")
-def sealed(kube: Kube, operator: str, worker_id: str) -> Iterator[Sealed]:
-    """Two caches with sealed bundles, for tests that neither change them nor bring other engines: once a worker."""
+def sealed(kube: Kube, operator: str, shared: Path) -> Iterator[Sealed]:
+    """Two caches with sealed bundles, for tests that neither change them nor bring other engines: made once, for all workers."""
     _PEACE.begin(alone=False)  # before the test's own turn comes
-    sealed = Sealed(kube, fresh(kube, f"t-sealed-{worker_id}-{time.monotonic_ns() % 10**6}"))
+    notes, users = shared / "sealed.json", shared / "sealed.users"
+    with locked(shared / "sealed.lock"):
+        if not notes.exists():
+            notes.write_text(json.dumps(seal(kube, fresh(kube, "t-sealed"))))
+        users.write_text((users.read_text() if users.exists() else "") + "|")
+        sealed = Sealed(**json.loads(notes.read_text()))
     yield sealed
-    kube.delete("Namespace", "", sealed.namespace)
-
-
-class Sealed:
-    """Cache `managed`: one file an entry, given read-only. Cache `ranks`: one file a rank, given as a copy."""
-
-    def __init__(self, kube: Kube, namespace: str) -> None:
-        self.namespace = namespace
-        self.templates = {"managed": serving(cache="managed"), "ranks": serving(cache="ranks", **PER_RANK)}
-        for name, template in self.templates.items():
-            kube.create(autotune_cache(namespace, name, source={"template": template}))
-        self.ids = {name: self._sealed(kube, name) for name in self.templates}
-        self._owners = {
-            name: kube.create(replicaset(namespace, one, name=name)) for name, one in self.templates.items()
-        }
-
-    def pod(self, cache: str) -> Object:
-        """As a ReplicaSet makes one: its template is read there, whatever admission does to the pod."""
-        owner = self._owners[cache]
-        reference = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": cache, "uid": owner["metadata"]["uid"]}
-        pod = bare(self.namespace, self.templates[cache])
-        pod["metadata"]["ownerReferences"] = [{**reference, "controller": True}]
-        return pod
-
-    def _sealed(self, kube: Kube, name: str) -> str:
-        cache = kube.until(
-            "AutotuneCache", self.namespace, name, lambda c: condition(c, "Ready").get("status") == "True"
-        )
-        return str(bundles(cache)[0]["id"])
+    with locked(shared / "sealed.lock"):
+        users.write_text(users.read_text()[1:])
+        if not users.read_text():
+            notes.unlink()
+            kube.delete("Namespace", "", sealed.namespace)
 
 
 Apply = Callable[..., Object]
 Ready = Callable[..., Object]
 Served = Callable[..., None]
 Roll = Callable[..., float]
+Waiting = Callable[..., str]
 
 
 @pytest.fixture
@@ -285,6 +277,21 @@ def served(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, m
         seen.until(lambda s: s.sealed(), 180, "v1 sealed")
         # What the webhook decides by: it hears of it as we do.
         seen.until(lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve")
+
+    return do
+
+
+@pytest.fixture
+def waiting(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments) -> Callable[..., str]:
+    """`waiting(…)`: a cache that holds always, and a Deployment of one pod that is held while its bundle is tuned; the pod's name.
+    Half the cost of a rollout, where what serves meanwhile is of no interest."""
+
+    def do(**hold: Any) -> str:
+        apply(hold={"when": "Always", **hold})
+        ready(kind="StorageReady")
+        kube.create(deployment(namespace, serving("v1", moments=moments.folder)))
+        held(seen, 1, "v1")
+        return str(seen.pods()[0]["metadata"]["name"])
 
     return do
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import KUBECTL, Apply, Sealed
+from tests.cluster.conftest import KUBECTL, Apply
 from tests.cluster.kube import Kube, Object
 from tests.cluster.other_webhook import Change, OtherWebhook
+from tests.cluster.sealed import Sealed
 from tests.cluster.seen import Seen, given, seed_report
 from tests.cluster.test_bundles import until_logged
 from tests.cluster.workloads import PER_RANK, bare, daemonset, deployment, engine, job, serving, statefulset
