@@ -147,13 +147,7 @@ class Promises(Laws):
 
     def only_we_stop(self, pod: Object) -> bool:
         """Its engine was never started, and would be if we were not there. (A gate of ours is another law's.)"""
-        found = status(pod, engine(pod))
-        if (
-            terminal(pod)
-            or leaving(pod)
-            or found.get("restartCount")
-            or not found.get("state", {"waiting": {}}).get("waiting")
-        ):
+        if terminal(pod) or leaving(pod) or not _waits(pod):
             return False
         if note(pod, DELIVERY) not in ("Overlay", "ReadOnly") or self.world.ready_to_move(pod):
             return False
@@ -191,7 +185,7 @@ class Promises(Laws):
             told = (cache.get("status") or {}).get("consumers")
             pods = [one for one in self._all() if label(one, CACHE) == cache["metadata"]["name"]]
             living = [one for one in pods if not terminal(one) and not leaving(one)]
-            started = [one for one in living if status(one, engine(one)).get("restartCount") or not _waits(one)]
+            started = [one for one in living if not _waits(one)]
             seeded = [one for one in started if _has_tactics(one)]
             wanted = {
                 "seeded": len(seeded),
@@ -247,7 +241,9 @@ def _undone(was: Object, made: Object) -> None:
 
 
 def _waits(pod: Object) -> bool:
-    return bool(status(pod, engine(pod)).get("state", {"waiting": {}}).get("waiting"))
+    """Whether its engine was never started."""
+    found = status(pod, engine(pod))
+    return not found.get("restartCount") and "waiting" in found.get("state", {"waiting": {}})
 
 
 def _has_tactics(pod: Object) -> bool:

@@ -143,7 +143,10 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
 
     @rule(at=MOMENT, again=st.booleans())
     def the_cache_is_deleted(self, at: str, again: bool) -> None:
+        """The webhook knows (else: test_unhindered.py, of a webhook that does not know)."""
         self._until(at)
+        self.fleet.world.webhook.lag = 0.0
+        self.fleet.world.webhook.regain_sight()
         self.fleet.delete()
         if again:
             self.fleet.apply()

@@ -259,6 +259,22 @@ def test_a_claim_deleted_between_admission_and_start_does_not_stop_a_pod(fleet: 
     replaced(fleet, "vllm:1")
 
 
+@pytest.mark.xfail(strict=True, reason="nobody rescues the pods of a cache that is gone: reported")
+def test_pods_of_a_webhook_that_does_not_know_that_cache_and_claim_are_gone_start_all_the_same(fleet: Fleet) -> None:
+    rolled_out(fleet, replicas=1)
+    fleet.serve(replicas=0)
+    fleet.settle(60)
+    fleet.world.webhook.lose_sight()
+    fleet.delete(THE_CACHE)
+    fleet.settle(FAR)
+    assert fleet.server.get(*CLAIM_PLACE) is None
+    fleet.serve(replicas=2)
+    fleet.settle(60)
+    fleet.world.webhook.regain_sight()
+    fleet.settle(FAR)
+    assert fleet.serving() == 2, [one["status"] for one in fleet.consumers()]
+
+
 # --- the webhook and others
 
 
