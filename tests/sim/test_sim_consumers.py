@@ -108,6 +108,10 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     def the_laws_hold(self) -> None:
         self.fleet.laws.check()
 
+    @property
+    def there(self) -> bool:
+        return self.fleet.server.get(*CACHE) is not None
+
     # --- people
 
     @rule(at=MOMENT, image=st.sampled_from(IMAGES))
@@ -143,8 +147,9 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
 
     @rule(at=MOMENT, again=st.booleans())
     def the_cache_is_deleted(self, at: str, again: bool) -> None:
-        """The webhook knows (else: test_unhindered.py, of a webhook that does not know)."""
+        """The webhook knows, and nothing keeps pods from starting: nobody rescues them any more (test_unhindered.py)."""
         self._until(at)
+        self._mend()
         self.fleet.world.webhook.lag = 0.0
         self.fleet.world.webhook.regain_sight()
         self.fleet.delete()
@@ -154,7 +159,8 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     @rule(at=MOMENT)
     def the_claim_is_deleted(self, at: str) -> None:
         self._until(at)
-        self.fleet.delete(CLAIM_PLACE)
+        if self.there:
+            self.fleet.delete(CLAIM_PLACE)
 
     @rule(at=MOMENT)
     def the_agent_is_deleted(self, at: str) -> None:
@@ -164,7 +170,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     @rule(at=MOMENT)
     def the_status_is_wiped(self, at: str) -> None:
         self._until(at)
-        if self.fleet.server.get(*CACHE):
+        if self.there:
             self.fleet.wipe_status()
 
     # --- the world
@@ -215,6 +221,8 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     )
     def something_breaks(self, at: str, fault: str) -> None:
         self._until(at)
+        if not self.there:
+            return
         world = self.fleet.world
         volume = world.volumes.get(world.claim_uid(KEY.namespace, CLAIM))
         if fault == "mount":
