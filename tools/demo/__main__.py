@@ -178,7 +178,7 @@ class Demo:
         cached = f"{self.seen.reason}: {self.seen.message}" if self.seen.reason else ""
         gone = time.monotonic() - self.screen.began
         lines = [f"{gone:7.1f} s"]
-        lines += [f"    {name:14} {words}" for name, words in (*rows.items(), (f"cache {CACHE}"[:14], cached))]
+        lines += [f"    {name:14} {words}" for name, words in (*rows.items(), ("AutotuneCache", cached))]
         self.screen.block(lines, f"  without: {rows[WITHOUT]} | with: {rows[WITH]} | cache: {self.seen.reason}")
 
     def report(self, ready: float, without: Result, with_: Result) -> list[str]:
