@@ -15,13 +15,15 @@ from urllib.parse import urlsplit
 from tests.cluster.kube import Kube, Object
 
 Change = Callable[[Object], list[Object]]  # a pod to a JSON Patch
+LABEL = "example.com/asked"  # a pod's: whose webhooks are asked about it
 
 
 class OtherWebhook:
-    """Asked about pods of one namespace, under a name that says when: the API server asks in the order of the names."""
+    """Asked about pods with that value of the label, under a name that says when: the API server asks in the order of the names. Other
+    tests make pods in the same namespace at the same time, and have webhooks too: the value is one test's own."""
 
-    def __init__(self, kube: Kube, namespace: str, name: str, folder: Path, change: Change) -> None:
-        self._kube, self._name = kube, f"{name}-{namespace}"
+    def __init__(self, kube: Kube, asked: str, name: str, folder: Path, change: Change) -> None:
+        self._kube, self._name = kube, f"{name}-{asked}"
         host = urlsplit(kube.host).hostname or ""
         self._server = ThreadingHTTPServer((host, 0), _handler(change))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -47,7 +49,7 @@ class OtherWebhook:
                         "rules": [
                             {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
                         ],
-                        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                        "objectSelector": {"matchLabels": {LABEL: asked}},
                     }
                 ],
             }

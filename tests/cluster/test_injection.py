@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests.cluster.conftest import KUBECTL, Apply
 from tests.cluster.kube import Kube, Object
-from tests.cluster.other_webhook import Change, OtherWebhook
+from tests.cluster.other_webhook import LABEL, Change, OtherWebhook
 from tests.cluster.sealed import Sealed
 from tests.cluster.seen import Seen, given, seed_report
 from tests.cluster.test_bundles import until_logged
@@ -278,13 +279,19 @@ def _identity(pod: Object) -> list[Object]:
 
 
 @pytest.fixture
-def other(kube: Kube, sealed: Sealed, tmp_path: Path) -> Iterator[Callable[[str, Change], OtherWebhook]]:
+def asked() -> str:
+    """The label's value of this test's pods."""
+    return uuid.uuid4().hex[:8]
+
+
+@pytest.fixture
+def other(kube: Kube, asked: str, tmp_path: Path) -> Iterator[Callable[[str, Change], OtherWebhook]]:
     if not Path("/var/lib/pretune-cluster").exists():
         pytest.skip("the API server of PRETUNE_TEST_KUBECONFIG cannot reach this process")
     made: list[OtherWebhook] = []
 
     def do(name: str, change: Change) -> OtherWebhook:
-        made.append(OtherWebhook(kube, sealed.namespace, name, tmp_path, change))
+        made.append(OtherWebhook(kube, asked, name, tmp_path, change))
         return made[-1]
 
     yield do
@@ -295,7 +302,7 @@ def other(kube: Kube, sealed: Sealed, tmp_path: Path) -> Iterator[Callable[[str,
 @pytest.mark.parametrize("cache", ["managed", "ranks"])
 @pytest.mark.parametrize("order", [("aaa", "bbb"), ("yyy", "zzz"), ("zzz", "aaa")], ids=["before", "after", "around"])
 def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
-    kube: Kube, sealed: Sealed, other: Callable[[str, Change], OtherWebhook], admitted: Callable[..., Object],
+    asked: str, other: Callable[[str, Change], OtherWebhook], admitted: Callable[..., Object],
     cache: str, order: tuple[str, str],
 ) -> None:  # fmt: skip
     other(order[0], _mesh)
@@ -304,7 +311,10 @@ def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
     def both(pod: Object) -> bool:
         return "mesh" in pod["metadata"]["labels"] and any(one["name"] == "token" for one in pod["spec"]["volumes"])
 
-    pod = until(lambda: admitted(cache), both)  # the API server hears of a new configuration within a second
+    def ours(pod: Object) -> None:
+        pod["metadata"]["labels"][LABEL] = asked
+
+    pod = until(lambda: admitted(cache, ours), both)  # the API server hears of a new configuration within a second
     assert given(pod)[1] == "Given"
     assert [one["name"] for one in pod["spec"]["containers"]] == ["mesh", "vllm"]
     for names in (
