@@ -17,7 +17,7 @@ PLURAL = "autotunecaches"
 
 # Labels and annotations. CACHE and ROLE stand on all that is ours; a pod with CACHE and without ROLE is a consumer.
 CACHE = "pretune.dev/cache"
-ROLE = "pretune.dev/role"  # tuning | inspect | prune; on a claim and a ConfigMap: claim | agent
+ROLE = "pretune.dev/role"  # tuning | proof | inspect | prune; on a claim and a ConfigMap: claim | agent
 BUNDLE = "pretune.dev/bundle"  # label of an attempt; annotation of a consumer: what it was given
 DELIVERY = "pretune.dev/delivery"  # annotation of a consumer: ReadOnly | Overlay | None
 REASON = "pretune.dev/reason"  # annotation of a consumer: "<one of reasons.DELIVERIES>: <message>"
@@ -30,13 +30,17 @@ SIZE = "pretune.dev/size"  # annotation of our claim: what spec.storage.claim.si
 STORAGE = "pretune.dev/storage"  # annotation of an attempt: where its bundle goes to, by storage_place()
 QUESTION = "pretune.dev/question"  # annotation of an inspect or prune Job: the ids it was given, as JSON
 
-TUNING, INSPECT, PRUNE = "tuning", "inspect", "prune"
+IMPORT = "pretune.dev/import"  # annotation of a cache, by its author: `<claim>[/<path in it>]`, a folder that vLLM wrote itself
+
+TUNING, PROOF, INSPECT, PRUNE = "tuning", "proof", "inspect", "prune"
 CHECK_CONTAINER, SEAL_CONTAINER = "pretune-check", "pretune-seal"
+PROVE_CONTAINER, IMPORT_CONTAINER = "pretune-prove", "pretune-import"
 AGENT_CONTAINER = "pretune-agent"  # of inspect and prune
-SEED_CONTAINER = "pretune-seed"  # of consumers
+SEED_CONTAINER = "pretune-seed"  # of consumers, and of a proof's pod
 
 PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED = "Pending", "Tuning", "Sealed", "Failed", "Refused", "Retired"
-STATES = (PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED)
+PROVING = "Proving"  # on the claim, and given to no pod before its proof: only with spec.verify: BeforeRelease
+STATES = (PENDING, TUNING_STATE, PROVING, SEALED, FAILED, REFUSED, RETIRED)
 
 
 class Refused(Exception):
@@ -95,6 +99,7 @@ class Spec:
     allow: frozenset[str]
     delivery: str  # Auto | ReadOnly | Overlay | None
     hold: Hold
+    verify: str  # Never | BeforeRelease
     history_limit: int
     revision: str
     suspend: bool
@@ -138,6 +143,7 @@ class Spec:
                 timeout=hold.get("timeoutSeconds", 3600),
                 on_failure=hold.get("onFailure", "Start"),
             ),
+            verify=spec.get("verify", "Never"),
             history_limit=spec.get("bundleHistoryLimit", 3),
             revision=spec.get("revision") or "",
             suspend=bool(spec.get("suspend")),

@@ -47,6 +47,11 @@ def _reasons() -> dict[str, Reason]:
         "Checking": Reason("The check container looks at the claim and at the image's versions.", wait),
         "Tuning": Reason("The engine starts and tunes.", wait),
         "Sealing": Reason("The engine is ready; its files are checked and published.", wait),
+        "Proving": Reason(
+            "The bundle is on the claim; the engine starts from it once more, to prove that it is warm then (spec.verify: BeforeRelease).",
+            wait,
+        ),
+        "Importing": Reason("The folder that the annotation pretune.dev/import names is checked.", wait),
         "NameTaken": Reason(
             "A Job of the attempt's name belongs to another object (a deleted cache of the same name, say).",
             "It is waited for; delete that Job if nothing else does.",
@@ -197,7 +202,35 @@ def _reasons() -> dict[str, Reason]:
         "JobFailed": Reason(
             "The Job ended without a pod to read; the message is its own.", "See the Job's events.", True
         ),
+        "NotReproducible": Reason(
+            "Started from the sealed bundle, the engine tuned again or changed its files; the message says how many entries, and which"
+            " operations. The bundle is given to no pod.",
+            "See what differs between two starts of this engine. Change spec.revision to tune again, or set spec.verify to Never"
+            " and change spec.revision to live with it.",
+        ),
+        "WarmHang": Reason(
+            "Started from the sealed bundle, the engine was not ready within the time that its cold start took, and a minute. The bundle is"
+            " given to no pod.",
+            "See the engine's log; vLLM 0.27 to 0.31 can hang so on several GPUs: use 0.32 or newer. Change spec.revision to tune again.",
+        ),
+        "WarmCrash": Reason(
+            "Started from the sealed bundle, the engine exited; the message has its exit code and last lines. No pod is given the bundle.",
+            "See the message. Change spec.revision to tune again.",
+        ),
+        "ProofFailed": Reason(
+            "The proof could not be made, for a reason that is not the bundle's (its folder could not be filled, no report came, …).",
+            "See the message; it is tried again.",
+            True,
+        ),
+        "ImportRefused": Reason(
+            "The folder that the annotation pretune.dev/import names does not fit: the message says why. Nothing was taken from it.",
+            "Correct the annotation, or remove it; the bundle is tuned as usual.",
+        ),
         # --- consumers: events only
+        "TunedAgain": Reason(
+            "By their logs, pods that had their bundle tuned all the same, some or all entries; the message names pods and what differs.",
+            "Make the serving engine the one that was tuned: the message names the argument, variable, GPU or version.",
+        ),
         "Held": Reason("New pods wait for their bundle while older ones serve.", wait),
         "Released": Reason(
             "Pods that waited for their bundle were let go; the message says why, and how long they waited.", wait

@@ -148,6 +148,7 @@ class Task:
     ready: Optional[str] = None  # URL of an HTTP engine; None for exec and grpc probes
     headers: Mapping[str, str] = field(default_factory=dict)  # of that probe
     ids: List[str] = field(default_factory=list)  # inspect: the wanted ones; prune: the ones to remove
+    proven: bool = False  # seed: give only a bundle whose proof is on the claim
 
     def dump(self) -> str:
         # What asdict says, without the copies that it makes: the webhook says it for each pod.
@@ -166,12 +167,12 @@ class Task:
 class Report:
     """What a container of ours says at its end, in its termination message.
 
-    `reason` is one of reasons.REASONS, or "Checked" (check: go on), "Inspected", "Pruned", "PruneFailed", "InspectFailed", "Seeded", or why
-    seed left the folder empty: "NoBundle", "CorruptBundle", "InputsDiffer", "VersionsDiffer", "NoSpace", "TooSlow", "UnsafePath",
-    "SeedFailed", and from its script "NoPython", "AgentMissing".
+    `reason` is one of reasons.REASONS, or "Checked" (check: go on), "Proven", "Inspected", "Pruned", "PruneFailed", "InspectFailed",
+    "Seeded", or why seed left the folder empty: "NoBundle", "NotProven", "CorruptBundle", "InputsDiffer", "VersionsDiffer", "NoSpace",
+    "TooSlow", "UnsafePath", "SeedFailed", and from its script "NoPython", "AgentMissing".
     """
 
-    by: str  # check | seal | seed | inspect | prune
+    by: str  # check | seal | seed | prove | import | inspect | prune
     reason: str
     message: str = ""
     id: str = ""
@@ -181,6 +182,8 @@ class Report:
     versions: Optional[Versions] = None
     writer: Optional[Writer] = None
     seconds: int = 0  # tunedSeconds
+    newEntries: int = 0  # prove: tactics that the engine tuned although it had the bundle
+    proven: bool = False  # check, and inspect's answers: the bundle's proof is on the claim
     at: str = ""  # sealedAt
     fingerprint: str = (
         ""  # in inspect's answers: adoption compares it, and remembers it for bundles that it did not ask for

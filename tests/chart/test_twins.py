@@ -52,6 +52,7 @@ BASE: dict[str, Any] = {
     "delivery": {"mode": "Auto"},
     "hold": {"when": "Never", "timeoutSeconds": 10, "onFailure": "Start"},
     "bundleHistoryLimit": 1,
+    "verify": "Never",
     "revision": "a",
     "suspend": False,
 }
