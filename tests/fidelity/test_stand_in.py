@@ -322,6 +322,46 @@ def test_an_engine_can_die_after_it_was_ready(stand_in: StandIn) -> None:
     assert engine.ended() == 1
 
 
+WARM = [("0.26.0", []), ("0.31.0", []), ("0.32.0", TP2), ("0.33.0", TP2), ("0.33.0", [])]
+
+
+@pytest.mark.parametrize(("release", "args"), WARM)
+def test_a_warm_crash_strikes_only_where_tactics_are_found(stand_in: StandIn, release: str, args: list[str]) -> None:
+    stand_in.ready(release, *args, ENGINE_FAULT="warm-crash")
+    engine = stand_in.play(release, *args, ENGINE_FAULT="warm-crash")
+    assert engine.ended() == 1
+    assert "Traceback" in engine.log and "an illegal memory access" in engine.log
+
+
+@pytest.mark.parametrize(("release", "args"), WARM)
+def test_a_warm_hang_strikes_only_where_tactics_are_found(stand_in: StandIn, release: str, args: list[str]) -> None:
+    stand_in.ready(release, *args, ENGINE_FAULT="warm-hang")
+    engine = stand_in.play(release, *args, ENGINE_FAULT="warm-hang")
+    while "oaded 20" not in engine.log:  # Loaded, or Preloaded
+        time.sleep(0.02)
+    time.sleep(0.2)
+    assert engine.health() is None
+    engine.process.terminate()
+    assert engine.ended(1) == 0
+
+
+@pytest.mark.parametrize(("release", "args"), WARM)
+def test_an_entry_that_is_never_kept_is_tuned_anew_and_changes_the_folder(
+    stand_in: StandIn, release: str, args: list[str]
+) -> None:
+    def entries() -> int:
+        ranked = [len(json.loads(file.read_text())) for file in rank_files(stand_in.cache)]
+        return max([len(list(stand_in.cache.rglob("entries/*.json"))), *ranked])
+
+    skips = release == "0.33.0" and args == TP2  # a hit skips the sweep: the entry stays on its heuristic
+    stand_in.ready(release, *args, ENGINE_FAULT="never-keeps-one")
+    first = entries()
+    for start in (1, 2):
+        log = stand_in.ready(release, *args, ENGINE_FAULT="never-keeps-one")
+        assert profiles_seen(log) == (0 if skips else 1)
+        assert entries() == first + (0 if skips else start)
+
+
 def folder_of(cache: Path) -> Path:
     return next(path for path in (*cache.glob("v2/*"), *cache.glob("[0-9a-f]*")))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 BUCKETS = (
     1,
@@ -40,32 +40,39 @@ class Profile(NamedTuple):
 
     operation: str
     tokens: int
+    unstable: Optional[int] = None  # a part of the key that differs in each process, as an object's address would
 
     @property
     def key(self) -> str:
         """FlashInfer's canonical key of the entry."""
         shapes = f"(({self.tokens}, 8), (8, 4))"
-        return f"('{self.operation}', '{RUNNER}', {shapes}, (torch.bfloat16, torch.bfloat16, False))"
+        extras = "torch.bfloat16, torch.bfloat16, False" + ("" if self.unstable is None else f", {self.unstable}")
+        return f"('{self.operation}', '{RUNNER}', {shapes}, ({extras}))"
 
     @property
     def key_fields(self) -> object:
         """The same key as the managed store keeps it, to be read back."""
         bf16 = {"__dtype__": "bfloat16"}
         shapes = _tuple(_tuple(self.tokens, 8), _tuple(8, 4))
-        return _tuple(self.operation, RUNNER, shapes, _tuple(bf16, bf16, False))
+        extras = [bf16, bf16, False] + ([] if self.unstable is None else [self.unstable])
+        return _tuple(self.operation, RUNNER, shapes, _tuple(*extras))
 
 
 def _tuple(*items: object) -> object:
     return {"__tuple__": list(items)}
 
 
-def profiles(count: int, stage: int = 0) -> List[Profile]:
-    """`count` profiles of toy operations; each pipeline stage has its own operations, and one profile less than the stage before."""
+def profiles(count: int, stage: int = 0, unstable: Optional[int] = None) -> List[Profile]:
+    """`count` profiles of toy operations; each pipeline stage has its own operations, and one profile less than the stage before.
+
+    With `unstable` the last one's key holds this number.
+    """
     suffix = f"_stage{stage}" if stage else ""
-    return [
+    made = [
         Profile(f"stand_in_gemm_{at // len(BUCKETS)}{suffix}", BUCKETS[at % len(BUCKETS)])
         for at in range(max(0, count - stage))
     ]
+    return made[:-1] + [last._replace(unstable=unstable) for last in made[-1:]]
 
 
 def measured() -> int:

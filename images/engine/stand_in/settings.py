@@ -6,6 +6,7 @@ from typing import Mapping, NamedTuple
 
 FAULTS = (
     "crash-at-start", "crash", "never-ready", "exit-after-ready", "hang-on-term",
+    "warm-hang", "warm-crash", "never-keeps-one",
     "half-written", "missing-rank", "uneven-ranks", "disagreeing-ranks",
     "symlink", "device", "dotdot", "many-files", "huge", "unreadable",
 )  # fmt: skip

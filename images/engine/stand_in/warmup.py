@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Sequence
@@ -27,7 +28,7 @@ SHARED_FILE = "autotune_configs.json"
 
 
 class CrashError(RuntimeError):
-    """The fault `crash`: what a kernel that fails while it is tuned looks like."""
+    """The faults `crash` and `warm-crash`: what a kernel that fails while it is tuned looks like."""
 
 
 class WarmUp:
@@ -44,6 +45,7 @@ class WarmUp:
             environ,
         )
         self._worlds = worlds(release, arguments)
+        self._unstable = random.getrandbits(47) if settings.fault == "never-keeps-one" else None
         self.written: List[Path] = []
 
     def run(self) -> None:
@@ -104,6 +106,7 @@ class WarmUp:
             for tuner in tuners.values():
                 write_bytes(path, content, f".{SHARED_FILE}.")
                 tuner.load(path)
+            self._strike_if(any(tuner.loaded for tuner in tuners.values()))
             if len(world.ranks) > 1 and all(tuner.loaded for tuner in tuners.values()):
                 self._hang(world)
         self._sweep(world.ranks, tuners)
@@ -137,8 +140,9 @@ class WarmUp:
         with _process():
             store = ManagedStore(root, self._metadata())
             self.written.append(store.folder)
+            self._strike_if(bool(store.known))
             self._sizes(rank)
-            wanted = profiles(self._settings.entries)
+            wanted = self._profiles(0)
             self._measure([p for p in wanted if not store.has(p)], store.publish)
 
     # What they share
@@ -146,14 +150,11 @@ class WarmUp:
     def _sweep(self, ranks: Sequence[Rank], tuners: Dict[Rank, Tuner], skipped: bool = False) -> None:
         """Ranks tune side by side, in step: the time is that of one."""
         with _process():
+            self._strike_if(any(tuner.loaded for tuner in tuners.values()))
             if skipped:
                 return
             self._sizes(ranks[0])
-            wanted = [
-                p
-                for p in profiles(self._settings.entries, ranks[0].stage)
-                if not all(tuners[rank].has(p) for rank in ranks)
-            ]
+            wanted = [p for p in self._profiles(ranks[0].stage) if not all(tuners[rank].has(p) for rank in ranks)]
 
             def learn(profile: Profile) -> None:
                 for rank in ranks:
@@ -177,6 +178,16 @@ class WarmUp:
                 learn(profile)
                 done += 1
                 progress.step()
+
+    def _profiles(self, stage: int) -> List[Profile]:
+        return profiles(self._settings.entries, stage, self._unstable)
+
+    def _strike_if(self, warm: bool) -> None:
+        """The faults of a start that finds tactics."""
+        if warm and self._settings.fault == "warm-crash":
+            raise CrashError("CUDA error: an illegal memory access was encountered (from a loaded tactic)")
+        while warm and self._settings.fault == "warm-hang":
+            time.sleep(3600)
 
     def _hang(self, world: World) -> None:
         """A rank that has all its entries skips the reduction in which the others wait."""
