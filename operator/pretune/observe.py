@@ -12,6 +12,7 @@ from typing import Any
 
 from pretune import identity
 from pretune.api import (
+    BUNDLE,
     CACHE,
     DELIVERY,
     GROUP,
@@ -48,7 +49,7 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
         cluster.list("v1", "ConfigMap", key.namespace, labels=f"{ROLE}=agent", keep=metadata),
     )
     if cache is None:
-        return await _without_cache(key, cluster, settings, jobs, agents)
+        return await _without_cache(key, cluster, settings, jobs, agents, now)
     spec, current = Spec.of(cache), agent()[0]
     found, claim, (source, workload) = await asyncio.gather(
         cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", keep=_pod),
@@ -97,16 +98,19 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
 
 
 async def _without_cache(
-    key: Key, cluster: Cluster, settings: Settings, jobs: list[Object], agents: list[Object]
+    key: Key, cluster: Cluster, settings: Settings, jobs: list[Object], agents: list[Object], now: float
 ) -> Observed:
-    """The cache is gone: its claim, the agents and pods that it held are what may be left, and who still uses them. Cheap where
-    there is none of it: a pod may be labelled with a cache that never was, and change every second."""
+    """The cache is gone: its claim, the agents and pods that have not started are what may be left, and who still uses them. Cheap
+    where there is none of it: a pod may be labelled with a cache that never was, and change every second."""
     name, current = f"pretune-{key.name}", agent()[0]
     claim, others, waiting = await asyncio.gather(
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, name),
         cluster.list(API, KIND, key.namespace, keep=metadata),
-        held(key, cluster),
+        _unstarted(key, cluster),
     )
+    given = [pod for pod in waiting if BUNDLE in (pod["metadata"].get("annotations") or {}) and not is_held(pod)]
+    suspects = _suspects(given, now)
+    events = await asyncio.gather(*(_events(cluster, one) for one in suspects))
     pods: list[Object] = []
     if claim or any(not others or one["metadata"]["name"] != current for one in agents):
         pods = await cluster.list("v1", "Pod", key.namespace, keep=_mounts)
@@ -120,7 +124,9 @@ async def _without_cache(
         agents=tuple(agents),
         agents_named=_names(pods, "configMaps"),
         namespace_has_caches=bool(others),
-        held=waiting,
+        held=tuple(pod for pod in waiting if is_held(pod)),
+        consumers=tuple(given),
+        pod_events=_by_uid(suspects, events),
         claim_users=frozenset(pod["metadata"]["name"] for pod in pods if name in pod["claims"]),
     )
 
@@ -130,9 +136,13 @@ async def _without_cache(
 
 async def held(key: Key, cluster: Cluster) -> tuple[Object, ...]:
     """A key's consumers behind our gate, whether it has a cache or not: the API server sends none that has a node."""
-    labels, fields = f"{CACHE}={key.name},!{ROLE}", "spec.nodeName=,status.phase=Pending"
-    pods = await cluster.list("v1", "Pod", key.namespace, labels=labels, fields=fields, keep=_consumer)
-    return tuple(pod for pod in pods if is_held(pod))
+    return tuple(pod for pod in await _unstarted(key, cluster, "spec.nodeName=,") if is_held(pod))
+
+
+async def _unstarted(key: Key, cluster: Cluster, fields: str = "") -> list[Object]:
+    """A key's consumers that are Pending, cut down."""
+    labels, fields = f"{CACHE}={key.name},!{ROLE}", f"{fields}status.phase=Pending"
+    return await cluster.list("v1", "Pod", key.namespace, labels=labels, fields=fields, keep=_consumer)
 
 
 def _newest(consumers: Iterable[Object]) -> dict[str, Object]:

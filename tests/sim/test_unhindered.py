@@ -259,7 +259,6 @@ def test_a_claim_deleted_between_admission_and_start_does_not_stop_a_pod(fleet: 
     replaced(fleet, "vllm:1")
 
 
-@pytest.mark.xfail(strict=True, reason="nobody rescues the pods of a cache that is gone: reported")
 def test_pods_that_cannot_mount_start_also_when_a_person_deletes_the_cache_to_be_rid_of_it(fleet: Fleet) -> None:
     rolled_out(fleet)
     unmountable(fleet)
@@ -270,7 +269,6 @@ def test_pods_that_cannot_mount_start_also_when_a_person_deletes_the_cache_to_be
     assert fleet.serving() == 5
 
 
-@pytest.mark.xfail(strict=True, reason="nobody rescues the pods of a cache that is gone: reported")
 def test_pods_of_a_webhook_that_does_not_know_that_cache_and_claim_are_gone_start_all_the_same(fleet: Fleet) -> None:
     rolled_out(fleet, replicas=1)
     fleet.serve(replicas=0)

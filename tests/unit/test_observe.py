@@ -295,10 +295,10 @@ def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(oth
     around = [other, config_map(agent()[0])] if others else []
     seen, calls = look(server(*around, pod("p", labels={api.CACHE: KEY.name})))
     assert seen.cache is None and seen.claim is None and seen.held == ()
-    assert [one for one in calls if "list Pod" in one] == [UNPLACED]
-
-
-UNPLACED = f"list Pod {api.CACHE}={KEY.name},!{api.ROLE} spec.nodeName=,status.phase=Pending"
+    assert [one for one in calls if "list Pod" in one] == [
+        f"list Pod {api.CACHE}={KEY.name},!{api.ROLE} status.phase=Pending"
+    ]
+    assert not [one for one in calls if "list Event" in one]
 
 
 def test_the_last_cache_gone_the_current_agent_is_kept_for_the_pods_that_name_it() -> None:
@@ -317,8 +317,24 @@ def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
         )
     )[0]
     assert [one["metadata"]["name"] for one in seen.held] == ["held"]
+    assert not seen.consumers  # none of them was given anything
     assert seen.held[0]["spec"]["schedulingGates"] == gates["schedulingGates"]
     assert SECRET not in json.dumps(seen.held)
+
+
+def test_without_its_cache_pods_with_a_bundle_that_do_not_start_are_seen_with_their_events() -> None:
+    stuck = pod("stuck", labels={api.CACHE: KEY.name}, nodeName="n")
+    stuck["metadata"]["annotations"] = {api.BUNDLE: "3f9c2a7be1d0-b200"}
+    stuck["status"] = {"phase": "Pending", "conditions": [{"type": "PodReadyToStartContainers", "status": "False"}]}
+    world = server(stuck)
+    uid = world.get("v1", "Pod", NS, "stuck")["metadata"]["uid"]
+    meta = {"namespace": NS, "name": "e"}
+    world.create(
+        {"apiVersion": "v1", "kind": "Event", "metadata": meta, "involvedObject": {"uid": uid}, "reason": "FailedMount"}
+    )
+    seen = look(world, now=NOW + 100)[0]
+    assert [one["metadata"]["name"] for one in seen.consumers] == ["stuck"]
+    assert [one["reason"] for one in seen.pod_events[uid]] == ["FailedMount"]
 
 
 def test_jobs_are_read_before_their_pods() -> None:

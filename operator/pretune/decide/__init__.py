@@ -23,7 +23,7 @@ def decide(seen: Observed, now: float) -> Plan:
     """The plan for one key at `now` (Unix seconds). `seen.outcomes` are those of this run's own actions: what they made is
     seen as there, what they were refused becomes words."""
     if seen.cache is None:
-        return afterlife.afterlife(seen)
+        return afterlife.afterlife(seen, now)
     if seen.cache["metadata"].get("deletionTimestamp"):
         return Plan(after=tuple(holding.release_all([one for one in seen.consumers if is_held(one)])))
     made = seen.claim is None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pretune.api import CACHE, ROLE, WHEN_DELETED
 from pretune.decide import agents
-from pretune.decide.draft import delete
+from pretune.decide.draft import delete, owner_uid
 from pretune.decide.holding import release_all
+from pretune.decide.rescue import take_away
+from pretune.decide.stuck import Pod, judge, next_look
 from pretune.model import Action, Observed, Plan
 
 LOOK = 30.0  # seconds between looks at a claim or an agent that a pod still names
 
 
-def afterlife(seen: Observed) -> Plan:
+def afterlife(seen: Observed, now: float) -> Plan:
     """The cache's Jobs go by their owner references. A claim goes once no pod of any phase names it, since a claim that is
-    being deleted blocks pods that were not scheduled yet."""
+    being deleted blocks pods that were not scheduled yet. Pods that cannot start with what it gave them are made anew, without us."""
     actions: list[Action] = []
     look = None
     claim = seen.claim
@@ -34,4 +36,22 @@ def afterlife(seen: Observed) -> Plan:
     actions += removed
     if not seen.namespace_has_caches and len(removed) < len(seen.agents):
         look = LOOK
-    return Plan(actions=tuple(actions), after=tuple(release_all(seen.held)), look_again=look)
+    rescued, due = _rescue(seen, now)
+    looks = [one for one in (look, due) if one is not None]
+    return Plan(tuple(actions), after=(*release_all(seen.held), *rescued), look_again=min(looks, default=None))
+
+
+def _rescue(seen: Observed, now: float) -> tuple[list[Action], float | None]:
+    """Deletions of pods that only we keep from starting and that a controller makes anew; seconds until the next may be one. Nobody
+    hears of it but the log: events are the cache's."""
+    deleted, looks = [], []
+    for one in seen.consumers:
+        events = seen.pod_events.get(one["metadata"]["uid"])
+        pod = Pod(one, events, seen.claim, (), f"pretune-{seen.key.name}", now)
+        trouble = judge(pod)
+        due = trouble.due if trouble is not None else next_look(pod)
+        if trouble is not None and now >= trouble.due:
+            deleted += [take_away(one)] if owner_uid(one) else []
+        elif due is not None:
+            looks.append(due - now)
+    return deleted, min(looks, default=None)

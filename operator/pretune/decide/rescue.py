@@ -15,7 +15,7 @@ from pretune.decide.draft import Draft, owner_uid, reference
 from pretune.decide.stuck import SEED, Pod, Trouble, judge, next_look, suspect, unmade
 from pretune.model import Action, Delete, seconds, stamp
 
-__all__ = ["rescue", "suspect"]
+__all__ = ["rescue", "suspect", "take_away"]
 
 # Seconds after which a mark is taken back, since only a pod can try whether its cause is gone; a try costs that pod a minute or two.
 TRIED_AGAIN = 3600.0  # a server that was away may be there again
@@ -81,7 +81,7 @@ def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[
     mark = (record or {}).get("undeliverable") or {}
     found = [pod for pod, _ in stuck] + (list(unread) if mark and mark["reason"] != SEED else [])
     owned = [pod for pod in found if owner_uid(pod.pod) and not finished(pod.pod)]
-    draft.after += [_delete(pod.pod) for pod in owned]
+    draft.after += [take_away(pod.pod) for pod in owned]
     told = found if mark and before is None else owned
     if told:
         why = trouble or (stuck[0][1] if stuck else None)
@@ -89,8 +89,8 @@ def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[
         draft.warn("Rescued", f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}")
 
 
-def _delete(pod: Object) -> Action:
-    """Only as it was seen: by the time that we get to it, it may have started after all."""
+def take_away(pod: Object) -> Action:
+    """Deletes a pod, only as it was seen: by the time that we get to it, it may have started after all."""
     ref = reference(pod)
     ref["metadata"] |= {name: one for name, one in pod["metadata"].items() if name == "resourceVersion"}
     return Delete(f"delete Pod {pod['metadata']['name']}", ref)
