@@ -19,6 +19,7 @@ TERMINATION_LOG = "/dev/termination-log"
 CLAIM_MOUNT = "/pretune/claim"  # the claim at its root, no subPath
 AGENT_MOUNT = "/pretune/agent"
 TACTICS_MOUNT = "/pretune/tactics"
+SOURCE_MOUNT = "/pretune/import"  # import: the claim that holds what vLLM wrote elsewhere, at its root, read-only
 AGENT_FILE = "agent.pyz"  # the ConfigMap's key
 
 TOO_SLOW = 75  # seed's exit code where it may still be stuck in a read of the claim: its script clears the folder once more, and ends well
@@ -149,6 +150,10 @@ class Task:
     headers: Mapping[str, str] = field(default_factory=dict)  # of that probe
     ids: List[str] = field(default_factory=list)  # inspect: the wanted ones; prune: the ones to remove
     proven: bool = False  # seed: give only a bundle whose proof is on the claim
+    onClaim: bool = (
+        False  # prove: the engine reads the bundle on the claim itself, read-only; there is no copy to compare
+    )
+    source: str = ""  # import: the folder in the source claim, which is mounted at SOURCE_MOUNT; "" is its root
 
     def dump(self) -> str:
         # What asdict says, without the copies that it makes: the webhook says it for each pod.

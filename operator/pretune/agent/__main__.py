@@ -1,4 +1,4 @@
-"""`python3 -I -S agent.pyz check|seal|seed|inspect|prune`: one task in, one report out (wire.py)."""
+"""`python3 -I -S agent.pyz check|seal|seed|prove|import|inspect|prune`: one task in, one report out (wire.py)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,31 @@ from pretune.agent.context import Context
 from pretune.agent.disk import Problem
 from pretune.wire import TERMINATION_LOG, TOO_SLOW, Report
 
-VERBS = ("check", "seal", "seed", "inspect", "prune")  # each in its module, which alone is loaded: seed is in every pod
+VERBS = ("check", "seal", "seed", "prove", "import", "inspect", "prune")
+MODULES = {"import": "imported"}  # each verb in its module, which alone is loaded: seed is in every pod
 SUCCESS = {
     "check": ("Checked",),  # a bundle that is there already ends the attempt too: the engine must not start
     "seal": ("Sealed", "NothingToTune"),
+    "prove": ("Proven",),
+    "import": ("Sealed",),
     "inspect": ("Inspected",),
     "prune": ("Pruned",),
 }
-UNEXPECTED = {"check": "SealFailed", "seal": "SealFailed", "seed": "SeedFailed", "prune": "PruneFailed"}
+UNEXPECTED = {
+    "check": "SealFailed",
+    "seal": "SealFailed",
+    "seed": "SeedFailed",
+    "prove": "ProofFailed",
+    "import": "ImportRefused",
+    "prune": "PruneFailed",
+}
 
 
 def run(verb: str, context: Context) -> Report:
     """The verb's report, whatever happens: a Problem and any other error become one."""
     try:
-        report: Report = getattr(importlib.import_module("pretune.agent.%s" % verb), verb)(context)
+        name = MODULES.get(verb, verb)
+        report: Report = getattr(importlib.import_module("pretune.agent.%s" % name), name)(context)
         return report
     except Problem as problem:
         return Report(verb, problem.reason, problem.message)

@@ -7,6 +7,7 @@ from typing import Optional, Tuple
 
 from pretune.agent.context import Context
 from pretune.agent.disk import Folder, Problem
+from pretune.agent.proofs import proven, sweep_proofs
 from pretune.agent.store import Bundle, Store, Torn, find, harden, make_store, mark_start, on_claim, sweep
 from pretune.agent.versions import image_versions
 from pretune.engines import vllm
@@ -31,10 +32,11 @@ def check(context: Context) -> Report:
             _try_to_write(store.staging, context)
             say("claim: %s is writable as uid %d, gid %d" % (task.cache, os.geteuid(), os.getegid()))
             found, torn = _there(store, context)
+            sweep_proofs(store, context.disk)
             if found is not None:
                 say("bundle: %s is on the claim, whole: %s" % (found.manifest.id, found.manifest.message))
                 sweep(store, context.pod, found.manifest.id, context.disk)
-                return found.report("check")
+                return found.report("check", proven(store, found))
             mark_start(store, context.pod, context.inputs.bundle_id(), context.now(), context.disk)
             sweep(store, context.pod, context.inputs.bundle_id(), context.disk)
     notes = [note for note in (message, torn) if note]

@@ -7,6 +7,7 @@ from typing import List, Tuple
 
 from pretune.agent.context import Context
 from pretune.agent.disk import Problem
+from pretune.agent.proofs import proven
 from pretune.agent.store import Bundle, Store, Torn, find, is_id, open_store
 from pretune.wire import ANSWER_BYTES, ANSWERS, Report
 
@@ -19,20 +20,22 @@ def inspect(context: Context) -> Report:
         return Report("inspect", "Inspected", "the claim has no folder of %s" % context.task.cache)
     with store:
         found, broken = _bundles(store, context)
-    found.sort(key=lambda one: one.manifest.sealedAt, reverse=True)
-    found.sort(key=lambda one: one.manifest.id not in context.task.ids)
+    found.sort(key=lambda one: one[0].manifest.sealedAt, reverse=True)
+    found.sort(key=lambda one: one[0].manifest.id not in context.task.ids)
     message = "%d whole" % len(found) + (", %d broken: %s" % (len(broken), "; ".join(broken)) if broken else "")
-    return fitting([_answer(one) for one in found], message)
+    return fitting([_answer(one, is_proven) for one, is_proven in found], message)
 
 
-def _bundles(store: Store, context: Context) -> Tuple[List[Bundle], List[str]]:
-    found: List[Bundle] = []
+def _bundles(store: Store, context: Context) -> Tuple[List[Tuple[Bundle, bool]], List[str]]:
+    """Each whole bundle, and whether it is proven; then words on the others."""
+    found: List[Tuple[Bundle, bool]] = []
     broken: List[str] = []
     for name in store.bundles.names():
         if not is_id(name):
             continue
         try:
             bundle = find(store.bundles, name)
+            is_proven = bundle is not None and proven(store, bundle)
         except (Torn, Problem) as problem:
             broken.append("%s: %s" % (name, problem))
             context.say("broken: %s" % broken[-1])
@@ -43,13 +46,13 @@ def _bundles(store: Store, context: Context) -> Tuple[List[Bundle], List[str]]:
             broken.append("%s: %s" % (name, error.strerror))
             continue
         if bundle is not None:
-            found.append(bundle)
-            context.say("whole: %s, %s" % (name, bundle.manifest.message))
+            found.append((bundle, is_proven))
+            context.say("whole: %s, %s%s" % (name, bundle.manifest.message, ", proven" if is_proven else ""))
     return found, broken
 
 
-def _answer(bundle: Bundle) -> Report:
-    return replace(bundle.report("inspect"), fingerprint=bundle.manifest.inputs.fingerprint)
+def _answer(bundle: Bundle, is_proven: bool) -> Report:
+    return replace(bundle.report("inspect", is_proven), fingerprint=bundle.manifest.inputs.fingerprint)
 
 
 def fitting(answers: List[Report], message: str) -> Report:

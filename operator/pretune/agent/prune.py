@@ -1,9 +1,10 @@
-"""Remove bundles that nobody needs any more. Runs as the uid, gid and groups that wrote them."""
+"""Remove bundles that nobody needs any more, and their proofs. Runs as the uid, gid and groups that wrote them."""
 
 from __future__ import annotations
 
 from pretune.agent.context import Context
 from pretune.agent.disk import Problem
+from pretune.agent.proofs import sweep_proofs
 from pretune.agent.store import discard, is_id, make_store, on_claim, open_store, sweep
 from pretune.wire import Report
 
@@ -27,5 +28,6 @@ def prune(context: Context) -> Report:
             discard(store, store.bundles, name, context.disk)
             context.say("removed: %s" % name)
         context.disk.fsync(store.bundles.fd)
+        sweep_proofs(store, context.disk)  # after their bundles: what is proven is there
         sweep(store, context.pod, "", context.disk)
     return Report("prune", "Pruned", "%d removed" % len(gone))

@@ -85,6 +85,11 @@ def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
             ) from None
         if found is None:
             raise Problem("NoBundle", "the claim has no bundle %s" % name)
+        if task.proven:
+            from pretune.agent.proofs import proven  # only where it is asked for: this runs in every pod
+
+            if not proven(store, found):
+                raise Problem("NotProven", "bundle %s was not proven yet, and spec.verify asks for it" % name)
         _same_versions(found, context)
         part = found.manifest.parts[0]
         with store.bundles.folder(name) as bundle, bundle.folder(part.name) as source:

@@ -1,6 +1,7 @@
 """The bundles of one cache on its claim: found, proven, published, removed (design, section 7).
 
     <subPath>/<namespace>.<cache>/bundles/<id>/{manifest.json,tactics/…}
+    <subPath>/<namespace>.<cache>/proofs/<id>.json                          the engine started warm from it once (agent/proofs.py)
     <subPath>/<namespace>.<cache>/.staging/<pod uid>/{started,bundle/…}     an attempt that lives
     <subPath>/<namespace>.<cache>/.staging/.gone-…                          being removed; nobody reads it
 
@@ -59,8 +60,8 @@ class Bundle:
     manifest: Manifest
     digest: str
 
-    def report(self, by: str) -> Report:
-        """What a container says of a bundle that is on the claim."""
+    def report(self, by: str, proven: bool = False) -> Report:
+        """What a container says of a bundle that is on the claim; `proven`: its proof is there too (agent/proofs.py)."""
         part = self.manifest.parts[0]
         return Report(
             by=by,
@@ -74,6 +75,7 @@ class Bundle:
             writer=self.manifest.writer,
             seconds=self.manifest.tunedSeconds,
             at=self.manifest.sealedAt,
+            proven=proven,
         )
 
 
@@ -143,9 +145,9 @@ def make_store(root: str, sub_path: str, cache: str, disk: Disk) -> Store:
         folder = Folder(os.dup(claim.fd), "")
     for name in _names(sub_path, cache):
         with folder:
-            folder = _made(folder, name, disk, ours=name == cache)
+            folder = make_folder(folder, name, disk, ours=name == cache)
     try:
-        return Store(folder, _made(folder, "bundles", disk), _made(folder, ".staging", disk))
+        return Store(folder, make_folder(folder, "bundles", disk), make_folder(folder, ".staging", disk))
     except BaseException:
         os.close(folder.fd)
         raise
@@ -159,7 +161,7 @@ def _names(sub_path: str, cache: str) -> List[str]:
     return [*names, cache]
 
 
-def _made(parent: Folder, name: str, disk: Disk, ours: bool = True) -> Folder:
+def make_folder(parent: Folder, name: str, disk: Disk, ours: bool = True) -> Folder:
     """The folder below; made 1777 when it is missing, and given that mode where it is `ours` and was left half made."""
     made = False
     try:

@@ -208,6 +208,48 @@ def known(path: str) -> bool:
     return any(one.match(path) for one in (_MANAGED_MANIFEST, _MANAGED_ENTRY, _RANK_FILE, _SHARED_FILE))
 
 
+_OPERATION = re.compile(r"\(\s*'([^']{1,120})'")
+
+
+def place_of(path: str) -> str:
+    """The folder within which an entry's key is unique: vLLM's key folder, or an environment's folder of a managed store."""
+    parts = path.split("/")
+    return "/".join(parts[:2]) if _MANAGED_ENTRY.match(path) or _MANAGED_MANIFEST.match(path) else parts[0]
+
+
+def tuned(path: str, raw: bytes) -> Dict[str, str]:
+    """The tactics of one known file, by key: (namespace and key for `_records`), in a canonical form. A managed store's manifest
+    has none. Raises Unsound."""
+    if _MANAGED_MANIFEST.match(path):
+        _document(path, raw)
+        return {}
+    if _MANAGED_ENTRY.match(path):
+        _managed_entry(path, raw)
+        data = _document(path, raw)
+        return {str(data.pop("key")): _canonical(data)}
+    _configs(path, raw)
+    data = _document(path, raw)
+    records = data.get("_records") or {}
+    found = {key: _canonical(value) for key, value in data.items() if not key.startswith("_")}
+    found.update(
+        ("%s: %s" % (namespace, key), _canonical(value))
+        for namespace, inside in records.items()
+        if isinstance(inside, dict)
+        for key, value in inside.items()
+    )
+    return found
+
+
+def operation(key: str) -> str:
+    """The operation that an entry is of: FlashInfer's keys are the text of a tuple that begins with it; of a record, its namespace."""
+    found = _OPERATION.match(key)
+    return found.group(1) if found else key.split(": ", 1)[0][:120]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 @dataclass(frozen=True)
 class Tactics:
     """What lies under the override folder. `files` is what belongs into a bundle: temporary and foreign files do not."""

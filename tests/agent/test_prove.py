@@ -1,0 +1,528 @@
+"""A bundle is proven when the engine that started from it left it as it was; the proof lies on the claim, beside the sealed folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pretune.agent.disk import Disk, Folder
+from pretune.agent.tactics import look
+from pretune.engines import vllm
+from pretune.reasons import REASONS
+from pretune.wire import Inputs, Report
+
+from tests.agent.conftest import needs_root
+from tests.agent.pod import CACHE, INPUTS, KEY, METADATA, STORE, Pod, content, engine, managed, rank_file, ranks
+from tests.agent.test_killed import each_death
+
+ID = INPUTS.bundle_id()
+SAMPLES = Path(__file__).with_name("samples")  # written by FlashInfer 0.7.2.post1 itself
+OTHER = Inputs("0f" * 32, "", "b200", {})
+SHARED = {f"{KEY}/autotune_configs.json": rank_file(5)}
+LAYOUTS: list[tuple[dict[str, bytes], int]] = [(managed(4), 1), (ranks(4, 5), 4), (ranks(1, 5), 1), (SHARED, 1)]
+
+
+def proof(pod: Pod, inputs: Inputs = INPUTS) -> Path:
+    return pod.folder / "proofs" / f"{inputs.bundle_id()}.json"
+
+
+def started_from(pod: Pod, files: dict[str, bytes], gpus: int = 1) -> Pod:
+    """Sealed, and copied into another pod's folder as its seed does."""
+    pod.sealed(files, gpus=gpus)
+    pod.wrote({})
+    assert pod.run("seed", gpus=gpus).reason == "Seeded"
+    return pod
+
+
+def tuned_by(op: str, entries: int) -> dict[str, Any]:
+    return {f"('{op}', 'Runner', (({n}, 8),), (torch.bfloat16,))": ["Runner", n] for n in range(entries)}
+
+
+@pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
+def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
+    pod: Pod, files: dict[str, bytes], gpus: int
+) -> None:
+    started_from(pod, files, gpus)
+    before = content(pod.bundles)
+    report = pod.run("prove", "pod-2", gpus=gpus)
+    assert (report.reason, report.id, report.newEntries, report.proven) == ("Proven", ID, 0, True), report
+    assert report.digest == pod.found().digest and "none new" in report.message
+    said = json.loads(proof(pod).read_text())
+    assert said.pop("at") and said == {"schema": "pretune.dev/proof/v1", "id": ID, "digest": report.digest}
+    assert content(pod.bundles) == before and pod.staging() == []
+
+
+def test_a_proof_is_readable_by_all_and_its_folder_open_to_the_next_uid(pod: Pod) -> None:
+    started_from(pod, ranks(1)).run("prove")
+    assert stat.S_IMODE(proof(pod).stat().st_mode) == 0o444
+    assert stat.S_IMODE(proof(pod).parent.stat().st_mode) == 0o1777
+
+
+def test_a_file_written_anew_with_the_same_bytes_is_not_changed(pod: Pod) -> None:
+    started_from(pod, SHARED)
+    path = pod.tactics / KEY / "autotune_configs.json"
+    again = path.with_name("new")
+    again.write_bytes(path.read_bytes())
+    again.rename(path)
+    assert pod.run("prove").reason == "Proven"
+
+
+def test_what_the_engine_leaves_beside_its_tactics_counts_for_nothing(pod: Pod) -> None:
+    """A log, or the temporary file of a writer that died: seal leaves them out too."""
+    started_from(pod, ranks(1))
+    (pod.tactics / "logs").mkdir()
+    (pod.tactics / "logs" / "engine.log").write_bytes(b"ready")
+    (pod.tactics / KEY / ".autotuner_x.tmp").write_bytes(b"{")
+    assert pod.run("prove").reason == "Proven"
+
+
+# --- not reproducible
+
+
+def _one_more_in_each_rank(pod: Pod) -> None:
+    for path in sorted((pod.tactics / KEY).iterdir()):
+        data = json.loads(path.read_bytes())
+        path.write_text(json.dumps({**data, **tuned_by("fused_moe", 1)}))
+
+
+def _another_tactic(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    data = json.loads(path.read_bytes())
+    key = next(name for name in data if name.startswith("("))
+    path.write_text(json.dumps({**data, key: ["Other", 7]}))
+
+
+def _another_key(pod: Pod) -> None:
+    (pod.tactics / ("cd" * 32)).mkdir()
+    path = pod.tactics / ("cd" * 32) / "autotune_configs_dp0_rank0.json"
+    path.write_text(json.dumps({"_metadata": METADATA, **tuned_by("a", 1), **tuned_by("b", 3), **tuned_by("c", 2)}))
+
+
+def _many_operations(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    data = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**data, **{key: one for op in "abcde" for key, one in tuned_by(op, 1).items()}}))
+
+
+def _a_record(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    data = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**data, "_records": {"replay": {"one": 1, "two": 2}}}))
+
+
+def _reordered(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_bytes()).items()))))
+
+
+def _no_json(pod: Pod) -> None:
+    (pod.tactics / KEY / "autotune_configs_dp0_rank1.json").write_bytes(b"{")
+
+
+def _missing(pod: Pod) -> None:
+    (pod.tactics / KEY / "autotune_configs_dp0_rank1.json").unlink()
+
+
+def _empty_key(pod: Pod) -> None:
+    (pod.tactics / ("cd" * 32)).mkdir()
+
+
+def _link(pod: Pod) -> None:
+    (pod.tactics / KEY / "link").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("does", "entries", "words"),
+    [
+        (_one_more_in_each_rank, 1, ["1 new entry (fused_moe 1)", "2 files changed", "rank0.json"]),
+        (_another_tactic, 1, ["1 new entry (op 1)", "1 file changed"]),
+        (_another_key, 6, ["6 new entries (b 3, c 2, a 1)", "1 file made: cdcdcdcdcdcd…/", "1 folder made"]),
+        (_many_operations, 5, ["5 new entries (a 1, b 1, c 1, 2 other operations)"]),
+        (_a_record, 2, ["2 new entries (replay 2)"]),
+        (_reordered, 0, ["no new entries", "1 file changed"]),
+        (_no_json, 0, ["1 file changed: abababababab…/autotune_configs_dp0_rank1.json"]),
+        (_missing, 0, ["1 file missing: abababababab…/autotune_configs_dp0_rank1.json"]),
+        (_empty_key, 0, ["1 folder made: cdcdcdcdcdcd…"]),
+        (_link, 0, ["is a link"]),
+    ],
+)
+def test_what_the_engine_tuned_again_is_counted_and_named_and_no_proof_is_left(
+    pod: Pod, does: Callable[[Pod], None], entries: int, words: list[str]
+) -> None:
+    started_from(pod, ranks(2), 2)
+    does(pod)
+    report = pod.run("prove", "pod-2", gpus=2)
+    assert (report.reason, report.newEntries, report.proven) == ("NotReproducible", entries, False), report
+    for word in words:
+        assert word in report.message, report.message
+    assert len(report.dump().encode()) <= 700
+    assert not proof(pod).exists() and pod.found() is not None
+
+
+def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: Pod) -> None:
+    started_from(pod, managed(3))
+    for name, op in (("1" * 24, "mm_fp4"), ("2" * 24, "mm_fp4"), ("3" * 24, "fused_moe")):
+        made = {"key": f"('{op}', 'Runner', (({name[0]}, 8),))", "runner": "Runner", "tactic": 1}
+        (pod.tactics / STORE / "entries" / f"{name}.json").write_text(json.dumps(made))
+    report = pod.run("prove")
+    assert (report.reason, report.newEntries) == ("NotReproducible", 3)
+    assert "3 new entries (mm_fp4 2, fused_moe 1); 3 files made: v2/89172486d811d057/entries/1" in report.message
+
+
+def test_a_read_only_engine_has_no_copy_so_the_bundle_on_the_claim_is_what_counts(pod: Pod) -> None:
+    pod.sealed(ranks(1))
+    pod.wrote({})
+    assert pod.run("prove", onClaim=True).reason == "Proven"
+    assert pod.run("prove", inputs=OTHER, onClaim=True).reason == "ProofFailed"
+
+
+# --- no proof, and not the bundle's fault
+
+
+def test_no_bundle_and_a_torn_one_cannot_be_proven(pod: Pod) -> None:
+    assert pod.run("prove").reason == "ProofFailed"
+    started_from(pod, ranks(1))
+    file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
+    file.chmod(0o644)
+    file.write_bytes(rank_file(9))
+    report = pod.run("prove")
+    assert report.reason == "ProofFailed" and "torn" in report.message and not proof(pod).exists()
+
+
+@pytest.mark.parametrize("answers", [(500,), (200, 500)])
+def test_an_engine_that_does_not_answer_before_or_after_is_not_warm_and_not_judged(
+    pod: Pod, answers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretune.agent.probe.time.sleep", lambda _: None)
+    started_from(pod, ranks(1))
+    with engine(*answers) as (url, _):
+        report = pod.run("prove", ready=url)
+    assert report.reason == "ProofFailed" and "answered 500" in report.message and not proof(pod).exists()
+    with engine(200) as (url, asked):
+        assert pod.run("prove", ready=url).reason == "Proven"
+    assert len(asked) == 2
+
+
+def test_an_engine_that_is_ready_and_tunes_on_is_found_at_the_second_look(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_from(pod, ranks(1))
+
+    def later(folder: Folder) -> Any:
+        _another_tactic(pod)
+        return look(folder)
+
+    monkeypatch.setattr("pretune.agent.prove.look", later)
+    with engine(200) as (url, _):
+        report = pod.run("prove", ready=url)
+    assert (report.reason, report.newEntries) == ("NotReproducible", 1)
+
+
+@needs_root
+def test_a_full_claim_and_a_read_only_one_are_said_as_seal_says_them(pod: Pod, mount: Any) -> None:
+    mount("-t", "tmpfs", "-o", "size=1m,mode=0777", "none", str(pod.claim))
+    started_from(pod, ranks(1))
+    with pytest.raises(OSError), open(pod.claim / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+    assert pod.run("prove").reason == "NoSpace"
+    assert not proof(pod).exists()
+    (pod.claim / "filler").unlink()
+    mount("-o", "remount,ro", str(pod.claim))
+    assert pod.run("prove").reason == "ReadOnlyClaim"
+    mount("-o", "remount,rw", str(pod.claim))
+    assert pod.run("prove").reason == "Proven"
+
+
+# --- what a proof is good for
+
+
+def test_seed_gives_an_unproven_bundle_to_nobody_who_asks_for_a_proof(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    unproven = pod.run("seed", "pod-3", proven=True)
+    assert unproven.reason == "NotProven" and ID in unproven.message and content(pod.tactics) == {}
+    assert pod.run("seed", "pod-3").reason == "Seeded"
+    assert pod.run("prove").reason == "Proven"
+    assert pod.run("seed", "pod-3", proven=True).reason == "Seeded"
+    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+
+
+def test_check_seal_and_inspect_say_whether_the_bundle_is_proven(pod: Pod) -> None:
+    def say() -> list[bool]:
+        reports = [pod.run("check"), pod.run("seal"), *pod.run("inspect", ids=[ID]).bundles]
+        assert [one.id for one in reports] == [ID] * 3
+        return [one.proven for one in reports]
+
+    started_from(pod, ranks(1))
+    assert say() == [False] * 3
+    assert pod.run("prove").reason == "Proven"
+    assert say() == [True] * 3
+    assert Report.load(pod.run("check").dump()).proven  # type: ignore[union-attr]
+
+
+def _of_another_digest(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "digest": "sha256:" + "0" * 64}))
+
+
+def _of_another_bundle(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id": OTHER.bundle_id()}))
+
+
+def _of_another_schema(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": "pretune.dev/proof/v2"}))
+
+
+def _linked(path: Path) -> None:
+    path.rename(path.with_name("aside"))
+    path.symlink_to("aside")
+
+
+def _linked_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("aside"))
+    path.parent.symlink_to("aside")
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def _list(path: Path) -> None:
+    path.write_text("[]")
+
+
+def _deep(path: Path) -> None:
+    path.write_text("[" * 4000)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _of_another_digest,
+        _of_another_bundle,
+        _of_another_schema,
+        _linked,
+        _linked_folder,
+        _folder,
+        _cut,
+        _list,
+        _deep,
+        Path.unlink,
+    ],
+)
+def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(pod: Pod, spoil: Callable[[Path], None]) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    proof(pod).chmod(0o644)
+    spoil(proof(pod))
+    assert pod.run("seed", proven=True).reason == "NotProven"
+    assert not pod.run("check").proven and not pod.run("inspect", ids=[ID]).bundles[0].proven
+    assert pod.run("seed").reason == "Seeded"
+    again = pod.run("prove", "pod-4")
+    if spoil in (_linked_folder, _folder):
+        assert again.reason == "UnsafePath" and "proofs" in again.message
+    else:
+        assert again.reason == "Proven" and not proof(pod).is_symlink()
+        assert pod.run("seed", proven=True).reason == "Seeded"
+
+
+def test_a_bundle_that_was_made_anew_is_not_proven_by_its_predecessors_proof(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
+    file.chmod(0o644)
+    file.write_bytes(b"torn")
+    assert pod.wrote(ranks(1, 4)).run("seal", "pod-9").reason == "Sealed"
+    assert pod.run("seed", proven=True).reason == "NotProven"
+    assert pod.run("seed").reason == "Seeded"
+    assert pod.run("prove", "pod-10").reason == "Proven"
+    assert pod.run("seed", proven=True).reason == "Seeded"
+
+
+def test_a_proof_that_is_there_stays_as_it_is(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    before = proof(pod).stat()
+    assert pod.run("prove", "pod-5").reason == "Proven"
+    assert proof(pod).stat() == before or proof(pod).stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_prune_takes_the_proof_with_its_bundle_and_leaves_the_others(pod: Pod) -> None:
+    pod.sealed(ranks(1, 4), inputs=OTHER)
+    assert pod.run("seed", inputs=OTHER).reason == "Seeded"
+    assert pod.run("prove", inputs=OTHER).reason == "Proven"
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    assert pod.run("prune", ids=[ID]).reason == "Pruned"
+    assert not proof(pod).exists() and proof(pod, OTHER).exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "prune"])
+def test_a_proof_without_its_bundle_is_swept(pod: Pod, verb: str) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    subprocess.run(["rm", "-rf", str(pod.bundle())], check=True)
+    (proof(pod).parent / "notes.txt").write_text("a person's")
+    pod.run(verb, "pod-7")
+    assert os.listdir(proof(pod).parent) == ["notes.txt"]
+
+
+@needs_root
+def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: Pod) -> None:
+    pod = open_pod
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+
+    def as_another(verb: str, **task: Any) -> Report:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(4711)
+                os.setuid(4711)
+                os.write(write, pod.run(verb, "pod-other", **task).dump().encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        os.waitpid(child, 0)
+        with os.fdopen(read) as said:
+            report = Report.load(said.read())
+        assert report is not None
+        return report
+
+    shutil.rmtree(pod.tactics / KEY)  # what root copied is root's to clear
+    assert as_another("seed", proven=True).reason == "Seeded"
+    proof(pod).chmod(0o644)
+    _of_another_digest(proof(pod))
+    report = as_another("prove")
+    assert report.reason == "ReadOnlyClaim" and "belongs to uid 0, so uid 4711 may not replace it" in report.message
+
+
+# --- killed
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_prove_killed_after_any_operation_leaves_the_bundle_proven_or_not_and_the_next_one_proves_it(
+    tmp_path: Path, earlier: bool
+) -> None:
+    proven = not_proven = 0
+
+    def prepare(pod: Pod) -> None:
+        started_from(pod, ranks(2), 2)
+        if earlier:  # of a bundle that was here before
+            pod.run("prove", gpus=2)
+            proof(pod).chmod(0o644)
+            _of_another_digest(proof(pod))
+
+    def check(pod: Pod) -> None:
+        nonlocal proven, not_proven
+        said = pod.run("seed", "pod-8", proven=True).reason
+        proven, not_proven = proven + (said == "Seeded"), not_proven + (said == "NotProven")
+        assert said in ("Seeded", "NotProven")
+        assert pod.found() is not None
+        assert pod.run("seed", "pod-8").reason == "Seeded"
+        assert pod.run("prove", "pod-9", gpus=2).reason == "Proven"
+        assert pod.run("seed", "pod-8", proven=True).reason == "Seeded"
+
+    operations = each_death(tmp_path, lambda pod, disk: pod.run("prove", "pod-1", disk, gpus=2), prepare, check)
+    assert operations > 8 and proven > 2 and not_proven > 4
+
+
+def test_a_prune_killed_anywhere_leaves_no_bundle_proven_that_was_not(tmp_path: Path) -> None:
+    def prepare(pod: Pod) -> None:
+        started_from(pod, ranks(1))
+        pod.run("prove")
+
+    def check(pod: Pod) -> None:
+        assert pod.run("seed", proven=True).reason in ("Seeded", "NoBundle")
+        assert pod.run("prune", "pod-2", ids=[ID]).reason == "Pruned"
+        assert list(pod.bundles.iterdir()) == [] and list((pod.folder / "proofs").iterdir()) == []
+
+    each_death(tmp_path, lambda pod, disk: pod.run("prune", "pod-1", disk, ids=[ID]), prepare, check)
+
+
+def test_the_proof_is_synced_before_its_rename_and_its_folder_after(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    log: list[str] = []
+
+    class Log(Disk):
+        def write(self, fd: int, data: Any) -> None:
+            log.append("write")
+            super().write(fd, data)
+
+        def fsync(self, fd: int) -> None:
+            log.append("fsync " + os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+            super().fsync(fd)
+
+        def rename(self, source: Folder, name: str, to: Folder, new: str) -> None:
+            log.append("rename " + new)
+            super().rename(source, name, to, new)
+
+    assert pod.run("prove", disk=Log()).reason == "Proven"
+    assert log[: log.index("fsync " + CACHE) + 1] == [
+        "write",
+        "fsync proof",
+        f"rename {ID}.json",
+        "fsync proofs",
+        "fsync " + CACHE,
+    ]
+
+
+# --- laws
+
+
+KEYS = st.text(alphabet="abc", min_size=1, max_size=3).map(lambda name: f"('{name}', 'Runner', ((1, 8),))")
+CONFIGS = st.dictionaries(KEYS, st.tuples(st.just("Runner"), st.integers(0, 3)).map(list), max_size=6)
+
+
+@given(before=CONFIGS, after=CONFIGS)
+def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    had, has = (
+        vllm.tuned(f"{KEY}/autotune_configs_dp0_rank0.json", json.dumps({"_metadata": METADATA, **one}).encode())
+        for one in (before, after)
+    )
+    assert {key for key, tactic in has.items() if had.get(key) != tactic} == {
+        key for key in after if before.get(key) != after[key]
+    }
+
+
+@given(CONFIGS)
+def test_each_entry_has_an_operation_and_neither_order_nor_metadata_is_one(configs: dict[str, Any]) -> None:
+    path = f"{KEY}/autotune_configs.json"
+    tuned = vllm.tuned(path, json.dumps({"_metadata": METADATA, "_generation": "x", **configs}).encode())
+    assert tuned == vllm.tuned(path, json.dumps(dict(reversed(configs.items()))).encode())
+    assert {vllm.operation(key) for key in tuned} == {key.split("'")[1] for key in configs}
+
+
+def test_the_samples_that_flashinfer_wrote_have_as_many_entries_as_are_counted() -> None:
+    v1 = SAMPLES / "v1" / "autotune_configs_dp0_rank0.json"
+    path = f"{KEY}/{v1.name}"
+    assert len(vllm.tuned(path, v1.read_bytes())) == vllm.read_tactics([path], lambda _: v1.read_bytes()).entries
+    store = SAMPLES / "v2root"
+    paths = [str(one.relative_to(store)) for one in store.rglob("*.json")]
+    entries = {key for one in paths for key in vllm.tuned(one, (store / one).read_bytes())}
+    assert len(entries) == vllm.read_tactics(paths, lambda one: (store / one).read_bytes()).entries == 10
+    assert {vllm.operation(key) for key in entries} <= {"toy_gemm", "toy_moe"}
+
+
+def test_the_reasons_of_a_proof_are_in_the_closed_list() -> None:
+    assert {"NotReproducible", "ProofFailed", "NoSpace", "ReadOnlyClaim", "UnsafePath"} <= set(REASONS)
+    assert REASONS["ProofFailed"].retried and not REASONS["NotReproducible"].retried
+    assert replace(Report("prove", "NotReproducible"), newEntries=3).dump().endswith('"newEntries":3}')
