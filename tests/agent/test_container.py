@@ -93,6 +93,7 @@ def test_the_zipapp_does_every_verb_in_any_python(pod: Pod, python: str) -> None
         ("check", 1, "Sealed"),
         ("inspect", 0, "Inspected"),
         ("seed", 0, "Seeded"),
+        ("prove", 0, "Proven"),
         ("prune", 0, "Pruned"),
         ("seed", 0, "NoBundle"),
     ):
@@ -105,7 +106,7 @@ def test_the_zipapp_does_every_verb_in_any_python(pod: Pod, python: str) -> None
 def test_an_unknown_verb_says_the_known_ones(pod: Pod) -> None:
     process = start(pod, "unseal")
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "check|seal|seed|inspect|prune" in said
+    assert process.returncode == 2 and "check|seal|seed|prove|import|inspect|prune" in said
 
 
 def test_two_seals_at_once_give_one_bundle_that_both_report(pod: Pod) -> None:

@@ -85,11 +85,7 @@ class _Differs(Exception):
 def _compared(store: Store, bundle: Bundle, context: Context) -> None:
     """Raises _Differs, Problem. Twice, since an engine that says it is ready may tune on."""
     part = bundle.manifest.parts[0]
-    with (
-        open_root(context.tactics) as folder,
-        store.bundles.folder(bundle.manifest.id) as top,
-        top.folder(part.name) as sealed,
-    ):
+    with open_root(context.tactics) as folder, store.bundles.walk([bundle.manifest.id, part.name]) as sealed:
         try:
             _compare(part, sealed, folder, quiet(folder, context))
             again = look(folder)
