@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from .releases import argument_parser, register_ir_kernels
+
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """vLLM's own parser; exits with 2 for a wrong argument."""
-    from vllm.entrypoints.common.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    asked: argparse.Namespace = make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args(list(words))
+    asked: argparse.Namespace = argument_parser().parse_args(list(words))
     if getattr(asked, "model_tag", None):
         asked.model = asked.model_tag
     return asked
@@ -26,5 +25,5 @@ def engine_config(asked: argparse.Namespace) -> Any:
     from vllm.usage.usage_lib import UsageContext
 
     registry._run_in_subprocess = lambda look: look()  # a child process would not see the pretended device
-    current_platform.import_ir_kernels()  # as a worker does
+    register_ir_kernels(current_platform)
     return AsyncEngineArgs.from_cli_args(asked).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)

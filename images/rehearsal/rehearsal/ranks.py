@@ -15,6 +15,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from .releases import name_process
+
 _PR_SET_PDEATHSIG = 1
 _PATIENCE = timedelta(minutes=30)  # gloo's own
 
@@ -92,7 +94,6 @@ def _rank(rank: int, tensor: int, pipeline: int, meeting: Path, work: Callable[[
 def _groups(rank: int, tensor: int, pipeline: int) -> None:
     """Puts them where vLLM looks for them. A rank is stage × tensor size + place, as in vLLM."""
     import vllm.distributed.parallel_state as state
-    from vllm.logger import set_vllm_process_name
 
     def own(members: list[list[int]]) -> Group:
         groups = [(ranks, dist.new_group(ranks, backend="gloo") if len(ranks) > 1 else None) for ranks in members]
@@ -108,4 +109,4 @@ def _groups(rank: int, tensor: int, pipeline: int) -> None:
     parallel.get_node_count = lambda: 1
     stage, place = divmod(rank, tensor)
     parts = ["Worker"] + [f"PP{stage}"] * (pipeline > 1) + [f"TP{place}"] * (tensor > 1)
-    set_vllm_process_name("_".join(parts) if tensor * pipeline > 1 else "EngineCore")
+    name_process("_".join(parts) if tensor * pipeline > 1 else "EngineCore")

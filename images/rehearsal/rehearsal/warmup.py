@@ -15,6 +15,7 @@ from . import kernels
 from .device import Hollow
 from .log import say
 from .ranks import on_all_ranks
+from .releases import replace, switch_off
 from .settings import Settings
 
 _REAL = ("kernel_warmup", "flashinfer_autotune_cache")
@@ -49,15 +50,17 @@ def kernel_warmup_module() -> Any:
             name = f"{package.__name__}.{found.name}"
             sys.modules.setdefault(name, Hollow(name))
     module: Any = importlib.import_module("vllm.model_executor.warmup.kernel_warmup")
-    module._warmup_ll_bf16_router_gemm = lambda model: None
-    module._warmup_bf16x3_router_gemm = lambda model, tokens: None
-    module.is_deep_gemm_supported = lambda: False
+    replace(
+        module,
+        _warmup_ll_bf16_router_gemm=lambda model: None,
+        _warmup_bf16x3_router_gemm=lambda model, tokens: None,
+        is_deep_gemm_supported=lambda: False,
+    )
     return module
 
 
 def _worker(config: Any, operations: Sequence[str]) -> Any:
-    config.kernel_config.enable_jit_warmup = False
-    config.kernel_config.enable_cutedsl_warmup = False
+    switch_off(config.kernel_config, "enable_jit_warmup", "enable_cutedsl_warmup")
     model = torch.nn.Linear(1, 1)
 
     def dummy_run(num_tokens: int, **_: Any) -> None:
