@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretune.decide import adoption, afterlife, agents, holding, rescue, retention, storage, tuning
+from pretune.decide import adoption, afterlife, agents, holding, proving, rescue, retention, storage, tuning
 from pretune.decide.advice import advice
 from pretune.decide.consumers import consumers, count, note, stale
 from pretune.decide.draft import Draft
@@ -35,14 +35,17 @@ def decide(seen: Observed, now: float) -> Plan:
     bundles = wanted.bundles
 
     tuning.settle(draft, bundles)  # what became of the attempts
+    proving.settle(draft)  # and of the proofs
     tuning.refuse(draft, bundles)  # what cannot be tuned as a copy
     retention.pruned(draft, bundles)  # what became of folders that were deleted
     adoption.ask(draft, bundles, claim)  # what only the claim can say
+    proving.withhold(draft, bundles)  # what was not proven yet
     agents.provide(draft)  # before whoever names it
     if wanted.refused is None:
         tuning.supersede(draft, bundles)  # attempts that nothing wants
-        tuning.start(draft, bundles, claim, pods)  # the next attempt
+        tuning.start(draft, bundles, claim, pods)  # the next attempt, or proof
         retention.retire(draft, bundles)
+        proving.withhold(draft, bundles)  # what is wanted again
     retention.prune(draft, claim)
     rescue.rescue(draft, pods)  # pods that only we keep from starting
     holding.hold(draft, pods, wanted, claim)  # pods that need not wait any longer

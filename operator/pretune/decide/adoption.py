@@ -9,16 +9,20 @@ from pretune.api import (
     FAILED,
     INSPECT,
     PENDING,
+    PROOF,
+    PROVING,
     QUESTION,
     REFUSED,
     RETIRED,
     ROLE,
     SEALED,
+    TUNING,
     TUNING_STATE,
     Object,
 )
+from pretune.decide import proving
 from pretune.decide.attempt import job_over, report_of, statuses
-from pretune.decide.draft import Draft, Wanted, delete, fail, failure, owner_uid, question
+from pretune.decide.draft import ON_CLAIM, Draft, Wanted, delete, fail, failure, owner_uid, question
 from pretune.decide.storage import Storage
 from pretune.manifests.job import inspect_job
 from pretune.model import Create, seconds
@@ -36,7 +40,15 @@ def adopt(draft: Draft, record: Object, report: Report, fingerprint: str) -> Non
         record["environment"] = asdict(report.versions)
     if report.writer is not None:
         record["writer"] = asdict(report.writer)
-    for forgotten in ("pod", "disruptions", "lastFailure", "retiredAt"):
+    if report.proven:
+        record["proven"] = True
+    else:
+        record.pop("proven", None)
+    if "coldSeconds" not in record:
+        proving.note_cold(record, report.seconds)
+    # What a proof that failed left behind counts as long as it is tried again.
+    kept = ("lastFailure",) if record["state"] == PROVING and not report.proven else ()
+    for forgotten in {"pod", "disruptions", "lastFailure", "retiredAt"} - set(kept):
         record.pop(forgotten, None)
     draft.say(record, SEALED, "NothingToTune" if report.layout == "Empty" else "Sealed", report.message)
 
@@ -57,8 +69,8 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
     if storage.ready and here != draft.known_place and not draft.spec.suspend:
         if draft.known_place:  # another place than the one that the records speak of
             _try_again(draft)
-            asked |= {one["id"] for one in draft.bundles.values() if one["state"] == SEALED}
-        asked |= {want.id for want in bundles if draft.bundles[want.id]["state"] == PENDING and not draft.live(want.id)}
+            asked |= {one["id"] for one in draft.bundles.values() if one["state"] in ON_CLAIM}
+        asked |= {want.id for want in bundles if _may_be_there(draft, draft.bundles[want.id])}
         asked -= pruned
     text = question([here, [[one, draft.bundles[one]["attempts"]] for one in sorted(asked)]])
     jobs = [job for job in draft.jobs if job["metadata"]["labels"].get(ROLE) == INSPECT]
@@ -70,7 +82,7 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
             draft.after.append(delete(job))
     if not storage.ready:
         for one in lost:
-            draft.say(draft.bundles[one], PENDING, "WaitingForClaim", storage.message)
+            draft.say(draft.bundles[one], _waiting(draft.bundles[one]), "WaitingForClaim", storage.message)
     if not asked or not storage.ready:
         return
     if current is None:
@@ -96,7 +108,15 @@ def _wait(draft: Draft, asked: set[str], message: str) -> None:
     draft.asking |= asked
     for one in asked:
         if draft.bundles[one]["state"] != SEALED:
-            draft.say(draft.bundles[one], PENDING, "Inspecting", message)
+            draft.say(draft.bundles[one], _waiting(draft.bundles[one]), "Inspecting", message)
+
+
+def _waiting(record: Object) -> str:
+    return PROVING if record["state"] == PROVING else PENDING
+
+
+def _may_be_there(draft: Draft, record: Object) -> bool:
+    return record["state"] == PENDING and not draft.live(record["id"], {TUNING})
 
 
 def _answer(draft: Draft, job: Object) -> tuple[Report | None, bool]:
@@ -115,8 +135,11 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
     found = {one.id: one for one in (report.bundles if report else ())}
     for bundle, answer in found.items():
         record = draft.record(bundle, answer.fingerprint)
-        if record["state"] in (PENDING, TUNING_STATE, SEALED) and record["fingerprint"] == answer.fingerprint:
+        if record["state"] in (PENDING, TUNING_STATE, *ON_CLAIM) and record["fingerprint"] == answer.fingerprint:
+            unheard = record["state"] == PROVING and _lost(draft, record)
             adopt(draft, record, answer, answer.fingerprint)
+            if unheard and not answer.proven:
+                proving.fail(draft, record, "ReportLost", f"{_GONE} no proof of this bundle")
     missing = asked - set(found)
     if missing and len(asked & set(found)) >= ANSWERS:
         draft.known_place = ""  # there may be more than one report holds: the missing ones are asked for again
@@ -125,14 +148,9 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
         return
     fresh = {one for one in asked if draft.bundles[one]["state"] == PENDING and not _lost(draft, draft.bundles[one])}
     for bundle in sorted(missing - fresh):
-        if _lost(draft, draft.bundles[bundle]):
-            fail(
-                draft,
-                draft.bundles[bundle],
-                "ReportLost",
-                "the pod was gone before its report was read, and the claim has no such bundle",
-            )
-    sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] == SEALED]
+        if draft.bundles[bundle]["state"] not in ON_CLAIM and _lost(draft, draft.bundles[bundle]):
+            fail(draft, draft.bundles[bundle], "ReportLost", f"{_GONE} no such bundle")
+    sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] in ON_CLAIM]
     _forget(draft, sealed, f"claim {draft.claim_name} does not hold it" if report else "the claim could not be read")
     draft.known_place = draft.place
     if fresh:  # tuned from the next run on, which is at once: the status remembers the place first
@@ -140,11 +158,14 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
         draft.at(draft.now)
 
 
+_GONE = "the pod was gone before its report was read, and the claim has"
+
+
 def _forget(draft: Draft, bundles: list[str], why: str) -> None:
     """Sealed bundles that are not on the claim any more are wanted anew."""
     for bundle in bundles:
         record = draft.bundles[bundle]
-        if record["state"] == SEALED:
+        if record["state"] in ON_CLAIM:
             draft.forget(record, why)
         elif record["state"] == RETIRED:
             draft.drop_jobs(bundle)
@@ -159,9 +180,11 @@ def _try_again(draft: Draft) -> None:
 
 
 def _lost(draft: Draft, record: Object) -> bool:
-    """Its newest attempt has ended, and nobody took note of a report."""
+    """Its newest attempt, or proof, has ended, and nobody took note of a report."""
+    proof = record["state"] == PROVING
+    begun = record.get("proofs", 0) if proof else record["attempts"]
     return (
-        record["state"] in (PENDING, TUNING_STATE)
-        and record["attempts"] > failure(record).get("attempt", 0)
-        and not draft.live(record["id"])
+        record["state"] in (PENDING, TUNING_STATE, PROVING)
+        and begun > failure(record).get("attempt", 0)
+        and not draft.live(record["id"], {PROOF if proof else TUNING})
     )

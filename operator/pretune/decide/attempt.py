@@ -1,14 +1,15 @@
 """How an attempt stands, read from its Job and pod: a list of small checks, asked in their order; the first that answers counts.
 
-A check gets one Attempt and says Standing or None. Adding a rule is adding a line to CHECKS.
+A check gets one Attempt and says Standing or None. Adding a rule is adding a line to CHECKS. A proof is an attempt with a list of its
+own (proof.py), which shares most checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pretune.api import CHECK_CONTAINER, SEAL_CONTAINER, Object
+from pretune.api import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER, Object
 from pretune.model import seconds
 from pretune.reasons import REASONS
 from pretune.wire import Report
@@ -19,7 +20,7 @@ LINGER = 30.0  # seconds that a pod may outlive its report
 LOST = 600.0  # seconds that a pod may be Terminating past its grace
 DISRUPTIONS = 6  # pods of one attempt that may be evicted or preempted; the last of them ends it
 
-ANSWERS_OF_OURS = ("Checked", "Inspected", "Pruned")  # reasons of a report that are no reason of a bundle
+ANSWERS_OF_OURS = ("Checked", "Proven", "Inspected", "Pruned")  # reasons of a report that are no reason of a bundle
 
 _CANNOT_PULL = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
 _CANNOT_MAKE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -36,6 +37,7 @@ class Attempt:
     events: tuple[Object, ...]  # of the Job, when it has no pod
     disruptions: int  # pods of this attempt that were lost before the present one
     now: float
+    cold: float = 0.0  # of a proof: seconds that the engine's cold start took; 0: not known
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ class Standing:
     look: float | None = None  # when a check that is silent now would answer, Unix seconds
 
 
-def read(attempt: Attempt) -> Standing:
-    for check in CHECKS:
+def read(attempt: Attempt, checks: Sequence[Check] | None = None) -> Standing:
+    for check in CHECKS if checks is None else checks:
         standing = check(attempt)
         if standing is not None:
             return standing
     raise AssertionError("the last check answers always")
+
+
+Check = Callable[[Attempt], Standing | None]
 
 
 # --- the pod's parts
@@ -69,7 +74,7 @@ def statuses(pod: Object) -> dict[str, Object]:
 
 
 def engine_name(pod: Object) -> str:
-    """The engine is the last init container of a tuning pod (manifests/job.py)."""
+    """The engine is the last init container of a tuning or proof pod (manifests/job.py)."""
     return str(pod["spec"]["initContainers"][-1]["name"])
 
 
@@ -101,25 +106,40 @@ def report_of(status: Object | None) -> Report | None:
 
 
 def has_reported(pod: Object) -> bool:
-    """Seal has said how it ended, or check that the engine need not start."""
+    """Seal or prove has said how it ended, or check that the engine need not start."""
     found = statuses(pod)
     check = report_of(found.get(CHECK_CONTAINER))
-    return report_of(found.get(SEAL_CONTAINER)) is not None or (check is not None and check.reason != "Checked")
+    said = any(report_of(found.get(name)) is not None for name in (SEAL_CONTAINER, PROVE_CONTAINER))
+    return said or (check is not None and check.reason != "Checked")
 
 
 def ended_at(pod: Object) -> float | None:
-    """When seal ended (Unix seconds): what the pod does after that is lingering."""
-    end = terminated(statuses(pod).get(SEAL_CONTAINER))
+    """When seal or prove ended (Unix seconds): what the pod does after that is lingering."""
+    found = statuses(pod)
+    end = terminated(found.get(SEAL_CONTAINER) or found.get(PROVE_CONTAINER))
     return seconds(end["finishedAt"]) if end and end.get("finishedAt") else None
 
 
-def _crashes(pod: Object) -> int:
+def start_seconds(pod: Object, last: str) -> int | None:
+    """How long the engine's start took: until the container `last` (seal, prove) was started, which waits for it to be ready."""
+    ends = [_began(statuses(pod).get(name)) for name in (engine_name(pod), last)]
+    return None if None in ends else max(0, round(ends[1] - ends[0]))  # type: ignore[operator]
+
+
+def _began(status: Object | None) -> float | None:
+    """When a container that runs, or has ended, was started (Unix seconds)."""
+    state = (status or {}).get("state") or {}
+    at = (state.get("running") or state.get("terminated") or {}).get("startedAt")
+    return seconds(at) if at else None
+
+
+def crashes(pod: Object) -> int:
     """How often the engine ended: a native sidecar restarts in place, and in CrashLoopBackOff shows `terminated`."""
     engine = statuses(pod).get(engine_name(pod)) or {}
     return int(engine.get("restartCount", 0)) + (terminated(engine) is not None)
 
 
-def _last_words(status: Object) -> str:
+def last_words(status: Object) -> str:
     """`exit code 1 (Error): …the end of its termination message`."""
     end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
     code, reason, words = end.get("exitCode"), end.get("reason", ""), (end.get("message") or "").strip()
@@ -129,7 +149,7 @@ def _last_words(status: Object) -> str:
     return f"{text}: {words[-400:]}" if words else text
 
 
-def _over(reason: str, message: str, report: Report | None = None) -> Standing:
+def over(reason: str, message: str, report: Report | None = None) -> Standing:
     return Standing("Over", reason, message, report)
 
 
@@ -145,23 +165,21 @@ def reported(a: Attempt) -> Standing | None:
     if report is not None:
         restarts = int((found.get(engine_name(a.pod)) or {}).get("restartCount", 0))
         if restarts:
-            return _over("EngineFailed", f"the engine restarted {restarts} times before its files were sealed")
-        return _over(report.reason, report.message, report)
+            return over("EngineFailed", f"the engine restarted {restarts} times before its files were sealed")
+        return over(report.reason, report.message, report)
     report = report_of(found.get(CHECK_CONTAINER))
     if report is not None and report.reason != "Checked":
-        return _over(report.reason, report.message, report)
+        return over(report.reason, report.message, report)
     return None
 
 
 def node_lost(a: Attempt) -> Standing | None:
-    if a.pod is None or finished(a.pod) or not (since := a.pod["metadata"].get("deletionTimestamp")):
+    if a.pod is None or finished(a.pod) or not (ends := a.pod["metadata"].get("deletionTimestamp")):
         return None
     # deletionTimestamp already includes the grace period
-    if a.now - seconds(since) >= LOST:
+    if a.now - seconds(ends) >= LOST:
         node = (a.pod.get("spec") or {}).get("nodeName", "its node")
-        return _over(
-            "NodeLost", f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes"
-        )
+        return over("NodeLost", f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes")
     return None
 
 
@@ -176,7 +194,7 @@ def disrupted(a: Attempt) -> Standing | None:
     lost = a.disruptions + 1
     why = (target or {}).get("message") or "the pod is being deleted"
     if lost >= DISRUPTIONS:
-        return _over("Disrupted", f"{lost} pods were evicted, preempted or deleted; the last: {why}")
+        return over("Disrupted", f"{lost} pods were evicted, preempted or deleted; the last: {why}")
     look = None
     if gone := a.pod["metadata"].get("deletionTimestamp"):
         look = seconds(gone) + LOST
@@ -197,7 +215,7 @@ def overdue(a: Attempt) -> Standing | None:
         if engine.get("restartCount", 0) or terminated(engine)
         else "the engine had not started"
     )
-    return _over("EngineNotReady", f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended")
+    return over("EngineNotReady", f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended")
 
 
 def cannot_pull(a: Attempt) -> Standing | None:
@@ -210,7 +228,7 @@ def cannot_be_made(a: Attempt) -> Standing | None:
         for name, status in statuses(a.pod).items():
             end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
             if end.get("reason") in _CANNOT_START:
-                return _over("ContainerConfigError", f"container {name}: {_last_words(status)}")
+                return over("ContainerConfigError", f"container {name}: {last_words(status)}")
     return found
 
 
@@ -218,16 +236,16 @@ def _waiting(a: Attempt, reasons: tuple[str, ...], ours: str) -> Standing | None
     for name, status in statuses(a.pod or {}).items():
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in reasons:
-            return _over(ours, f"container {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": "))
+            return over(ours, f"container {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": "))
     return None
 
 
 def engine_failed(a: Attempt) -> Standing | None:
     """One start only: a restart over half-written files can itself be the warm hang (design, section 5)."""
-    if a.pod is None or not _crashes(a.pod):
+    if a.pod is None or not crashes(a.pod):
         return None
     engine = engine_name(a.pod)
-    return _over("EngineFailed", f"container {engine}: {_last_words(statuses(a.pod)[engine])}")
+    return over("EngineFailed", f"container {engine}: {last_words(statuses(a.pod)[engine])}")
 
 
 def check_silent(a: Attempt) -> Standing | None:
@@ -235,7 +253,7 @@ def check_silent(a: Attempt) -> Standing | None:
     end = terminated(status)
     if status is None or end is None or end.get("exitCode") == 0:
         return None
-    return _over("SealFailed", f"container {CHECK_CONTAINER} left no report: {_last_words(status)}")
+    return over("SealFailed", f"container {CHECK_CONTAINER} left no report: {last_words(status)}")
 
 
 def init_failed(a: Attempt) -> Standing | None:
@@ -244,15 +262,20 @@ def init_failed(a: Attempt) -> Standing | None:
     for status in (a.pod.get("status") or {}).get("initContainerStatuses") or ():
         end = terminated(status) or (status.get("lastState") or {}).get("terminated")
         if end and end.get("exitCode") != 0 and status["name"] != engine_name(a.pod):
-            return _over("InitContainerFailed", f"init container {status['name']}: {_last_words(status)}")
+            return over("InitContainerFailed", f"init container {status['name']}: {last_words(status)}")
     return None
 
 
 def seal_silent(a: Attempt) -> Standing | None:
-    status = statuses(a.pod or {}).get(SEAL_CONTAINER)
+    return silent(a, SEAL_CONTAINER, "SealFailed")
+
+
+def silent(a: Attempt, name: str, reason: str) -> Standing | None:
+    """A container of ours has ended without a word."""
+    status = statuses(a.pod or {}).get(name)
     if status is None or terminated(status) is None:
         return None
-    return _over("SealFailed", f"container {SEAL_CONTAINER} left no report: {_last_words(status)}")
+    return over(reason, f"container {name} left no report: {last_words(status)}")
 
 
 def pod_failed(a: Attempt) -> Standing | None:
@@ -260,7 +283,7 @@ def pod_failed(a: Attempt) -> Standing | None:
     if a.pod is None or not finished(a.pod):
         return None
     status = a.pod["status"]
-    return _over(
+    return over(
         "JobFailed",
         f"pod {a.pod['metadata']['name']}: {status.get('reason', status['phase'])}: {status.get('message', '')}".rstrip(
             ": "
@@ -284,25 +307,26 @@ def unscheduled(a: Attempt) -> Standing | None:
 
 
 def sealing(a: Attempt) -> Standing | None:
-    if (running := _running(a, SEAL_CONTAINER)) is None:
+    if (running := since(a, SEAL_CONTAINER)) is None:
         return None
     return Standing("Tuning", "Sealing", f"the engine is ready; its files are checked and published since {running}")
 
 
 def tuning(a: Attempt) -> Standing | None:
-    if a.pod is None or (running := _running(a, engine_name(a.pod))) is None:
+    if a.pod is None or (running := since(a, engine_name(a.pod))) is None:
         return None
     return Standing("Tuning", "Tuning", f"the engine starts and tunes since {running}")
 
 
-def _running(a: Attempt, name: str) -> str | None:
+def since(a: Attempt, name: str) -> str | None:
+    """Since when a container runs, as the API says it; None: it does not."""
     state = ((statuses(a.pod or {}).get(name) or {}).get("state") or {}).get("running")
     return (state.get("startedAt") or "") if state else None
 
 
 def checking(a: Attempt) -> Standing | None:
     """From check's start until the engine's, where no init container of the author's comes between."""
-    if a.pod is None or (_running(a, CHECK_CONTAINER) is None and not _all_but_engine_ended(a.pod)):
+    if a.pod is None or (since(a, CHECK_CONTAINER) is None and not _all_but_engine_ended(a.pod)):
         return None
     return Standing("Tuning", "Checking", "the claim and the image's versions are checked")
 
@@ -323,7 +347,7 @@ def pulling(a: Attempt) -> Standing | None:
 def without_pod(a: Attempt) -> Standing:
     """The Job is all that there is."""
     if a.job is None or job_over(a.job):
-        return _over("ReportLost", "the pod was gone before its report could be read")
+        return over("ReportLost", "the pod was gone before its report could be read")
     if (a.job.get("spec") or {}).get("suspend"):
         return Standing("Pending", "Queued", "the Job is suspended: its queue has not admitted it yet")
     shown = seconds(a.job["metadata"]["creationTimestamp"]) + POD_GRACE
@@ -342,7 +366,7 @@ def _without_pod_name(message: str) -> str:
     return f"{head}{tail}" if mark and end and "pods" in head else message
 
 
-CHECKS: tuple[Callable[[Attempt], Standing | None], ...] = (
+CHECKS: tuple[Check, ...] = (
     reported,  # seal or check has said how it ended
     node_lost,  # Terminating for ten minutes
     disrupted,  # evicted, preempted, deleted: another pod comes

@@ -13,6 +13,7 @@ from functools import cached_property
 from pretune import identity
 from pretune.api import (
     FAILED,
+    PROVING,
     REFUSED,
     SEALED,
     Object,
@@ -21,6 +22,7 @@ from pretune.api import (
     Target,
     claim_name,
 )
+from pretune.decide.proving import may_be_given
 from pretune.engines.vllm import OVERRIDE
 from pretune.manifests.pod import NONE, OVERLAY, READ_ONLY, Delivery, collision
 from pretune.model import Key
@@ -64,10 +66,10 @@ def delivery(
     for reason, check in LEFT_ALONE:
         if message := check(arrival):
             return Delivery(NONE, reason, message, warnings=(f"pretune: {reason}: {message}",))
-    sealed = arrival.record.get("state") == SEALED
-    why = None if sealed else next(filter(None, (check(arrival) for check in UNHELD)), None)
-    held = not sealed and why is None
-    if sealed:
+    given = arrival.given
+    why = None if given else next(filter(None, (check(arrival) for check in UNHELD)), None)
+    held = not given and why is None
+    if given:
         reason, message = "Given", f"bundle {arrival.want.bundle} is sealed"
     elif held:
         reason, message = (
@@ -75,7 +77,10 @@ def delivery(
             f"waits for bundle {arrival.want.bundle} of cache {arrival.key}, {_at_most(arrival.spec)}",
         )
     else:
-        reason, message = "NotSealedYet", f"bundle {arrival.want.bundle} is not sealed yet; the pod is not held: {why}"
+        reason, message = (
+            "NotSealedYet",
+            f"bundle {arrival.want.bundle} is not {arrival.lacks} yet; the pod is not held: {why}",
+        )
     mode, warning = _mode(arrival)
     return Delivery(
         mode=mode,
@@ -89,6 +94,7 @@ def delivery(
         sub_path=arrival.spec.claim.sub_path,
         folder=arrival.key.folder,
         agent=agent,
+        proven=arrival.spec.verify == "BeforeRelease",
         warnings=(warning,) if warning else (),
     )
 
@@ -107,7 +113,7 @@ def _mode(a: Arrival) -> tuple[str, str]:
     where the image is still the one that was tuned: behind a moved tag may be a release that writes, and seed compares versions.
     """
     layout, asked = a.record.get("layout"), a.spec.delivery
-    if a.record.get("state") != SEALED or asked == OVERLAY:
+    if not a.given or asked == OVERLAY:
         return OVERLAY, ""
     if asked == READ_ONLY and layout == "Shared":
         words = "vLLM of this release writes to its one file at each start: the pod gets a copy"
@@ -167,6 +173,16 @@ class Arrival:
     def record(self) -> Object:
         """The bundle's, as the status has it; {}: it has none."""
         return next((one for one in self.records if one["id"] == self.want.bundle), {})
+
+    @property
+    def given(self) -> bool:
+        """Whether pods may start with it."""
+        return may_be_given(self.record, self.spec)
+
+    @property
+    def lacks(self) -> str:
+        """What the bundle is not, where it is not given."""
+        return "proven" if self.record.get("state") in (SEALED, PROVING) else "sealed"
 
     def condition(self, kind: str) -> Object:
         """{}: the status has none of this type."""
@@ -240,7 +256,7 @@ def not_tunable(a: Arrival) -> str | None:
     """As the status says, or as it will: the template alone can say so before anybody has looked."""
     if a.record.get("state") == REFUSED:
         return _words(a)
-    refusal = a.want.refusal if a.record.get("state") != SEALED else None
+    refusal = None if a.given else a.want.refusal
     return f"{refusal.reason}: {refusal.message}" if refusal else None
 
 
@@ -249,8 +265,8 @@ def tuning_failed(a: Arrival) -> str | None:
 
 
 def suspended(a: Arrival) -> str | None:
-    if a.spec.suspend and a.record.get("state") != SEALED:
-        return f"spec.suspend of cache {a.key} is true, and bundle {a.want.bundle} is not sealed"
+    if a.spec.suspend and not a.given:
+        return f"spec.suspend of cache {a.key} is true, and bundle {a.want.bundle} is not {a.lacks}"
     return None
 
 

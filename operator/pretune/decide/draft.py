@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from pretune.api import (
     FAILED,
     FINGERPRINT,
     PENDING,
+    PROOF,
+    PROVING,
     REFUSED,
     ROLE,
     SEALED,
@@ -32,6 +34,10 @@ from pretune.reasons import REASONS
 from pretune.wire import Inputs
 
 BACKOFF = 30.0  # seconds; the n-th retry waits 30 s × 4ⁿ⁻¹
+
+# States of a bundle that is on the claim, whole and not on its way out.
+ON_CLAIM = frozenset({SEALED, PROVING})
+ATTEMPTS = frozenset({TUNING, PROOF})  # roles of what occupies a target's node
 
 # Told by an attempt about the image or its release: final for the bundle, and the user's to mend.
 TOLD_BY_CHECK = frozenset({"ReleaseTooOld", "SharedLayout", "NoPython", "UnsafePath", "IdCollision"})
@@ -121,7 +127,7 @@ class Draft:
             state, reason = record["state"], record["reason"]
             if self.known.get(bundle) == (state, reason):
                 continue
-            if state in (SEALED, FAILED, REFUSED) or reason in ("Tuning", "PodRefused"):
+            if state in (SEALED, FAILED, REFUSED) or reason in ("Tuning", "Proving", "PodRefused"):
                 bad = state in (FAILED, REFUSED) or reason == "PodRefused"
                 events.append(Event(reason, f"bundle {bundle}: {record['message']}", bad))
         return events
@@ -143,7 +149,7 @@ class Draft:
 
     def drop_jobs(self, bundle: str) -> None:
         """Before the status forgets a bundle its Jobs go: their pods' reports speak of what is not on the claim any more."""
-        self.actions += [delete(job) for job in self.attempts(bundle).values()]
+        self.actions += [delete(job) for role in (TUNING, PROOF) for job in self.attempts(bundle, role).values()]
 
     def warn(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
@@ -151,30 +157,27 @@ class Draft:
 
     # --- Jobs and pods
 
-    def attempts(self, bundle: str) -> dict[int, Object]:
-        """Our Jobs that try to make a bundle where it is to be, by the attempt's number."""
+    def attempts(self, bundle: str, role: str = TUNING) -> dict[int, Object]:
+        """Our Jobs that try to make a bundle (or to prove it: PROOF) where it is to be, by the attempt's number."""
         return {
             int(job["metadata"]["labels"][ATTEMPT]): job
             for job in self.jobs
-            if _label(job, ROLE) == TUNING and _label(job, BUNDLE) == bundle and job not in self.elsewhere
+            if _label(job, ROLE) == role and _label(job, BUNDLE) == bundle and job not in self.elsewhere
         }
 
     def pods(self, bundle: str) -> list[Object]:
-        """Every tuning pod with a bundle's label, whoever made it."""
-        return [
-            pod
-            for pod in self.seen.pods
-            if pod["metadata"]["labels"].get(ROLE) == TUNING and pod["metadata"]["labels"].get(BUNDLE) == bundle
-        ]
+        """Every pod that tunes or proves a bundle, by its label, whoever made it."""
+        return [pod for pod in self.seen.pods if _label(pod, ROLE) in ATTEMPTS and _label(pod, BUNDLE) == bundle]
 
     def tried(self) -> set[str]:
         """Bundles that our Jobs try, or tried, to make."""
         return {_label(job, BUNDLE) for job in self.jobs if _label(job, ROLE) == TUNING and job not in self.elsewhere}
 
-    def live(self, bundle: str) -> bool:
-        """An attempt is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""
-        jobs = [job for job in self.seen.jobs if _label(job, ROLE) == TUNING and _label(job, BUNDLE) == bundle]
-        return any(not self.gone(pod) for pod in self.pods(bundle)) or any(self._may_go_on(job) for job in jobs)
+    def live(self, bundle: str, roles: Collection[str] = ATTEMPTS) -> bool:
+        """An attempt or a proof is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""
+        jobs = [job for job in self.seen.jobs if _label(job, ROLE) in roles and _label(job, BUNDLE) == bundle]
+        pods = [pod for pod in self.pods(bundle) if _label(pod, ROLE) in roles]
+        return any(not self.gone(pod) for pod in pods) or any(self._may_go_on(job) for job in jobs)
 
     def gone(self, pod: Object) -> bool:
         """Ended, or on a node that has not answered for ten minutes."""
@@ -189,7 +192,7 @@ class Draft:
         if job_over(job):
             return False
         pods = [pod for pod in self.seen.pods if owner_uid(pod) == job["metadata"]["uid"] and not finished(pod)]
-        return not (_ended_by_us(job) and pods and all(self.gone(pod) for pod in pods))
+        return not (ended_by_us(job) and pods and all(self.gone(pod) for pod in pods))
 
     def end(self, job: Object) -> None:
         """End an attempt, once the status remembers what its pod said: a deadline of 1 s, since deleting a Job and making it
@@ -199,7 +202,7 @@ class Draft:
         name = job["metadata"]["name"]
         if (job.get("spec") or {}).get("suspend"):
             self.after.append(delete(job))
-        elif not _ended_by_us(job):
+        elif not ended_by_us(job):
             self.after.append(Patch(f"end Job {name}", reference(job), {"spec": {"activeDeadlineSeconds": 1}}))
 
     def outcome(self, action: Action) -> Outcome | None:
@@ -218,7 +221,7 @@ def place(uid: str, sub_path: str) -> str:
     return f"{uid}/{sub_path}" if uid and sub_path else uid
 
 
-def _ended_by_us(job: Object) -> bool:
+def ended_by_us(job: Object) -> bool:
     return bool((job.get("spec") or {}).get("activeDeadlineSeconds") == 1)
 
 
@@ -259,9 +262,7 @@ def failure(record: Mapping[str, Any]) -> Mapping[str, Any]:
 def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
     """Take note of a failed attempt: another one, or the end."""
     number, limit, before = record["attempts"], draft.spec.max_attempts, failure(record).get("reason")
-    record["lastFailure"] = {"attempt": number, "at": stamp(draft.now), "reason": reason, "message": message[:1024]}
-    for forgotten in ("pod", "disruptions"):
-        record.pop(forgotten, None)
+    note_failure(draft, record, number, reason, message)
     text = f"attempt {number} of {limit}: {reason}: {message}"
     if reason in TOLD_BY_CHECK:
         draft.say(record, REFUSED, reason, message)
@@ -270,6 +271,13 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
     else:
         draft.warn(reason, f"bundle {record['id']}: {text}")
         draft.say(record, PENDING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}")
+
+
+def note_failure(draft: Draft, record: Object, number: int, reason: str, message: str) -> None:
+    """`number`: of the attempt, or of the proof of a bundle that is on the claim already."""
+    record["lastFailure"] = {"attempt": number, "at": stamp(draft.now), "reason": reason, "message": message[:1024]}
+    for forgotten in ("pod", "disruptions"):
+        record.pop(forgotten, None)
 
 
 def next_try(record: Object) -> float:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.api import FAILED, REFUSED, SEALED, Object
+from pretune.api import FAILED, REFUSED, Object
 from pretune.decide.attempt import condition
 from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, reference
+from pretune.decide.proving import may_be_given
 from pretune.decide.storage import Storage
 from pretune.decide.wants import Wants
 from pretune.manifests.pod import release
@@ -108,7 +109,7 @@ def _pods(number: int) -> str:
 
 
 def sealed(held: Held) -> str | None:
-    return "its bundle is sealed" if held.record.get("state") == SEALED else None
+    return "its bundle is sealed" if may_be_given(held.record, held.draft.spec) else None
 
 
 def switched_off(held: Held) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from pretune.api import BUNDLE, PRUNE, QUESTION, RETIRED, ROLE, SEALED, Object
+from pretune.api import BUNDLE, FAILED, PRUNE, QUESTION, RETIRED, ROLE, SEALED, Object
 from pretune.decide.attempt import job_over
-from pretune.decide.draft import Draft, Wanted, delete
+from pretune.decide.draft import Draft, Wanted, delete, failure
+from pretune.decide.proving import is_judged, is_withheld
 from pretune.decide.storage import Storage
 from pretune.manifests.job import prune_job
 from pretune.model import Create, Event, seconds, stamp
@@ -29,7 +30,7 @@ def pruned(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
                 draft.drop_jobs(bundle)
                 del draft.bundles[bundle]
                 draft.events.append(Event("Unwanted", f"bundle {bundle}: its folder was deleted"))
-            elif record is not None and record["state"] in (SEALED, RETIRED):
+            elif record is not None and (record["state"] in (SEALED, RETIRED) or is_withheld(record)):
                 draft.forget(record, f"its folder is deleted by Job {job['metadata']['name']}")
                 draft.known_place = ""
             if over:
@@ -41,7 +42,7 @@ def pruned(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
 def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
     """Retired bundles are given to no new pod; one that is wanted again before its folder is touched comes back."""
     ids = {want.id for want in bundles}
-    named = {(pod["metadata"].get("annotations") or {}).get(BUNDLE) for pod in draft.seen.consumers}
+    named = _named(draft)
     newest: dict[str, list[str]] = {}
     for record in sorted(draft.bundles.values(), key=lambda one: (one.get("sealedAt", ""), one["id"]), reverse=True):
         if record["state"] == SEALED:
@@ -49,11 +50,31 @@ def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
     kept = {one for ranked in newest.values() for one in ranked[: draft.spec.history_limit]}
     for record in draft.bundles.values():
         if record["state"] == SEALED and record["id"] not in ids | named | kept:
-            record["retiredAt"] = stamp(draft.now)
-            draft.say(record, RETIRED, "Unwanted", f"its folder is deleted after {stamp(draft.now + RETIREMENT)}")
+            _retire(draft, record)
         elif record["state"] == RETIRED and record["id"] in ids | named and not _prunes(draft, record["id"]):
             record.pop("retiredAt")
-            draft.say(record, SEALED, "NothingToTune" if record.get("layout") == "Empty" else "Sealed", "wanted again")
+            if is_judged(record):
+                last = failure(record)
+                draft.say(record, FAILED, last["reason"], f"{last['message']}; no pod is given this bundle")
+            else:
+                draft.say(
+                    record, SEALED, "NothingToTune" if record.get("layout") == "Empty" else "Sealed", "wanted again"
+                )
+
+
+def give_up(draft: Draft, record: Object) -> None:
+    """A bundle that nothing wants, and that no pod may be given: none is kept for going back to it."""
+    if record["id"] not in _named(draft):
+        _retire(draft, record)
+
+
+def _retire(draft: Draft, record: Object) -> None:
+    record["retiredAt"] = stamp(draft.now)
+    draft.say(record, RETIRED, "Unwanted", f"its folder is deleted after {stamp(draft.now + RETIREMENT)}")
+
+
+def _named(draft: Draft) -> set[str | None]:
+    return {(pod["metadata"].get("annotations") or {}).get(BUNDLE) for pod in draft.seen.consumers}
 
 
 def prune(draft: Draft, storage: Storage) -> None:

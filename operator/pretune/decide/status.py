@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pretune.api import FAILED, PENDING, REFUSED, SEALED, TUNING_STATE, Object
+from pretune.api import FAILED, PENDING, PROVING, REFUSED, SEALED, TUNING_STATE, Object
 from pretune.decide.draft import Draft
 from pretune.decide.storage import Storage
 from pretune.decide.wants import Wants
@@ -60,7 +60,7 @@ def _of_bundles(draft: Draft, records: list[Object], wants: Wants, storage: Stor
         said = ("NoSource", "spec.source is not set, and no living pod has the label pretune.dev/cache with this name")
         return [("Ready", "Unknown", *said), ("Reconciling", "False", *said), ("Stalled", "False", *said), stored]
     blocked = [one for one in records if one["state"] in (FAILED, REFUSED)]
-    open_ = [one for one in records if one["state"] in (PENDING, TUNING_STATE)]
+    open_ = [one for one in records if one["state"] in (PENDING, TUNING_STATE, PROVING)]
     if storage.stalled:
         said = (storage.reason, storage.message)
         return [("Ready", "False", *said), ("Reconciling", "False", *said), ("Stalled", "True", *said), stored]
@@ -74,7 +74,7 @@ def _of_bundles(draft: Draft, records: list[Object], wants: Wants, storage: Stor
         reason = "NothingToTune" if all(one["reason"] == "NothingToTune" for one in records) else "Sealed"
         said = (reason, _words(records))
         return [("Ready", "True", *said), ("Reconciling", "False", *said), ("Stalled", "False", *said), stored]
-    first = (blocked or sorted(open_, key=lambda one: one["state"] != TUNING_STATE))[0]
+    first = (blocked or sorted(open_, key=lambda one: one["state"] == PENDING))[0]
     said = (first["reason"], _words([*blocked, *open_]))
     moving = any(one["reason"] != "Suspended" for one in open_)
     reconciling = (next((one["reason"] for one in open_), first["reason"]), _words(open_) or said[1])

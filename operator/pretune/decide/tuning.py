@@ -1,4 +1,4 @@
-"""Attempts: what became of those that were started, and which one is started now."""
+"""Attempts: what became of those that were started, and which one, or which proof, is started now."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from collections.abc import Iterable, Sequence
 from pretune.api import (
     BUNDLE,
     PENDING,
+    PROOF,
+    PROVING,
     REFUSED,
     RETIRED,
+    SEAL_CONTAINER,
     SEALED,
+    TUNING,
     TUNING_STATE,
     Object,
     Refused,
 )
-from pretune.decide import agents
+from pretune.decide import agents, proving, retention
 from pretune.decide import attempt as attempts
 from pretune.decide.adoption import adopt
 from pretune.decide.attempt import Attempt, Standing, finished
 from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, Wanted, delete, fail, failure, fingerprint_of, next_try, owner_uid
+from pretune.decide.jobs import count_disruptions, create, pod_of, tidy
 from pretune.decide.storage import Storage
 from pretune.manifests.job import tuning_job
-from pretune.model import Create, seconds, stamp
+from pretune.model import seconds, stamp
+from pretune.template import gpus
 
 MISSED = 120.0  # seconds that a bundle is kept in the making though no pod asks for it
 SETTLE = 300.0  # seconds after a seal in which a rollout may still replace the pods of an older revision
@@ -51,16 +57,12 @@ def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
         if record["state"] in (PENDING, TUNING_STATE) and record["attempts"] > failure(record).get("attempt", 0):
             _read(draft, record, jobs.get(record["attempts"]))
         else:
-            _tidy(draft, bundle, jobs.values())
+            tidy(draft, bundle, jobs.values())
 
 
 def _read(draft: Draft, record: Object, job: Object | None) -> None:
-    number, pod = record["attempts"], _pod(draft, record, job)
-    if pod is not None and pod["spec"].get("nodeName"):  # one that never had a node lost nothing
-        uid = pod["metadata"]["uid"]
-        if record.get("pod") not in (None, uid):
-            record["disruptions"] = record.get("disruptions", 0) + 1
-        record["pod"] = uid
+    number, pod = record["attempts"], pod_of(draft, record, job)
+    count_disruptions(record, pod)
     if job is None and draft.live(record["id"]):
         draft.say(record, PENDING, "WaitingForPod", f"attempt {number}: its Job is gone; waiting for its pod to end")
         return
@@ -81,49 +83,18 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
         draft.end(job)
 
 
-def _pod(draft: Draft, record: Object, job: Object | None) -> Object | None:
-    """The attempt's pod: one that has reported (not one that was killed while it sealed), else the newest that lives, else the newest."""
-    if job is None:
-        return None
-    mine = [pod for pod in draft.pods(record["id"]) if owner_uid(pod) == job["metadata"]["uid"]]
-    return max(
-        mine,
-        key=lambda pod: (
-            attempts.has_reported(pod),
-            not finished(pod),
-            pod["metadata"]["creationTimestamp"],
-            pod["metadata"]["uid"],
-        ),
-        default=None,
-    )
-
-
 def _sealed(draft: Draft, record: Object, standing: Standing, job: Object | None, pod: Object | None) -> None:
     assert standing.report is not None and pod is not None and job is not None
     adopt(draft, record, standing.report, fingerprint_of(job))
     if standing.report.by == "check":
         draft.after.append(delete(job))  # found on the claim: the engine was never started
         return
+    proving.note_cold(record, attempts.start_seconds(pod, SEAL_CONTAINER))
+    record["gpus"] = gpus(pod["spec"]["initContainers"][-1])
     image = (attempts.statuses(pod).get(attempts.engine_name(pod)) or {}).get("imageID", "")
     if image:
         record["engineImage"] = image.removeprefix("docker-pullable://")
-    _tidy(draft, record["id"], [job])
-
-
-def _tidy(draft: Draft, bundle: str, jobs: Iterable[Object]) -> None:
-    """End a Job whose attempt is over for the record; after a report its pod may end by itself first."""
-    for job in jobs:
-        if attempts.job_over(job):
-            continue
-        ends = [
-            when
-            for pod in draft.pods(bundle)
-            if owner_uid(pod) == job["metadata"]["uid"] and (when := attempts.ended_at(pod)) is not None
-        ]
-        if ends and draft.now < max(ends) + attempts.LINGER:
-            draft.at(max(ends) + attempts.LINGER)
-        else:
-            draft.end(job)
+    tidy(draft, record["id"], [job])
 
 
 # --- starting
@@ -133,8 +104,9 @@ def refuse(draft: Draft, bundles: Iterable[Wanted]) -> None:
     """What cannot be tuned as a copy is said before any Job; a template or `allow` that changed takes it back."""
     for want in bundles:
         record = draft.record(want.id, want.inputs.fingerprint, want.target.name)
-        if want.refusal is not None and record["state"] in (PENDING, REFUSED) and not draft.live(want.id):
+        if want.refusal is not None and record["state"] in (PENDING, PROVING, REFUSED) and not draft.live(want.id):
             draft.say(record, REFUSED, want.refusal.reason, want.refusal.message)
+            record.pop("digest", None)  # allowed again, an attempt's check finds it on the claim
         elif want.refusal is None and record["state"] == REFUSED and record["reason"] in TOLD_BY_TEMPLATE:
             draft.say(record, PENDING, "Queued", "")
 
@@ -144,38 +116,42 @@ def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage, pods: Seq
     waited_for = {one.bundle for one in pods if one.held}
     for want in bundles:
         record = draft.bundles[want.id]
-        if record["state"] != PENDING or want.id in draft.asking:
+        state = record["state"]
+        if state not in (PENDING, PROVING) or want.id in draft.asking:
             continue
-        if record["attempts"] > failure(record).get("attempt", 0):
+        begun = record["attempts"] if state == PENDING else record.get("proofs", 0)
+        if begun > failure(record).get("attempt", 0):
             continue  # its attempt lives, or only the claim knows what became of it
         if draft.live(want.id):
             _wait_for_end(draft, record)
         elif draft.spec.suspend:
-            draft.say(record, PENDING, "Suspended", "spec.suspend is true")
+            draft.say(record, state, "Suspended", "spec.suspend is true")
         elif not storage.ready:
-            draft.say(record, PENDING, "WaitingForClaim", storage.message)
+            draft.say(record, state, "WaitingForClaim", storage.message)
         elif next_try(record) > draft.now:
             draft.at(next_try(record))
         elif busy := _busy(draft, want):
-            draft.say(record, PENDING, "Queued", f"waits for {busy}")
+            draft.say(record, state, "Queued", f"waits for {busy}")
         elif want.id not in waited_for and (newer := _rollout(draft, want, bundles)):
             draft.say(
                 record,
-                PENDING,
+                state,
                 "Queued",
                 f"waits for the rollout to {newer}: the pods that need it may be on their way out",
             )
+        elif state == PROVING:
+            proving.begin(draft, want, record)
         else:
             _create(draft, want, record)
 
 
 def _wait_for_end(draft: Draft, record: Object) -> None:
     """Our own last attempt ends by itself. Somebody else's of that bundle is said: no report of it counts."""
-    ours = {job["metadata"]["uid"] for job in draft.attempts(record["id"]).values()}
+    ours = {job["metadata"]["uid"] for job in _jobs(draft, record["id"])}
     living = [pod for pod in draft.pods(record["id"]) if not finished(pod) and owner_uid(pod) not in ours]
     if living or not ours:
         names = ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in living)) or "its Job is not deleted yet"
-        draft.say(record, PENDING, "NameTaken", f"an attempt that is not this cache's still lives: {names}")
+        draft.say(record, record["state"], "NameTaken", f"an attempt that is not this cache's still lives: {names}")
     ends = [
         seconds(since) + attempts.LOST
         for pod in draft.pods(record["id"])
@@ -189,7 +165,7 @@ def _busy(draft: Draft, want: Wanted) -> str | None:
     for other, record in draft.bundles.items():
         if other == want.id or not (draft.live(other) or other in draft.started):
             continue
-        waits = record["state"] == PENDING and record["reason"] in ("WaitingForNode", "PodRefused", "Queued")
+        waits = record["state"] in (PENDING, PROVING) and record["reason"] in ("WaitingForNode", "PodRefused", "Queued")
         if record.get("target") == want.target.name or not waits:
             return other
     return None
@@ -202,7 +178,7 @@ def _rollout(draft: Draft, want: Wanted, bundles: Iterable[Wanted]) -> str | Non
         if want.current or not newest.current or newest.target.name != want.target.name:
             continue
         until = seconds(record["sealedAt"]) + SETTLE if record["state"] == SEALED and record.get("sealedAt") else 0.0
-        if record["state"] in (PENDING, TUNING_STATE) or draft.now < until:
+        if record["state"] in (PENDING, TUNING_STATE, PROVING) or draft.now < until:
             draft.at(until or None)
             return newest.id
     return None
@@ -222,23 +198,9 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
     except Refused as refused:
         draft.say(record, REFUSED, refused.reason, refused.message)
         return
-    action = Create(f"create Job {job['metadata']['name']}", job)
-    draft.actions.append(action)
-    draft.started.add(want.id)
-    outcome = draft.outcome(action)
-    if outcome is None or outcome.code == 201:
-        draft.say(record, PENDING, "WaitingForPod", _made(draft, number))
-    elif outcome.code == 409:
-        draft.say(
-            record, PENDING, "NameTaken", f"Job {job['metadata']['name']} belongs to another object; it is waited for"
-        )
-        draft.at(draft.now + 10)
-    elif outcome.code in (400, 422):
-        draft.say(record, REFUSED, "SourceInvalid", outcome.message)
-        draft.at(draft.now + 60)
-    else:
-        draft.say(record, PENDING, "PodRefused", outcome.message)
-        draft.at(draft.now + 30)
+    code = create(draft, record, job, _made(draft, number))
+    if code in (400, 422):
+        draft.say(record, REFUSED, "SourceInvalid", record["message"])
 
 
 def _made(draft: Draft, number: int) -> str:
@@ -255,13 +217,29 @@ def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
             continue
         if _may_be_wanted_again(draft, record, bundles):
             continue
-        for job in draft.attempts(bundle).values():
+        for job in _jobs(draft, bundle):
             draft.end(job)
-        if draft.live(bundle):
+        if proving.is_withheld(record):
+            _give_up(draft, record)
+        elif draft.live(bundle):
             draft.say(record, PENDING, "Superseded", "nothing wants this bundle any more; its attempt ends")
         elif "undeliverable" not in record:  # else its pods, which come back without us, would be given it again
             draft.drop_jobs(bundle)  # wanted again it is no attempt that failed
             del draft.bundles[bundle]
+
+
+def _give_up(draft: Draft, record: Object) -> None:
+    """A bundle that is on the claim, and was never given to a pod that named it here: its folder goes like any other's."""
+    if draft.live(record["id"]):
+        if record["state"] == PROVING:
+            draft.say(record, PROVING, "Superseded", "nothing wants this bundle any more; its proof ends")
+        return
+    proving.forget(draft, record)
+    retention.give_up(draft, record)
+
+
+def _jobs(draft: Draft, bundle: str) -> list[Object]:
+    return [job for role in (TUNING, PROOF) for job in draft.attempts(bundle, role).values()]
 
 
 def _may_be_wanted_again(draft: Draft, record: Object, bundles: tuple[Wanted, ...]) -> bool:
@@ -269,7 +247,7 @@ def _may_be_wanted_again(draft: Draft, record: Object, bundles: tuple[Wanted, ..
     A newer revision, and a source that was changed, are clear words."""
     if draft.seen.source is not None:
         return False
-    started = max((job["metadata"]["creationTimestamp"] for job in draft.attempts(record["id"]).values()), default="")
+    started = max((job["metadata"]["creationTimestamp"] for job in _jobs(draft, record["id"])), default="")
     if any(want.current and want.target.name == record["target"] and want.made > started > "" for want in bundles):
         return False
     until = seconds(record.setdefault("unwantedSince", stamp(draft.now))) + MISSED

@@ -10,7 +10,7 @@ from typing import Any
 from pretune.api import Object
 from pretune.engines import vllm
 from pretune.template import words
-from pretune.wire import TACTICS_MOUNT
+from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT
 
 TACTICS_VOLUME = "pretune-tactics"
 PERIOD = 2  # seconds between two questions to the engine
@@ -25,15 +25,17 @@ def sidecar(container: Object) -> Object:
     return {**made, "restartPolicy": "Always"}
 
 
-def engine_sidecar(engine: Object, deadline: int) -> Object:
-    """The engine, started once to tune: it writes to an emptyDir, and counts as started when it would count as ready.
+def engine_sidecar(engine: Object, deadline: int, override: str = TACTICS_MOUNT) -> Object:
+    """The engine, started once: to tune, or to prove that it need not. It counts as started when it would count as ready.
 
+    override: its folder of tactics: an emptyDir's, where it may write, or (tactics_on_claim()) one whose mount is the caller's.
     deadline: seconds that its pod may take. Its last log lines become its termination message if it fails without one: vLLM
     writes none, and the attempt's reason would be an exit code (docs/decisions/0002).
     """
     made = sidecar(engine)
-    made["env"] = _with(made.get("env") or [], {"name": vllm.OVERRIDE, "value": TACTICS_MOUNT})
-    made["volumeMounts"] = [*(made.get("volumeMounts") or ()), {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}]
+    made["env"] = _with(made.get("env") or [], {"name": vllm.OVERRIDE, "value": override})
+    if override == TACTICS_MOUNT:
+        made["volumeMounts"] = [*(made.get("volumeMounts") or ()), {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}]
     made["terminationMessagePolicy"] = "FallbackToLogsOnError"
     made["startupProbe"] = {
         **copy.deepcopy(_question(engine)),
@@ -42,6 +44,13 @@ def engine_sidecar(engine: Object, deadline: int) -> Object:
         "failureThreshold": deadline // PERIOD + 60,  # the pod's own deadline ends it first
     }
     return made
+
+
+def tactics_on_claim(sub_path: str, folder: str, bundle: str) -> str:
+    """The override variable's value where the claim itself is mounted at CLAIM_MOUNT: the bundle's folder, as the engine finds it; no
+    link, no variable for the kubelet. folder: the cache's."""
+    below = [name for name in sub_path.split("/") if name not in ("", ".")]
+    return "/".join([CLAIM_MOUNT, *below, folder, "bundles", bundle, "tactics"]).replace("$", "$$")
 
 
 def ready_url(engine: Object) -> str | None:

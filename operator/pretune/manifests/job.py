@@ -1,4 +1,5 @@
-"""Our Jobs: an attempt to tune a bundle, and the small ones that read the claim or prune it. Dict in, dict out; inputs stay as they are."""
+"""Our Jobs: an attempt to tune a bundle or to prove it, and the small ones that read the claim or prune it. Dict in, dict out; inputs stay
+as they are."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from pretune.api import (
     GROUP,
     INSPECT,
     KIND,
+    PROOF,
     PRUNE,
     QUESTION,
     ROLE,
@@ -34,7 +36,15 @@ from pretune.api import (
 from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import CLAIM_VOLUME, task_variables
 from pretune.manifests.ours import strip
-from pretune.manifests.tuning_pod import MESH_ANNOTATIONS, MESH_LABELS, distinct, pod_template
+from pretune.manifests.tuning_pod import (
+    MESH_ANNOTATIONS,
+    MESH_LABELS,
+    PROVE_CLAIM,
+    PROVE_COPY,
+    TUNE,
+    distinct,
+    pod_template,
+)
 from pretune.model import Key, Settings
 from pretune.wire import CLAIM_MOUNT, Task
 
@@ -46,8 +56,10 @@ _NONROOT = 65532
 _ID_HASH = re.compile(r"(?<![^-])[0-9a-f]{12}(?![^-])")
 
 
-def attempt_name(cache: str, bundle_id: str, attempt: int) -> str:
-    """`<cache>-<bundle id>-<attempt>` where that fits a DNS label and can be read back in one way only, else cut, with a hash."""
+def attempt_name(cache: str, bundle_id: str, attempt: int | str) -> str:
+    """`<cache>-<bundle id>-<attempt>` where that fits a DNS label and can be read back in one way only, else cut, with a hash.
+
+    attempt: a number; of a proof p1, p2, …"""
     plain = f"{cache}-{bundle_id}-{attempt}"
     if len(plain) <= NAME_LENGTH and "." not in plain and len(_ID_HASH.findall(plain)) == 1:
         return plain
@@ -70,6 +82,39 @@ def tuning_job(
     Job's pod is then made from (manifests.admitted).
     Raises Refused as identity.engine_of does.
     """
+    return _attempt(key, cache, template, target, str(attempt), settings, agent_name, example, TUNE)
+
+
+def proof_job(
+    key: Key,
+    cache: Object,
+    template: Object,
+    target: Target,
+    proof: int,
+    settings: Settings,
+    agent_name: str,
+    example: Object | None = None,
+    on_claim: bool = False,
+) -> Object:
+    """The Job of a proof (from 1) of the target's bundle of this template: the same engine, started from it. As tuning_job.
+
+    on_claim: the engine reads the bundle where it is, as consumers will, and not a copy of it (docs/decisions/0007).
+    """
+    purpose = PROVE_CLAIM if on_claim else PROVE_COPY
+    return _attempt(key, cache, template, target, f"p{proof}", settings, agent_name, example, purpose)
+
+
+def _attempt(
+    key: Key,
+    cache: Object,
+    template: Object,
+    target: Target,
+    attempt: str,
+    settings: Settings,
+    agent_name: str,
+    example: Object | None,
+    purpose: str,
+) -> Object:
     spec = Spec.of(cache)
     inputs = identity.inputs(template, spec, target)
     bundle = inputs.bundle_id()
@@ -80,8 +125,9 @@ def tuning_job(
     made = strip(template)
     if example is not None and any(one["name"] == engine for one in example["spec"]["containers"]):
         made = admitted(template, example)
-    pod = pod_template(key.name, key.folder, made, spec, target, inputs, settings, agent_name)
-    labels = {**spec.job_labels, CACHE: key.name, ROLE: TUNING, BUNDLE: bundle, ATTEMPT: str(attempt)}
+    pod = pod_template(key.name, key.folder, made, spec, target, inputs, settings, agent_name, purpose)
+    role, number = (TUNING if purpose == TUNE else PROOF), attempt.removeprefix("p")
+    labels = {**spec.job_labels, CACHE: key.name, ROLE: role, BUNDLE: bundle, ATTEMPT: number}
     annotations = {**spec.job_annotations, FINGERPRINT: inputs.fingerprint, STORAGE: storage_place(key.name, spec)}
     pod["metadata"] = {
         "labels": {**labels, **MESH_LABELS},

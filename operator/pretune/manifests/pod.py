@@ -12,7 +12,7 @@ from pretune.api import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER, Object, 
 from pretune.engines.vllm import OVERRIDE
 from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, copied_resources, seed_container
-from pretune.manifests.engine import TACTICS_VOLUME
+from pretune.manifests.engine import TACTICS_VOLUME, tactics_on_claim
 from pretune.manifests.json_patch import Operation, into, onto, patched
 from pretune.manifests.ours import MOUNTS, NONE, OVERLAY, READ_ONLY, VOLUMES, containers, is_held, is_injected, strip
 from pretune.template import words
@@ -55,6 +55,7 @@ class Delivery:
     sub_path: str = ""
     folder: str = ""  # the cache's, on the claim: Key.folder
     agent: str = ""  # the agent ConfigMap's name
+    proven: bool = False  # seed gives the bundle only where its proof is on the claim (spec.verify)
     warnings: tuple[str, ...] = ()  # for the person at the terminal
 
 
@@ -87,7 +88,7 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
         override = TACTICS_MOUNT
     else:
         mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
-        override = _tactics_on_claim(delivery)
+        override = tactics_on_claim(delivery.sub_path, delivery.folder, delivery.bundle)
     made += onto(spec, "/spec", "volumes", volumes)
     made += onto(engine, at, "volumeMounts", [mount])
     made += onto(engine, at, "env", [{"name": OVERRIDE, "value": override}])
@@ -160,15 +161,14 @@ def _claim_volume(spec: Object, claim: str) -> str:
     return CLAIM_VOLUME
 
 
-def _tactics_on_claim(delivery: Delivery) -> str:
-    """The bundle's folder, as the engine finds it: no link, no variable for the kubelet."""
-    below = [name for name in delivery.sub_path.split("/") if name not in ("", ".")]
-    path = "/".join([CLAIM_MOUNT, *below, delivery.folder, "bundles", delivery.bundle, "tactics"])
-    return path.replace("$", "$$")
-
-
 def _seed(engine: Object, delivery: Delivery, claim: str) -> Object:
-    task = Task(cache=delivery.folder, subPath=delivery.sub_path, inputs=delivery.inputs, command=words(engine))
+    task = Task(
+        cache=delivery.folder,
+        subPath=delivery.sub_path,
+        inputs=delivery.inputs,
+        command=words(engine),
+        proven=delivery.proven,
+    )
     tactics = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
     return seed_container(SEED_CONTAINER, engine, task, copied_resources(engine), claim, [tactics])
 

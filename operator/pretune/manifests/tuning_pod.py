@@ -1,22 +1,33 @@
-"""The pod of an attempt, made from the serving pod's template (design, section 5): the engine beside ours, and nothing that serves."""
+"""The pod of an attempt or a proof, made from the serving pod's template (design, section 5): the engine beside ours, and nothing that
+serves."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
 
-from pretune.api import CHECK_CONTAINER, SEAL_CONTAINER, Object, Spec, Target, claim_name
+from pretune.api import (
+    CHECK_CONTAINER,
+    PROVE_CONTAINER,
+    SEAL_CONTAINER,
+    SEED_CONTAINER,
+    Object,
+    Spec,
+    Target,
+    claim_name,
+)
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
     SEAL_RESOURCES,
     agent_container,
     copied_resources,
+    seed_container,
 )
-from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_headers, ready_url, sidecar
+from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_headers, ready_url, sidecar, tactics_on_claim
 from pretune.model import Settings
 from pretune.template import engine_of, gpus, is_sidecar, required_terms, words
-from pretune.wire import TACTICS_MOUNT, Inputs, Task
+from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
 # Seen: with the default of 30 s an engine that ignores TERM holds its GPU for 30 s more.
 GRACE = 5  # seconds
@@ -44,6 +55,9 @@ _APPARMOR = (
 )
 
 
+TUNE, PROVE_COPY, PROVE_CLAIM = "tune", "prove a copy", "prove on the claim"  # what a pod is for
+
+
 def pod_template(
     cache: str,
     folder: str,
@@ -53,8 +67,13 @@ def pod_template(
     inputs: Inputs,
     settings: Settings,
     agent_name: str,
+    purpose: str = TUNE,
 ) -> Object:
-    """{metadata: {annotations}, spec} of the attempt's pod, without labels of ours. cache: its name; folder: its folder on the claim."""
+    """{metadata: {annotations}, spec} of the pod, without labels of ours. cache: its name; folder: its folder on the claim.
+
+    TUNE: check, the engine with an empty folder, seal. PROVE_COPY: seed, the engine with the copy that this makes, prove; as consumers
+    get it. PROVE_CLAIM: the engine with the bundle itself, read-only, prove.
+    """
     pod = template["spec"]
     engine = engine_of(template, spec.engine_container)
     task = Task(
@@ -65,33 +84,42 @@ def pod_template(
         command=words(engine),
         ready=ready_url(engine),
         headers=ready_headers(engine),
+        onClaim=purpose == PROVE_CLAIM,
     )
-    before = [*_kept(pod, engine, spec.keep_containers), engine_sidecar(engine, spec.deadline_seconds)]
+    override = TACTICS_MOUNT
+    if purpose == PROVE_CLAIM:
+        override = tactics_on_claim(spec.claim.sub_path, folder, inputs.bundle_id())
+    kept, started = _kept(pod, engine, spec.keep_containers), engine_sidecar(engine, spec.deadline_seconds, override)
     pod_resources = bool(
         pod.get("resources")
     )  # then a container need not have its own, and ours must not exceed the pod's
-    volumes = _used_volumes(pod, before)
-    claim = {"name": _claim_volume(volumes, before, claim_name(cache, spec))}
-    check = agent_container(
-        CHECK_CONTAINER, "check", engine, task, {} if pod_resources else copied_resources(engine), claim, mounts=[]
-    )
-    seal = agent_container(
-        SEAL_CONTAINER,
-        "seal",
-        engine,
-        task,
-        {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)},
-        claim,
-        mounts=[{"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT, "readOnly": True}],
-    )
+    volumes = _used_volumes(pod, [*kept, started])
+    claim = _claim_volume(volumes, [*kept, started], claim_name(cache, spec))
+    copied = {} if pod_resources else copied_resources(engine)
+    small = {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
+    tactics: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
+    looking = [] if purpose == PROVE_CLAIM else [{**tactics, "readOnly": True}]
+    if purpose == TUNE:
+        check = agent_container(CHECK_CONTAINER, "check", engine, task, copied, {"name": claim}, mounts=[])
+        seal = agent_container(SEAL_CONTAINER, "seal", engine, task, small, {"name": claim}, mounts=looking)
+        init, last = [check, *kept, started], seal
+    else:
+        last = agent_container(PROVE_CONTAINER, "prove", engine, task, small, {"name": claim}, mounts=looking)
+        init = [*kept, started]
+        if purpose == PROVE_CLAIM:
+            mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
+            started["volumeMounts"] = [*(started.get("volumeMounts") or ()), mount]
+        else:  # as a consumer's, but that its proof is not there yet
+            asked = Task(cache=folder, subPath=spec.claim.sub_path, inputs=inputs, command=words(engine))
+            init.insert(-1, seed_container(SEED_CONTAINER, engine, asked, copied, claim, [tactics]))
     made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
     made |= _scheduling(pod, spec, target)
     made |= {
-        "initContainers": [check, *before],
-        "containers": [seal],
+        "initContainers": init,
+        "containers": [last],
         "volumes": [
             *volumes,
-            {"name": TACTICS_VOLUME, "emptyDir": {}},
+            *([] if purpose == PROVE_CLAIM else [{"name": TACTICS_VOLUME, "emptyDir": {}}]),
             {"name": AGENT_VOLUME, "configMap": {"name": agent_name, "optional": True}},
         ],
         "restartPolicy": "Never",
@@ -101,7 +129,7 @@ def pod_template(
     }
     if priority := spec.priority_class or settings.priority_class:
         made["priorityClassName"] = priority
-    return {"metadata": {"annotations": _annotations(template, [check, *before, seal])}, "spec": made}
+    return {"metadata": {"annotations": _annotations(template, [*init, last])}, "spec": made}
 
 
 def _kept(pod: Object, engine: Object, keep: tuple[str, ...]) -> list[Object]:
