@@ -53,7 +53,10 @@ demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout
 bench: cluster ## the measured table, or some rows of it: ROWS="seed scale"
 	PYTHONPATH=operator $(PYTHON) -m tests.bench $(ROWS)
 
+fidelity: cluster ## every release's own code in every situation; docs/compatibility.md. RELEASES="0.32.0 0.33.0" KEEP=1
+	PYTHONPATH=operator $(PYTHON) -m tests.fidelity.matrix $(if $(KEEP),--keep) $(RELEASES)
+
 docs: venv ## make the generated documents anew
 	$(PYTHON) -m tools.docs
 
-.PHONY: help venv lock lint unit properties cluster cluster-down rehearsal test demo bench docs
+.PHONY: help venv lock lint unit properties cluster cluster-down rehearsal test demo bench fidelity docs

@@ -7,19 +7,27 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from typing import Any
 
 CTR = ["ctr", "--address", "/run/pretune-cluster/node0/containerd.sock", "--namespace", "k8s.io"]
 ENGINE = "localhost/pretune/engine:dev"
 
 
-def engine_as(name: str, build: str = "") -> None:
-    """The node has the stand-in engine's image under that name too, replacing what was there; another `build` is another image: the
-    same layers, a label more."""
-    manifest = _blob(_digest(ENGINE))
+def engine_as(name: str, build: str = "", of: str = ENGINE, more: Mapping[str, bytes] | None = None) -> None:
+    """The node has the stand-in engine's image (or another, `of`) under that name too, replacing what was there; another `build` is
+    another image: the same layers, a label more. `more`: files that it has as well, by their path, in a layer of their own."""
+    manifest = _blob(_digest(of))
     config = _blob(manifest["config"]["digest"])
     config["config"].setdefault("Labels", {})["build"] = build
     files: dict[str, bytes] = {}
+    if more:
+        layer = _tar(more)
+        digest = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+        files[f"blobs/sha256/{digest.removeprefix('sha256:')}"] = layer
+        kind = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": len(layer)}
+        manifest["layers"].append(kind)
+        config["rootfs"]["diff_ids"].append(digest)
 
     def blob(content: Any, like: Any) -> Any:
         data = json.dumps(content).encode()
@@ -31,13 +39,17 @@ def engine_as(name: str, build: str = "") -> None:
     index = {**changed, "annotations": {"io.containerd.image.name": name}}
     files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [index]}).encode()
+    subprocess.run([*CTR, "images", "import", "-"], input=_tar(files), check=True, capture_output=True)
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for path, data in files.items():
             entry = tarfile.TarInfo(path)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
-    subprocess.run([*CTR, "images", "import", "-"], input=archive.getvalue(), check=True, capture_output=True)
+    return archive.getvalue()
 
 
 def forget(name: str) -> None:

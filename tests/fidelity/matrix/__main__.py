@@ -1,0 +1,110 @@
+"""make fidelity: plays every cell with every release, and writes docs/compatibility.md.
+
+python -m tests.fidelity.matrix [--keep] [--only-document] [RELEASE …]     default: every release that the rehearsal knows
+
+Installs a release if it is not there, and removes it again, unless --keep: one at a time, and beside it the one that its tag is moved to.
+What each run saw lies in tests/fidelity/matrix/results; the document has the columns of all that lie there. Progress goes to stderr.
+Exits with 1 where a cell is not what was expected, or a release could not be played.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tests.cluster.conftest import BUILD, ROOT, SYSTEM, install, sweep
+from tests.cluster.kube import Kube
+from tests.cluster.operation import Operation
+from tests.cluster.peace import Peace
+from tests.fidelity.matrix import document
+from tests.fidelity.matrix.judge import differences
+from tests.fidelity.matrix.play import play
+from tests.fidelity.matrix.stage import INSTALL, stage, where
+
+BEGAN = time.monotonic()
+COMPANIONS = ("0.33.0", "0.32.0")  # what a tag is moved to: the first that is another release
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fidelity.matrix")
+    parser.add_argument("releases", nargs="*")
+    parser.add_argument("--keep", action="store_true", help="leave installed what was installed")
+    parser.add_argument("--only-document", action="store_true", help="make the document of the results that are there")
+    asked = parser.parse_args(words)
+    releases = known()
+    if unknown := set(asked.releases) - set(releases):
+        parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(releases)}")
+    odd = (
+        0 if asked.only_document else run([one for one in releases if one in (asked.releases or releases)], asked.keep)
+    )
+    document.write()
+    say(f"{document.FILE.relative_to(ROOT)} is written")
+    return 1 if odd else 0
+
+
+def known() -> list[str]:
+    """The releases of the rehearsal, oldest first."""
+    found: dict[str, object] = json.loads((INSTALL.parent / "releases.json").read_text())
+    return sorted(found, key=lambda release: tuple(int(part) for part in release.split(".")))
+
+
+def run(releases: Sequence[str], keep: bool) -> int:
+    """How many cells were not as expected; a release that could not be played counts as one."""
+    kube, peace, odd = cluster(), Peace(), 0
+    say("waiting until no test disturbs the operator")
+    peace.begin(alone=True)
+    sweep(kube)
+    install(kube)
+    Operation(kube, SYSTEM, BUILD / "bin").until_working()
+    peace.end()
+    peace.begin(alone=False)
+    for release in releases:
+        other = next(one for one in COMPANIONS if one != release)
+        try:
+            with there(release, keep), there(other, keep), stage(kube, release, other) as made:
+                played = play(made, say=say)
+        except (AssertionError, OSError, subprocess.CalledProcessError) as problem:
+            say(f"{release}: could not be played: {problem}")
+            odd += 1
+            continue
+        played.write()
+        for cell, found in differences(played).items():
+            say(f"{release}: {cell}: NOT AS EXPECTED: {'; '.join(found)}")
+            odd += 1
+    return odd
+
+
+def cluster() -> Kube:
+    kube = Kube(str(ROOT / ".local/kubeconfig"))
+    system = kube.get("Namespace", "", "kube-system") or {}
+    assert (system["metadata"].get("labels") or {}).get("pretune.dev/test-cluster") == "true", (
+        f"{kube.host} is not marked as a test cluster: nothing was touched"
+    )
+    return kube
+
+
+@contextmanager
+def there(release: str, keep: bool) -> Iterator[None]:
+    """The release is installed; removed behind it if it was not there before. The installer looks at the free disk first."""
+    found = where(release)
+    if found is None:
+        say(f"{release}: is installed")
+        subprocess.run([str(INSTALL), release], check=True, stdout=sys.stderr)
+    try:
+        yield
+    finally:
+        if found is None and not keep:
+            subprocess.run([str(INSTALL), "--remove", release], check=True, stdout=sys.stderr)
+
+
+def say(text: str) -> None:
+    print(f"{time.monotonic() - BEGAN:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

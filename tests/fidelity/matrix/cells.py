@@ -1,0 +1,23 @@
+"""The situations, in the order of the document. Where the stand-in's table has the same one, it has the same name."""
+
+from __future__ import annotations
+
+CELLS: dict[str, str] = {
+    "cold": "The tuning pod: the engine's first start, into an empty folder. What it leaves is sealed.",
+    "no bundle": "A pod that is made before its bundle is sealed, and is not held: seed finds none, and lets it start (fail-open).",
+    "warm": "A pod that is given its bundle, as `delivery.mode: Auto` does it.",
+    "warm as another uid": "The same, as uid 2000; the tuning pod ran as 1000.",
+    "an operation is missing": "The engine has an operation more than when it was tuned (same image and arguments; other weights, say).",
+    "another GPU product": "The pod's node has another GPU product than the tuning pod's, and the cache has one target for both.",
+    "another FlashInfer": "The bundle is of another FlashInfer, and its manifest says so.",
+    "another FlashInfer, untold": "The same, where the versions in the image that was tuned could not be told: FlashInfer alone decides.",
+    "read-only forced": "A pod that is given its bundle with `delivery.mode: ReadOnly`.",
+    "read-only forced, an operation is missing": "The same, and the engine has an operation more.",
+    "read-only by hand": "The user mounts the sealed bundle read-only and sets the override variable: pretune leaves the pod alone.",
+    "read-only by hand, another GPU product": "The same, on another GPU product: nothing that is there fits.",
+    "nothing to tune": "The engine reaches no tunable operation: the bundle is Empty, and the pod is left as it is.",
+    "image swapped": "Under the same tag, which may move, is another vLLM release by now; the bundle is still the old one's.",
+}
+
+# What CI has the time for; the others are played by `make fidelity`.
+IN_CI = tuple(CELLS)

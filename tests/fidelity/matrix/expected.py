@@ -1,0 +1,99 @@
+"""What each cell should be, from the facts about each release; a run that differs is right, and is told in the document until this is
+corrected with what it showed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SHARED, PER_RANK, MANAGED = "Shared", "PerRank", "Managed"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """`operations`: how many operations are profiled, in times of what one takes; None for an engine that ends. `says` and `operator`:
+    words each of which has to be in one of the lines. `changes`: the signs of what changes in the folder, none else (outcome.shown)."""
+
+    operations: int | None
+    changes: str = ""
+    says: tuple[str, ...] = ()
+    operator: tuple[str, ...] = ()
+
+    @property
+    def starts(self) -> bool:
+        return self.operations is not None
+
+
+READ_ONLY_ERROR = "Read-only file system"
+
+
+def layout_of(release: str) -> str:
+    """Of an engine with one rank."""
+    number = _number(release)
+    return SHARED if number < (0, 32) else PER_RANK if number < (0, 33) else MANAGED
+
+
+def expected(release: str) -> dict[str, Expected]:
+    """By the cell's name."""
+    layout = layout_of(release)
+    common = {
+        "cold": Expected(1, "+", _tuned(layout), ("Sealed", layout)),
+        "no bundle": Expected(1, "+", _tuned(layout), ("Overlay: NotSealedYet", "seed: NoBundle")),
+        "nothing to tune": Expected(0, "", (), ("None: NothingToTune", "NothingToTune", "Empty")),
+        "image swapped": Expected(1, "+", (), ("Overlay: Given", "seed: VersionsDiffer")),
+    }
+    return common | (_managed() if layout == MANAGED else _files(release, layout))
+
+
+def _managed() -> dict[str, Expected]:
+    given = ("ReadOnly: Given",)
+    warm = Expected(0, "", ("Preloaded",), given)
+    missing = Expected(1, "", ("Preloaded", "Failed to persist"), given)
+    other = Expected(1, "", ("Failed to persist",), given)
+    by_hand = ("None: OverrideSet",)
+    return {
+        "warm": warm,
+        "warm as another uid": warm,
+        "an operation is missing": missing,
+        "another GPU product": other,
+        "another FlashInfer": other,
+        "another FlashInfer, untold": other,
+        "read-only forced": warm,
+        "read-only forced, an operation is missing": missing,
+        "read-only by hand": replace(warm, operator=by_hand),
+        "read-only by hand, another GPU product": replace(other, operator=by_hand),
+    }
+
+
+def _files(release: str, layout: str) -> dict[str, Expected]:
+    """Shared and PerRank: files that are read whole, and written whole."""
+    shared = layout == SHARED
+    given = ("Overlay: Given", "seed: Seeded")
+    warm = Expected(0, "=" if shared else "", ("Loaded",), given)
+    other = Expected(1, "", ("Not saving",), given)  # the foreign file is skipped, and never overwritten
+    key_has_gpu = (0, 27) <= _number(release) < (0, 30)
+    by_hand = ("None: OverrideSet",)
+    crash = Expected(None, "", (READ_ONLY_ERROR,))
+    forced = given if shared else ("ReadOnly: Given",)
+    return {
+        "warm": warm,
+        "warm as another uid": warm,
+        # The facts tell it of 0.33's rank files: a hit skips the sweep, and the operation stays on its heuristic, silently.
+        "an operation is missing": Expected(1, "~", ("Loaded", "Saved"), given) if shared else warm,
+        "another GPU product": Expected(1, "+", ("Saved",), given) if key_has_gpu else other,
+        "another FlashInfer": Expected(1, "+", _tuned(layout), ("Overlay: Given", "seed: VersionsDiffer")),
+        "another FlashInfer, untold": other,
+        "read-only forced": replace(warm, operator=forced),
+        "read-only forced, an operation is missing": (
+            Expected(1, "~", ("Loaded", "Saved"), forced) if shared else replace(warm, operator=forced)
+        ),
+        "read-only by hand": replace(crash if shared else warm, operator=by_hand),
+        "read-only by hand, another GPU product": replace(crash, operator=by_hand),
+    }
+
+
+def _tuned(layout: str) -> tuple[str, ...]:
+    return ("managed autotune cache",) if layout == MANAGED else ("Saved",)
+
+
+def _number(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])
