@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
@@ -42,6 +43,7 @@ def serve(words: Sequence[str], settings: Settings) -> None:
 def load(settings: Settings) -> None:
     """Imports vLLM and FlashInfer, which takes most of the time, with a device that is not there."""
     prepare()
+    faulthandler.register(signal.SIGUSR1)  # says on stderr where each thread of each rank stands
     from .device import pretend
 
     pretend(settings)

@@ -11,7 +11,11 @@ from .settings import Settings
 
 COUNT = 8
 _EXTENSIONS = ("vllm._C", "vllm._C_stable_libtorch", "vllm._moe_C", "vllm._moe_C_stable_libtorch")
-_PACKAGES = ("vllm.vllm_flash_attn", "vllm.vllm_flash_attn.flash_attn_interface")
+_PACKAGES = (
+    "vllm.vllm_flash_attn",
+    "vllm.vllm_flash_attn.flash_attn_interface",
+    "flashinfer.comm.fd_exchange",  # GPUs' memory between ranks; 0.6.16's cannot be imported by Python 3.11
+)
 _OPERATORS = ("_C", "_moe_C", "_C_cache_ops", "_vllm_fa3_C", "_vllm_fa2_C")
 
 
@@ -95,6 +99,8 @@ def _platform(settings: Settings) -> None:
         "device_count": COUNT,
         "num_compute_units": 132,
         "log_warnings": None,
+        # Of the ranks, only what the warm-up does with gloo is wanted: no NCCL.
+        "get_device_communicator_cls": "vllm.distributed.device_communicators.base_device_communicator.DeviceCommunicatorBase",
     }
     platform = type("RehearsalPlatform", (CudaPlatformBase,), {name: answer(value) for name, value in answers.items()})
     vllm.platforms._current_platform = platform()

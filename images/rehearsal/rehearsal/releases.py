@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def replace(owner: Any, **values: Any) -> None:
             setattr(owner, name, value)
 
 
+@functools.cache
 def ranks_are_in_experts_keys() -> bool:
     """Whether this FlashInfer tells the ranks of a mixture of experts apart in its keys: 0.6.18 to 0.7.0.post1 do.
 
@@ -69,8 +70,3 @@ def ranks_are_in_experts_keys() -> bool:
         return False
     end = text.find("\n        def ", start + 1)
     return "self.tp_rank," in text[start:end]
-
-
-def accepted(function: Any, **values: Any) -> dict[str, Any]:
-    """Of these keyword arguments, those that the function takes."""
-    return {name: value for name, value in values.items() if name in inspect.signature(function).parameters}

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """`gpu` as its driver names it; `capability` as (9, 0); `operations` are what its model consists of."""
+    """`gpu` as its driver names it; `capability` as (9, 0); `operations` are what its model consists of, for each stage that says so."""
 
     gpu: str
     capability: tuple[int, int]
     memory_gib: int
-    operations: tuple[str, ...]
+    operations: tuple[tuple[str, ...], ...]
+
+    def of_stage(self, stage: int) -> list[str]:
+        """Pipeline stages have layers, and so operations, of their own: those given for it, or the first stage's under other names."""
+        if stage < len(self.operations):
+            return list(self.operations[stage])
+        return [f"{name}_stage{stage}" for name in self.operations[0]]
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -24,7 +30,10 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         gpu=environ.get("REHEARSAL_GPU", "NVIDIA H200"),
         capability=(int(major), int(minor or 0)),
         memory_gib=int(environ.get("REHEARSAL_MEMORY_GIB", "140")),
-        operations=tuple(name for name in environ.get("REHEARSAL_OPERATIONS", "toy_gemm").split(",") if name),
+        operations=tuple(
+            tuple(name for name in stage.split(",") if name)
+            for stage in environ.get("REHEARSAL_OPERATIONS", "toy_gemm").split("|")
+        ),
     )
 
 

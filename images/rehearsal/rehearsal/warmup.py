@@ -25,20 +25,13 @@ def warm_up(config: Any, settings: Settings) -> None:
     """Tunes, and keeps what was tuned, as vLLM does, on as many ranks as the config has. Raises what vLLM raises, or RuntimeError."""
     module = kernel_warmup_module()
     kernels.time_on_paper()
-    parallel = config.parallel_config
 
-    def one(rank: int) -> None:
-        operations = stage_operations(settings.operations, rank // parallel.tensor_parallel_size)
-        module.kernel_warmup(_worker(config, operations))
-        who = f"rank {rank}: " if rank else ""
+    def one(own: Any, number: int, rank: int) -> None:
+        module.kernel_warmup(_worker(own, settings.of_stage(rank // own.parallel_config.tensor_parallel_size)))
+        who = f"rank {number}: " if number else ""
         say(f"{who}profiled {kernels.profiled}")
 
-    on_all_ranks(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, one)
-
-
-def stage_operations(operations: Sequence[str], stage: int) -> list[str]:
-    """Pipeline stages have layers, and so operations, of their own."""
-    return [f"{name}_stage{stage}" if stage else name for name in operations]
+    on_all_ranks(config, one)
 
 
 def kernel_warmup_module() -> Any:
@@ -52,8 +45,8 @@ def kernel_warmup_module() -> Any:
     module: Any = importlib.import_module("vllm.model_executor.warmup.kernel_warmup")
     replace(
         module,
-        _warmup_ll_bf16_router_gemm=lambda model: None,
-        _warmup_bf16x3_router_gemm=lambda model, tokens: None,
+        _warmup_ll_bf16_router_gemm=lambda *args: None,
+        _warmup_bf16x3_router_gemm=lambda *args: None,
         is_deep_gemm_supported=lambda: False,
     )
     return module
