@@ -17,6 +17,7 @@ class Context:
     pod: str  # its uid: names the staging folder
     claim: str = wire.CLAIM_MOUNT
     tactics: str = wire.TACTICS_MOUNT
+    source: str = wire.SOURCE_MOUNT
     path: str = os.defpath
     pythonpath: str = ""
     disk: Disk = field(default_factory=Disk)

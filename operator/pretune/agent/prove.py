@@ -11,7 +11,7 @@ from pretune.agent.disk import Folder, Problem, open_root
 from pretune.agent.proofs import mark
 from pretune.agent.scan import Changed, Scan, read
 from pretune.agent.store import Bundle, Store, Torn, find, make_store, on_claim, open_store
-from pretune.agent.tactics import ask_engine, look, quiet
+from pretune.agent.tactics import ask_engine, look, quiet, short
 from pretune.engines import vllm
 from pretune.wire import File, Part, Report
 
@@ -161,7 +161,5 @@ def _entries(new: Set[Tuple[str, str]]) -> str:
 
 
 def _names(paths: Sequence[str]) -> str:
-    """Some of them, the 64 hex of vLLM's keys cut."""
-    short = ["/".join(name if len(name) <= 48 else name[:12] + "…" for name in path.split("/")) for path in paths]
-    more = ["and %d more" % (len(short) - _NAMED)] if len(short) > _NAMED else []
-    return ", ".join(short[:_NAMED] + more)
+    more = ["and %d more" % (len(paths) - _NAMED)] if len(paths) > _NAMED else []
+    return ", ".join([short(path) for path in paths[:_NAMED]] + more)

@@ -82,3 +82,8 @@ def same(folder: Folder, path: str, digests: Dict[str, str]) -> bytes:
     if hashlib.sha256(data).hexdigest() != digests[path]:
         raise Problem("EngineNotReady", "%s changed while it was copied" % path)
     return data
+
+
+def short(path: str) -> str:
+    """A path for a message: of long names, which are vLLM's keys of 64 hex, the beginning."""
+    return "/".join(name if len(name) <= 48 else name[:12] + "…" for name in path.split("/"))

@@ -21,6 +21,7 @@ MANAGED, PER_RANK, SHARED, EMPTY = "Managed", "PerRank", "Shared", "Empty"
 
 FIRST_RELEASE = (0, 25)  # 0.22 to 0.24 have the variable, and the saving switched off in the code
 FIRST_DISTRIBUTED = (0, 27)  # 0.25 and 0.26 save on one rank only
+FIRST_MANAGED = (0, 33)  # FlashInfer's managed store, where one rank runs
 FIRST_PER_RANK = (0, 32)  # 0.27 to 0.31: one file for all ranks, and a warm start that can hang
 
 # The largest tactics file known is 165 kB. A parsed file takes some ten times its size of memory, and seal is a small container.
@@ -192,7 +193,36 @@ def support(version: str, gpus: int) -> Tuple[str, str]:
     return "", ""
 
 
+def layouts(version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ...]:
+    """The layouts that this release reads on so many GPUs, the likeliest first; all of them where the release is not known.
+
+    0.33 keeps a managed store where one rank runs, which may be so on several GPUs (the others idle), and a file a rank where more do;
+    on one GPU a file a rank only with a FlashInfer that has no managed store.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    release = (int(found.group(1)), int(found.group(2))) if found and not version.startswith("0.1.dev") else None
+    if release is not None and release < FIRST_PER_RANK:
+        return (SHARED,)
+    if release is not None and release < FIRST_MANAGED:
+        return (PER_RANK,)
+    ranks = (_number(words, "--tensor-parallel-size", "-tp") or 1) * (
+        _number(words, "--pipeline-parallel-size", "-pp") or 1
+    )
+    managed_first = (MANAGED, PER_RANK) if gpus <= 1 else (PER_RANK, MANAGED) if ranks == 1 else (PER_RANK,)
+    return managed_first if release is not None else (*managed_first, SHARED)
+
+
 # --- what it wrote
+
+# Below the folder that a cache is kept in where no override is set (0.25 to 0.33): files of a rank or of all under
+# <FlashInfer's version>/<architectures>/<key>/, the managed store's under v2/. They begin in $XDG_CACHE_HOME, which is ~/.cache.
+DEFAULT_ROOT = (".cache", "vllm", "flashinfer_autotune_cache")
+DEFAULT_STORE = (".cache", "flashinfer", "autotune")
+VERSION_FOLDER = re.compile(r"\d+\.\d+[0-9A-Za-z.+_-]*")
+ARCHITECTURES_FOLDER = re.compile(r"\d+[a-z]?(_\d+[a-z]?)*")  # "90a", "100a_103a"
+KEY_FOLDER = re.compile(r"[0-9a-f]{64}")
+ENVIRONMENT_FOLDER = re.compile(r"[0-9a-f]{16}")
+CONFIGS_FILE = re.compile(r"autotune_configs(_dp\d{1,6}_rank\d{1,6})?\.json")
 
 _HEX = r"[0-9a-f]"
 _MANAGED_MANIFEST = re.compile(r"v2/%s{16}/manifest\.json$" % _HEX)
