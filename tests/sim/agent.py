@@ -1,10 +1,10 @@
-"""The agent on a claim in memory: what check, seal, inspect, prune and seed answer, and do."""
+"""The agent on a claim in memory: what check, seal, prove, inspect, prune and seed answer, and do."""
 
 from __future__ import annotations
 
 import hashlib
 
-from pretune.api import CHECK_CONTAINER, INSPECT, ROLE, SEAL_CONTAINER, SEED_CONTAINER, Object
+from pretune.api import CHECK_CONTAINER, INSPECT, PROVE_CONTAINER, ROLE, SEAL_CONTAINER, SEED_CONTAINER, Object
 from pretune.manifests.agent_container import AGENT_VOLUME
 from pretune.model import stamp
 from pretune.wire import ANSWERS, Report
@@ -22,12 +22,13 @@ def check(ground: Ground, pod: Object) -> Report:
         return Report(by="check", reason="AgentMissing", message="the agent's ConfigMap was missing")
     asked = task(pod, CHECK_CONTAINER)
     assert asked.inputs is not None
-    found = ground.volume(pod, CHECK_CONTAINER).bundles.get((folder(asked), asked.inputs.bundle_id()))
+    volume, place = ground.volume(pod, CHECK_CONTAINER), (folder(asked), asked.inputs.bundle_id())
+    found = volume.bundles.get(place)
     if found is None:
         return Report(by="check", reason="Checked")
     if found.inputs != asked.inputs:
         return Report(by="check", reason="IdCollision", message=f"bundle {found.id} was made of other inputs")
-    return found.report("check")
+    return found.report("check", proven=volume.proven(place))
 
 
 def publish(ground: Ground, pod: Object) -> Bundle:
@@ -53,6 +54,21 @@ def publish(ground: Ground, pod: Object) -> Bundle:
     return volume.bundles[place]
 
 
+def prove(ground: Ground, pod: Object) -> Report:
+    """Says on the claim that the bundle is proven, or says why not."""
+    asked = task(pod, PROVE_CONTAINER)
+    assert asked.inputs is not None
+    volume, place = ground.volume(pod, PROVE_CONTAINER), (folder(asked), asked.inputs.bundle_id())
+    found = volume.bundles.get(place)
+    if found is None:
+        return Report("prove", "ProofFailed", f"the claim has no bundle {place[1]}")
+    if ground.tunes_again:
+        words = "2 new entries (fused_moe 2); 1 file changed: x/autotune_configs_dp0_rank0.json"
+        return Report("prove", "NotReproducible", words, found.id, newEntries=2)
+    volume.proofs[place] = found.digest
+    return found.report("prove", "Proven", proven=True)
+
+
 def look_after(ground: Ground, pod: Object, container: str) -> Report:
     """inspect and prune."""
     asked, volume = task(pod, container), ground.volume(pod, container)
@@ -62,10 +78,13 @@ def look_after(ground: Ground, pod: Object, container: str) -> Report:
         return Report(
             by="inspect",
             reason="Inspected",
-            bundles=[mine[one].report("inspect") for one in order[:ANSWERS]],
+            bundles=[
+                mine[one].report("inspect", proven=volume.proven((folder(asked), one))) for one in order[:ANSWERS]
+            ],
             more=max(0, len(order) - ANSWERS),
         )
     for one in asked.ids:
+        volume.proofs.pop((folder(asked), one), None)
         if volume.bundles.pop((folder(asked), one), None) is not None:
             ground.pruned.append(one)
     return Report(by="prune", reason="Pruned")
@@ -87,6 +106,8 @@ def seed(ground: Ground, pod: Object) -> Report:
         return Report("seed", ground.seed_says, "as the test has it")
     if found is None:
         return Report("seed", "NoBundle", f"the claim has no bundle {place[1]}")
+    if asked.proven and not volume.proven(place):
+        return Report("seed", "NotProven", f"bundle {place[1]} was not proven yet, and spec.verify asks for it")
     if found.inputs != asked.inputs:
         return Report("seed", "InputsDiffer", f"bundle {place[1]} was made of other inputs")
     if (here.vllm, here.flashinfer) != (found.versions.vllm, found.versions.flashinfer):

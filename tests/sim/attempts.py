@@ -1,16 +1,27 @@
-"""What runs in pods of ours: an attempt's containers, and those of inspect and prune. What they answer is the agent's (agent.py)."""
+"""What runs in pods of ours: attempts, proofs, inspect and prune. What the agent's containers answer is in agent.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pretune.api import AGENT_CONTAINER, BUNDLE, CHECK_CONTAINER, INSPECT, ROLE, SEAL_CONTAINER, Object
+from pretune.api import (
+    AGENT_CONTAINER,
+    BUNDLE,
+    CHECK_CONTAINER,
+    INSPECT,
+    PROOF,
+    PROVE_CONTAINER,
+    ROLE,
+    SEAL_CONTAINER,
+    SEED_CONTAINER,
+    Object,
+)
 from pretune.model import seconds
 from pretune.wire import Report
 
 from tests.sim import agent
-from tests.sim.ground import TUNES_FOR, WAIT, Move, Start
+from tests.sim.ground import STARTS_FOR, TUNES_FOR, WAIT, Move, Start
 from tests.sim.reading import engine, folder, label, state, status, task
 from tests.sim.storage import Bundle
 
@@ -24,17 +35,32 @@ class Attempts:
     def __init__(self, kubelet: Kubelet) -> None:
         self.kubelet, self.ground = kubelet, kubelet.ground
         self._sealed_by: dict[str, Bundle] = {}  # pod uid -> what its seal published, or found
+        self._seeded: set[str] = set()  # uids of proofs' pods whose engine has the bundle
+        self._proved: dict[str, Report] = {}  # pod uid -> what its prove has found out, and not told yet
 
     def starts(self, pod: Object, name: str, again: bool) -> None:
-        if name == engine(pod):
+        if name == engine(pod) and label(pod, ROLE) == PROOF:
+            self.ground.proofs.append(Start(label(pod, BUNDLE), pod["metadata"]["uid"], False))
+        elif name == engine(pod):
             asked, bundle = task(pod, SEAL_CONTAINER), label(pod, BUNDLE)
             there = not again and (folder(asked), bundle) in self.ground.volume(pod, SEAL_CONTAINER).bundles
             self.ground.starts.append(Start(bundle, pod["metadata"]["uid"], there))
 
     def due(self, pod: Object) -> Iterator[float]:
         found = state(pod, engine(pod))
-        if "running" in found and not status(pod, engine(pod)).get("started") and not self.ground.engine_hangs:
-            yield seconds(found["running"]["startedAt"]) + TUNES_FOR
+        if "running" in found and not status(pod, engine(pod)).get("started") and not self._hangs(pod):
+            yield seconds(found["running"]["startedAt"]) + self._takes(pod)
+
+    def _is_warm(self, pod: Object) -> bool:
+        """A proof's engine that has its bundle: copied, or read where it lies."""
+        seed = any(one["name"] == SEED_CONTAINER for one in pod["spec"]["initContainers"])
+        return label(pod, ROLE) == PROOF and (not seed or pod["metadata"]["uid"] in self._seeded)
+
+    def _hangs(self, pod: Object) -> bool:
+        return self.ground.warm_hangs if self._is_warm(pod) else self.ground.engine_hangs
+
+    def _takes(self, pod: Object) -> float:
+        return STARTS_FOR if self._is_warm(pod) else TUNES_FOR
 
     def running(self, pod: Object, container: Object) -> Move | None:
         name = container["name"]
@@ -42,8 +68,12 @@ class Attempts:
             return self._sidecar(pod, name)
         if name == CHECK_CONTAINER:
             return "check reports", lambda: self._check(pod)
+        if name == SEED_CONTAINER:
+            return "seed reports", lambda: self._seed(pod)
         if name == SEAL_CONTAINER:
             return self._seal(pod)
+        if name == PROVE_CONTAINER:
+            return self._prove(pod)
         if name == AGENT_CONTAINER:
             return f"{name} ends", lambda: self._look_after(pod)
         return f"{name} ends", lambda: self.kubelet.end(pod, name, 0, "")
@@ -52,20 +82,43 @@ class Attempts:
         if status(pod, name).get("started"):
             return None
         if name == engine(pod):
-            if self.ground.engine_crashes:
+            if self.ground.warm_crashes if self._is_warm(pod) else self.ground.engine_crashes:
                 return f"{name} crashes", lambda: self._crash(pod, name)
-            due = seconds(state(pod, name)["running"]["startedAt"]) + TUNES_FOR
-            if self.ground.engine_hangs or self.ground.clock.now < due:
+            due = seconds(state(pod, name)["running"]["startedAt"]) + self._takes(pod)
+            if self._hangs(pod) or self.ground.clock.now < due:
                 return WAIT
         return f"{name} is ready", lambda: self.kubelet.ready(pod, name)
 
     def _crash(self, pod: Object, name: str) -> None:
-        self.ground.engine_crashes -= 1
+        if self._is_warm(pod):
+            self.ground.warm_crashes -= 1
+        else:
+            self.ground.engine_crashes -= 1
         self.kubelet.end(pod, name, 1, "RuntimeError: CUDA error: out of memory", reason="Error")
 
     def _check(self, pod: Object) -> None:
         report = agent.check(self.ground, pod)
         self.kubelet.end(pod, CHECK_CONTAINER, 0 if report.reason == "Checked" else 1, report.dump())
+
+    def _seed(self, pod: Object) -> None:
+        report = agent.seed(self.ground, pod)
+        if report.reason == "Seeded":
+            self._seeded.add(pod["metadata"]["uid"])
+        self.kubelet.end(pod, SEED_CONTAINER, 0, report.dump())
+
+    def _prove(self, pod: Object) -> Move:
+        uid = pod["metadata"]["uid"]
+        if self.ground.prove_says:
+            return "prove cannot tell", lambda: self._prove_fails(pod)
+        if uid not in self._proved:
+            return "prove compares", lambda: self._proved.update({uid: agent.prove(self.ground, pod)})
+        found = self._proved[uid]
+        code = 0 if found.reason == "Proven" else 1
+        return "prove reports", lambda: self.kubelet.end(pod, PROVE_CONTAINER, code, found.dump())
+
+    def _prove_fails(self, pod: Object) -> None:
+        report = Report("prove", "ProofFailed", self.ground.prove_says.pop(0))
+        self.kubelet.end(pod, PROVE_CONTAINER, 1, report.dump())
 
     def _seal(self, pod: Object) -> Move:
         uid = pod["metadata"]["uid"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pretune.api import ROLE, TUNING, Object
+from pretune.api import PROOF, ROLE, TUNING, Object
 from pretune.model import stamp
 from pretune.wire import CLAIM_MOUNT, Versions
 
@@ -59,6 +59,7 @@ class Ground:
         # what has happened
         self.volumes: dict[str, Volume] = {}  # by the claim's uid
         self.starts: list[Start] = []
+        self.proofs: list[Start] = []
         self.serves: list[Serve] = []
         self.published: list[Bundle] = []
         self.pruned: list[str] = []
@@ -83,6 +84,10 @@ class Ground:
         # knobs: the engine and the agent in an attempt
         self.engine_crashes = 0  # of the next engines, so many crash
         self.engine_hangs = False  # never ready
+        self.warm_crashes = 0  # of the next engines that start from a bundle in a proof, so many crash
+        self.warm_hangs = False  # they are never ready
+        self.tunes_again = False  # they tune although they have the bundle
+        self.prove_says: list[str] = []  # of the next proves: why they could not tell
         self.lingers = False  # after seal the engine does not end
         self.check_says: list[tuple[str, str]] = []  # of the next checks: (reason, message)
         self.seal_says: list[tuple[str, str]] = []
@@ -127,7 +132,7 @@ class Ground:
 
     def refusal(self, pod: Object) -> str:
         """The quota's sentence about a pod that is being made; "": there is room."""
-        if self.quota and label(pod, ROLE) == TUNING:
+        if self.quota and label(pod, ROLE) in (TUNING, PROOF):
             return self.quota
         asked = gpus(pod)
         if self.gpu_quota is None or not asked:

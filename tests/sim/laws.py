@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import yaml
-from pretune.api import BUNDLE, ROLE, TUNING, Object
+from pretune.api import BUNDLE, PROOF, ROLE, TUNING, Object
 from pretune.model import seconds
 from pretune.reasons import ADVICE, REASONS
 
@@ -78,19 +78,21 @@ class Laws:
             assert not start.sealed_already, f"the engine of {start.bundle} was started although it is on the claim"
 
     def _one_attempt(self) -> None:
-        """Invariant 1. A pod whose node has not answered for ten minutes counts as gone."""
+        """Invariant 1, proofs included. A pod whose node has not answered for ten minutes counts as gone."""
         alive = Counter(
             pod["metadata"]["labels"][BUNDLE]
-            for pod in self.server.matching("v1", "Pod", "", f"{ROLE}={TUNING}", "")
+            for role in (TUNING, PROOF)
+            for pod in self.server.matching("v1", "Pod", "", f"{ROLE}={role}", "")
             if pod["status"]["phase"] in ("Pending", "Running") and not self._lost(pod)
         )
-        assert all(count <= 1 for count in alive.values()), f"two live tuning pods of one bundle: {alive}"
+        assert all(count <= 1 for count in alive.values()), f"two live attempts at one bundle: {alive}"
         jobs = Counter(
             job["metadata"]["labels"][BUNDLE]
-            for job in self.server.matching("batch/v1", "Job", "", f"{ROLE}={TUNING}", "")
+            for role in (TUNING, PROOF)
+            for job in self.server.matching("batch/v1", "Job", "", f"{ROLE}={role}", "")
             if _may_make_a_pod(job)
         )
-        assert all(count <= 1 for count in jobs.values()), f"two unfinished tuning Jobs of one bundle: {jobs}"
+        assert all(count <= 1 for count in jobs.values()), f"two unfinished Jobs of one bundle: {jobs}"
 
     def _lost(self, pod: Object) -> bool:
         since = pod["metadata"].get("deletionTimestamp")

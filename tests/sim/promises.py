@@ -53,6 +53,8 @@ class Promises(Laws):
         self._stuck: dict[str, float] = {}  # uid -> since when looks see that only we keep it from starting
         self._looked = 0.0
         self._checked = 0  # of world.webhook.admitted
+        self._to_be_proven: set[str] = set()  # uids that were made while the cache's spec.verify was BeforeRelease
+        self._served = 0  # of world.serves
         server.listeners.append(self.on_pod)
 
     # --- at every write
@@ -66,6 +68,9 @@ class Promises(Laws):
         if write.verb == "create":
             if webhook.up and not webhook.lag and webhook.blind is None:
                 self._seen_clearly.add(uid)
+                cache = self._cache(pod)
+                if cache is not None and Spec.of(cache).verify == "BeforeRelease":
+                    self._to_be_proven.add(uid)
             if is_held(pod):
                 self._may_be_held(pod)
         if write.by and write.verb == "patch":
@@ -87,7 +92,7 @@ class Promises(Laws):
         cache = self._cache(pod)
         assert cache is not None, f"{name} is held for no cache"
         spec, record = Spec.of(cache), self._record(pod)
-        assert record.get("state") != SEALED, f"{name} is held although its bundle is sealed"
+        assert not _is_given(record, spec), f"{name} is held although its bundle is sealed"
         if spec.hold.when == "WhenServing" and self.calm:
             assert controller(pod).get("kind") == "ReplicaSet", f"{name} is held, and is missing where it served"
             others = [one for one in self._living(pod) if note(one, BUNDLE) != note(pod, BUNDLE)]
@@ -137,7 +142,7 @@ class Promises(Laws):
         name, cache = pod["metadata"]["name"], self._cache(pod)
         assert cache is not None, f"{name} is held, and its cache is gone"
         spec, until = Spec.of(cache), seconds(pod["metadata"]["creationTimestamp"]) + Spec.of(cache).hold.timeout
-        assert self._record(pod).get("state") != SEALED, f"{name} is held although its bundle is sealed"
+        assert not _is_given(self._record(pod), spec), f"{name} is held although its bundle is sealed"
         assert not spec.suspend and spec.hold.when != "Never" and spec.delivery != "None", (
             f"{name} is held against the spec"
         )
@@ -165,6 +170,12 @@ class Promises(Laws):
         for was, made in self.world.webhook.admitted[self._checked :]:
             _undone(was, made)
         self._checked = len(self.world.webhook.admitted)
+        for start in self.world.serves[self._served :]:
+            if start.bundle and start.pod in self._to_be_proven:
+                self._to_be_proven.discard(start.pod)  # what it has, it keeps
+                proven = (place for one in self.world.volumes.values() for place in one.proofs if one.proven(place))
+                assert start.bundle in {place[1] for place in proven}, f"{start.bundle} was given and is not proven"
+        self._served = len(self.world.serves)
 
     # --- at rest, with a controller that works
 
@@ -238,6 +249,12 @@ def _undone(was: Object, made: Object) -> None:
         return
     assert before == after, "injection made another fingerprint"
     assert inject(made, None) == [], "injected twice"  # type: ignore[arg-type]  # nothing of the delivery is looked at
+
+
+def _is_given(record: Object, spec: Spec) -> bool:
+    """By what a person reads: sealed, and proven where that is asked for."""
+    asked = spec.verify == "BeforeRelease" and record.get("layout") != "Empty"
+    return record.get("state") == SEALED and (not asked or record.get("proven") is True)
 
 
 def _waits(pod: Object) -> bool:

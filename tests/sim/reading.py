@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.api import CACHE, HOLD, ROLE, TUNING, Object
+from pretune.api import CACHE, HOLD, PROOF, ROLE, TUNING, Object
 from pretune.model import seconds
 from pretune.wire import TASK_VARIABLE, Task
 
@@ -53,8 +53,8 @@ def consumer(pod: Object) -> bool:
 
 
 def engine(pod: Object) -> str:
-    """The engine is the last init container of a tuning pod, and what asks for GPUs of any other; inspect and prune have none."""
-    if label(pod, ROLE) == TUNING:
+    """The engine is the last init container of a tuning or proof pod, and what asks for GPUs of any other; inspect and prune have none."""
+    if label(pod, ROLE) in (TUNING, PROOF):
         init = pod["spec"].get("initContainers") or ()
         return str(init[-1]["name"]) if init else ""
     asking = (one["name"] for one in pod["spec"]["containers"] if gpus_of(one))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.api import ROLE, TUNING, Object
+from pretune.api import PROOF, ROLE, TUNING, Object
 
 from tests.sim.ground import Ground, Move
 from tests.sim.reading import claims, gpus, label, leaving, ref, said, terminal
@@ -59,7 +59,7 @@ class Scheduler:
         product = (pod["spec"].get("nodeSelector") or {}).get("nvidia.com/gpu.product")
         if label(pod, ROLE) in self.ground.idle_roles:
             return "0/1 nodes are available: 1 Insufficient cpu."
-        free = self.ground.free_gpus or label(pod, ROLE) != TUNING
+        free = self.ground.free_gpus or label(pod, ROLE) not in (TUNING, PROOF)
         if gpus(pod) and (not free or product in self.ground.no_node_for or gpus(pod) > self._free()):
             return "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
         return ""

@@ -32,7 +32,7 @@ class Bundle:
     seconds: int
     versions: Versions = VERSIONS
 
-    def report(self, by: str, reason: str = "") -> Report:
+    def report(self, by: str, reason: str = "", proven: bool = False) -> Report:
         return Report(
             by=by,
             reason=reason or ("NothingToTune" if self.layout == "Empty" else "Sealed"),
@@ -46,6 +46,7 @@ class Bundle:
             seconds=self.seconds,
             at=self.at,
             fingerprint=self.inputs.fingerprint,
+            proven=proven,
         )
 
 
@@ -54,7 +55,12 @@ class Volume:
     """What a bound claim holds: (the cache's folder, id) -> bundle."""
 
     bundles: dict[tuple[str, str], Bundle] = field(default_factory=dict)
+    proofs: dict[tuple[str, str], str] = field(default_factory=dict)  # of a bundle: the digest that was proven
     torn: set[tuple[str, str]] = field(default_factory=set)  # of which a byte was flipped
+
+    def proven(self, place: tuple[str, str]) -> bool:
+        """Whether the proof of the very bundle that lies there is on the claim."""
+        return place in self.bundles and self.proofs.get(place) == self.bundles[place].digest
 
 
 class Storage:

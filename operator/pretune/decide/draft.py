@@ -170,8 +170,8 @@ class Draft:
         return [pod for pod in self.seen.pods if _label(pod, ROLE) in ATTEMPTS and _label(pod, BUNDLE) == bundle]
 
     def tried(self) -> set[str]:
-        """Bundles that our Jobs try, or tried, to make."""
-        return {_label(job, BUNDLE) for job in self.jobs if _label(job, ROLE) == TUNING and job not in self.elsewhere}
+        """Bundles that our Jobs try, or tried, to make or to prove."""
+        return {_label(job, BUNDLE) for job in self.jobs if _label(job, ROLE) in ATTEMPTS and job not in self.elsewhere}
 
     def live(self, bundle: str, roles: Collection[str] = ATTEMPTS) -> bool:
         """An attempt or a proof is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretune.api import (
     FAILED,
+    PENDING,
     PROOF,
     PROVE_CONTAINER,
     PROVING,
@@ -91,8 +92,10 @@ def settle(draft: Draft) -> None:
         if record["state"] == PROVING and open_:
             _read(draft, record, jobs.get(record["proofs"]))
             continue
-        tidy(draft, bundle, jobs.values())
-        if record["state"] == SEALED and open_ and not draft.live(bundle):
+        to_be_withheld = record["state"] == SEALED and not may_be_given(record, draft.spec)
+        if record["state"] != PENDING and not to_be_withheld:  # else a status that was lost comes back to it
+            tidy(draft, bundle, jobs.values())
+        if record["state"] == SEALED and not to_be_withheld and open_ and not draft.live(bundle):
             forget(draft, record)  # it was ended in its middle: asked for again, the next one is the first
 
 

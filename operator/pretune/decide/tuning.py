@@ -52,7 +52,8 @@ def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
         if record is None:
             if bundle not in ids and not draft.live(bundle):
                 continue  # the finished Job of a bundle that nobody remembers or wants
-            record = draft.record(bundle, fingerprint_of(jobs[max(jobs)]))
+            known = jobs or draft.attempts(bundle, PROOF)
+            record = draft.record(bundle, fingerprint_of(known[max(known)]))
         record["attempts"] = max([record.get("attempts", 0), *jobs])
         if record["state"] in (PENDING, TUNING_STATE) and record["attempts"] > failure(record).get("attempt", 0):
             _read(draft, record, jobs.get(record["attempts"]))
@@ -214,6 +215,8 @@ def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
         record = draft.bundles[bundle]
         if bundle in ids or record["state"] in (SEALED, RETIRED):
             record.pop("unwantedSince", None)
+            if bundle not in ids:
+                tidy(draft, bundle, draft.attempts(bundle, PROOF).values())
             continue
         if _may_be_wanted_again(draft, record, bundles):
             continue
