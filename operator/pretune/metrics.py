@@ -22,7 +22,21 @@ from prometheus_client import (
     generate_latest,
 )
 
-from pretune.api import ATTEMPT, BUNDLE, PENDING, RETIRED, SEAL_CONTAINER, SEALED, STATES, TUNING_STATE, Object
+from pretune.api import (
+    ATTEMPT,
+    BUNDLE,
+    PENDING,
+    PROOF,
+    PROVING,
+    RETIRED,
+    ROLE,
+    SEAL_CONTAINER,
+    SEALED,
+    STATES,
+    TUNING,
+    TUNING_STATE,
+    Object,
+)
 from pretune.decide.attempt import finished, has_reported, report_of, statuses, terminated
 from pretune.decide.draft import failure
 from pretune.model import Delete, Key, Observed, Plan, seconds
@@ -36,7 +50,7 @@ CONSUMERS = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
 CACHE = ("namespace", "cache")
 
 # Reasons of an attempt's end that are none of a bundle: see docs/metrics.md.
-FOUND, SUPERSEDED = "Found", "Superseded"
+FOUND, SUPERSEDED, PROVEN = "Found", "Superseded", "Proven"
 FAILED = "Failed"  # of an admission: an error of ours (webhook.py)
 
 # Upper limits, in seconds.
@@ -95,8 +109,8 @@ class ControllerMetrics(Metrics):
         )
         self._attempts = self._counter(
             "pretune_attempts",
-            "Tuning attempts that ended, by their reason: Sealed, NothingToTune, Found (the bundle was on the claim already),"
-            " Superseded (nothing wanted it any more), or why it failed.",
+            "Tuning attempts and proofs that ended, by their reason: Sealed, NothingToTune, Found (the bundle was on the claim already),"
+            " Proven, Superseded (nothing wanted it any more), or why it failed.",
             ("reason",),
         )
         self._tuning = self._histogram(
@@ -245,20 +259,24 @@ def ended(seen: Observed, status: Mapping[str, Any], now: float) -> list[Ended]:
         if old == new:
             continue
         end = _sealed(seen, old, new, now) or _failed(seen, old, new, now) or _given_up(seen, old, new, now)
-        if end is not None:
-            ends.append(end)
+        ends += [
+            one
+            for one in (end, _proven(seen, old, new, now), _superseded_proof(seen, old, new, now))
+            if one is not None
+        ]
     return ends
 
 
 def _sealed(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
     """Sealed by an attempt, whose pod's report tells it from one that was found on the claim."""
-    if new is None or new["state"] != SEALED or old.get("state") in (SEALED, RETIRED):
+    there = (SEALED, PROVING)
+    if new is None or new["state"] not in there or old.get("state") in (*there, RETIRED):
         return None
     pods = [pod for pod in _pods(seen, new) if has_reported(pod)]
     for pod in pods:
         if report_of(statuses(pod).get(SEAL_CONTAINER)) is not None:
             tuned = float(new.get("tunedSeconds") or 0)
-            return Ended(new["reason"], tuned * _gpus(pod), tuned)
+            return Ended(new["reason"] if new["state"] == SEALED else SEALED, tuned * _gpus(pod), tuned)
     return Ended(FOUND, _spent(pods, now)) if pods else None
 
 
@@ -266,7 +284,16 @@ def _failed(seen: Observed, old: Object, new: Object | None, now: float) -> Ende
     last = failure(new or {})
     if new is None or not last or last == failure(old):
         return None
-    return Ended(last["reason"], _spent(_pods(seen, {**new, "attempts": last["attempt"]}), now))
+    role = PROOF if "digest" in new else TUNING  # what is on the claim is tuned no more
+    return Ended(last["reason"], _spent(_pods(seen, new, role, last["attempt"]), now))
+
+
+def _proven(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """By a proof, whose pod's report tells it from one that was found on the claim."""
+    if new is None or not new.get("proven") or old.get("proven"):
+        return None
+    pods = [pod for pod in _pods(seen, new, PROOF, new.get("proofs", 0)) if has_reported(pod)]
+    return Ended(PROVEN, _spent(pods, now)) if pods else None
 
 
 def _given_up(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
@@ -279,11 +306,19 @@ def _given_up(seen: Observed, old: Object, new: Object | None, now: float) -> En
     return Ended(SUPERSEDED, _spent(_pods(seen, old), now))
 
 
-def _pods(seen: Observed, record: Object) -> list[Object]:
-    """Of a record's newest attempt."""
-    wanted = (record["id"], str(record.get("attempts", 0)))
+def _superseded_proof(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """A proof that the status says to be ended: nothing wants its bundle any more."""
+    ran = old.get("state") == PROVING and old.get("proofs", 0) > failure(old).get("attempt", 0)
+    if not ran or new is None or new["reason"] != SUPERSEDED or old.get("reason") == SUPERSEDED:
+        return None
+    return Ended(SUPERSEDED, _spent(_pods(seen, old, PROOF, old["proofs"]), now))
+
+
+def _pods(seen: Observed, record: Object, role: str = TUNING, number: int | None = None) -> list[Object]:
+    """Of a record's newest attempt, or of another one, or of a proof."""
+    wanted = (role, record["id"], str(record.get("attempts", 0) if number is None else number))
     labels = ((pod, pod["metadata"].get("labels") or {}) for pod in seen.pods)
-    return [pod for pod, has in labels if (has.get(BUNDLE), has.get(ATTEMPT)) == wanted]
+    return [pod for pod, has in labels if (has.get(ROLE), has.get(BUNDLE), has.get(ATTEMPT)) == wanted]
 
 
 def _spent(pods: list[Object], now: float) -> float:
