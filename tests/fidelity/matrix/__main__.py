@@ -10,7 +10,6 @@ Exits with 1 where a cell is not what was expected, or a release could not be pl
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -24,8 +23,10 @@ from tests.cluster.peace import Peace
 from tests.fidelity.matrix import document
 from tests.fidelity.matrix.judge import differences
 from tests.fidelity.matrix.play import play
-from tests.fidelity.matrix.stage import INSTALL, stage, where
+from tests.fidelity.matrix.stage import stage
+from tests.fidelity.releases import REHEARSAL, RELEASES, site_packages
 
+INSTALL = REHEARSAL / "install"
 BEGAN = time.monotonic()
 COMPANIONS = ("0.33.0", "0.32.0")  # what a tag is moved to: the first that is another release
 
@@ -36,21 +37,14 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--keep", action="store_true", help="leave installed what was installed")
     parser.add_argument("--only-document", action="store_true", help="make the document of the results that are there")
     asked = parser.parse_args(words)
-    releases = known()
-    if unknown := set(asked.releases) - set(releases):
-        parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(releases)}")
+    if unknown := set(asked.releases) - set(RELEASES):
+        parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(RELEASES)}")
     odd = (
-        0 if asked.only_document else run([one for one in releases if one in (asked.releases or releases)], asked.keep)
+        0 if asked.only_document else run([one for one in RELEASES if one in (asked.releases or RELEASES)], asked.keep)
     )
     document.write()
     say(f"{document.FILE.relative_to(ROOT)} is written")
     return 1 if odd else 0
-
-
-def known() -> list[str]:
-    """The releases of the rehearsal, oldest first."""
-    found: dict[str, object] = json.loads((INSTALL.parent / "releases.json").read_text())
-    return sorted(found, key=lambda release: tuple(int(part) for part in release.split(".")))
 
 
 def run(releases: Sequence[str], keep: bool) -> int:
@@ -91,7 +85,7 @@ def cluster() -> Kube:
 @contextmanager
 def there(release: str, keep: bool) -> Iterator[None]:
     """The release is installed; removed behind it if it was not there before. The installer looks at the free disk first."""
-    found = where(release)
+    found = site_packages(release)
     if found is None:
         say(f"{release}: is installed")
         subprocess.run([str(INSTALL), release], check=True, stdout=sys.stderr)

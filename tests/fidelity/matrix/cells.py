@@ -15,9 +15,17 @@ CELLS: dict[str, str] = {
     "read-only forced, an operation is missing": "The same, and the engine has an operation more.",
     "read-only by hand": "The user mounts the sealed bundle read-only and sets the override variable: pretune leaves the pod alone.",
     "read-only by hand, another GPU product": "The same, on another GPU product: nothing that is there fits.",
+    "read-only by hand, another configuration": "The same with another `--max-num-seqs`, in a pod without the label: its key has none.",
     "nothing to tune": "The engine reaches no tunable operation: the bundle is Empty, and the pod is left as it is.",
     "image swapped": "Under the same tag, which may move, is another vLLM release by now; the bundle is still the old one's.",
 }
 
-# What CI has the time for; the others are played by `make fidelity`.
-IN_CI = tuple(CELLS)
+# What CI has no time for; `make fidelity` plays it too.
+_LEFT_OUT = (
+    "another FlashInfer, untold",
+    "read-only forced, an operation is missing",
+    "read-only by hand",
+    "read-only by hand, another GPU product",
+    "read-only by hand, another configuration",
+)
+IN_CI = tuple(name for name in CELLS if name not in _LEFT_OUT)

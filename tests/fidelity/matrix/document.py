@@ -7,21 +7,25 @@ from pathlib import Path
 
 from tests.cluster.conftest import ROOT
 from tests.fidelity.matrix.cells import CELLS
-from tests.fidelity.matrix.expected import layout_of
 from tests.fidelity.matrix.judge import differences
 from tests.fidelity.matrix.outcome import RESULTS, Outcome, Played
+from tests.fidelity.releases import RELEASES
 
 FILE = ROOT / "docs/compatibility.md"
 
 
 def write() -> None:
-    FILE.write_text("\n".join(_lines(results())) + "\n")
+    FILE.write_text(text())
+
+
+def text() -> str:
+    return "\n".join(_lines(results())) + "\n"
 
 
 def results(folder: Path = RESULTS) -> list[Played]:
     """What lies there, the oldest release first."""
     found = [Played.read(file) for file in folder.glob("*.json")]
-    return sorted(found, key=lambda played: tuple(int(part) for part in played.release.split(".")))
+    return sorted(found, key=lambda played: RELEASES[played.release].number)
 
 
 def _lines(all_played: list[Played]) -> Iterator[str]:
@@ -50,7 +54,7 @@ def _played(all_played: list[Played]) -> Iterator[str]:
     )
     for one in all_played:
         told = [one.versions[name] for name in ("vllm", "flashinfer", "torch")]
-        yield f"| {' | '.join([*told, layout_of(one.release), one.at, f'`{one.pretune}`'])} |"
+        yield f"| {' | '.join([*told, RELEASES[one.release].one, one.at, f'`{one.pretune}`'])} |"
     yield ""
 
 

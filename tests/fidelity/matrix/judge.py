@@ -21,7 +21,9 @@ def differing(outcome: Outcome, wanted: Expected, one: int) -> list[str]:
         found.append(
             f"expected to {'start' if wanted.starts else 'end'}, but {'it started' if outcome.started else ended}"
         )
-    if wanted.operations is not None and outcome.profiled != wanted.operations * one:
+    if wanted.of_another:
+        found += [] if outcome.profiled else [f"expected some profiles, seen {outcome.profiled}"]
+    elif wanted.operations is not None and outcome.profiled != wanted.operations * one:
         found.append(f"expected {wanted.operations * one} profiles, seen {outcome.profiled}")
     signs = "".join(sorted({line[0] for line in outcome.changed}))
     if signs != wanted.changes:

@@ -12,12 +12,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.fidelity.playing import messages
-
 RESULTS = Path(__file__).parent / "results"
 WARM = "rehearsal: listening on port"  # its last line before it serves
 _PROFILED = re.compile(r"rehearsal: profiled (\d+)")
 _ERROR = re.compile(r"^(?:\S+ )?(\w+(?:\.\w+)*(?:Error|Exception|Exit)): ?(.*)$", re.MULTILINE)
+_TOLD = re.compile(
+    r"(Using (legacy )?FlashInfer|Running FlashInfer autotune|Skipping FlashInfer|FlashInfer autotune cache|No FlashInfer autotune"
+    r"|\[Autotuner\]: ).*"
+)
+_PLAIN = (
+    (re.compile(r"(/pretune/tactics|(/pretune/claim|/bundles)/\S*?/tactics)\b"), "ROOT"),
+    (re.compile(r"for (key )?\(.*\)(?=:| under)"), "for (…)"),  # an entry's key
+    (re.compile(r"\b[0-9a-f]{64}\b"), "KEY"),
+    (re.compile(r"\b[0-9a-f]{24}\b"), "ENTRY"),
+    (re.compile(r"\b[0-9a-f]{16}\b"), "ENV"),
+    (re.compile(r"\.(auto\w*?|autotune_configs[\w.]*?)_?[a-z0-9_]{8}\.tmp"), r".\1RANDOM.tmp"),
+    (re.compile(r"token buckets \(.*"), "token buckets (…)"),
+)
 _SHAPES = ((re.compile(r"[0-9a-f]{64}"), "KEY"), (re.compile(r"[0-9a-f]{16}"), "ENV"))
 _ENTRY = re.compile(r"[0-9a-f]{24}\.json")
 
@@ -28,7 +39,7 @@ class Outcome:
 
     started: bool  # it answered /health
     profiled: int | None  # how often FlashInfer asked for a tactic's time; None: it ended before it could say so
-    said: list[str]  # FlashInfer's and vLLM's own lines about tactics, each once, without folders (playing.messages)
+    said: list[str]  # vLLM's and FlashInfer's own lines about tactics, each once, without hashes and keys
     error: str  # what it ended with; "" where it started
     before: list[str]  # what lay in the override folder when it started: "21 × v2/ENV/entries/ENTRY.json 0444"
     changed: list[str]  # "+ …" new, "~ …" other content, "= …" written again with the same content, "- …" gone
@@ -76,19 +87,19 @@ def profiled(log: str) -> int | None:
 
 
 def said(log: str) -> list[str]:
-    return sorted(messages(log))
+    return sorted({_plain(found.group()) for found in _TOLD.finditer(log.replace("\r", "\n"))})
 
 
 def error(log: str) -> str:
     """The last line of its last traceback."""
     found = _ERROR.findall(log)
-    return _without_folders(": ".join(part for part in found[-1] if part)) if found else "ended without a traceback"
+    return _plain(": ".join(part for part in found[-1] if part))[:300] if found else "ended without a traceback"
 
 
-def _without_folders(text: str) -> str:
-    for shape, name in _SHAPES:
+def _plain(text: str) -> str:
+    for shape, name in _PLAIN:
         text = shape.sub(name, text)
-    return re.sub(r"\.[a-z_]*autotun[\w.]*\.tmp", ".NAME.tmp", text)[:300]
+    return text
 
 
 # --- what lies in a folder

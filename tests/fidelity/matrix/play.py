@@ -25,7 +25,7 @@ from tests.fidelity.matrix.copies import ANOTHER_FLASHINFER, copied, of_another_
 from tests.fidelity.matrix.outcome import WARM, Files, Outcome, Played, error, files, now, profiled, said, shown
 from tests.fidelity.matrix.stage import Stage, versions
 
-AT_A_TIME = 4  # engines: each takes a core for its imports, and 1.1 GiB
+AT_A_TIME = 3  # engines: each takes a core for its imports, and 1.1 GiB
 PATIENCE = 400.0  # seconds for one engine, on a machine that does other things too
 CLAIM = "pretune-demo"
 _ID = re.compile(r"\b[0-9a-f]{12}-default\b")
@@ -140,6 +140,9 @@ class _Play:
 
         self._consumer(workers, "read-only by hand", made, "demo", change=mounted)
         self._consumer(workers, "read-only by hand, another GPU product", made, "demo", change=mounted, gpu=pods.B200)
+        # With the label it would be an engine that is to be tuned.
+        other = pods.with_words(made, "--max-num-seqs", "64")
+        self._consumer(workers, "read-only by hand, another configuration", other, "", change=mounted)
 
     def _consumer(
         self,
@@ -190,13 +193,13 @@ class _Play:
         log, seconds = _followed(kube, pod)
         found = files(self.stage.tactics(pod))  # before seal is done: then nothing of the pod's is kept
         cache = self._sealed(kube, "demo")
-        return _outcome(log, seconds, {}, found, [*_of_cache(cache), *_advice(cache)])
+        return _outcome(log, seconds, {}, found, [*_of_cache(cache), _environment(cache), *_advice(cache)])
 
     def _engine(self, kube: Kube, cell: str, pod: Object) -> Outcome:
         """A consumer's."""
         namespace, name = self.stage.namespace, pod["metadata"]["name"]
-        cache = pod["metadata"]["labels"]["pretune.dev/cache"]
-        if cell != "no bundle":
+        cache = (pod["metadata"].get("labels") or {}).get("pretune.dev/cache", "")
+        if cache and cell != "no bundle":
             self._sealed(kube, cache)
         kube.create(pod)
         warnings = [f"warning at its making: {one}" for one in kube.warnings]
@@ -206,10 +209,11 @@ class _Play:
         before = files(folder)
         log, seconds = _followed(kube, found)
         after = files(folder)
-        last = kube.get("AutotuneCache", namespace, cache) or {}
-        advice = _advice(last) if cell == "image swapped" else []
+        words = [*_of_pod(found), *map(_plain, warnings)]
+        if last := kube.get("AutotuneCache", namespace, cache) if cache else None:
+            words += [*_of_cache(last), *(_advice(last) if cell == "image swapped" else [])]
         kube.delete("Pod", namespace, name, gracePeriodSeconds=1)
-        return _outcome(log, seconds, before, after, [*_of_pod(found), *warnings, *_of_cache(last), *advice])
+        return _outcome(log, seconds, before, after, words)
 
     def _sealed(self, kube: Kube, cache: str) -> Object:
         def settled(one: Object) -> bool:
@@ -275,7 +279,8 @@ def _outcome(log: str, seconds: float, before: Files, after: Files, operator: li
 def _of_pod(pod: Object) -> list[str]:
     notes = pod["metadata"].get("annotations") or {}
     delivery, _ = given(pod)
-    words = [f"{delivery}: {notes.get('pretune.dev/reason', '(the webhook left no word)')}"]
+    told = notes.get("pretune.dev/reason")
+    words = [f"{delivery}: {told}" if told else "not asked: the pod has no label of ours"]
     if report := Report.load(seed_report(pod)):
         words.append(f"seed: {report.reason}: {report.message}")
     return [_plain(one) for one in words]
@@ -288,6 +293,12 @@ def _of_cache(cache: Object) -> list[str]:
     for one in bundles(cache)[:1]:
         words.append(f"bundle: {one['state']}: {one['reason']}: {one.get('layout')}: {one.get('message')}")
     return [_plain(one) for one in words]
+
+
+def _environment(cache: Object) -> str:
+    """With which it was tuned, as the status says."""
+    found = bundles(cache)[0].get("environment") or {}
+    return "tuned with: " + ", ".join(f"{name} {value}" for name, value in sorted(found.items()))
 
 
 def _advice(cache: Object) -> list[str]:

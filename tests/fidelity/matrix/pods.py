@@ -74,14 +74,26 @@ def source(made: Object) -> Object:
 def consumer(
     made: Object, namespace: str, name: str, cache: str, operations: str = OPERATION, gpu: str = H200
 ) -> Object:
-    """A pod of the template that opted in."""
+    """A pod of the template; it opted in where `cache` is given."""
     seen = {_SEEN["REHEARSAL_OPERATIONS"]: operations, _SEEN["REHEARSAL_GPU"]: gpu}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": name, "labels": {"pretune.dev/cache": cache}, "annotations": seen},
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "labels": {"pretune.dev/cache": cache} if cache else {},
+            "annotations": seen,
+        },
         "spec": copy.deepcopy(made["spec"]),
     }
+
+
+def with_words(made: Object, *words: str) -> Object:
+    """The template with these arguments more."""
+    other = copy.deepcopy(made)
+    other["spec"]["containers"][0]["args"] += words
+    return other
 
 
 def as_uid(pod: Object, uid: int) -> Object:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 from tests.cluster.conftest import ROOT, fresh
 from tests.cluster.images import engine_as, forget
 from tests.cluster.kube import Kube, Object
+from tests.fidelity.releases import site_packages
 
-INSTALL = ROOT / "images/rehearsal/install"
 IMAGE = "localhost/pretune/rehearsal:dev"
 NODE = Path("/var/lib/pretune-cluster/node0/kubelet")  # of tools/cluster: its node is this machine
 
@@ -77,14 +76,8 @@ def image_of(release: str, name: str) -> None:
     engine_as(name, release, of=IMAGE, more=found)
 
 
-def where(release: str) -> Path | None:
-    """The release's site-packages; None: it is not installed."""
-    ran = subprocess.run([str(INSTALL), "--where", release], capture_output=True, text=True, check=False)
-    return Path(ran.stdout.strip().splitlines()[-1]) if ran.returncode == 0 else None
-
-
 def installed(release: str) -> Path:
-    found = where(release)
+    found = site_packages(release)
     assert found, f"vLLM {release} is not installed: run images/rehearsal/install {release}"
     return found
 
