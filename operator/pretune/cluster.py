@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,6 +35,7 @@ PAGE = 500  # objects of one list request: 3,000 pods at once were 17 MB and 149
 CALL = aiohttp.ClientTimeout(total=30)
 # A watch sends a bookmark a minute even when nothing happens; a silent one is a dead connection.
 SILENT = 90.0  # seconds
+LOG_CHUNK = 64 << 10  # bytes of a log that are looked at in one go
 LONGEST = 8 << 20  # bytes of one line of a watch: an object, as JSON; aiohttp alone takes 128 KiB
 DISCOVERED = 600.0  # seconds that a kind's resource is believed
 
@@ -314,6 +315,19 @@ class Kubernetes:
                     _accepted(int(change["object"].get("code") or 500), change["object"])
                 if change["type"] != "BOOKMARK":
                     yield change["type"], keep({**change["object"], "apiVersion": api_version, "kind": kind})
+
+    async def log(self, namespace: str, pod: str, container: str, most: int) -> AsyncGenerator[bytes, None]:
+        """A container's log from its beginning, at most `most` bytes, as they come; each line behind the time at which the runtime had
+        it (RFC 3339). Of the file that the kubelet writes now: an older one that it has rotated away is not there. Raises as `get` does;
+        ApiError 404 where the pod is gone, 400 where the container has no log."""
+        path = await self._path("v1", "Pod", namespace, pod) + "/log"
+        query = {"container": container, "timestamps": "true", "limitBytes": str(most)}
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)
+        async with self._sent("GET", path, query=query, accept="*/*", limit=limit) as response:
+            if response.status >= 400:
+                _accepted(response.status, _parsed(await response.read()))
+            async for chunk in response.content.iter_chunked(LOG_CHUNK):
+                yield chunk
 
     # --- HTTP
 

@@ -25,6 +25,7 @@ from pretune.model import Key
 from pretune.reconcile import free, reconcile
 from pretune.serving import serve_health
 from pretune.settings import Installation
+from pretune.starts import Starts
 from pretune.watching import Pods, Watching, named
 from pretune.workqueue import Queue
 
@@ -44,21 +45,27 @@ async def run(settings: Installation) -> None:
         asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
     async with Kubernetes(await configuration()) as cluster:
         queue = Queue(
-            lambda key: metrics.timed(reconcile(key, cluster, settings.decisions, time.time, metrics)), settings.workers
+            lambda key: metrics.timed(reconcile(key, cluster, settings.decisions, time.time, metrics, starts)),
+            settings.workers,
         )
         watching = Watching(cluster.watch, queue.wake)
         pods = Pods(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake, partial(free, cluster))
         lease = Lease(cluster, settings.namespace, settings.identity)
         metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.ours)
+        starts = None
+        if settings.read_logs:
+            starts = Starts(cluster.log, cluster.get, queue.wake, metrics.start, metrics.unread, began=time.time())
         async with serve_health(settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition):
             await lease.acquire()
             try:
-                await lead(queue, watching, pods, lease, cluster)
+                await lead(queue, watching, pods, lease, cluster, starts)
             finally:
                 await lease.release()
 
 
-async def lead(queue: Queue, watching: Watching, pods: Pods, lease: Lease, cluster: Kubernetes) -> None:
+async def lead(
+    queue: Queue, watching: Watching, pods: Pods, lease: Lease, cluster: Kubernetes, starts: Starts | None = None
+) -> None:
     """Everything that only one replica may do. Whatever ends, all of it ends."""
     async with asyncio.TaskGroup() as group:
         ours = [
@@ -66,6 +73,7 @@ async def lead(queue: Queue, watching: Watching, pods: Pods, lease: Lease, clust
             group.create_task(watching.run()),
             group.create_task(pods.run()),
             group.create_task(lease.hold(lambda: queue.stuck() < STUCK)),
+            *([group.create_task(starts.run())] if starts is not None else []),
         ]
         registry = handlers(queue, watching, cluster)
 

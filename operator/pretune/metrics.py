@@ -39,6 +39,7 @@ from pretune.api import (
 )
 from pretune.decide.attempt import finished, has_reported, report_of, statuses, terminated
 from pretune.decide.draft import failure
+from pretune.engines.logs import RESULTS, UNKNOWN
 from pretune.model import Delete, Key, Observed, Plan, seconds
 from pretune.template import gpus
 
@@ -47,6 +48,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 Answer = TypeVar("Answer")
 
 CONSUMERS = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
+STARTS = RESULTS  # of the same, where logs are read
 CACHE = ("namespace", "cache")
 
 # Reasons of an attempt's end that are none of a bundle: see docs/metrics.md.
@@ -99,7 +101,8 @@ class ControllerMetrics(Metrics):
         self._consumers = self._gauge(
             "pretune_consumers",
             "Serving pods as the cache's status counts them, every 10 s at most: seeded (started with the bundle), cold (started"
-            " without), held (wait for it), stale (run another image of the same name than the bundle was tuned in), ready.",
+            " without), held (wait for it), stale (run another image of the same name than the bundle was tuned in), ready; with"
+            " proof.readLogs also warm, partial and tuned, as their logs say.",
             (*CACHE, "state"),
         )
         self._held = self._gauge(
@@ -132,6 +135,24 @@ class ControllerMetrics(Metrics):
         self._rescued = self._counter(
             "pretune_rescued_pods",
             "Pods that only the claim or the container pretune-seed kept from starting, and that were deleted to be made anew.",
+        )
+        self._starts = self._counter(
+            "pretune_starts",
+            "Starts of engines that were given a bundle, by what their logs say (proof.readLogs): warm (loaded, nothing tuned), partial"
+            " (some tuned), tuned (all tuned), unknown. Each once, of pods that became ready while this process ran.",
+            (*CACHE, "result"),
+        )
+        self._unread = self._counter(
+            "pretune_start_read_failures",
+            "Logs that were not read: Forbidden, NotThere (the pod is gone), Rotated (its beginning is), NoAnswer, Error.",
+            ("reason",),
+        )
+        self._saved = self._gauge(
+            "pretune_gpu_seconds_saved",
+            "GPU-seconds that proven bundles saved (status.gpuSecondsSaved): the sum, over the starts of serving pods that had one, of"
+            " GPUs x max(0, coldSeconds - warmSeconds) of that bundle. It only grows. What tuning and proving cost is not taken off:"
+            " see pretune_tuning_gpu_seconds_total.",
+            CACHE,
         )
         self._reconcile = self._histogram(
             "pretune_reconcile_seconds",
@@ -173,6 +194,11 @@ class ControllerMetrics(Metrics):
         consumers = plan.status.get("consumers") or {}
         for state in CONSUMERS:
             self._consumers.labels(*labels, state).set(consumers.get(state, 0))
+        for result in STARTS:
+            if result in consumers:
+                self._consumers.labels(*labels, result).set(consumers[result])
+        if "gpuSecondsSaved" in plan.status:
+            self._saved.labels(*labels).set(plan.status["gpuSecondsSaved"])
         self._held.labels(*labels).set(consumers.get("held", 0))
         spent = self._gpu_seconds.labels(*labels)
         for end in ended(seen, plan.status, now):
@@ -187,9 +213,21 @@ class ControllerMetrics(Metrics):
             self._holds.labels(one.cause).observe(one.waited)
         self._rescued.inc(sum(isinstance(one, Delete) and one.object["kind"] == "Pod" for one in plan.after))
 
+    def start(self, key: Key, result: str) -> None:
+        """A log was read, or given up (logs.UNKNOWN)."""
+        self._starts.labels(key.namespace, key.name, result).inc()
+
+    def unread(self, reason: str) -> None:
+        """A log could not be read."""
+        self._unread.labels(reason).inc()
+
     def _forget(self, key: Key) -> None:
         """The cache is gone, and with it every series that has its name."""
         labels = (key.namespace, key.name)
+        for result in (*STARTS, UNKNOWN):
+            self._starts.remove(*labels, result)
+            self._consumers.remove(*labels, result)
+        self._saved.remove(*labels)
         for state in STATES:
             self._bundles.remove(*labels, state)
         for state in CONSUMERS:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pretune.api import Object, Refused, Spec
+from pretune.engines.logs import Start
 
 
 @dataclass(frozen=True, order=True)
@@ -84,6 +85,7 @@ class Observed:
     held: tuple[Object, ...] = ()  # consumers behind our gate, cut down; read only when the cache is gone
     claim_users: frozenset[str] = frozenset()  # pods of any phase that name the claim; read only when the cache is gone
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by Action.name
+    starts: Mapping[str, Told] | None = None  # by EngineStart.key: what logs have told so far; None: none are read
 
     @property
     def spec(self) -> Spec:
@@ -112,6 +114,36 @@ class Outcome:
     code: int  # HTTP status
     message: str
     object: Object | None = None  # what is there (after 201, and after 409)
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """One start of a consumer's engine, whose log tells whether it was warm."""
+
+    pod: str  # its name
+    uid: str
+    container: str
+    since: str  # when the container started, as its status says it (RFC 3339)
+    ready: float  # when the pod became ready (Unix seconds)
+    probed: bool = True  # it was not ready before the engine was
+    engine: Object | None = None  # the container as its author wrote it
+
+    @property
+    def key(self) -> str:
+        return f"{self.uid}/{self.since}"
+
+    @property
+    def began(self) -> float:
+        """`since` in Unix seconds."""
+        return seconds(self.since)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What became of reading one start's log."""
+
+    said: Start
+    differs: tuple[str, ...] = ()  # variables and flags in which the pod differs from its template, of one that tuned
 
 
 # --- what is wanted
@@ -182,3 +214,4 @@ class Plan:
     events: tuple[Event, ...] = ()
     look_again: float | None = None  # seconds from now
     released: tuple[Released, ...] = ()
+    starts: tuple[EngineStart, ...] = ()  # whose logs are worth reading; all that is known of others may be forgotten

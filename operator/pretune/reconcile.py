@@ -17,6 +17,7 @@ from pretune.manifests.pod import is_held
 from pretune.metrics import ControllerMetrics
 from pretune.model import Action, Apply, Create, Delete, Event, Key, Observed, Outcome, Patch, Plan, Settings, seconds
 from pretune.observe import API, held, observe
+from pretune.starts import Starts
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,12 @@ TOGETHER = 16  # calls at a time, of those whose order does not matter: 500 pods
 
 
 async def reconcile(
-    key: Key, cluster: Cluster, settings: Settings, clock: Callable[[], float], metrics: ControllerMetrics | None = None
+    key: Key,
+    cluster: Cluster,
+    settings: Settings,
+    clock: Callable[[], float],
+    metrics: ControllerMetrics | None = None,
+    starts: Starts | None = None,
 ) -> float | None:
     """Bring one key to what its spec says, as far as is possible now; when to look again, in seconds from now, or None.
 
@@ -39,17 +45,24 @@ async def reconcile(
     """
     try:
         async with asyncio.timeout(LOOK):
-            return await _look(key, cluster, settings, clock, metrics)
+            return await _look(key, cluster, settings, clock, metrics, starts)
     except Exception as error:  # OSError too: one source that nobody answers for says nothing of the pods
         await _let_go_overdue(key, cluster, clock(), error)
         raise
 
 
 async def _look(
-    key: Key, cluster: Cluster, settings: Settings, clock: Callable[[], float], metrics: ControllerMetrics | None
+    key: Key,
+    cluster: Cluster,
+    settings: Settings,
+    clock: Callable[[], float],
+    metrics: ControllerMetrics | None,
+    starts: Starts | None,
 ) -> float | None:
     for look in range(1, LOOKS + 1):
         seen = await observe(key, cluster, settings, clock())
+        if starts is not None:
+            seen = replace(seen, starts=starts.known(key))
         plan = decide(seen, clock())
         if outcomes := await carry_out(key, plan.actions, cluster):
             plan = decide(replace(seen, outcomes=outcomes), clock())
@@ -68,6 +81,8 @@ async def _look(
             return 0.0
         if metrics is not None:
             metrics.written(seen, plan, clock())
+        if starts is not None:
+            starts.follow(key, plan.starts)
         failed = await _release(seen, plan, cluster, metrics)
         if not any(isinstance(one, OSError) for one in failed):  # else nobody answers
             failed += await carry_out_together(key, (one for one in plan.after if not _is_release(one)), cluster)

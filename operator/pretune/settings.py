@@ -12,6 +12,7 @@ from pretune.model import Settings
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+SWITCH = ("true", "false")
 
 
 class SettingError(ValueError):
@@ -31,6 +32,7 @@ class Installation:
     log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
     liveness_port: int = 8080  # PRETUNE_LIVENESS_PORT of GET /healthz; 0: not served
     workers: int = 4  # PRETUNE_WORKERS: caches that are reconciled at a time
+    read_logs: bool = False  # PRETUNE_READ_LOGS: whether consumers' logs are read, which needs the right to
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Installation:
@@ -53,6 +55,7 @@ class Installation:
             log_level=_one_of(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
             liveness_port=_number(environment, "PRETUNE_LIVENESS_PORT", 8080, 0, 65535),
             workers=_number(environment, "PRETUNE_WORKERS", 4, 1, 64),
+            read_logs=_one_of(environment, "PRETUNE_READ_LOGS", SWITCH, "false") == "true",
         )
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretune.decide import adoption, afterlife, agents, holding, proving, rescue, retention, storage, tuning
+from pretune.decide import adoption, afterlife, agents, holding, proving, rescue, retention, starts, storage, tuning
 from pretune.decide.advice import advice
 from pretune.decide.consumers import consumers, count, note, stale
 from pretune.decide.draft import Draft
@@ -55,16 +55,18 @@ def decide(seen: Observed, now: float) -> Plan:
     if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
         draft.at(now)  # what was made asks for more at once
     draft.at(now + RESYNC)
-    counted = count(draft, pods)
+    counted = count(draft, pods, starts.told(draft, pods))
     holding.tell(draft, pods, counted)
+    starts.tell(draft, pods, counted)  # pods that tuned although they had their bundle
     warnings = advice(draft, bundles, stale(draft, pods))
-    said = status(draft, wanted, claim, counted, warnings)
+    said = {**status(draft, wanted, claim, counted, warnings), **starts.saved(draft, pods)}
     return Plan(
         actions=tuple(draft.actions),
         status=said,
         after=tuple(draft.after),
         events=(*draft.events, *draft.changes()),
         released=tuple(draft.released),
+        starts=starts.worth_reading(draft, pods) if seen.starts is not None else (),
         look_again=None if draft.look is None else max(0.0, draft.look - now),
     )
 

@@ -73,15 +73,28 @@ class Consumer:
         return self.living and bool(state.get("running") or state.get("terminated") or status.get("restartCount"))
 
     @property
+    def since(self) -> str:
+        """When its engine started last (RFC 3339), or ""."""
+        return str(((self._engine_status.get("state") or {}).get("running") or {}).get("startedAt") or "")
+
+    @property
+    def ready_since(self) -> float | None:
+        """When it became ready last (Unix seconds); None: it is not, or that was not said."""
+        found = condition(self.pod, "Ready") or {}
+        return seconds(found["lastTransitionTime"]) if self.ready and found.get("lastTransitionTime") else None
+
+    @property
     def seeded(self) -> bool:
         """It runs with its bundle: copied by seed, which says so, or mounted."""
         if not self.given or not self.started:
             return False
-        if self.mode == "ReadOnly":
-            return True
+        return self.mode == "ReadOnly" or (self.seed is not None and self.seed.reason == "Seeded")
+
+    @property
+    def seed(self) -> Report | None:
+        """What seed has said at its end."""
         end = terminated(statuses(self.pod).get(SEED_CONTAINER)) or {}
-        report = Report.load(end.get("message") or "")
-        return report is not None and report.reason == "Seeded"
+        return Report.load(end.get("message") or "")
 
     @property
     def image(self) -> str:
@@ -134,17 +147,18 @@ def note(draft: Draft, pods: Sequence[Consumer]) -> None:
                 record.pop(name, None)
 
 
-def count(draft: Draft, pods: Sequence[Consumer]) -> Mapping[str, object]:
-    """status.consumers; as it was, while it is younger than COUNTED."""
+def count(draft: Draft, pods: Sequence[Consumer], more: Mapping[str, object]) -> Mapping[str, object]:
+    """status.consumers, with what else is told of them; as it was, while it is younger than COUNTED."""
     now: dict[str, object] = {
         "seeded": sum(one.seeded for one in pods),
         "cold": sum(one.started and not one.seeded and not _nothing_to_give(draft, one) for one in pods),
         "held": sum(one.held for one in pods),
         "stale": stale(draft, pods),
         "ready": sum(one.ready for one in pods),
+        **more,
     }
     before: Mapping[str, object] = (draft.cache.get("status") or {}).get("consumers") or {}
-    if all(before.get(name) == number for name, number in now.items()):
+    if {name: number for name, number in before.items() if name != "observedAt"} == now:
         return before
     due = seconds(str(before["observedAt"])) + COUNTED if "observedAt" in before else 0.0
     if draft.now < due:
