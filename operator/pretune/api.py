@@ -17,7 +17,7 @@ PLURAL = "autotunecaches"
 
 # Labels and annotations. CACHE and ROLE stand on all that is ours; a pod with CACHE and without ROLE is a consumer.
 CACHE = "pretune.dev/cache"
-ROLE = "pretune.dev/role"  # tuning | proof | inspect | prune; on a claim and a ConfigMap: claim | agent
+ROLE = "pretune.dev/role"  # tuning | proof | import | inspect | prune; on a claim and a ConfigMap: claim | agent
 BUNDLE = "pretune.dev/bundle"  # label of an attempt; annotation of a consumer: what it was given
 DELIVERY = "pretune.dev/delivery"  # annotation of a consumer: ReadOnly | Overlay | None
 REASON = "pretune.dev/reason"  # annotation of a consumer: "<one of reasons.DELIVERIES>: <message>"
@@ -33,6 +33,7 @@ QUESTION = "pretune.dev/question"  # annotation of an inspect or prune Job: the 
 IMPORT = "pretune.dev/import"  # annotation of a cache, by its author: `<claim>[/<path in it>]`, a folder that vLLM wrote itself
 
 TUNING, PROOF, INSPECT, PRUNE = "tuning", "proof", "inspect", "prune"
+IMPORTING = "import"  # its pod needs no GPU: it holds up nobody's attempt but its own bundle's
 CHECK_CONTAINER, SEAL_CONTAINER = "pretune-check", "pretune-seal"
 PROVE_CONTAINER, IMPORT_CONTAINER = "pretune-prove", "pretune-import"
 AGENT_CONTAINER = "pretune-agent"  # of inspect and prune

@@ -226,6 +226,10 @@ def _reasons() -> dict[str, Reason]:
             "The folder that the annotation pretune.dev/import names does not fit: the message says why. Nothing was taken from it.",
             "Correct the annotation, or remove it; the bundle is tuned as usual.",
         ),
+        "AlreadyImported": Reason(
+            "The folder that the annotation pretune.dev/import names went into the bundle of another engine of this target.",
+            "Nothing to do: the bundle is tuned as usual. To import once more, give the annotation another value.",
+        ),
         # --- consumers: events only
         "TunedAgain": Reason(
             "By their logs, pods that had their bundle tuned all the same, some or all entries; the message names pods and what differs.",

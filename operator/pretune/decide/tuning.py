@@ -18,7 +18,7 @@ from pretune.api import (
     Object,
     Refused,
 )
-from pretune.decide import agents, proving, retention
+from pretune.decide import agents, importing, proving, retention
 from pretune.decide import attempt as attempts
 from pretune.decide.adoption import adopt
 from pretune.decide.attempt import Attempt, Standing, finished
@@ -59,6 +59,7 @@ def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
             _read(draft, record, jobs.get(record["attempts"]))
         else:
             tidy(draft, bundle, jobs.values())
+    importing.settle(draft)
 
 
 def _read(draft: Draft, record: Object, job: Object | None) -> None:
@@ -129,6 +130,8 @@ def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage, pods: Seq
             draft.say(record, state, "Suspended", "spec.suspend is true")
         elif not storage.ready:
             draft.say(record, state, "WaitingForClaim", storage.message)
+        elif state == PENDING and importing.comes_first(draft, want, record, storage):
+            continue  # what a person has already
         elif next_try(record) > draft.now:
             draft.at(next_try(record))
         elif busy := _busy(draft, want):

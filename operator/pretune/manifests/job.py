@@ -63,7 +63,7 @@ def attempt_name(cache: str, bundle_id: str, attempt: int | str) -> str:
     plain = f"{cache}-{bundle_id}-{attempt}"
     if len(plain) <= NAME_LENGTH and "." not in plain and len(_ID_HASH.findall(plain)) == 1:
         return plain
-    return _hashed(cache, f"{attempt}", [cache, bundle_id, attempt])
+    return hashed_name(cache, f"{attempt}", [cache, bundle_id, attempt])
 
 
 def tuning_job(
@@ -133,7 +133,7 @@ def _attempt(
         "labels": {**labels, **MESH_LABELS},
         "annotations": {**pod["metadata"]["annotations"], **annotations},
     }
-    return _job(key, cache, attempt_name(key.name, bundle, attempt), labels, annotations, pod)
+    return job_of(key, cache, attempt_name(key.name, bundle, attempt), labels, annotations, pod)
 
 
 def inspect_job(key: Key, cache: Object, spec: Spec, ids: Sequence[str], question: str, settings: Settings) -> Object:
@@ -161,10 +161,12 @@ def prune_job(
 def _claim_job(key: Key, cache: Object, labels: dict[str, str], question: str, pod: Object) -> Object:
     role = labels[ROLE]
     pod["metadata"] = {"labels": {**labels, **MESH_LABELS}, "annotations": dict(MESH_ANNOTATIONS)}
-    return _job(key, cache, _hashed(key.name, role, [key.name, role, question]), labels, {QUESTION: question}, pod)
+    return job_of(
+        key, cache, hashed_name(key.name, role, [key.name, role, question]), labels, {QUESTION: question}, pod
+    )
 
 
-def _hashed(cache: str, last: str, what: list[Any]) -> str:
+def hashed_name(cache: str, last: str, what: list[Any]) -> str:
     """`<cache, cut>-<10 hex of what>-<last>`: a DNS label of at most NAME_LENGTH characters."""
     tail = f"-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:10]}-{last}"
     return cache.replace(".", "-")[: NAME_LENGTH - len(tail)].rstrip("-") + tail
@@ -204,7 +206,7 @@ def _claim_pod(
     return {"spec": {name: one for name, one in pod.items() if one not in ("", [])}}
 
 
-def _job(
+def job_of(
     key: Key, cache: Object, name: str, labels: Mapping[str, str], annotations: Mapping[str, str], pod: Object
 ) -> Object:
     """One pod at a time, never a second try by itself; an evicted or preempted pod is replaced and not counted (seen, facts)."""

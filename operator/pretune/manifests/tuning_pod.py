@@ -113,7 +113,7 @@ def pod_template(
             asked = Task(cache=folder, subPath=spec.claim.sub_path, inputs=inputs, command=words(engine))
             init.insert(-1, seed_container(SEED_CONTAINER, engine, asked, copied, claim, [tactics]))
     made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
-    made |= _scheduling(pod, spec, target)
+    made |= scheduling(pod, spec, target)
     made |= {
         "initContainers": init,
         "containers": [last],
@@ -168,7 +168,7 @@ def _claim_volume(volumes: list[Object], others: Iterable[Object], claim: str) -
     return CLAIM_VOLUME
 
 
-def _scheduling(pod: Object, spec: Spec, target: Target) -> Object:
+def scheduling(pod: Object, spec: Spec, target: Target) -> Object:
     """nodeSelector, node affinity and tolerations: the pod's own, with the target's terms and the cache's tolerations."""
     node = copy.deepcopy((pod.get("affinity") or {}).get("nodeAffinity") or {})
     if terms := required_terms(pod):
