@@ -125,9 +125,11 @@ class Draft:
         events = []
         for bundle, record in self.bundles.items():
             state, reason = record["state"], record["reason"]
-            if self.known.get(bundle) == (state, reason):
+            before = self.known.get(bundle, ("", ""))
+            if before == (state, reason):
                 continue
-            if state in (SEALED, FAILED, REFUSED) or reason in ("Tuning", "Proving", "PodRefused"):
+            begins = state == PROVING != before[0]
+            if state in (SEALED, FAILED, REFUSED) or begins or reason in ("Tuning", "PodRefused"):
                 bad = state in (FAILED, REFUSED) or reason == "PodRefused"
                 events.append(Event(reason, f"bundle {bundle}: {record['message']}", bad))
         return events
