@@ -235,15 +235,15 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
     """
     status = draft.cache.get("status") or {}
     total, until = int(status.get("gpuSecondsSaved") or 0), str(status.get("savedUntil") or "")
-    worth = {bundle: each for bundle, record in draft.bundles.items() if (each := _worth(record)) is not None}
+    gains = {bundle: each for bundle, record in draft.bundles.items() if (each := worth(record)) is not None}
     before = seconds(until) if until else -math.inf
-    patience = max((cold for _, cold in worth.values()), default=0.0) + SETTLE
+    patience = max((cold for _, cold in gains.values()), default=0.0) + SETTLE
     horizon = math.floor(draft.now - patience)
     counted = 0
     for one in pods:
-        if one.given not in worth or not (one.ready and one.seeded and one.since and one.ready_since):
+        if one.given not in gains or not (one.ready and one.seeded and one.since and one.ready_since):
             continue
-        gain, cold = worth[one.given]
+        gain, cold = gains[one.given]
         began = seconds(one.since)
         if began <= before or one.ready_since - began > cold:
             continue
@@ -256,7 +256,7 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
     return {"gpuSecondsSaved": total, "savedUntil": until} if until else {}
 
 
-def _worth(record: Mapping[str, object]) -> tuple[int, float] | None:
+def worth(record: Mapping[str, object]) -> tuple[int, float] | None:
     """(GPU-seconds that a start saves, coldSeconds) of a proven bundle of which both times are known."""
     gpus, cold, warm = (record.get(name) for name in ("gpus", "coldSeconds", "warmSeconds"))
     if not (record.get("proven") and gpus and cold and warm is not None):
