@@ -82,6 +82,7 @@ def settle(draft: Draft) -> None:
         standing = read(_attempt(draft, job), CHECKS)
         draft.at(standing.look)
         if standing.state != "Over":
+            draft.at(seconds(job["metadata"]["creationTimestamp"]) + LIMIT)
             draft.say(record, PENDING, "Importing", f"import from {value}: {standing.message}")
             continue
         draft.after.append(delete(job))
@@ -256,7 +257,7 @@ def waiting(a: Attempt) -> Standing | None:
 def running(a: Attempt) -> Standing | None:
     if (begun := since(a, IMPORT_CONTAINER)) is None:
         return None
-    return Standing("Pending", "Importing", f"the folder is checked since {begun}", look=_made(a) + LIMIT)
+    return Standing("Pending", "Importing", f"the folder is checked since {begun}")
 
 
 def starting(a: Attempt) -> Standing | None:
