@@ -10,6 +10,7 @@ Exits with 1 where a cell is not what was expected, or a release could not be pl
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ def main(words: Sequence[str]) -> int:
     asked = parser.parse_args(words)
     if unknown := set(asked.releases) - set(RELEASES):
         parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(RELEASES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what was made on the cluster is removed
     odd = (
         0 if asked.only_document else run([one for one in RELEASES if one in (asked.releases or RELEASES)], asked.keep)
     )

@@ -34,13 +34,22 @@ def _lines(all_played: list[Played]) -> Iterator[str]:
         "",
         "Written by `make fidelity`: each release's own `kernel_warmup()` and FlashInfer's own AutoTuner, on a CPU (`images/rehearsal`),",
         "in pods of a real cluster that ask for one GPU, fed by the operator of this checkout. Real are the config, the key, the files,",
-        "the log lines and the crashes; the model is one toy operation, for each of vLLM's token buckets. `make fidelity RELEASES=…` plays",
-        "some releases again and keeps the other columns. Engines with several GPUs are not in it.",
+        "the log lines and the crashes; the model is one toy operation (two where one is missing in the bundle), for each of the token",
+        "buckets. `make fidelity RELEASES=…` plays some releases again and keeps the other columns; what it saw lies in",
+        "`tests/fidelity/matrix/results`. Engines with several GPUs are not in it.",
         "",
     )
     yield from _played(all_played)
     yield from _matrix(all_played)
     yield from _unexpected(all_played)
+    yield from (
+        "## What was seen",
+        "",
+        "Of each situation: what lay in the override folder when the engine started, and what changed until it served or ended (`+` new,",
+        "`~` other content, `=` written again with the same content, `-` gone; with modes). KEY, ENV and ENTRY stand for hashes, ROOT for",
+        "the folder. Of pretune's words and the log's lines about tactics those are left out that every start of the release has.",
+        "",
+    )
     for name, sentence in CELLS.items():
         yield from _cell(name, sentence, all_played)
 
@@ -62,8 +71,7 @@ def _matrix(all_played: list[Played]) -> Iterator[str]:
     yield from (
         "## The matrix",
         "",
-        "Whether the engine started, and how often FlashInfer asked for a tactic's time: 0 is a warm start. **Bold**: it ended. \\*: not as"
-        " expected, see below.",
+        "How often FlashInfer asked for a tactic's time until the engine served: **warm** is never. A star: not as expected, see below.",
         "",
         f"| situation | {' | '.join(one.release for one in all_played)} |",
         f"|---|{'---|' * len(all_played)}",
@@ -73,16 +81,15 @@ def _matrix(all_played: list[Played]) -> Iterator[str]:
         cells = []
         for one in all_played:
             mark = "\\*" if name in odd[one.release] else ""
-            cells.append(_short(one.cells[name], one) + mark if name in one.cells else "not run")
+            cells.append(_short(one.cells[name]) + mark if name in one.cells else "not run")
         yield f"| [{name}](#{_anchor(name)}) | {' | '.join(cells)} |"
     yield ""
 
 
-def _short(outcome: Outcome, played: Played) -> str:
+def _short(outcome: Outcome) -> str:
     if not outcome.started:
-        return "**ended**"
-    what = "warm" if outcome.profiled == 0 else "all" if outcome.profiled == played.one else "tuned"
-    return f"{outcome.profiled} ({what})" if outcome.profiled else "0"
+        return "**crash**"
+    return str(outcome.profiled) if outcome.profiled else "**warm**"
 
 
 def _unexpected(all_played: list[Played]) -> Iterator[str]:
@@ -96,23 +103,41 @@ def _unexpected(all_played: list[Played]) -> Iterator[str]:
 
 
 def _cell(name: str, sentence: str, all_played: list[Played]) -> Iterator[str]:
-    yield from (f"## {name[0].upper()}{name[1:]}", "", sentence, "")
+    yield from (f"### {name[0].upper()}{name[1:]}", "", sentence, "")
     groups: dict[str, list[str]] = {}
     for one in all_played:
         if name in one.cells:
-            groups.setdefault("\n".join(_details(one.cells[name])), []).append(one.release)
+            groups.setdefault("\n".join(_details(name, one)), []).append(one.release)
     for details, releases in groups.items():
-        yield from (f"**{', '.join(releases)}**", "", details, "")
+        yield f"- **{', '.join(releases)}**: {details}"
+    yield ""
 
 
-def _details(outcome: Outcome) -> Iterator[str]:
-    if outcome.started:
-        yield f"- Started; {outcome.profiled} tactics timed."
-    else:
-        yield f"- Ended with `{outcome.error}`."
-    yield f"- Files: {_code(outcome.before) or 'none'}; then {_code(outcome.changed) or 'no change'}."
-    yield from (f"- pretune: {line}" for line in outcome.operator)
-    yield from (f"- `{line}`" for line in outcome.said)
+def _details(name: str, played: Played) -> Iterator[str]:
+    """Its first line goes on behind the releases' names."""
+    outcome = played.cells[name]
+    yield f"started, {_timed(name, played)}." if outcome.started else f"ended with `{outcome.error}`."
+    yield f"  - Folder: {_code(outcome.before) or 'empty'}; then {_code(outcome.changed) or 'no change'}."
+    usual = () if name in ("cold", "nothing to tune") else played.cells["cold"].operator
+    told = [one for one in outcome.operator if one not in usual]
+    yield f"  - pretune: {' · '.join(told) or 'nothing more'}."
+    always = _said_always(played)
+    if told := [one for one in outcome.said if one not in always]:
+        yield f"  - Log: {' · '.join(f'`{one}`' for one in told)}"
+
+
+def _timed(name: str, played: Played) -> str:
+    number = played.cells[name].profiled or 0
+    if name == "image swapped":
+        return "all timed by the other release" if number else "nothing timed"
+    whole = {0: "nothing timed", played.one: "one operation timed", 2 * played.one: "both operations timed"}
+    return whole.get(number, f"{number} times asked")
+
+
+def _said_always(played: Played) -> set[str]:
+    """What every engine says that comes to its tactics at all."""
+    tuning = [set(one.said) for name, one in played.cells.items() if one.said and name != "image swapped"]
+    return set.intersection(*tuning) if tuning else set()
 
 
 def _code(lines: list[str]) -> str:

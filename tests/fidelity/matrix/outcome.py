@@ -42,7 +42,9 @@ class Outcome:
     said: list[str]  # vLLM's and FlashInfer's own lines about tactics, each once, without hashes and keys
     error: str  # what it ended with; "" where it started
     before: list[str]  # what lay in the override folder when it started: "21 × v2/ENV/entries/ENTRY.json 0444"
-    changed: list[str]  # "+ …" new, "~ …" other content, "= …" written again with the same content, "- …" gone
+    changed: list[
+        str
+    ]  # "+ …" new, "~ …" other content, "= …" same content, written again, "- …" gone; modes as they are then
     operator: list[str]  # its words about this pod, its bundle and its cache
     seconds: float = 0.0  # from the container's start until it served or ended, on a busy machine
 
@@ -131,7 +133,7 @@ def shown(before: Files, after: Files) -> tuple[list[str], list[str]]:
     made: Counter[str] = Counter()
     for path in sorted({*before, *after}):
         old, new = before.get(path), after.get(path)
-        sign = "+" if old is None else "-" if new is None else "~" if old[:2] != new[:2] else "=" if old != new else ""
+        sign = "+" if old is None else "-" if new is None else "~" if old[1] != new[1] else "=" if old != new else ""
         if sign and not (sign == "-" and path.endswith("/")):  # an empty folder that is filled is told by its file
             made[f"{sign} {names.of(path)} {(new or old or ('',))[0]}"] += 1
     return [_counted(text, number) for text, number in was.items()], [_counted(*one) for one in made.items()]

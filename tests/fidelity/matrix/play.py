@@ -306,5 +306,5 @@ def _advice(cache: Object) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"t-fidelity-[0-9a-z-]+/", "", _ID.sub("ID", text))
-    return re.sub(r"localhost/pretune/t-fidelity-[0-9a-z-]+", "IMAGE", text)
+    text = re.sub(r"localhost/pretune/t-fidelity-[0-9a-z-]+", "IMAGE", _ID.sub("ID", text))
+    return re.sub(r"t-fidelity-[0-9a-z-]+", "NAMESPACE", text)

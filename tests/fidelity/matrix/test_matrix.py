@@ -79,7 +79,7 @@ def _rewrite(root: Path) -> None:
         (lambda root: None, []),
         (_rewrite, ["= a/f.json 0600"]),
         (lambda root: _write(root, "a/f.json", "[]"), ["~ a/f.json 0600"]),
-        (lambda root: (root / "a/f.json").chmod(0o666), ["~ a/f.json 0666"]),
+        (lambda root: (root / "a/f.json").chmod(0o666), ["= a/f.json 0666"]),
         (lambda root: shutil.rmtree(root / "a"), ["- a/f.json 0600"]),
         (
             lambda root: [_write(root, f"v2/{'0' * 16}/entries/{digit * 24}.json") for digit in "ab"],
