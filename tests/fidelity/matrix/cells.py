@@ -17,6 +17,8 @@ CELLS: dict[str, str] = {
     "read-only by hand, another GPU product": "The same, on another GPU product: nothing that is there fits.",
     "read-only by hand, another configuration": "The same with another `--max-num-seqs`, in a pod without the label: its key has none.",
     "nothing to tune": "The engine reaches no tunable operation: the bundle is Empty, and the pod is left as it is.",
+    "two GPUs": "`--tensor-parallel-size 2`: two ranks, and what the operator does for such an engine.",
+    "two GPUs, an operation is missing": "The same, and the engine has an operation more than when it was tuned.",
     "image swapped": "Under the same tag, which may move, is another vLLM release by now; the bundle is still the old one's.",
 }
 
@@ -27,5 +29,7 @@ _LEFT_OUT = (
     "read-only by hand",
     "read-only by hand, another GPU product",
     "read-only by hand, another configuration",
+    "two GPUs",
+    "two GPUs, an operation is missing",
 )
 IN_CI = tuple(name for name in CELLS if name not in _LEFT_OUT)

@@ -33,10 +33,10 @@ def _lines(all_played: list[Played]) -> Iterator[str]:
         "# What each vLLM release does with a bundle",
         "",
         "Written by `make fidelity`: each release's own `kernel_warmup()` and FlashInfer's own AutoTuner, on a CPU (`images/rehearsal`),",
-        "in pods of a real cluster that ask for one GPU, fed by the operator of this checkout. Real are the config, the key, the files,",
-        "the log lines and the crashes; the model is one toy operation (two where one is missing in the bundle), for each of the token",
-        "buckets. `make fidelity RELEASES=…` plays some releases again and keeps the other columns; what it saw lies in",
-        "`tests/fidelity/matrix/results`. Engines with several GPUs are not in it.",
+        "in pods of a real cluster that ask for one GPU, or for two where it says so, fed by the operator of this checkout. Real are the",
+        "config, the key, the files, the log lines, the collectives (over gloo) and the crashes; the model is one toy operation, or two",
+        "where one is missing in the bundle, for each of the token buckets. `make fidelity RELEASES=…` plays some releases again and keeps",
+        "the other columns; what was seen lies in `tests/fidelity/matrix/results`.",
         "",
     )
     yield from _played(all_played)

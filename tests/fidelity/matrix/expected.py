@@ -38,7 +38,7 @@ def expected(release: str) -> dict[str, Expected]:
         "nothing to tune": Expected(0, "", (), ("None: NothingToTune", "NothingToTune", "Empty")),
         "image swapped": Expected(1, "+", (), ("Overlay: Given", "seed: VersionsDiffer"), of_another=True),
     }
-    return common | (_managed() if layout == MANAGED else _files(release, layout))
+    return common | (_managed() if layout == MANAGED else _files(release, layout)) | _two(release)
 
 
 def _managed() -> dict[str, Expected]:
@@ -88,6 +88,18 @@ def _files(release: str, layout: str) -> dict[str, Expected]:
         "read-only by hand, another GPU product": replace(crash, operator=by_hand),
         "read-only by hand, another configuration": replace(crash, operator=("not asked",)),
     }
+
+
+def _two(release: str) -> dict[str, Expected]:
+    """Two ranks: what no file of its own is kept for is refused, and its pods start as they are."""
+    number = RELEASES[release].number
+    names = ("two GPUs", "two GPUs, an operation is missing")
+    if number < (0, 32):
+        refused = Expected(1, "", (), ("None: NotTunable", "ReleaseTooOld" if number < (0, 27) else "SharedLayout"))
+        return dict(zip(names, (refused, replace(refused, operations=2)), strict=True))
+    warm = Expected(0, "", ("Loaded",), ("Overlay: Given", "seed: Seeded"))
+    tuned = Expected(1, "~", ("Loaded", "Saved"), warm.operator)
+    return dict(zip(names, (warm, tuned if number < (0, 33) else warm), strict=True))
 
 
 def _tuned(layout: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ _PROFILED = re.compile(r"rehearsal: profiled (\d+)")
 _ERROR = re.compile(r"^(?:\S+ )?(\w+(?:\.\w+)*(?:Error|Exception|Exit)): ?(.*)$", re.MULTILINE)
 _TOLD = re.compile(
     r"(Using (legacy )?FlashInfer|Running FlashInfer autotune|Skipping FlashInfer|FlashInfer autotune cache|No FlashInfer autotune"
-    r"|\[Autotuner\]: ).*"
+    r"|\[Autotuner\]: |rank \d+: profiled ).*"
 )
 _PLAIN = (
     (re.compile(r"(/pretune/tactics|(/pretune/claim|/bundles)/\S*?/tactics)\b"), "ROOT"),

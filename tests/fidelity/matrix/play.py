@@ -28,6 +28,7 @@ from tests.fidelity.matrix.stage import Stage, versions
 AT_A_TIME = 3  # engines: each takes a core for its imports, and 1.1 GiB
 PATIENCE = 400.0  # seconds for one engine, on a machine that does other things too
 CLAIM = "pretune-demo"
+TWO = ("two GPUs", "two GPUs, an operation is missing")
 _ID = re.compile(r"\b[0-9a-f]{12}-default\b")
 
 Say = Callable[[str], None]
@@ -68,6 +69,8 @@ class _Play:
                 self._cache("demo", made)
                 if "nothing to tune" in self.cells:
                     self._cache("silent", silent)
+                if set(TWO) & set(self.cells):
+                    self._cache("two", pods.on_two_gpus(made))
                 self._until("demo", "StorageReady")
                 self._start(workers, "cold", self._tuned)
                 self._consumer(workers, "no bundle", made, "demo")
@@ -76,6 +79,9 @@ class _Play:
                 self._copies(made, bundle["id"])
                 self._warm(workers, made)
                 self._by_hand(workers, made, bundle["id"])
+                two = pods.on_two_gpus(made)
+                for cell, operations in zip(TWO, (pods.OPERATION, pods.MORE), strict=True):
+                    self._consumer(workers, cell, two, "two", operations=operations)
                 if "image swapped" in self.cells:
                     self._start(workers, "image swapped", lambda kube: self._swapped(kube, made))
                 return {name: self._running[name].result() for name in self.cells}
@@ -216,13 +222,14 @@ class _Play:
         return _outcome(log, seconds, before, after, words)
 
     def _sealed(self, kube: Kube, cache: str) -> Object:
-        def settled(one: Object) -> bool:
-            return bool(
-                condition(one, "Ready").get("status") == "True"
-                and one["status"].get("observedGeneration") == one["metadata"]["generation"]
-            )
+        """Or refused."""
 
-        return kube.until("AutotuneCache", self.stage.namespace, cache, settled, PATIENCE, "Ready=True")
+        def settled(one: Object) -> bool:
+            refused = [bundle for bundle in bundles(one) if bundle["state"] == "Refused"]
+            seen = (one.get("status") or {}).get("observedGeneration") == one["metadata"]["generation"]
+            return seen and bool(refused or condition(one, "Ready").get("status") == "True")
+
+        return kube.until("AutotuneCache", self.stage.namespace, cache, settled, PATIENCE, "Ready=True, or refused")
 
     def _folder(self, kube: Kube, pod: Object) -> Path:
         """Where its override folder is on this machine: the emptyDir, or the bundle on the claim."""

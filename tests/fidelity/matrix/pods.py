@@ -96,6 +96,13 @@ def with_words(made: Object, *words: str) -> Object:
     return other
 
 
+def on_two_gpus(made: Object) -> Object:
+    """Two ranks."""
+    other = with_words(made, "--tensor-parallel-size", "2")
+    other["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "2"
+    return other
+
+
 def as_uid(pod: Object, uid: int) -> Object:
     pod["spec"]["securityContext"]["runAsUser"] = uid
     return pod
