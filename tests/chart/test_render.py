@@ -239,6 +239,12 @@ def test_tuning_pods_get_the_class_that_is_there(render: Render, values: Object,
     assert [one["metadata"]["name"] for one in documents if one["kind"] == "PriorityClass"] == [named] * made
 
 
+@pytest.mark.parametrize(("values", "said"), [({}, "false"), ({"proof": {"readLogs": True}}, "true")])
+def test_the_controller_reads_logs_only_where_that_is_asked_for(render: Render, values: Object, said: str) -> None:
+    assert environment(controller(render(values))[1])["PRETUNE_READ_LOGS"] == said
+    assert Installation.of(environment(controller(render(values))[1])).read_logs is (said == "true")
+
+
 def test_tuning_gives_way_to_serving_and_never_preempts(render: Render) -> None:
     found = only(render(), "PriorityClass")
     assert found["preemptionPolicy"] == "Never"

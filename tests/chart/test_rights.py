@@ -85,6 +85,19 @@ def test_workloads_are_only_read_and_pods_neither_made_nor_replaced(render: Rend
     assert all(verbs[one] <= READ for one in workloads)
 
 
+LOGS = {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]}
+
+
+def test_logs_may_be_read_only_where_that_is_asked_for(render: Render) -> None:
+    kinds = [(kind, one) for kind in ("ClusterRole", "Role") for one in COMPONENTS]
+    for kind, component in kinds:
+        asked_for = rules(render, kind, {"proof": {"readLogs": True}}, component)
+        without = rules(render, kind, component=component)
+        assert not any("pods/log" in rule["resources"] for rule in without)
+        more = [rule for rule in asked_for if rule not in without]
+        assert more == ([LOGS] if (kind, component) == ("ClusterRole", "controller") else [])
+
+
 def test_the_webhook_only_reads(render: Render) -> None:
     both = rules(render, component="webhook") + rules(render, "Role", component="webhook")
     assert both and all(set(one["verbs"]) <= READ for one in both)

@@ -122,7 +122,7 @@ def install(kube: Kube, *more: str) -> None:
         [
             *(str(HELM), "upgrade", "--install", "pretune", str(ROOT / "charts/pretune"), "--namespace", SYSTEM),
             *("--set", "image.repository=localhost/pretune/operator", "--set", "image.tag=dev"),
-            *("--set", "image.pullPolicy=Never", "--set", "webhook.enabled=true"),
+            *("--set", "image.pullPolicy=Never", "--set", "webhook.enabled=true", "--set", "proof.readLogs=true"),
             *("--set-string", f"controller.podAnnotations.image={_image()}"),
             *("--set-string", f"webhook.podAnnotations.image={_image()}"),
             *("--wait", "--timeout", "120s", *more),

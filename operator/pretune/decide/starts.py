@@ -74,7 +74,11 @@ def told(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
         before = ((draft.cache.get("status") or {}).get("consumers")) or {}
         return {name: before[name] for name in logs.RESULTS if name in before}
     results = [one.said.result for one in found if one is not None]
-    return {name: results.count(name) for name in logs.RESULTS}
+    return {
+        "warm": results.count(logs.WARM),
+        "partial": results.count(logs.PARTIAL),
+        "tuned": results.count(logs.TUNED),
+    }
 
 
 def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
