@@ -69,6 +69,7 @@ def run(releases: Sequence[str], keep: bool) -> int:
             odd += 1
             continue
         played.write()
+        odd += len(played.missing)
         for cell, found in differences(played).items():
             say(f"{release}: {cell}: NOT AS EXPECTED: {'; '.join(found)}")
             odd += 1

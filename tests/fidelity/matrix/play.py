@@ -16,7 +16,7 @@ import requests
 from pretune.wire import Report
 
 from tests.cluster.conftest import ROOT
-from tests.cluster.kube import Kube, Object, bundles, condition
+from tests.cluster.kube import Kube, Object, Refusal, bundles, condition
 from tests.cluster.seen import given, seed_report
 from tests.cluster.workloads import autotune_cache
 from tests.fidelity.matrix import pods
@@ -35,13 +35,14 @@ Say = Callable[[str], None]
 
 
 def play(stage: Stage, cells: Sequence[str] = tuple(CELLS), say: Say = lambda text: None) -> Played:
-    """All of the cells; raises AssertionError where the cluster or the operator did not do what every cell needs."""
+    """All of the cells; raises AssertionError where the cluster or the operator did not do what every cell needs. A cell that could not
+    be played is among the missing, with the reason."""
     missing = {}
     if "image swapped" in cells and not stage.other:
         missing["image swapped"] = "no other release was installed"
     chosen = [name for name in CELLS if name in cells and name not in missing]
-    found = _Play(stage, chosen, say).all()
-    return Played(stage.release, versions(stage.release), now(), _commit(), found, missing)
+    found, failed = _Play(stage, chosen, say).all()
+    return Played(stage.release, versions(stage.release), now(), _commit(), found, missing | failed)
 
 
 def _commit() -> str:
@@ -59,7 +60,8 @@ class _Play:
     _running: dict[str, Future[Outcome]] = field(default_factory=dict)
     _mounted: dict[str, threading.Event] = field(default_factory=dict)
 
-    def all(self) -> dict[str, Outcome]:
+    def all(self) -> tuple[dict[str, Outcome], dict[str, str]]:
+        """The outcomes, and why there is none of a cell."""
         stage, kube = self.stage, self.stage.kube
         made = pods.template(stage.image, str(stage.link))
         # Its GPU is one whose kernels FlashInfer never tunes.
@@ -84,7 +86,7 @@ class _Play:
                     self._consumer(workers, cell, two, "two", operations=operations)
                 if "image swapped" in self.cells:
                     self._start(workers, "image swapped", lambda kube: self._swapped(kube, made))
-                return {name: self._running[name].result() for name in self.cells}
+                return self._ended()
             except BaseException:
                 for one in self._running.values():
                     one.cancel()
@@ -92,6 +94,16 @@ class _Play:
                     event.set()
                 kube.delete("Namespace", "", stage.namespace)  # engines end, and with them who follows their logs
                 raise
+
+    def _ended(self) -> tuple[dict[str, Outcome], dict[str, str]]:
+        found, failed = {}, {}
+        for name in self.cells:
+            try:
+                found[name] = self._running[name].result()
+            except (AssertionError, Refusal, OSError) as problem:  # requests' errors are OSErrors
+                failed[name] = _plain(str(problem).partition("\n")[0])[:300]
+                self.say(f"{self.stage.release}: {name}: NOT PLAYED: {problem}")
+        return found, failed
 
     # --- the caches
 
