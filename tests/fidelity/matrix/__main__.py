@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tests.cluster.conftest import BUILD, ROOT, SYSTEM, install, sweep
 from tests.cluster.kube import Kube
@@ -59,21 +59,27 @@ def run(releases: Sequence[str], keep: bool) -> int:
     Operation(kube, SYSTEM, BUILD / "bin").until_working()
     peace.end()
     peace.begin(alone=False)
-    for release in releases:
-        other = next(one for one in COMPANIONS if one != release)
-        try:
-            with there(release, keep), there(other, keep), stage(kube, release, other) as made:
-                played = play(made, say=say)
-        except (AssertionError, OSError, subprocess.CalledProcessError) as problem:
-            say(f"{release}: could not be played: {problem}")
-            odd += 1
-            continue
-        played.write()
-        odd += len(played.missing)
-        for cell, found in differences(played).items():
-            say(f"{release}: {cell}: NOT AS EXPECTED: {'; '.join(found)}")
-            odd += 1
+    others = {release: next(one for one in COMPANIONS if one != release) for release in releases}
+    with ExitStack() as companions:  # each is the other one of several
+        for other in sorted(set(others.values())):
+            companions.enter_context(there(other, keep))
+        for release, other in others.items():
+            odd += _one(kube, release, other, keep)
     return odd
+
+
+def _one(kube: Kube, release: str, other: str, keep: bool) -> int:
+    try:
+        with there(release, keep), stage(kube, release, other) as made:
+            played = play(made, say=say)
+    except (AssertionError, OSError, subprocess.CalledProcessError) as problem:
+        say(f"{release}: COULD NOT BE PLAYED: {problem}")
+        return 1
+    played.write()
+    odd = differences(played)
+    for cell, found in odd.items():
+        say(f"{release}: {cell}: NOT AS EXPECTED: {'; '.join(found)}")
+    return len(odd) + len(played.missing)
 
 
 def cluster() -> Kube:
