@@ -31,12 +31,12 @@ def step(fleet: Fleet, client: Client | None = None) -> None:
     fleet.laws.check()
 
 
-def serving(hold: float = 3600) -> Fleet:
+def serving(hold: float = 3600, verify: str = "Never") -> Fleet:
     """Two pods serve, their bundle is sealed."""
     fleet = Fleet()
     fleet.serve("vllm:1", replicas=2)
-    fleet.apply(hold={"timeoutSeconds": hold})
-    for _ in range(5):
+    fleet.apply(hold={"timeoutSeconds": hold}, verify=verify)
+    for _ in range(5 if verify == "Never" else 9):
         step(fleet)
     assert fleet.ready == ("True", "Sealed") and fleet.serving() == 2
     return fleet
@@ -61,6 +61,28 @@ def rolled_out_warm(fleet: Fleet) -> None:
         "stale": 0,
         "ready": 2,
     }
+
+
+def is_to_be_proven() -> Fleet:
+    fleet = serving(verify="BeforeRelease")
+    fleet.serve("vllm:2")
+    return fleet
+
+
+def rolled_out_proven(fleet: Fleet) -> None:
+    rolled_out_warm(fleet)
+    assert len(fleet.world.proofs) == 2 and all(one["proven"] and one["proofs"] == 1 for one in fleet.records)
+
+
+def is_not_reproducible() -> Fleet:
+    fleet = is_to_be_proven()
+    fleet.world.tunes_again = True
+    return fleet
+
+
+def rolled_out_unproven(fleet: Fleet) -> None:
+    rolled_out_cold(fleet)
+    assert fleet.ready == ("False", "NotReproducible") and len(fleet.world.proofs) == 2 == fleet.engine_starts
 
 
 def hangs() -> Fleet:
@@ -115,6 +137,8 @@ class Journey:
 
 JOURNEYS = {
     "a pre-warmed rollout": Journey(rolls_out, 7, rolled_out_warm),
+    "a rollout that waits for a proof": Journey(is_to_be_proven, 9, rolled_out_proven),
+    "a rollout whose bundle fails its proof": Journey(is_not_reproducible, 9, rolled_out_unproven),
     "a hold that times out": Journey(hangs, 5, rolled_out_cold),
     "a rescue": Journey(cannot_mount, 5, rescued),
     "a cache deleted under a hold": Journey(loses_its_cache, 2, gone),
@@ -177,6 +201,8 @@ def test_a_call_that_fails_is_made_again_for_consumers_too(name: str, effect: st
         error = ERRORS[number % len(ERRORS)]
         if calls(name)[number - 1].startswith("create Job") and isinstance(error, ApiError):
             error = TimeoutError()  # an ApiError is a refusal: who comes until the next try is not held (test_holds.py)
+        if calls(name)[number - 1].startswith("patch Pod") and isinstance(error, ApiError) and error.code == 409:
+            error = TimeoutError()  # a conflict says that the pod is another one by now
         fleet = JOURNEYS[name].begins()
         faults = Faults(lost_answers={number: error}) if effect == "lost" else Faults(errors={number: error})
         fleet.controller = fleet.client(faults=faults)

@@ -18,6 +18,8 @@ from pretune.api import (
     FAILED,
     INSPECT,
     PENDING,
+    PROOF,
+    PROVING,
     PRUNE,
     RETIRED,
     SEAL_CONTAINER,
@@ -60,6 +62,12 @@ MOMENTS: dict[str, Callable[[Simulation], bool]] = {
         end_of(pod, SEAL_CONTAINER) and pod["metadata"]["labels"][BUNDLE] not in sim.sealed_ids
         for pod in sim.world.pods(TUNING)
     ),
+    "a proof runs": lambda sim: any(not _ended(pod) for pod in sim.world.pods(PROOF)),
+    "it is proven, and not yet known": lambda sim: any(
+        one["state"] == PROVING
+        and any(one["id"] == place[1] for volume in sim.world.volumes.values() for place in volume.proofs)
+        for one in sim.any_records
+    ),
     "an attempt has failed": lambda sim: any("lastFailure" in one for one in sim.any_records),
     "the claim is read": lambda sim: bool(_unfinished(sim, INSPECT)),
     "a bundle is retired": lambda sim: any(one["state"] == RETIRED for one in sim.any_records),
@@ -90,16 +98,19 @@ class AnythingHappens(RuleBasedStateMachine):
         wanted=st.sampled_from(TARGETS),
         history=st.integers(0, 1),
         kept=st.booleans(),
+        verify=st.sampled_from(["Never", "BeforeRelease"]),
         seed=SEED,
     )
-    def a_cache_with_a_past(self, past: int, wanted: list[Object], history: int, kept: bool, seed: int) -> None:
+    def a_cache_with_a_past(
+        self, past: int, wanted: list[Object], history: int, kept: bool, verify: str, seed: int
+    ) -> None:
         """So many images were served before, and their bundles sealed."""
         self.sim.chance = random.Random(seed)
         meta, spec = {"namespace": KEY.namespace, "name": SHARED}, {"accessModes": ["ReadWriteMany"]}
         self.sim.server.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
         storage = {"claim": {"whenDeleted": "Retain" if kept else "Delete"}}
         self.sim.deploy(image=IMAGES[0])
-        self.sim.apply(targets=wanted, storage=storage, bundleHistoryLimit=history)
+        self.sim.apply(targets=wanted, storage=storage, bundleHistoryLimit=history, verify=verify)
         for image in IMAGES[:past]:
             self.sim.deploy(image=image)
             self.sim.settle(200)
@@ -140,6 +151,9 @@ class AnythingHappens(RuleBasedStateMachine):
                 {"storage": {"claim": {"whenDeleted": "Delete"}, "existingClaim": None}},
                 {"storage": {"claim": None, "existingClaim": {"name": SHARED, "subPath": "a"}}},
                 {"storage": {"claim": None, "existingClaim": {"name": SHARED, "subPath": "b"}}},
+                {"verify": "BeforeRelease"},
+                {"verify": "BeforeRelease"},
+                {"verify": "Never"},
                 {"bundleHistoryLimit": 0},
                 {"bundleHistoryLimit": 1},
             ]
@@ -211,10 +225,18 @@ class AnythingHappens(RuleBasedStateMachine):
     @rule(at=MOMENT, fault=st.sampled_from(["crash_engine", "crash_seal", "delete_pod", "kill_node"]), which=WHICH)
     def an_attempt_is_spoilt(self, at: str, fault: str, which: int) -> None:
         self._until(at)
-        if not (pods := self.sim.world.pods(TUNING)):
+        if not (pods := [*self.sim.world.pods(TUNING), *self.sim.world.pods(PROOF)]):
             return
         self.failures += 1
         getattr(self.sim.world, fault)(pods[which % len(pods)])
+
+    @rule(at=MOMENT, how=st.sampled_from(["hangs", "tunes", "cannot tell", "well"]))
+    def warm_starts_go_wrong(self, at: str, how: str) -> None:
+        self._until(at)
+        self.failures += how != "well"
+        world = self.sim.world
+        world.warm_hangs, world.tunes_again = how == "hangs", how == "tunes"
+        world.prove_says = ["it still writes"] if how == "cannot tell" else []
 
     @rule(at=MOMENT, quota=st.sampled_from(["", "exceeded quota: gpus"]), free=st.booleans(), silent=st.booleans())
     def the_cluster_has_its_moods(self, at: str, quota: str, free: bool, silent: bool) -> None:
@@ -269,6 +291,7 @@ class AnythingHappens(RuleBasedStateMachine):
         sim, world = self.sim, self.sim.world
         sim.go_on()
         world.quota, world.free_gpus, world.inspect_silent = "", True, False
+        world.warm_hangs, world.tunes_again, world.prove_says = False, False, []
         if sim.server.get(*DEPLOYMENT) is None:
             sim.deploy()
         if self.there:

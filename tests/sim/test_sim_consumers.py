@@ -12,7 +12,7 @@ from collections.abc import Callable
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from pretune.api import TUNING, Object
+from pretune.api import PROOF, PROVING, TUNING, Object
 from pretune.manifests.agent import agent
 from pretune.wire import Versions
 
@@ -46,6 +46,8 @@ EDITS: tuple[Object, ...] = (
     {"revision": "r2"},
     {"revision": ""},
     {"bundleHistoryLimit": 0},
+    {"verify": "BeforeRelease"},
+    {"verify": "Never"},
     {"source": None},
     {"source": REF},
     {"source": {"workloadRef": {**REF["workloadRef"], "name": "another"}}},
@@ -63,6 +65,8 @@ MOMENTS: dict[str, Callable[[Fleet], bool]] = {
     "now": lambda fleet: True,
     "a pod is held": lambda fleet: bool(fleet.held()),
     "the engine tunes": lambda fleet: any("running" in state(pod, "vllm") for pod in fleet.world.pods(TUNING)),
+    "a proof runs": lambda fleet: any("running" in state(pod, "vllm") for pod in fleet.world.pods(PROOF)),
+    "a bundle is withheld": lambda fleet: any(one["state"] == PROVING for one in fleet.any_records),
     "it is published, and not yet known": lambda fleet: bool(set(fleet.where_it_is_to_be()) - fleet.sealed_ids),
     "a new revision serves": lambda fleet: len({image(one) for one in fleet.consumers() if ready(one)}) > 1,
     "a pod cannot start": lambda fleet: any(fleet.promises.only_we_stop(one) for one in fleet.consumers()),
@@ -91,13 +95,18 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         finally:
             self.fleet.close()
 
-    @initialize(layout=st.sampled_from(["PerRank", "Managed"]), strategy=st.sampled_from(STRATEGIES), seed=SEED)
-    def something_serves(self, layout: str, strategy: Object, seed: int) -> None:
+    @initialize(
+        layout=st.sampled_from(["PerRank", "Managed"]),
+        strategy=st.sampled_from(STRATEGIES),
+        verify=st.sampled_from(["Never", "BeforeRelease"]),
+        seed=SEED,
+    )
+    def something_serves(self, layout: str, strategy: Object, verify: str, seed: int) -> None:
         self.fleet.chance = random.Random(seed)
         self.fleet.world.layout = layout
         a_claim(self.fleet, "shared")
         self.fleet.serve(IMAGES[0], replicas=2, strategy=strategy)
-        self.fleet.apply()
+        self.fleet.apply(verify=verify)
         self.fleet.settle(100)
 
     def _until(self, moment: str) -> None:
@@ -197,7 +206,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     @rule(at=MOMENT, fault=st.sampled_from(["evict", "crash_engine", "crash_seal", "pressure"]), which=WHICH)
     def an_attempt_is_spoilt(self, at: str, fault: str, which: int) -> None:
         self._until(at)
-        if pods := self.fleet.world.pods(TUNING):
+        if pods := [*self.fleet.world.pods(TUNING), *self.fleet.world.pods(PROOF)]:
             getattr(self.fleet.world, fault)(pods[which % len(pods)])
 
     @rule(
@@ -216,6 +225,9 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
                 "quota",
                 "gpus",
                 "tuning",
+                "warm hangs",
+                "warm tunes",
+                "warm crash",
             ]
         ),
     )
@@ -245,6 +257,12 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
             world.gpus = 4
         elif fault == "tuning":
             world.engine_hangs = True
+        elif fault == "warm hangs":
+            world.warm_hangs = True
+        elif fault == "warm tunes":
+            world.tunes_again = True
+        elif fault == "warm crash":
+            world.warm_crashes = 1
         elif volume and fault == "torn":
             volume.torn |= set(volume.bundles)
         elif volume and fault == "folder":
@@ -295,7 +313,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     def _mend(self) -> None:
         world = self.fleet.world
         world.unmountable, world.without_shell, world.without_python = set(), set(), set()
-        world.seed_hangs = world.engine_hangs = False
+        world.seed_hangs = world.engine_hangs = world.warm_hangs = world.tunes_again = False
         world.content.clear()
         world.stale.clear()
         world.gpu_quota, world.gpus = None, 64
