@@ -6,13 +6,14 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
-from pretune.cluster import ApiError, Kubernetes, NoSuchKind, event_object, metadata
+from pretune.cluster import LOG_CHUNK, ApiError, Kubernetes, NoSuchKind, event_object, metadata
 from pretune.model import Event
 
 from tests.unit.objects import NOW, cache
@@ -381,3 +382,53 @@ def test_a_stream_that_breaks_is_a_connection_error() -> None:
 
     with pytest.raises(ConnectionError):
         watched(Breaking())
+
+
+# --- logs
+
+LOG = "GET /api/v1/namespaces/ns/pods/serving-1/log"
+
+
+async def log_of(cluster: Kubernetes) -> bytes:
+    return b"".join([chunk async for chunk in cluster.log("ns", "serving-1", "vllm", 4096)])
+
+
+def test_a_log_is_asked_for_with_the_times_of_its_lines_and_no_more_of_it_than_is_wanted() -> None:
+    api = Api().on(LOG, (200, "2026-11-23T00:00:00Z one\r\ntwo"))
+    assert api.play(log_of) == b"2026-11-23T00:00:00Z one\r\ntwo"
+    [(_, query, _, headers)] = api.asked
+    assert query == {"container": "vllm", "timestamps": "true", "limitBytes": "4096"}
+    assert headers["Accept"] == "*/*"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(403, "Forbidden"), (404, "NotFound"), (400, "BadRequest"), (500, "InternalError")]
+)
+def test_a_log_that_is_refused_is_an_error_with_the_api_servers_words(code: int, reason: str) -> None:
+    api = Api().on(LOG, status(code, reason, "why not"))
+    with pytest.raises(ApiError, match="why not") as refused:
+        api.play(log_of)
+    assert refused.value.code == code
+
+
+def test_whoever_has_read_enough_of_a_log_ends_the_stream() -> None:
+    ended = asyncio.Event()
+
+    class Endless(Api):
+        async def handle(self, request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            try:
+                while True:
+                    await response.write(b"x" * 65536)
+                    await asyncio.sleep(0)
+            finally:
+                ended.set()
+
+    async def first(cluster: Kubernetes) -> int:
+        async with aclosing(cluster.log("ns", "serving-1", "vllm", 4096)) as chunks:
+            size = len(await anext(chunks))
+        await asyncio.wait_for(ended.wait(), 5)
+        return size
+
+    assert 0 < Endless().play(first) <= LOG_CHUNK

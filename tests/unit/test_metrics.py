@@ -313,6 +313,35 @@ def test_what_the_process_knows_is_asked_for_when_somebody_looks() -> None:
     assert samples(metrics, "process_resident_memory_bytes") and samples(metrics, "python_info")
 
 
+# --- starts
+
+
+def test_starts_are_counted_by_what_their_logs_say_and_forgotten_with_their_cache() -> None:
+    metrics = ControllerMetrics()
+    for result in ("warm", "warm", "tuned"):
+        metrics.start(KEY, result)
+    metrics.unread("Forbidden")
+    look(metrics, None, sealed(), consumers={"warm": 2, "partial": 0, "tuned": 1}, gpuSecondsSaved=640)
+    assert value(metrics, "pretune_starts_total", **HERE, result="warm") == 2
+    assert value(metrics, "pretune_consumers", **HERE, state="tuned") == 1
+    assert value(metrics, "pretune_gpu_seconds_saved", **HERE) == 640
+    assert value(metrics, "pretune_start_read_failures_total", reason="Forbidden") == 1
+    metrics.written(Observed(KEY, SETTINGS, "pretune-agent-0", None), Plan(), NOW)
+    for name in ("pretune_starts_total", "pretune_consumers", "pretune_gpu_seconds_saved"):
+        assert not samples(metrics, name)
+
+
+def test_where_no_logs_are_read_nothing_is_said_of_starts() -> None:
+    metrics = ControllerMetrics()
+    look(metrics, None, sealed(), consumers={"seeded": 2})
+    assert value(metrics, "pretune_consumers", **HERE, state="warm") is None
+    assert not samples(metrics, "pretune_gpu_seconds_saved")
+
+
+def test_the_formula_of_what_was_saved_stands_in_its_help_text() -> None:
+    assert "max(0, coldSeconds - warmSeconds)" in ControllerMetrics().exposition().decode()
+
+
 # --- the webhook
 
 

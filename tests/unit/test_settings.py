@@ -17,6 +17,7 @@ def test_only_the_image_has_to_be_set() -> None:
     settings = Installation.of({"PRETUNE_IMAGE": "registry/pretune:1"})
     assert settings.decisions == Settings("registry/pretune:1")
     assert (settings.namespace, settings.liveness_port, settings.workers) == ("default", 8080, 4)
+    assert settings.read_logs is False
     assert settings.identity
 
 
@@ -30,12 +31,13 @@ def test_every_variable_of_the_chart_is_read() -> None:
             "PRETUNE_LOG_LEVEL": "DEBUG",
             "PRETUNE_LIVENESS_PORT": "0",
             "PRETUNE_WORKERS": "8",
+            "PRETUNE_READ_LOGS": "true",
             "POD_NAMESPACE": "pretune-system",
             "POD_NAME": "pretune-0",
         }
     )
     assert settings == Installation(
-        "registry/pretune:1", "Always", ("one", "two"), "low", "pretune-system", "pretune-0", "DEBUG", 0, 8
+        "registry/pretune:1", "Always", ("one", "two"), "low", "pretune-system", "pretune-0", "DEBUG", 0, 8, True
     )
     assert settings.decisions == Settings("registry/pretune:1", "Always", ("one", "two"), "low")
 
@@ -45,6 +47,7 @@ def test_every_variable_of_the_chart_is_read() -> None:
     [
         ("PRETUNE_IMAGE", " ", "is not set"),
         ("PRETUNE_IMAGE_PULL_POLICY", "Sometimes", "Always, IfNotPresent, Never"),
+        ("PRETUNE_READ_LOGS", "yes", "true, false"),
         ("PRETUNE_LOG_LEVEL", "info", "DEBUG, INFO, WARNING, ERROR"),
         ("PRETUNE_LIVENESS_PORT", "http", "from 0 to 65535"),
         ("PRETUNE_LIVENESS_PORT", "65536", "from 0 to 65535"),
