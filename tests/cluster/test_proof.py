@@ -110,4 +110,5 @@ def test_vllms_own_code_proves_its_own_store(
 def test_an_engine_that_hangs_when_it_is_warm_is_ended_and_its_bundle_given_to_nobody(kube: Kube, hanging: str) -> None:
     record = failed(kube, hanging, "hang", "WarmHang", 150)
     assert f"its cold start took {record['coldSeconds']} s" in record["message"], record["message"]
-    kube.until_one("Pod", hanging, PROOF, lambda one: one["status"]["phase"] == "Failed", 60)
+    kube.until_one("Job", hanging, PROOF, lambda one: condition(one, "Failed").get("status") == "True", 60)
+    assert not kube.list("Pod", hanging, PROOF), "its GPU is given back"

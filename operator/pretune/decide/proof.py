@@ -120,7 +120,7 @@ def comparing(a: Attempt) -> Standing | None:
 def starting(a: Attempt) -> Standing | None:
     if a.pod is None or (begun := since(a, engine_name(a.pod))) is None:
         return None
-    if not a.cold:
+    if not a.cold or (statuses(a.pod)[engine_name(a.pod)]).get("started"):
         return Standing("Tuning", "Proving", f"the engine starts from the bundle since {begun}")
     until = seconds(begun) + a.cold + MORE
     words = f"the engine starts from the bundle since {begun}; it has until {stamp(until)} (its cold start took {a.cold:.0f} s)"
