@@ -71,6 +71,8 @@ def _start(warm_up: WarmUp, settings: Settings) -> None:
         raise RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu.")
     time.sleep(settings.start_seconds)
     warm_up.run()
+    for rank, profiled in enumerate(warm_up.profiled):
+        print(f"stand-in: {f'rank {rank}: ' if rank else ''}profiled {profiled}", flush=True)
     try:
         spoil(settings.fault, warm_up.written)
     except NothingToSpoilError as error:

@@ -17,7 +17,7 @@ _NEUTRAL_OPTIONS = {
     "served-model-name", "tokenizer", "port", "host", "api-server-count", "seed", "gpu-memory-utilization", "num-gpu-blocks-override",
     "load-format", "download-dir", "enable-prefix-caching", "enable-chunked-prefill", "disable-log-stats", "scheduling-policy",
     "distributed-executor-backend", "disable-custom-all-reduce", "enable-flashinfer-autotune", "disable-flashinfer-autotune",
-    "chat-template", "enable-auto-tool-choice", "uvicorn-log-level", "skip-tokenizer-init",
+    "chat-template", "enable-auto-tool-choice", "tool-call-parser", "uvicorn-log-level", "skip-tokenizer-init",
 }  # fmt: skip
 _DEFAULTS: Dict[str, str] = {  # written out, they change nothing
     "dtype": "auto", "max-num-batched-tokens": "8192", "max-num-seqs": "1024", "optimization-level": "2",

@@ -36,10 +36,14 @@ def vllm(label: str) -> "logging.LoggerAdapter[logging.Logger]":
 
 
 class Progress:
-    """FlashInfer's bar while it tunes one operation: a line redrawn on stderr, which a container's log shows whole."""
+    """FlashInfer's bar while it tunes one operation: a line redrawn on stderr, which a container's log shows whole.
 
-    def __init__(self, operation: str, total: int) -> None:
-        self._what, self._total, self._done, self._drawn = f"[AutoTuner]: Tuning {operation}", total, 0, 0.0
+    It begins at the first profile that is not found, and counts those that are found after it too.
+    """
+
+    def __init__(self, operation: str, total: int, initial: int) -> None:
+        self._what, self._total, self._done = f"[AutoTuner]: Tuning {operation}", total, initial
+        self._initial, self._began, self._drawn = initial, time.monotonic(), 0.0
         self._draw()
 
     def step(self) -> None:
@@ -52,5 +56,19 @@ class Progress:
         self._drawn = time.monotonic()
         share = self._done / self._total
         bar = "█" * int(10 * share)
-        sys.stderr.write(f"\r{self._what}: {100 * share:3.0f}%|{bar:<10}| {self._done}/{self._total}{end}")
+        sys.stderr.write(
+            f"\r{self._what}: {100 * share:3.0f}%|{bar:<10}| {self._done}/{self._total} {self._speed()}{end}"
+        )
         sys.stderr.flush()
+
+    def _speed(self) -> str:
+        done, passed = self._done - self._initial, time.monotonic() - self._began
+        if not done:
+            return "[00:00<?, ?profile/s]"
+        rate = done / max(passed, 1e-6)
+        shown = f"{rate:5.2f}profile/s" if rate >= 1 else f"{1 / rate:5.2f}s/profile"
+        return f"[{_clock(passed)}<{_clock((self._total - self._done) / rate)}, {shown}]"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple
+from typing import Mapping, NamedTuple, Tuple
 
 FAULTS = (
     "crash-at-start", "crash", "never-ready", "exit-after-ready", "hang-on-term",
@@ -20,13 +20,19 @@ class Settings(NamedTuple):
     """The stand-in's behaviour: times in seconds, `fault` one of FAULTS or empty."""
 
     gpu: str
-    entries: int
+    entries: Tuple[int, ...]
     seconds_per_entry: float
     start_seconds: float
     hang_seconds: float
     fault: str
     fault_after: float
     tunes_until: str
+
+    def entries_of(self, stage: int) -> int:
+        """How many entries a rank of this pipeline stage tunes: the stage's own number, or one less in each."""
+        if len(self.entries) > 1:
+            return self.entries[min(stage, len(self.entries) - 1)]
+        return max(0, self.entries[0] - stage)
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -36,7 +42,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         raise SettingError(f"ENGINE_FAULT={fault!r}: not one of {', '.join(FAULTS)}")
     return Settings(
         gpu=environ.get("ENGINE_GPU", "NVIDIA H200"),
-        entries=int(_number(environ, "ENGINE_ENTRIES", 20)),
+        entries=_entries(environ),
         seconds_per_entry=_number(environ, "ENGINE_SECONDS_PER_ENTRY", 0.05),
         start_seconds=_number(environ, "ENGINE_START_SECONDS", 0.5),
         hang_seconds=_number(environ, "ENGINE_HANG_SECONDS", 1800),
@@ -44,6 +50,11 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         fault_after=_number(environ, "ENGINE_FAULT_AFTER", 1),
         tunes_until=environ.get("ENGINE_TUNES_UNTIL", ""),
     )
+
+
+def _entries(environ: Mapping[str, str]) -> Tuple[int, ...]:
+    parts = environ.get("ENGINE_ENTRIES", "").split(",")
+    return tuple(int(_number({**environ, "ENGINE_ENTRIES": part}, "ENGINE_ENTRIES", 20)) for part in parts)
 
 
 def _number(environ: Mapping[str, str], name: str, default: float) -> float:
