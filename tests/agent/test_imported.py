@@ -22,6 +22,7 @@ from tests.agent.test_check import image
 from tests.agent.test_killed import each_death
 
 V1 = ".cache/vllm/flashinfer_autotune_cache/0.7.2.post1/100a"
+V1_CPU = ".cache/vllm/flashinfer_autotune_cache/flashinfer/0.7.2.post1"  # no architecture is known
 V2 = ".cache/flashinfer/autotune"
 OTHER_KEY = "cd" * 32
 ANYWHERE = Inputs("f0" * 32, "", "b200", {})
@@ -68,6 +69,7 @@ def in_the_image(pod: Pod, vllm_version: str, flashinfer: str = "0.7.2.post1") -
     [
         *((V1, at) for at in ("", ".cache", ".cache/vllm", ".cache/vllm/flashinfer_autotune_cache", V1[:-5], V1)),
         (V1, f"{V1}/{KEY}"),
+        *((V1_CPU, at) for at in ("", V1_CPU[:-22], V1_CPU[:-12], V1_CPU)),
         ("tactics", "tactics"),
         ("tactics", f"/tactics/./{KEY}/"),
         ("", ""),

@@ -33,8 +33,8 @@ class Written:
     @property
     def flashinfer(self) -> str:
         """The version that the default root's folder is named after, or ""."""
-        named = self.root[-2] if len(self.root) > 1 else ""
-        return named if vllm.VERSION_FOLDER.fullmatch(named) else ""
+        named = [name for name in self.root[-2:] if vllm.VERSION_FOLDER.fullmatch(name)]
+        return named[-1] if named else ""
 
 
 class Search:
@@ -59,14 +59,15 @@ class Search:
     def _roots(self, at: Tuple[str, ...]) -> Iterator[Tuple[str, ...]]:
         yield at
         yield from self._named(at, vllm.ARCHITECTURES_FOLDER)
-        for chain in (vllm.DEFAULT_ROOT, vllm.DEFAULT_STORE):
-            for start in range(len(chain) + 1):
-                base = at + chain[start:]
-                if chain is vllm.DEFAULT_STORE:
-                    yield base
-                    continue
-                for version in self._named(base, vllm.VERSION_FOLDER):
-                    yield from self._named(version, vllm.ARCHITECTURES_FOLDER)
+        yield from self._named(at, vllm.VERSION_FOLDER)
+        for start in range(len(vllm.DEFAULT_STORE)):
+            yield at + vllm.DEFAULT_STORE[start:]
+        for start in range(len(vllm.DEFAULT_ROOT) + 1):
+            base = at + vllm.DEFAULT_ROOT[start:]
+            for version in self._named(base, vllm.VERSION_FOLDER):
+                yield from self._named(version, vllm.ARCHITECTURES_FOLDER)
+            # Where FlashInfer knows no architecture the last two folders of its own path are these (seen: 0.33.0 on a CPU).
+            yield from self._named((*base, "flashinfer"), vllm.VERSION_FOLDER)
 
     def _around(self, at: Tuple[str, ...]) -> Iterator[Written]:
         """Where the folder is not above tactics, but one of them."""
