@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import requests
 from pretune.wire import Report
 
 from tests.cluster.conftest import ROOT
@@ -228,7 +227,8 @@ class _Play:
         log, seconds = _followed(kube, found)
         after = files(folder)
         words = [*_of_pod(found), *map(_plain, warnings)]
-        if last := kube.get("AutotuneCache", namespace, cache) if cache else None:
+        last = kube.get("AutotuneCache", namespace, cache) if cache else None
+        if last and cell != "no bundle":  # its bundle may be sealed by now, or not
             words += [*_of_cache(last), *(_advice(last) if cell == "image swapped" else [])]
         kube.delete("Pod", namespace, name, gracePeriodSeconds=1)
         return _outcome(log, seconds, before, after, words)
@@ -270,18 +270,20 @@ def _engine_runs(pod: Object) -> bool:
 
 
 def _followed(kube: Kube, pod: Object) -> tuple[str, float]:
-    """The engine's log until it serves or ends, and the seconds that it took."""
-    began, lines = time.monotonic(), [""]
-    url = kube._url("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"], "log")
+    """The engine's log until it serves or ends, and the seconds that it took. AssertionError where it does neither in time."""
+    began, namespace, name = time.monotonic(), pod["metadata"]["namespace"], pod["metadata"]["name"]
+    lines: list[str] = []
     ask = {"follow": "true", "container": pods.ENGINE}
-    try:
-        with kube.session.get(url, params=ask, stream=True, timeout=PATIENCE) as stream:
-            for line in stream.iter_lines():
-                lines.append(line.decode(errors="replace"))
-                if WARM in lines[-1] or time.monotonic() > began + PATIENCE:
-                    break
-    except requests.RequestException as broken:
-        lines.append(f"(the log broke off: {broken})")
+    with kube.session.get(
+        kube._url("Pod", namespace, name, "log"), params=ask, stream=True, timeout=PATIENCE
+    ) as stream:
+        for line in stream.iter_lines():
+            lines.append(line.decode(errors="replace"))
+            if WARM in lines[-1]:
+                return "\n".join(lines), time.monotonic() - began
+    kube.until(
+        "Pod", namespace, name, lambda one: "terminated" in (_engine_status(one).get("state") or {}), 30, "ended"
+    )
     return "\n".join(lines), time.monotonic() - began
 
 
