@@ -54,7 +54,7 @@ async def run(settings: Installation) -> None:
         metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.ours)
         starts = None
         if settings.read_logs:
-            starts = Starts(cluster.log, cluster.get, queue.wake, metrics.start, metrics.unread, began=time.time())
+            starts = Starts(cluster.log, cluster.get, queue.wake, metrics.start, metrics.unread)
         async with serve_health(settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition):
             await lease.acquire()
             try:

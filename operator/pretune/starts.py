@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretune.api import Object
 from pretune.cluster import ApiError
@@ -47,8 +49,8 @@ class _Entry:
 
 class Starts:
     """What is known of each key's starts. `wake` is called with a key once all of its answers are there; `count` with a key and the
-    result of a start; `failed` with a word for what kept a log from being read. `began`: Unix seconds; what was ready before it was
-    another process's to count.
+    result of a start; `failed` with a word for what kept a log from being read. `clock`: Unix seconds; what was ready before `run`
+    began was another process's to count.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Starts:
         wake: Callable[[Key], None],
         count: Callable[[Key, str], None] = lambda key, result: None,
         failed: Callable[[str], None] = lambda why: None,
-        began: float = 0.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._log, self._get, self._wake, self._count, self._failed, self._began = read, get, wake, count, failed, began
+        self._log, self._get, self._wake, self._count, self._failed, self._clock = read, get, wake, count, failed, clock
+        self._began = math.inf
         self._entries: dict[Key, dict[str, _Entry]] = {}
         self._number = 0  # of all entries
         self._queue: asyncio.Queue[tuple[Key, str]] = asyncio.Queue()
@@ -88,6 +91,7 @@ class Starts:
 
     async def run(self) -> None:
         """Read until cancelled."""
+        self._began = self._clock()
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_A_TIME):
                 group.create_task(self._work())
@@ -126,7 +130,7 @@ class Starts:
                 self._answer(key, entry, told)
             asyncio.get_running_loop().call_later(pauses[entry.tries - 1], self._queue.put_nowait, (key, name))
             return
-        entry.final = True
+        entry.final, entry.start = True, replace(entry.start, engine=None)  # which holds values of variables
         if self._entries.get(key, {}).get(name) is not entry:
             return  # nobody cares any more
         if entry.start.ready >= self._began:

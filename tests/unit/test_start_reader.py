@@ -89,7 +89,7 @@ def reading(node: Node, body: Callable[[Starts, Heard], Any], began: float = 0.0
             heard.woken.append,
             lambda key, result: heard.counted.append(result),
             heard.failed.append,
-            began,
+            lambda: began,
         )
         task = asyncio.create_task(reader.run())
         try:
@@ -281,12 +281,13 @@ def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() 
     node.pods = {"pod-1": pod, "pod-2": {**pod, "metadata": {"uid": "another"}}}
 
     async def body(reader: Starts, heard: Heard) -> None:
-        some = [start(number, engine=ENGINE) for number in (1, 2, 3)]
+        written = {**ENGINE, "env": [{"name": "B", "value": "secret too"}]}
+        some = [start(number, engine=written) for number in (1, 2, 3)]
         reader.follow(KEY, some)
         await asyncio.sleep(1)
         known = reader.known(KEY)
-        assert [known[one.key].differs for one in some] == [("env A",), (), ()]
-        assert "secret" not in repr(known)
+        assert [known[one.key].differs for one in some] == [("env A", "env B"), (), ()]
+        assert "secret" not in repr(known) and "secret" not in repr(reader._entries)
 
     reading(node, body)
 

@@ -87,10 +87,11 @@ def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) 
     if not any(int(str(counted.get(name, 0))) > before.get(name, 0) for name in (logs.TUNED, logs.PARTIAL)):
         return
     groups: dict[tuple[str, str, str], list[Consumer]] = {}
+    warm = _warm_folders(draft, pods)
     for one in pods:
         answer = draft.seen.starts.get(_start(one).key) if draft.seen.starts and _is_told(one) else None
         if answer is not None and answer.said.result in (logs.TUNED, logs.PARTIAL) and _was_promised(one):
-            why = factor(draft, one, _warm_folders(draft, pods, one.given))
+            why = factor(draft, one, warm.get(one.given, set()))
             groups.setdefault((one.given, answer.said.result, why), []).append(one)
     for (bundle, result, why), some in sorted(groups.items()):
         how = "tuned all of it again" if result == logs.TUNED else "tuned some of it again"
@@ -104,10 +105,14 @@ def _was_promised(one: Consumer) -> bool:
     return one.mode == READ_ONLY or (one.seed is not None and one.seed.reason not in NONE_THERE)
 
 
-def _warm_folders(draft: Draft, pods: Sequence[Consumer], bundle: str) -> set[str]:
-    """Where engines that started warm from this bundle found it."""
-    answers = [(draft.seen.starts or {}).get(_start(one).key) for one in pods if one.given == bundle and _is_told(one)]
-    return {name for one in answers if one is not None and one.said.result == logs.WARM for name in one.said.folders}
+def _warm_folders(draft: Draft, pods: Sequence[Consumer]) -> dict[str, set[str]]:
+    """Of each bundle, where engines that started warm from it found it."""
+    found: dict[str, set[str]] = {}
+    for one in pods:
+        answer = (draft.seen.starts or {}).get(_start(one).key) if _is_told(one) else None
+        if answer is not None and answer.said.result == logs.WARM:
+            found.setdefault(one.given, set()).update(answer.said.folders)
+    return found
 
 
 def _names(some: Sequence[Consumer]) -> str:
