@@ -280,6 +280,37 @@ def test_a_sealed_bundle_is_given_whatever_would_leave_an_unsealed_one() -> None
     assert world.answer().reason == "Given"
 
 
+VERIFY = {"verify": "BeforeRelease"}
+UNPROVEN: list[tuple[str, World]] = [
+    ("it is proven now", World().record("Proving", "Proving", layout="Managed")),
+    ("nobody has looked since it was asked for", World().sealed()),
+]
+
+
+@pytest.mark.parametrize(("case", "world"), UNPROVEN, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_bundle_that_is_not_proven_yet_is_as_good_as_not_sealed(case: str, world: World) -> None:
+    held = copy.deepcopy(world).spec(**VERIFY).answer()
+    assert (held.mode, held.reason, held.held, held.proven) == ("Overlay", "Held", True, True)
+    free = copy.deepcopy(world).spec(**VERIFY, hold={"when": "Never"}).answer()
+    assert (free.mode, free.reason, free.proven) == ("Overlay", "NotSealedYet", True)
+    assert "is not proven yet; the pod is not held" in free.message
+    stopped = copy.deepcopy(world).spec(**VERIFY, suspend=True).answer()
+    assert (stopped.mode, stopped.reason) == ("None", "Suspended") and "is not proven" in stopped.message
+
+
+def test_a_proven_bundle_is_given_and_an_empty_one_needs_no_proof() -> None:
+    given = World().sealed(proven=True).spec(**VERIFY).answer()
+    assert (given.mode, given.reason, given.proven) == ("ReadOnly", "Given", True)
+    assert World().sealed("Empty").spec(**VERIFY).answer().reason == "NothingToTune"
+    bad = World().record("Failed", "WarmHang", "not ready 361 s after its start").spec(**VERIFY).answer()
+    assert (bad.mode, bad.reason) == ("None", "TuningFailed") and "WarmHang: not ready" in bad.message
+
+
+def test_where_no_proof_is_asked_for_none_is_looked_at() -> None:
+    given = World().sealed().answer()
+    assert (given.reason, given.proven) == ("Given", False)
+
+
 @pytest.mark.parametrize(
     ("image", "pull", "asked", "mode"),
     [

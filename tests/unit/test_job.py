@@ -15,7 +15,7 @@ from pretune import api, identity
 from pretune.api import Object, Target
 from pretune.engines import vllm
 from pretune.manifests.agent_container import script
-from pretune.manifests.job import attempt_name, inspect_job, prune_job, tuning_job
+from pretune.manifests.job import attempt_name, inspect_job, proof_job, prune_job, tuning_job
 from pretune.model import Key, Settings
 from pretune.reasons import REASONS
 from pretune.wire import TACTICS_MOUNT, Report, Task
@@ -42,6 +42,12 @@ LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 def tuned(pod: Object, target: Target = DEFAULT, settings: Settings = SETTINGS, **fields: Any) -> Object:
     """The Job that tunes a template whose engine is its container "vllm"."""
     return tuning_job(KEY, cache(engineContainer="vllm", **fields), pod, target, 1, settings, AGENT)
+
+
+def proof(pod: Object, on_claim: bool = False, **fields: Any) -> Object:
+    """The Job that proves the bundle of a template whose engine is its container "vllm"."""
+    asked = cache(engineContainer="vllm", **fields)
+    return proof_job(KEY, asked, pod, DEFAULT, 1, SETTINGS, AGENT, on_claim=on_claim)
 
 
 def pod_of(job: Object) -> Object:
@@ -204,6 +210,83 @@ def test_two_caches_work_in_two_folders_of_one_claim() -> None:
 
 def volume(job: Object, name: str) -> Object:
     return next(one for one in pod_of(job)["volumes"] if one["name"] == name)  # type: ignore[no-any-return]
+
+
+# --- proofs
+
+
+@law(templates(), st.booleans())
+def test_a_proof_starts_the_engine_as_the_attempt_did_but_for_where_its_tactics_are(
+    pod: Object, on_claim: bool
+) -> None:
+    tuning, proving = engine_in(tuned(pod)), engine_in(proof(pod, on_claim))
+    if on_claim:
+        place = f"/pretune/claim/inference.qwen3/bundles/{identity.inputs(pod, spec(), DEFAULT).bundle_id()}/tactics"
+        assert env_of(proving)[vllm.OVERRIDE] == place
+        mount = proving["volumeMounts"].pop()
+        assert (mount["mountPath"], mount["readOnly"]) == ("/pretune/claim", True)
+        tuning["volumeMounts"].pop()
+        for one in (tuning, proving):
+            one["env"] = [variable for variable in one["env"] if variable["name"] != vllm.OVERRIDE]
+    assert proving == tuning
+
+
+@law(templates(), st.booleans())
+def test_what_starts_before_it_and_what_the_pod_is_are_the_attempts_too(pod: Object, on_claim: bool) -> None:
+    tuning, proving = pod_of(tuned(pod)), pod_of(proof(pod, on_claim))
+    before = proving["initContainers"][: -1 if on_claim else -2]
+    assert before == tuning["initContainers"][1:-1]
+    ours = ("initContainers", "containers", "volumes")
+    assert {name: one for name, one in proving.items() if name not in ours} == {
+        name: one for name, one in tuning.items() if name not in ours
+    }
+    mounts = {
+        mount["name"]
+        for one in (*proving["initContainers"], *proving["containers"])
+        for mount in one.get("volumeMounts", ())
+    }
+    assert mounts >= {one["name"] for one in proving["volumes"]}, "no volume is there for nothing"
+
+
+def test_seed_and_prove_are_told_what_they_need_and_mount_no_more_than_that() -> None:
+    pod = engine().args("serve", "qwen3", "--port", "9")
+    job = proof(pod)
+    agent = {"name": "pretune-agent", "mountPath": "/pretune/agent", "readOnly": True}
+    claim, tactics = (
+        {"name": "pretune-claim", "mountPath": "/pretune/claim"},
+        {"name": "pretune-tactics", "mountPath": TACTICS_MOUNT},
+    )
+    seed, [prove] = pod_of(job)["initContainers"][-2], pod_of(job)["containers"]
+    assert (seed["name"], prove["name"]) == ("pretune-seed", "pretune-prove")
+    assert seed["volumeMounts"] == [agent, {**claim, "readOnly": True}, tactics]
+    assert prove["volumeMounts"] == [agent, claim, {**tactics, "readOnly": True}]
+    assert "readOnly" not in volume(job, "pretune-claim")["persistentVolumeClaim"], "prove writes the proof there"
+    inputs = identity.inputs(pod, spec(), DEFAULT)
+    words = ["serve", "qwen3", "--port", "9"]
+    assert task_of(seed) == Task("inference.qwen3", inputs=inputs, command=words)
+    assert not task_of(seed).proven, "its proof is what it is for"
+    assert task_of(prove) == Task(
+        "inference.qwen3", inputs=inputs, gpus=1, command=words, ready="http://127.0.0.1:9/health"
+    )
+    assert (
+        seed["resources"] == check_in(tuned(pod))["resources"]
+        and prove["resources"] == seal_in(tuned(pod))["resources"]
+    )
+
+
+def test_where_pods_read_the_claim_itself_there_is_nothing_to_seed_and_no_copy_to_compare() -> None:
+    job = proof(engine(), on_claim=True)
+    assert [one["name"] for one in pod_of(job)["initContainers"]] == ["vllm"]
+    assert [one["name"] for one in pod_of(job)["volumes"]] == ["pretune-claim", "pretune-agent"]
+    assert task_of(seal_in(job)).onClaim and not task_of(seal_in(proof(engine()))).onClaim
+
+
+def test_a_proof_is_told_from_an_attempt_by_its_role_and_name() -> None:
+    job, attempt = proof(engine()), tuned(engine())
+    assert job["metadata"]["labels"] == {**attempt["metadata"]["labels"], api.ROLE: "proof"}
+    assert job["metadata"]["annotations"] == attempt["metadata"]["annotations"]
+    assert job["metadata"]["name"] == attempt["metadata"]["name"].removesuffix("-1") + "-p1"
+    assert job["spec"]["template"]["metadata"]["labels"][api.ROLE] == "proof"
 
 
 # --- names
@@ -788,6 +871,8 @@ def jobs() -> dict[str, Object]:
         "plain": tuned(engine()),
         "full": tuned(full(), Target("b200", {"zone": "a"}), tuning={"keepContainers": ["proxy"]}),
         "pinned": tuned(full().pod(nodeName="node0")),
+        "proof": proof(full(), tuning={"keepContainers": ["proxy"]}),
+        "proof on the claim": proof(full(), on_claim=True),
         "inspect": asked(),
         "prune": small_jobs()[1],
     }

@@ -202,6 +202,13 @@ def test_seed_is_told_where_the_bundle_is_and_what_it_is_made_of() -> None:
     )
 
 
+def test_seed_is_told_to_hand_out_only_what_is_proven_where_that_is_asked_for() -> None:
+    for asked in (False, True):
+        seed = seed_in(given(pod_of(engine()), Delivery("Overlay", **GIVEN, proven=asked)))
+        text = next(one["value"] for one in seed["env"] if one["name"] == "PRETUNE_TASK")
+        assert Task.load(text).proven == asked
+
+
 def test_a_script_too_long_for_a_variable_is_left_out_of_the_task() -> None:
     seed = seed_in(given(pod_of(engine(args=["é" * 30_000]))))
     text = next(one["value"] for one in seed["env"] if one["name"] == "PRETUNE_TASK")
