@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -269,3 +270,57 @@ def test_no_line_takes_long(word: str) -> None:
     for _ in range(20):
         read(log)
     assert time.process_time() - began < 2
+
+
+# --- what the releases' own code says (tests/unit/data/logs/make.py)
+
+LOGS = Path(__file__).with_name("data") / "logs"
+RELEASES = ("0.25.1", "0.26.0", "0.27.1", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
+
+
+def real(release: str, situation: str) -> Start:
+    return read((LOGS / f"{release}.{situation}.txt").read_bytes())
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_releases_own_logs_are_understood(release: str) -> None:
+    cold, warm, part = (real(release, situation) for situation in ("cold", "warm", "part"))
+    assert (cold.result, cold.loaded, cold.operations, cold.swept) == (TUNED, 0, ("toy_gemm_0",), True)
+    assert (warm.result, warm.loaded, warm.new, warm.operations) == (WARM, cold.new, 0, ())
+    assert (part.result, part.loaded, part.new, part.operations) == (PARTIAL, cold.new, cold.new, ("toy_gemm_1",))
+    assert len(cold.folders) == 1 and cold.folders == warm.folders == part.folders
+    assert real(release, "off").off and real(release, "off").result == UNKNOWN
+    assert cold.managed is (release == "0.33.0")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_why_each_releases_own_engine_tuned_again_is_told(release: str) -> None:
+    gpu, cold = real(release, "other-gpu"), real(release, "cold")
+    assert gpu.result == TUNED
+    if release == "0.33.0":  # the managed store's folder is the environment
+        assert gpu.folders != cold.folders and not gpu.differences
+        locked = real(release, "read-only")
+        assert (locked.result, locked.read_only, cold.read_only) == (TUNED, True, False)
+        return
+    assert gpu.folders == cold.folders
+    assert gpu.differences == (Difference("gpu", "NVIDIA H200", "NVIDIA H100 80GB HBM3"),)
+    key = real(release, "other-key")
+    assert key.result == TUNED and key.folders != cold.folders and not key.differences
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_releases_own_ranks_are_one_answer(release: str) -> None:
+    cold = real(release, "two-ranks-cold")
+    assert cold.result == TUNED and not cold.managed
+    if release in ("0.25.1", "0.26.0"):  # on several ranks they keep nothing
+        return
+    assert cold.new == real(release, "cold").new and len(cold.folders) == 1
+    if release in ("0.32.0", "0.33.0"):
+        warm = real(release, "two-ranks-warm")
+        assert (warm.result, warm.loaded, warm.folders) == (WARM, cold.new, cold.folders)
+
+
+@law(st.sampled_from(sorted(LOGS.glob("*.txt"))), st.lists(st.integers(0, 10**6), max_size=30))
+def test_in_whatever_chunks_a_real_log_comes_the_answer_is_the_same(file: Path, cuts: list[int]) -> None:
+    log = file.read_bytes()
+    assert fed(log, pieces(log, cuts)) == read(log)
