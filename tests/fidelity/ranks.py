@@ -24,7 +24,8 @@ from tests.fidelity.releases import REHEARSAL, RELEASES
 DENSE, EXPERTS = "tiny-model", "tiny-moe-model"
 READY, CRASH, HANG = "ready", "crash", "hang"
 LONGEST = 90  # seconds that a start may take; one that waits is found sooner
-QUIET = 8  # seconds without any CPU time in any rank: all of them wait
+QUIET = 8  # seconds with next to no CPU time in any rank: all of them wait
+NEXT_TO_NONE = 5  # clock ticks: progress bars have a thread that wakes up now and then
 PATTERN = "*/autotune_configs*.json"
 
 
@@ -122,6 +123,13 @@ SITUATIONS = [
     Situation("two stages, the second has none", PP2, 2, "toy_gemm|"),
     Situation("two stages, the second one's file is missing", PP2, 2, "toy_gemm|toy_other", change=lose_a_file),
     Situation("two stages of two ranks", (*PP2, *TP2), 4, "toy_gemm,toy_more|toy_other"),
+    Situation(
+        "two stages of two ranks, the last rank has an entry less",
+        (*PP2, *TP2),
+        4,
+        "toy_gemm|toy_other",
+        change=lose_an_entry,
+    ),
     Situation("two replicas, dense", DP2, 2),
     Situation("two replicas of two ranks, dense", (*DP2, *TP2), 4),
     Situation("two replicas of experts", (*DP2, *EP), 2, MIXED, EXPERTS),
@@ -130,9 +138,11 @@ SITUATIONS = [
 
 
 def applies(situation: Situation, release: str) -> bool:
-    """Files are lost and changed by rank only where there is one for each; 0.25 and 0.26 keep nothing on several ranks."""
+    """Files are lost and swapped by rank only where there is one for each, and changed only where there is any."""
     kept = RELEASES[release].several
-    return situation.change in (None, lose_an_entry) or kept == "PerRank" if kept != "Nothing" else not situation.change
+    if kept == "PerRank" or situation.change is None:
+        return True
+    return kept == "Shared" and situation.change is lose_an_entry and PP2[0] not in situation.args
 
 
 class Player:
@@ -191,7 +201,7 @@ class Player:
     def _watch(self, log: Path, began: float) -> dict[int, str]:
         """Returns when it ended, with nothing; or when all of it waits, with where, and ends it."""
         assert self._process.stdout
-        spent, since = -1, began
+        spent, since = 0, began
         while True:
             readable, _, _ = select.select(
                 [self._process.stdout], [], [], 0.5 if time.monotonic() - began > 2 else 0.05
@@ -200,7 +210,7 @@ class Player:
                 return {}
             ranks = _below(self._process.pid)
             now, used = time.monotonic(), sum(_cpu(pid) for pid in ranks)
-            if used != spent or not ranks:
+            if abs(used - spent) > NEXT_TO_NONE or not ranks:
                 spent, since = used, now
             if ranks and (now - since > QUIET or now - began > LONGEST):
                 waits = {number: _where(pid, log) for number, pid in enumerate(ranks)}
@@ -211,12 +221,17 @@ class Player:
 def _below(pid: int) -> list[int]:
     """The first rank, a child of `pid`, and its own children, the other ranks in their order."""
     try:
-        first = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return first + [
-            int(one) for top in first for one in Path(f"/proc/{top}/task/{top}/children").read_text().split()
-        ]
+        first = _children(pid)
+        return first + [one for top in first for one in _children(top)]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _children(pid: int) -> list[int]:
+    """Its forks; not the programs that it started, such as Python's own tracker of shared memory."""
+    own = Path(f"/proc/{pid}/cmdline").read_bytes()
+    found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [one for one in found if Path(f"/proc/{one}/cmdline").read_bytes() == own]
 
 
 def _cpu(pid: int) -> int:
@@ -228,7 +243,8 @@ def _cpu(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-_COLLECTIVES = ("all_reduce", "barrier", "broadcast_object_list", "all_gather_object", "init_process_group", "wait")
+_COLLECTIVES = ("all_reduce", "barrier", "broadcast_object_list", "all_gather_object", "init_process_group")
+_TELLING = ("kernels.py", "kernel_warmup.py", "ranks.py")
 
 
 def _where(pid: int, log: Path) -> str:
@@ -236,15 +252,13 @@ def _where(pid: int, log: Path) -> str:
     before = log.stat().st_size
     os.kill(pid, signal.SIGUSR1)
     time.sleep(0.5)
-    stack = re.findall(r'File "[^"]*/([^/"]+)", line \d+ in (\w+)', log.read_bytes()[before:].decode(errors="replace"))
-    for at, (_, function) in enumerate(stack):
-        if function in _COLLECTIVES:
-            callers = (name for name, where in ((f, n) for n, f in stack[at + 1 :]) if where in _TELLING)
-            return f"{function} in {next(callers, 'something unknown')}"
-    return stack[0][1] if stack else "no answer"
-
-
-_TELLING = ("kernels.py", "autotuner.py", "kernel_warmup.py", "ranks.py", "flashinfer_autotune_cache.py")
+    said = log.read_bytes()[before:].decode(errors="replace").rpartition("Current thread")[2].partition("\nThread")[0]
+    stack = re.findall(r'File "[^"]*/([^/"]+)", line \d+ in (\w+)', said)
+    collective = next(
+        (function for _, function in stack if function in _COLLECTIVES), stack[0][1] if stack else "no answer"
+    )
+    caller = next((function for file, function in stack if file in _TELLING), "")
+    return f"{collective} in {caller}" if caller else collective
 
 
 def verdict_of(cache: Path, situation: Situation) -> str:
@@ -256,6 +270,33 @@ def verdict_of(cache: Path, situation: Situation) -> str:
     except Unsound as error:
         return error.reason
     return f"{found.layout}, {found.entries}"
+
+
+def second_of(seen: Seen) -> str:
+    """The second start in a few words; "-" where there was none."""
+    again = seen.again
+    if again is None:
+        return "-"
+    if again.outcome != READY:
+        return f"{again.outcome}s: {where(again)}" if again.waits else again.outcome
+    timed = [number for _, number in sorted(again.profiled.items())]
+    if not any(timed):
+        return "warm"
+    as_cold = all(again.profiled[rank] >= number for rank, number in seen.cold.profiled.items() if number)
+    loaded = ", ".join(str(number) for number in sorted(again.loaded))
+    words = (
+        "tunes all again"
+        if as_cold and not again.loaded
+        else f"tunes a part, {loaded} loaded"
+        if loaded
+        else "tunes a part"
+    )
+    return f"{words}: {', '.join(str(number) for number in timed)}"
+
+
+def where(start: Start) -> str:
+    """Where each rank of a start that hangs waits."""
+    return ", ".join(f"rank {rank} in {wait}" for rank, wait in sorted(start.waits.items()))
 
 
 def see(player: Player, release: str, situation: Situation, folder: Path) -> Seen:
