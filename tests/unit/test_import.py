@@ -17,6 +17,7 @@ from pretune.model import Create, Delete, Outcome, Plan, stamp
 from pretune.wire import SOURCE_MOUNT, Report, Task
 
 from tests.unit.objects import KEY, NOW, SETTINGS, Pod, cache, claim, record, seen, template
+from tests.unit.pods import Consumer, bundle_of, origin
 from tests.unit.test_decide_policies import KNOWN, ids, names, status_of
 
 FROM = "home/vllm/.cache"
@@ -90,6 +91,14 @@ def test_an_import_goes_before_the_first_attempt_and_needs_no_gpu() -> None:
     assert FROM in of(plan)["message"]
 
 
+def test_an_older_revisions_bundle_is_tuned_since_the_folder_is_of_one_engine() -> None:
+    sealed = record(ids(asking())[0], sealedAt=stamp(NOW - 9999))
+    pods = {"consumers": (Consumer("a").ready().object,), "origins": origin("a")}
+    [job] = made(decide(seen(asking(status=status_of(sealed)), **pods), NOW))
+    assert job["metadata"]["labels"][api.ROLE] == "tuning"
+    assert job["metadata"]["labels"][api.BUNDLE] == bundle_of("a", asking())
+
+
 def test_without_the_annotation_it_is_tuned() -> None:
     assert [one["metadata"]["labels"][api.ROLE] for one in made(decide(seen(cache(dict(KNOWN))), NOW))] == ["tuning"]
 
@@ -159,6 +168,14 @@ def test_each_target_imports_and_an_import_holds_up_no_other_targets_tuning() ->
     assert [one["metadata"]["labels"][api.ROLE] for one in made(plan)] == ["import", "import"]
 
 
+def test_an_import_of_one_target_does_not_keep_another_from_being_tuned() -> None:
+    two = [{"name": "a", "nodeSelector": {"g": "a"}}, {"name": "b", "nodeSelector": {"g": "b"}}]
+    second = ids(asking(targets=two))[1]
+    known = record(second, api.PENDING, attempts=0, **noted("ImportRefused"))
+    plan = decide(seen(asking(status=status_of(known), targets=two)), NOW)
+    assert sorted(one["metadata"]["labels"][api.ROLE] for one in made(plan)) == ["import", "tuning"]
+
+
 # --- what became of it
 
 
@@ -181,6 +198,20 @@ def test_a_success_is_a_sealed_bundle_like_any_other() -> None:
     assert one["import"] == {"from": FROM, "reason": "Sealed", "message": "20 entries in a managed store"}
     assert [each.name for each in plan.after if isinstance(each, Delete)] == [f"delete Job {JOB['metadata']['name']}"]
     assert made(plan) == [] and "coldSeconds" not in one
+
+
+def test_a_job_whose_outcome_is_in_the_status_is_removed_and_not_read_again() -> None:
+    first = settled(IMPORTER.ended(IMPORT_CONTAINER, report=report()))
+    other = IMPORTER.ended(IMPORT_CONTAINER, report=report(message="other words"))
+    again = decide(seen(asking(status=first.status), jobs=(JOB,), pods=(other.object,)), NOW)
+    assert names(again.after, Delete) == [f"delete Job {JOB['metadata']['name']}"]
+    assert of(again)["message"] == "20 entries in a managed store"
+
+
+def test_a_deleted_caches_job_of_the_same_name_is_not_in_the_way() -> None:
+    one, other = cache(), cache()
+    other["metadata"]["uid"] = "another"
+    assert len({job_for(each, template())["metadata"]["name"] for each in (one, other)}) == 2
 
 
 def test_with_verify_it_is_proven_like_any_other() -> None:

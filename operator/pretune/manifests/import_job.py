@@ -61,7 +61,7 @@ def import_job(
     made = strip(template)
     if example is not None and any(one["name"] == engine for one in example["spec"]["containers"]):
         made = admitted(template, example)
-    bundle, (name, folder) = inputs.bundle_id(), source
+    bundle, (claim, folder) = inputs.bundle_id(), source
     labels = {CACHE: key.name, ROLE: IMPORTING, BUNDLE: bundle}
     annotations = {FINGERPRINT: inputs.fingerprint, STORAGE: storage_place(key.name, spec), IMPORT: asked}
     container = engine_of(made, engine)
@@ -73,9 +73,11 @@ def import_job(
         command=words(container),
         source=folder,
     )
-    pod = _pod(key, made, spec, target, container, task, name, settings, agent_name, near)
+    pod = _pod(key, made, spec, target, container, task, claim, settings, agent_name, near)
     pod["metadata"] = {"labels": {**labels, **MESH_LABELS}, "annotations": {**MESH_ANNOTATIONS, **annotations}}
-    return job_of(key, cache, hashed_name(key.name, IMPORTING, [key.name, bundle, asked]), labels, annotations, pod)
+    # The uid: the Job of a deleted cache of this name may still be on its way out, and is not to be waited for.
+    name = hashed_name(key.name, IMPORTING, [cache["metadata"]["uid"], bundle, asked])
+    return job_of(key, cache, name, labels, annotations, pod)
 
 
 def _pod(
