@@ -55,6 +55,7 @@ class Laws:
         self.server, self.world = server, world
         self.sealed: dict[tuple[str, tuple[str, str]], str] = {}  # (claim's uid, place) -> digest
         self.status_writes = 0
+        self.late_leaders = False  # whether one was stopped in its middle: what it makes then, nobody could know of
         self.wasted: list[str] = []  # tuning pods made although their bundle was on the claim
         server.listeners.append(self._on_write)
 
@@ -86,6 +87,8 @@ class Laws:
             if pod["status"]["phase"] in ("Pending", "Running") and not self._lost(pod)
         )
         assert all(count <= 1 for count in alive.values()), f"two live attempts at one bundle: {alive}"
+        targets = Counter(bundle.partition("-")[2] for bundle in alive)
+        assert self.late_leaders or all(count <= 1 for count in targets.values()), f"two at work on a target: {alive}"
         jobs = Counter(
             job["metadata"]["labels"][BUNDLE]
             for role in (TUNING, PROOF)

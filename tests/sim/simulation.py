@@ -134,6 +134,7 @@ class Simulation:
 
     def lead(self, client: Client) -> None:
         """A reconcile of this client, as far as it gets before it pauses."""
+        self.laws.late_leaders = True
         task = self.loop.create_task(self._reconcile(client))
         waiting = self.loop.create_task(client.paused.wait())
         self.loop.run_until_complete(asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED))

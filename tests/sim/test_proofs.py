@@ -141,6 +141,26 @@ def test_what_is_not_the_bundles_fault_is_tried_again(sim: Simulation, spoil: st
     assert sim.engine_starts == 1 and only_record(sim)["proofs"] <= 2
 
 
+def test_reports_that_are_lost_twice_are_two_questions(sim: Simulation) -> None:
+    """The first proof could not tell, the second is on the claim: an older answer is none to the newer question."""
+    sim.world.prove_says = ["the engine is ready and still writes"]
+    sim.deploy()
+    sim.apply(**ASKED)
+    for number in (1, 2):
+        sim.settle(FAR, until=lambda number=number: len(sim.world.proofs) == number)  # type: ignore[misc]
+        sim.down()
+        sim.clock.advance(10)
+        sim.world.run()
+        for one in sim.world.pods(PROOF):
+            sim.world.vanish(one)
+        sim.come_up()
+        if number == 1:
+            until(sim, "Retrying")
+            assert "ReportLost" in sim.message() and "no proof of this bundle" in sim.message()
+    sim.settle(FAR)
+    assert sim.ready == ("True", "Sealed") and only_record(sim)["proven"] and len(sim.world.proofs) == 2
+
+
 def test_attempts_run_out(sim: Simulation) -> None:
     sim.world.prove_says = ["one", "two", "three"]
     sim.deploy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from pretune.api import (
     AGENT_CONTAINER,
@@ -72,7 +73,7 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
             asked |= {one["id"] for one in draft.bundles.values() if one["state"] in ON_CLAIM}
         asked |= {want.id for want in bundles if _may_be_there(draft, draft.bundles[want.id])}
         asked -= pruned
-    text = question([here, [[one, draft.bundles[one]["attempts"]] for one in sorted(asked)]])
+    text = question([here, [_tries(draft.bundles[one]) for one in sorted(asked)]])
     jobs = [job for job in draft.jobs if job["metadata"]["labels"].get(ROLE) == INSPECT]
     current = None
     for job in jobs:
@@ -102,6 +103,11 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
     assert current is not None
     draft.after.append(delete(current))
     _take(draft, asked, report)
+
+
+def _tries(record: Object) -> list[Any]:
+    """What makes a question another one, though it is about the same bundle: an older answer knows nothing of a newer attempt."""
+    return [record["id"], record["attempts"], *([record["proofs"]] if "proofs" in record else [])]
 
 
 def _wait(draft: Draft, asked: set[str], message: str) -> None:
