@@ -41,7 +41,7 @@ cluster: venv ## a real one-node Kubernetes with the project's images; .local/ku
 cluster-down: ## remove all of it
 	tools/cluster/down
 
-rehearsal: venv ## vLLM's own warm-up code for the CPU, about 7 GB
+rehearsal: venv ## vLLM's own warm-up code for the CPU: the two releases that CI plays, about 11 GB
 	images/rehearsal/install
 
 test: lint cluster rehearsal ## all of it: lint, types, layers, every test
