@@ -7,12 +7,13 @@ with each release that is installed.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.fidelity.ranks import HANG, READY, SITUATIONS, Player, Seen, Start, applies, second_of, see
-from tests.fidelity.ranks_table import document, part
+from tests.fidelity.ranks_table import DOCUMENT, document, part
 from tests.fidelity.releases import IN_CI, RELEASES, installed, interpreter
 
 ALL = os.environ.get("PRETUNE_RANKS") == "all"
@@ -128,6 +129,23 @@ def test_ranks_do_in_every_situation_what_is_written_here(release: str, tmp_path
         seen
     ) in all_seen:  # with exactly one timing of each tactic by each rank, whatever the order in which they say so
         assert seen.cold.outcome == HANG or len(seen.cold.profiled) == seen.situation.gpus
+
+
+def test_the_document_says_what_is_written_here() -> None:
+    written = re.split(r"(?m)^## vLLM (\S+)$", DOCUMENT.read_text())[1:]
+    by_name = {situation.name: situation for situation in SITUATIONS}
+    for release, text in zip(written[::2], written[1::2], strict=True):
+        rows = [
+            [cell.strip().replace("**", "") for cell in row.split("|")[1:-1]]
+            for row in text.splitlines()
+            if row[:1] == "|"
+        ]
+        assert [row[0] for row in rows[2:]] == [one.name for one in SITUATIONS if applies(one, release)], release
+        for name, _, first, _, verdict, second in rows[2:]:
+            numbers = dict(enumerate(int(one) for one in first.split(", "))) if first[0].isdigit() else {}
+            cold = start(READY if numbers else HANG, numbers)
+            said = f"{verdict}: {second}" if numbers else f"the first start {cold.outcome}s"
+            assert said == expected(Seen(release, by_name[name], cold, verdict, None)), f"{release}, {name}"
 
 
 def start(
