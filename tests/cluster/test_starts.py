@@ -21,17 +21,22 @@ def told(kube: Kube, namespace: str, name: str, seconds: float = 60, **numbers: 
     return kube.until("AutotuneCache", namespace, name, holds, seconds, f"consumers {numbers}")
 
 
-def test_pods_that_start_warm_are_counted_as_their_logs_say(
+def test_pods_that_start_warm_are_counted_as_their_logs_say_and_what_they_saved_is_told(
     kube: Kube, namespace: str, apply: Apply, ready: Ready, operator: str
 ) -> None:
-    template = serving("v1", **PER_RANK)
-    apply(template=template)
-    ready()
+    template = serving("v1", env={"ENGINE_SECONDS_PER_ENTRY": "0.2"}, **PER_RANK)  # a cold start takes seconds
+    apply(template=template, verify="BeforeRelease")
+    [record] = bundles(ready())
     kube.create(deployment(namespace, template, 2))
     told(kube, namespace, "demo", warm=2, partial=0, tuned=0, seeded=2)
+    saved = 2 * record["gpus"] * (record["coldSeconds"] - record["warmSeconds"])
+    cache = kube.until("AutotuneCache", namespace, "demo",
+                       lambda one: one["status"].get("gpuSecondsSaved") == saved, 60, f"{saved} GPU-seconds saved")  # fmt: skip
+    assert saved >= 8 and cache["status"]["savedUntil"]
     [controller] = Operation(kube, operator, BUILD / "bin").metrics(CONTROLLER).values()
     assert metric(controller, "pretune_starts_total", namespace=namespace, result="warm") == 2
     assert metric(controller, "pretune_consumers", namespace=namespace, state="warm") == 2
+    assert metric(controller, "pretune_gpu_seconds_saved", namespace=namespace) == saved
     assert not [one for one in kube.list("Event", namespace) if one["reason"] == "TunedAgain"]
 
 
