@@ -57,7 +57,7 @@ def start(
     whole = replace(pod.context().task, **task)  # type: ignore[arg-type]
     command = [*before, python, "-I", "-S", str(zipped), verb, "--claim", str(pod.claim), "--tactics", str(pod.tactics)]
     return subprocess.Popen(
-        [*command, "--termination-log", str(log)],
+        [*command, "--source", str(root), "--termination-log", str(log)],
         env={TASK_VARIABLE: whole.dump(), POD_UID_VARIABLE: uid, "PATH": "/usr/bin:/bin"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -95,9 +95,12 @@ def test_the_zipapp_does_every_verb_in_any_python(pod: Pod, python: str) -> None
         ("seed", 0, "Seeded"),
         ("prove", 0, "Proven"),
         ("prune", 0, "Pruned"),
+        ("import", 0, "Sealed"),
+        ("prune", 0, "Pruned"),
         ("seed", 0, "NoBundle"),
     ):
-        got, report, said = act(pod, verb, python=python, ids=[INPUTS.bundle_id()], gpus=2, headers={"X-Probe": "1"})
+        task = {"ids": [INPUTS.bundle_id()], "gpus": 2, "headers": {"X-Probe": "1"}, "source": "tactics"}
+        got, report, said = act(pod, verb, python=python, **task)
         assert (got, report.reason) == (code, reason), said
         assert f"pretune {verb}: {reason}" in said
     assert not list(pod.tactics.iterdir())

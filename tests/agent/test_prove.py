@@ -7,13 +7,14 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretune.agent.disk import Disk, Folder
 from pretune.agent.tactics import look
@@ -501,6 +502,33 @@ def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
     assert {key for key, tactic in has.items() if had.get(key) != tactic} == {
         key for key in after if before.get(key) != after[key]
     }
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    had=CONFIGS.filter(bool),
+    has=st.none() | CONFIGS,
+    beside=st.sampled_from(["", "notes.txt", "cd" * 32 + "/autotune_configs.json"]),
+)
+def test_a_bundle_is_proven_exactly_where_every_tactics_file_is_as_it_was_sealed(
+    had: dict[str, Any], has: dict[str, Any] | None, beside: str
+) -> None:
+    path = f"{KEY}/autotune_configs.json"
+
+    def written(configs: dict[str, Any]) -> bytes:
+        return json.dumps({"_metadata": METADATA, **configs}).encode()
+
+    with tempfile.TemporaryDirectory() as root:
+        pod = started_from(Pod(Path(root)), {path: written(had)})
+        files = {} if has is None else {path: written(has)}
+        made = {beside: written({"('x', 'R')": ["R", 1]}) if beside.endswith(".json") else b"words"} if beside else {}
+        pod.wrote({**files, **made}, folders=() if files else (KEY,))
+        report = pod.run("prove")
+        new = {key for key, one in (has or {}).items() if had.get(key) != one}
+        same = list((has or {}).items()) == list(had.items()) and not beside.endswith(".json")
+        assert report.reason == ("Proven" if same else "NotReproducible"), report
+        assert report.newEntries == len(new) + beside.endswith(".json")
+        assert proof(pod).exists() == same
 
 
 @given(CONFIGS)
