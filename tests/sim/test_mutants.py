@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from pretune import owners, revisions, sources, webhook
-from pretune.decide import delivery, holding, rescue
+from pretune.api import PROOF
+from pretune.decide import delivery, holding, proof, rescue
 from pretune.decide.consumers import Consumer
 from pretune.decide.draft import Draft, delete
 from pretune.manifests.pod import Delivery, inject
 from pretune.model import Delete, stamp
 
 from tests.sim.fleet import Fleet
+from tests.sim.reading import state
 from tests.sim.simulation import CLAIM, FAR
 from tests.sim.steps import lowest, replaced, rolled_out
 
@@ -101,10 +103,43 @@ def recreate(fleet: Fleet) -> None:
     replaced(fleet, "vllm:2")
 
 
+def rollout_that_waits_for_its_proof(fleet: Fleet) -> None:
+    rolled_out(fleet, spec={"verify": "BeforeRelease"})
+    fleet.serve("vllm:2")
+    fleet.settle()
+    assert fleet.warm("vllm:2") == [True] * 3, "held pods start warm"
+    replaced(fleet, "vllm:2")
+
+
+def rollout_that_fails_its_proof(fleet: Fleet) -> None:
+    rolled_out(fleet, spec={"verify": "BeforeRelease"})
+    fleet.world.tunes_again = True
+    fleet.serve("vllm:2")
+    fleet.settle(FAR)
+    replaced(fleet, "vllm:2")
+
+
+def a_proof_is_disturbed(fleet: Fleet) -> None:
+    """A drain, and a person who deletes its pod: nothing of that is the bundle's fault."""
+    fleet.pace = 0.0  # every state of its pod is seen
+    fleet.deploy()
+    fleet.apply(verify="BeforeRelease")
+    for spoil in (fleet.world.evict, fleet.world.delete_pod):
+        fleet.settle(FAR, until=lambda: any("running" in state(pod, "vllm") for pod in fleet.world.pods(PROOF)))
+        for pod in fleet.world.pods(PROOF):
+            spoil(pod)
+    fleet.settle(FAR)
+    assert fleet.ready == ("True", "Sealed"), "no verdict about the bundle"
+
+
 # --- mutants
 
 HOLDS, UNHELD = list(holding.CHECKS), list(delivery.UNHELD)
 REAL_DELIVERY, REAL_INJECT, REAL_AT, REAL_RESCUE = delivery.delivery, inject, Draft.at, rescue.rescue
+
+
+def asking_no_proof(pod: Any, given: Any) -> Any:
+    return REAL_INJECT(pod, replace(given, proven=False))
 
 
 def holding_all(*given: Any, **named: Any) -> Delivery:
@@ -192,6 +227,30 @@ MUTANTS = {
     ),
     "pods of a sealed revision are held": Mutant(
         (webhook,), "delivery", holding_all, scale_up_where_pods_always_wait, "held although its bundle is sealed"
+    ),
+    "a bundle is given before it is proven": Mutant(
+        (delivery, holding),
+        "may_be_given",
+        lambda record, spec: record.get("state") in ("Sealed", "Proving"),
+        rollout_that_waits_for_its_proof,
+        "held pods start warm",
+    ),
+    "nobody is let go when it is proven": Mutant(
+        (holding,),
+        "may_be_given",
+        lambda record, spec: False,
+        rollout_that_waits_for_its_proof,
+        "held although its bundle is sealed",
+    ),
+    "seed is not told to ask for the proof": Mutant(
+        (webhook,), "inject", asking_no_proof, rollout_that_fails_its_proof, "was given and is not proven"
+    ),
+    "what a deleted pod's containers say is a verdict": Mutant(
+        (proof,),
+        "CHECKS",
+        [one for one in proof.CHECKS if one.__name__ not in ("disrupted", "deleted")],
+        a_proof_is_disturbed,
+        "no verdict about the bundle",
     ),
     "each pod is its own template": Mutant(
         (sources, owners, revisions),
