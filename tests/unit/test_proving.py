@@ -12,6 +12,7 @@ from pretune.decide.attempt import LOST, Attempt, read
 from pretune.decide.draft import Draft
 from pretune.decide.proof import CHECKS, MORE
 from pretune.decide.wants import wants
+from pretune.metrics import ended
 from pretune.model import Action, Create, Delete, Outcome, Patch, Plan, stamp
 from pretune.reasons import REASONS
 from pretune.wire import Report
@@ -499,3 +500,53 @@ def test_a_proof_that_check_finds_counts() -> None:
     pod = Pod(BUNDLE).ended(api.CHECK_CONTAINER, 1, report)
     found = told(looked(record(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod.object,)))
     assert found["state"] == "Sealed" and found["proven"]
+
+
+# --- what is counted
+
+
+def counted(before: Object, after: Object, *pods: Pod) -> list[tuple[str, float]]:
+    """(reason, GPU-seconds) of the attempts that ended between two statuses; each pod has four GPUs for 100 s."""
+    for pod in pods:
+        pod.object["spec"]["initContainers"][-1]["resources"] = {"limits": {"nvidia.com/gpu": "4"}}
+        pod.object["status"]["startTime"] = stamp(NOW - 100)
+    here = seen(cache({"bundles": [before]}), pods=tuple(pod.object for pod in pods))
+    return [(one.reason, one.gpu_seconds) for one in ended(here, {"bundles": [after]}, NOW)]
+
+
+SEAL: dict[str, Any] = {"tunedSeconds": 50, "attempts": 1}
+PROOFS: dict[str, Any] = {**SEAL, "proofs": 1}
+SAID = of(READY.ended(PROVE_CONTAINER, report=PROVEN))
+SEALED_POD = Pod(BUNDLE).ended("pretune-seal", report=sealed_report(BUNDLE))
+LAST = {"attempt": 1, "at": stamp(NOW), "reason": "WarmHang", "message": ""}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pods", "expected"),
+    [
+        (record(BUNDLE, "Tuning", **SEAL), bundle(**SEAL), [SEALED_POD], [("Sealed", 200)]),
+        (bundle(**SEAL), bundle("Sealed", proven=True, **PROOFS), [SAID, SEALED_POD], [("Proven", 400)]),
+        (bundle(**PROOFS), bundle("Sealed", proven=True, **PROOFS), [], []),
+        (bundle(**PROOFS), bundle("Failed", lastFailure=LAST, **PROOFS), [of(RUNS), SEALED_POD], [("WarmHang", 400)]),
+        (bundle("Failed", lastFailure=LAST, **PROOFS), bundle("Failed", lastFailure=LAST, **SEAL), [of(RUNS)], []),
+        (bundle(**PROOFS), bundle(**{**PROOFS, "reason": "Superseded"}), [of(RUNS)], [("Superseded", 400)]),
+        (bundle(**{**PROOFS, "reason": "Superseded"}), bundle("Retired", **SEAL), [of(RUNS)], []),
+        (bundle("Sealed", **SEAL), bundle(**SEAL), [SEALED_POD], []),
+        (bundle(**PROOFS), bundle("Sealed", **PROOFS), [of(RUNS)], []),
+    ],
+    ids=[
+        "sealed, and proven later",
+        "proven",
+        "found on the claim",
+        "a verdict",
+        "nothing new",
+        "superseded",
+        "superseded before",
+        "verify was switched on",
+        "verify was switched off",
+    ],
+)
+def test_each_end_is_counted_once_with_its_own_pods_time(
+    before: Object, after: Object, pods: list[Pod], expected: list[tuple[str, float]]
+) -> None:
+    assert counted(before, after, *pods) == expected
