@@ -10,6 +10,7 @@ Each line read is a JSON object, done in a process of its own, and answered with
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +75,24 @@ def _as_told(environ: dict[str, str]) -> None:
     os.environ.update(environ)
     settings = settings_of(os.environ)
     device.torch_sees(settings)
+    _see_in_torch(settings)
     _see_in_vllm(settings)
+
+
+def _see_in_torch(settings: Settings) -> None:
+    """The GPU's name as torch's compiler asks for it: from 0.27 to 0.29 it is in vLLM's key. It remembers the answer."""
+    import torch
+    from torch._inductor.codecache import CacheBase
+
+    if vllm_number() < (0, 30):
+        cuda: Any = torch.cuda
+        cuda.get_device_properties = lambda device=None: SimpleNamespace(name=settings.gpu)
+        CacheBase.get_system.cache_clear()
+
+
+def vllm_number() -> tuple[int, ...]:
+    """vLLM's version, to compare with."""
+    return tuple(int(part) for part in version("vllm").split(".")[:2])
 
 
 def _see_in_vllm(settings: Settings) -> None:
@@ -126,6 +145,8 @@ def main() -> None:
     importlib.import_module("flashinfer.autotuner")
     tuner = sys.modules.get("flashinfer.autotuner.autotuner") or sys.modules["flashinfer.autotuner"]
     tuner._collect_metadata()  # looks for libraries, once in a process
+    gc.collect()
+    gc.freeze()  # or each child would copy all that it looks through
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)

@@ -58,7 +58,7 @@ class Names:
 @dataclass(frozen=True)
 class _Item:
     mode: str
-    inode: int
+    written: int
     content: bytes | None  # None: a folder
 
 
@@ -104,7 +104,7 @@ class Sight:
             folder = stat.S_ISDIR(facts.st_mode)
             name = f"{path.relative_to(self.root)}{'/' if folder else ''}"
             content = None if folder else path.read_bytes()
-            found[name] = _Item(oct(stat.S_IMODE(facts.st_mode)), facts.st_ino, content)
+            found[name] = _Item(oct(stat.S_IMODE(facts.st_mode)), facts.st_mtime_ns, content)
         return found
 
     def _profiled(self, log: str) -> list[tuple[int, int]]:
@@ -163,7 +163,7 @@ class Sight:
                 continue
             elif self._format(path, before.content) != self._format(path, now.content):
                 changes.append(f"changed {name}")
-            elif before.inode != now.inode:
+            elif before.written != now.written:
                 changes.append(f"rewritten {name}")  # with other tactics, or the same
         return _counted(changes)
 

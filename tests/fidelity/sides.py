@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tests.fidelity.playing import VARIABLE, started
 from tests.fidelity.releases import REHEARSAL
 from tests.fidelity.seen import Shown, Sight
-from tests.fidelity.situations import PATIENCE, Change, Engine, Start, Step
+from tests.fidelity.situations import Change, Engine, Situation, Start
 
 MODEL = str(REHEARSAL / "tiny-model")
 TOY_BUCKETS, VLLM_BUCKETS = 5, 21  # profiles of one operation: its own until 0.29, then vLLM's
@@ -40,11 +40,11 @@ class Rehearsals:
         )
         self._answer()
 
-    def run(self, words: Sequence[str], environ: dict[str, str], powerless: bool) -> tuple[str, str]:
+    def run(self, words: Sequence[str], environ: dict[str, str], powerless: bool, patience: int) -> tuple[str, str]:
         """How one ended (ready, exit N, hangs), and its log."""
         log = self._logs / str(time.monotonic_ns())
         request = {"words": [MODEL, *words], "environ": environ, "log": str(log), "powerless": powerless}
-        status = self._ask(request | {"patience": PATIENCE})
+        status = self._ask(request | {"patience": patience})
         end = {0: "ready", -14: "hangs"}.get(status, f"exit {status}")
         return end, log.read_text()
 
@@ -78,7 +78,7 @@ class Side(Protocol):
 
     cache: Path
 
-    def start(self, engine: Engine, start: Start) -> tuple[str, str, tuple[Path, ...]]:
+    def start(self, engine: Engine, start: Start, patience: int) -> tuple[str, str, tuple[Path, ...]]:
         """How it ended, its log, and other paths of its folder."""
 
 
@@ -89,7 +89,7 @@ class Real:
         self.cache, self._name, self._rehearsals = rehearsals.writable / name, name, rehearsals
         self.cache.mkdir()
 
-    def start(self, engine: Engine, start: Start) -> tuple[str, str, tuple[Path, ...]]:
+    def start(self, engine: Engine, start: Start, patience: int) -> tuple[str, str, tuple[Path, ...]]:
         """See Side."""
         seen = (self._rehearsals.read_only if start.read_only else self._rehearsals.writable) / self._name
         environ = {
@@ -99,7 +99,7 @@ class Real:
             "REHEARSAL_OPERATIONS": ",".join(f"toy_gemm_{at}" for at in range(start.operations)),
             **start.variables(seen),
         }
-        end, log = self._rehearsals.run([*engine.args, *start.args], environ, start.powerless)
+        end, log = self._rehearsals.run([*engine.args, *start.args], environ, start.powerless, patience)
         return end, log, (seen,)
 
 
@@ -111,7 +111,7 @@ class Played:
         self.cache.mkdir()
         self._starts = 0
 
-    def start(self, engine: Engine, start: Start) -> tuple[str, str, tuple[Path, ...]]:
+    def start(self, engine: Engine, start: Start, patience: int) -> tuple[str, str, tuple[Path, ...]]:
         """See Side."""
         self._starts += 1
         entries = str(start.operations * self._buckets)
@@ -129,7 +129,7 @@ class Played:
         with ExitStack() as stack:
             read_only = self.cache if start.read_only else None
             running = stack.enter_context(started(command, environ, log_file, read_only, start.powerless))
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + patience
             while running.process.poll() is None and running.health() != 200 and time.monotonic() < deadline:
                 time.sleep(0.01)
             end = "hangs"
@@ -140,14 +140,14 @@ class Played:
             return end, running.log, ()
 
 
-def play(side: Side, engine: Engine, steps: Sequence[Step]) -> list[Shown]:
-    """Does the steps; what each start showed."""
+def play(side: Side, engine: Engine, situation: Situation) -> list[Shown]:
+    """Does the situation's steps; what each start showed."""
     sight, shown = Sight(side.cache), []
-    for step in steps:
+    for step in situation.steps:
         if isinstance(step, Change):
             step.how(side.cache)
             sight.changed()
             continue
-        end, log, also = side.start(engine, step)
+        end, log, also = side.start(engine, step, situation.patience)
         shown.append(sight.shown(end, log, also))
     return shown

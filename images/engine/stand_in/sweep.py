@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections import Counter
+from itertools import zip_longest
 from typing import Dict, Iterator, List, Mapping, Tuple, Union
 
 from .log import Progress
@@ -68,21 +69,23 @@ class Sweep:
         crash_at = self._half(found, wanted) if self._settings.fault == "crash" else None
         bars: Dict[Rank, Progress] = {}
         done = 0
-        for step, (operation, place, total) in enumerate(_steps(next(iter(wanted.values())))):
-            if place == 0:
-                bars = {}
-            missing = [rank for rank in found if not found[rank].has(wanted[rank][step])]
-            for rank in missing:
-                if rank not in bars:
-                    bars[rank] = Progress(operation, total, place)
+        for step in zip_longest(*(_steps(rank, own) for rank, own in wanted.items())):
+            missing = {}
+            for rank, profile, place, total in filter(None, step):
+                if place == 0:
+                    bars.pop(rank, None)
+                if not found[rank].has(profile):
+                    missing[rank] = profile
+                    if rank not in bars:
+                        bars[rank] = Progress(profile.operation, total, place)
             if missing:
                 self._wait_until_it_may_end()
                 if done == crash_at:
                     raise CrashError("CUDA error: an illegal memory access was encountered")
                 time.sleep(self._settings.seconds_per_entry)
                 done += 1
-            for rank in missing:
-                found[rank].learn(wanted[rank][step])
+            for rank, profile in missing.items():
+                found[rank].learn(profile)
                 # The managed store lets the fallback race, too.
                 self.profiled[rank] += TACTICS + (1 if isinstance(found[rank], ManagedStore) else 0)
             for bar in bars.values():
@@ -103,7 +106,7 @@ class Sweep:
             time.sleep(self._settings.hang_seconds)
             raise RuntimeError(
                 "[gloo/transport/tcp/unbound_buffer.cc] Timed out waiting 1800000ms for recv operation to complete "
-                f"({len(found)} ranks, warm start)"
+                f"({len(found)} ranks)"
             )
 
     def _wait_until_it_may_end(self) -> None:
@@ -118,11 +121,11 @@ class Sweep:
             time.sleep(3600)
 
 
-def _steps(wanted: List[Profile]) -> Iterator[Tuple[str, int, int]]:
-    """Of each profile: its operation, its place among those of the operation, and how many these are."""
+def _steps(rank: Rank, wanted: List[Profile]) -> Iterator[Tuple[Rank, Profile, int, int]]:
+    """Each profile with its place among those of its operation, and how many these are."""
     totals = Counter(profile.operation for profile in wanted)
     seen: Dict[str, int] = {}
     for profile in wanted:
         place = seen.get(profile.operation, 0)
-        yield profile.operation, place, totals[profile.operation]
+        yield rank, profile, place, totals[profile.operation]
         seen[profile.operation] = place + 1
