@@ -73,12 +73,27 @@ def torch_sees(settings: Settings) -> None:
     cuda.current_device = lambda: 0
     cuda.get_device_name = lambda device=None: settings.gpu
     cuda.get_device_capability = lambda device=None: settings.capability  # cuDNN's version is known only with one
+    properties = _properties(settings)
+    cuda.get_device_properties = lambda device=None: properties  # torch's own key of a system has the product's name
     cuda.is_current_stream_capturing = lambda: False
     cuda.empty_cache = _nothing
     cuda.synchronize = _nothing
     accelerator: Any = torch.accelerator
     accelerator.is_available = lambda: True
     accelerator.device_count = lambda: COUNT
+
+
+def _properties(settings: Settings) -> types.SimpleNamespace:
+    major, minor = settings.capability
+    return types.SimpleNamespace(
+        name=settings.gpu,
+        major=major,
+        minor=minor,
+        total_memory=settings.memory_gib << 30,
+        multi_processor_count=132,
+        warp_size=32,
+        is_integrated=False,
+    )
 
 
 def _platform(settings: Settings) -> None:
