@@ -143,7 +143,7 @@ class _Play:
         consumer(workers, "warm", made, "demo")
         consumer(workers, "warm as another uid", made, "demo", change=lambda pod: pods.as_uid(pod, 2000))
         consumer(workers, "an operation is missing", made, "demo", operations=pods.MORE)
-        consumer(workers, "another GPU product", made, "demo", gpu=pods.B200)
+        consumer(workers, "another GPU product", made, "demo", gpu=pods.H100)
         consumer(workers, "another FlashInfer", made, "foreign")
         consumer(workers, "another FlashInfer, untold", made, "untold")
         consumer(workers, "read-only forced", made, "forced")
@@ -156,7 +156,7 @@ class _Play:
             return pods.by_hand(pod, CLAIM, folder)
 
         self._consumer(workers, "read-only by hand", made, "demo", change=mounted)
-        self._consumer(workers, "read-only by hand, another GPU product", made, "demo", change=mounted, gpu=pods.B200)
+        self._consumer(workers, "read-only by hand, another GPU product", made, "demo", change=mounted, gpu=pods.H100)
         # With the label it would be an engine that is to be tuned.
         other = pods.with_words(made, "--max-num-seqs", "64")
         self._consumer(workers, "read-only by hand, another configuration", other, "", change=mounted)

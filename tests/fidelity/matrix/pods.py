@@ -8,7 +8,7 @@ import copy
 from tests.cluster.kube import Object
 
 OPERATION, MORE = "toy_gemm", "toy_gemm,toy_moe"
-H200, B200 = "NVIDIA H200", "NVIDIA B200"
+H200, H100 = "NVIDIA H200", "NVIDIA H100 80GB HBM3"
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 ENGINE = "vllm"
 _SEEN = {"REHEARSAL_OPERATIONS": "fidelity.test/operations", "REHEARSAL_GPU": "fidelity.test/gpu"}

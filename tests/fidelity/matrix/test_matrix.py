@@ -17,7 +17,7 @@ from tests.fidelity.matrix import document
 from tests.fidelity.matrix.cells import CELLS, IN_CI
 from tests.fidelity.matrix.copies import copied, of_another_flashinfer
 from tests.fidelity.matrix.expected import Expected, expected
-from tests.fidelity.matrix.judge import differing
+from tests.fidelity.matrix.judge import differences, differing
 from tests.fidelity.matrix.outcome import Outcome, error, files, profiled, said, shown
 from tests.fidelity.releases import RELEASES
 
@@ -32,6 +32,13 @@ def test_every_cell_of_every_release_is_expected_to_be_something(release: str) -
 
 def test_the_document_says_what_the_results_say() -> None:
     assert document.FILE.read_text() == document.text()
+
+
+def test_every_release_was_played_whole_and_nothing_that_was_seen_is_unexplained() -> None:
+    results = document.results()
+    assert [one.release for one in results] == list(RELEASES)
+    assert {one.release: one.missing for one in results if one.missing or set(one.cells) != set(CELLS)} == {}
+    assert {one.release: differences(one) for one in results if differences(one)} == {}
 
 
 @pytest.mark.parametrize(
