@@ -26,8 +26,9 @@ FlashInfer's own tuner and files. Written by `python -m tests.fidelity.ranks_tab
 
 Each line is a situation: two starts over one folder. *Timed* is how often FlashInfer asked for the time of a tactic, by rank; a toy
 operation has 21 entries (5 where a release hands FlashInfer no token buckets), and four tactics each. *pretune says* is the verdict of
-its rank rule on the files that the second start finds: layout and entries, or why it would not publish them. A start hangs when no rank
-gets any CPU time for 8 seconds; then each rank is asked for its stack, and all are ended. By itself vLLM waits for gloo's 30 minutes.
+its rank rule on the files that the second start finds: layout and entries, or why it would not publish them. A start hangs when each
+rank's own stack says that it waits for the others, and none has had CPU time for 8 seconds; it is ended then. By itself vLLM waits for
+gloo's 30 minutes.
 
 ## What follows
 
