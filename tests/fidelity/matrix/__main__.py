@@ -41,9 +41,7 @@ def main(words: Sequence[str]) -> int:
     if unknown := set(asked.releases) - set(RELEASES):
         parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(RELEASES)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what was made on the cluster is removed
-    odd = (
-        0 if asked.only_document else run([one for one in RELEASES if one in (asked.releases or RELEASES)], asked.keep)
-    )
+    odd = 0 if asked.only_document else run(asked.releases or list(RELEASES), asked.keep)
     document.write()
     say(f"{document.FILE.relative_to(ROOT)} is written")
     return 1 if odd else 0
