@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
+import pytest
 
 from tests.cluster.conftest import BUILD, Apply, Ready
 from tests.cluster.kube import Kube, Object, bundles, event
 from tests.cluster.operation import CONTROLLER, Operation
 from tests.cluster.test_consumers_status import metric
+from tests.cluster.test_rehearsal import TP2, rehearsal, site_packages
 from tests.cluster.workloads import PER_RANK, deployment, serving
+
+__all__ = ["rehearsal", "site_packages"]
 
 
 def told(kube: Kube, namespace: str, name: str, seconds: float = 60, **numbers: int) -> Object:
@@ -67,3 +73,34 @@ def test_pods_that_tune_again_are_counted_and_what_differs_is_named(
     for name, message in said.items():
         [bundle] = bundles(kube.get("AutotuneCache", namespace, name) or {})
         assert re.match(rf"bundle {bundle['id']}: pod {name}-\w+-\w+ had it and tuned ", message)
+
+
+def consuming(template: Object, cache: str, **env: str) -> Object:
+    """The template, opted in, ready when its engine is, with variables that may name ROLE."""
+    template["metadata"]["labels"]["pretune.dev/cache"] = cache
+    container = template["spec"]["containers"][0]
+    role = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels['pretune.dev/role']"}}
+    named = [{"name": name, "value": value} for name, value in env.items()]
+    container["env"] = [{"name": "ROLE", "valueFrom": role}, *container["env"], *named]
+    probe = {"periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 10}
+    container["readinessProbe"] = {"httpGet": {"path": "/health", "port": 8000}, **probe}
+    return template
+
+
+@pytest.mark.rehearsal
+def test_vllms_own_logs_tell_a_warm_start_and_the_gpu_that_differs(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, rehearsal: Callable[..., Object]
+) -> None:
+    templates = {
+        "store": consuming(rehearsal(), "store"),
+        "ranks": consuming(rehearsal(2, TP2), "ranks", REHEARSAL_GPU="NVIDIA $(ROLE)H200"),
+    }
+    for name, template in templates.items():
+        apply(name, template=template)
+    for name, template in templates.items():
+        ready(name, seconds=400)
+        kube.create(deployment(namespace, template, name=name))
+    told(kube, namespace, "store", 300, warm=1, partial=0, tuned=0, seeded=1)
+    told(kube, namespace, "ranks", 300, warm=0, partial=0, tuned=1, seeded=1)
+    message = str(event(kube, namespace, "TunedAgain", "GPU differs")["message"])
+    assert message.endswith("GPU differs: the bundle has NVIDIA tuningH200, the pod NVIDIA H200")
