@@ -80,6 +80,24 @@ def _opted_in(template: Object) -> Object:
     return template
 
 
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {
+            "existingClaim": {"name": "home", "subPath": "pretune"}
+        },  # the folder is on the claim that is to keep the bundle
+        {"claim": {"storageClassName": "local-rwx-wait"}},  # bound by the import's own pod
+    ],
+)
+def test_whichever_claim_keeps_the_bundle(
+    kube: Kube, namespace: str, ready: Ready, operator: str, storage: Object
+) -> None:
+    wrote(kube, namespace, engine())
+    kube.create(importing(namespace, engine(), "home", storage=storage))
+    [bundle] = bundles(ready())
+    assert (bundle["attempts"], bundle["import"]["reason"]) == (0, "Sealed")
+
+
 def test_another_gpus_folder_is_refused_by_name_and_the_bundle_tuned_as_usual(
     kube: Kube, namespace: str, ready: Ready, operator: str
 ) -> None:
