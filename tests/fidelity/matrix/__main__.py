@@ -1,6 +1,6 @@
 """make fidelity: plays every cell with every release, and writes docs/compatibility.md.
 
-python -m tests.fidelity.matrix [--keep] [--only-document] [RELEASE …]     default: every release that the rehearsal knows
+python -m tests.fidelity.matrix [--keep] [--engines N] [--only-document] [RELEASE …]     default: every release that the rehearsal knows
 
 Installs a release if it is not there, and removes it again, unless --keep: one at a time, and beside it the one that its tag is moved to.
 What each run saw lies in tests/fidelity/matrix/results; the document has the columns of all that lie there. Progress goes to stderr.
@@ -23,7 +23,7 @@ from tests.cluster.operation import Operation
 from tests.cluster.peace import Peace
 from tests.fidelity.matrix import document
 from tests.fidelity.matrix.judge import differences
-from tests.fidelity.matrix.play import play
+from tests.fidelity.matrix.play import AT_A_TIME, play
 from tests.fidelity.matrix.stage import stage
 from tests.fidelity.releases import REHEARSAL, RELEASES, site_packages
 
@@ -36,18 +36,19 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fidelity.matrix")
     parser.add_argument("releases", nargs="*")
     parser.add_argument("--keep", action="store_true", help="leave installed what was installed")
+    parser.add_argument("--engines", type=int, default=AT_A_TIME, help="how many start at a time (%(default)s)")
     parser.add_argument("--only-document", action="store_true", help="make the document of the results that are there")
     asked = parser.parse_args(words)
     if unknown := set(asked.releases) - set(RELEASES):
         parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(RELEASES)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what was made on the cluster is removed
-    odd = 0 if asked.only_document else run(asked.releases or list(RELEASES), asked.keep)
+    odd = 0 if asked.only_document else run(asked.releases or list(RELEASES), asked.keep, asked.engines)
     document.write()
     say(f"{document.FILE.relative_to(ROOT)} is written")
     return 1 if odd else 0
 
 
-def run(releases: Sequence[str], keep: bool) -> int:
+def run(releases: Sequence[str], keep: bool, engines: int = AT_A_TIME) -> int:
     """How many cells were not as expected; a release that could not be played counts as one."""
     kube, peace, odd = cluster(), Peace(), 0
     say("waiting until no test disturbs the operator")
@@ -62,14 +63,14 @@ def run(releases: Sequence[str], keep: bool) -> int:
         for other in sorted(set(others.values())):
             companions.enter_context(there(other, keep))
         for release, other in others.items():
-            odd += _one(kube, release, other, keep)
+            odd += _one(kube, release, other, keep, engines)
     return odd
 
 
-def _one(kube: Kube, release: str, other: str, keep: bool) -> int:
+def _one(kube: Kube, release: str, other: str, keep: bool, engines: int) -> int:
     try:
         with there(release, keep), stage(kube, release, other) as made:
-            played = play(made, say=say)
+            played = play(made, say=say, at_a_time=engines)
     except (AssertionError, OSError, subprocess.CalledProcessError) as problem:
         say(f"{release}: COULD NOT BE PLAYED: {problem}")
         return 1

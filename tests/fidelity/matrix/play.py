@@ -3,6 +3,7 @@ node, and what the operator left on the pod and in the cache's status."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import threading
@@ -24,7 +25,7 @@ from tests.fidelity.matrix.copies import ANOTHER_FLASHINFER, copied, of_another_
 from tests.fidelity.matrix.outcome import WARM, Files, Outcome, Played, error, files, now, profiled, said, shown
 from tests.fidelity.matrix.stage import Stage, versions
 
-AT_A_TIME = 3  # engines: each takes a core for its imports, and 1.1 GiB
+AT_A_TIME = len(os.sched_getaffinity(0)) + 1  # engines: each takes a core while it imports, and 1.1 GiB
 PATIENCE = 400.0  # seconds for one engine, on a machine that does other things too
 CLAIM = "pretune-demo"
 TWO = ("two GPUs", "two GPUs, an operation is missing")
@@ -33,14 +34,16 @@ _ID = re.compile(r"\b[0-9a-f]{12}-default\b")
 Say = Callable[[str], None]
 
 
-def play(stage: Stage, cells: Sequence[str] = tuple(CELLS), say: Say = lambda text: None) -> Played:
-    """All of the cells; raises AssertionError where the cluster or the operator did not do what every cell needs. A cell that could not
-    be played is among the missing, with the reason."""
+def play(
+    stage: Stage, cells: Sequence[str] = tuple(CELLS), say: Say = lambda text: None, at_a_time: int = AT_A_TIME
+) -> Played:
+    """All of the cells, so many engines at a time. Raises AssertionError where the cluster or the operator did not do what every cell
+    needs; a cell that could not be played is among the missing, with the reason."""
     missing = {}
     if "image swapped" in cells and not stage.other:
         missing["image swapped"] = "no other release was installed"
     chosen = [name for name in CELLS if name in cells and name not in missing]
-    found, failed = _Play(stage, chosen, say).all()
+    found, failed = _Play(stage, chosen, say, at_a_time).all()
     return Played(stage.release, versions(stage.release), now(), _commit(), found, missing | failed)
 
 
@@ -56,6 +59,7 @@ class _Play:
     stage: Stage
     cells: Sequence[str]
     say: Say
+    at_a_time: int
     _running: dict[str, Future[Outcome]] = field(default_factory=dict)
     _mounted: dict[str, threading.Event] = field(default_factory=dict)
 
@@ -65,7 +69,7 @@ class _Play:
         made = pods.template(stage.image, str(stage.link))
         # Its GPU is one whose kernels FlashInfer never tunes.
         silent = pods.template(stage.image, str(stage.link), REHEARSAL_CAPABILITY="8.0")
-        with ThreadPoolExecutor(AT_A_TIME) as workers:
+        with ThreadPoolExecutor(self.at_a_time) as workers:
             try:
                 self._cache("demo", made)
                 if "nothing to tune" in self.cells:
