@@ -81,6 +81,9 @@ RANK1 = FILE.replace("rank0", "rank1")
         (STORE + ATTACHED + PRELOADED + STARTS + ENDS, WARM, 21, 0),
         (STORE + ATTACHED + PRELOADED + STARTS + bar("other", first=19) + ENDS, PARTIAL, 21, 2),
         (STORE + ATTACHED + STARTS + ENDS, UNKNOWN, 0, 0),  # nothing to tune
+        (USING + bar(), TUNED, 0, 21),  # FlashInfer is told to be quiet; its bars are not
+        (USING, UNKNOWN, 0, 0),
+        (USING + bar("a")[:60] + "\n", TUNED, 0, 1),  # it began to tune, and gave up
         (f"{VLLM}Skipping FlashInfer autotune because it is disabled.\n", UNKNOWN, 0, 0),
         ("", UNKNOWN, 0, 0),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -198,6 +199,13 @@ def test_where_others_found_it_is_said_too() -> None:
     assert "key folder cccccccccccc…" in message and "dddddddddddd…" in message
 
 
+def test_one_that_looked_where_others_found_it_is_told_apart() -> None:
+    other = numbered(2)
+    starts = told((GIVEN, ALL), (other, Start(WARM, loaded=21, folders=ALL.folders)))
+    [message] = events(plan(GIVEN, other, starts=starts))
+    assert "where other pods found it, and loaded nothing" in message and "none of that name" not in message
+
+
 def test_an_empty_store_names_what_its_folder_stands_for() -> None:
     words = why(Start(TUNED, new=21, folders=("0123456789abcdef",), managed=True))
     assert "store 0123456789ab… has no entries" in words and "GPU" in words
@@ -205,7 +213,9 @@ def test_an_empty_store_names_what_its_folder_stands_for() -> None:
 
 def test_a_part_that_was_tuned_is_named_by_its_operations() -> None:
     words = why(Start(PARTIAL, loaded=20, new=1, operations=("toy_gemm",)))
-    assert "tuned some of it again" in words and "1 entries at most are not in the bundle, of toy_gemm" in words
+    assert "tuned some of it again" in words and "1 entry is not in the bundle, of toy_gemm" in words
+    words = why(Start(PARTIAL, loaded=20, new=3))
+    assert "3 entries at most are not in the bundle, of operations that the log does not name" in words
 
 
 def test_another_image_under_the_same_name_is_said_first() -> None:
@@ -378,3 +388,16 @@ def test_looked_at_often_enough_each_start_is_counted() -> None:
         assert made is not None
         status = {name: made[name] for name in ("gpuSecondsSaved", "savedUntil") if name in made}
     assert status["gpuSecondsSaved"] == 6 * 80
+
+
+def test_three_thousand_pods_are_told_in_no_time() -> None:
+    pods = [numbered(number) for number in range(3000)]
+    starts = told(*((one, ALL if index % 2 else Start(WARM, folders=("d" * 64,))) for index, one in enumerate(pods)))
+    without, with_ = (_time(*pods, starts=given) for given in (None, starts))
+    assert with_ - without < 1.0
+
+
+def _time(*pods: Consumer, starts: dict[str, Told] | None) -> float:
+    began = time.process_time()
+    plan(*pods, starts=starts, the_cache=a_cache(**PROVEN))
+    return time.process_time() - began

@@ -146,7 +146,11 @@ def factor(draft: Draft, one: Consumer, warm: set[str]) -> str:
     )
     if said.result == logs.PARTIAL:
         operations = ", ".join(said.operations) or "operations that the log does not name"
-        return f"{moved}{said.new} entries at most are not in the bundle, of {operations}"
+        number = "1 entry is" if said.new == 1 else f"{said.new} entries at most are"
+        return f"{moved}{number} not in the bundle, of {operations}"
+    if warm & set(said.folders):
+        where = f"it looked in {_short(said.folders)}, where other pods found it, and loaded nothing"
+        return f"{moved}{where}: its ranks did not agree, or it may not read the files"
     if said.managed:
         return f"{moved}{_other_store(said, warm)}"
     return f"{moved}{_other_key(said, warm)}{_what_differs(answer.differs, _references(_engine(one)))}"
