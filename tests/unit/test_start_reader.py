@@ -7,15 +7,18 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+import pretune.reconcile
 import pytest
 from pretune import starts as module
 from pretune.api import Object
 from pretune.cluster import ApiError
-from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM
-from pretune.model import EngineStart, Key, stamp
+from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, Start
+from pretune.model import EngineStart, Key, Observed, Plan, Told, stamp
+from pretune.reconcile import reconcile
 from pretune.starts import AGAIN, AT_A_TIME, MOST, UNREADY, Starts
 
-from tests.unit.objects import KEY, NOW, template
+from tests.sim.cluster import Client, Clock, Server
+from tests.unit.objects import KEY, NOW, SETTINGS, cache, template
 from tests.unit.test_logs import ENDS, READY, STARTS, USING, bar, loaded, saved
 from tests.unit.virtual import run as virtual
 
@@ -344,3 +347,37 @@ def test_no_line_of_a_log_is_kept_or_logged(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.DEBUG):
         reading(node, body)
     assert secret not in caplog.text
+
+
+# --- its place in a reconcile
+
+
+def look(monkeypatch: pytest.MonkeyPatch, reader: Starts | None, wanted: tuple[EngineStart, ...]) -> list[Observed]:
+    """One look at a cache, whose decision is that these starts are worth reading; what the decision saw."""
+    world, seen = Server(Clock(NOW)), []
+    world.create(cache())
+
+    def decide(observed: Observed, now: float) -> Plan:
+        seen.append(observed)
+        return Plan(status={"summary": {"bundles": "0/1"}}, starts=wanted)
+
+    monkeypatch.setattr(pretune.reconcile, "decide", decide)
+    virtual(reconcile(KEY, Client(world), SETTINGS, world.clock, None, reader))
+    return seen
+
+
+def test_a_look_sees_what_is_known_and_leaves_the_rest_to_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    reader = Starts(node.log, node.get, lambda key: None)
+    [seen] = look(monkeypatch, reader, (start(1),))
+    assert seen.starts == {} and list(reader._entries[KEY]) == [start(1).key] and not node.asked
+    reader._entries[KEY][start(1).key].told = answer = Told(Start(WARM))
+    [seen] = look(monkeypatch, reader, (start(1),))
+    assert seen.starts == {start(1).key: answer}
+    look(monkeypatch, reader, ())
+    assert not reader._entries
+
+
+def test_without_a_reader_a_look_knows_of_no_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    [seen] = look(monkeypatch, None, (start(1),))
+    assert seen.starts is None
