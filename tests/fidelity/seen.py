@@ -15,9 +15,9 @@ _HASHES = ((re.compile(r"\b[0-9a-f]{64}\b"), "KEY"), (re.compile(r"\b[0-9a-f]{16
 _PLAIN = (
     (re.compile(r"\b[0-9a-f]{24}\b"), "ENTRY"),
     (re.compile(r"(\.autotuner_|\.autotune_|\.autotune_configs\.json\.)[a-z0-9_]{8}(?=\.tmp)"), r"\1RANDOM"),
-    (re.compile(r"\b(toy_gemm|stand_in_gemm)_"), "op"),
+    (re.compile(r"\b(toy_gemm|toy_moe|stand_in_gemm)_"), "op"),
     (re.compile(r"(Expecting|Unterminated|Extra data|Invalid)[^():]*: line \d+ column \d+ \(char \d+\)"), "NO JSON"),
-    (re.compile(r"\b(ToyGemmRunner|StandInRunner)\b"), "RUNNER"),
+    (re.compile(r"\b(ToyGemmRunner|ToyMoeRunner|StandInRunner)\b"), "RUNNER"),
 )
 _TOLD = re.compile(
     r"(Using (legacy )?FlashInfer|Running FlashInfer autotune|Skipping FlashInfer|FlashInfer autotune cache|No FlashInfer autotune"

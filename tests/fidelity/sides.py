@@ -16,7 +16,7 @@ from tests.fidelity.releases import REHEARSAL
 from tests.fidelity.seen import Shown, Sight
 from tests.fidelity.situations import Change, Engine, Situation, Start
 
-MODEL = str(REHEARSAL / "tiny-model")
+MODEL, MOE_MODEL = str(REHEARSAL / "tiny-model"), str(REHEARSAL / "tiny-moe-model")
 TOY_BUCKETS, VLLM_BUCKETS = 5, 21  # profiles of one operation: its own until 0.29, then vLLM's
 
 
@@ -43,7 +43,7 @@ class Rehearsals:
     def run(self, words: Sequence[str], environ: dict[str, str], powerless: bool, patience: int) -> tuple[str, str]:
         """How one ended (ready, exit N, hangs), and its log."""
         log = self._logs / str(time.monotonic_ns())
-        request = {"words": [MODEL, *words], "environ": environ, "log": str(log), "powerless": powerless}
+        request = {"words": list(words), "environ": environ, "log": str(log), "powerless": powerless}
         status = self._ask(request | {"patience": patience})
         end = {0: "ready", -14: "hangs"}.get(status, f"exit {status}")
         return end, log.read_text()
@@ -92,14 +92,15 @@ class Real:
     def start(self, engine: Engine, start: Start, patience: int) -> tuple[str, str, tuple[Path, ...]]:
         """See Side."""
         seen = (self._rehearsals.read_only if start.read_only else self._rehearsals.writable) / self._name
+        model, operation = (MOE_MODEL, "toy_moe") if engine.experts else (MODEL, "toy_gemm")
         environ = {
             VARIABLE: str(seen),
             "REHEARSAL_GPU": start.gpu.name,
             "REHEARSAL_CAPABILITY": start.gpu.capability,
-            "REHEARSAL_OPERATIONS": ",".join(f"toy_gemm_{at}" for at in range(start.operations)),
+            "REHEARSAL_OPERATIONS": ",".join(f"{operation}_{at}" for at in range(start.operations)),
             **start.variables(seen),
         }
-        end, log = self._rehearsals.run([*engine.args, *start.args], environ, start.powerless, patience)
+        end, log = self._rehearsals.run([model, *engine.args, *start.args], environ, start.powerless, patience)
         return end, log, (seen,)
 
 

@@ -69,12 +69,14 @@ class Engine:
     name: str
     args: tuple[str, ...] = ()
     keeps_since: Number = (0, 25)
+    experts: bool = False
 
 
 ONE = Engine("one")
 TENSOR = Engine("tensor", ("--tensor-parallel-size", "2"), (0, 27))
 STAGES = Engine("stages", ("--pipeline-parallel-size", "2"), (0, 27))
 GRID = Engine("grid", ("--tensor-parallel-size", "2", "--pipeline-parallel-size", "2"), (0, 27))
+EXPERTS = Engine("experts", (*TENSOR.args, "--enable-expert-parallel"), (0, 27), experts=True)
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,9 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("cold, then warm", (COLD, WARM), (STAGES, GRID), since=PER_RANK, always=True),
     Situation("two operations", (TWO, TWO)),
     Situation("the folder is not there", (Change(gone), COLD)),
+    Situation("cold, then warm", (COLD, WARM), (EXPERTS,), since=(0, 27), until=(0, 28, 99)),
+    Situation("cold, then warm", (COLD, WARM), (EXPERTS,), since=(0, 29), until=NO_LONGER_SHARED, patience=SHORT),
+    Situation("cold, then warm", (COLD, WARM), (EXPERTS,), since=PER_RANK, always=True),
     Situation("read-only, miss", (READ_ONLY,), (ONE, TENSOR), always=True),
     Situation("read-only, hit", (COLD, READ_ONLY), (ONE, TENSOR), always=True),
     Situation(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import List, NamedTuple
 
 from .arguments import Arguments, ArgumentsError
-from .releases import Keeps, Release
 
 
 class Rank(NamedTuple):
@@ -30,10 +29,11 @@ class World(NamedTuple):
     legacy: str  # what 0.33 says where it is not simple, if anything
 
 
-def worlds(release: Release, arguments: Arguments) -> List[World]:
+def world_of(arguments: Arguments) -> World:
     """From the parallel sizes; `--enable-expert-parallel` makes the model a mixture of experts. Raises ArgumentsError.
 
-    A dense model's data-parallel replicas are worlds of their own that do the same onto the same paths at the same time: one is played.
+    Data-parallel replicas of experts are one world. Those of a dense model are worlds of their own that do the same onto the same paths
+    at the same time: one is played.
     """
     tp = arguments.number("tensor-parallel-size", 1)
     pp = arguments.number("pipeline-parallel-size", 1)
@@ -42,11 +42,9 @@ def worlds(release: Release, arguments: Arguments) -> List[World]:
         raise ArgumentsError("parallel sizes start at 1")
     nodes = arguments.number("nnodes", 1)
     experts = arguments.is_on("enable-expert-parallel")
-    one_world = experts and release.number >= (0, 33)
-    own_files = experts and release.keeps in (Keeps.PER_RANK, Keeps.MANAGED)
 
     def replica(index: int) -> List[Rank]:
-        first = index * tp * pp if one_world else 0
+        first = index * tp * pp if experts else 0
         return [
             Rank(
                 index if experts else 0,
@@ -58,13 +56,8 @@ def worlds(release: Release, arguments: Arguments) -> List[World]:
             for at in range(tp)
         ]
 
-    replicas = [replica(index) for index in range(dp if own_files else 1)]
-    if one_world:
-        replicas = [[rank for ranks in replicas for rank in ranks]]
-    return [
-        World(ranks, _groups(ranks, pp), len(ranks) == 1 and nodes == 1, _legacy(ranks, pp, nodes))
-        for ranks in replicas
-    ]
+    ranks = [rank for index in range(dp if experts else 1) for rank in replica(index)]
+    return World(ranks, _groups(ranks, pp), len(ranks) == 1 and nodes == 1, _legacy(ranks, pp, nodes))
 
 
 def _legacy(ranks: List[Rank], pp: int, nodes: int) -> str:

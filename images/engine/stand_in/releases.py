@@ -33,6 +33,7 @@ class Format(NamedTuple):
     generation: bool  # the file holds its own hash
     cutlass: bool  # the metadata has cutlass-dsl's version
     policy: bool  # an entry says how it was measured, even if as always
+    ranks: bool  # the key of a mixture of experts holds the rank, not only the number of ranks
 
 
 class Release(NamedTuple):
@@ -58,6 +59,7 @@ class Release(NamedTuple):
             generation=flashinfer >= (0, 6, 18),
             cutlass=flashinfer >= (0, 7),
             policy=flashinfer >= (0, 7, 2),
+            ranks=(0, 6, 18) <= flashinfer < (0, 7, 2),
         )
 
     @property

@@ -30,7 +30,8 @@ class CrashError(RuntimeError):
 class Sweep:
     """Ranks that tune side by side. `profiled` counts how often each asked for the time of a tactic."""
 
-    def __init__(self, release: Release, settings: Settings, experts: bool) -> None:
+    def __init__(self, release: Release, settings: Settings, experts: int) -> None:
+        """`experts` is over how many ranks those of a mixture are distributed; 0 for a dense model."""
         self._release, self._settings, self._experts = release, settings, experts
         self._unstable = random.getrandbits(47) if settings.fault == "never-keeps-one" else None
         self.profiled: Dict[Rank, int] = {}
@@ -57,8 +58,9 @@ class Sweep:
             self._sweep(found, {rank: self._profiles(rank) for rank in found})
 
     def _profiles(self, rank: Rank) -> List[Profile]:
-        """A mixture's experts are distributed over the ranks, and FlashInfer's key of such an operation says over which."""
-        extras = (rank.dp, rank.rank) if self._experts else ()
+        extras: Tuple[int, ...] = (self._experts,) if self._experts else ()
+        if self._experts and self._release.format.ranks:
+            extras = (self._experts, rank.rank)
         made = profiles(self._settings.entries_of(rank.stage), self._release.buckets, rank.stage, extras)
         if self._unstable is None:
             return made

@@ -11,7 +11,7 @@ from .gpus import Gpu
 from .key import key
 from .log import vllm as vllm_log
 from .profiles import Metadata, metadata
-from .ranks import Rank, World, worlds
+from .ranks import Rank, World, world_of
 from .releases import Keeps, Release
 from .settings import Settings
 from .store import ManagedStore
@@ -29,22 +29,25 @@ class WarmUp:
         self, release: Release, arguments: Arguments, settings: Settings, gpu: Gpu, environ: Mapping[str, str]
     ) -> None:
         self._release, self._arguments, self._gpu, self._environ = release, arguments, gpu, environ
-        self._worlds = worlds(release, arguments)
-        self._sweep = Sweep(release, settings, arguments.is_on("enable-expert-parallel"))
+        self._world = world_of(arguments)
+        experts = len(self._world.ranks) if arguments.is_on("enable-expert-parallel") else 0
+        self._sweep = Sweep(release, settings, experts)
         self.written: List[Path] = []
 
     @property
     def profiled(self) -> List[int]:
         """How often each rank asked for the time of a tactic."""
-        return [self._sweep.profiled.get(rank, 0) for world in self._worlds for rank in world.ranks]
+        return [self._sweep.profiled.get(rank, 0) for rank in self._world.ranks]
 
     def run(self) -> None:
         """Tunes what is not found. Raises what vLLM raises: OSError where a folder cannot be written, ValueError for broken JSON."""
-        for world in self._worlds:
-            if self._is_off():
-                vllm_log(world.ranks[0].label).info("Skipping FlashInfer autotune because it is disabled.")
-            elif self._gpu.tunes:
-                self._tune(world)
+        ranks = self._world.ranks
+        if self._is_off():
+            # Up to 0.26 each rank says it; then only a node's first one.
+            for rank in ranks if self._release.number < (0, 27) else ranks[:1]:
+                vllm_log(rank.label).info("Skipping FlashInfer autotune because it is disabled.")
+        elif self._gpu.tunes:
+            self._tune(self._world)
 
     def _is_off(self) -> bool:
         options = self._arguments.options
@@ -109,7 +112,7 @@ class WarmUp:
     def _group(self, group: Sequence[Rank]) -> Dict[Rank, Tuner]:
         """Ranks that compare their files, and tune together."""
         folder, tuners = self._key_folder(), {rank: self._tuner() for rank in group}
-        if group is self._worlds[0].groups[0]:  # only a node's first rank says what others would, too
+        if group is self._world.groups[0]:  # only a node's first rank says what others would, too
             self._says(group[0], f"autotune cache file: {folder / group[0].file_name}")
         prints = [fingerprint(folder / rank.file_name) for rank in group]
         hit = prints[0] is not None and all(print_ == prints[0] for print_ in prints)
