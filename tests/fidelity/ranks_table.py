@@ -49,7 +49,8 @@ gloo's 30 minutes.
   miss and wait for its timings. With 0.27's FlashInfer 0.6.16.post3, experts are warm. With two stages it **hangs** warm in every one of
   them; and cold, before any file is written, where the stages tune unlike numbers of operations: ranks of all stages are one tuning group
   there.
-- **0.25 and 0.26** tune on every rank and keep nothing.
+- **0.25 and 0.26** tune on every rank and keep nothing. Dense replicas of one GPU each are engines of one rank: they keep one file, and are
+  warm.
 
 ## What cannot be had without a GPU
 

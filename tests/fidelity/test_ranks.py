@@ -27,7 +27,7 @@ SHORT = (
 TIMES_OUT = "the first start hangs"
 
 # By situation: pretune's verdict, then the second start; {n} is the number of entries of one operation, {m} of two, {t} the tactics timed
-# for one, {less} an entry less. First 0.32 and 0.33, where they agree.
+# for one, {twice} for two, {less} an entry less. First 0.32 and 0.33, where they agree.
 PER_RANK = {
     "two ranks": "PerRank, {n}: warm",
     "four ranks": "PerRank, {n}: warm",
@@ -70,6 +70,10 @@ SHARED = {
     "two replicas, dense": "SharedLayout: warm",
     "two replicas of two ranks, dense": "SharedLayout: warm",
 }
+KEEPING_NOTHING = {
+    "two ranks, then the model has another operation": "Empty, 0: tunes all again: {twice}, {twice}",
+    "two replicas, dense": "SharedLayout: warm",  # each has one rank
+}
 HANGING_EXPERTS = {
     2: "SharedLayout: hangs: rank 0 in barrier in flashinfer_autotune, rank 1 in all_reduce in measure",
     4: "SharedLayout: hangs: rank 0 in barrier in flashinfer_autotune, "
@@ -84,12 +88,12 @@ def expected(seen: Seen) -> str:
     if kept == "PerRank":
         words = (PER_RANK | ONLY[seen.release])[situation.name]
     elif kept == "Nothing":
-        words = f"Empty, 0: tunes all again: {timed(seen.cold.profiled)}"
+        words = KEEPING_NOTHING.get(situation.name, f"Empty, 0: tunes all again: {timed(seen.cold.profiled)}")
     elif situation.name in EXPERTS:  # FlashInfer's keys hold the rank from 0.6.18 on
         words = "SharedLayout: warm" if number < (0, 29) else HANGING_EXPERTS[situation.gpus]
     else:
         words = SHARED[situation.name]
-    return words.format(n=buckets, m=2 * buckets, t=4 * buckets, less=buckets - 1)
+    return words.format(n=buckets, m=2 * buckets, t=4 * buckets, twice=8 * buckets, less=buckets - 1)
 
 
 def timed(profiled: dict[int, int]) -> str:
