@@ -12,8 +12,9 @@ from pretune.decide.consumers import COUNTED
 from pretune.decide.holding import UNREADY
 from pretune.decide.tuning import MISSED, SETTLE
 from pretune.model import Create, Patch, Plan, stamp
+from pretune.wire import Report
 
-from tests.unit.objects import NOW, cache, claim, job, record, seen, template
+from tests.unit.objects import NOW, Pod, cache, claim, job, record, seen, template
 from tests.unit.pods import Consumer, bundle_of, fingerprint_of, origin
 
 GATE = {"spec": {"schedulingGates": [{"$patch": "delete", "name": api.HOLD}]}}
@@ -101,6 +102,35 @@ def test_an_older_revision_without_a_bundle_waits_until_the_rollout_is_over() ->
     assert not jobs(made) and (bundle_of("old"), "Queued") in queue(made)
     assert made.look_again is not None and made.look_again <= SETTLE - 10
     assert jobs(plan(a_cache(just), OLD, NEW, now=NOW + SETTLE)) == [bundle_of("old")]
+
+
+def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None:
+    long_ago = {**sealed("a"), "sealedAt": stamp(NOW - 2 * SETTLE), "proven": True}
+    the_cache = a_cache(long_ago)
+    assert jobs(plan(the_cache, OLD, NEW)) == [bundle_of("old")], "nobody knows better"
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Sealed",
+        "message": "",
+        "lastTransitionTime": stamp(NOW - 10),
+    }
+    the_cache["status"]["conditions"] = [ready]
+    made = plan(the_cache, OLD, NEW)
+    assert not jobs(made) and made.look_again is not None and made.look_again <= SETTLE - 10
+    assert jobs(plan(the_cache, OLD, NEW, now=NOW + SETTLE)) == [bundle_of("old")]
+    bundle = bundle_of("a")
+    the_cache["status"]["bundles"][0] = {**long_ago, "state": api.PROVING, "digest": "sha256:1"}
+    del the_cache["status"]["bundles"][0]["proven"]
+    the_cache["status"]["conditions"] = []
+    proof = job(bundle, role=api.PROOF, over="Complete")
+    report = Report("prove", "Proven", digest="sha256:1")
+    pod = Pod(bundle, of=proof).ended(api.PROVE_CONTAINER, report=report).but(status={"phase": "Succeeded"}).object
+    pod["metadata"]["labels"][api.ROLE] = api.PROOF
+    made = plan(
+        {**the_cache, "spec": {**the_cache["spec"], "verify": "BeforeRelease"}}, OLD, NEW, jobs=(proof,), pods=(pod,)
+    )
+    assert condition(made, "Ready")["status"] == "True" and not jobs(made), "this very look has made it so"
 
 
 def test_an_older_revision_that_pods_wait_for_is_tuned_at_once() -> None:

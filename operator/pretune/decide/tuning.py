@@ -176,16 +176,28 @@ def _busy(draft: Draft, want: Wanted) -> str | None:
 
 
 def _rollout(draft: Draft, want: Wanted, bundles: Iterable[Wanted]) -> str | None:
-    """The newest bundle, while pods are on their way to it: from its wish until SETTLE seconds after its seal."""
+    """The newest bundle, while pods are on their way to it: from its wish until SETTLE seconds after its seal, or its proof."""
     for newest in bundles:
         record = draft.bundles[newest.id]
         if want.current or not newest.current or newest.target.name != want.target.name:
             continue
-        until = seconds(record["sealedAt"]) + SETTLE if record["state"] == SEALED and record.get("sealedAt") else 0.0
+        until = _given_since(draft, record) + SETTLE if record["state"] == SEALED and record.get("sealedAt") else 0.0
         if record["state"] in (PENDING, TUNING_STATE, PROVING) or draft.now < until:
             draft.at(until or None)
             return newest.id
     return None
+
+
+def _given_since(draft: Draft, record: Object) -> float:
+    """Since when pods are given a bundle (Unix seconds): its seal; if it was to be proven first, about the time that Ready became True."""
+    sealed = seconds(record["sealedAt"])
+    if not record.get("proven"):
+        return sealed
+    if draft.known.get(record["id"], ("", ""))[0] != SEALED:
+        return draft.now
+    told = (draft.cache.get("status") or {}).get("conditions") or ()
+    ready = next((one for one in told if one["type"] == "Ready" and one["status"] == "True"), None)
+    return max(sealed, seconds(ready["lastTransitionTime"])) if ready else sealed
 
 
 def _create(draft: Draft, want: Wanted, record: Object) -> None:
