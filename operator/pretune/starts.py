@@ -150,10 +150,10 @@ class Starts:
                     break
                 await asyncio.sleep(0)  # others' turn: a log may be megabytes
         said = reader.told()
-        # Of a pod of the same name, or rotated away: then what is left tells of something else.
-        if said.began is not None and said.began > (start.ready + LATE if start.probed else start.began + GONE):
-            raise NotReadableError("Rotated", "the beginning of its log is not there any more")
-        if said.result == UNKNOWN and said.began is not None and said.began > start.began + GONE:
+        # Of a pod of the same name, of an engine that was started anew, or rotated away: then what is left tells of something else.
+        late = start.ready + LATE if start.probed else math.inf
+        silent = said.result == UNKNOWN and said.began is not None and said.began > start.began + GONE
+        if silent or (said.began is not None and said.began > late):
             raise NotReadableError("Rotated", "the beginning of its log is not there any more")
         differs: tuple[str, ...] = ()
         if said.result in (PARTIAL, TUNED) and not said.differences and start.engine is not None:

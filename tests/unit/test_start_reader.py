@@ -45,7 +45,7 @@ class Node:
     def __init__(self, **logs: Any) -> None:
         self.logs = {name.replace("_", "-"): one if isinstance(one, list) else [one] for name, one in logs.items()}
         self.asked: list[str] = []
-        self.closed = 0
+        self.closed = self.given = 0
         self.now = self.most = 0
         self.pods: dict[str, Object] = {}
         self.hold: asyncio.Event | None = None
@@ -63,6 +63,7 @@ class Node:
             if isinstance(answer, BaseException):
                 raise answer
             for at in range(0, len(answer), 64):
+                self.given += 64
                 yield answer[at : at + 64]
         finally:
             self.now -= 1
@@ -167,7 +168,18 @@ def test_it_stops_reading_where_the_engine_is_ready_and_ends_the_stream() -> Non
         assert results(reader) == [WARM]
 
     reading(node, body)
-    assert node.closed == 1
+    assert node.closed == 1 and node.given < len(WARM_LOG) + 64 < len(long)
+
+
+def test_without_a_sign_of_readiness_it_stops_at_the_time_when_the_pod_was_ready() -> None:
+    said = timed(USING, loaded(), STARTS, ENDS) + timed(bar("later"), saved(3, 21), at=NOW + 60)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1)])
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM]
+
+    reading(Node(pod_1=said), body)
 
 
 def test_what_was_ready_before_this_process_is_known_and_not_counted_anew() -> None:
@@ -236,12 +248,39 @@ def test_a_stream_that_never_ends_holds_a_place_for_a_minute_only() -> None:
 
 @pytest.mark.parametrize(
     "log",
-    [timed(bar(), saved(3, 21), READY, at=NOW + 3600), timed("served a request\n", at=NOW + 3600)],
-    ids=["of another pod of this name", "rotated"],
+    [
+        timed(bar(), saved(3, 21), READY, at=NOW + 3600),
+        timed(USING, loaded(), READY, at=NOW + 5),
+        timed("served a request\n", at=NOW + 3600),
+    ],
+    ids=["of another pod of this name", "of an engine that was started anew", "rotated"],
 )
 def test_a_log_whose_beginning_is_gone_tells_nothing(log: bytes) -> None:
     async def body(reader: Starts, heard: Heard) -> None:
         reader.follow(KEY, [start(1)])
+        await asyncio.sleep(1)
+        assert results(reader) == [UNKNOWN]
+
+    assert reading(Node(pod_1=log), body).failed == ["Rotated"]
+
+
+def test_an_engine_that_is_silent_for_minutes_and_then_tells_is_believed() -> None:
+    """A script that fetches a model first, say."""
+    log = timed(USING, loaded(), STARTS, ENDS, READY, at=NOW - 50)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1, since=NOW - 2000), start(2, since=NOW - 2000, probed=False)])
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM, WARM]
+
+    assert not reading(Node(pod_1=log, pod_2=log), body).failed
+
+
+def test_a_pod_without_a_probe_that_says_nothing_of_its_beginning_is_given_up() -> None:
+    log = timed("served a request\n", READY, at=NOW + 3600)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1, probed=False)])
         await asyncio.sleep(1)
         assert results(reader) == [UNKNOWN]
 

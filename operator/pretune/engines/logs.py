@@ -80,7 +80,7 @@ class Reader:
     def __init__(self, until: Optional[float] = None) -> None:
         self._until = until
         self._line = bytearray()
-        self._loaded: Dict[str, int] = {}  # by path, before anything was saved there
+        self._loaded: Dict[str, int] = {}  # by path; what was saved there too says itself what was from before
         self._saved: Dict[str, Tuple[int, int]] = {}  # by path: new, from before
         self._preloaded = 0
         self._bars: Dict[str, int] = {}  # by operation: where its bar is
@@ -160,7 +160,7 @@ class Reader:
             self._bar(bar.group(1)[:WORD], int(bar.group(2)))
         if found := _LOADED.search(line):
             path = found.group(2)[:PATH]
-            if path not in self._saved and (path in self._loaded or len(self._loaded) < FILES):
+            if path in self._loaded or len(self._loaded) < FILES:
                 self._loaded[path] = max(int(found.group(1)), self._loaded.get(path, 0))
             self._folder(found.group(2))
         if found := _SAVED.search(line):
