@@ -8,7 +8,7 @@ CELLS: dict[str, str] = {
     "warm": "A pod that is given its bundle, as `delivery.mode: Auto` does it.",
     "warm as another uid": "The same, as uid 2000; the tuning pod ran as 1000.",
     "an operation is missing": "The engine has an operation more than when it was tuned (same image and arguments; other weights, say).",
-    "another GPU product": "The pod's node has an H100, the tuning pod's had an H200, and the cache has one target for both.",
+    "another GPU product": "The pod's node has another product than the tuning pod's had, and the cache has one target for both.",
     "another FlashInfer": "The bundle is of another FlashInfer, and its manifest says so.",
     "another FlashInfer, untold": "The same, where the versions in the image that was tuned could not be told: FlashInfer alone decides.",
     "read-only forced": "A pod that is given its bundle with `delivery.mode: ReadOnly`.",

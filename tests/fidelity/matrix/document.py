@@ -71,7 +71,7 @@ def _matrix(all_played: list[Played]) -> Iterator[str]:
     yield from (
         "## The matrix",
         "",
-        "How often FlashInfer asked for a tactic's time until the engine served: **warm** is never. A star: not as expected, see below.",
+        "How often FlashInfer asked for a tactic's time until the engine served. A star: not as expected, see below.",
         "",
         f"| situation | {' | '.join(one.release for one in all_played)} |",
         f"|---|{'---|' * len(all_played)}",
@@ -89,7 +89,7 @@ def _matrix(all_played: list[Played]) -> Iterator[str]:
 def _short(outcome: Outcome) -> str:
     if not outcome.started:
         return "**crash**"
-    return str(outcome.profiled) if outcome.profiled else "**warm**"
+    return str(outcome.profiled) if outcome.profiled else "**0**"
 
 
 def _unexpected(all_played: list[Played]) -> Iterator[str]:
@@ -98,8 +98,17 @@ def _unexpected(all_played: list[Played]) -> Iterator[str]:
         f"- {one.release}, {cell}: {'; '.join(said)}" for one in all_played for cell, said in differences(one).items()
     ]
     yield from found or ["Nowhere."]
-    missing = [f"- {one.release}, {cell}: not run: {why}" for one in all_played for cell, why in one.missing.items()]
-    yield from (*missing, "")
+    yield ""
+    missing = [
+        f"- {one.release}, {cell}: {one.missing.get(cell, 'the run that is shown did not have it')}"
+        for one in all_played
+        for cell in CELLS
+        if cell not in one.cells
+    ]
+    never = sorted(set(RELEASES) - {one.release for one in all_played})
+    missing += [f"- {release}: `make fidelity RELEASES={release}`" for release in never]
+    if missing:
+        yield from ("## What was not played", "", *missing, "")
 
 
 def _cell(name: str, sentence: str, all_played: list[Played]) -> Iterator[str]:
@@ -134,10 +143,13 @@ def _timed(name: str, played: Played) -> str:
     return whole.get(number, f"{number} times asked")
 
 
+_USUAL = ("cold", "warm", "another FlashInfer, untold")  # saved, loaded, and neither
+
+
 def _said_always(played: Played) -> set[str]:
     """What every engine says that comes to its tactics at all."""
-    tuning = [set(one.said) for name, one in played.cells.items() if one.said and name != "image swapped"]
-    return set.intersection(*tuning) if tuning else set()
+    found = [set(played.cells[name].said) for name in _USUAL if name in played.cells]
+    return set.intersection(*found) if len(found) == len(_USUAL) else set()
 
 
 def _code(lines: list[str]) -> str:

