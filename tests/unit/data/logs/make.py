@@ -17,11 +17,12 @@ from pathlib import Path
 
 from tests.fidelity.playing import VARIABLE
 from tests.fidelity.releases import RELEASES, interpreter
-from tests.fidelity.sides import Rehearsals
+from tests.fidelity.sides import MODEL, Rehearsals
 
 HERE = Path(__file__).parent
 ONE, OTHER = {"REHEARSAL_OPERATIONS": "toy_gemm_0"}, {"REHEARSAL_OPERATIONS": "toy_gemm_0,toy_gemm_1"}
 TP2 = ("--tensor-parallel-size", "2")
+PATIENCE = 120  # seconds
 
 
 def main(releases: Sequence[str]) -> None:
@@ -58,7 +59,9 @@ class _Release:
     def _start(self, situation: str, cache: str, *words: str, read_only: bool = False, **environ: str) -> None:
         root = self._running.read_only if read_only else self._running.writable
         (self._running.writable / cache).mkdir(exist_ok=True)
-        end, said = self._running.run(words, {VARIABLE: str(root / cache), **environ}, False)
+        end, said = self._running.run(
+            [MODEL, *words], {VARIABLE: str(root / cache), **environ}, powerless=False, patience=PATIENCE
+        )
         assert end == "ready", f"{self._release} {situation}: {end}\n{said}"
         # Bytes: as text it would lose the returns with which progress bars are redrawn.
         log = max((Path(self._folder) / "logs").iterdir(), key=lambda one: int(one.name)).read_bytes().decode()
