@@ -7,6 +7,7 @@ import json
 import re
 import stat
 from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,16 @@ def _counted(names: Any) -> dict[str, int]:
 def differing(real: Shown, played: Shown) -> dict[str, str]:
     """The aspects that differ, each with what only one side shows."""
     return {aspect: _lines(real[aspect], played[aspect]) for aspect in real if real[aspect] != played[aspect]}
+
+
+def judged(differences: Mapping[str, str], known: Set[str]) -> str:
+    """What is wrong about these differences: one that is not known, or a known one that is none any more. Empty if nothing is."""
+    unknown = [text for aspect, text in differences.items() if aspect not in known]
+    stale = [
+        f"{aspect} is not a difference any more: take it out of KNOWN_DIFFERENCES"
+        for aspect in known - differences.keys()
+    ]
+    return "\n".join([*unknown, *sorted(stale)])
 
 
 def _lines(real: Any, played: Any) -> str:

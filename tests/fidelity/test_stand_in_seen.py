@@ -12,7 +12,9 @@ import pytest
 from images.engine.stand_in.files import write_json
 from images.engine.stand_in.releases import RELEASES
 from images.engine.stand_in.tuner import whole_file
-from tests.fidelity.seen import Shown, Sight, differing
+from tests.fidelity import situations
+from tests.fidelity.seen import Shown, Sight, differing, judged
+from tests.fidelity.situations import ONE, SITUATIONS, TENSOR, Difference, known
 
 KEY, OTHER_KEY = "a" * 64, "b" * 64
 ENTRY = "('toy_gemm_0', 'ToyGemmRunner', ((16, 8), (8, 4)), ())"
@@ -100,3 +102,28 @@ def test_a_key_that_changes_between_starts_is_another_one_and_a_file_written_aga
         assert sight.shown("ready", "")["changes"] == changes
     write_json(tmp_path / KEY / "x.json", {})
     assert sight.shown("ready", "")["changes"] == {"changed KEY1/x.json": 1}
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected", "wrong"),
+    [
+        ({}, set(), ""),
+        ({"said": "a line"}, {"said"}, ""),
+        ({"said": "a line"}, set(), "a line"),
+        ({"said": "a line", "files": "a file"}, {"files"}, "a line"),
+        ({}, {"said"}, "said is not a difference any more: take it out of KNOWN_DIFFERENCES"),
+    ],
+)
+def test_only_known_differences_may_be_there_and_all_of_them_must(
+    differences: dict[str, str], expected: set[str], wrong: str
+) -> None:
+    assert judged(differences, expected) == wrong
+
+
+def test_a_known_difference_is_that_of_its_situation_engine_and_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Difference("read-only, hit", ONE, frozenset({"said"}), "why", since=(0, 32), until=(0, 32, 99))
+    monkeypatch.setattr(situations, "KNOWN_DIFFERENCES", (listed,))
+    hit = next(situation for situation in SITUATIONS if situation.name == "read-only, hit")
+    miss = next(situation for situation in SITUATIONS if situation.name == "read-only, miss")
+    assert known(hit, ONE, (0, 32, 0)) == {"said"}
+    assert known(hit, TENSOR, (0, 32, 0)) == known(miss, ONE, (0, 32, 0)) == known(hit, ONE, (0, 33, 0)) == set()
