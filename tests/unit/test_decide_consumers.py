@@ -9,7 +9,7 @@ from pretune import api
 from pretune.api import Object, Refused
 from pretune.decide import decide
 from pretune.decide.consumers import COUNTED
-from pretune.decide.holding import UNREADY
+from pretune.decide.holding import LET_GO, UNREADY
 from pretune.decide.tuning import MISSED, SETTLE
 from pretune.model import Create, Patch, Plan, stamp
 from pretune.wire import Report
@@ -271,6 +271,7 @@ def test_a_held_pod_is_let_go(name: str) -> None:
     made = plan(a_cache(bundle, **spec), OLD, HELD, **more)
     assert released(made) == ["a-1"]
     assert [(one.cause, one.waited) for one in made.released] == [(cause, 100.0)]
+    assert made.look_again is not None and made.look_again <= LET_GO  # a patch that met a conflict is made again
     [event] = [one for one in made.events if one.reason == "Released"]
     assert "1 pod of bundle" in event.message and "waited 100 s" in event.message
     assert event.warning == (cause != "Sealed")
@@ -326,7 +327,8 @@ def test_storage_that_is_ready_no_more_lets_go(the_claim: Object) -> None:
 def test_a_cache_that_is_deleted_lets_everybody_go() -> None:
     dying = a_cache(pending("a"), hold={"onFailure": "Keep"})
     dying["metadata"]["deletionTimestamp"] = stamp(NOW)
-    assert released(plan(dying, OLD, HELD)) == ["a-1"]
+    made = plan(dying, OLD, HELD)
+    assert released(made) == ["a-1"] and made.look_again == LET_GO
     gone = seen(None, held=(HELD.object,))
     assert released(decide(type(gone)(**{**vars(gone), "cache": None}), NOW)) == ["a-1"]
 

@@ -25,7 +25,8 @@ def decide(seen: Observed, now: float) -> Plan:
     if seen.cache is None:
         return afterlife.afterlife(seen, now)
     if seen.cache["metadata"].get("deletionTimestamp"):
-        return Plan(after=tuple(holding.release_all([one for one in seen.consumers if is_held(one)])))
+        held = [one for one in seen.consumers if is_held(one)]
+        return Plan(after=tuple(holding.release_all(held)), look_again=holding.LET_GO if held else None)
     made = seen.claim is None
     seen = _with_outcomes(seen)
     draft = Draft(seen, now, claim_made=made and seen.claim is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pretune.api import CACHE, ROLE, WHEN_DELETED
 from pretune.decide import agents
 from pretune.decide.draft import delete, owner_uid
-from pretune.decide.holding import release_all
+from pretune.decide.holding import LET_GO, release_all
 from pretune.decide.rescue import take_away
 from pretune.decide.stuck import Pod, judge, next_look
 from pretune.model import Action, Observed, Plan
@@ -37,7 +37,7 @@ def afterlife(seen: Observed, now: float) -> Plan:
     if not seen.namespace_has_caches and len(removed) < len(seen.agents):
         look = LOOK
     rescued, due = _rescue(seen, now)
-    looks = [one for one in (look, due) if one is not None]
+    looks = [one for one in (look, due, LET_GO if seen.held else None) if one is not None]
     return Plan(tuple(actions), after=(*release_all(seen.held), *rescued), look_again=min(looks, default=None))
 
 

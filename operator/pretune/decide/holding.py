@@ -20,6 +20,7 @@ from pretune.manifests.pod import release
 from pretune.model import Event, Patch, Released, seconds
 
 AGAIN = 2.0  # seconds until an attempt that could not start is looked at again
+LET_GO = 10.0  # seconds until pods that were let go are looked at again: a patch that meets a conflict counts as done
 UNREADY = 30.0  # seconds that older pods may all be unready before nobody waits for them any more
 
 
@@ -64,6 +65,7 @@ def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage)
             draft.at(until if until > draft.now else None)  # past it onFailure: Keep waits for news alone
             continue
         waited = max(0.0, draft.now - pod.created)
+        draft.at(draft.now + LET_GO)
         draft.after.append(Patch(f"release Pod {pod.name}", reference(pod.pod), release(), strategic=True))
         draft.released.append(Released(cause, waited))
         let_go.setdefault((pod.given or pod.bundle, cause, why), []).append(waited)
