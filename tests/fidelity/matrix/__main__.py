@@ -10,6 +10,7 @@ Exits with 1 where a cell is not what was expected, or a release could not be pl
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -41,8 +42,12 @@ def main(words: Sequence[str]) -> int:
     asked = parser.parse_args(words)
     if unknown := set(asked.releases) - set(RELEASES):
         parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(RELEASES)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what was made on the cluster is removed
-    odd = 0 if asked.only_document else run(asked.releases or list(RELEASES), asked.keep, asked.engines)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made on the cluster is removed
+    try:
+        odd = 0 if asked.only_document else run(asked.releases or list(RELEASES), asked.keep, asked.engines)
+    except KeyboardInterrupt:
+        say("ended")
+        os._exit(1)  # threads that wait for a pod would keep the tests' lock meanwhile
     document.write()
     say(f"{document.FILE.relative_to(ROOT)} is written")
     return 1 if odd else 0

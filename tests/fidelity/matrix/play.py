@@ -65,38 +65,41 @@ class _Play:
 
     def all(self) -> tuple[dict[str, Outcome], dict[str, str]]:
         """The outcomes, and why there is none of a cell."""
-        stage, kube = self.stage, self.stage.kube
+        stage = self.stage
         made = pods.template(stage.image, str(stage.link))
         # Its GPU is one whose kernels FlashInfer never tunes.
         silent = pods.template(stage.image, str(stage.link), REHEARSAL_CAPABILITY="8.0")
-        with ThreadPoolExecutor(self.at_a_time) as workers:
-            try:
-                self._cache("demo", made)
-                if "nothing to tune" in self.cells:
-                    self._cache("silent", silent)
-                if set(TWO) & set(self.cells):
-                    self._cache("two", pods.on_two_gpus(made))
-                self._until("demo", "StorageReady")
-                self._start(workers, "cold", self._tuned)
-                self._consumer(workers, "no bundle", made, "demo")
-                self._consumer(workers, "nothing to tune", silent, "silent")
-                [bundle] = bundles(self._until("demo", "Ready", PATIENCE))
-                self._copies(made, bundle["id"])
-                self._warm(workers, made)
-                self._by_hand(workers, made, bundle["id"])
-                two = pods.on_two_gpus(made)
-                for cell, operations in zip(TWO, (pods.OPERATION, pods.MORE), strict=True):
-                    self._consumer(workers, cell, two, "two", operations=operations)
-                if "image swapped" in self.cells:
-                    self._start(workers, "image swapped", lambda kube: self._swapped(kube, made))
-                return self._ended()
-            except BaseException:
-                for one in self._running.values():
-                    one.cancel()
-                for event in self._mounted.values():
-                    event.set()
-                kube.delete("Namespace", "", stage.namespace)  # engines end, and with them who follows their logs
-                raise
+        workers = ThreadPoolExecutor(self.at_a_time)
+        try:
+            self._cache("demo", made)
+            if "nothing to tune" in self.cells:
+                self._cache("silent", silent)
+            if set(TWO) & set(self.cells):
+                self._cache("two", pods.on_two_gpus(made))
+            self._until("demo", "StorageReady")
+            self._start(workers, "cold", self._tuned)
+            self._consumer(workers, "no bundle", made, "demo")
+            self._consumer(workers, "nothing to tune", silent, "silent")
+            [bundle] = bundles(self._until("demo", "Ready", PATIENCE))
+            self._copies(made, bundle["id"])
+            self._warm(workers, made)
+            self._by_hand(workers, made, bundle["id"])
+            two = pods.on_two_gpus(made)
+            for cell, operations in zip(TWO, (pods.OPERATION, pods.MORE), strict=True):
+                self._consumer(workers, cell, two, "two", operations=operations)
+            if "image swapped" in self.cells:
+                self._start(workers, "image swapped", lambda kube: self._swapped(kube, made))
+            return self._ended()
+        except BaseException:
+            for one in self._running.values():
+                one.cancel()
+            for event in self._mounted.values():
+                event.set()
+            raise
+        finally:
+            workers.shutdown(
+                wait=False, cancel_futures=True
+            )  # what still waits, waits for pods of a namespace that goes
 
     def _ended(self) -> tuple[dict[str, Outcome], dict[str, str]]:
         found, failed = {}, {}
