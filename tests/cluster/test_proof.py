@@ -21,8 +21,8 @@ SLOW = {"ENGINE_SECONDS_PER_ENTRY": "0.4"}  # a cold start takes seconds, a warm
 
 
 def asked(kube: Kube, namespace: str, name: str, **of_engine: Any) -> None:
-    """A cache whose bundles are to be proven, and one pod that waits for that."""
-    kube.create(autotune_cache(namespace, name, **ASKED))
+    """A cache whose bundles are to be proven, in one attempt, and one pod that waits for that."""
+    kube.create(autotune_cache(namespace, name, tuning={"maxAttempts": 1}, **ASKED))
     kube.until("AutotuneCache", namespace, name, lambda one: condition(one, "StorageReady").get("status") == "True", 60)
     kube.create(deployment(namespace, serving("v1", cache=name, **of_engine), name=name))
 

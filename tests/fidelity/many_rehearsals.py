@@ -81,18 +81,17 @@ def _as_told(environ: dict[str, str]) -> None:
 
 def _see_in_torch(settings: Settings) -> None:
     """The GPU's name as torch's compiler asks for it: from 0.27 to 0.29 it is in vLLM's key. It remembers the answer."""
-    import torch
-    from torch._inductor.codecache import CacheBase
+    if _asks_torch_for_the_gpu():
+        import torch
+        from torch._inductor.codecache import CacheBase
 
-    if vllm_number() < (0, 30):
         cuda: Any = torch.cuda
         cuda.get_device_properties = lambda device=None: SimpleNamespace(name=settings.gpu)
         CacheBase.get_system.cache_clear()
 
 
-def vllm_number() -> tuple[int, ...]:
-    """vLLM's version, to compare with."""
-    return tuple(int(part) for part in version("vllm").split(".")[:2])
+def _asks_torch_for_the_gpu() -> bool:
+    return tuple(int(part) for part in version("vllm").split(".")[:2]) < (0, 30)
 
 
 def _see_in_vllm(settings: Settings) -> None:
@@ -145,6 +144,8 @@ def main() -> None:
     importlib.import_module("flashinfer.autotuner")
     tuner = sys.modules.get("flashinfer.autotuner.autotuner") or sys.modules["flashinfer.autotuner"]
     tuner._collect_metadata()  # looks for libraries, once in a process
+    if _asks_torch_for_the_gpu():
+        importlib.import_module("torch._inductor.codecache")
     gc.collect()
     gc.freeze()  # or each child would copy all that it looks through
     print(json.dumps("ready"), file=answers, flush=True)

@@ -332,7 +332,7 @@ def test_a_report_about_another_bundle_proves_nothing() -> None:
     ],
 )
 def test_a_verdict_is_final_and_its_gpu_is_given_back(pod: Pod, reason: str, new: int | None) -> None:
-    plan = settled(of(pod))
+    plan = settled(of(pod), spec={**ASKED, "tuning": {"maxAttempts": 1}})
     found = told(plan)
     assert (found["state"], found["reason"], found.get("newEntries")) == ("Failed", reason, new)
     assert found["message"].endswith("; no pod is given this bundle") and names(plan.after, Patch)
@@ -340,6 +340,26 @@ def test_a_verdict_is_final_and_its_gpu_is_given_back(pod: Pod, reason: str, new
     later = looked(found, now=NOW + 9999)
     assert told(later)["state"] == "Failed" and not later.actions
     assert told(looked(found, spec={"verify": "Never"}))["state"] == "Failed", "nor is it good where nobody asks"
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason"), [(since(WARM, LATE), "WarmHang"), (WARM.ended(ENGINE, 1, message=WORDS), "WarmCrash")]
+)
+def test_a_hang_or_a_crash_may_be_its_nodes_and_judges_when_it_repeats(pod: Pod, reason: str) -> None:
+    plan = settled(of(pod))
+    first = told(plan)
+    assert (first["state"], first["reason"], first["lastFailure"]["reason"]) == (PROVING, "Retrying", "ProofFailed")
+    assert f"ProofFailed: {reason}: " in first["message"] and names(plan.after, Patch)
+    assert told(looked(first, spec={"verify": "Never"}))["state"] == "Sealed", "no verdict yet"
+    again = told(settled(of(pod, 2), {**first, "proofs": 2}, number=2))
+    assert (again["state"], again["reason"]) == ("Failed", reason)
+    other = {**first, "proofs": 2, "lastFailure": {**first["lastFailure"], "message": "ProofFailed: another matter"}}
+    assert told(settled(of(pod, 2), other, number=2))["state"] == PROVING
+
+
+def test_a_bundle_of_a_release_without_a_cold_time_has_that_of_its_tuning() -> None:
+    old = {name: value for name, value in bundle("Sealed").items() if name not in ("coldSeconds", "proofs")}
+    assert told(looked({**old, "tunedSeconds": 321}))["coldSeconds"] == 321
 
 
 def test_what_is_not_the_bundles_fault_is_tried_again_in_its_time_as_often_as_attempts_are() -> None:
@@ -402,12 +422,19 @@ def test_a_proof_occupies_its_target_as_an_attempt_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "reason", "again"), [(403, "PodRefused", 30), (409, "NameTaken", 10), (422, "PodRefused", 60)]
+    ("code", "reason", "again"), [(403, "PodRefused", 30), (409, "NameTaken", 10), (422, "Retrying", 30)]
 )
 def test_a_job_that_is_refused_is_said_and_the_bundle_stays_withheld(code: int, reason: str, again: float) -> None:
     [action] = looked(bundle()).actions
     plan = looked(bundle(), outcomes={action.name: Outcome(code, "its words")})
-    assert (told(plan)["state"], told(plan)["reason"]) == (PROVING, reason) and plan.look_again == again
+    assert (told(plan)["state"], told(plan)["reason"]) == (PROVING, reason)
+    assert plan.look_again is not None and plan.look_again <= again
+    if code == 422:  # it will never be taken as it is: tried as often as attempts are
+        limit = {**told(plan), "proofs": 2, "lastFailure": {**told(plan)["lastFailure"], "attempt": 2}}
+        due = NOW + 9999
+        [action] = looked(limit, now=due).actions
+        over = told(looked(limit, now=due, outcomes={action.name: Outcome(code, "its words")}))
+        assert (over["state"], over["reason"]) == ("Failed", "ProofFailed") and "its words" in over["message"]
 
 
 def test_a_lost_report_is_asked_of_the_claim() -> None:

@@ -136,6 +136,8 @@ def _judged(top: Folder, one: Written, image: Versions, context: Context) -> Uni
         return problem.message
     if not found.entries:
         return "no tactics in it"
+    if found.unlike:
+        return "%s: files of several starts, with which an engine may hang" % found.unlike
     flashinfer = found.flashinfer or one.flashinfer
     found = replace(found, flashinfer=flashinfer, notes=[*found.notes, "imported from %s" % short(one.path)])
     if image.flashinfer and flashinfer != image.flashinfer:

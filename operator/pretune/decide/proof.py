@@ -36,6 +36,7 @@ from pretune.model import seconds, stamp
 from pretune.wire import Report
 
 JUDGED = frozenset({"NotReproducible", "WarmHang", "WarmCrash"})  # a second proof of the same files would say the same
+TWICE = frozenset({"WarmHang", "WarmCrash"})  # a node's bad moment looks the same: they judge when they repeat
 MORE = 60.0  # seconds that a warm start may take longer than the cold one did
 
 

@@ -24,7 +24,7 @@ from pretune.decide import agents, proof
 from pretune.decide.attempt import Attempt, has_reported, read, start_seconds
 from pretune.decide.draft import Draft, Wanted, ended_by_us, failure, next_try, note_failure
 from pretune.decide.jobs import count_disruptions, create, pod_of, tidy
-from pretune.decide.proof import JUDGED
+from pretune.decide.proof import JUDGED, TWICE
 from pretune.manifests.job import proof_job
 from pretune.model import stamp
 from pretune.template import engine_of, gpus
@@ -61,6 +61,8 @@ def withhold(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
         record = draft.bundles[want.id]
         if record["state"] == SEALED:
             record["gpus"] = gpus(engine_of(want.template, draft.spec.engine_container))
+            if "coldSeconds" not in record:  # of an older release
+                note_cold(record, record.get("tunedSeconds"))
             if not may_be_given(record, draft.spec):
                 draft.say(record, PROVING, "Proving", f"{_entries(record)}; {_WHY}")
     if draft.spec.verify == "BeforeRelease":
@@ -164,8 +166,10 @@ def _proven(draft: Draft, record: Object, warm: int | None) -> None:
 
 
 def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
-    """Take note of a proof that failed: the verdict, another one, or the end."""
+    """Take note of a proof that failed: the verdict, another one, or the end. A crash or a hang may be its node's, once."""
     number, limit = record["proofs"], draft.spec.max_attempts
+    if reason in TWICE and number < limit and not str(failure(record).get("message", "")).startswith(f"{reason}: "):
+        reason, message = "ProofFailed", f"{reason}: {message}"
     note_failure(draft, record, number, reason, message)
     if reason in JUDGED:
         draft.say(record, FAILED, reason, f"proof {number}: {message}; no pod is given this bundle")
@@ -175,6 +179,7 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
         text = f"proof {number} of {limit}: {reason}: {message}"
         draft.warn(reason, f"bundle {record['id']}: {text}")
         draft.say(record, PROVING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}")
+        draft.at(next_try(record))
 
 
 # --- starting
@@ -201,4 +206,6 @@ def begin(draft: Draft, want: Wanted, record: Object) -> None:
     except Refused as refused:
         draft.say(record, PROVING, "PodRefused", f"{refused.reason}: {refused.message}")
         return
-    create(draft, record, job, made, PROVING)
+    if create(draft, record, job, made, PROVING) in (400, 422):  # as it is, it will never be taken
+        record["proofs"] = number
+        fail(draft, record, "ProofFailed", f"the API server refuses its Job: {record['message']}")

@@ -107,6 +107,8 @@ def refuse(draft: Draft, bundles: Iterable[Wanted]) -> None:
     for want in bundles:
         record = draft.record(want.id, want.inputs.fingerprint, want.target.name)
         if want.refusal is not None and record["state"] in (PENDING, PROVING, REFUSED) and not draft.live(want.id):
+            if record["state"] == PROVING:
+                proving.forget(draft, record)
             draft.say(record, REFUSED, want.refusal.reason, want.refusal.message)
             record.pop("digest", None)  # allowed again, an attempt's check finds it on the claim
         elif want.refusal is None and record["state"] == REFUSED and record["reason"] in TOLD_BY_TEMPLATE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -289,6 +290,7 @@ class Tactics:
     files: List[str]
     notes: List[str] = field(default_factory=list)
     rank_files: int = 0
+    unlike: str = ""  # ranks that should hold the same operations and do not, as a sentence; "": there are none
     flashinfer: str = ""
     cuda: str = ""
     gpu: str = ""
@@ -317,6 +319,7 @@ class _File:
     metadata: Mapping[str, Any]
     compared: int
     entries: int
+    operations: Mapping[str, int]  # entries of each
 
 
 def read_tactics(
@@ -365,8 +368,10 @@ def read_tactics(
 
     tensor = _number(words, "--tensor-parallel-size", "-tp")
     pipeline = _number(words, "--pipeline-parallel-size", "-pp") or 1
+    unlike = ""
     for key, files in sorted(ranks.items()):
         entries += _one_engines_entries(key, files, tensor, pipeline)
+        unlike = unlike or _unlike(files, tensor, pipeline)
     if not ranks:  # beside rank files a shared one is a by-product: sparse MLA on SM120
         entries += sum(one.entries for one in shared)
     layout = PER_RANK if ranks else SHARED if shared else MANAGED if managed else EMPTY
@@ -388,6 +393,8 @@ def read_tactics(
     notes = []
     if layout == PER_RANK and rank_files < gpus * len(ranks):
         notes.append("fewer than the %d GPUs" % gpus)
+    if unlike:
+        notes.append(unlike)
     if temporary:
         notes.append("%s left out" % _count(len(temporary), "temporary file", "temporary files"))
     if foreign:
@@ -400,6 +407,7 @@ def read_tactics(
         ),
         notes=notes,
         rank_files=rank_files,
+        unlike=unlike,
         flashinfer=_said(metadata, "flashinfer_version"),
         cuda=_said(metadata, "cuda_version"),
         gpu=_said(metadata, "gpu"),
@@ -446,7 +454,9 @@ def _configs(path: str, raw: bytes) -> _File:
         if not isinstance(value, list) or len(value) < 2 or not isinstance(value[0], str):
             raise Unsound("CorruptFiles", "%s: %.80s has no [runner, tactic]" % (path, name))
     recorded = sum(len(one) for one in records.values() if isinstance(one, dict))
-    return _File(path, metadata or {}, len(data), len(tuned) + recorded)
+    operations = Counter(operation(name) for name in tuned)
+    operations.update({str(space)[:120]: len(one) for space, one in records.items() if isinstance(one, dict) and one})
+    return _File(path, metadata or {}, len(data), len(tuned) + recorded, operations)
 
 
 def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tensor: Optional[int], pipeline: int) -> int:
@@ -475,14 +485,8 @@ def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tenso
             "%s/autotune_configs_%s.json is missing, other ranks of its group are there" % (key, missing),
         )
 
-    block = (tensor or 1) if pipeline > 1 else 0
-    groups: Dict[int, List[_File]] = {}
-    loaded: Set[int] = set()  # the blocks of one replica
-    for (dp, rank), one in sorted(files.items()):
-        place = rank // block if block else 0
-        groups.setdefault(place, []).append(one)
-        if dp == min(by_dp):
-            loaded.add(place)
+    groups = _tuning_groups(files, tensor, pipeline)
+    loaded = {_block(rank, tensor, pipeline) for dp, rank in files if dp == min(by_dp)}  # the blocks of one replica
     for members in groups.values():
         for one in members:
             if one.compared != members[0].compared:
@@ -494,10 +498,35 @@ def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tenso
     return sum(groups[place][0].entries for place in loaded)
 
 
+def _block(rank: int, tensor: Optional[int], pipeline: int) -> int:
+    """The tuning group of a rank."""
+    return rank // (tensor or 1) if pipeline > 1 else 0
+
+
+def _tuning_groups(
+    files: Mapping[Tuple[int, int], _File], tensor: Optional[int], pipeline: int
+) -> Dict[int, List[_File]]:
+    groups: Dict[int, List[_File]] = {}
+    for (_, rank), one in sorted(files.items()):
+        groups.setdefault(_block(rank, tensor, pipeline), []).append(one)
+    return groups
+
+
+def _unlike(files: Mapping[Tuple[int, int], _File], tensor: Optional[int], pipeline: int) -> str:
+    """Equal counts are not equal contents, and vLLM compares counts alone: with an operation that one rank's file lacks, 0.32 hangs on
+    a warm start (seen, docs/ranks.md). One cold start never wrote such files; a folder that is imported may hold them."""
+    for members in _tuning_groups(files, tensor, pipeline).values():
+        for one in members:
+            odd = sorted(set(one.operations.items()) ^ set(members[0].operations.items()))
+            if odd:
+                return "%s and %s hold unlike entries of %s" % (members[0].path, one.path, odd[0][0])
+    return ""
+
+
 def _missing(by_dp: Mapping[int, Set[int]], tensor: Optional[int], pipeline: int) -> str:
     """The first file that should be there, as "dp0_rank2", or "".
 
-    Ranks count on over the data-parallel replicas (0.33 MoE: dp0 has 0 and 1, dp1 has 2 and 3), or from 0 in each (0.32).
+    Ranks count on over the replicas of experts (dp0 has 0 and 1, dp1 has 2 and 3; seen in 0.32 and 0.33), or from 0 in each.
     """
     for dp in range(max(by_dp)):
         if dp not in by_dp:
