@@ -66,12 +66,14 @@ class Starts:
         self._began = math.inf
         self._entries: dict[Key, dict[str, _Entry]] = {}
         self._number = 0  # of all entries
+        self._left: dict[Key, frozenset[str]] = {}  # starts for which there was no room: known to tell nothing
         self._queue: asyncio.Queue[tuple[Key, str]] = asyncio.Queue()
         self._said: set[str] = set()  # failures that the log has already
 
     def known(self, key: Key) -> dict[str, Told]:
-        """What was told, by EngineStart.key."""
-        return {name: one.told for name, one in self._entries.get(key, {}).items() if one.told is not None}
+        """What was told, by EngineStart.key; of a start whose log is never read, that nothing was: nobody shall wait for it."""
+        told = {name: one.told for name, one in self._entries.get(key, {}).items() if one.told is not None}
+        return {**dict.fromkeys(self._left.get(key, ()), Told(Start())), **told}
 
     def follow(self, key: Key, starts: Iterable[EngineStart]) -> None:
         """From now on these starts of a key are of interest, and no others."""
@@ -86,6 +88,11 @@ class Starts:
                 self._queue.put_nowait((key, name))
         if entries:
             self._entries[key] = entries
+        before, left = self._left.pop(key, frozenset()), frozenset(wanted.keys() - entries.keys())
+        if left:
+            self._left[key] = left
+        if left - before:
+            self._wake_if_told(key)  # this look did not know of them yet
         if self._number >= REMEMBERED:
             self._say("Full", f"{REMEMBERED} starts are known: logs of further ones are not read")
 
@@ -139,6 +146,9 @@ class Starts:
 
     def _answer(self, key: Key, entry: _Entry, told: Told) -> None:
         entry.told = told
+        self._wake_if_told(key)
+
+    def _wake_if_told(self, key: Key) -> None:
         if all(one.told is not None for one in self._entries.get(key, {}).values()):
             self._wake(key)
 

@@ -57,6 +57,7 @@ class Pod:
 
     def __init__(self, root: Path) -> None:
         self.claim, self.tactics = root / "claim", root / "tactics"
+        self.proc = root / "proc"  # of a node that says nothing of its GPUs, unless a test writes it
         self.claim.mkdir()
         self.tactics.mkdir()
         self.said: list[str] = []
@@ -92,6 +93,7 @@ class Pod:
             pod=uid,
             claim=str(self.claim),
             tactics=str(self.tactics),
+            proc=str(self.proc),
             path="/absent",
             disk=disk or Disk(),
             settle=0.0,

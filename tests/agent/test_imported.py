@@ -214,6 +214,11 @@ def _gap(pod: Pod) -> None:
     holds(pod, V1, {path: data for path, data in ranks(3).items() if "rank1" not in path})
 
 
+def _mixed(pod: Pod) -> None:
+    other = rank_file(3).replace(b"('op', 'Runner', ((2,", b"('another_op', 'Runner', ((2,")
+    holds(pod, V1, {**ranks(2), f"{KEY}/autotune_configs_dp0_rank1.json": other})
+
+
 def _shared_on_two(pod: Pod) -> None:
     holds(pod, V1, {f"{KEY}/autotune_configs.json": rank_file(3)})
 
@@ -264,6 +269,7 @@ def _many(pod: Pod) -> None:
         (_corrupt, "", 1, "CorruptFiles: "),
         (_no_entries, "", 1, "no tactics in it"),
         (_gap, "", 3, "IncompleteRanks: "),
+        (_mixed, "", 2, "hold unlike entries of another_op: files of several starts"),
         (_shared_on_two, "", 2, "SharedLayout: "),
         (_linked_file, "", 1, "UnsafeFiles: more.json is a link; it was not followed"),
         (_linked_key, "", 1, f"{KEY} is a link; it was not followed"),

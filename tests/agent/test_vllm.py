@@ -198,6 +198,17 @@ def test_one_rank_that_disagrees_is_found(count: int, which: int, entries: int) 
         told(files, SERVE)
 
 
+def test_ranks_with_as_many_entries_of_other_operations_are_told() -> None:
+    """Each start of vLLM 0.32 would hang with them (docs/ranks.md); its own comparison, of counts, says nothing."""
+    other = rank_file(3).replace(b"('op', 'Runner', ((2,", b"('another_op', 'Runner', ((2,")
+    files = {**ranks(2), f"{KEY}/autotune_configs_dp0_rank1.json": other}
+    found = told(files, SERVE)
+    assert found.unlike.endswith("rank1.json hold unlike entries of another_op") and found.unlike in found.message()
+    assert not told(ranks(2), SERVE).unlike
+    stages = {**ranks(1), f"{KEY}/autotune_configs_dp0_rank1.json": other}
+    assert not told(stages, words(1, 2)).unlike, "stages tune operations of their own"
+
+
 def test_a_pipeline_stage_that_tuned_nothing_may_be_silent() -> None:
     files = {path: data for path, data in world(2, 2, 1, False).items() if "rank2" not in path and "rank3" not in path}
     assert told(files, words(2, 2)).entries == 3

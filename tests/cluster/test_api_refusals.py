@@ -173,10 +173,27 @@ def test_an_author_needs_the_rights_that_the_cache_uses(
     assert sentence.format(namespace) in said if sentence else said == ""
 
 
-def test_labels_and_status_are_written_without_these_rights(kube: Kube, operator: str, namespace: str) -> None:
+IMPORT = "pretune.dev/import"
+
+
+def test_labels_and_notes_are_written_without_these_rights(kube: Kube, operator: str, namespace: str) -> None:
     kube.create(cache(namespace, suspend=True))
     ann = author(kube, namespace, EDIT_CACHES)
     attempt(ann, cache(namespace, name="other"))  # once the answer is the policy's, her rights have arrived
     ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"labels": {"team": "a"}}})
+    ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": {"team": "a"}}})
     with pytest.raises(Refusal, match="may not create jobs"):
         ann.patch("AutotuneCache", namespace, "demo", {"spec": {"revision": "2"}})
+
+
+def test_who_may_make_no_jobs_has_none_made_that_reads_a_claim(kube: Kube, operator: str, namespace: str) -> None:
+    """The annotation makes a Job that mounts the claim it names, which may be anybody's in the namespace."""
+    kube.create(cache(namespace, suspend=True))
+    ann = author(kube, namespace, EDIT_CACHES)
+    attempt(ann, cache(namespace, name="other"))  # once the answer is the policy's, her rights have arrived
+    for there in ({}, {"team": "a"}, {IMPORT: "mine"}):
+        kube.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": there}})
+        for value in ("theirs/cache", *([None] if IMPORT in there else [])):  # null takes it away
+            with pytest.raises(Refusal, match="user ann may not create jobs in namespace"):
+                ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": {IMPORT: value}}})
+        ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"labels": {"turn": str(len(there))}}})

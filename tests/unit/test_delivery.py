@@ -54,7 +54,7 @@ class World:
         return self
 
     def sealed(self, layout: str = "Managed", **more: Any) -> World:
-        return self.record("Sealed", "Sealed", "20 entries", layout=layout, **more)
+        return self.record("Sealed", "Sealed", "20 entries", layout=layout, **{"tunedSeconds": 300, **more})
 
     def stalled(self, reason: str) -> World:
         self.conditions.append(
@@ -273,6 +273,31 @@ def test_how_a_sealed_bundle_is_given(asked: str | None, layout: str, mode: str)
     given = world.answer()
     assert (given.mode, given.reason, given.held) == (mode, "Given", False)
     assert bool(given.warnings) == (asked == "ReadOnly" and layout == "Shared")
+
+
+@pytest.mark.parametrize("seconds", [{"tunedSeconds": 0}, {"tunedSeconds": None}])
+@pytest.mark.parametrize(
+    ("asked", "layout", "proven", "mode"),
+    [
+        ("ReadOnly", "PerRank", False, "Overlay"),
+        ("ReadOnly", "PerRank", True, "ReadOnly"),
+        ("ReadOnly", "Managed", False, "ReadOnly"),
+        ("Overlay", "PerRank", False, "Overlay"),
+        ("Auto", "PerRank", False, "Overlay"),
+        ("Auto", "Managed", False, "ReadOnly"),
+    ],
+)
+def test_what_was_imported_is_mounted_only_where_another_engines_key_folder_would_crash_nobody(
+    asked: str, layout: str, proven: bool, mode: str, seconds: dict[str, Any]
+) -> None:
+    world = World().sealed(layout, proven=proven, **seconds).spec(delivery={"mode": asked})
+    given = world.answer()
+    assert (given.mode, given.reason) == (mode, "Given")
+    if asked == "ReadOnly" and mode == "Overlay":
+        [warning] = given.warnings
+        assert f"bundle {world.id()} was imported and is not proven" in warning and "spec.verify" in warning
+    else:
+        assert not given.warnings
 
 
 def test_a_sealed_bundle_is_given_whatever_would_leave_an_unsealed_one() -> None:

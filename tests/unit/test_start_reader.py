@@ -338,14 +338,24 @@ def test_no_more_than_so_many_starts_are_remembered(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "REMEMBERED", 5)
 
     async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(number) for number in range(9)])
-        await asyncio.sleep(1)
-        assert len(results(reader)) == 5
+        for _ in range(2):
+            reader.follow(KEY, [start(number) for number in range(9)])
+            await asyncio.sleep(1)
+            assert sorted(results(reader)) == sorted([WARM] * 5 + [UNKNOWN] * 4), "nobody waits for the last four"
+        assert heard.woken == [KEY]
+        for _ in range(2):
+            reader.follow(OTHER, [start(9)])
+            await asyncio.sleep(1)
+            assert results(reader, OTHER) == [UNKNOWN]
+        assert heard.woken == [KEY, OTHER], "woken once, also where there was room for none"
         reader.follow(KEY, [start(number) for number in range(6, 9)])
         await asyncio.sleep(1)
-        assert len(results(reader)) == 3
+        assert results(reader) == [WARM] * 3, "there is room again"
+        reader.follow(OTHER, [])
+        assert results(reader, OTHER) == []
 
-    reading(Node(), body)
+    heard = reading(Node(), body)
+    assert heard.counted == [WARM] * 8
 
 
 def test_a_start_that_is_gone_while_it_is_read_is_not_counted() -> None:

@@ -322,6 +322,15 @@ def test_other_starts_save_nothing(pod: Consumer) -> None:
     assert saved(plan(pod, the_cache=a_cache(**PROVEN))) == (None, None)
 
 
+@pytest.mark.parametrize(("result", "counts"), [(TUNED, 0), (PARTIAL, 0), (WARM, 1), (UNKNOWN, 1), (None, 1)])
+def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts: int) -> None:
+    pod, other = started(1, LONG_AGO, LONG_AGO + 25), started(2, LONG_AGO, LONG_AGO + 25)
+    logs = {f"uid-2/{stamp(LONG_AGO)}": Told(Start(WARM))}
+    if result:
+        logs[f"uid-1/{stamp(LONG_AGO)}"] = Told(Start(result))
+    assert saved(plan(pod, other, starts=logs, the_cache=a_cache(**PROVEN)))[0] == 80 * (1 + counts)
+
+
 def test_each_gpu_counts() -> None:
     assert worth({**PROVEN, "gpus": 8}) == (640, 100.0)
     assert worth({**PROVEN, "gpus": 0}) is None

@@ -56,15 +56,22 @@ def exit_code(report: Report) -> int:
 def main(argv: Optional[List[str]] = None) -> int:
     """The exit code; the report goes to the termination log. The options are there for use by hand and in tests."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = {"--claim": "", "--tactics": "", "--source": "", "--termination-log": TERMINATION_LOG, "--limit": ""}
+    options = {
+        "--claim": "",
+        "--tactics": "",
+        "--source": "",
+        "--proc": "",
+        "--termination-log": TERMINATION_LOG,
+        "--limit": "",
+    }
     verb = arguments.pop(0) if arguments else ""
     while len(arguments) >= 2 and arguments[0] in options:
         name, value = arguments[:2]
         options[name], arguments = value, arguments[2:]
     if verb not in VERBS or arguments:
         print(
-            "usage: agent.pyz %s [--claim DIR] [--tactics DIR] [--source DIR] [--termination-log FILE] [--limit SECONDS]"
-            % "|".join(VERBS),
+            "usage: agent.pyz %s [--claim DIR] [--tactics DIR] [--source DIR] [--proc DIR] [--termination-log FILE]"
+            " [--limit SECONDS]" % "|".join(VERBS),
             file=sys.stderr,
         )
         return 2
@@ -79,6 +86,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         context.claim = options["--claim"] or context.claim
         context.tactics = options["--tactics"] or context.tactics
         context.source = options["--source"] or context.source
+        context.proc = options["--proc"] or context.proc
         context.limit = float(options["--limit"] or context.limit)
         report = run(verb, context)
     print("pretune %s: %s: %s" % (verb, report.reason, report.message), flush=True)

@@ -18,6 +18,7 @@ class Context:
     claim: str = wire.CLAIM_MOUNT
     tactics: str = wire.TACTICS_MOUNT
     source: str = wire.SOURCE_MOUNT
+    proc: str = "/proc"  # prove: the kernel driver names the node's GPUs there
     path: str = os.defpath
     pythonpath: str = ""
     disk: Disk = field(default_factory=Disk)

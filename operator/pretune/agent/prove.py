@@ -1,4 +1,8 @@
-"""Whether the engine, started from a sealed bundle, is warm: its folder holds the bundle as it was sealed, and nothing else."""
+"""Whether the engine, started from a sealed bundle, is warm: the bundle is of this image and this GPU, and the engine's folder holds it
+as it was sealed, and nothing else.
+
+The first has to be asked by itself: files of another environment FlashInfer refuses without touching them (agent/environment.py).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Dict, List, Sequence, Set, Tuple
 
 from pretune.agent.context import Context
 from pretune.agent.disk import Folder, Problem, open_root
+from pretune.agent.environment import other_gpu, other_versions
 from pretune.agent.proofs import mark
 from pretune.agent.scan import Changed, Scan, read
 from pretune.agent.store import Bundle, Store, Torn, find, make_store, on_claim, open_store
@@ -16,6 +21,10 @@ from pretune.engines import vllm
 from pretune.wire import File, Part, Report
 
 _NAMED = 3  # files, and operations, that a message names
+_SEEN = {
+    False: "none new and none changed: warm",
+    True: "whole, and read on the claim: what its engine tuned cannot be seen there",
+}  # by task.onClaim
 
 
 def prove(context: Context) -> Report:
@@ -23,7 +32,8 @@ def prove(context: Context) -> Report:
     not the bundle's fault), and what the claim refuses (NoSpace, ReadOnlyClaim).
 
     The engine is asked before and after its files are read; one that cannot be asked has to leave them alone between two looks. A file
-    that it writes anew with the same bytes is not changed: vLLM 0.27 to 0.31 do so at each start.
+    that it writes anew with the same bytes is not changed: vLLM 0.27 to 0.31 do so at each start. Where it reads the bundle on the claim
+    itself (task.onClaim) there is nothing that it could have changed: image, GPU and the bundle's own bytes are all that is compared.
     """
     try:
         ask_engine(context, "before its files were read")
@@ -32,6 +42,7 @@ def prove(context: Context) -> Report:
             raise Problem("ProofFailed", "the claim has no folder of %s" % context.task.cache)
         with store:
             bundle = _bundle(store, context)
+            untold = _of_here(bundle, context)
             if not context.task.onClaim:
                 _compared(store, bundle, context)
         ask_engine(context, "after its files were read")
@@ -45,7 +56,9 @@ def prove(context: Context) -> Report:
         with make_store(context.claim, context.task.subPath, context.task.cache, context.disk) as writable:
             mark(writable, bundle, context.pod, context.now(), context.disk)
     part = bundle.manifest.parts[0]
-    message = "warm: %d entries in %d files, none new and none changed" % (part.entries, len(part.files))
+    message = "%d entries in %d files, %s" % (part.entries, len(part.files), _SEEN[context.task.onClaim])
+    if untold:
+        message += "; GPU not compared: %s" % untold
     context.say("proof: %s: %s" % (bundle.manifest.id, message))
     told = bundle.report("prove", proven=True)
     return Report(
@@ -75,11 +88,23 @@ def _bundle(store: Store, context: Context) -> Bundle:
 
 
 class _Differs(Exception):
-    """The folder is not the bundle any more: the message says how; `entries` are those that the engine tuned."""
+    """The bundle is of another environment, or the folder is not the bundle any more: the message says how; `entries` are those that are
+    seen to be tuned."""
 
     def __init__(self, message: str, entries: int) -> None:
         super().__init__(message)
         self.entries = entries
+
+
+def _of_here(bundle: Bundle, context: Context) -> str:
+    """Why the GPU could not be compared, or "". Raises _Differs."""
+    versions = other_versions(bundle.manifest, context)
+    if versions:
+        raise _Differs("%s: its engine does not find or refuses its files, and tunes anew" % versions, 0)
+    gpu, untold = other_gpu(bundle.manifest.versions.gpu, context.proc)
+    if gpu:
+        raise _Differs("GPU differs: %s" % gpu, 0)
+    return untold
 
 
 def _compared(store: Store, bundle: Bundle, context: Context) -> None:

@@ -10,8 +10,8 @@ from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from pretune.agent.context import Context
 from pretune.agent.disk import NO_SPACE, Disk, Folder, Problem, open_root, remove
-from pretune.agent.store import Bundle, Torn, head, open_store
-from pretune.agent.versions import image_versions
+from pretune.agent.environment import other_versions
+from pretune.agent.store import Torn, head, open_store
 from pretune.wire import File, Part, Report, WireError
 
 WORKERS = 4  # a claim on the network answers several at a time; and while one waits, another hashes
@@ -90,7 +90,9 @@ def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
 
             if not proven(store, found):
                 raise Problem("NotProven", "bundle %s was not proven yet, and spec.verify asks for it" % name)
-        _same_versions(found, context)
+        differs = other_versions(found.manifest, context)
+        if differs:
+            raise Problem("VersionsDiffer", differs)
         part = found.manifest.parts[0]
         with store.bundles.folder(name) as bundle, bundle.folder(part.name) as source:
             _Copy(part, source, target, context.disk, over).all()
@@ -99,16 +101,6 @@ def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
     return Report(
         "seed", "Seeded", told.message, told.id, told.layout, told.entries, told.digest, told.versions, at=told.at
     )
-
-
-def _same_versions(found: Bundle, context: Context) -> None:
-    """A version that cannot be told, here or when it was sealed, passes: FlashInfer compares its own in each file."""
-    image, sealed = image_versions(context.task.command, context.path, context.pythonpath), found.manifest.versions
-    for what, here, there in (("vLLM", image.vllm, sealed.vllm), ("FlashInfer", image.flashinfer, sealed.flashinfer)):
-        if here and there and here != there:
-            raise Problem(
-                "VersionsDiffer", "%s %s in the image, %s in bundle %s" % (what, here, there, found.manifest.id)
-            )
 
 
 class _Copy:

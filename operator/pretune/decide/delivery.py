@@ -109,7 +109,8 @@ def _mode(a: Arrival) -> tuple[str, str]:
     """How the bundle is given, and a warning where that is not what was asked for.
 
     ReadOnly only where the engine of that layout reads nothing but what is sealed; where the status speaks of this very spec, and
-    nobody looks whether the claim still holds it (an engine without its folder could not start, while seed starts it cold); and
+    nobody looks whether the claim still holds it (an engine without its folder could not start, while seed starts it cold); not what
+    another engine wrote, until a proof has shown that this one finds its key folder there (facts of vLLM: a miss crashes); and
     where the image is still the one that was tuned: behind a moved tag may be a release that writes, and seed compares versions.
     """
     layout, asked = a.record.get("layout"), a.spec.delivery
@@ -118,6 +119,12 @@ def _mode(a: Arrival) -> tuple[str, str]:
     if asked == READ_ONLY and layout == "Shared":
         words = "vLLM of this release writes to its one file at each start: the pod gets a copy"
         return OVERLAY, f"pretune: spec.delivery.mode ReadOnly is not possible with layout Shared: {words}"
+    if asked == READ_ONLY and layout == "PerRank" and a.of_unknown_origin:
+        words = "an engine that looks for another key folder would crash on it: the pod gets a copy (spec.verify BeforeRelease proves it)"
+        return (
+            OVERLAY,
+            f"pretune: spec.delivery.mode ReadOnly is not used: bundle {a.want.bundle} was imported and is not proven: {words}",
+        )
     if (a.cache.get("status") or {}).get("observedGeneration") != a.cache["metadata"].get("generation"):
         return OVERLAY, ""
     if a.condition("Ready").get("reason") == "Inspecting" or (asked != READ_ONLY and a.may_have_moved):
@@ -178,6 +185,11 @@ class Arrival:
     def given(self) -> bool:
         """Whether pods may start with it."""
         return may_be_given(self.record, self.spec)
+
+    @property
+    def of_unknown_origin(self) -> bool:
+        """Whether nothing but a person's word says that the bundle is this engine's: what was imported was not tuned here."""
+        return not self.record.get("tunedSeconds") and not self.record.get("proven")
 
     @property
     def lacks(self) -> str:

@@ -244,7 +244,7 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
 
     A start counts if the engine had a proven bundle and was ready within that bundle's coldSeconds. It is counted once that time is over:
     by then a pod that flips between ready and not ready has had its chance, and its start, not its readiness, says whether it was counted
-    before: savedUntil is the time up to which starts were. It moves only when one counts.
+    before: savedUntil is the time up to which starts were. It moves only when one counts. A start that tuned by its log saved nothing.
     """
     status = draft.cache.get("status") or {}
     total, until = int(status.get("gpuSecondsSaved") or 0), str(status.get("savedUntil") or "")
@@ -258,7 +258,7 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
             continue
         gain, cold = gains[one.given]
         began = seconds(one.since)
-        if began <= before or one.ready_since - began > cold:
+        if began <= before or one.ready_since - began > cold or _tuned(draft, one):
             continue
         if began > horizon:
             draft.at(began + patience + 1)
@@ -267,6 +267,12 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
     if counted:
         until = stamp(horizon)
     return {"gpuSecondsSaved": total, "savedUntil": until} if until else {}
+
+
+def _tuned(draft: Draft, one: Consumer) -> bool:
+    """Whether its log says that it tuned, all or some of it, however soon it was ready. False: it did not, or nobody knows."""
+    answer = (draft.seen.starts or {}).get(_start(one).key)
+    return answer is not None and answer.said.result in (logs.TUNED, logs.PARTIAL)
 
 
 def worth(record: Mapping[str, object]) -> tuple[int, float] | None:

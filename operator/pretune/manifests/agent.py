@@ -14,8 +14,8 @@ import pretune
 from pretune.api import ROLE, Object
 from pretune.wire import AGENT_FILE
 
-# What the agent is made of: it imports nothing else of ours (an import-linter contract).
-_PARTS = ("__init__.py", "wire.py", "engines/**/*.py", "agent/**/*.py")
+# What the agent is made of: it imports nothing else of ours (an import-linter contract; engines/logs.py is the controller's).
+_PARTS = ("__init__.py", "wire.py", "engines/__init__.py", "engines/vllm.py", "agent/**/*.py")
 _MAIN = b"import runpy\n\nrunpy.run_module('pretune.agent', run_name='__main__', alter_sys=True)\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can say
 
