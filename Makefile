@@ -53,8 +53,9 @@ demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout
 bench: cluster ## the measured table, or some rows of it: ROWS="seed scale"
 	PYTHONPATH=operator $(PYTHON) -m tests.bench $(ROWS)
 
-fidelity: cluster ## every release's own code in every situation; docs/compatibility.md. RELEASES="0.32.0 0.33.0" KEEP=1
+fidelity: cluster ## every release's own code in every situation: docs/compatibility.md; then several ranks, and the stand-in. RELEASES="0.32.0 0.33.0" KEEP=1
 	PYTHONPATH=operator $(PYTHON) -m tests.fidelity.matrix $(if $(KEEP),--keep) $(RELEASES)
+	FIDELITY_RELEASES=installed $(PYTHON) -m pytest -q -m rehearsal tests/fidelity
 
 docs: venv ## make the generated documents anew
 	$(PYTHON) -m tools.docs

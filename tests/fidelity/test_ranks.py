@@ -1,6 +1,6 @@
 """What several real ranks of each release do, and that pretune's rank rule agrees with it.
 
-In CI: 0.32.0 and 0.33.0 with two ranks, in the situations that tell most. With PRETUNE_RANKS=all (`make fidelity`): every situation,
+In CI: 0.32.0 and 0.33.0 with two ranks, in the situations that tell most. With FIDELITY_RELEASES=installed (`make fidelity`): every situation,
 with each release that is installed.
 """
 
@@ -16,7 +16,7 @@ from tests.fidelity.ranks import HANG, READY, SITUATIONS, Player, Seen, Start, a
 from tests.fidelity.ranks_table import DOCUMENT, document, part
 from tests.fidelity.releases import IN_CI, RELEASES, installed, interpreter
 
-ALL = os.environ.get("PRETUNE_RANKS") == "all"
+ALL = os.environ.get("FIDELITY_RELEASES") == "installed"
 SHORT = (
     "two ranks",
     "two ranks, one rank's file is missing",
