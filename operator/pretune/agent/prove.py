@@ -21,10 +21,6 @@ from pretune.engines import vllm
 from pretune.wire import File, Part, Report
 
 _NAMED = 3  # files, and operations, that a message names
-_SEEN = {
-    False: "none new and none changed: warm",
-    True: "whole, and read on the claim: what its engine tuned cannot be seen there",
-}  # by task.onClaim
 
 
 def prove(context: Context) -> Report:
@@ -56,7 +52,12 @@ def prove(context: Context) -> Report:
         with make_store(context.claim, context.task.subPath, context.task.cache, context.disk) as writable:
             mark(writable, bundle, context.pod, context.now(), context.disk)
     part = bundle.manifest.parts[0]
-    message = "%d entries in %d files, %s" % (part.entries, len(part.files), _SEEN[context.task.onClaim])
+    message = "warm: %d entries in %d files, none new and none changed" % (part.entries, len(part.files))
+    if context.task.onClaim:
+        message = "started: %d entries in %d files on the claim; what was tuned beside them cannot be seen there" % (
+            part.entries,
+            len(part.files),
+        )
     if untold:
         message += "; GPU not compared: %s" % untold
     context.say("proof: %s: %s" % (bundle.manifest.id, message))
