@@ -1,7 +1,7 @@
 """What several real ranks of each release do, and that pretune's rank rule agrees with it.
 
-In CI: 0.32.0 and 0.33.0 with two ranks, in the situations that tell most. With FIDELITY_RELEASES=installed (`make fidelity`): every situation,
-with each release that is installed.
+In CI: 0.32.0 and 0.33.0 with two ranks, in the situations that tell most. With FIDELITY_RELEASES=installed (`make fidelity`): every
+situation, with each release that is installed.
 """
 
 from __future__ import annotations
