@@ -209,12 +209,12 @@ def _reasons() -> dict[str, Reason]:
             " and change spec.revision to live with it.",
         ),
         "WarmHang": Reason(
-            "Started from the sealed bundle, the engine was not ready within the time that its cold start took, and a minute. The bundle is"
-            " given to no pod.",
+            "Started from the sealed bundle, twice, the engine was not ready within the time that its cold start took, and a minute. The bundle"
+            " is given to no pod.",
             "See the engine's log; vLLM 0.27 to 0.31 can hang so on several GPUs: use 0.32 or newer. Change spec.revision to tune again.",
         ),
         "WarmCrash": Reason(
-            "Started from the sealed bundle, the engine exited; the message has its exit code and last lines. No pod is given the bundle.",
+            "Started from the sealed bundle, the engine exited, twice; the message has its exit code and last lines. No pod gets the bundle.",
             "See the message. Change spec.revision to tune again.",
         ),
         "ProofFailed": Reason(
