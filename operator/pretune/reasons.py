@@ -209,12 +209,11 @@ def _reasons() -> dict[str, Reason]:
             " and change spec.revision to live with it.",
         ),
         "WarmHang": Reason(
-            "Started from the sealed bundle, twice, the engine was not ready within the time that its cold start took, and a minute. The bundle"
-            " is given to no pod.",
+            "Started from the sealed bundle, twice, the engine was not ready within its cold start's time and a minute. No pod gets the bundle.",
             "See the engine's log; vLLM 0.27 to 0.31 can hang so on several GPUs: use 0.32 or newer. Change spec.revision to tune again.",
         ),
         "WarmCrash": Reason(
-            "Started from the sealed bundle, the engine exited, twice; the message has its exit code and last lines. No pod gets the bundle.",
+            "Started from the sealed bundle, the engine exited, twice; the message has exit code and last lines. No pod gets the bundle.",
             "See the message. Change spec.revision to tune again.",
         ),
         "ProofFailed": Reason(
