@@ -57,7 +57,7 @@ def start(
     whole = replace(pod.context().task, **task)  # type: ignore[arg-type]
     command = [*before, python, "-I", "-S", str(zipped), verb, "--claim", str(pod.claim), "--tactics", str(pod.tactics)]
     return subprocess.Popen(
-        [*command, "--source", str(root), "--termination-log", str(log)],
+        [*command, "--source", str(root), "--proc", str(pod.proc), "--termination-log", str(log)],
         env={TASK_VARIABLE: whole.dump(), POD_UID_VARIABLE: uid, "PATH": "/usr/bin:/bin"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -24,6 +24,8 @@ from pretune.wire import Inputs, Report
 
 from tests.agent.conftest import needs_root
 from tests.agent.pod import CACHE, INPUTS, KEY, METADATA, STORE, Pod, content, engine, managed, rank_file, ranks
+from tests.agent.test_check import image
+from tests.agent.test_container import act
 from tests.agent.test_killed import each_death
 
 ID = INPUTS.bundle_id()
@@ -183,8 +185,136 @@ def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: 
 def test_a_read_only_engine_has_no_copy_so_the_bundle_on_the_claim_is_what_counts(pod: Pod) -> None:
     pod.sealed(ranks(1))
     pod.wrote({})
-    assert pod.run("prove", onClaim=True).reason == "Proven"
+    report = pod.run("prove", onClaim=True)
+    assert report.reason == "Proven" and "warm" not in report.message and "cannot be seen" in report.message
     assert pod.run("prove", inputs=OTHER, onClaim=True).reason == "ProofFailed"
+
+
+def test_a_read_only_engines_bundle_is_read_whole_before_it_is_proven(pod: Pod) -> None:
+    pod.sealed(ranks(2), gpus=2)
+    pod.wrote({})
+    file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank1.json"
+    same_size = file.read_bytes()[::-1]
+    file.chmod(0o644)
+    file.write_bytes(same_size)
+    report = pod.run("prove", gpus=2, onClaim=True)
+    assert report.reason == "ProofFailed" and "rank1.json is not what was sealed" in report.message
+    assert not proof(pod).exists()
+
+
+# --- of another environment: FlashInfer refuses its files and leaves them as they are, so that the folder looks warm
+
+
+def node_has(pod: Pod, *models: str) -> None:
+    """What the kernel driver says of each of the node's GPUs; "" is a GPU whose file has no such line."""
+    for n, model in enumerate(models):
+        file = pod.proc / "driver" / "nvidia" / "gpus" / f"0000:{n:02x}:00.0" / "information"
+        file.parent.mkdir(parents=True)
+        first = f"Model: \t\t {model}\n" if model else ""
+        file.write_text(f"{first}IRQ:   \t\t 307\nGPU UUID: \t GPU-0{n}\nBus Type: \t PCIe\n")
+
+
+B200, H200, H100 = "NVIDIA B200", "NVIDIA H200", "NVIDIA H100 80GB HBM3"  # METADATA names the first
+
+
+@pytest.mark.parametrize("on_claim", [False, True])
+@pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
+def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_nobody_touched(
+    pod: Pod, files: dict[str, bytes], gpus: int, on_claim: bool
+) -> None:
+    started_from(pod, files, gpus)
+    node_has(pod, H200, H200)
+    with engine(200) as (url, _):
+        report = pod.run("prove", ready=url, gpus=gpus, onClaim=on_claim)
+    assert (report.reason, report.id, report.newEntries) == ("NotReproducible", ID, 0), report
+    assert report.message.startswith(f"GPU differs: the bundle is of {B200}, the node has {H200}; FlashInfer refuses")
+    assert not proof(pod).exists() and pod.found() is not None
+
+
+@pytest.mark.parametrize("on_claim", [False, True])
+@pytest.mark.parametrize(
+    ("models", "reason", "words"),
+    [
+        ([B200], "Proven", ""),
+        ([B200] * 8, "Proven", ""),
+        ([H200, B200], "Proven", f"; GPU not compared: the node has {B200}, {H200}, the bundle is of {B200}"),
+        ([H200, H100], "NotReproducible", f"the bundle is of {B200}, the node has {H100}, {H200}; FlashInfer refuses"),
+        (["NVIDIA B200X"], "NotReproducible", "the node has NVIDIA B200X;"),
+        (["NVIDIA B"], "NotReproducible", "the node has NVIDIA B;"),
+        ([], "Proven", "; GPU not compared: the node's cannot be told here"),
+        (["Unknown"], "Proven", "; GPU not compared: the node's cannot be told here"),
+        ([H200, "Unknown"], "Proven", "; GPU not compared: the node's cannot be told here"),
+        ([H200, ""], "Proven", "; GPU not compared: the node's cannot be told here"),
+        ([" "], "Proven", "; GPU not compared: the node's cannot be told here"),
+    ],
+)
+def test_the_gpu_is_compared_as_far_as_the_kernel_driver_names_the_nodes(
+    pod: Pod, models: list[str], reason: str, words: str, on_claim: bool
+) -> None:
+    started_from(pod, ranks(1))
+    node_has(pod, *models)
+    report = pod.run("prove", onClaim=on_claim)
+    assert (report.reason, proof(pod).exists()) == (reason, reason == "Proven") and words in report.message, report
+    assert ("not compared" in report.message) == ("not compared" in words)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "reason", "words"),
+    [
+        (f"{H100} MIG 1g.10gb", H100, "Proven", "GPU not compared: the bundle is of NVIDIA H100 80GB HBM3 MIG 1g.10gb"),
+        (f"{H100} MIG 1g.10gb", H200, "NotReproducible", f"the bundle is of {H100} MIG 1g.10gb, the node has {H200}"),
+        ("unknown", H200, "Proven", "GPU not compared: the bundle's files name none"),
+        ("N" * 70, "N" * 70, "Proven", "none changed"),
+    ],
+)
+def test_a_slice_is_of_its_gpu_and_a_bundle_without_a_gpu_of_any(
+    pod: Pod, gpu: str, model: str, reason: str, words: str
+) -> None:
+    started_from(pod, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": gpu})})
+    node_has(pod, model)
+    report = pod.run("prove")
+    assert report.reason == reason and words in report.message, report
+
+
+def test_the_gpu_is_compared_before_the_files(pod: Pod) -> None:
+    """What the engine tuned on another GPU says nothing about the bundle's own."""
+    started_from(pod, ranks(2), 2)
+    _one_more_in_each_rank(pod)
+    node_has(pod, H200)
+    report = pod.run("prove", gpus=2)
+    assert (report.reason, report.newEntries) == ("NotReproducible", 0) and "GPU differs" in report.message
+
+
+def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    node_has(pod, H200)
+    code, report, said = act(pod, "prove")
+    assert (code, report.reason) == (1, "NotReproducible") and H200 in report.message, said
+
+
+@pytest.mark.parametrize("on_claim", [False, True])
+@pytest.mark.parametrize(
+    ("sealed", "here", "words"),
+    [
+        (("0.32.0", "0.7.0"), ("0.32.0", "0.7.0"), ""),
+        (("0.32.0", "0.7.0"), ("0.32.0", "0.7.1"), f"FlashInfer 0.7.1 in the image, 0.7.0 in bundle {ID}: its engine"),
+        (("0.32.0", "0.7.0"), ("0.33.0", "0.7.0"), f"vLLM 0.33.0 in the image, 0.32.0 in bundle {ID}: its engine"),
+        (("0.32.0", "0.7.0"), ("", ""), ""),
+        (("", ""), ("0.32.0", "0.7.2.post1"), ""),
+        (("", ""), ("0.32.0", "0.7.1"), f"FlashInfer 0.7.1 in the image, 0.7.2.post1 in bundle {ID}"),
+    ],
+)
+def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
+    pod: Pod, tmp_path: Path, sealed: tuple[str, str], here: tuple[str, str], words: str, on_claim: bool
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    pod.sealed(ranks(1), command=image(tmp_path / "a", *sealed))
+    pod.wrote({})
+    assert pod.run("seed").reason == "Seeded"
+    report = pod.run("prove", command=image(tmp_path / "b", *here), onClaim=on_claim)
+    assert report.reason == ("NotReproducible" if words else "Proven") and words in report.message, report
+    assert (report.newEntries, proof(pod).exists()) == (0, not words)
 
 
 # --- no proof, and not the bundle's fault

@@ -14,7 +14,7 @@ from pretune.agent.context import Context
 from pretune.agent.versions import image_versions
 from pretune.wire import Manifest
 
-_MODEL = re.compile(r"(?m)^Model:\s*(\S.*?)\s*$")
+_MODEL = re.compile(r"(?m)^Model:[ \t]*(\S.*?)[ \t]*$")
 _LONGEST = 64  # characters of a GPU's name that a manifest keeps (engines/vllm.py)
 
 
