@@ -191,9 +191,9 @@ def test_who_may_make_no_jobs_has_none_made_that_reads_a_claim(kube: Kube, opera
     kube.create(cache(namespace, suspend=True))
     ann = author(kube, namespace, EDIT_CACHES)
     attempt(ann, cache(namespace, name="other"))  # once the answer is the policy's, her rights have arrived
-    for there in ({}, {"team": "a"}, {IMPORT: "mine"}):
+    for turn, there in enumerate(({}, {"team": "a"}, {IMPORT: "mine"})):
         kube.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": there}})
         for value in ("theirs/cache", *([None] if IMPORT in there else [])):  # null takes it away
             with pytest.raises(Refusal, match="user ann may not create jobs in namespace"):
                 ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": {IMPORT: value}}})
-        ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"labels": {"turn": str(len(there))}}})
+        ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"labels": {"turn": str(turn)}}})
