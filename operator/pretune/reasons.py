@@ -209,7 +209,7 @@ def _reasons() -> dict[str, Reason]:
             " and change spec.revision to live with it.",
         ),
         "WarmHang": Reason(
-            "Started from the sealed bundle, twice, the engine was not ready within its cold start's time and a minute. No pod is given it.",
+            "Started from the sealed bundle, twice, the engine was not ready within its cold start's time and a minute; no pod gets it.",
             "See the engine's log; vLLM 0.27 to 0.31 can hang so on several GPUs: use 0.32 or newer. Change spec.revision to tune again.",
         ),
         "WarmCrash": Reason(
