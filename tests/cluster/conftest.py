@@ -144,8 +144,9 @@ OF_RUN = "pretune.dev/test-run"  # label of a namespace of a test: "<host>-<RUN>
 
 
 def fresh(kube: Kube, name: str) -> str:
-    """A new namespace of this run, of that name with a mark of the run: several runs may use the cluster at a time."""
-    name = f"{name}-{hashlib.sha256(f'{RUN} {name}'.encode()).hexdigest()[:6]}"
+    """A new namespace of this process, of that name with a mark of it: several runs may use the cluster at a time, and of a run's workers
+    each has its own module's fixtures."""
+    name = f"{name}-{hashlib.sha256(f'{RUN} {os.getpid()} {name}'.encode()).hexdigest()[:6]}"
     labels = {OF_RUN: f"{socket.gethostname()[:40]}-{RUN}"}
     kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     return name
