@@ -285,11 +285,13 @@ def served(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, m
 @pytest.fixture
 def waiting(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments) -> Callable[..., str]:
     """`waiting(…)`: a cache that holds always, and a Deployment of one pod that is held while its bundle is tuned; the pod's name.
-    Half the cost of a rollout, where what serves meanwhile is of no interest."""
+    Half the cost of a rollout, where what serves meanwhile is of no interest. On a machine that is overloaded the lease may be old
+    for a moment, and the webhook holds nobody then."""
 
     def do(**hold: Any) -> str:
         apply(hold={"when": "Always", **hold})
         ready(kind="StorageReady")
+        Operation(kube, SYSTEM, BUILD / "bin").until_working()
         kube.create(deployment(namespace, serving("v1", moments=moments.folder)))
         held(seen, 1, "v1")
         return str(seen.pods()[0]["metadata"]["name"])

@@ -123,7 +123,7 @@ def a_proof_is_disturbed(fleet: Fleet) -> None:
     """A drain, and a person who deletes its pod: nothing of that is the bundle's fault."""
     fleet.pace = 0.0  # every state of its pod is seen
     fleet.deploy()
-    fleet.apply(verify="BeforeRelease")
+    fleet.apply(verify="BeforeRelease", tuning={"maxAttempts": 1})
     for spoil in (fleet.world.evict, fleet.world.delete_pod):
         fleet.settle(FAR, until=lambda: any("running" in state(pod, "vllm") for pod in fleet.world.pods(PROOF)))
         for pod in fleet.world.pods(PROOF):
