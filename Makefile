@@ -5,7 +5,7 @@ SHELL := bash
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-WORKERS ?= 6
+WORKERS ?= 4
 SOURCES := operator tests tools images
 
 help: ## these lines

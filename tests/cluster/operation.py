@@ -114,12 +114,19 @@ class Operation:
         """As docs/operations.md says. Its rights go before its last pod does: what it asks meanwhile is noted as of no interest."""
         began = time.time()
         self.shell(f"helm uninstall pretune --namespace {self._namespace} --wait")
+        self.note_change(began)
+
+    @staticmethod
+    def note_change(began: float) -> None:
+        """The operator was installed or taken away from then (Unix seconds) until now. The API server hears of rights in its own time:
+        a new pod may ask before it has heard."""
+        FOLDER.mkdir(exist_ok=True)
         with (FOLDER / "uninstalled").open("a") as notes:
             notes.write(f"{began} {time.time()}\n")
 
     @staticmethod
     def uninstalled(at: float) -> bool:
-        """Whether a test took the operator away at that time (Unix seconds)."""
+        """Whether a test took the operator away, or brought it back, at that time (Unix seconds)."""
         notes = FOLDER / "uninstalled"
         spans = [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
         return any(float(began) - 1 <= at <= float(ended) + 1 for began, ended in spans)

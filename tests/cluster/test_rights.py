@@ -18,11 +18,12 @@ AUDIT = Path("/var/lib/pretune-cluster/logs/audit.log")  # tools/cluster/config/
 WITHHELD = {"cronjobs", "configmaps"}  # tests name such objects as sources on purpose
 
 
-def asked() -> Iterator[tuple[Object, str]]:
-    """What the controller has asked so far: the object's reference, and why it was forbidden ("": it was not)."""
+def asked(since: float) -> Iterator[tuple[Object, str]]:
+    """What the controller has asked from a time (Unix seconds) on: the object's reference, and why it was forbidden ("": it was not)."""
     for line in AUDIT.read_text().splitlines():
         event = json.loads(line)
-        if Operation.uninstalled(datetime.fromisoformat(event["stageTimestamp"].replace("Z", "+00:00")).timestamp()):
+        when = datetime.fromisoformat(event["stageTimestamp"].replace("Z", "+00:00")).timestamp()
+        if when < since or Operation.uninstalled(when):
             continue  # its rights go before its last pod does
         status = event.get("responseStatus") or {}
         yield (
@@ -35,8 +36,9 @@ def asked() -> Iterator[tuple[Object, str]]:
     not AUDIT.exists(), reason="the cluster of PRETUNE_TEST_KUBECONFIG is not ours: its audit log is elsewhere"
 )
 def test_a_whole_journey_needs_no_right_that_the_controller_lacks(
-    kube: Kube, namespace: str, apply: Apply, ready: Callable[..., Object]
+    kube: Kube, namespace: str, apply: Apply, ready: Callable[..., Object], shared: Path
 ) -> None:
+    since = (shared / "operator.done").stat().st_mtime
     apply(template=engine(env={"ENGINE_FAULT": "crash"}), tuning={"maxAttempts": 1})
     ready(kind="Stalled", reason="EngineFailed")
     kube.patch("AutotuneCache", namespace, "demo", {"spec": {"source": {"template": engine()}}})
@@ -47,9 +49,9 @@ def test_a_whole_journey_needs_no_right_that_the_controller_lacks(
     kube.until_gone("PersistentVolumeClaim", namespace, "pretune-demo")
     lacking = [
         why
-        for what, why in asked()
+        for what, why in asked(since)
         if why and "unable to create new content in namespace" not in why and what.get("resource") not in WITHHELD
     ]
     assert not lacking
-    ours = {(what.get("resource"), what["verb"]) for what, _ in asked() if what.get("namespace") == namespace}
+    ours = {(what.get("resource"), what["verb"]) for what, _ in asked(since) if what.get("namespace") == namespace}
     assert {("jobs", "create"), ("autotunecaches", "patch"), ("persistentvolumeclaims", "delete")} <= ours
