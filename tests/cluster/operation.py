@@ -121,13 +121,13 @@ class Operation:
         """The operator was installed or taken away from then (Unix seconds) until now. The API server hears of rights in its own time:
         a new pod may ask before it has heard."""
         FOLDER.mkdir(exist_ok=True)
-        with (FOLDER / "uninstalled").open("a") as notes:
+        with (FOLDER / "changes").open("a") as notes:
             notes.write(f"{began} {time.time()}\n")
 
     @staticmethod
-    def uninstalled(at: float) -> bool:
+    def changed(at: float) -> bool:
         """Whether a test took the operator away, or brought it back, at that time (Unix seconds)."""
-        notes = FOLDER / "uninstalled"
+        notes = FOLDER / "changes"
         spans = [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
         return any(float(began) - 1 <= at <= float(ended) + 1 for began, ended in spans)
 

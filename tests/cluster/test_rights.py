@@ -23,7 +23,7 @@ def asked(since: float) -> Iterator[tuple[Object, str]]:
     for line in AUDIT.read_text().splitlines():
         event = json.loads(line)
         when = datetime.fromisoformat(event["stageTimestamp"].replace("Z", "+00:00")).timestamp()
-        if when < since or Operation.uninstalled(when):
+        if when < since or Operation.changed(when):
             continue  # its rights go before its last pod does
         status = event.get("responseStatus") or {}
         yield (
