@@ -56,6 +56,7 @@ class Demo:
 
     def run(self) -> None:
         self.cluster.bring_up()
+        self.screen.repeat_in_silence()
         self.screen.say("installing the chart")
         self.cluster.install()
         self.screen.say(

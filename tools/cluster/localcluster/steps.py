@@ -1,4 +1,4 @@
-"""One printed line a step, with its time; everything that programs print goes to a log file."""
+"""One printed line for each step, and progress lines while it takes long; what programs print goes to a log file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 STORY = "cluster"  # the log that has each step's title
 TAIL = 25  # lines of a log that a failure prints
+PROGRESS_SECONDS = 5.0  # between two progress lines of a step
+DETAIL_COLUMNS = 70  # of a program's output in a progress line
+_unfinished: list[threading.Event] = []  # of the steps under way, the innermost last
 
 
 class StepError(Exception):
@@ -37,20 +41,54 @@ def log_file(name: str) -> Path:
 
 
 @contextmanager
-def step(title: str, log: str = STORY) -> Iterator[Path]:
-    """Print the title with the seconds that the block took; the block gets the log file to append to."""
+def step(title: str, log: str = STORY, progress: Callable[[], str] | None = None) -> Iterator[Path]:
+    """Print the title with the seconds that the block took; the block gets the log file to append to.
+
+    Until then a line every PROGRESS_SECONDS shows that the step goes on, with what `progress` returns: by default the
+    last line that a program wrote to the step's own log.
+    """
     file = log_file(log)
     with file.open("a") as out:
         print(f"--- {time.strftime('%F %T')} {title}", file=out)
     started = time.monotonic()
+    done = threading.Event()
+    _unfinished.append(done)
+    show = progress or _last_line(file if log != STORY else None)
+    reporter = threading.Thread(target=_report_progress, args=(title, show, started, done), daemon=True)
+    reporter.start()
+    failed = True
     try:
         yield file
+        failed = False
     except StepError as failure:
         if log != STORY:  # which only has titles
             failure.log = failure.log or file
-        print(f"{time.monotonic() - started:7.1f} s  FAILED  {title}", flush=True)
         raise
-    print(f"{time.monotonic() - started:7.1f} s  {title}", flush=True)
+    finally:
+        done.set()
+        reporter.join()
+        _unfinished.remove(done)
+        print(f"{time.monotonic() - started:7.1f} s  {'FAILED  ' if failed else ''}{title}", flush=True)
+
+
+def _report_progress(title: str, progress: Callable[[], str], started: float, done: threading.Event) -> None:
+    while not done.wait(PROGRESS_SECONDS):
+        if _unfinished[-1] is not done:
+            continue
+        detail = progress()
+        print(f"{time.monotonic() - started:7.1f} s  … {title}{f': {detail}' if detail else ''}", flush=True)
+
+
+def _last_line(log: Path | None) -> Callable[[], str]:
+    """Return a function that returns the last line that was written to the log since now, shortened."""
+    begin = log.stat().st_size if log else 0
+
+    def read() -> str:
+        lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log else []
+        said = next((line for line in reversed(lines) if line.strip() and not line.startswith("$ ")), "")
+        return said.strip()[:DETAIL_COLUMNS]
+
+    return read
 
 
 @contextmanager
@@ -58,14 +96,18 @@ def locked(file: Path) -> Iterator[None]:
     """Wait until no other process holds this file: two checkouts must not do the same thing side by side."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with step(f"wait for another run, which holds {file}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def run(
     command: Sequence[str | Path], log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> None:
-    """Run a program with its output appended to the log; raise StepError when it exits with another code than 0."""
+    """Run a program with its output appended to the log. Raises StepError for an exit code other than 0."""
     with log.open("a") as out:
         print("$", *command, file=out, flush=True)
         done = subprocess.run(
@@ -73,6 +115,17 @@ def run(
         )
     if done.returncode:
         raise StepError(f"{Path(command[0]).name} ended with exit code {done.returncode}", log=log)
+
+
+def link(name: Path, target: Path) -> None:
+    """Make `name` a relative link to the target, in one move: programs may be started by that name meanwhile."""
+    wanted = os.path.relpath(target, name.parent)
+    if name.is_symlink() and os.readlink(name) == wanted:
+        return
+    fresh = name.with_name(f".{name.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(wanted)
+    fresh.replace(name)
 
 
 def report(failure: StepError) -> int:
