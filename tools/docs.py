@@ -14,8 +14,8 @@ from tools import crd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "operator"))
 
-from pretune.api import STATES  # noqa: E402
-from pretune.reasons import ADVICE, DELIVERIES, REASONS, Reason  # noqa: E402
+from pretune.api.names import STATES  # noqa: E402
+from pretune.api.reasons import ADVICE, DELIVERIES, REASONS, Reason  # noqa: E402
 
 VALUES = ROOT / "charts/pretune/values.yaml"
 CHART_README = ROOT / "charts/pretune/README.md"
@@ -93,12 +93,12 @@ def _bounds(one: dict[str, Any]) -> str:
 
 
 def reasons() -> str:
-    """The closed lists of reasons, from operator/pretune/reasons.py: of a cache, of a pod's delivery, and of advice."""
+    """The closed lists of reasons, from operator/pretune/api/reasons.py: of a cache, of a pod's delivery, and of advice."""
     states = ", ".join(f"`{one}`" for one in STATES)
     out = [
         "# Reasons, and what to do",
         "",
-        "Made from `operator/pretune/reasons.py` by `make docs`. There are three lists, and no reasons beside them:",
+        "Made from `operator/pretune/api/reasons.py` by `make docs`. There are three lists, and no reasons beside them:",
         "[of a cache](#of-a-cache), [of a pod](#of-a-pod), and [advice](#advice). The message beside a reason has the names.",
         "Where to read them:",
         "",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from pretune.settings import Installation, SettingError, Webhook
+from pretune.config import Installation, SettingError, Webhook
 
 log = logging.getLogger("pretune")
 
@@ -47,12 +47,12 @@ def program(arguments: Sequence[str]) -> tuple[int, Callable[[], Coroutine[Any, 
     """The log level, and what is to run. Its module is imported after the settings were read: it takes half a second."""
     if not arguments:
         installation = Installation.of()
-        from pretune.controller import run as control
+        from pretune.controller.main import run as control
 
         return installation.level, lambda: control(installation)
     if list(arguments) == ["webhook"]:
         settings = Webhook.of()
-        from pretune.webhook import run as answer
+        from pretune.webhook.main import run as answer
 
         return settings.level, lambda: answer(settings)
     raise SettingError(f"unknown arguments {' '.join(arguments)!r}: none runs the controller, `webhook` the webhook")

@@ -14,9 +14,10 @@ import sys
 from typing import Any
 
 import kopf
-from pretune import controller
-from pretune.api import CACHE, GROUP, KIND, PLURAL, VERSION
-from pretune.cluster import Kubernetes, configuration, metadata
+from pretune.api.names import CACHE, GROUP, KIND, PLURAL, VERSION
+from pretune.controller import main
+from pretune.kube.client import Kubernetes, configuration
+from pretune.kube.types import metadata
 
 from tests.bench.process import memory, since_start
 
@@ -29,7 +30,7 @@ async def alone(expected: int) -> None:
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
-        return controller.connection(await configuration())
+        return main.connection(await configuration())
 
     async def count(**_: Any) -> None:
         nonlocal seen
@@ -37,9 +38,9 @@ async def alone(expected: int) -> None:
         if seen == expected:
             done.set()
 
-    for kind in [(GROUP, VERSION, PLURAL), *controller.LABELLED]:
+    for kind in [(GROUP, VERSION, PLURAL), *main.LABELLED]:
         kopf.on.event(*kind, registry=registry)(count)
-    settings = controller.kopf_settings()
+    settings = main.kopf_settings()
     task = asyncio.create_task(kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True))
     await asyncio.wait([task, asyncio.create_task(done.wait())], return_when=asyncio.FIRST_COMPLETED)
     if done.is_set():

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.cluster import Kubernetes
+from pretune.kube.client import Kubernetes
 
 from tests.cluster.kube import Object
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.agent.pod import INPUTS, Pod, managed
+from tests.unit.agent.pod import INPUTS, Pod, managed
 
 FILES = 200
 ROUNDS = 9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from pretune.model import seconds
+from pretune.api.timestamps import seconds
 
 from tests.bench.harness import Bench, Watcher, cache, labelled, seal_ended, storage_ready
 from tests.bench.table import Row

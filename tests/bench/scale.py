@@ -17,7 +17,7 @@ from typing import Any
 
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.kube_config import load_kube_config
-from pretune.cluster import Kubernetes
+from pretune.kube.client import Kubernetes
 
 from tests.bench.bare import api_server
 from tests.bench.crowd import Crowd, Sample, gather

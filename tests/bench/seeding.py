@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pretune.manifests.agent import config_map
+from pretune.manifests.agent_archive import config_map
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, seed_container
-from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, Task
+from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Task
 
-from tests.agent import pod as world
 from tests.bench.harness import Bench, claim, serving
 from tests.bench.table import Row
 from tests.cluster.kube import Object
+from tests.unit.agent import pod as world
 
 FILES, BIG_FILES, MIB = 200, 64, 256
 ROUNDS = 9

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretune import controller, workqueue
 from pretune.__main__ import configure_logs
-from pretune.settings import Installation
+from pretune.config import Installation
+from pretune.controller import main as controller
+from pretune.controller import workqueue
 
 from tests.bench.process import since_start
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 import pytest
-from pretune.reasons import ADVICE, DELIVERIES, REASONS, Reason
+from pretune.api.reasons import ADVICE, DELIVERIES, REASONS, Reason
 
 from tools import docs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pretune.decide.holding import CHECKS
+from pretune.policy.hold.release import CHECKS
 
 from tools.docs import ROOT
 

@@ -9,8 +9,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from pretune import __version__, lease
-from pretune.settings import Installation, Webhook
+from pretune import __version__
+from pretune.config import Installation, Webhook
+from pretune.kube import lease
 
 from tests.chart.conftest import CHART, IMAGE, NAMESPACE, Helm, Object, Render, only
 from tools import crd

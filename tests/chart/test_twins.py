@@ -1,4 +1,4 @@
-"""The CRD and operator/pretune/api.py say the same."""
+"""The CRD and operator/pretune/api/spec.py say the same."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from pretune import wire
-from pretune.api import GROUP, KIND, PLURAL, STATES, VERSION, Spec
-from pretune.reasons import REASONS
+from pretune import protocol
+from pretune.api.names import GROUP, KIND, PLURAL, STATES, VERSION
+from pretune.api.reasons import REASONS
+from pretune.api.spec import Spec
 
 from tools import crd
 
-DECIDE = crd.ROOT / "operator/pretune/decide"
+POLICY = crd.ROOT / "operator/pretune/policy"
 FIELDS = {one.path: one for one in crd.fields() if one.path.startswith("spec.")}
 # What only the API server or a manifest reads: it is handed on whole.
 HANDED_ON = ("spec.source.workloadRef.", "spec.source.template.", ".tolerations[].")
@@ -158,8 +159,8 @@ def test_every_state_and_reason_fits_the_status() -> None:
 
 def test_every_field_of_the_status_is_written_by_some_decision() -> None:
     """A field is in the CRD once it acts. Names of the wire's dataclasses are written by asdict()."""
-    words = {one.name for kind in (wire.Versions, wire.Writer) for one in dataclasses.fields(kind)}
-    for path in DECIDE.glob("*.py"):
+    words = {one.name for kind in (protocol.Versions, protocol.Writer) for one in dataclasses.fields(kind)}
+    for path in POLICY.rglob("*.py"):
         words |= {
             node.value if isinstance(node, ast.Constant) else node.arg
             for node in ast.walk(ast.parse(path.read_text()))

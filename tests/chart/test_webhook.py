@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 import pytest
-from pretune.api import CACHE, HOLD, ROLE
+from pretune.api.names import CACHE, HOLD, ROLE
 
 from tests.chart.conftest import CHART, NAMESPACE, Helm, Object, Render, only
 

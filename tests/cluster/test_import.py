@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pretune.api import IMPORT
+from pretune.api.names import IMPORT
 
 from tests.cluster.conftest import Ready
 from tests.cluster.kube import Kube, Object, bundles, event

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretune.engines.vllm import Unsound, read_tactics
+from pretune.engines.vllm.files import Unsound, read_tactics
 
 from tests.fidelity.playing import VARIABLE
 from tests.fidelity.releases import REHEARSAL, RELEASES

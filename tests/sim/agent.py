@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from pretune.api import CHECK_CONTAINER, INSPECT, PROVE_CONTAINER, ROLE, SEAL_CONTAINER, SEED_CONTAINER, Object
+from pretune.api.names import CHECK_CONTAINER, INSPECT, PROVE_CONTAINER, ROLE, SEAL_CONTAINER, SEED_CONTAINER
+from pretune.api.timestamps import stamp
+from pretune.api.types import Object
 from pretune.manifests.agent_container import AGENT_VOLUME
-from pretune.model import stamp
-from pretune.wire import ANSWERS, Report
+from pretune.protocol import ANSWERS, Report
 
 from tests.sim.ground import TUNES_FOR, Ground
 from tests.sim.reading import every_container, folder, label, task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pretune.api import (
+from pretune.api.names import (
     AGENT_CONTAINER,
     BUNDLE,
     CHECK_CONTAINER,
@@ -15,10 +15,10 @@ from pretune.api import (
     ROLE,
     SEAL_CONTAINER,
     SEED_CONTAINER,
-    Object,
 )
-from pretune.model import seconds
-from pretune.wire import Report
+from pretune.api.timestamps import seconds
+from pretune.api.types import Object
+from pretune.protocol import Report
 
 from tests.sim import agent
 from tests.sim.ground import STARTS_FOR, TUNES_FOR, WAIT, Move, Start

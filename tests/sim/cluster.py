@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from pretune.api import Object
-from pretune.cluster import ApiError, NoSuchKind, whole
-from pretune.model import Event, stamp
+from pretune.api.timestamps import stamp
+from pretune.api.types import Object
+from pretune.kube.types import ApiError, Event, NoSuchKind, whole
 
 T = TypeVar("T")
 Place = tuple[str, str, str, str]  # apiVersion, kind, namespace, name

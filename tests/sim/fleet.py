@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pretune.api import BUNDLE, CACHE, DELIVERY, REASON, Object
+from pretune.api.names import BUNDLE, CACHE, DELIVERY, REASON
+from pretune.api.types import Object
 
 from tests.sim.ground import Serve
 from tests.sim.promises import Promises

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pretune.api import PROOF, ROLE, TUNING, Object
-from pretune.model import stamp
-from pretune.wire import CLAIM_MOUNT, Versions
+from pretune.api.names import PROOF, ROLE, TUNING
+from pretune.api.timestamps import stamp
+from pretune.api.types import Object
+from pretune.protocol import CLAIM_MOUNT, Versions
 
 from tests.sim import reading
 from tests.sim.cluster import Clock, Server

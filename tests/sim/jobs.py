@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from pretune.api import Object
-from pretune.cluster import ApiError
-from pretune.model import seconds, stamp
+from pretune.api.timestamps import seconds, stamp
+from pretune.api.types import Object
+from pretune.kube.types import ApiError
 
 from tests.sim.cluster import copied
 from tests.sim.ground import Ground, Move

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from pretune.api import Object
-from pretune.model import seconds, stamp
+from pretune.api.timestamps import seconds, stamp
+from pretune.api.types import Object
 
 from tests.sim.attempts import Attempts
 from tests.sim.ground import WAIT, Ground, Move

@@ -10,9 +10,10 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import yaml
-from pretune.api import BUNDLE, PROOF, ROLE, TUNING, Object
-from pretune.model import seconds
-from pretune.reasons import ADVICE, REASONS
+from pretune.api.names import BUNDLE, PROOF, ROLE, TUNING
+from pretune.api.reasons import ADVICE, REASONS
+from pretune.api.timestamps import seconds
+from pretune.api.types import Object
 
 from tests.sim.cluster import Server, Write
 from tests.sim.world import World

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pretune import identity
-from pretune.api import (
-    BUNDLE,
-    CACHE,
-    DELIVERY,
-    HOLD,
-    KIND,
-    SEALED,
-    Object,
-    Refused,
-    Spec,
-)
+from pretune.api.names import BUNDLE, CACHE, DELIVERY, HOLD, KIND, SEALED
+from pretune.api.reasons import Refused
+from pretune.api.spec import Spec
+from pretune.api.timestamps import seconds
+from pretune.api.types import Object
 from pretune.manifests.pod import inject, strip
-from pretune.model import seconds
-from pretune.wire import Report
+from pretune.podspec import identity
+from pretune.protocol import Report
 
 from tests.sim.cluster import Server, Write, copied
 from tests.sim.laws import Laws

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pretune.api import CACHE, HOLD, PROOF, ROLE, TUNING, Object
-from pretune.model import seconds
-from pretune.wire import TASK_VARIABLE, Task
+from pretune.api.names import CACHE, HOLD, PROOF, ROLE, TUNING
+from pretune.api.timestamps import seconds
+from pretune.api.types import Object
+from pretune.protocol import TASK_VARIABLE, Task
 
 GPU = "nvidia.com/gpu"
 

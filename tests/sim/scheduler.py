@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pretune.api import PROOF, ROLE, TUNING, Object
+from pretune.api.names import PROOF, ROLE, TUNING
+from pretune.api.types import Object
 
 from tests.sim.ground import Ground, Move
 from tests.sim.reading import claims, gpus, label, leaving, ref, said, terminal

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pretune.api import SEED_CONTAINER, Object
-from pretune.engines.vllm import OVERRIDE
-from pretune.model import seconds, stamp
-from pretune.wire import CLAIM_MOUNT
+from pretune.api.names import SEED_CONTAINER
+from pretune.api.timestamps import seconds, stamp
+from pretune.api.types import Object
+from pretune.engines.vllm.cli import OVERRIDE
+from pretune.protocol import CLAIM_MOUNT
 
 from tests.sim import agent
 from tests.sim.ground import STARTS_FOR, TUNES_FOR, WAIT, Move, Serve

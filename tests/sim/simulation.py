@@ -7,12 +7,15 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pretune import identity
-from pretune.api import SEALED, Object, Refused, Spec, claim_name
-from pretune.cluster import ApiError
-from pretune.model import Key, Settings
-from pretune.reconcile import reconcile
-from pretune.sources import template_of
+from pretune.api.names import SEALED
+from pretune.api.reasons import Refused
+from pretune.api.spec import Spec, claim_name
+from pretune.api.types import Key, Object
+from pretune.config import Settings
+from pretune.controller.reconcile import reconcile
+from pretune.kube.types import ApiError
+from pretune.podspec import identity
+from pretune.podspec.workloads import template_of
 
 from tests.sim.cluster import Client, Clock, Faults, Killed, Server
 from tests.sim.ground import Move

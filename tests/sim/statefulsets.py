@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from pretune.api import Object
-from pretune.sources import REVISION_LABEL
+from pretune.api.types import Object
+from pretune.podspec.workloads import REVISION_LABEL
 
 from tests.sim.cluster import copied
 from tests.sim.ground import Move

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pretune.api import CACHE, TUNING, Object
+from pretune.api.names import CACHE, TUNING
+from pretune.api.types import Object
 
 from tests.sim.fleet import Fleet
 from tests.sim.simulation import CLAIM, FAR, KEY, Simulation

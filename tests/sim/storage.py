@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pretune.api import Object
-from pretune.wire import Inputs, Report, Versions, Writer
+from pretune.api.types import Object
+from pretune.protocol import Inputs, Report, Versions, Writer
 
 from tests.sim.reading import claims, leaving, ref
 

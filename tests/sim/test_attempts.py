@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from pretune.api import FAILED, INSPECT, REFUSED, SEALED, TUNING
-from pretune.manifests.agent import agent
-from pretune.model import seconds
+from pretune.api.names import FAILED, INSPECT, REFUSED, SEALED, TUNING
+from pretune.api.timestamps import seconds
+from pretune.manifests.agent_archive import agent
 
 from tests.sim.simulation import CLAIM, FAR, Simulation, template
 from tests.sim.steps import TWO, only_record, reason, sealed, started, tuning_pod, until

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pretune.manifests.agent import agent
+from pretune.manifests.agent_archive import agent
 
 from tests.sim.simulation import CACHE as THE_CACHE
 from tests.sim.simulation import CLAIM, FAR, KEY, Simulation

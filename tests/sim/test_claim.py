@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from pretune.api import CACHE, INSPECT, TUNING, Object
+from pretune.api.names import CACHE, INSPECT, TUNING
+from pretune.api.types import Object
 from pretune.manifests.job import attempt_name
 
 from tests.sim.simulation import CLAIM, FAR, KEY, Simulation, named

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import pytest
-from pretune.cluster import ApiError
+from pretune.kube.types import ApiError
 
 from tests.sim.cluster import Client, Faults
 from tests.sim.fleet import Fleet

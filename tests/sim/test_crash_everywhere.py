@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from pretune.api import SEALED, TUNING
-from pretune.cluster import ApiError
+from pretune.api.names import SEALED, TUNING
+from pretune.kube.types import ApiError
 
 from tests.sim.cluster import Faults
 from tests.sim.simulation import CACHE, CLAIM, FAR, KEY, Simulation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pretune.api import FAILED, SEALED
+from pretune.api.names import FAILED, SEALED
 
 from tests.sim.simulation import FAR, Simulation
 from tests.sim.steps import only_record, reason, started, tuning_pod, until

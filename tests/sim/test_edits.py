@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.api import BUNDLE, TUNING
+from pretune.api.names import BUNDLE, TUNING
 
 from tests.sim.simulation import FAR, Simulation
 from tests.sim.steps import only_record, reason, sealed, started, until

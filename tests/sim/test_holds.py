@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from pretune.api import CACHE, HOLD, SEALED, Object
-from pretune.cluster import ApiError
+from pretune.api.names import CACHE, HOLD, SEALED
+from pretune.api.types import Object
+from pretune.kube.types import ApiError
 
 from tests.sim.fleet import Fleet
 from tests.sim.reading import is_held

@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from pretune import owners, revisions, sources, webhook
-from pretune.api import PROOF
-from pretune.decide import delivery, holding, proof, rescue
-from pretune.decide.consumers import Consumer
-from pretune.decide.draft import Draft, delete
+from pretune import origin
+from pretune.api.names import PROOF
+from pretune.api.timestamps import stamp
 from pretune.manifests.pod import Delivery, inject
-from pretune.model import Delete, stamp
+from pretune.podspec import workloads
+from pretune.policy.bundles import proof_state
+from pretune.policy.hold import release
+from pretune.policy.model import Delete
+from pretune.policy.plan_builder import Draft, delete
+from pretune.policy.pods import delivery, rescue
+from pretune.policy.pods.consumers import Consumer
+from pretune.webhook import admission, template_cache
 
 from tests.sim.fleet import Fleet
 from tests.sim.reading import state
@@ -134,7 +139,7 @@ def a_proof_is_disturbed(fleet: Fleet) -> None:
 
 # --- mutants
 
-HOLDS, UNHELD = list(holding.CHECKS), list(delivery.UNHELD)
+HOLDS, UNHELD = list(release.CHECKS), list(delivery.UNHELD)
 REAL_DELIVERY, REAL_INJECT, REAL_AT, REAL_RESCUE = delivery.delivery, inject, Draft.at, rescue.rescue
 
 
@@ -185,7 +190,7 @@ class Mutant:
 
 MUTANTS = {
     "nobody is let go when the time is over": Mutant(
-        (holding,),
+        (release,),
         "CHECKS",
         [one for one in HOLDS if one[0] != "TimedOut"],
         hold_that_times_out,
@@ -195,17 +200,17 @@ MUTANTS = {
         (Draft,), "at", hourly, hold_that_times_out, "nobody looks at .* in time"
     ),
     "nobody is let go when it is sealed": Mutant(
-        (holding,),
+        (release,),
         "CHECKS",
         [one for one in HOLDS if one[0] != "Sealed"],
         rollout,
         "held although its bundle is sealed",
     ),
     "pods are let go before the seal": Mutant(
-        (holding,), "CHECKS", [("Sealed", False, lambda held: "soon"), *HOLDS], rollout, "held pods start warm"
+        (release,), "CHECKS", [("Sealed", False, lambda held: "soon"), *HOLDS], rollout, "held pods start warm"
     ),
     "every gate is removed": Mutant(
-        (holding,),
+        (release,),
         "release",
         lambda: {"spec": {"schedulingGates": None}},
         rollout_with_another_gate,
@@ -226,40 +231,40 @@ MUTANTS = {
         "nothing serves meanwhile",
     ),
     "pods of a sealed revision are held": Mutant(
-        (webhook,), "delivery", holding_all, scale_up_where_pods_always_wait, "held although its bundle is sealed"
+        (admission,), "delivery", holding_all, scale_up_where_pods_always_wait, "held although its bundle is sealed"
     ),
     "a bundle is given before it is proven": Mutant(
-        (delivery, holding),
+        (delivery, release),
         "may_be_given",
         lambda record, spec: record.get("state") in ("Sealed", "Proving"),
         rollout_that_waits_for_its_proof,
         "held pods start warm",
     ),
     "nobody is let go when it is proven": Mutant(
-        (holding,),
+        (release,),
         "may_be_given",
         lambda record, spec: False,
         rollout_that_waits_for_its_proof,
         "held although its bundle is sealed",
     ),
     "seed is not told to ask for the proof": Mutant(
-        (webhook,), "inject", asking_no_proof, rollout_that_fails_its_proof, "was given and is not proven"
+        (admission,), "inject", asking_no_proof, rollout_that_fails_its_proof, "was given and is not proven"
     ),
     "what a deleted pod's containers say is a verdict": Mutant(
-        (proof,),
+        (proof_state,),
         "CHECKS",
-        [one for one in proof.CHECKS if one.__name__ not in ("disrupted", "deleted")],
+        [one for one in proof_state.CHECKS if one.__name__ not in ("disrupted", "deleted")],
         a_proof_is_disturbed,
         "no verdict about the bundle",
     ),
     "each pod is its own template": Mutant(
-        (sources, owners, revisions),
+        (workloads, origin, template_cache),
         "origin_of",
         lambda pod: None,
         rollout_of_pods_with_an_identity_each,
         "one tuning a bundle",
     ),
-    "what is injected is not taken out": Mutant((webhook,), "inject", labelling, rollout, "not the inverse"),
+    "what is injected is not taken out": Mutant((admission,), "inject", labelling, rollout, "not the inverse"),
     "nobody is rescued": Mutant((rescue,), "rescue", lambda draft, pods: None, broken_mount, "is not rescued"),
     "whoever runs is rescued too": Mutant((rescue,), "rescue", deleting, scale_up, "while its engine ran"),
     "a pod is deleted before the status says why": Mutant(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pretune.api import FAILED, PROOF, PROVING, RETIRED, SEALED, TUNING, Object
+from pretune.api.names import FAILED, PROOF, PROVING, RETIRED, SEALED, TUNING
+from pretune.api.types import Object
 
 from tests.sim.fleet import Fleet
 from tests.sim.simulation import FAR, Simulation

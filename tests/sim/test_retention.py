@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.api import BUNDLE, PRUNE, RETIRED, SEALED
+from pretune.api.names import BUNDLE, PRUNE, RETIRED, SEALED
 
 from tests.sim.simulation import FAR, Simulation
 from tests.sim.steps import SERVING, a_pod, only_record, reason, sealed, started

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pretune.api import SEALED, TARGET, TUNING, Object
+from pretune.api.names import SEALED, TARGET, TUNING
+from pretune.api.types import Object
 
 from tests.sim.fleet import Fleet
 from tests.sim.reading import note

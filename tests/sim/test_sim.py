@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from pretune.api import (
+from pretune.api.names import (
     BUNDLE,
     FAILED,
     INSPECT,
@@ -26,9 +26,9 @@ from pretune.api import (
     SEALED,
     TUNING,
     WHEN_DELETED,
-    Object,
 )
-from pretune.decide.attempt import job_over
+from pretune.api.types import Object
+from pretune.policy.bundles.attempt_state import job_over
 
 from tests.sim.cluster import Write
 from tests.sim.conftest import SEARCH

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from pretune.api import PROOF, PROVING, TUNING, Object
-from pretune.manifests.agent import agent
-from pretune.wire import Versions
+from pretune.api.names import PROOF, PROVING, TUNING
+from pretune.api.types import Object
+from pretune.manifests.agent_archive import agent
+from pretune.protocol import Versions
 
 from tests.sim.conftest import SEARCH
 from tests.sim.fleet import Fleet

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pretune.api import REFUSED, SEALED, Object
-from pretune.cluster import ApiError
+from pretune.api.names import REFUSED, SEALED
+from pretune.api.types import Object
+from pretune.kube.types import ApiError
 
 from tests.sim.simulation import DEPLOYMENT, FAR, KEY, Simulation, named, template
 from tests.sim.steps import only_record, reason, sealed

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from pretune.api import RETIRED, SEALED, SEED_CONTAINER, Object
-from pretune.cluster import ApiError
-from pretune.engines.vllm import OVERRIDE
-from pretune.manifests.agent import agent
-from pretune.wire import Report, Versions
+from pretune.api.names import RETIRED, SEALED, SEED_CONTAINER
+from pretune.api.types import Object
+from pretune.engines.vllm.cli import OVERRIDE
+from pretune.kube.types import ApiError
+from pretune.manifests.agent_archive import agent
+from pretune.protocol import Report, Versions
 
 from tests.sim.fleet import Fleet
 from tests.sim.reading import end_of

@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable
 
 import jsonpatch
-from pretune.api import KIND, Object
-from pretune.lease import DURATION
-from pretune.manifests.agent import agent
-from pretune.model import stamp
-from pretune.revisions import Revisions
-from pretune.sight import DOWN, LISTED, Caches, Controller, cut
-from pretune.webhook import Admission
+from pretune.api.names import KIND
+from pretune.api.timestamps import stamp
+from pretune.api.types import Object
+from pretune.kube.lease import DURATION
+from pretune.manifests.agent_archive import agent
+from pretune.webhook.admission import Admission
+from pretune.webhook.informers import DOWN, LISTED, Caches, Controller, cut
+from pretune.webhook.template_cache import Revisions
 
 from tests.sim.cluster import Client, Write, copied
 from tests.sim.ground import Ground

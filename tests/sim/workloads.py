@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from functools import partial
 
-from pretune.api import Object
-from pretune.cluster import ApiError
-from pretune.owners import REVISION
+from pretune.api.types import Object
+from pretune.kube.types import ApiError
+from pretune.origin import REVISION
 
 from tests.sim.cluster import copied
 from tests.sim.ground import Ground, Move

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from pretune.api import SEAL_CONTAINER, Object
-from pretune.cluster import ApiError
+from pretune.api.names import SEAL_CONTAINER
+from pretune.api.types import Object
+from pretune.kube.types import ApiError
 
 from tests.sim.cluster import Clock, Server
 from tests.sim.ground import WAIT, Ground, Move, Room

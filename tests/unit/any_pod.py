@@ -9,11 +9,11 @@ import json
 from random import Random
 from typing import Any
 
-from pretune import api
-from pretune.api import Object
-from pretune.engines.vllm import OVERRIDE
+from pretune.api import names
+from pretune.api.types import Object
+from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.pod import Delivery
-from pretune.wire import Inputs
+from pretune.protocol import Inputs
 
 NAMES = ("a", "b2", "fetch", "istio-proxy", "logs", "metrics", "models", "router", "shm", "x-y-z", "vllm-2")
 _OURS = ("pretune-claim", "pretune-agent", "pretune-tactics", "pretune-seed")
@@ -59,14 +59,14 @@ _POD_FIELDS: tuple[tuple[str, Any], ...] = (
 )
 _METADATA: tuple[tuple[str, Any], ...] = (
     ("generateName", "qwen3-5d-"),
-    ("labels", {api.CACHE: "qwen3", "app": "qwen3"}),
+    ("labels", {names.CACHE: "qwen3", "app": "qwen3"}),
     ("ownerReferences", [{"kind": "ReplicaSet", "name": "qwen3-5d", "uid": "u", "controller": True}]),
     ("creationTimestamp", None),
     ("finalizers", ["a/b"]),
 )
 _ANNOTATIONS = (
     "own",
-    api.TARGET,
+    names.TARGET,
     "pretune.dev/other",
     "a~b/c",
     "sidecar.istio.io/status",

@@ -7,8 +7,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pretune.api import Object, Spec, Target
-from pretune.model import Key, Settings
+from pretune.api.spec import Spec, Target
+from pretune.api.types import Key, Object
+from pretune.config import Settings
 
 KEY = Key("inference", "qwen3")
 SETTINGS = Settings(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pretune import api
-from pretune.model import Key, Observed, Settings, stamp
-from pretune.wire import Report
+from pretune.api import names
+from pretune.api.timestamps import stamp
+from pretune.api.types import Key, Object
+from pretune.config import Settings
+from pretune.policy.model import Observed
+from pretune.protocol import Report
 
 NOW = 1_790_000_000.0
 KEY = Key("inference", "qwen3")
 SETTINGS = Settings(operator_image="pretune/operator:test", priority_class="pretune-tuning")
 ENGINE = "vllm"
-Object = api.Object
+Object = Object
 
 
 def template(**engine: Any) -> Object:
@@ -51,8 +54,8 @@ def claim(phase: str = "Bound", modes: tuple[str, ...] = ("ReadWriteMany",), **m
             "namespace": KEY.namespace,
             "name": f"pretune-{KEY.name}",
             "uid": "claim-uid",
-            "labels": {api.CACHE: KEY.name, api.ROLE: "claim"},
-            "annotations": {api.WHEN_DELETED: "Delete", api.SIZE: "1Gi"},
+            "labels": {names.CACHE: KEY.name, names.ROLE: "claim"},
+            "annotations": {names.WHEN_DELETED: "Delete", names.SIZE: "1Gi"},
             **meta,
         },
         "spec": {"accessModes": list(modes), "resources": {"requests": {"storage": "1Gi"}}},
@@ -60,7 +63,7 @@ def claim(phase: str = "Bound", modes: tuple[str, ...] = ("ReadWriteMany",), **m
     }
 
 
-def record(bundle: str, state: str = api.SEALED, **more: Any) -> Object:
+def record(bundle: str, state: str = names.SEALED, **more: Any) -> Object:
     base = {"id": bundle, "fingerprint": "f" * 64, "target": bundle.partition("-")[2], "state": state, "attempts": 1}
     return {**base, "reason": {"Sealed": "Sealed", "Retired": "Unwanted"}.get(state, "Tuning"), "message": "", **more}
 
@@ -79,7 +82,9 @@ def seen(the_cache: Object | None = None, **more: Any) -> Observed:
     return Observed(**{**base, **more})
 
 
-def job(bundle: str, number: int = 1, *, role: str = api.TUNING, uid: str = "", over: str = "", **spec: Any) -> Object:
+def job(
+    bundle: str, number: int = 1, *, role: str = names.TUNING, uid: str = "", over: str = "", **spec: Any
+) -> Object:
     """A Job of ours; `over` is Complete or Failed."""
     name = f"{KEY.name}-{role}-{bundle}-{number}"
     conditions = [{"type": over, "status": "True"}] if over else []
@@ -91,8 +96,8 @@ def job(bundle: str, number: int = 1, *, role: str = api.TUNING, uid: str = "", 
             "name": name,
             "uid": uid or f"uid-{name}",
             "creationTimestamp": stamp(NOW - 60),
-            "labels": {api.CACHE: KEY.name, api.ROLE: role, api.BUNDLE: bundle, api.ATTEMPT: str(number)},
-            "annotations": {api.FINGERPRINT: "f" * 64},
+            "labels": {names.CACHE: KEY.name, names.ROLE: role, names.BUNDLE: bundle, names.ATTEMPT: str(number)},
+            "annotations": {names.FINGERPRINT: "f" * 64},
             "ownerReferences": [{"uid": "cache-uid", "controller": True}],
         },
         "spec": spec,
@@ -113,18 +118,18 @@ class Pod:
                 "uid": "pod-uid",
                 "creationTimestamp": stamp(NOW - 50),
                 "labels": {
-                    api.CACHE: KEY.name,
-                    api.ROLE: api.TUNING,
-                    api.BUNDLE: bundle,
-                    api.ATTEMPT: str(number),
+                    names.CACHE: KEY.name,
+                    names.ROLE: names.TUNING,
+                    names.BUNDLE: bundle,
+                    names.ATTEMPT: str(number),
                 },
                 "ownerReferences": [{"uid": (of or job(bundle, number))["metadata"]["uid"], "controller": True}],
             },
             "spec": {
                 "nodeName": "node0",
                 "activeDeadlineSeconds": 5400,
-                "initContainers": [{"name": api.CHECK_CONTAINER}, {"name": "download"}, {"name": ENGINE}],
-                "containers": [{"name": api.SEAL_CONTAINER}],
+                "initContainers": [{"name": names.CHECK_CONTAINER}, {"name": "download"}, {"name": ENGINE}],
+                "containers": [{"name": names.SEAL_CONTAINER}],
             },
             "status": {"phase": "Pending", "conditions": [], "initContainerStatuses": [], "containerStatuses": []},
         }

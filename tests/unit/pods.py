@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pretune import api, identity
-from pretune.api import Refused, Spec, Target
-from pretune.model import Origin, stamp
-from pretune.sources import origin_key
-from pretune.wire import Report
+from pretune.api import names
+from pretune.api.reasons import Refused
+from pretune.api.spec import Spec, Target
+from pretune.api.timestamps import stamp
+from pretune.podspec import identity
+from pretune.podspec.workloads import origin_key
+from pretune.policy.model import Origin
+from pretune.protocol import Report
 
 from tests.unit.objects import ENGINE, KEY, NOW, Object, cache, template
 
@@ -27,7 +30,7 @@ class Consumer:
                 "name": name,
                 "uid": f"uid-{name}",
                 "creationTimestamp": stamp(NOW - age),
-                "labels": {api.CACHE: KEY.name, "pod-template-hash": owner},
+                "labels": {names.CACHE: KEY.name, "pod-template-hash": owner},
                 "annotations": {},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": owner, "uid": f"uid-{owner}", "controller": True}],
             },
@@ -45,13 +48,13 @@ class Consumer:
         return self._but(metadata=more)
 
     def given(self, bundle: str, mode: str = "Overlay") -> Consumer:
-        return self.meta(annotations={api.BUNDLE: bundle, api.DELIVERY: mode})
+        return self.meta(annotations={names.BUNDLE: bundle, names.DELIVERY: mode})
 
     def noted(self, **annotations: str) -> Consumer:
         return self.meta(annotations={**self.object["metadata"]["annotations"], **annotations})
 
     def held(self, *others: str) -> Consumer:
-        return self._but(spec={"schedulingGates": [{"name": one} for one in (*others, api.HOLD)]})
+        return self._but(spec={"schedulingGates": [{"name": one} for one in (*others, names.HOLD)]})
 
     def runs(self, image: str = "", **state: Any) -> Consumer:
         """Its engine has started."""
@@ -64,7 +67,7 @@ class Consumer:
 
     def seeded(self, reason: str = "Seeded") -> Consumer:
         end = {"exitCode": 0, "message": Report("seed", reason).dump()}
-        one = {"name": api.SEED_CONTAINER, "state": {"terminated": end}}
+        one = {"name": names.SEED_CONTAINER, "state": {"terminated": end}}
         return self._but(status={"initContainerStatuses": [one]})
 
     def but(self, **status: Any) -> Consumer:

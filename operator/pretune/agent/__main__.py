@@ -1,4 +1,4 @@
-"""`python3 -I -S agent.pyz check|seal|seed|prove|import|inspect|prune`: one task in, one report out (wire.py)."""
+"""`python3 -I -S agent.pyz check|seal|seed|prove|import|inspect|prune`: one task in, one report out (protocol.py)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 import traceback
 from typing import List, Optional
 
+from pretune.agent.claim.fs import Problem
 from pretune.agent.context import Context
-from pretune.agent.disk import Problem
-from pretune.wire import TERMINATION_LOG, TOO_SLOW, Report
+from pretune.protocol import TERMINATION_LOG, TOO_SLOW, Report
 
 VERBS = ("check", "seal", "seed", "prove", "import", "inspect", "prune")
-MODULES = {"import": "imported"}  # each verb in its module, which alone is loaded: seed is in every pod
+MODULES = {"import": "import_folder"}  # each verb in its module, which alone is loaded: seed is in every pod
 SUCCESS = {
     "check": ("Checked",),  # a bundle that is there already ends the attempt too: the engine must not start
     "seal": ("Sealed", "NothingToTune"),

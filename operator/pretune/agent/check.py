@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Optional, Tuple
 
+from pretune.agent.claim.fs import Folder, Problem
+from pretune.agent.claim.proof_records import proven, sweep_proofs
+from pretune.agent.claim.store import Bundle, Store, Torn, find, harden, make_store, mark_start, on_claim, sweep
 from pretune.agent.context import Context
-from pretune.agent.disk import Folder, Problem
-from pretune.agent.proofs import proven, sweep_proofs
-from pretune.agent.store import Bundle, Store, Torn, find, harden, make_store, mark_start, on_claim, sweep
-from pretune.agent.versions import image_versions
-from pretune.engines import vllm
-from pretune.wire import Report
+from pretune.agent.engine.versions import image_versions
+from pretune.engines.vllm import releases
+from pretune.protocol import Report
 
 # What is asked for in advance; a bundle is some 10 kB to 10 MB, and seal says NoSpace where this was not enough.
 LEAST_BYTES = 4 * 1024 * 1024
@@ -23,7 +23,7 @@ def check(context: Context) -> Report:
     ReadOnlyClaim, NoSpace."""
     task, say = context.task, context.say
     versions = image_versions(task.command, context.path, context.pythonpath)
-    reason, message = vllm.support(versions.vllm, task.gpus)
+    reason, message = releases.support(versions.vllm, task.gpus)
     if reason:
         raise Problem(reason, message)
     say("image: vLLM %s, FlashInfer %s" % (versions.vllm or "unknown", versions.flashinfer or "unknown"))

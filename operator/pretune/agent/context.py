@@ -7,17 +7,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable, Mapping
 
-from pretune import wire
-from pretune.agent.disk import Disk
+from pretune import protocol
+from pretune.agent.claim.fs import Disk
 
 
 @dataclass
 class Context:
-    task: wire.Task
+    task: protocol.Task
     pod: str  # its uid: names the staging folder
-    claim: str = wire.CLAIM_MOUNT
-    tactics: str = wire.TACTICS_MOUNT
-    source: str = wire.SOURCE_MOUNT
+    claim: str = protocol.CLAIM_MOUNT
+    tactics: str = protocol.TACTICS_MOUNT
+    source: str = protocol.SOURCE_MOUNT
     proc: str = "/proc"  # prove: the kernel driver names the node's GPUs there
     path: str = os.defpath
     pythonpath: str = ""
@@ -31,14 +31,14 @@ class Context:
     def of(cls, env: Mapping[str, str]) -> "Context":
         """Raises wire.WireError when the task is missing or not of our form."""
         return cls(
-            task=wire.Task.load(env.get(wire.TASK_VARIABLE, "")),
-            pod=env.get(wire.POD_UID_VARIABLE) or "by-hand",
+            task=protocol.Task.load(env.get(protocol.TASK_VARIABLE, "")),
+            pod=env.get(protocol.POD_UID_VARIABLE) or "by-hand",
             path=env.get("PATH", os.defpath),
             pythonpath=env.get("PYTHONPATH", ""),
         )
 
     @property
-    def inputs(self) -> wire.Inputs:
+    def inputs(self) -> protocol.Inputs:
         if self.task.inputs is None:
-            raise wire.WireError("task: no inputs")
+            raise protocol.WireError("task: no inputs")
         return self.task.inputs

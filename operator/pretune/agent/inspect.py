@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import List, Tuple
 
+from pretune.agent.claim.fs import Problem
+from pretune.agent.claim.proof_records import proven
+from pretune.agent.claim.store import Bundle, Store, Torn, find, is_id, open_store
 from pretune.agent.context import Context
-from pretune.agent.disk import Problem
-from pretune.agent.proofs import proven
-from pretune.agent.store import Bundle, Store, Torn, find, is_id, open_store
-from pretune.wire import ANSWER_BYTES, ANSWERS, Report
+from pretune.protocol import ANSWER_BYTES, ANSWERS, Report
 
 
 def inspect(context: Context) -> Report:

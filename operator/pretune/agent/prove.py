@@ -1,7 +1,7 @@
 """Whether the engine, started from a sealed bundle, is warm: the bundle is of this image and this GPU, and the engine's folder holds it
 as it was sealed, and nothing else.
 
-The first has to be asked by itself: files of another environment FlashInfer refuses without touching them (agent/environment.py).
+The first has to be asked by itself: files of another environment FlashInfer refuses without touching them (agent/engine/compatibility.py).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import hashlib
 from collections import Counter
 from typing import Dict, List, Sequence, Set, Tuple
 
+from pretune.agent.claim.fs import Folder, Problem, open_root
+from pretune.agent.claim.proof_records import mark
+from pretune.agent.claim.store import Bundle, Store, Torn, find, make_store, on_claim, open_store
 from pretune.agent.context import Context
-from pretune.agent.disk import Folder, Problem, open_root
-from pretune.agent.environment import other_gpu, other_versions
-from pretune.agent.proofs import mark
-from pretune.agent.scan import Changed, Scan, read
-from pretune.agent.store import Bundle, Store, Torn, find, make_store, on_claim, open_store
-from pretune.agent.tactics import ask_engine, look, quiet, short
-from pretune.engines import vllm
-from pretune.wire import File, Part, Report
+from pretune.agent.engine.compatibility import other_gpu, other_versions
+from pretune.agent.engine.scan import Changed, Scan, read
+from pretune.agent.engine.stable import ask_engine, look, quiet, short
+from pretune.engines.vllm import files
+from pretune.protocol import File, Part, Report
 
 _NAMED = 3  # files, and operations, that a message names
 
@@ -129,17 +129,17 @@ def _compared(store: Store, bundle: Bundle, context: Context) -> None:
 def _compare(part: Part, sealed: Folder, folder: Folder, seen: Scan) -> None:
     before = {file.path: file for file in part.files}
     missing = sorted(set(before) - set(seen.files))
-    made = sorted(path for path in seen.files if path not in before and vllm.known(path))
+    made = sorted(path for path in seen.files if path not in before and files.known(path))
     changed: List[str] = []
     new: Set[Tuple[str, str]] = set()  # where, and key
     for path in [*sorted(set(before) & set(seen.files)), *made]:
-        data = read(folder, path, vllm.LARGEST_FILE)
+        data = read(folder, path, files.LARGEST_FILE)
         if path in before and _unchanged(data, before[path]):
             continue
         if path in before:
             changed.append(path)
-        had = vllm.tuned(path, read(sealed, path, vllm.LARGEST_FILE)) if path in before else {}
-        new |= {(vllm.place_of(path), key) for key, tactic in _tuned(path, data).items() if had.get(key) != tactic}
+        had = files.tuned(path, read(sealed, path, files.LARGEST_FILE)) if path in before else {}
+        new |= {(files.place_of(path), key) for key, tactic in _tuned(path, data).items() if had.get(key) != tactic}
     folders = _new_folders(part, seen)
     if not (missing or made or changed or folders):
         return
@@ -163,14 +163,14 @@ def _unchanged(data: bytes, file: File) -> bool:
 
 def _tuned(path: str, data: bytes) -> Dict[str, str]:
     try:
-        return vllm.tuned(path, data)
-    except vllm.Unsound:  # changed it is, and what was tuned cannot be told
+        return files.tuned(path, data)
+    except files.Unsound:  # changed it is, and what was tuned cannot be told
         return {}
 
 
 def _new_folders(part: Part, seen: Scan) -> List[str]:
     """Folders that the engine made, but for those that hold only what is foreign: a new key folder says that it did not find its own."""
-    foreign = [path for path in seen.files if not vllm.known(path)]
+    foreign = [path for path in seen.files if not files.known(path)]
     return [
         path
         for path in seen.folders
@@ -180,7 +180,7 @@ def _new_folders(part: Part, seen: Scan) -> List[str]:
 
 def _entries(new: Set[Tuple[str, str]]) -> str:
     """`5 new entries (fused_moe 3, mm_fp4 2)`"""
-    operations = Counter(vllm.operation(key) for _, key in new)
+    operations = Counter(files.operation(key) for _, key in new)
     named = ["%s %d" % one for one in sorted(operations.items(), key=lambda one: (-one[1], one[0]))]
     more = [] if len(named) <= _NAMED else ["%d other operations" % (len(named) - _NAMED)]
     return "%d new %s (%s)" % (len(new), "entry" if len(new) == 1 else "entries", ", ".join(named[:_NAMED] + more))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pretune.agent.claim.fs import Problem
+from pretune.agent.claim.proof_records import sweep_proofs
+from pretune.agent.claim.store import discard, is_id, make_store, on_claim, open_store, sweep
 from pretune.agent.context import Context
-from pretune.agent.disk import Problem
-from pretune.agent.proofs import sweep_proofs
-from pretune.agent.store import discard, is_id, make_store, on_claim, open_store, sweep
-from pretune.wire import Report
+from pretune.protocol import Report
 
 
 def prune(context: Context) -> Report:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pretune.agent.claim.fs import Problem, open_root
+from pretune.agent.claim.proof_records import proven
+from pretune.agent.claim.publish import put
+from pretune.agent.claim.store import make_store, on_claim
 from pretune.agent.context import Context
-from pretune.agent.disk import Problem, open_root
-from pretune.agent.proofs import proven
-from pretune.agent.publishing import put
-from pretune.agent.store import make_store, on_claim
-from pretune.agent.tactics import ask_engine, judge, look, quiet, same_tactics
-from pretune.wire import Report
+from pretune.agent.engine.stable import ask_engine, judge, look, quiet, same_tactics
+from pretune.protocol import Report
 
 
 def seal(context: Context) -> Report:

@@ -8,11 +8,11 @@ import os
 import threading
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
+from pretune.agent.claim.fs import NO_SPACE, Disk, Folder, Problem, open_root, remove
+from pretune.agent.claim.store import Torn, head, open_store
 from pretune.agent.context import Context
-from pretune.agent.disk import NO_SPACE, Disk, Folder, Problem, open_root, remove
-from pretune.agent.environment import other_versions
-from pretune.agent.store import Torn, head, open_store
-from pretune.wire import File, Part, Report, WireError
+from pretune.agent.engine.compatibility import other_versions
+from pretune.protocol import File, Part, Report, WireError
 
 WORKERS = 4  # a claim on the network answers several at a time; and while one waits, another hashes
 BLOCK = 128 * 1024  # bytes that are read, hashed and written together: they stay in a core's cache
@@ -86,7 +86,7 @@ def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
         if found is None:
             raise Problem("NoBundle", "the claim has no bundle %s" % name)
         if task.proven:
-            from pretune.agent.proofs import proven  # only where it is asked for: this runs in every pod
+            from pretune.agent.claim.proof_records import proven  # only where it is asked for: this runs in every pod
 
             if not proven(store, found):
                 raise Problem("NotProven", "bundle %s was not proven yet, and spec.verify asks for it" % name)

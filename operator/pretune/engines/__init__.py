@@ -1,0 +1,1 @@
+"""What pretune knows of each inference engine."""

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Iterable
 
-from pretune.api import Object
+from pretune.api.types import Object
 from pretune.manifests.ours import strip
 
 # Of the pod spec: where and beside whom the pod runs, and who it is. What admission, the scheduler or a controller made of these is

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pretune.api import Object
-from pretune.wire import (
+from pretune.api.types import Object
+from pretune.protocol import (
     AGENT_FILE,
     AGENT_MOUNT,
     CLAIM_MOUNT,

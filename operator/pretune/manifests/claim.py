@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pretune.api import CACHE, ROLE, SIZE, WHEN_DELETED, Object, Spec, claim_name
-from pretune.model import Key
+from pretune.api.names import CACHE, ROLE, SIZE, WHEN_DELETED
+from pretune.api.spec import Spec, claim_name
+from pretune.api.types import Key, Object
 
 
 def claim(key: Key, spec: Spec) -> Object:

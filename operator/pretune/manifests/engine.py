@@ -7,10 +7,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pretune.api import Object
-from pretune.engines import vllm
-from pretune.template import words
-from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT
+from pretune.api.types import Object
+from pretune.engines.vllm import cli
+from pretune.podspec.template import words
+from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT
 
 TACTICS_VOLUME = "pretune-tactics"
 PERIOD = 2  # seconds between two questions to the engine
@@ -33,7 +33,7 @@ def engine_sidecar(engine: Object, deadline: int, override: str = TACTICS_MOUNT)
     writes none, and the attempt's reason would be an exit code (docs/decisions/0002).
     """
     made = sidecar(engine)
-    made["env"] = _with(made.get("env") or [], {"name": vllm.OVERRIDE, "value": override})
+    made["env"] = _with(made.get("env") or [], {"name": cli.OVERRIDE, "value": override})
     if override == TACTICS_MOUNT:
         made["volumeMounts"] = [*(made.get("volumeMounts") or ()), {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}]
     made["terminationMessagePolicy"] = "FallbackToLogsOnError"
@@ -84,7 +84,7 @@ def _question(engine: Object) -> dict[str, Any]:
         probe = engine.get(name) or {}
         if any(probe.get(one) for one in _HANDLERS):
             return {one: probe[one] for one in (*_HANDLERS, "timeoutSeconds") if probe.get(one)}
-    return {"httpGet": {"path": vllm.HEALTH_PATH, "port": vllm.port(words(engine))}, "timeoutSeconds": 5}
+    return {"httpGet": {"path": cli.HEALTH_PATH, "port": cli.port(words(engine))}, "timeoutSeconds": 5}
 
 
 def _with(env: list[Object], variable: Mapping[str, str]) -> list[Object]:

@@ -5,30 +5,18 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from pretune import identity
-from pretune.api import (
-    BUNDLE,
-    CACHE,
-    FINGERPRINT,
-    IMPORT,
-    IMPORT_CONTAINER,
-    IMPORTING,
-    ROLE,
-    STORAGE,
-    Object,
-    Spec,
-    Target,
-    claim_name,
-    storage_place,
-)
+from pretune.api.names import BUNDLE, CACHE, FINGERPRINT, IMPORT, IMPORT_CONTAINER, IMPORTING, ROLE, STORAGE
+from pretune.api.spec import Spec, Target, claim_name, storage_place
+from pretune.api.types import Key, Object
+from pretune.config import Settings
 from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, SEAL_RESOURCES, agent_container
 from pretune.manifests.job import hashed_name, job_of
 from pretune.manifests.ours import strip
 from pretune.manifests.tuning_pod import GRACE, MESH_ANNOTATIONS, MESH_LABELS, distinct, scheduling
-from pretune.model import Key, Settings
-from pretune.template import engine_of, gpus, words
-from pretune.wire import SOURCE_MOUNT, Task
+from pretune.podspec import identity
+from pretune.podspec.template import engine_of, gpus, words
+from pretune.protocol import SOURCE_MOUNT, Task
 
 SOURCE_VOLUME = "pretune-source"
 DEADLINE = 900  # seconds from the pod's start on its node, the image's pull included

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pretune import identity
-from pretune.api import (
+from pretune.api.names import (
     AGENT_CONTAINER,
     ATTEMPT,
     BUNDLE,
@@ -27,12 +26,10 @@ from pretune.api import (
     STORAGE,
     TUNING,
     VERSION,
-    Object,
-    Spec,
-    Target,
-    claim_name,
-    storage_place,
 )
+from pretune.api.spec import Spec, Target, claim_name, storage_place
+from pretune.api.types import Key, Object
+from pretune.config import Settings
 from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import CLAIM_VOLUME, task_variables
 from pretune.manifests.ours import strip
@@ -45,8 +42,8 @@ from pretune.manifests.tuning_pod import (
     distinct,
     pod_template,
 )
-from pretune.model import Key, Settings
-from pretune.wire import CLAIM_MOUNT, Task
+from pretune.podspec import identity
+from pretune.protocol import CLAIM_MOUNT, Task
 
 NAME_LENGTH = 63  # a Job's name becomes a label's value
 TTL = 3600  # seconds that a finished Job stays, to be read by a person

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pretune.api import Object
+from pretune.api.types import Object
 
 Operation = dict[str, Any]  # {"op": "add", "path": …, "value": …}
 

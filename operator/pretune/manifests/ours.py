@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from pretune.api import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER, Object
-from pretune.engines.vllm import OVERRIDE
+from pretune.api.names import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER
+from pretune.api.types import Object
+from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME
 from pretune.manifests.engine import TACTICS_VOLUME
 from pretune.manifests.json_patch import copied
-from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, TASK_VARIABLE
+from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, TASK_VARIABLE
 
 READ_ONLY, OVERLAY, NONE = "ReadOnly", "Overlay", "None"  # how a bundle is delivered
 

@@ -8,15 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.api import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER, Object, Refused
-from pretune.engines.vllm import OVERRIDE
+from pretune.api.names import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER
+from pretune.api.reasons import Refused
+from pretune.api.types import Object
+from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, copied_resources, seed_container
 from pretune.manifests.engine import TACTICS_VOLUME, tactics_on_claim
 from pretune.manifests.json_patch import Operation, into, onto, patched
 from pretune.manifests.ours import MOUNTS, NONE, OVERLAY, READ_ONLY, VOLUMES, containers, is_held, is_injected, strip
-from pretune.template import words
-from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
+from pretune.podspec.template import words
+from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
 __all__ = [
     "NONE",
@@ -42,7 +44,7 @@ _MOST_REASON = 1024
 
 @dataclass(frozen=True)
 class Delivery:
-    """What one pod is given, and why (reasons.DELIVERIES): decide/delivery.py's answer, inject()'s order."""
+    """What one pod is given, and why (reasons.DELIVERIES): policy/pods/delivery.py's answer, inject()'s order."""
 
     mode: str  # ReadOnly | Overlay | None
     reason: str

@@ -6,16 +6,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
-from pretune.api import (
-    CHECK_CONTAINER,
-    PROVE_CONTAINER,
-    SEAL_CONTAINER,
-    SEED_CONTAINER,
-    Object,
-    Spec,
-    Target,
-    claim_name,
-)
+from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER, SEED_CONTAINER
+from pretune.api.spec import Spec, Target, claim_name
+from pretune.api.types import Object
+from pretune.config import Settings
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
@@ -25,9 +19,8 @@ from pretune.manifests.agent_container import (
     seed_container,
 )
 from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_headers, ready_url, sidecar, tactics_on_claim
-from pretune.model import Settings
-from pretune.template import engine_of, gpus, is_sidecar, required_terms, words
-from pretune.wire import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
+from pretune.podspec.template import engine_of, gpus, is_sidecar, required_terms, words
+from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
 # Seen: with the default of 30 s an engine that ignores TERM holds its GPU for 30 s more.
 GRACE = 5  # seconds

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretune.wire import Report
+from pretune.protocol import Report
 
 from tests.cluster.conftest import ROOT
 from tests.cluster.kube import Kube, Object, Refusal, bundles, condition

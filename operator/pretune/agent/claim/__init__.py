@@ -1,0 +1,1 @@
+"""The claim as the agent uses it: files, bundles, proofs."""

@@ -1,0 +1,104 @@
+"""What the engine left under the override folder, seen without following or opening anything that is not a plain file."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+from typing import Dict, List, Tuple
+
+from pretune.agent.claim.fs import Folder, Problem, read_all, sane
+
+MOST_FILES = 10000  # files and folders
+MOST_BYTES = 256 * 1024 * 1024
+DEEPEST = 8  # folders below one another; a managed store has three
+
+
+class Changed(Exception):
+    """The folder changed under our eyes; the message is the path."""
+
+
+@dataclass
+class Scan:
+    """Relative paths. Two scans are equal when no file was made, removed, replaced or written between them."""
+
+    files: Dict[str, Tuple[int, int, int]] = field(default_factory=dict)  # size in bytes, mtime in ns, inode
+    folders: List[str] = field(default_factory=list)
+
+
+def scan(root: Folder) -> Scan:
+    """Raises Problem (UnsafeFiles, UnreadableFiles) that names the path, and Changed.
+
+    A file with several hard links is taken: a link cannot leave its file system, here an emptyDir of this pod, and what is published
+    is a copy.
+    """
+    found = Scan()
+    _scan(root, "", 1, found)
+    if sum(size for size, _, _ in found.files.values()) > MOST_BYTES:
+        largest = max(found.files, key=lambda path: found.files[path][0])
+        raise Problem(
+            "UnsafeFiles", "the engine left more than %d MiB; the largest file is %s" % (MOST_BYTES >> 20, largest)
+        )
+    return found
+
+
+def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
+    try:
+        names = folder.names()
+    except PermissionError as error:
+        raise _unreadable(prefix or ".", error) from None
+    for name in names:
+        path = prefix + name
+        if not sane(name):
+            raise Problem("UnsafeFiles", "%s: not a name that an engine gives" % ascii(path)[:200])
+        if len(found.files) + len(found.folders) >= MOST_FILES:
+            raise Problem("UnsafeFiles", "the engine left more than %d files; one too many is %s" % (MOST_FILES, path))
+        try:
+            seen = folder.lstat(name)
+        except PermissionError as error:
+            raise _unreadable(path, error) from None
+        if seen is None:
+            raise Changed(path)
+        if stat.S_ISREG(seen.st_mode):
+            found.files[path] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
+        elif stat.S_ISDIR(seen.st_mode):
+            if depth >= DEEPEST:
+                raise Problem("UnsafeFiles", "%s: more than %d folders deep" % (path, DEEPEST))
+            found.folders.append(path)
+            try:
+                below = folder.folder(name)
+            except PermissionError as error:
+                raise _unreadable(path, error) from None
+            except (FileNotFoundError, Problem):
+                raise Changed(path) from None
+            with below:
+                _scan(below, path + "/", depth + 1, found)
+        else:
+            raise Problem("UnsafeFiles", "%s is %s; it was not followed" % (path, _kind(seen.st_mode)))
+
+
+def read(root: Folder, path: str, limit: int) -> bytes:
+    """A scanned file's bytes, at most limit + 1. Raises as `scan` does."""
+    try:
+        fd, _ = root.file(path)
+        return read_all(fd, limit)
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
+    except FileNotFoundError:
+        raise Changed(path) from None
+    except Problem:  # it was a plain file a moment ago
+        raise Changed(path) from None
+
+
+def _unreadable(path: str, error: OSError) -> Problem:
+    return Problem("UnreadableFiles", "%s: %s, though this container has the engine's uid" % (path, error.strerror))
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISLNK, "a link"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISBLK, "a device"),
+        (stat.S_ISCHR, "a device"),
+    )
+    return next((name for test, name in kinds if test(mode)), "no plain file")

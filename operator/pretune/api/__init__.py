@@ -1,0 +1,1 @@
+"""The AutotuneCache API in Python: its names, spec, status and reasons."""

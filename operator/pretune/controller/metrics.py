@@ -1,0 +1,305 @@
+"""What Prometheus is told, each metric declared once with its unit and labels: docs/metrics.md lists them all.
+
+Counted is what a status newly says, after it was written: reconcile may run any number of times, on any replica, and an attempt's end
+counts once. Each process has a registry of its own; nothing here does I/O, and a run costs the same however many caches there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from prometheus_client import (
+    disable_created_metrics,
+)
+
+from pretune.api.names import (
+    ATTEMPT,
+    BUNDLE,
+    PENDING,
+    PROOF,
+    PROVING,
+    RETIRED,
+    ROLE,
+    SEAL_CONTAINER,
+    SEALED,
+    STATES,
+    TUNING,
+    TUNING_STATE,
+)
+from pretune.api.timestamps import seconds
+from pretune.api.types import Key, Object
+from pretune.engines.vllm.log import RESULTS, UNKNOWN
+from pretune.metrics_base import Metrics
+from pretune.podspec.template import gpus
+from pretune.policy.bundles.attempt_state import finished, has_reported, report_of, statuses, terminated
+from pretune.policy.model import Delete, Observed, Plan
+from pretune.policy.plan_builder import failure
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, of when it began
+
+Answer = TypeVar("Answer")
+
+CONSUMERS = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
+STARTS = RESULTS  # of the same, where logs are read
+CACHE = ("namespace", "cache")
+
+# Reasons of an attempt's end that are none of a bundle: see docs/metrics.md.
+FOUND, SUPERSEDED, PROVEN = "Found", "Superseded", "Proven"
+
+# Upper limits, in seconds.
+_TUNING = (30, 60, 120, 300, 600, 900, 1200, 1800, 2700, 3600, 5400, 7200)
+_HOLD = (1, 5, 15, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+_RECONCILE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+
+
+class ControllerMetrics(Metrics):
+    def __init__(
+        self,
+        depth: Callable[[], float] = lambda: 0,
+        stuck: Callable[[], float] = lambda: 0,
+        leader: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """depth: keys that wait for a worker. stuck: seconds since the queue moved. leader: whether the lease is ours."""
+        super().__init__()
+        self._bundles = self._gauge("pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE, "state"))
+        self._consumers = self._gauge(
+            "pretune_consumers",
+            "Serving pods as the cache's status counts them, every 10 s at most: seeded (started with the bundle), cold (started"
+            " without), held (wait for it), stale (run another image of the same name than the bundle was tuned in), ready; with"
+            " proof.readLogs also warm, partial and tuned, as their logs say.",
+            (*CACHE, "state"),
+        )
+        self._held = self._gauge(
+            "pretune_held_pods",
+            "Serving pods that wait for their bundle behind the scheduling gate pretune.dev/hold.",
+            CACHE,
+        )
+        self._attempts = self._counter(
+            "pretune_attempts",
+            "Tuning attempts and proofs that ended, by their reason: Sealed, NothingToTune, Found (the bundle was on the claim already),"
+            " Proven, Superseded (nothing wanted it any more), or why it failed.",
+            ("reason",),
+        )
+        self._tuning = self._histogram(
+            "pretune_tuning_seconds",
+            "Time from the engine's start to the sealed bundle, in seconds, of those sealed.",
+            _TUNING,
+        )
+        self._gpu_seconds = self._counter(
+            "pretune_tuning_gpu_seconds",
+            "GPU-seconds that ended attempts took: their time times the engine's GPUs, of failed ones as far as it is known.",
+            CACHE,
+        )
+        self._holds = self._histogram(
+            "pretune_hold_seconds",
+            "How long held pods waited from their creation to their release, in seconds.",
+            _HOLD,
+            ("cause",),
+        )
+        self._rescued = self._counter(
+            "pretune_rescued_pods",
+            "Pods that only the claim or the container pretune-seed kept from starting, and that were deleted to be made anew.",
+        )
+        self._starts = self._counter(
+            "pretune_starts",
+            "Starts of engines that were given a bundle, by what their logs say (proof.readLogs): warm (loaded, nothing tuned), partial"
+            " (some tuned), tuned (all tuned), unknown. Each once, of pods that became ready while this process ran.",
+            (*CACHE, "result"),
+        )
+        self._unread = self._counter(
+            "pretune_start_read_failures",
+            "Logs that were not read: Forbidden, NotThere (the pod is gone), Rotated (its beginning is), NoAnswer, Error.",
+            ("reason",),
+        )
+        self._saved = self._gauge(
+            "pretune_gpu_seconds_saved",
+            "GPU-seconds that proven bundles saved (status.gpuSecondsSaved): the sum, over the starts of serving pods that had one, of"
+            " GPUs x max(0, coldSeconds - warmSeconds) of that bundle. It only grows. What tuning and proving cost is not taken off:"
+            " see pretune_tuning_gpu_seconds_total.",
+            CACHE,
+        )
+        self._reconcile = self._histogram(
+            "pretune_reconcile_seconds",
+            "Time of one look at one cache, all of its API calls included, in seconds.",
+            _RECONCILE,
+        )
+        self._errors = self._counter(
+            "pretune_reconcile_errors", "Looks at a cache that raised an error and are tried again."
+        )
+        self._pulled("pretune_queue_depth", "Caches that wait for a worker.", depth)
+        self._pulled(
+            "pretune_queue_stuck_seconds",
+            "For how long caches have waited for a worker without any look beginning or ending, in seconds.",
+            stuck,
+        )
+        self._pulled("pretune_leader", "1 in the replica that holds the lease and works, else 0.", leader)
+
+    async def timed(self, look: Awaitable[Answer]) -> Answer:
+        """The look's answer; its time is noted however it ends, and that it failed."""
+        began = time.perf_counter()
+        try:
+            return await look
+        except Exception:
+            self._errors.inc()
+            raise
+        finally:
+            self._reconcile.observe(time.perf_counter() - began)
+
+    def written(self, seen: Observed, plan: Plan, now: float) -> None:
+        """The status of a plan was written, or there was nothing to write: count what it says and the one that was read did not."""
+        if seen.cache is None:
+            self._forget(seen.key)
+        if seen.cache is None or plan.status is None:
+            return
+        labels = (seen.key.namespace, seen.key.name)
+        states = [one["state"] for one in plan.status.get("bundles") or ()]
+        for state in STATES:
+            self._bundles.labels(*labels, state).set(states.count(state))
+        consumers = plan.status.get("consumers") or {}
+        for state in CONSUMERS:
+            self._consumers.labels(*labels, state).set(consumers.get(state, 0))
+        for result in STARTS:
+            if result in consumers:
+                self._consumers.labels(*labels, result).set(consumers[result])
+        if "gpuSecondsSaved" in plan.status:
+            self._saved.labels(*labels).set(plan.status["gpuSecondsSaved"])
+        self._held.labels(*labels).set(consumers.get("held", 0))
+        spent = self._gpu_seconds.labels(*labels)
+        for end in ended(seen, plan.status, now):
+            self._attempts.labels(end.reason).inc()
+            spent.inc(end.gpu_seconds)
+            if end.tuned is not None:
+                self._tuning.observe(end.tuned)
+
+    def carried_out(self, plan: Plan) -> None:
+        """What comes after the status was done too: all of it, since the next run does what this one could not."""
+        for one in plan.released:
+            self._holds.labels(one.cause).observe(one.waited)
+        self._rescued.inc(sum(isinstance(one, Delete) and one.object["kind"] == "Pod" for one in plan.after))
+
+    def start(self, key: Key, result: str) -> None:
+        """A log was read, or given up (logs.UNKNOWN)."""
+        self._starts.labels(key.namespace, key.name, result).inc()
+
+    def unread(self, reason: str) -> None:
+        """A log could not be read."""
+        self._unread.labels(reason).inc()
+
+    def _forget(self, key: Key) -> None:
+        """The cache is gone, and with it every series that has its name."""
+        labels = (key.namespace, key.name)
+        for result in (*STARTS, UNKNOWN):
+            self._starts.remove(*labels, result)
+            self._consumers.remove(*labels, result)
+        self._saved.remove(*labels)
+        for state in STATES:
+            self._bundles.remove(*labels, state)
+        for state in CONSUMERS:
+            self._consumers.remove(*labels, state)
+        self._held.remove(*labels)
+        self._gpu_seconds.remove(*labels)
+
+
+# --- attempts that ended
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One attempt. tuned: seconds that it took, where it sealed a bundle."""
+
+    reason: str
+    gpu_seconds: float
+    tuned: float | None = None
+
+
+def ended(seen: Observed, status: Mapping[str, Any], now: float) -> list[Ended]:
+    """The attempts whose end this status says, and the one that was read did not. now: Unix seconds."""
+    before = {one["id"]: one for one in ((seen.cache or {}).get("status") or {}).get("bundles") or ()}
+    after = {one["id"]: one for one in status.get("bundles") or ()}
+    ends = []
+    for bundle in {**before, **after}:
+        old, new = before.get(bundle) or {}, after.get(bundle)
+        if old == new:
+            continue
+        end = _sealed(seen, old, new, now) or _failed(seen, old, new, now) or _given_up(seen, old, new, now)
+        ends += [
+            one
+            for one in (end, _proven(seen, old, new, now), _superseded_proof(seen, old, new, now))
+            if one is not None
+        ]
+    return ends
+
+
+def _sealed(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """Sealed by an attempt, whose pod's report tells it from one that was found on the claim."""
+    there = (SEALED, PROVING)
+    if new is None or new["state"] not in there or old.get("state") in (*there, RETIRED):
+        return None
+    pods = [pod for pod in _pods(seen, new) if has_reported(pod)]
+    for pod in pods:
+        if report_of(statuses(pod).get(SEAL_CONTAINER)) is not None:
+            tuned = float(new.get("tunedSeconds") or 0)
+            return Ended(new["reason"] if new["state"] == SEALED else SEALED, tuned * _gpus(pod), tuned)
+    return Ended(FOUND, _spent(pods, now)) if pods else None
+
+
+def _failed(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    last = failure(new or {})
+    if new is None or not last or last == failure(old):
+        return None
+    role = PROOF if "digest" in new else TUNING  # what is on the claim is tuned no more
+    return Ended(last["reason"], _spent(_pods(seen, new, role, last["attempt"]), now))
+
+
+def _proven(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """By a proof, whose pod's report tells it from one that was found on the claim."""
+    if new is None or not new.get("proven") or old.get("proven"):
+        return None
+    pods = [pod for pod in _pods(seen, new, PROOF, new.get("proofs", 0)) if has_reported(pod)]
+    return Ended(PROVEN, _spent(pods, now)) if pods else None
+
+
+def _given_up(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """It ran, and nothing waits for it any more: its engine is not wanted, or its place has changed."""
+    ran = old.get("state") in (PENDING, TUNING_STATE) and old.get("attempts", 0) > failure(old).get("attempt", 0)
+    if not ran or old.get("reason") == SUPERSEDED:
+        return None
+    if new is not None and new["reason"] != SUPERSEDED and new.get("attempts", 0) >= old["attempts"]:
+        return None
+    return Ended(SUPERSEDED, _spent(_pods(seen, old), now))
+
+
+def _superseded_proof(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+    """A proof that the status says to be ended: nothing wants its bundle any more."""
+    ran = old.get("state") == PROVING and old.get("proofs", 0) > failure(old).get("attempt", 0)
+    if not ran or new is None or new["reason"] != SUPERSEDED or old.get("reason") == SUPERSEDED:
+        return None
+    return Ended(SUPERSEDED, _spent(_pods(seen, old, PROOF, old["proofs"]), now))
+
+
+def _pods(seen: Observed, record: Object, role: str = TUNING, number: int | None = None) -> list[Object]:
+    """Of a record's newest attempt, or of another one, or of a proof."""
+    wanted = (role, record["id"], str(record.get("attempts", 0) if number is None else number))
+    labels = ((pod, pod["metadata"].get("labels") or {}) for pod in seen.pods)
+    return [pod for pod, has in labels if (has.get(ROLE), has.get(BUNDLE), has.get(ATTEMPT)) == wanted]
+
+
+def _spent(pods: list[Object], now: float) -> float:
+    """GPU-seconds of these pods: a node gives them the GPUs from the kubelet's start of the pod to its end."""
+    total = 0.0
+    for pod in pods:
+        if begun := (pod.get("status") or {}).get("startTime"):
+            stops = [
+                one["finishedAt"] for one in map(terminated, statuses(pod).values()) if one and one.get("finishedAt")
+            ]
+            end = max(map(seconds, stops)) if finished(pod) and stops else now
+            total += max(0.0, end - seconds(begun)) * _gpus(pod)
+    return total
+
+
+def _gpus(pod: Object) -> int:
+    """Of the engine, which is the pod's last init container (manifests/job.py)."""
+    return sum(gpus(one) for one in (pod["spec"].get("initContainers") or [])[-1:])

@@ -1,0 +1,1 @@
+"""vLLM: its command line, releases, tactics files and log lines."""

@@ -1,0 +1,132 @@
+"""vLLM's command line and variables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
+
+OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
+DEFAULT_PORT = 8000
+HEALTH_PATH = "/health"
+
+
+# --- the engine's command
+
+
+def words_of(command: Sequence[str]) -> List[str]:
+    """The command's words, with the script of a `sh -c` taken apart; what a shell would expand stays as it is written."""
+    out: List[str] = []
+    shell, script_next = False, False
+    for index, word in enumerate(command):
+        if index == 0:
+            shell = word.rsplit("/", 1)[-1] in ("sh", "bash", "dash", "ash", "zsh")
+        elif script_next:
+            out += _script_words(word)
+            script_next = shell = False
+            continue
+        elif shell and re.match(r"-[a-z]*c[a-z]*$", word):
+            script_next = True
+        out.append(word)
+    return out
+
+
+def _script_words(script: str) -> List[str]:
+    text = script.replace("\\\n", " ")
+    try:
+        lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        return list(lexer)
+    except ValueError:  # an open quote, say in a here-document
+        return text.split()
+
+
+def _flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
+    """Flag and value of `--flag value`, `--flag=value`, `-tp 2`, `--flag`; `_` in a flag is `-`, as vLLM's parser has it."""
+    plain = words_of(words)
+    for index, word in enumerate(plain):
+        if not re.match(r"--?[A-Za-z]", word):
+            continue
+        name, equals, value = word.partition("=")
+        following = plain[index + 1] if index + 1 < len(plain) else ""
+        if equals:
+            yield name.replace("_", "-"), value
+        else:
+            has_value = re.match(r"[^-;&|()<>]", following)  # the next flag, or the end of a script's command
+            yield name.replace("_", "-"), following if has_value else None
+
+
+def _number(words: Sequence[str], *names: str) -> Optional[int]:
+    """The last value of a flag (vLLM takes the last); None when absent, or not written as a number: `$(TP)`."""
+    found = None
+    for name, value in _flags(words):
+        if name in names:
+            found = int(value) if value is not None and value.isdigit() else None
+    return found
+
+
+def port(words: Sequence[str]) -> int:
+    """The engine's HTTP port from its command and args; the default where the words name none as a number."""
+    return _number(words, "--port") or DEFAULT_PORT
+
+
+def several_pods(words: Sequence[str]) -> Optional[str]:
+    """The flag that makes this engine one of several pods, as it stands in the words; None for a whole engine.
+
+    A value that cannot be read here (`--nnodes $(NODES)`) counts as several: a wrong copy would dial production.
+    """
+    size, local = _number(words, "--data-parallel-size", "-dp"), None
+    for name, value in _flags(words):
+        shown = name if value is None else "%s %s" % (name, value)
+        if name in ("--headless", "--data-parallel-external-lb", "-dpe", "--data-parallel-rank", "-dpn"):
+            return shown
+        if name in ("--nnodes", "--ray-cluster-size") and value != "1":
+            return shown
+        if name in ("--node-rank", "--data-parallel-start-rank", "-dpr") and value != "0":
+            return shown
+        if name in ("--data-parallel-size-local", "-dpl"):
+            local = (shown, int(value) if value and value.isdigit() else None)
+    if local and (size is None or local[1] is None or local[1] < size) and (size or 0) != 1:
+        return local[0]
+    plain = words_of(words)
+    if plain == list(words):  # in a script -n and -r may be any program's
+        for name, least in (("-n", 2), ("-r", 1)):
+            number = _number(words, name)
+            if number is not None and number >= least:
+                return "%s %d" % (name, number)
+    for index, word in enumerate(plain[:-1]):
+        if word.rsplit("/", 1)[-1] == "ray" and plain[index + 1] == "start":
+            for name, value in _flags(plain[index:]):
+                if name == "--address":
+                    return "ray start --address" + (" " + value if value else "")
+    return None
+
+
+_OFF = ("0", "false", "no", "off")
+_REGISTERING = re.compile(r"mooncake|moriio|proxy_ip", re.IGNORECASE)
+
+
+def registers_itself(words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
+    """The env name or flag by which this engine announces itself to a router, or None.
+
+    `env` holds "" for a value that is a reference: it counts as switched on. Dynamo: any `DYN_*` or the module `dynamo`. LMCache: its
+    controller's variables. Mooncake: `MOONCAKE_*`, its connectors, its store. P2P NCCL and MoRIIO connectors: a `proxy_ip`.
+    """
+    for name in sorted(env):
+        value = env[name] or ""
+        if name.startswith(("DYN_", "LMCACHE_CONTROLLER_", "MOONCAKE_")):
+            return name
+        if name == "LMCACHE_ENABLE_CONTROLLER" and value.lower() not in _OFF:
+            return name
+        if name == "LMCACHE_REMOTE_URL" and _REGISTERING.search(value):
+            return name
+    plain = words_of(words)
+    for index, word in enumerate(plain):
+        if word == "-m" and index + 1 < len(plain) and re.match(r"dynamo(\.|$)", plain[index + 1]):
+            return "-m " + plain[index + 1]
+    for flag, given in _flags(words):
+        if flag == "--kv-transfer-config" and given and _REGISTERING.search(given):
+            return flag
+        if flag.startswith("--kv-transfer-config.") and _REGISTERING.search(flag + "=" + (given or "")):
+            return flag
+    return None

@@ -1,0 +1,1 @@
+"""Kubernetes' API: its client, watches and lease."""

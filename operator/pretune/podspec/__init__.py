@@ -1,0 +1,1 @@
+"""What a pod template says, and who it is: pure functions over dicts."""

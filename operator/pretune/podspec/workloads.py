@@ -1,0 +1,160 @@
+"""A source object to the pod template in it, {metadata, spec}, as its author wrote it. Pure: controller/observe.py reads the object."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pretune.api.names import KIND
+from pretune.api.reasons import Refused
+from pretune.api.types import Object
+
+# What the rest of pretune relies on. A field that is not here may be anything: the API server judges it, in the Job.
+# A dict lists an object's fields, a list an array's items (which have a name where it is listed), MAP is an object of strings.
+MAP: Any = {"*": str}
+_ENTRIES: Any = [{"name": str}]
+_RESOURCES: Any = {"limits": {}, "requests": {}, "claims": _ENTRIES}
+_PROBE: Any = {
+    "httpGet": {"path": str, "host": str, "scheme": str, "httpHeaders": [{"name": str, "value": str}]},
+    "exec": {},
+    "grpc": {},
+    "tcpSocket": {},
+}
+_CONTAINER: Any = {
+    "name": str,
+    "image": str,
+    "command": [str],
+    "args": [str],
+    "env": [{"name": str, "value": str, "valueFrom": {"fieldRef": {}, "resourceFieldRef": {}}}],
+    "envFrom": [{}],
+    "ports": [{}],
+    "resources": _RESOURCES,
+    "volumeMounts": _ENTRIES,
+    "volumeDevices": _ENTRIES,
+    "securityContext": {"capabilities": {"add": [str], "drop": [str]}},
+    "startupProbe": _PROBE,
+    "readinessProbe": _PROBE,
+}
+_EXPRESSIONS: Any = [{"key": str, "operator": str, "values": [str]}]
+_TERMS: Any = [{"matchExpressions": _EXPRESSIONS, "matchFields": _EXPRESSIONS}]
+_TEMPLATE: Any = {
+    "metadata": {"labels": MAP, "annotations": MAP},
+    "spec": {
+        "containers": [_CONTAINER],
+        "initContainers": [_CONTAINER],
+        "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
+        "resourceClaims": [{"name": str}],
+        "nodeName": str,
+        "nodeSelector": MAP,
+        "tolerations": [{}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _TERMS}}},
+    },
+}
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # of an object, as the API server takes it
+_KINDS: dict[Any, str] = {dict: "an object", list: "a list", str: "a string"}
+
+
+def template_of(source: Object) -> Object:
+    """The pod template of a workload (spec.template) or of an AutotuneCache (spec.source.template): a copy, without nulls.
+
+    Raises Refused: SourceNotSupported where there is none, SourceInvalid, with the field, where it is not of a template's form
+    (an AutotuneCache keeps unknown fields, so that its API server checks nothing inside the pod spec).
+    """
+    meta, kind = source.get("metadata") or {}, source.get("kind") or "object"
+    path = "spec.source.template" if kind == KIND else "spec.template"
+    found: Any = source
+    for step in path.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    where = f"{kind} {meta.get('name', '')}: {path}"
+    pod = found.get("spec") if isinstance(found, dict) else None
+    if not isinstance(pod, dict) or not pod.get("containers"):
+        if kind == KIND:
+            raise Refused("SourceInvalid", f"{where}.spec.containers: Required value")
+        raise Refused(
+            "SourceNotSupported",
+            f"{where} is no pod template with containers; name the object that holds the template, or use spec.source.template",
+        )
+    template: Object = _without_nulls(found)
+    _conform(template, _TEMPLATE, where)
+    for index, volume in enumerate(template["spec"].get("volumes") or ()):
+        claim = volume.get("persistentVolumeClaim")
+        name = claim.get("claimName") if isinstance(claim, dict) else None
+        if claim is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            field = f"{where}.spec.volumes[{index}].persistentVolumeClaim.claimName"
+            raise Refused("SourceInvalid", f"{field}: {name!r} is no name of a claim")
+    return template
+
+
+def _without_nulls(value: Any) -> Any:
+    """As the API server stores it: a null field is an absent one."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def _conform(value: Any, shape: Any, path: str) -> None:
+    kind: Any = str if shape is str else type(shape)
+    if not isinstance(value, kind):
+        raise Refused("SourceInvalid", f"{path} must be {_KINDS[kind]}")
+    if isinstance(value, list):
+        for index, one in enumerate(value):
+            _conform(one, shape[0], f"{path}[{index}]")
+            if shape[0] is not str and "name" in shape[0] and not one.get("name"):
+                raise Refused("SourceInvalid", f"{path}[{index}].name: Required value")
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if (inner := shape.get(name, shape.get("*"))) is not None:
+                _conform(one, inner, f"{path}.{name}")
+
+
+REVISION_LABEL = (
+    "controller-revision-hash"  # set on each pod by the StatefulSet and DaemonSet controllers before it is made
+)
+
+_HOLDS_TEMPLATE = {"ReplicaSet": "apps", "Job": "batch"}  # owner kinds with the template inside, and their API group
+_HAS_REVISIONS = ("StatefulSet", "DaemonSet")  # of apps: the set may be at a newer revision than its pod
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The object that holds a pod's template as its author wrote it."""
+
+    api_version: str
+    kind: str  # ReplicaSet | Job | ControllerRevision
+    name: str
+    uid: str  # of the controlling owner: the object's own, or that of its own controlling owner (ControllerRevision)
+    owner: str  # the controlling owner's kind: ReplicaSet | StatefulSet | DaemonSet | Job
+    owner_name: str
+
+
+def controller_of(obj: Object) -> Object | None:
+    """The owner reference of an object's controller: {apiVersion, kind, name, uid, …}; None: it has none."""
+    owners: list[Object] = obj["metadata"].get("ownerReferences") or []
+    return next((one for one in owners if one.get("controller")), None)
+
+
+def origin_of(pod: Object) -> Ref | None:
+    """What to read for a pod's template: its controlling ReplicaSet or Job; for a StatefulSet's or DaemonSet's pod the
+    ControllerRevision that it was made of (by its label controller-revision-hash), since the set itself may be at a newer one.
+    None: the pod has no owner of these kinds, and is its own template (a kind of the same name in another API group, and a pod
+    without that label, which its set did not make, included)."""
+    owner = controller_of(pod)
+    if owner is None:
+        return None
+    kind, name, uid, version = owner["kind"], owner["name"], owner["uid"], owner["apiVersion"]
+    group = version.rpartition("/")[0]
+    if _HOLDS_TEMPLATE.get(kind) == group:
+        return Ref(version, kind, name, uid, kind, name)
+    revision = (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
+    if kind not in _HAS_REVISIONS or group != "apps" or not revision:
+        return None
+    # Named by the set and the hash; a StatefulSet's pods carry the whole name, a DaemonSet's only the hash.
+    whole = revision if kind == "StatefulSet" else f"{name}-{revision}"
+    return Ref(version, "ControllerRevision", whole, uid, kind, name)
+
+
+def origin_key(pod: Object) -> str:
+    """By which pods of one template are told to be so: `ReplicaSet/<name>`, `ControllerRevision/<name>`, `Job/<name>`, `Pod/<name>`."""
+    ref = origin_of(pod)
+    return f"{ref.kind}/{ref.name}" if ref else f"Pod/{pod['metadata'].get('name', '')}"

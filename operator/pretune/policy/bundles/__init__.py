@@ -1,0 +1,1 @@
+"""A bundle's life: wanted, tuned, proven, imported, adopted, retired."""

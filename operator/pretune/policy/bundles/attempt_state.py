@@ -1,0 +1,388 @@
+"""How an attempt stands, read from its Job and pod: a list of small checks, asked in their order; the first that answers counts.
+
+A check gets one Attempt and says Standing or None. Adding a rule is adding a line to CHECKS. A proof is an attempt with a list of its
+own (proof_state.py), which shares most checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER
+from pretune.api.reasons import REASONS
+from pretune.api.timestamps import seconds
+from pretune.api.types import Object
+from pretune.protocol import Report
+
+POD_GRACE = 5.0  # seconds that a Job may be without a pod before its events are shown
+EVENTS = 30.0  # seconds between looks at the events of a Job without a pod: nothing that is watched tells of them
+LINGER = 30.0  # seconds that a pod may outlive its report
+LOST = 600.0  # seconds that a pod may be Terminating past its grace
+DISRUPTIONS = 6  # pods of one attempt that may be evicted or preempted; the last of them ends it
+
+ANSWERS_OF_OURS = ("Checked", "Proven", "Inspected", "Pruned")  # reasons of a report that are no reason of a bundle
+
+_CANNOT_PULL = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
+_CANNOT_MAKE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+_CANNOT_START = ("StartError", "ContainerCannotRun")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a bundle: its Job (None: gone), its newest pod (None: none yet, or gone), and what it may use up."""
+
+    number: int
+    job: Object | None
+    pod: Object | None
+    events: tuple[Object, ...]  # of the Job, when it has no pod
+    disruptions: int  # pods of this attempt that were lost before the present one
+    now: float
+    cold: float = 0.0  # of a proof: seconds that the engine's cold start took; 0: not known
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Pending or Tuning: it goes on. Over: it has ended, or is to be ended; a report says how, else the reason does."""
+
+    state: str  # Pending | Tuning | Over
+    reason: str
+    message: str
+    report: Report | None = None
+    look: float | None = None  # when a check that is silent now would answer, Unix seconds
+
+
+def read(attempt: Attempt, checks: Sequence[Check] | None = None) -> Standing:
+    for check in CHECKS if checks is None else checks:
+        standing = check(attempt)
+        if standing is not None:
+            return standing
+    raise AssertionError("the last check answers always")
+
+
+Check = Callable[[Attempt], Standing | None]
+
+
+# --- the pod's parts
+
+
+def statuses(pod: Object) -> dict[str, Object]:
+    """Container statuses by container name, init containers included."""
+    status = pod.get("status") or {}
+    return {
+        one["name"]: one for part in ("initContainerStatuses", "containerStatuses") for one in status.get(part) or ()
+    }
+
+
+def engine_name(pod: Object) -> str:
+    """The engine is the last init container of a tuning or proof pod (manifests/job.py)."""
+    return str(pod["spec"]["initContainers"][-1]["name"])
+
+
+def finished(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def job_over(job: Object) -> bool:
+    return any(
+        one["type"] in ("Complete", "Failed") and one["status"] == "True"
+        for one in (job.get("status") or {}).get("conditions") or ()
+    )
+
+
+def condition(pod: Object, kind: str) -> Object | None:
+    return next((one for one in (pod.get("status") or {}).get("conditions") or () if one["type"] == kind), None)
+
+
+def terminated(status: Object | None) -> Object | None:
+    return ((status or {}).get("state") or {}).get("terminated")
+
+
+def report_of(status: Object | None) -> Report | None:
+    """The report that one of our containers left, once it has ended. One with a reason that we do not know is none."""
+    end = terminated(status)
+    report = Report.load(end["message"]) if end and end.get("message") else None
+    known = report is not None and isinstance(report.reason, str) and report.reason in {*REASONS, *ANSWERS_OF_OURS}
+    return report if known else None
+
+
+def has_reported(pod: Object) -> bool:
+    """Seal or prove has said how it ended, or check that the engine need not start."""
+    found = statuses(pod)
+    check = report_of(found.get(CHECK_CONTAINER))
+    said = any(report_of(found.get(name)) is not None for name in (SEAL_CONTAINER, PROVE_CONTAINER))
+    return said or (check is not None and check.reason != "Checked")
+
+
+def ended_at(pod: Object) -> float | None:
+    """When seal or prove ended (Unix seconds): what the pod does after that is lingering."""
+    found = statuses(pod)
+    end = terminated(found.get(SEAL_CONTAINER) or found.get(PROVE_CONTAINER))
+    return seconds(end["finishedAt"]) if end and end.get("finishedAt") else None
+
+
+def start_seconds(pod: Object, last: str) -> int | None:
+    """How long the engine's start took: until the container `last` (seal, prove) was started, which waits for it to be ready."""
+    ends = [_began(statuses(pod).get(name)) for name in (engine_name(pod), last)]
+    return None if None in ends else max(0, round(ends[1] - ends[0]))  # type: ignore[operator]
+
+
+def _began(status: Object | None) -> float | None:
+    """When a container that runs, or has ended, was started (Unix seconds)."""
+    state = (status or {}).get("state") or {}
+    at = (state.get("running") or state.get("terminated") or {}).get("startedAt")
+    return seconds(at) if at else None
+
+
+def crashes(pod: Object) -> int:
+    """How often the engine ended: a native sidecar restarts in place, and in CrashLoopBackOff shows `terminated`."""
+    engine = statuses(pod).get(engine_name(pod)) or {}
+    return int(engine.get("restartCount", 0)) + (terminated(engine) is not None)
+
+
+def last_words(status: Object) -> str:
+    """`exit code 1 (Error): …the end of its termination message`."""
+    end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
+    code, reason, words = end.get("exitCode"), end.get("reason", ""), (end.get("message") or "").strip()
+    text = f"exit code {code}" if code is not None else "ended"
+    if reason and reason != "Error":
+        text += f" ({reason})"
+    return f"{text}: {words[-400:]}" if words else text
+
+
+def over(reason: str, message: str, report: Report | None = None) -> Standing:
+    return Standing("Over", reason, message, report)
+
+
+# --- the checks
+
+
+def reported(a: Attempt) -> Standing | None:
+    """Seal or check has said how it ended. A report counts only if the engine started once."""
+    if a.pod is None:
+        return None
+    found = statuses(a.pod)
+    report = report_of(found.get(SEAL_CONTAINER))
+    if report is not None:
+        restarts = int((found.get(engine_name(a.pod)) or {}).get("restartCount", 0))
+        if restarts:
+            return over("EngineFailed", f"the engine restarted {restarts} times before its files were sealed")
+        return over(report.reason, report.message, report)
+    report = report_of(found.get(CHECK_CONTAINER))
+    if report is not None and report.reason != "Checked":
+        return over(report.reason, report.message, report)
+    return None
+
+
+def node_lost(a: Attempt) -> Standing | None:
+    if a.pod is None or finished(a.pod) or not (ends := a.pod["metadata"].get("deletionTimestamp")):
+        return None
+    # deletionTimestamp already includes the grace period
+    if a.now - seconds(ends) >= LOST:
+        node = (a.pod.get("spec") or {}).get("nodeName", "its node")
+        return over("NodeLost", f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes")
+    return None
+
+
+def disrupted(a: Attempt) -> Standing | None:
+    """Evicted or preempted: the Job makes another pod once this one is gone, and that is no failed attempt."""
+    if a.pod is None:
+        return None
+    target = condition(a.pod, "DisruptionTarget")
+    evicted = target is not None and target["status"] == "True"
+    if not evicted and not (a.pod["metadata"].get("deletionTimestamp") and not finished(a.pod)):
+        return None
+    lost = a.disruptions + 1
+    why = (target or {}).get("message") or "the pod is being deleted"
+    if lost >= DISRUPTIONS:
+        return over("Disrupted", f"{lost} pods were evicted, preempted or deleted; the last: {why}")
+    look = None
+    if gone := a.pod["metadata"].get("deletionTimestamp"):
+        look = seconds(gone) + LOST
+    return Standing(
+        "Pending", "WaitingForPod", f"pod {lost} was disrupted ({why}); the next one is made when it is gone", look=look
+    )
+
+
+def overdue(a: Attempt) -> Standing | None:
+    status = (a.pod or {}).get("status") or {}
+    if status.get("reason") != "DeadlineExceeded":
+        return None
+    assert a.pod is not None
+    limit = (a.pod["spec"] or {}).get("activeDeadlineSeconds")
+    engine = statuses(a.pod).get(engine_name(a.pod)) or {}
+    began = (
+        "the engine was not ready"
+        if engine.get("restartCount", 0) or terminated(engine)
+        else "the engine had not started"
+    )
+    return over("EngineNotReady", f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended")
+
+
+def cannot_pull(a: Attempt) -> Standing | None:
+    return _waiting(a, _CANNOT_PULL, "ImagePullFailed")
+
+
+def cannot_be_made(a: Attempt) -> Standing | None:
+    found = _waiting(a, _CANNOT_MAKE, "ContainerConfigError")
+    if found is None and a.pod is not None:
+        for name, status in statuses(a.pod).items():
+            end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
+            if end.get("reason") in _CANNOT_START:
+                return over("ContainerConfigError", f"container {name}: {last_words(status)}")
+    return found
+
+
+def _waiting(a: Attempt, reasons: tuple[str, ...], ours: str) -> Standing | None:
+    for name, status in statuses(a.pod or {}).items():
+        waiting = (status.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in reasons:
+            return over(ours, f"container {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": "))
+    return None
+
+
+def engine_failed(a: Attempt) -> Standing | None:
+    """One start only: a restart over half-written files can itself be the warm hang (design, section 5)."""
+    if a.pod is None or not crashes(a.pod):
+        return None
+    engine = engine_name(a.pod)
+    return over("EngineFailed", f"container {engine}: {last_words(statuses(a.pod)[engine])}")
+
+
+def check_silent(a: Attempt) -> Standing | None:
+    status = statuses(a.pod or {}).get(CHECK_CONTAINER)
+    end = terminated(status)
+    if status is None or end is None or end.get("exitCode") == 0:
+        return None
+    return over("SealFailed", f"container {CHECK_CONTAINER} left no report: {last_words(status)}")
+
+
+def init_failed(a: Attempt) -> Standing | None:
+    if a.pod is None:
+        return None
+    for status in (a.pod.get("status") or {}).get("initContainerStatuses") or ():
+        end = terminated(status) or (status.get("lastState") or {}).get("terminated")
+        if end and end.get("exitCode") != 0 and status["name"] != engine_name(a.pod):
+            return over("InitContainerFailed", f"init container {status['name']}: {last_words(status)}")
+    return None
+
+
+def seal_silent(a: Attempt) -> Standing | None:
+    return silent(a, SEAL_CONTAINER, "SealFailed")
+
+
+def silent(a: Attempt, name: str, reason: str) -> Standing | None:
+    """A container of ours has ended without a word."""
+    status = statuses(a.pod or {}).get(name)
+    if status is None or terminated(status) is None:
+        return None
+    return over(reason, f"container {name} left no report: {last_words(status)}")
+
+
+def pod_failed(a: Attempt) -> Standing | None:
+    """The kubelet refused or ended the pod before any container could say why (UnexpectedAdmissionError, say)."""
+    if a.pod is None or not finished(a.pod):
+        return None
+    status = a.pod["status"]
+    return over(
+        "JobFailed",
+        f"pod {a.pod['metadata']['name']}: {status.get('reason', status['phase'])}: {status.get('message', '')}".rstrip(
+            ": "
+        ),
+    )
+
+
+def unscheduled(a: Attempt) -> Standing | None:
+    if a.pod is None:
+        return None
+    scheduled = condition(a.pod, "PodScheduled")
+    if (a.pod.get("spec") or {}).get("nodeName") or (scheduled and scheduled["status"] == "True"):
+        return None
+    if scheduled and scheduled.get("reason") == "SchedulingGated":
+        return Standing("Pending", "Queued", "the pod has a scheduling gate: its queue has not admitted it yet")
+    if scheduled is None:
+        return Standing(
+            "Pending", "WaitingForPod", "the Job is made"
+        )  # without_pod's words: no status write for an instant
+    return Standing("Pending", "WaitingForNode", scheduled.get("message") or "the scheduler has not placed the pod yet")
+
+
+def sealing(a: Attempt) -> Standing | None:
+    if (running := since(a, SEAL_CONTAINER)) is None:
+        return None
+    return Standing("Tuning", "Sealing", f"the engine is ready; its files are checked and published since {running}")
+
+
+def tuning(a: Attempt) -> Standing | None:
+    if a.pod is None or (running := since(a, engine_name(a.pod))) is None:
+        return None
+    return Standing("Tuning", "Tuning", f"the engine starts and tunes since {running}")
+
+
+def since(a: Attempt, name: str) -> str | None:
+    """Since when a container runs, as the API says it; None: it does not."""
+    state = ((statuses(a.pod or {}).get(name) or {}).get("state") or {}).get("running")
+    return (state.get("startedAt") or "") if state else None
+
+
+def checking(a: Attempt) -> Standing | None:
+    """From check's start until the engine's, where no init container of the author's comes between."""
+    if a.pod is None or (since(a, CHECK_CONTAINER) is None and not _all_but_engine_ended(a.pod)):
+        return None
+    return Standing("Tuning", "Checking", "the claim and the image's versions are checked")
+
+
+def _all_but_engine_ended(pod: Object) -> bool:
+    found = (pod.get("status") or {}).get("initContainerStatuses") or ()
+    before = [one for one in found if one["name"] != engine_name(pod)]
+    return bool(before) and all(terminated(one) for one in before)
+
+
+def pulling(a: Attempt) -> Standing | None:
+    if a.pod is None:
+        return None
+    node = (a.pod.get("spec") or {}).get("nodeName") or "a node"
+    return Standing("Tuning", "Pulling", f"{node} pulls images, mounts volumes and runs init containers")
+
+
+def without_pod(a: Attempt) -> Standing:
+    """The Job is all that there is."""
+    if a.job is None or job_over(a.job):
+        return over("ReportLost", "the pod was gone before its report could be read")
+    if (a.job.get("spec") or {}).get("suspend"):
+        return Standing("Pending", "Queued", "the Job is suspended: its queue has not admitted it yet")
+    shown = seconds(a.job["metadata"]["creationTimestamp"]) + POD_GRACE
+    refusals = [one for one in a.events if one.get("reason") == "FailedCreate" and one.get("message")]
+    if refusals and a.now >= shown:
+        newest = max(refusals, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
+        return Standing("Pending", "PodRefused", _without_pod_name(newest["message"]), look=a.now + EVENTS)
+    look = shown if a.now < shown else a.now + EVENTS
+    return Standing("Pending", "WaitingForPod", "the Job is made", look=look)
+
+
+def _without_pod_name(message: str) -> str:
+    """The sentence without the pod's name, which is new at each try: the message shall only change when the matter does."""
+    head, mark, rest = message.partition(' "')
+    _, end, tail = rest.partition('"')
+    return f"{head}{tail}" if mark and end and "pods" in head else message
+
+
+CHECKS: tuple[Check, ...] = (
+    reported,  # seal or check has said how it ended
+    node_lost,  # Terminating for ten minutes
+    disrupted,  # evicted, preempted, deleted: another pod comes
+    overdue,  # the pod's deadline ended
+    cannot_pull,  # an image
+    cannot_be_made,  # a container
+    engine_failed,  # exited or restarted
+    check_silent,  # check failed without a word
+    init_failed,  # an init container of the author's
+    seal_silent,  # seal ended without a word
+    pod_failed,  # the kubelet ended the pod
+    unscheduled,  # waits for a node, or for its queue
+    sealing,
+    tuning,
+    checking,
+    pulling,
+    without_pod,
+)

@@ -1,0 +1,73 @@
+"""What attempts and proofs share: each is a Job of ours with one pod at a time, made once, read, and ended when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pretune.api.names import PENDING
+from pretune.api.types import Object
+from pretune.policy.bundles.attempt_state import LINGER, ended_at, finished, has_reported, job_over
+from pretune.policy.model import Create
+from pretune.policy.plan_builder import Draft, owner_uid
+
+
+def pod_of(draft: Draft, record: Object, job: Object | None) -> Object | None:
+    """The Job's pod: one that has reported (not one that was killed while it sealed), else the newest that lives, else the newest."""
+    if job is None:
+        return None
+    mine = [pod for pod in draft.pods(record["id"]) if owner_uid(pod) == job["metadata"]["uid"]]
+    return max(
+        mine,
+        key=lambda pod: (
+            has_reported(pod),
+            not finished(pod),
+            pod["metadata"]["creationTimestamp"],
+            pod["metadata"]["uid"],
+        ),
+        default=None,
+    )
+
+
+def count_disruptions(record: Object, pod: Object | None) -> None:
+    """Pods of one attempt that were lost; one that never had a node lost nothing."""
+    if pod is None or not pod["spec"].get("nodeName"):
+        return
+    uid = pod["metadata"]["uid"]
+    if record.get("pod") not in (None, uid):
+        record["disruptions"] = record.get("disruptions", 0) + 1
+    record["pod"] = uid
+
+
+def tidy(draft: Draft, bundle: str, jobs: Iterable[Object]) -> None:
+    """End a Job whose attempt is over for the record; after a report its pod may end by itself first."""
+    for job in jobs:
+        if job_over(job):
+            continue
+        ends = [
+            when
+            for pod in draft.pods(bundle)
+            if owner_uid(pod) == job["metadata"]["uid"] and (when := ended_at(pod)) is not None
+        ]
+        if ends and draft.now < max(ends) + LINGER:
+            draft.at(max(ends) + LINGER)
+        else:
+            draft.end(job)
+
+
+def create(draft: Draft, record: Object, job: Object, made: str, state: str = PENDING) -> int:
+    """Make it, and say how that went in the record, which is put into `state`. The API server's code; 201 before it was asked."""
+    name = job["metadata"]["name"]
+    action = Create(f"create Job {name}", job)
+    draft.actions.append(action)
+    draft.started.add(record["id"])
+    outcome = draft.outcome(action)
+    if outcome is None or outcome.code == 201:
+        draft.say(record, state, "WaitingForPod", made)
+        return 201
+    if outcome.code == 409:
+        draft.say(record, state, "NameTaken", f"Job {name} belongs to another object; it is waited for")
+        draft.at(draft.now + 10)
+    else:
+        draft.say(record, state, "PodRefused", outcome.message)
+        draft.at(draft.now + (60 if outcome.code in (400, 422) else 30))
+    return outcome.code

@@ -1,0 +1,207 @@
+"""spec.verify: a bundle that is on the claim is given to no pod before the engine was started from it once, and was warm.
+
+`Proving` is a bundle's state until then. Its proof is an attempt like those that tune: one Job, at most one live on a target; tuning.start
+says when. A verdict about the bundle is final; what is not the bundle's fault is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pretune.api.names import FAILED, PENDING, PROOF, PROVE_CONTAINER, PROVING, SEALED
+from pretune.api.reasons import Refused
+from pretune.api.spec import Spec
+from pretune.api.timestamps import stamp
+from pretune.api.types import Object
+from pretune.manifests.job import proof_job
+from pretune.podspec.template import engine_of, gpus
+from pretune.policy.bundles import proof_state
+from pretune.policy.bundles.attempt_state import Attempt, has_reported, read, start_seconds
+from pretune.policy.bundles.job_runs import count_disruptions, create, pod_of, tidy
+from pretune.policy.bundles.proof_state import JUDGED, TWICE
+from pretune.policy.cache import agent_configmap
+from pretune.policy.plan_builder import Draft, Wanted, ended_by_us, failure, next_try, note_failure
+
+
+def may_be_given(record: Mapping[str, Any], spec: Spec) -> bool:
+    """Whether a pod may start with this bundle: sealed, and proven where that is asked for. An empty one has nothing to prove."""
+    proven = record.get("proven") or record.get("layout") == "Empty" or spec.verify != "BeforeRelease"
+    return record.get("state") == SEALED and bool(proven)
+
+
+def is_withheld(record: Mapping[str, Any]) -> bool:
+    """On the claim, and given to nobody: not proven yet, or by no means."""
+    return record["state"] == PROVING or (record["state"] == FAILED and "digest" in record)
+
+
+def is_judged(record: Mapping[str, Any]) -> bool:
+    """A proof has said that this bundle is no good."""
+    return failure(record).get("reason") in JUDGED
+
+
+def note_cold(record: Object, took: int | None) -> None:
+    """How long the engine's start took when it tuned, in seconds; None: not known."""
+    if took:
+        record["coldSeconds"] = took
+
+
+# --- who is to be proven
+
+
+def withhold(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
+    """Sealed, or on its way to be. Before anybody looks at what is sealed: a bundle that was sealed or adopted in this very run too."""
+    for want in bundles:
+        record = draft.bundles[want.id]
+        if record["state"] == SEALED:
+            record["gpus"] = gpus(engine_of(want.template, draft.spec.engine_container))
+            if "coldSeconds" not in record:  # of an older release
+                note_cold(record, record.get("tunedSeconds"))
+            if not may_be_given(record, draft.spec):
+                draft.say(record, PROVING, "Proving", f"{_entries(record)}; {_WHY}")
+    if draft.spec.verify == "BeforeRelease":
+        return
+    for record in draft.bundles.values():
+        if is_withheld(record) and not is_judged(record):
+            record.pop("lastFailure", None)
+            draft.say(record, SEALED, "Sealed", f"{_entries(record)}, not proven (spec.verify is Never)")
+
+
+_WHY = "the engine is started from the bundle once more before any pod gets it (spec.verify)"
+
+
+def _entries(record: Object) -> str:
+    number = record.get("entries", 0)
+    return "1 entry" if number == 1 else f"{number} entries"
+
+
+# --- what became of the proofs
+
+
+def settle(draft: Draft) -> None:
+    """Read every proof that the record has not taken note of yet, and end those that nobody asks for."""
+    for bundle, record in draft.bundles.items():
+        jobs = draft.attempts(bundle, PROOF)
+        if jobs or "proofs" in record:
+            record["proofs"] = max([record.get("proofs", 0), *jobs])
+        open_ = record.get("proofs", 0) > failure(record).get("attempt", 0) and not record.get("proven")
+        if record["state"] == PROVING and open_:
+            _read(draft, record, jobs.get(record["proofs"]))
+            continue
+        to_be_withheld = record["state"] == SEALED and not may_be_given(record, draft.spec)
+        if record["state"] != PENDING and not to_be_withheld:  # else a status that was lost comes back to it
+            tidy(draft, bundle, jobs.values())
+        if record["state"] == SEALED and not to_be_withheld and open_ and not draft.live(bundle):
+            forget(draft, record)  # it was ended in its middle: asked for again, the next one is the first
+
+
+def forget(draft: Draft, record: Object) -> None:
+    """As if it had never been tried to prove it. Its proof is not live any more."""
+    draft.drop_jobs(record["id"])
+    for name in ("proofs", "pod", "disruptions"):
+        record.pop(name, None)
+    if not is_judged(record):
+        record.pop("lastFailure", None)
+
+
+def _read(draft: Draft, record: Object, job: Object | None) -> None:
+    number, pod = record["proofs"], pod_of(draft, record, job)
+    if job is not None and ended_by_us(job) and not (pod is not None and has_reported(pod)):
+        if draft.live(record["id"]):  # what its pod says now is our doing
+            draft.say(record, PROVING, "Queued", f"proof {number} was ended; waits for its pod to be gone")
+        else:
+            forget(draft, record)
+            draft.at(draft.now)
+        return
+    count_disruptions(record, pod)
+    if job is None and draft.live(record["id"]):
+        draft.say(record, PROVING, "WaitingForPod", f"proof {number}: its Job is gone; waiting for its pod to end")
+        return
+    events = draft.seen.job_events.get(job["metadata"]["uid"], ()) if job else ()
+    cold = float(record.get("coldSeconds") or 0)
+    standing = read(
+        Attempt(number, job, pod, events, record.get("disruptions", 0), draft.now, cold), proof_state.CHECKS
+    )
+    draft.at(standing.look)
+    if standing.state != "Over":
+        reason = standing.reason if standing.state == "Pending" else "Proving"
+        draft.say(record, PROVING, reason, f"proof {number} of {draft.spec.max_attempts}: {standing.message}")
+        return
+    if standing.reason == "ReportLost":
+        return  # only the claim knows: adoption asks it
+    report = standing.report
+    if report is not None and report.digest not in ("", record.get("digest")):
+        fail(draft, record, "ProofFailed", f"the proof was of another bundle on the claim, {report.digest}")
+    elif report is not None and report.reason == "Proven":
+        assert pod is not None
+        _proven(draft, record, start_seconds(pod, PROVE_CONTAINER))
+        tidy(draft, record["id"], [job] if job else [])
+        return
+    else:
+        if report is not None and report.reason == "NotReproducible":
+            record["newEntries"] = report.newEntries
+        fail(draft, record, standing.reason, standing.message)
+    if job is not None:
+        draft.end(job)
+
+
+def _proven(draft: Draft, record: Object, warm: int | None) -> None:
+    record["proven"], record["newEntries"] = True, 0
+    if warm is not None:
+        record["warmSeconds"] = warm
+    for name in ("pod", "disruptions", "lastFailure"):
+        record.pop(name, None)
+    cold = f" instead of {record['coldSeconds']} s" if record.get("coldSeconds") else ""
+    took = f" in {warm} s{cold}" if warm is not None else ""
+    draft.say(
+        record,
+        SEALED,
+        "Sealed",
+        f"{_entries(record)}, proven: the engine started from them{took} and tuned nothing new",
+    )
+
+
+def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
+    """Take note of a proof that failed: the verdict, another one, or the end. A crash or a hang may be its node's, once."""
+    number, limit = record["proofs"], draft.spec.max_attempts
+    if reason in TWICE and number < limit and not str(failure(record).get("message", "")).startswith(f"{reason}: "):
+        reason, message = "ProofFailed", f"{reason}: {message}"
+    note_failure(draft, record, number, reason, message)
+    if reason in JUDGED:
+        draft.say(record, FAILED, reason, f"proof {number}: {message}; no pod is given this bundle")
+    elif number >= limit:
+        draft.say(record, FAILED, reason, f"proof {number} of {limit}: {message}; no pod is given this bundle")
+    else:
+        text = f"proof {number} of {limit}: {reason}: {message}"
+        draft.warn(reason, f"bundle {record['id']}: {text}")
+        draft.say(record, PROVING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}")
+        draft.at(next_try(record))
+
+
+# --- starting
+
+
+def begin(draft: Draft, want: Wanted, record: Object) -> None:
+    """The next proof. Not in the run that withholds the bundle: a pod of its consumers, to make the proof's from, is read for the next."""
+    if draft.known.get(want.id, ("", ""))[0] != PROVING:
+        draft.started.add(want.id)
+        draft.at(draft.now)
+        return
+    seen, number = draft.seen, record.get("proofs", 0) + 1
+    made = f"proof {number} of {draft.spec.max_attempts}: the Job is made"
+    if not agent_configmap.is_there(draft):  # the next run, at once, makes the Job
+        message = agent_configmap.refusal(draft)
+        draft.say(record, PROVING, "PodRefused" if message else "WaitingForPod", message or made)
+        return
+    try:
+        example = seen.examples.get(want.origin)
+        on_claim = draft.spec.delivery == "ReadOnly" and record.get("layout") == "PerRank"
+        job = proof_job(
+            seen.key, draft.cache, want.template, want.target, number, seen.settings, seen.agent_name, example, on_claim
+        )
+    except Refused as refused:
+        draft.say(record, PROVING, "PodRefused", f"{refused.reason}: {refused.message}")
+        return
+    if create(draft, record, job, made, PROVING) in (400, 422):  # as it is, it will never be taken
+        record["proofs"] = number
+        fail(draft, record, "ProofFailed", f"the API server refuses its Job: {record['message']}")

@@ -1,0 +1,1 @@
+"""The cache itself: its claim, status, warnings, agent and end."""

@@ -1,0 +1,112 @@
+"""Can the claim be used? One verdict: the condition StorageReady, and what has to be made for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretune.api.names import CACHE, SIZE, WHEN_DELETED
+from pretune.api.types import Object
+from pretune.manifests.claim import claim
+from pretune.policy.bundles.attempt_state import job_over
+from pretune.policy.model import Apply
+from pretune.policy.plan_builder import Draft, delete
+
+PATIENCE = 10.0  # seconds between looks at the events of a claim that does not bind: nothing else tells of them
+
+
+@dataclass(frozen=True)
+class Storage:
+    """ready: attempts may start. stalled: only a person can change it."""
+
+    ready: bool
+    reason: str
+    message: str
+    stalled: bool = False
+    empty: bool = False  # never bound, so nothing can be on it
+
+
+def judge(draft: Draft) -> Storage:
+    seen, spec = draft.seen, draft.spec
+    name, found = draft.claim_name, seen.claim
+    if found is not None and found["metadata"].get("deletionTimestamp"):
+        draft.after += [delete(job) for job in draft.jobs if job_over(job)]  # their pods would hold it until their ttl
+        return Storage(
+            False, "ClaimTerminating", f"claim {name} is being deleted; it goes when no pod uses it any more"
+        )
+    if spec.claim.existing:
+        if found is None:
+            return Storage(
+                False, "ClaimNotFound", f"spec.storage.existingClaim.name: no claim {name} in this namespace", True
+            )
+        return _usable(draft, found)
+    if found is None:
+        return _make(draft, name)
+    if (found["metadata"].get("labels") or {}).get(CACHE) != seen.key.name:
+        return Storage(False, "ClaimNotOurs", f"claim {name} is there without the label {CACHE}={seen.key.name}", True)
+    _follow(draft, found)
+    return _usable(draft, found)
+
+
+def _make(draft: Draft, name: str) -> Storage:
+    action = Apply(f"apply PersistentVolumeClaim {name}", claim(draft.seen.key, draft.spec))
+    draft.actions.append(action)
+    refused = draft.outcome(action)
+    if refused is not None and refused.code >= 400:
+        draft.at(draft.now + 60)
+        return Storage(False, "ClaimRefused", refused.message, True)
+    return Storage(False, "ClaimPending", f"claim {name} is being made")
+
+
+def _follow(draft: Draft, found: Object) -> None:
+    """Bring our claim to what the spec says now: its end, and its size (a larger one only)."""
+    wanted = claim(draft.seen.key, draft.spec)
+    noted, asked = (one["metadata"].get("annotations") or {} for one in (found, wanted))
+    if any(noted.get(name) != asked[name] for name in (WHEN_DELETED, SIZE)):
+        action = Apply(f"apply PersistentVolumeClaim {found['metadata']['name']}", wanted)
+        draft.actions.append(action)
+        refused = draft.outcome(action)
+        if refused is not None and refused.code >= 400:
+            draft.warn("ClaimRefused", refused.message)
+            draft.at(draft.now + 300)
+
+
+def _usable(draft: Draft, found: Object) -> Storage:
+    name, spec, status = found["metadata"]["name"], found.get("spec") or {}, found.get("status") or {}
+    modes = set(spec.get("accessModes") or ())
+    if modes == {"ReadWriteOncePod"}:
+        return Storage(
+            False,
+            "SinglePod",
+            f"claim {name} is ReadWriteOncePod: serving pods could not mount it beside the tuning pod",
+            True,
+        )
+    if not modes & {"ReadWriteMany", "ReadWriteOnce"}:
+        return Storage(
+            False,
+            "ReadOnlyClaim",
+            f"claim {name} has access modes {sorted(modes)}: bundles cannot be written to it",
+            True,
+        )
+    if "ReadWriteMany" not in modes and "SingleNode" not in draft.spec.allow:
+        return Storage(
+            False,
+            "SingleNode",
+            f"claim {name} is ReadWriteOnce, which holds all serving pods to one node;"
+            " use ReadWriteMany, or accept it with spec.tuning.allow: [SingleNode]",
+            True,
+        )
+    phase = status.get("phase")
+    if phase == "Lost":
+        return Storage(False, "ClaimLost", f"claim {name} has lost its volume", True)
+    if phase == "Bound":
+        return Storage(True, "Bound", f"claim {name} is bound")
+    if (draft.seen.storage_class or {}).get("volumeBindingMode") == "WaitForFirstConsumer":
+        return Storage(True, "WaitForFirstConsumer", f"claim {name} binds when the tuning pod is scheduled", empty=True)
+    newest = max(
+        (one for one in draft.seen.claim_events if one.get("message")),
+        key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""),
+        default=None,
+    )
+    said = f": {newest['message']}" if newest else ""
+    draft.at(draft.now + PATIENCE)
+    return Storage(False, "ClaimPending", f"claim {name} is not bound{said}")

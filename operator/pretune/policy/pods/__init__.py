@@ -1,0 +1,1 @@
+"""Serving pods: what each is given, whether it starts, and how warm."""

@@ -1,0 +1,190 @@
+"""The cache's consumers as the policies see them: what each needs, what it was given, and how it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pretune.api.names import BUNDLE, DELIVERY, SEALED, SEED_CONTAINER
+from pretune.api.reasons import Refused
+from pretune.api.spec import Target
+from pretune.api.timestamps import seconds, stamp
+from pretune.api.types import Object
+from pretune.manifests.pod import is_held
+from pretune.podspec import identity
+from pretune.podspec.template import engine_of
+from pretune.podspec.workloads import origin_key
+from pretune.policy.bundles.attempt_state import condition, finished, statuses, terminated
+from pretune.policy.model import Origin
+from pretune.policy.plan_builder import Draft
+from pretune.protocol import Report
+
+COUNTED = 10.0  # seconds between two writes of status.consumers
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One pod with the cache's label. `bundle` is what it needs, `given` what it got."""
+
+    pod: Object
+    key: str  # of its origin
+    origin: Origin | None
+    target: Target | None  # None: it cannot be told
+    fingerprint: str  # "" where it cannot be told
+    bundle: str  # the id; "" where fingerprint or target cannot be told
+    engine: str  # the container's name; "" where it cannot be told
+
+    @property
+    def name(self) -> str:
+        return str(self.pod["metadata"]["name"])
+
+    @property
+    def created(self) -> float:
+        return seconds(self.pod["metadata"]["creationTimestamp"])
+
+    @property
+    def given(self) -> str:
+        return str((self.pod["metadata"].get("annotations") or {}).get(BUNDLE, ""))
+
+    @property
+    def mode(self) -> str:
+        """ReadOnly | Overlay | None; "" for a pod that the webhook never saw."""
+        return str((self.pod["metadata"].get("annotations") or {}).get(DELIVERY, ""))
+
+    @property
+    def living(self) -> bool:
+        return not finished(self.pod) and not self.pod["metadata"].get("deletionTimestamp")
+
+    @property
+    def held(self) -> bool:
+        return self.living and is_held(self.pod)
+
+    @property
+    def running(self) -> bool:
+        """It was let go and has a node: whoever comes after it need not wait."""
+        return self.living and not is_held(self.pod) and bool((self.pod.get("spec") or {}).get("nodeName"))
+
+    @property
+    def ready(self) -> bool:
+        found = condition(self.pod, "Ready")
+        return self.living and found is not None and found["status"] == "True"
+
+    @property
+    def started(self) -> bool:
+        """Its engine has started, at least once."""
+        status = self._engine_status
+        state = status.get("state") or {}
+        return self.living and bool(state.get("running") or state.get("terminated") or status.get("restartCount"))
+
+    @property
+    def since(self) -> str:
+        """When its engine started last (RFC 3339), or ""."""
+        return str(((self._engine_status.get("state") or {}).get("running") or {}).get("startedAt") or "")
+
+    @property
+    def ready_since(self) -> float | None:
+        """When it became ready last (Unix seconds); None: it is not, or that was not said."""
+        found = condition(self.pod, "Ready") or {}
+        return seconds(found["lastTransitionTime"]) if self.ready and found.get("lastTransitionTime") else None
+
+    @property
+    def seeded(self) -> bool:
+        """It runs with its bundle: copied by seed, which says so, or mounted."""
+        if not self.given or not self.started:
+            return False
+        return self.mode == "ReadOnly" or (self.seed is not None and self.seed.reason == "Seeded")
+
+    @property
+    def seed(self) -> Report | None:
+        """What seed has said at its end."""
+        end = terminated(statuses(self.pod).get(SEED_CONTAINER)) or {}
+        return Report.load(end.get("message") or "")
+
+    @property
+    def image(self) -> str:
+        """The engine's image as it runs: `…@sha256:…`, or ""."""
+        return str(self._engine_status.get("imageID") or "")
+
+    @property
+    def _engine_status(self) -> Object:
+        found = statuses(self.pod)
+        return found.get(self.engine) or {}
+
+
+def consumers(draft: Draft) -> tuple[Consumer, ...]:
+    """Every consumer that was seen, in the order of the names."""
+    told: dict[tuple[str, str], tuple[str, str, str]] = {}
+    found = []
+    for pod in sorted(draft.seen.consumers, key=lambda one: str(one["metadata"]["name"])):
+        key = origin_key(pod)
+        origin, target = draft.seen.origins.get(key), identity.target_of(pod, draft.spec)
+        memo = (key, target.name if target else "")
+        if memo not in told:
+            told[memo] = _needs(draft, origin, target)
+        found.append(Consumer(pod, key, origin, target, *told[memo]))
+    return tuple(found)
+
+
+def _needs(draft: Draft, origin: Origin | None, target: Target | None) -> tuple[str, str, str]:
+    """(fingerprint, bundle id, engine's name) of an origin's pods."""
+    if origin is None or isinstance(origin.template, Refused):
+        return "", "", ""
+    try:
+        engine = str(engine_of(origin.template, draft.spec.engine_container)["name"])
+        if target is None:
+            return identity.fingerprint(origin.template, draft.spec.engine_container), "", engine
+        inputs = identity.inputs(origin.template, draft.spec, target)
+    except Refused:
+        return "", "", ""
+    return inputs.fingerprint, inputs.bundle_id(), engine
+
+
+def note(draft: Draft, pods: Sequence[Consumer]) -> None:
+    """running and serving of each record, which the webhook decides holds by: written when they flip."""
+    running = {one.bundle for one in pods if one.running}
+    serving = {one.bundle for one in pods if one.running and one.ready}
+    for bundle, record in draft.bundles.items():
+        for name, holds in (("running", bundle in running), ("serving", bundle in serving)):
+            if holds:
+                record[name] = True
+            else:
+                record.pop(name, None)
+
+
+def count(draft: Draft, pods: Sequence[Consumer], more: Mapping[str, object]) -> Mapping[str, object]:
+    """status.consumers, with what else is told of them; as it was, while it is younger than COUNTED."""
+    now: dict[str, object] = {
+        "seeded": sum(one.seeded for one in pods),
+        "cold": sum(one.started and not one.seeded and not _nothing_to_give(draft, one) for one in pods),
+        "held": sum(one.held for one in pods),
+        "stale": stale(draft, pods),
+        "ready": sum(one.ready for one in pods),
+        **more,
+    }
+    before: Mapping[str, object] = (draft.cache.get("status") or {}).get("consumers") or {}
+    if {name: number for name, number in before.items() if name != "observedAt"} == now:
+        return before
+    due = seconds(str(before["observedAt"])) + COUNTED if "observedAt" in before else 0.0
+    if draft.now < due:
+        draft.at(due)
+        return before
+    return {**now, "observedAt": stamp(draft.now)}
+
+
+def _nothing_to_give(draft: Draft, one: Consumer) -> bool:
+    record = draft.bundles.get(one.bundle)
+    return record is not None and record["state"] == SEALED and record.get("layout") == "Empty"
+
+
+def stale(draft: Draft, pods: Sequence[Consumer]) -> int:
+    """Pods that run with a bundle which was tuned in another image of the same name: its tag has moved."""
+    return sum(
+        one.seeded and _digest(one.image) not in ("", _digest(draft.bundles.get(one.given, {}).get("engineImage", "")))
+        for one in pods
+        if draft.bundles.get(one.given, {}).get("engineImage")
+    )
+
+
+def _digest(image: str) -> str:
+    """`sha256:…` of an image's ID, however the runtime writes it."""
+    return image.rpartition("sha256:")[2]

@@ -1,0 +1,364 @@
+"""What a consumer that is being made is given: nothing, the bundle read-only, or a copy of it; now, or when it is sealed. Pure.
+
+Two lists of small checks, asked in their order. LEFT_ALONE: the first that answers is why the pod gets nothing. UNHELD: the first that
+answers is why a pod whose bundle is not there yet starts at once, rather than wait behind our gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from pretune.api.names import FAILED, PROVING, REFUSED, SEALED
+from pretune.api.reasons import Refused
+from pretune.api.spec import Spec, Target, claim_name
+from pretune.api.types import Key, Object
+from pretune.engines.vllm.cli import OVERRIDE
+from pretune.manifests.pod import NONE, OVERLAY, READ_ONLY, Delivery, collision
+from pretune.podspec import identity
+from pretune.podspec.template import engine_of, moving_tag
+from pretune.policy.bundles.proofs import may_be_given
+from pretune.protocol import Inputs
+
+
+@dataclass(frozen=True)
+class Want:
+    """What the pods of a template need of a target."""
+
+    engine: str  # the container's name
+    inputs: Inputs
+    bundle: str  # its id
+    refusal: Refused | None  # why the template alone says that it cannot be tuned
+
+
+def want(template: Object, spec: Spec, target: Target) -> Want:
+    """Raises Refused as engine_of does."""
+    inputs = identity.inputs(template, spec, target)
+    engine = engine_of(template, spec.engine_container)["name"]
+    return Want(engine, inputs, inputs.bundle_id(), identity.refusal(template, spec, target))
+
+
+def delivery(
+    namespace: str,
+    cache: Object | None,
+    pod: Object,
+    template: Object | Refused,
+    owner: str,
+    alive: bool,
+    agent: str,
+) -> Delivery:
+    """The answer to one pod of a CREATE request, which has no parts of ours yet (manifests.pod.is_injected).
+
+    cache: as last seen; None: there is none of that name. It is used as it is, also where its status is of an older generation.
+    template: as its author wrote it (model.Origin.template). owner: the controlling owner's kind (Origin.kind). alive: the
+    controller's lease was renewed within 15 s. agent: the agent ConfigMap's name.
+    """
+    arrival = Arrival(namespace, cache or {}, pod, template, owner, alive)
+    for reason, check in LEFT_ALONE:
+        if message := check(arrival):
+            return Delivery(NONE, reason, message, warnings=(f"pretune: {reason}: {message}",))
+    given = arrival.given
+    why = None if given else next(filter(None, (check(arrival) for check in UNHELD)), None)
+    held = not given and why is None
+    if given:
+        reason, message = "Given", f"bundle {arrival.want.bundle} is sealed"
+    elif held:
+        reason, message = (
+            "Held",
+            f"waits for bundle {arrival.want.bundle} of cache {arrival.key}, {_at_most(arrival.spec)}",
+        )
+    else:
+        reason, message = (
+            "NotSealedYet",
+            f"bundle {arrival.want.bundle} is not {arrival.lacks} yet; the pod is not held: {why}",
+        )
+    mode, warning = _mode(arrival)
+    return Delivery(
+        mode=mode,
+        reason=reason,
+        message=message,
+        held=held,
+        engine=arrival.want.engine,
+        bundle=arrival.want.bundle,
+        inputs=arrival.want.inputs,
+        claim=claim_name(arrival.key.name, arrival.spec),
+        sub_path=arrival.spec.claim.sub_path,
+        folder=arrival.key.folder,
+        agent=agent,
+        proven=arrival.spec.verify == "BeforeRelease",
+        warnings=(warning,) if warning else (),
+    )
+
+
+def _at_most(spec: Spec) -> str:
+    if spec.hold.on_failure == "Keep":
+        return "as long as it takes (spec.hold.onFailure is Keep)"
+    return f"at most {spec.hold.timeout} s from its creation (spec.hold.timeoutSeconds)"
+
+
+def _mode(a: Arrival) -> tuple[str, str]:
+    """How the bundle is given, and a warning where that is not what was asked for.
+
+    ReadOnly only where the engine of that layout reads nothing but what is sealed; where the status speaks of this very spec, and
+    nobody looks whether the claim still holds it (an engine without its folder could not start, while seed starts it cold); not what
+    another engine wrote, until a proof has shown that this one finds its key folder there (facts of vLLM: a miss crashes); and
+    where the image is still the one that was tuned: behind a moved tag may be a release that writes, and seed compares versions.
+    """
+    layout, asked = a.record.get("layout"), a.spec.delivery
+    if not a.given or asked == OVERLAY:
+        return OVERLAY, ""
+    if asked == READ_ONLY and layout == "Shared":
+        words = "vLLM of this release writes to its one file at each start: the pod gets a copy"
+        return OVERLAY, f"pretune: spec.delivery.mode ReadOnly is not possible with layout Shared: {words}"
+    if asked == READ_ONLY and layout == "PerRank" and a.of_unknown_origin:
+        words = "an engine that looks for another key folder would crash on it: the pod gets a copy (spec.verify BeforeRelease proves it)"
+        return (
+            OVERLAY,
+            f"pretune: spec.delivery.mode ReadOnly is not used: bundle {a.want.bundle} was imported and is not proven: {words}",
+        )
+    if (a.cache.get("status") or {}).get("observedGeneration") != a.cache["metadata"].get("generation"):
+        return OVERLAY, ""
+    if a.condition("Ready").get("reason") == "Inspecting" or (asked != READ_ONLY and a.may_have_moved):
+        return OVERLAY, ""
+    fit = ("Managed", "PerRank") if asked == READ_ONLY else ("Managed",)
+    return (READ_ONLY if layout in fit else OVERLAY), ""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A pod that is being made, and what bears on it. Each check may use what the checks before it have found to be there."""
+
+    namespace: str
+    cache: Object  # {}: there is none
+    pod: Object
+    template: Object | Refused
+    owner: str
+    alive: bool
+
+    @cached_property
+    def key(self) -> Key:
+        return Key(self.namespace, self.cache["metadata"]["name"])
+
+    @cached_property
+    def spec(self) -> Spec:
+        return Spec.of(self.cache)
+
+    @cached_property
+    def target(self) -> Target | None:
+        return identity.target_of(self.pod, self.spec)
+
+    @cached_property
+    def want(self) -> Want:
+        assert not isinstance(self.template, Refused) and self.target is not None
+        return want(self.template, self.spec, self.target)
+
+    @cached_property
+    def engine(self) -> Object | None:
+        """The engine as it arrives, by the name that it has in the template: admission may have changed the pod."""
+        return next((one for one in self.pod["spec"]["containers"] if one["name"] == self.want.engine), None)
+
+    @property
+    def may_have_moved(self) -> bool:
+        """Whether the image may be other content by now than what was tuned; one that is never pulled is what its node was given."""
+        image = self.engine or {}
+        return image.get("imagePullPolicy") != "Never" and moving_tag(image.get("image") or "") is not None
+
+    @property
+    def records(self) -> list[Object]:
+        return (self.cache.get("status") or {}).get("bundles") or []
+
+    @cached_property
+    def record(self) -> Object:
+        """The bundle's, as the status has it; {}: it has none."""
+        return next((one for one in self.records if one["id"] == self.want.bundle), {})
+
+    @property
+    def given(self) -> bool:
+        """Whether pods may start with it."""
+        return may_be_given(self.record, self.spec)
+
+    @property
+    def of_unknown_origin(self) -> bool:
+        """Whether nothing but a person's word says that the bundle is this engine's: what was imported was not tuned here."""
+        return not self.record.get("tunedSeconds") and not self.record.get("proven")
+
+    @property
+    def lacks(self) -> str:
+        """What the bundle is not, where it is not given."""
+        return "proven" if self.record.get("state") in (SEALED, PROVING) else "sealed"
+
+    def condition(self, kind: str) -> Object:
+        """{}: the status has none of this type."""
+        conditions = (self.cache.get("status") or {}).get("conditions") or ()
+        return next((one for one in conditions if one["type"] == kind), {})
+
+
+Check = Callable[[Arrival], str | None]  # says why, or None
+
+
+# --- why a pod is left alone
+
+
+def no_cache(a: Arrival) -> str | None:
+    if not a.cache:
+        return "the namespace has no AutotuneCache of the name in the pod's label pretune.dev/cache"
+    if a.cache["metadata"].get("deletionTimestamp"):
+        return f"AutotuneCache {a.key} is being deleted"
+    return None
+
+
+def switched_off(a: Arrival) -> str | None:
+    return "spec.delivery.mode is None" if a.spec.delivery == NONE else None
+
+
+def owner_unreadable(a: Arrival) -> str | None:
+    return a.template.message if isinstance(a.template, Refused) else None
+
+
+def target_unknown(a: Arrival) -> str | None:
+    if a.target is not None:
+        return None
+    names = ", ".join(one.name for one in a.spec.targets)
+    return f"the pod's target cannot be told; cache {a.key} has {names}"
+
+
+def engine_unknown(a: Arrival) -> str | None:
+    try:
+        name = a.want.engine
+    except Refused as refused:
+        return refused.message
+    if a.engine is not None:
+        return None
+    names = ", ".join(one["name"] for one in a.pod["spec"]["containers"])
+    return f"admission took container {name} out of the pod, which has {names}"
+
+
+def override_set(a: Arrival) -> str | None:
+    assert a.engine is not None
+    if any(one["name"] == OVERRIDE for one in a.engine.get("env") or ()):
+        return f"container {a.want.engine} sets {OVERRIDE} itself"
+    return None
+
+
+def names_collide(a: Arrival) -> str | None:
+    assert a.engine is not None
+    return collision(a.pod, a.engine)
+
+
+def undeliverable(a: Arrival) -> str | None:
+    found = a.record.get("undeliverable")
+    return f"bundle {a.want.bundle}: {found['reason']}: {found['message']}" if found else None
+
+
+def nothing_to_tune(a: Arrival) -> str | None:
+    empty = a.record.get("state") == SEALED and a.record.get("layout") == "Empty"
+    return f"bundle {a.want.bundle} is empty" if empty else None
+
+
+def not_tunable(a: Arrival) -> str | None:
+    """As the status says, or as it will: the template alone can say so before anybody has looked."""
+    if a.record.get("state") == REFUSED:
+        return _words(a)
+    refusal = None if a.given else a.want.refusal
+    return f"{refusal.reason}: {refusal.message}" if refusal else None
+
+
+def tuning_failed(a: Arrival) -> str | None:
+    return _words(a) if a.record.get("state") == FAILED else None
+
+
+def suspended(a: Arrival) -> str | None:
+    if a.spec.suspend and not a.given:
+        return f"spec.suspend of cache {a.key} is true, and bundle {a.want.bundle} is not {a.lacks}"
+    return None
+
+
+def storage_not_ready(a: Arrival) -> str | None:
+    found = a.condition("StorageReady")
+    if found.get("status") == "True":
+        return None
+    return f"{found['reason']}: {found['message']}" if found else f"the storage of cache {a.key} was not looked at yet"
+
+
+def _words(a: Arrival) -> str:
+    return f"bundle {a.want.bundle}: {a.record['reason']}: {a.record['message']}"
+
+
+# In order; the reasons are those of reasons.DELIVERIES.
+LEFT_ALONE: tuple[tuple[str, Check], ...] = (
+    ("NoCache", no_cache),
+    ("DeliveryOff", switched_off),
+    ("OwnerUnreadable", owner_unreadable),
+    ("TargetUnknown", target_unknown),
+    ("EngineUnknown", engine_unknown),
+    ("OverrideSet", override_set),
+    ("NamesCollide", names_collide),
+    ("Undeliverable", undeliverable),
+    ("NothingToTune", nothing_to_tune),
+    ("NotTunable", not_tunable),
+    ("TuningFailed", tuning_failed),
+    ("Suspended", suspended),
+    ("StorageNotReady", storage_not_ready),
+)
+
+
+# --- why a pod whose bundle is not sealed yet is not held
+
+
+def never_held(a: Arrival) -> str | None:
+    return "spec.hold.when is Never" if a.spec.hold.when == "Never" else None
+
+
+def nothing_serves(a: Arrival) -> str | None:
+    """Waiting is worth it only while others serve."""
+    if a.spec.hold.when == "Always":
+        return None
+    others = [one for one in a.records if one.get("fingerprint") != a.want.inputs.fingerprint]
+    return None if any(one.get("serving") for one in others) else "no pod of another revision serves"
+
+
+def runs_already(a: Arrival) -> str | None:
+    """What runs may be scaled up, and its pods replaced."""
+    if a.spec.hold.when == "Always":
+        return None
+    same = [one for one in a.records if one.get("fingerprint") == a.want.inputs.fingerprint]
+    return "pods of the same revision run" if any(one.get("running") for one in same) else None
+
+
+def would_be_missed(a: Arrival) -> str | None:
+    """A StatefulSet's pod, say, takes the place of one that serves: it would be missing for the whole tuning."""
+    if a.spec.hold.when == "Always" or a.owner == "ReplicaSet":
+        return None
+    return "only a ReplicaSet's pods are held unless spec.hold.when is Always"
+
+
+def has_node(a: Arrival) -> str | None:
+    return "spec.nodeName is set, which no scheduling gate goes with" if a.pod["spec"].get("nodeName") else None
+
+
+def nobody_releases(a: Arrival) -> str | None:
+    return None if a.alive else "the controller has not renewed its lease, so that nobody could release the pod"
+
+
+def will_not_be_tuned(a: Arrival) -> str | None:
+    stalled = a.condition("Stalled")
+    churn = stalled.get("status") == "True" and stalled.get("reason") == "TooManyFingerprints"
+    return f"TooManyFingerprints: {stalled['message']}" if churn and not a.record else None
+
+
+def attempt_cannot_start(a: Arrival) -> str | None:
+    """Held pods count in a quota: what they use up may be what the attempt lacks."""
+    return f"the attempt cannot start: {a.record['message']}" if a.record.get("reason") == "PodRefused" else None
+
+
+UNHELD: tuple[Check, ...] = (
+    never_held,
+    nothing_serves,
+    runs_already,
+    would_be_missed,
+    has_node,
+    nobody_releases,
+    will_not_be_tuned,
+    attempt_cannot_start,
+)

@@ -1,0 +1,286 @@
+"""How consumers' engines started: what their logs say of it, why one tuned although it had its bundle, and what proven bundles saved.
+
+Level-triggered: a log is worth reading as long as its answer is not known, an answer is counted as long as its engine runs, and a start
+is saved time once, since the status remembers until when starts were counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from pretune.api.reasons import Refused
+from pretune.api.timestamps import seconds, stamp
+from pretune.api.types import Object
+from pretune.engines.vllm import log
+from pretune.engines.vllm.cli import OVERRIDE
+from pretune.kube.types import Event
+from pretune.manifests.pod import OVERLAY, READ_ONLY
+from pretune.podspec import canonical
+from pretune.podspec.template import engine_of
+from pretune.policy.model import EngineStart
+from pretune.policy.plan_builder import Draft
+from pretune.policy.pods.consumers import Consumer
+
+SETTLE = 10.0  # seconds that what happened may take until it is seen
+NAMED = 3  # pods that an event names
+
+# Seed found no bundle to give: nothing was promised.
+NONE_THERE = ("NoBundle", "NotProven")
+
+
+# --- whose log is read
+
+
+def worth_reading(draft: Draft, pods: Sequence[Consumer]) -> tuple[EngineStart, ...]:
+    """Every start that a log can tell of: of ready consumers that were given a bundle."""
+    return tuple(_start(one) for one in pods if _is_told(one))
+
+
+def _is_told(one: Consumer) -> bool:
+    return one.ready and bool(one.given and one.since and one.ready_since) and one.mode in (OVERLAY, READ_ONLY)
+
+
+def _start(one: Consumer) -> EngineStart:
+    engine = _engine(one)
+    return EngineStart(
+        pod=one.name,
+        uid=str(one.pod["metadata"]["uid"]),
+        container=one.engine,
+        since=one.since,
+        ready=one.ready_since or 0.0,
+        probed=engine is None or "readinessProbe" in engine or "startupProbe" in engine,
+        engine=engine,
+    )
+
+
+def _engine(one: Consumer) -> Object | None:
+    """The engine as the pod's author wrote it; None where that cannot be told."""
+    if one.origin is None or isinstance(one.origin.template, Refused) or not one.engine:
+        return None
+    try:
+        return engine_of(one.origin.template, one.engine)
+    except Refused:
+        return None
+
+
+# --- how many were warm
+
+
+def told(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
+    """Of status.consumers: how many started warm, in part, or tuned; nothing where no logs are read. As they were while an answer is still
+    to come: else each start of the controller, and each new pod, would take back what was said."""
+    if draft.seen.starts is None:
+        return {}
+    found = [draft.seen.starts.get(_start(one).key) for one in pods if _is_told(one)]
+    if None in found:
+        before = ((draft.cache.get("status") or {}).get("consumers")) or {}
+        return {name: before[name] for name in log.RESULTS if name in before}
+    results = [one.said.result for one in found if one is not None]
+    return {
+        "warm": results.count(log.WARM),
+        "partial": results.count(log.PARTIAL),
+        "tuned": results.count(log.TUNED),
+    }
+
+
+def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
+    """The event TunedAgain, when the status newly counts pods that tuned: one for each bundle and factor."""
+    before: Mapping[str, int] = (draft.cache.get("status") or {}).get("consumers") or {}
+    if not any(int(str(counted.get(name, 0))) > before.get(name, 0) for name in (log.TUNED, log.PARTIAL)):
+        return
+    groups: dict[tuple[str, str, str], list[Consumer]] = {}
+    warm = _warm_folders(draft, pods)
+    for one in pods:
+        answer = draft.seen.starts.get(_start(one).key) if draft.seen.starts and _is_told(one) else None
+        if answer is not None and answer.said.result in (log.TUNED, log.PARTIAL) and _was_promised(one):
+            why = factor(draft, one, warm.get(one.given, set()))
+            groups.setdefault((one.given, answer.said.result, why), []).append(one)
+    for (bundle, result, why), some in sorted(groups.items()):
+        how = "tuned all of it again" if result == log.TUNED else "tuned some of it again"
+        draft.events.append(
+            Event("TunedAgain", f"bundle {bundle}: {_names(some)} had it and {how}, by the engine's log: {why}", True)
+        )
+
+
+def _was_promised(one: Consumer) -> bool:
+    """It had its bundle, or would have, had seed not found fault with it."""
+    return one.mode == READ_ONLY or (one.seed is not None and one.seed.reason not in NONE_THERE)
+
+
+def _warm_folders(draft: Draft, pods: Sequence[Consumer]) -> dict[str, set[str]]:
+    """Of each bundle, where engines that started warm from it found it."""
+    found: dict[str, set[str]] = {}
+    for one in pods:
+        answer = (draft.seen.starts or {}).get(_start(one).key) if _is_told(one) else None
+        if answer is not None and answer.said.result == log.WARM:
+            found.setdefault(one.given, set()).update(answer.said.folders)
+    return found
+
+
+def _names(some: Sequence[Consumer]) -> str:
+    listed = ", ".join(one.name for one in some[:NAMED])
+    rest = len(some) - NAMED
+    kind = "pod" if len(some) == 1 else "pods"
+    return f"{kind} {listed}" + (f" and {rest} more" if rest > 0 else "")
+
+
+# --- why one tuned again
+
+FACTORS = {"gpu": "GPU", "flashinfer_version": "FlashInfer version"}
+
+
+def factor(draft: Draft, one: Consumer, warm: set[str]) -> str:
+    """Why a consumer that had its bundle tuned: the first that can be told. `warm`: folders in which others found it."""
+    answer = (draft.seen.starts or {})[_start(one).key]
+    said, record = answer.said, draft.bundles.get(one.given) or {}
+    if one.mode == OVERLAY and one.seed is not None and one.seed.reason != "Seeded":
+        return f"its folder was empty: {one.seed.reason}: {one.seed.message}"
+    if said.differences:
+        return "; ".join(
+            f"{FACTORS.get(each.name, each.name)} differs: the bundle has {each.saved}, the pod {each.current}"
+            for each in said.differences
+        )
+    image = _digest(record.get("engineImage", ""))
+    moved = (
+        "the image under its name is another one than was tuned; "
+        if image and _digest(one.image) not in ("", image)
+        else ""
+    )
+    if said.result == log.PARTIAL:
+        operations = ", ".join(said.operations) or "operations that the log does not name"
+        number = "1 entry is" if said.new == 1 else f"{said.new} entries at most are"
+        return f"{moved}{number} not in the bundle, of {operations}"
+    if warm & set(said.folders):
+        where = f"it looked in {_short(said.folders)}, where other pods found it, and loaded nothing"
+        return f"{moved}{where}: its ranks did not agree, or it may not read the files"
+    if said.managed:
+        return f"{moved}{_other_store(said, warm)}"
+    return f"{moved}{_other_key(said, warm)}{_what_differs(answer.differs, _references(_engine(one)))}"
+
+
+def _other_store(said: log.Start, warm: set[str]) -> str:
+    """FlashInfer names the folder after the GPU and the versions of its libraries (facts/vllm.md)."""
+    there = f", others found it in {_short(warm)}" if warm else ""
+    return (
+        f"its store {_short(said.folders)} has no entries{there}: the GPU, or the version of FlashInfer, CUDA, cuBLAS, cuDNN or CUTLASS,"
+        " is not the one that was tuned with"
+    )
+
+
+def _other_key(said: log.Start, warm: set[str]) -> str:
+    """vLLM names the folder after its configuration; seed has checked that all of the bundle's is there."""
+    there = f", which is in {_short(warm)} for other pods" if warm else ""
+    return f"its engine looked for it in the key folder {_short(said.folders)}, and the bundle has none of that name{there}"
+
+
+def _short(folders: Iterable[str]) -> str:
+    return ", ".join(sorted(f"{name[:12]}…" if len(name) > 12 else name for name in folders)) or "(not named)"
+
+
+def _what_differs(differs: Sequence[str], references: Sequence[str]) -> str:
+    if differs:
+        return f"; in its pod, other than in the template: {', '.join(differs)}"
+    if references:
+        return f"; its template leaves open: {', '.join(references)}"
+    return (
+        "; its engine's image, command, args and env are the template's: look for what they name (a model's config.json, a file of"
+        " arguments, values in ConfigMaps)"
+    )
+
+
+def differences(engine: Object, template: Object) -> tuple[str, ...]:
+    """Where a container differs from the template's: names of variables and flags, never a value. What we add ourselves does not count."""
+    here, there = canonical.program(engine, without=(OVERRIDE,)), canonical.program(template, without=(OVERRIDE,))
+    names = [
+        f"env {name}"
+        for name in sorted({**here["env"], **there["env"]})
+        if here["env"].get(name) != there["env"].get(name)
+    ]
+    for part in ("command", "args"):
+        mine, others = list(engine.get(part) or ()), list(template.get(part) or ())
+        if mine != others:
+            names.append(" ".join([part, *_flags(mine, others)]))
+    names += [part for part in ("image", "envFrom") if canonical.text(here[part]) != canonical.text(there[part])]
+    return tuple(names)
+
+
+def _flags(mine: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The flags whose words differ, each once: `--max-num-seqs`."""
+    pairs = [set(_flagged(one)) for one in (mine, others)]
+    return sorted({flag for flag, _ in pairs[0] ^ pairs[1] if flag})
+
+
+def _flagged(words: Sequence[str]) -> Iterable[tuple[str, str]]:
+    flag = ""
+    for word in words:
+        if word.startswith("-"):
+            flag = word.partition("=")[0][:80]
+        yield flag, word
+
+
+def _references(engine: Object | None) -> list[str]:
+    """Variables whose values the template does not hold, and that vLLM reads or an argument names: what may differ from pod to pod."""
+    if engine is None:
+        return []
+    words = " ".join([*(engine.get("command") or ()), *(engine.get("args") or ())])
+    values = " ".join(str(one.get("value") or "") for one in engine.get("env") or ())
+    found = []
+    for one in engine.get("env") or ():
+        source = next(iter(one.get("valueFrom") or ()), "")
+        if source and (
+            one["name"].startswith("VLLM_") or f"$({one['name']})" in words or f"$({one['name']})" in values
+        ):
+            found.append(f"env {one['name']} ({source})")
+    return [*found, *("envFrom" for _ in (engine.get("envFrom") or ())[:1])]
+
+
+def _digest(image: str) -> str:
+    return image.rpartition("sha256:")[2]
+
+
+# --- what was saved
+
+
+def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
+    """gpuSecondsSaved and savedUntil, as far as there is anything to say.
+
+    A start counts if the engine had a proven bundle and was ready within that bundle's coldSeconds. It is counted once that time is over:
+    by then a pod that flips between ready and not ready has had its chance, and its start, not its readiness, says whether it was counted
+    before: savedUntil is the time up to which starts were. It moves only when one counts. A start that tuned by its log saved nothing.
+    """
+    status = draft.cache.get("status") or {}
+    total, until = int(status.get("gpuSecondsSaved") or 0), str(status.get("savedUntil") or "")
+    gains = {bundle: each for bundle, record in draft.bundles.items() if (each := worth(record)) is not None}
+    before = seconds(until) if until else -math.inf
+    patience = max((cold for _, cold in gains.values()), default=0.0) + SETTLE
+    horizon = math.floor(draft.now - patience)
+    counted = 0
+    for one in pods:
+        if one.given not in gains or not (one.ready and one.seeded and one.since and one.ready_since):
+            continue
+        gain, cold = gains[one.given]
+        began = seconds(one.since)
+        if began <= before or one.ready_since - began > cold or _tuned(draft, one):
+            continue
+        if began > horizon:
+            draft.at(began + patience + 1)
+        else:
+            counted, total = counted + 1, total + gain
+    if counted:
+        until = stamp(horizon)
+    return {"gpuSecondsSaved": total, "savedUntil": until} if until else {}
+
+
+def _tuned(draft: Draft, one: Consumer) -> bool:
+    """Whether its log says that it tuned, all or some of it, however soon it was ready. False: it did not, or nobody knows."""
+    answer = (draft.seen.starts or {}).get(_start(one).key)
+    return answer is not None and answer.said.result in (log.TUNED, log.PARTIAL)
+
+
+def worth(record: Mapping[str, object]) -> tuple[int, float] | None:
+    """(GPU-seconds that a start saves, coldSeconds) of a proven bundle of which both times are known."""
+    gpus, cold, warm = (record.get(name) for name in ("gpus", "coldSeconds", "warmSeconds"))
+    if not (record.get("proven") and gpus and cold and warm is not None):
+        return None
+    return int(str(gpus)) * max(0, int(str(cold)) - int(str(warm))), float(str(cold))

@@ -1,0 +1,1 @@
+"""The webhook's process: admission of pods."""

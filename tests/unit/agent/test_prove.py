@@ -1,0 +1,686 @@
+"""A bundle is proven when the engine that started from it left it as it was; the proof lies on the claim, beside the sealed folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pretune.agent.claim.fs import Disk, Folder
+from pretune.agent.engine.stable import look
+from pretune.api.reasons import REASONS
+from pretune.engines.vllm.files import operation, read_tactics, tuned
+from pretune.protocol import Inputs, Report
+
+from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.pod import CACHE, INPUTS, KEY, METADATA, STORE, Pod, content, engine, managed, rank_file, ranks
+from tests.unit.agent.test_check import image
+from tests.unit.agent.test_container import act
+from tests.unit.agent.test_killed import each_death
+
+ID = INPUTS.bundle_id()
+SAMPLES = Path(__file__).with_name("samples")  # written by FlashInfer 0.7.2.post1 itself
+OTHER = Inputs("0f" * 32, "", "b200", {})
+SHARED = {f"{KEY}/autotune_configs.json": rank_file(5)}
+LAYOUTS: list[tuple[dict[str, bytes], int]] = [(managed(4), 1), (ranks(4, 5), 4), (ranks(1, 5), 1), (SHARED, 1)]
+
+
+def proof(pod: Pod, inputs: Inputs = INPUTS) -> Path:
+    return pod.folder / "proofs" / f"{inputs.bundle_id()}.json"
+
+
+def started_from(pod: Pod, files: dict[str, bytes], gpus: int = 1) -> Pod:
+    """Sealed, and copied into another pod's folder as its seed does."""
+    pod.sealed(files, gpus=gpus)
+    pod.wrote({})
+    assert pod.run("seed", gpus=gpus).reason == "Seeded"
+    return pod
+
+
+def tuned_by(op: str, entries: int) -> dict[str, Any]:
+    return {f"('{op}', 'Runner', (({n}, 8),), (torch.bfloat16,))": ["Runner", n] for n in range(entries)}
+
+
+@pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
+def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
+    pod: Pod, files: dict[str, bytes], gpus: int
+) -> None:
+    started_from(pod, files, gpus)
+    before = content(pod.bundles)
+    report = pod.run("prove", "pod-2", gpus=gpus)
+    assert (report.reason, report.id, report.newEntries, report.proven) == ("Proven", ID, 0, True), report
+    assert report.digest == pod.found().digest and "none new" in report.message
+    said = json.loads(proof(pod).read_text())
+    assert said.pop("at") and said == {"schema": "pretune.dev/proof/v1", "id": ID, "digest": report.digest}
+    assert content(pod.bundles) == before and pod.staging() == []
+
+
+def test_a_proof_is_readable_by_all_and_its_folder_open_to_the_next_uid(pod: Pod) -> None:
+    started_from(pod, ranks(1)).run("prove")
+    assert stat.S_IMODE(proof(pod).stat().st_mode) == 0o444
+    assert stat.S_IMODE(proof(pod).parent.stat().st_mode) == 0o1777
+
+
+def test_a_file_written_anew_with_the_same_bytes_is_not_changed(pod: Pod) -> None:
+    started_from(pod, SHARED)
+    path = pod.tactics / KEY / "autotune_configs.json"
+    again = path.with_name("new")
+    again.write_bytes(path.read_bytes())
+    again.rename(path)
+    assert pod.run("prove").reason == "Proven"
+
+
+def test_what_the_engine_leaves_beside_its_tactics_counts_for_nothing(pod: Pod) -> None:
+    """A log, or the temporary file of a writer that died: seal leaves them out too."""
+    started_from(pod, ranks(1))
+    (pod.tactics / "logs").mkdir()
+    (pod.tactics / "logs" / "engine.log").write_bytes(b"ready")
+    (pod.tactics / KEY / ".autotuner_x.tmp").write_bytes(b"{")
+    assert pod.run("prove").reason == "Proven"
+
+
+# --- not reproducible
+
+
+def _one_more_in_each_rank(pod: Pod) -> None:
+    for path in sorted((pod.tactics / KEY).iterdir()):
+        data = json.loads(path.read_bytes())
+        path.write_text(json.dumps({**data, **tuned_by("fused_moe", 1)}))
+
+
+def _another_tactic(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    data = json.loads(path.read_bytes())
+    key = next(name for name in data if name.startswith("("))
+    path.write_text(json.dumps({**data, key: ["Other", 7]}))
+
+
+def _another_key(pod: Pod) -> None:
+    (pod.tactics / ("cd" * 32)).mkdir()
+    path = pod.tactics / ("cd" * 32) / "autotune_configs_dp0_rank0.json"
+    path.write_text(json.dumps({"_metadata": METADATA, **tuned_by("a", 1), **tuned_by("b", 3), **tuned_by("c", 2)}))
+
+
+def _many_operations(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    data = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**data, **{key: one for op in "abcde" for key, one in tuned_by(op, 1).items()}}))
+
+
+def _a_record(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    data = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**data, "_records": {"replay": {"one": 1, "two": 2}}}))
+
+
+def _reordered(pod: Pod) -> None:
+    path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_bytes()).items()))))
+
+
+def _no_json(pod: Pod) -> None:
+    (pod.tactics / KEY / "autotune_configs_dp0_rank1.json").write_bytes(b"{")
+
+
+def _missing(pod: Pod) -> None:
+    (pod.tactics / KEY / "autotune_configs_dp0_rank1.json").unlink()
+
+
+def _empty_key(pod: Pod) -> None:
+    (pod.tactics / ("cd" * 32)).mkdir()
+
+
+def _link(pod: Pod) -> None:
+    (pod.tactics / KEY / "link").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("does", "entries", "words"),
+    [
+        (_one_more_in_each_rank, 1, ["1 new entry (fused_moe 1)", "2 files changed", "rank0.json"]),
+        (_another_tactic, 1, ["1 new entry (op 1)", "1 file changed"]),
+        (_another_key, 6, ["6 new entries (b 3, c 2, a 1)", "1 file made: cdcdcdcdcdcd…/", "1 folder made"]),
+        (_many_operations, 5, ["5 new entries (a 1, b 1, c 1, 2 other operations)"]),
+        (_a_record, 2, ["2 new entries (replay 2)"]),
+        (_reordered, 0, ["no new entries", "1 file changed"]),
+        (_no_json, 0, ["1 file changed: abababababab…/autotune_configs_dp0_rank1.json"]),
+        (_missing, 0, ["1 file missing: abababababab…/autotune_configs_dp0_rank1.json"]),
+        (_empty_key, 0, ["1 folder made: cdcdcdcdcdcd…"]),
+        (_link, 0, ["is a link"]),
+    ],
+)
+def test_what_the_engine_tuned_again_is_counted_and_named_and_no_proof_is_left(
+    pod: Pod, does: Callable[[Pod], None], entries: int, words: list[str]
+) -> None:
+    started_from(pod, ranks(2), 2)
+    does(pod)
+    report = pod.run("prove", "pod-2", gpus=2)
+    assert (report.reason, report.newEntries, report.proven) == ("NotReproducible", entries, False), report
+    for word in words:
+        assert word in report.message, report.message
+    assert len(report.dump().encode()) <= 700
+    assert not proof(pod).exists() and pod.found() is not None
+
+
+def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: Pod) -> None:
+    started_from(pod, managed(3))
+    for name, op in (("1" * 24, "mm_fp4"), ("2" * 24, "mm_fp4"), ("3" * 24, "fused_moe")):
+        made = {"key": f"('{op}', 'Runner', (({name[0]}, 8),))", "runner": "Runner", "tactic": 1}
+        (pod.tactics / STORE / "entries" / f"{name}.json").write_text(json.dumps(made))
+    report = pod.run("prove")
+    assert (report.reason, report.newEntries) == ("NotReproducible", 3)
+    assert "3 new entries (mm_fp4 2, fused_moe 1); 3 files made: v2/89172486d811d057/entries/1" in report.message
+
+
+def test_a_read_only_engine_has_no_copy_so_the_bundle_on_the_claim_is_what_counts(pod: Pod) -> None:
+    pod.sealed(ranks(1))
+    pod.wrote({})
+    report = pod.run("prove", onClaim=True)
+    assert report.reason == "Proven" and "warm" not in report.message and "cannot be seen" in report.message
+    assert pod.run("prove", inputs=OTHER, onClaim=True).reason == "ProofFailed"
+
+
+def test_a_read_only_engines_bundle_is_read_whole_before_it_is_proven(pod: Pod) -> None:
+    pod.sealed(ranks(2), gpus=2)
+    pod.wrote({})
+    file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank1.json"
+    same_size = file.read_bytes()[::-1]
+    file.chmod(0o644)
+    file.write_bytes(same_size)
+    report = pod.run("prove", gpus=2, onClaim=True)
+    assert report.reason == "ProofFailed" and "rank1.json is not what was sealed" in report.message
+    assert not proof(pod).exists()
+
+
+# --- of another environment: FlashInfer refuses its files and leaves them as they are, so that the folder looks warm
+
+
+def node_has(pod: Pod, *models: str) -> None:
+    """What the kernel driver says of each of the node's GPUs; "" is a GPU whose file has no such line."""
+    for n, model in enumerate(models):
+        file = pod.proc / "driver" / "nvidia" / "gpus" / f"0000:{n:02x}:00.0" / "information"
+        file.parent.mkdir(parents=True)
+        first = f"Model: \t\t {model}\n" if model else ""
+        file.write_text(f"{first}IRQ:   \t\t 307\nGPU UUID: \t GPU-0{n}\nBus Type: \t PCIe\n")
+
+
+B200, H200, H100 = "NVIDIA B200", "NVIDIA H200", "NVIDIA H100 80GB HBM3"  # METADATA names the first
+
+
+@pytest.mark.parametrize("on_claim", [False, True])
+@pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
+def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_nobody_touched(
+    pod: Pod, files: dict[str, bytes], gpus: int, on_claim: bool
+) -> None:
+    started_from(pod, files, gpus)
+    node_has(pod, H200, H200)
+    with engine(200) as (url, _):
+        report = pod.run("prove", ready=url, gpus=gpus, onClaim=on_claim)
+    assert (report.reason, report.id, report.newEntries) == ("NotReproducible", ID, 0), report
+    assert report.message.startswith(f"GPU differs: the bundle is of {B200}, the node has {H200}; FlashInfer refuses")
+    assert not proof(pod).exists() and pod.found() is not None
+
+
+@pytest.mark.parametrize("on_claim", [False, True])
+@pytest.mark.parametrize(
+    ("models", "reason", "words"),
+    [
+        ([B200], "Proven", ""),
+        ([B200] * 8, "Proven", ""),
+        ([H200, B200], "Proven", f"; GPU not compared: the node has {B200}, {H200}, the bundle is of {B200}"),
+        ([H200, H100], "NotReproducible", f"the bundle is of {B200}, the node has {H100}, {H200}; FlashInfer refuses"),
+        (["NVIDIA B200X"], "NotReproducible", "the node has NVIDIA B200X;"),
+        (["NVIDIA B"], "NotReproducible", "the node has NVIDIA B;"),
+        ([], "Proven", "; GPU not compared: the node's cannot be told here"),
+        (["Unknown"], "Proven", "; GPU not compared: the node's cannot be told here"),
+        ([H200, "Unknown"], "Proven", "; GPU not compared: the node's cannot be told here"),
+        ([H200, ""], "Proven", "; GPU not compared: the node's cannot be told here"),
+        ([" "], "Proven", "; GPU not compared: the node's cannot be told here"),
+    ],
+)
+def test_the_gpu_is_compared_as_far_as_the_kernel_driver_names_the_nodes(
+    pod: Pod, models: list[str], reason: str, words: str, on_claim: bool
+) -> None:
+    started_from(pod, ranks(1))
+    node_has(pod, *models)
+    report = pod.run("prove", onClaim=on_claim)
+    assert (report.reason, proof(pod).exists()) == (reason, reason == "Proven") and words in report.message, report
+    assert ("not compared" in report.message) == ("not compared" in words)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "reason", "words"),
+    [
+        (f"{H100} MIG 1g.10gb", H100, "Proven", "GPU not compared: the bundle is of NVIDIA H100 80GB HBM3 MIG 1g.10gb"),
+        (f"{H100} MIG 1g.10gb", H200, "NotReproducible", f"the bundle is of {H100} MIG 1g.10gb, the node has {H200}"),
+        ("unknown", H200, "Proven", "GPU not compared: the bundle's files name none"),
+        ("N" * 70, "N" * 70, "Proven", "none changed"),
+    ],
+)
+def test_a_slice_is_of_its_gpu_and_a_bundle_without_a_gpu_of_any(
+    pod: Pod, gpu: str, model: str, reason: str, words: str
+) -> None:
+    started_from(pod, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": gpu})})
+    node_has(pod, model)
+    report = pod.run("prove")
+    assert report.reason == reason and words in report.message, report
+
+
+def test_the_gpu_is_compared_before_the_files(pod: Pod) -> None:
+    """What the engine tuned on another GPU says nothing about the bundle's own."""
+    started_from(pod, ranks(2), 2)
+    _one_more_in_each_rank(pod)
+    node_has(pod, H200)
+    report = pod.run("prove", gpus=2)
+    assert (report.reason, report.newEntries) == ("NotReproducible", 0) and "GPU differs" in report.message
+
+
+def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    node_has(pod, H200)
+    code, report, said = act(pod, "prove")
+    assert (code, report.reason) == (1, "NotReproducible") and H200 in report.message, said
+
+
+@pytest.mark.parametrize("on_claim", [False, True])
+@pytest.mark.parametrize(
+    ("sealed", "here", "words"),
+    [
+        (("0.32.0", "0.7.0"), ("0.32.0", "0.7.0"), ""),
+        (("0.32.0", "0.7.0"), ("0.32.0", "0.7.1"), f"FlashInfer 0.7.1 in the image, 0.7.0 in bundle {ID}: its engine"),
+        (("0.32.0", "0.7.0"), ("0.33.0", "0.7.0"), f"vLLM 0.33.0 in the image, 0.32.0 in bundle {ID}: its engine"),
+        (("0.32.0", "0.7.0"), ("", ""), ""),
+        (("", ""), ("0.32.0", "0.7.2.post1"), ""),
+        (("", ""), ("0.32.0", "0.7.1"), f"FlashInfer 0.7.1 in the image, 0.7.2.post1 in bundle {ID}"),
+    ],
+)
+def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
+    pod: Pod, tmp_path: Path, sealed: tuple[str, str], here: tuple[str, str], words: str, on_claim: bool
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    pod.sealed(ranks(1), command=image(tmp_path / "a", *sealed))
+    pod.wrote({})
+    assert pod.run("seed").reason == "Seeded"
+    report = pod.run("prove", command=image(tmp_path / "b", *here), onClaim=on_claim)
+    assert report.reason == ("NotReproducible" if words else "Proven") and words in report.message, report
+    assert (report.newEntries, proof(pod).exists()) == (0, not words)
+
+
+# --- no proof, and not the bundle's fault
+
+
+def test_no_bundle_and_a_torn_one_cannot_be_proven(pod: Pod) -> None:
+    assert pod.run("prove").reason == "ProofFailed"
+    started_from(pod, ranks(1))
+    file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
+    file.chmod(0o644)
+    file.write_bytes(rank_file(9))
+    report = pod.run("prove")
+    assert report.reason == "ProofFailed" and "torn" in report.message and not proof(pod).exists()
+
+
+@pytest.mark.parametrize("answers", [(500,), (200, 500)])
+def test_an_engine_that_does_not_answer_before_or_after_is_not_warm_and_not_judged(
+    pod: Pod, answers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretune.agent.engine.probe.time.sleep", lambda _: None)
+    started_from(pod, ranks(1))
+    with engine(*answers) as (url, _):
+        report = pod.run("prove", ready=url)
+    assert report.reason == "ProofFailed" and "answered 500" in report.message and not proof(pod).exists()
+    with engine(200) as (url, asked):
+        assert pod.run("prove", ready=url).reason == "Proven"
+    assert len(asked) == 2
+
+
+def test_an_engine_that_is_ready_and_tunes_on_is_found_at_the_second_look(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_from(pod, ranks(1))
+
+    def later(folder: Folder) -> Any:
+        _another_tactic(pod)
+        return look(folder)
+
+    monkeypatch.setattr("pretune.agent.prove.look", later)
+    with engine(200) as (url, _):
+        report = pod.run("prove", ready=url)
+    assert (report.reason, report.newEntries) == ("NotReproducible", 1)
+
+
+@needs_root
+def test_a_full_claim_and_a_read_only_one_are_said_as_seal_says_them(pod: Pod, mount: Any) -> None:
+    mount("-t", "tmpfs", "-o", "size=1m,mode=0777", "none", str(pod.claim))
+    started_from(pod, ranks(1))
+    with pytest.raises(OSError), open(pod.claim / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+    assert pod.run("prove").reason == "NoSpace"
+    assert not proof(pod).exists()
+    (pod.claim / "filler").unlink()
+    mount("-o", "remount,ro", str(pod.claim))
+    assert pod.run("prove").reason == "ReadOnlyClaim"
+    mount("-o", "remount,rw", str(pod.claim))
+    assert pod.run("prove").reason == "Proven"
+
+
+# --- what a proof is good for
+
+
+def test_seed_gives_an_unproven_bundle_to_nobody_who_asks_for_a_proof(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    unproven = pod.run("seed", "pod-3", proven=True)
+    assert unproven.reason == "NotProven" and ID in unproven.message and content(pod.tactics) == {}
+    assert pod.run("seed", "pod-3").reason == "Seeded"
+    assert pod.run("prove").reason == "Proven"
+    assert pod.run("seed", "pod-3", proven=True).reason == "Seeded"
+    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+
+
+def test_check_seal_and_inspect_say_whether_the_bundle_is_proven(pod: Pod) -> None:
+    def say() -> list[bool]:
+        reports = [pod.run("check"), pod.run("seal"), *pod.run("inspect", ids=[ID]).bundles]
+        assert [one.id for one in reports] == [ID] * 3
+        return [one.proven for one in reports]
+
+    started_from(pod, ranks(1))
+    assert say() == [False] * 3
+    assert pod.run("prove").reason == "Proven"
+    assert say() == [True] * 3
+    assert Report.load(pod.run("check").dump()).proven  # type: ignore[union-attr]
+
+
+def _of_another_digest(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "digest": "sha256:" + "0" * 64}))
+
+
+def _of_another_bundle(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id": OTHER.bundle_id()}))
+
+
+def _of_another_schema(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": "pretune.dev/proof/v2"}))
+
+
+def _linked(path: Path) -> None:
+    path.rename(path.with_name("aside"))
+    path.symlink_to("aside")
+
+
+def _linked_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("aside"))
+    path.parent.symlink_to("aside")
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def _list(path: Path) -> None:
+    path.write_text("[]")
+
+
+def _deep(path: Path) -> None:
+    path.write_text("[" * 4000)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _of_another_digest,
+        _of_another_bundle,
+        _of_another_schema,
+        _linked,
+        _linked_folder,
+        _folder,
+        _cut,
+        _list,
+        _deep,
+        Path.unlink,
+    ],
+)
+def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(pod: Pod, spoil: Callable[[Path], None]) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    proof(pod).chmod(0o644)
+    spoil(proof(pod))
+    assert pod.run("seed", proven=True).reason == "NotProven"
+    assert not pod.run("check").proven and not pod.run("inspect", ids=[ID]).bundles[0].proven
+    assert pod.run("seed").reason == "Seeded"
+    again = pod.run("prove", "pod-4")
+    if spoil in (_linked_folder, _folder):
+        assert again.reason == "UnsafePath" and "proofs" in again.message
+    else:
+        assert again.reason == "Proven" and not proof(pod).is_symlink()
+        assert pod.run("seed", proven=True).reason == "Seeded"
+
+
+def test_a_bundle_that_was_made_anew_is_not_proven_by_its_predecessors_proof(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
+    file.chmod(0o644)
+    file.write_bytes(b"torn")
+    assert pod.wrote(ranks(1, 4)).run("seal", "pod-9").reason == "Sealed"
+    assert pod.run("seed", proven=True).reason == "NotProven"
+    assert pod.run("seed").reason == "Seeded"
+    assert pod.run("prove", "pod-10").reason == "Proven"
+    assert pod.run("seed", proven=True).reason == "Seeded"
+
+
+def test_a_proof_that_is_there_stays_as_it_is(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    before = proof(pod).stat()
+    assert pod.run("prove", "pod-5").reason == "Proven"
+    assert proof(pod).stat() == before or proof(pod).stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_prune_takes_the_proof_with_its_bundle_and_leaves_the_others(pod: Pod) -> None:
+    pod.sealed(ranks(1, 4), inputs=OTHER)
+    assert pod.run("seed", inputs=OTHER).reason == "Seeded"
+    assert pod.run("prove", inputs=OTHER).reason == "Proven"
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    assert pod.run("prune", ids=[ID]).reason == "Pruned"
+    assert not proof(pod).exists() and proof(pod, OTHER).exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "prune"])
+def test_a_proof_without_its_bundle_is_swept(pod: Pod, verb: str) -> None:
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+    subprocess.run(["rm", "-rf", str(pod.bundle())], check=True)
+    (proof(pod).parent / "notes.txt").write_text("a person's")
+    pod.run(verb, "pod-7")
+    assert os.listdir(proof(pod).parent) == ["notes.txt"]
+
+
+@needs_root
+def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: Pod) -> None:
+    pod = open_pod
+    started_from(pod, ranks(1))
+    assert pod.run("prove").reason == "Proven"
+
+    def as_another(verb: str, **task: Any) -> Report:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(4711)
+                os.setuid(4711)
+                os.write(write, pod.run(verb, "pod-other", **task).dump().encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        os.waitpid(child, 0)
+        with os.fdopen(read) as said:
+            report = Report.load(said.read())
+        assert report is not None
+        return report
+
+    shutil.rmtree(pod.tactics / KEY)  # what root copied is root's to clear
+    assert as_another("seed", proven=True).reason == "Seeded"
+    proof(pod).chmod(0o644)
+    _of_another_digest(proof(pod))
+    report = as_another("prove")
+    assert report.reason == "ReadOnlyClaim" and "belongs to uid 0, so uid 4711 may not replace it" in report.message
+
+
+# --- killed
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_prove_killed_after_any_operation_leaves_the_bundle_proven_or_not_and_the_next_one_proves_it(
+    tmp_path: Path, earlier: bool
+) -> None:
+    proven = not_proven = 0
+
+    def prepare(pod: Pod) -> None:
+        started_from(pod, ranks(2), 2)
+        if earlier:  # of a bundle that was here before
+            pod.run("prove", gpus=2)
+            proof(pod).chmod(0o644)
+            _of_another_digest(proof(pod))
+
+    def check(pod: Pod) -> None:
+        nonlocal proven, not_proven
+        said = pod.run("seed", "pod-8", proven=True).reason
+        proven, not_proven = proven + (said == "Seeded"), not_proven + (said == "NotProven")
+        assert said in ("Seeded", "NotProven")
+        assert pod.found() is not None
+        assert pod.run("seed", "pod-8").reason == "Seeded"
+        assert pod.run("prove", "pod-9", gpus=2).reason == "Proven"
+        assert pod.run("seed", "pod-8", proven=True).reason == "Seeded"
+
+    operations = each_death(tmp_path, lambda pod, disk: pod.run("prove", "pod-1", disk, gpus=2), prepare, check)
+    assert operations > 8 and proven > 2 and not_proven > 4
+
+
+def test_a_prune_killed_anywhere_leaves_no_bundle_proven_that_was_not(tmp_path: Path) -> None:
+    def prepare(pod: Pod) -> None:
+        started_from(pod, ranks(1))
+        pod.run("prove")
+
+    def check(pod: Pod) -> None:
+        assert pod.run("seed", proven=True).reason in ("Seeded", "NoBundle")
+        assert pod.run("prune", "pod-2", ids=[ID]).reason == "Pruned"
+        assert list(pod.bundles.iterdir()) == [] and list((pod.folder / "proofs").iterdir()) == []
+
+    each_death(tmp_path, lambda pod, disk: pod.run("prune", "pod-1", disk, ids=[ID]), prepare, check)
+
+
+def test_the_proof_is_synced_before_its_rename_and_its_folder_after(pod: Pod) -> None:
+    started_from(pod, ranks(1))
+    log: list[str] = []
+
+    class Log(Disk):
+        def write(self, fd: int, data: Any) -> None:
+            log.append("write")
+            super().write(fd, data)
+
+        def fsync(self, fd: int) -> None:
+            log.append("fsync " + os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+            super().fsync(fd)
+
+        def rename(self, source: Folder, name: str, to: Folder, new: str) -> None:
+            log.append("rename " + new)
+            super().rename(source, name, to, new)
+
+    assert pod.run("prove", disk=Log()).reason == "Proven"
+    assert log[: log.index("fsync " + CACHE) + 1] == [
+        "write",
+        "fsync proof",
+        f"rename {ID}.json",
+        "fsync proofs",
+        "fsync " + CACHE,
+    ]
+
+
+# --- laws
+
+
+KEYS = st.text(alphabet="abc", min_size=1, max_size=3).map(lambda name: f"('{name}', 'Runner', ((1, 8),))")
+CONFIGS = st.dictionaries(KEYS, st.tuples(st.just("Runner"), st.integers(0, 3)).map(list), max_size=6)
+
+
+@given(before=CONFIGS, after=CONFIGS)
+def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    had, has = (
+        tuned(f"{KEY}/autotune_configs_dp0_rank0.json", json.dumps({"_metadata": METADATA, **one}).encode())
+        for one in (before, after)
+    )
+    assert {key for key, tactic in has.items() if had.get(key) != tactic} == {
+        key for key in after if before.get(key) != after[key]
+    }
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    had=CONFIGS.filter(bool),
+    has=st.none() | CONFIGS,
+    beside=st.sampled_from(["", "notes.txt", "cd" * 32 + "/autotune_configs.json"]),
+)
+def test_a_bundle_is_proven_exactly_where_every_tactics_file_is_as_it_was_sealed(
+    had: dict[str, Any], has: dict[str, Any] | None, beside: str
+) -> None:
+    path = f"{KEY}/autotune_configs.json"
+
+    def written(configs: dict[str, Any]) -> bytes:
+        return json.dumps({"_metadata": METADATA, **configs}).encode()
+
+    with tempfile.TemporaryDirectory() as root:
+        pod = started_from(Pod(Path(root)), {path: written(had)})
+        files = {} if has is None else {path: written(has)}
+        made = {beside: written({"('x', 'R')": ["R", 1]}) if beside.endswith(".json") else b"words"} if beside else {}
+        pod.wrote({**files, **made}, folders=() if files else (KEY,))
+        report = pod.run("prove")
+        new = {key for key, one in (has or {}).items() if had.get(key) != one}
+        same = list((has or {}).items()) == list(had.items()) and not beside.endswith(".json")
+        assert report.reason == ("Proven" if same else "NotReproducible"), report
+        assert report.newEntries == len(new) + beside.endswith(".json")
+        assert proof(pod).exists() == same
+
+
+@given(CONFIGS)
+def test_each_entry_has_an_operation_and_neither_order_nor_metadata_is_one(configs: dict[str, Any]) -> None:
+    path = f"{KEY}/autotune_configs.json"
+    entries = tuned(path, json.dumps({"_metadata": METADATA, "_generation": "x", **configs}).encode())
+    assert entries == tuned(path, json.dumps(dict(reversed(configs.items()))).encode())
+    assert {operation(key) for key in entries} == {key.split("'")[1] for key in configs}
+
+
+def test_the_samples_that_flashinfer_wrote_have_as_many_entries_as_are_counted() -> None:
+    v1 = SAMPLES / "v1" / "autotune_configs_dp0_rank0.json"
+    path = f"{KEY}/{v1.name}"
+    assert len(tuned(path, v1.read_bytes())) == read_tactics([path], lambda _: v1.read_bytes()).entries
+    store = SAMPLES / "v2root"
+    paths = [str(one.relative_to(store)) for one in store.rglob("*.json")]
+    entries = {key for one in paths for key in tuned(one, (store / one).read_bytes())}
+    assert len(entries) == read_tactics(paths, lambda one: (store / one).read_bytes()).entries == 10
+    assert {operation(key) for key in entries} <= {"toy_gemm", "toy_moe"}
+
+
+def test_the_reasons_of_a_proof_are_in_the_closed_list() -> None:
+    assert {"NotReproducible", "ProofFailed", "NoSpace", "ReadOnlyClaim", "UnsafePath"} <= set(REASONS)
+    assert REASONS["ProofFailed"].retried and not REASONS["NotReproducible"].retried
+    assert replace(Report("prove", "NotReproducible"), newEntries=3).dump().endswith('"newEntries":3}')

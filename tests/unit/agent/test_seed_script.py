@@ -1,0 +1,234 @@
+"""The seed container's command as it is, run by real shells: whatever is wrong, it ends well, says why and leaves an empty folder."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pretune.agent import seed
+from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_container import script
+from pretune.protocol import TASK_VARIABLE, Report
+
+from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.pod import INPUTS, KEY, Pod, content, managed, rank_file, ranks
+from tests.unit.agent.test_check import image
+from tests.unit.agent.test_container import act, as_uid
+
+SHELLS = [one for one in ("dash", "bash", "busybox") if shutil.which(one)]
+PYTHONS = str(Path(os.path.realpath(sys.executable)).parent)  # its folder: on PATH python3 is this one
+TOOLS = "/usr/bin:/bin"
+
+
+def start(
+    pod: Pod,
+    *before: str,
+    shell: str = "dash",
+    path: str | None = None,
+    limit: float = 45,
+    with_agent: bool = True,
+    **task: object,
+) -> subprocess.Popen[str]:
+    root = pod.claim.parent
+    zipped, log = root / "agent.pyz", root / "log"
+    if with_agent and not zipped.exists():
+        zipped.write_bytes(agent()[1])
+        zipped.chmod(0o444)
+    log.touch()
+    log.chmod(0o666)
+    options = f"--claim {pod.claim} --tactics {pod.tactics} --termination-log {log} --limit {limit}"
+    text = script("seed").replace("agent.pyz seed &", f"agent.pyz seed {options} &")
+    for place, here in (
+        ("/pretune/agent/agent.pyz", zipped),
+        ("/pretune/tactics/", f"{pod.tactics}/"),
+        ("/dev/termination-log", log),
+    ):
+        assert place in text
+        text = text.replace(place, str(here))
+    command = [shutil.which(shell) or shell, *(["sh"] if shell == "busybox" else []), "-c", text]
+    whole = pod.context(**task).task  # type: ignore[arg-type]
+    return subprocess.Popen(
+        [*before, *command],
+        env={TASK_VARIABLE: whole.dump(), "PATH": f"{PYTHONS}:{TOOLS}" if path is None else path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(pod: Pod, *before: str, **how: object) -> tuple[int, Report, str]:
+    process = start(pod, *before, **how)  # type: ignore[arg-type]
+    said, _ = process.communicate(timeout=60)
+    report = Report.load((pod.claim.parent / "log").read_text())
+    assert report is not None, said
+    return process.returncode, report, said
+
+
+def fake_agent(pod: Pod, text: str) -> None:
+    """In place of the agent: what a broken one could do, after half of its work."""
+    half = pod.tactics / "half"
+    lines = f"import os, signal, sys, time; os.makedirs({str(half)!r}); open({str(half / '.hidden')!r}, 'w').close()\n"
+    lines += f"[open(os.path.join({str(pod.tactics)!r}, name), 'w').close() for name in ('.a', '..b', 'c d', '-rf')]\n"
+    (pod.claim.parent / "agent.pyz").write_text(lines + text + "\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_bundle_is_seeded_through_any_shell(pod: Pod, shell: str) -> None:
+    pod.sealed(managed(30))
+    pod.wrote({"left/over": b"x"})
+    code, report, said = run(pod, shell=shell)
+    assert (code, report.reason, report.id) == (0, "Seeded", INPUTS.bundle_id()), said
+    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+
+
+BROKEN = [
+    ("raise SystemExit(1)", "the agent ended with status 1 and no report"),
+    ("import no_such_module", "the agent ended with status 1 and no report"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", "the agent ended with status 137 and no report"),
+    ("os.abort()", "the agent ended with status 134 and no report"),
+    ("this is no Python", "the agent ended with status 1 and no report"),
+]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(("text", "message"), BROKEN, ids=[text for text, _ in BROKEN])
+def test_an_agent_that_breaks_in_the_middle_leaves_nothing_and_stops_nothing(
+    pod: Pod, shell: str, text: str, message: str
+) -> None:
+    fake_agent(pod, text)
+    code, report, said = run(pod, shell=shell)
+    assert (code, report.reason) == (0, "SeedFailed"), said
+    assert report.message.startswith(message)
+    assert content(pod.tactics) == {}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_image_without_python_starts_cold(pod: Pod, tmp_path: Path, shell: str) -> None:
+    pod.sealed(ranks(1))
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    (bare / "rm").symlink_to(shutil.which("rm") or "rm")
+    code, report, said = run(pod, shell=shell, path=str(bare))
+    assert (code, report.reason) == (0, "NoPython"), said
+    assert report.message == "the image has no python3 on its PATH"
+    assert content(pod.tactics) == {}
+
+
+def test_an_image_with_an_old_python_starts_cold(pod: Pod, tmp_path: Path) -> None:
+    old = tmp_path / "bin"
+    old.mkdir()
+    (old / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (old / "python3").chmod(0o755)
+    code, report, _ = run(pod, path=f"{old}:{TOOLS}")
+    assert (code, report.reason, report.message) == (0, "NoPython", "python3 in the image is older than 3.8")
+
+
+def test_a_config_map_that_was_not_there_is_said(pod: Pod) -> None:
+    pod.sealed(ranks(1))
+    code, report, _ = run(pod, with_agent=False)
+    assert (code, report.reason) == (0, "AgentMissing")
+    assert "ConfigMap" in report.message
+    assert content(pod.tactics) == {}
+
+
+@needs_root
+def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: Pod) -> None:
+    """A pod that is deleted while it is seeded must not wait for its whole grace period: process 1 ignores what it does not handle."""
+    fake_agent(pod, "time.sleep(60)")
+    process = start(pod, "unshare", "--pid", "--fork", "--kill-child")
+    while not list(pod.tactics.iterdir()):
+        time.sleep(0.01)
+    inner = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()  # of unshare: the shell
+    os.kill(int(inner), signal.SIGTERM)
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 0
+
+
+@needs_root
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_read_only_claim_is_enough_for_any_uid(open_pod: Pod, mount: Callable[..., None], uid: int) -> None:
+    pod = open_pod.wrote(managed(30))
+    assert act(pod, "seal")[1].reason == "Sealed"
+    pod.wrote({})
+    pod.tactics.chmod(0o777)
+    mount("--bind", str(pod.claim), str(pod.claim))
+    mount("-o", "remount,ro,bind", str(pod.claim))
+    code, report, said = run(pod, *(as_uid(uid) if uid else ()))
+    assert (code, report.reason) == (0, "Seeded"), said
+    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert {path.stat().st_uid for path in pod.tactics.rglob("*")} == {uid}
+
+
+@needs_root
+def test_a_full_folder_is_emptied_and_said(open_pod: Pod, mount: Callable[..., None]) -> None:
+    pod = open_pod.wrote({f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(500) for rank in range(4)})
+    assert act(pod, "seal", gpus=4)[1].reason == "Sealed"
+    mount("-t", "tmpfs", "-o", "size=64k,mode=0777", "none", str(pod.tactics))
+    code, report, said = run(pod, *as_uid(1000), gpus=4)
+    assert (code, report.reason) == (0, "NoSpace"), said
+    assert content(pod.tactics) == {}
+
+
+def test_other_versions_in_the_image_start_cold(pod: Pod, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    pod.sealed(ranks(1), command=image(tmp_path / "a", "0.33.0", "0.7.2"))
+    pod.wrote({})
+    code, report, _ = run(pod, command=image(tmp_path / "b", "0.33.1", "0.7.2"))
+    assert (code, report.reason) == (0, "VersionsDiffer") and "0.33.1" in report.message
+    assert content(pod.tactics) == {}
+
+
+@pytest.fixture
+def dead(open_pod: Pod) -> Iterator[Pod]:
+    """A claim whose server does not answer: a FUSE file system whose other end reads nothing."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("no /dev/fuse")
+    libc = ctypes.CDLL(None, use_errno=True)
+    server = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
+    at = str(open_pod.claim).encode()
+    assert libc.mount(b"dead", at, b"fuse", 0, options.encode()) == 0, os.strerror(ctypes.get_errno())
+    yield open_pod
+    os.close(server)  # whoever waits gets ENOTCONN
+    libc.umount2(at, 2)
+
+
+@needs_root
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_claim_that_does_not_answer_is_not_waited_for(dead: Pod, uid: int) -> None:
+    pod = dead
+    (pod.tactics / "left").mkdir()
+    (pod.tactics / "left").chmod(0o777)
+    began = time.monotonic()
+    code, report, said = run(pod, *(as_uid(uid) if uid else ()), limit=0.5)
+    assert (code, report.reason, report.message) == (0, "TooSlow", "the claim did not answer within 0 s"), said
+    assert time.monotonic() - began < 0.5 + seed._STUCK + 2
+    assert content(pod.tactics) == {}
+
+
+MEASURED = """import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print("KiB:", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def test_memory_does_not_grow_with_the_bundle(pod: Pod) -> None:
+    """Seed shares the engine's limits; of 128 MiB in files it holds some blocks at a time. The limit is for Python and all."""
+    big = b'{"key": "k", "runner": "r", "tactic": 1}'.ljust(8 << 20)
+    pod.sealed({path: big if "entries" in path else raw for path, raw in managed(16).items()})
+    pod.wrote({})
+    _, report, said = run(pod, sys.executable, "-I", "-S", "-c", MEASURED)  # a process of its own: ours is large
+    assert report.reason == "Seeded"
+    assert int(said.split("KiB:")[1]) < 32 * 1024, said

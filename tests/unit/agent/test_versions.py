@@ -1,0 +1,167 @@
+"""The image's versions, found as a kernel finds the engine's interpreter; nothing of the image is run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from pretune.agent.engine.versions import image_versions, site_folders
+
+
+def package(site: Path, name: str, version: str) -> None:
+    folder = site / f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\nSummary: x\n\nVersion: 9\n"
+    )
+
+
+def python(
+    prefix: Path, release: str = "3.12", vllm: str = "", site: str = "site-packages", flashinfer: str = ""
+) -> Path:
+    """An interpreter that is never run, and its packages."""
+    binary = prefix / f"bin/python{release}"
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    binary.write_bytes(b"\x7fELF")
+    binary.chmod(0o755)
+    (prefix / "bin/python3").symlink_to(binary.name)
+    folder = prefix / f"lib/python{release}" / site
+    folder.mkdir(parents=True, exist_ok=True)
+    if vllm:
+        package(folder, "vllm", vllm)
+    if flashinfer:
+        package(folder, "flashinfer_python", flashinfer)
+    return prefix / "bin/python3"
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """usr: a system Python with vLLM 0.1.0 on PATH; opt: the engine's own with 0.33.0, its `vllm` not on PATH."""
+    python(tmp_path / "usr", "3.10", vllm="0.20.0", flashinfer="0.5.0")
+    own = python(tmp_path / "opt", vllm="0.33.0", flashinfer="0.7.2.post1")
+    script(tmp_path / "opt/bin/vllm", f"#!{own}\n")
+    script(tmp_path / "entry/env", "#!/usr/bin/env -S python3 -u\n")
+    long = f"#!/bin/sh\n'''exec' \"{own}\" \"$0\" \"$@\"\n' '''\nimport sys\n"
+    script(tmp_path / "entry/long", long)
+    script(
+        tmp_path / "entry/hands-on", f'#!/bin/bash\nset -e\n# exec nothing\nexec {tmp_path}/opt/bin/vllm serve "$@"\n'
+    )
+    script(tmp_path / "entry/opaque", "#!/bin/bash\nsource /env\nrun-it\n")
+    script(tmp_path / "entry/binary", "\x7fELF")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "path", "version"),
+    [
+        (["{}/opt/bin/vllm", "serve", "m"], "usr", "0.33.0"),
+        (["vllm", "serve", "m"], "usr:opt", "0.33.0"),
+        (["vllm", "serve", "m"], "usr", "0.20.0"),
+        (["python3", "-m", "vllm.entrypoints.openai.api_server"], "usr:opt", "0.20.0"),
+        (["python3", "-m", "vllm.entrypoints.openai.api_server"], "opt:usr", "0.33.0"),
+        (["{}/opt/bin/python3", "-m", "vllm.entrypoints"], "usr", "0.33.0"),
+        (["{}/opt/bin/python3.12", "x.py"], "usr", "0.33.0"),
+        (["/bin/sh", "-c", "exec {}/opt/bin/vllm serve m --port 1"], "usr", "0.33.0"),
+        (["/bin/bash", "-lc", "source /env; set -e\nnumactl -N 0 {}/opt/bin/vllm serve m"], "usr", "0.33.0"),
+        (["tini", "-g", "--", "{}/opt/bin/vllm", "serve"], "usr", "0.33.0"),
+        (["{}/entry/long", "serve"], "usr", "0.33.0"),
+        (["{}/entry/env"], "opt", "0.33.0"),
+        (["{}/entry/hands-on"], "usr", "0.33.0"),
+        (["{}/entry/opaque"], "usr:opt", "0.33.0"),
+        (["{}/entry/binary"], "usr", "0.20.0"),
+        ([], "opt:usr", "0.33.0"),
+        ([], "usr", "0.20.0"),
+        (["--model", "m"], "usr:opt", "0.33.0"),
+        (["/absent/vllm"], "usr", "0.20.0"),
+        (["/absent/vllm"], "", ""),
+    ],
+)
+def test_the_engines_own_interpreter_decides(image: Path, command: list[str], path: str, version: str) -> None:
+    found = image_versions(
+        [word.format(image) for word in command],
+        os.pathsep.join(f"{image}/{one}/bin" for one in path.split(":") if one),
+    )
+    assert found.vllm == version
+    assert found.flashinfer == {"0.33.0": "0.7.2.post1", "0.20.0": "0.5.0", "": ""}[version]
+
+
+def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> None:
+    base = python(tmp_path / "usr", vllm="0.20.0")
+    environment = tmp_path / "venv"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin/python").symlink_to(base)
+    (environment / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    site = environment / "lib/python3.12/site-packages"
+    package(site, "vllm", "0.33.0")
+    linked = tmp_path / "elsewhere/python3"
+    linked.parent.mkdir()
+    linked.symlink_to(environment / "bin/python")
+    for program in (environment / "bin/python", linked):
+        assert image_versions([str(program), "-m", "vllm"], "").vllm == "0.33.0"
+        assert site_folders(str(program)) == [str(site)]
+    (environment / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = true\n")
+    assert len(site_folders(str(linked))) == 2
+
+
+def test_debians_folders_are_known(tmp_path: Path) -> None:
+    own = python(tmp_path / "usr", "3.12")
+    package(tmp_path / "usr/local/lib/python3.12/dist-packages", "vllm", "0.33.0")
+    package(tmp_path / "usr/lib/python3/dist-packages", "flashinfer-python", "0.7.2")
+    package(tmp_path / "usr/local/lib/python3.10/dist-packages", "vllm", "0.20.0")
+    found = image_versions([str(own)], "")
+    assert (found.vllm, found.flashinfer) == ("0.33.0", "0.7.2")
+
+
+def test_packages_of_like_names_are_not_taken_for_them(tmp_path: Path) -> None:
+    own = python(tmp_path / "usr")
+    site = tmp_path / "usr/lib/python3.12/site-packages"
+    for name in ("vllm_flash_attn", "vllm-router", "flashinfer_cubin", "flashinfer"):
+        package(site, name, "9.9.9")
+    assert image_versions([str(own)], "") == image_versions([], "")
+    package(site, "vllm", "0.33.0+cu130")
+    package(site, "FlashInfer.Python", "0.7.2")
+    found = image_versions([str(own)], "")
+    assert (found.vllm, found.flashinfer) == ("0.33.0+cu130", "0.7.2")
+
+
+def test_pythonpath_comes_first(tmp_path: Path) -> None:
+    own = python(tmp_path / "usr", vllm="0.20.0")
+    package(tmp_path / "mounted", "vllm", "0.33.0")
+    assert image_versions([str(own)], "", f"{tmp_path}/absent:{tmp_path}/mounted").vllm == "0.33.0"
+
+
+def test_a_loop_of_links_ends(tmp_path: Path) -> None:
+    (tmp_path / "python3").symlink_to(tmp_path / "python")
+    (tmp_path / "python").symlink_to(tmp_path / "python3")
+    assert image_versions([str(tmp_path / "python")], str(tmp_path)).vllm == ""
+
+
+def test_what_is_found_is_what_the_interpreter_itself_says(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    own = tmp_path / "venv/bin/python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([own, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    package(Path(site), "vllm", "0.33.0")
+    said = subprocess.run(
+        [own, "-I", "-c", "import importlib.metadata as m; print(m.version('vllm'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert image_versions([str(own)], "").vllm == said.stdout.strip() == "0.33.0"
+    # And of the interpreter that runs this test, wherever it was installed.
+    own_site = subprocess.run(
+        [sys.executable, "-I", "-c", ask], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert own_site in site_folders(sys.executable)

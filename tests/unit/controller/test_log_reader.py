@@ -1,0 +1,433 @@
+"""The reader of logs: each start once, a few at a time, nothing for ever, and an answer in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pretune.controller.reconcile
+import pytest
+from pretune.api.timestamps import stamp
+from pretune.api.types import Key, Object
+from pretune.controller import log_reader as module
+from pretune.controller.log_reader import AGAIN, AT_A_TIME, MOST, UNREADY, Starts
+from pretune.controller.reconcile import reconcile
+from pretune.engines.vllm.log import PARTIAL, TUNED, UNKNOWN, WARM, Start
+from pretune.kube.types import ApiError
+from pretune.policy.model import EngineStart, Observed, Plan, Told
+
+from tests.sim.cluster import Client, Clock, Server
+from tests.unit.engines.vllm.test_log import ENDS, READY, STARTS, USING, bar, loaded, saved
+from tests.unit.objects import KEY, NOW, SETTINGS, cache, template
+from tests.unit.virtual import run as virtual
+
+ENGINE = template()["spec"]["containers"][0]
+OTHER = Key("inference", "other")
+
+
+def start(number: int = 1, since: float = NOW - 60, ready: float = NOW, **more: Any) -> EngineStart:
+    return EngineStart(f"pod-{number}", f"uid-{number}", "vllm", stamp(since), ready, **more)
+
+
+def timed(*lines: str, at: float = NOW - 50) -> bytes:
+    """As the kubelet gives them, a second apart."""
+    return "".join(f"{stamp(at + index)[:-1]}.123456789Z {line}" for index, line in enumerate(lines)).encode()
+
+
+WARM_LOG = timed(USING, loaded(), STARTS, ENDS, READY)
+TUNED_LOG = timed(USING, STARTS, bar(), ENDS, saved(21), READY)
+
+
+class Node:
+    """Logs by the pod's name: bytes, or what is raised; in turn, where there are several. Notes who asked."""
+
+    def __init__(self, **logs: Any) -> None:
+        self.logs = {name.replace("_", "-"): one if isinstance(one, list) else [one] for name, one in logs.items()}
+        self.asked: list[str] = []
+        self.closed = self.given = 0
+        self.now = self.most = 0
+        self.pods: dict[str, Object] = {}
+        self.hold: asyncio.Event | None = None
+
+    async def log(self, namespace: str, pod: str, container: str, most: int) -> AsyncGenerator[bytes, None]:
+        assert (namespace, container, most) == (KEY.namespace, "vllm", MOST)
+        self.asked.append(pod)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            if self.hold is not None:
+                await self.hold.wait()
+            answers = self.logs.get(pod, [WARM_LOG])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if isinstance(answer, BaseException):
+                raise answer
+            for at in range(0, len(answer), 64):
+                self.given += 64
+                yield answer[at : at + 64]
+        finally:
+            self.now -= 1
+            self.closed += 1
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        return self.pods.get(name)
+
+
+class Heard:
+    """What the reader tells others."""
+
+    def __init__(self) -> None:
+        self.woken: list[Key] = []
+        self.counted: list[str] = []
+        self.failed: list[str] = []
+
+
+def reading(node: Node, body: Callable[[Starts, Heard], Any], began: float = 0.0) -> Heard:
+    """Runs a body beside the reader, on a clock of its own."""
+    heard = Heard()
+
+    async def run() -> None:
+        reader = Starts(
+            node.log,
+            node.get,
+            heard.woken.append,
+            lambda key, result: heard.counted.append(result),
+            heard.failed.append,
+            lambda: began,
+        )
+        task = asyncio.create_task(reader.run())
+        try:
+            await body(reader, heard)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    virtual(run())
+    return heard
+
+
+def results(reader: Starts, key: Key = KEY) -> list[str]:
+    return [one.said.result for one in reader.known(key).values()]
+
+
+def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
+    node = Node(pod_2=TUNED_LOG)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        for _ in range(3):
+            reader.follow(KEY, [start(1), start(2)])
+            await asyncio.sleep(1)
+        assert sorted(results(reader)) == sorted([WARM, TUNED])
+        assert heard.woken == [KEY]
+
+    heard = reading(node, body)
+    assert sorted(node.asked) == ["pod-1", "pod-2"] and sorted(heard.counted) == sorted([WARM, TUNED])
+
+
+def test_a_restarted_engine_is_another_start_and_what_is_gone_is_forgotten() -> None:
+    node = Node()
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1)])
+        reader.follow(OTHER, [])
+        await asyncio.sleep(1)
+        reader.follow(KEY, [start(1, since=NOW - 55)])
+        assert not reader.known(KEY)
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM]
+        reader.follow(KEY, [])
+        assert not reader._entries and reader._number == 0
+
+    assert reading(node, body).counted == [WARM, WARM]
+    assert node.asked == ["pod-1", "pod-1"]
+
+
+def test_only_a_few_are_read_at_a_time() -> None:
+    node = Node()
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        node.hold = asyncio.Event()
+        reader.follow(KEY, [start(number) for number in range(20)])
+        await asyncio.sleep(1)
+        assert node.now == AT_A_TIME and not heard.woken
+        node.hold.set()
+        await asyncio.sleep(5)
+        assert len(results(reader)) == 20 and heard.woken == [KEY]
+
+    reading(node, body)
+    assert node.most == AT_A_TIME
+
+
+def test_it_stops_reading_where_the_engine_is_ready_and_ends_the_stream() -> None:
+    long = WARM_LOG + timed(bar(), saved(3, 21), at=NOW + 60) + b"x" * (1 << 20)
+    node = Node(pod_1=long)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1)])
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM]
+
+    reading(node, body)
+    assert node.closed == 1 and node.given < len(WARM_LOG) + 64 < len(long)
+
+
+def test_without_a_sign_of_readiness_it_stops_at_the_time_when_the_pod_was_ready() -> None:
+    said = timed(USING, loaded(), STARTS, ENDS) + timed(bar("later"), saved(3, 21), at=NOW + 60)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1)])
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM]
+
+    reading(Node(pod_1=said), body)
+
+
+def test_what_was_ready_before_this_process_is_known_and_not_counted_anew() -> None:
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1, ready=NOW - 10), start(2, ready=NOW + 10)])
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM, WARM]
+
+    assert reading(Node(), body, began=NOW).counted == [WARM]
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (ApiError(403, "Forbidden", "pods/log is forbidden"), "Forbidden"),
+        (ApiError(404, "NotFound", 'pods "x" not found'), "NotThere"),
+        (ApiError(400, "BadRequest", "container is waiting to start"), "NotThere"),
+        (ZeroDivisionError("ours"), "Error"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_unknown_counted_and_said_once(
+    error: Exception, word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node(pod_1=error, pod_2=error, pod_3=WARM_LOG)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(number) for number in (1, 2, 3)])
+        await asyncio.sleep(7200)
+        assert sorted(results(reader)) == sorted([UNKNOWN, UNKNOWN, WARM])
+
+    with caplog.at_level(logging.WARNING):
+        heard = reading(node, body)
+    assert heard.failed == [word, word] and sorted(node.asked) == ["pod-1", "pod-2", "pod-3"]
+    assert len(caplog.messages) == 1 and word in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "error", [ApiError(500, "InternalError", "dial tcp: timeout"), ConnectionError("x"), TimeoutError()]
+)
+def test_a_node_that_does_not_answer_is_asked_again_a_few_times(error: Exception) -> None:
+    node = Node(pod_1=[error, error, WARM_LOG], pod_2=error)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1), start(2)])
+        await asyncio.sleep(1)
+        assert not reader.known(KEY)
+        await asyncio.sleep(7200)
+        assert sorted(results(reader)) == sorted([UNKNOWN, WARM])
+
+    assert reading(node, body).failed == ["NoAnswer"]
+    assert node.asked.count("pod-2") == len(AGAIN) + 1
+
+
+def test_a_stream_that_never_ends_holds_a_place_for_a_minute_only() -> None:
+    node = Node()
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        node.hold = asyncio.Event()
+        reader.follow(KEY, [start(1)])
+        await asyncio.sleep(7200)
+        assert results(reader) == [UNKNOWN]
+
+    reading(node, body)
+    assert node.now == 0
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        timed(bar(), saved(3, 21), READY, at=NOW + 3600),
+        timed(USING, loaded(), READY, at=NOW + 5),
+        timed("served a request\n", at=NOW + 3600),
+    ],
+    ids=["of another pod of this name", "of an engine that was started anew", "rotated"],
+)
+def test_a_log_whose_beginning_is_gone_tells_nothing(log: bytes) -> None:
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1)])
+        await asyncio.sleep(1)
+        assert results(reader) == [UNKNOWN]
+
+    assert reading(Node(pod_1=log), body).failed == ["Rotated"]
+
+
+def test_an_engine_that_is_silent_for_minutes_and_then_tells_is_believed() -> None:
+    """A script that fetches a model first, say."""
+    log = timed(USING, loaded(), STARTS, ENDS, READY, at=NOW - 50)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1, since=NOW - 2000), start(2, since=NOW - 2000, probed=False)])
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM, WARM]
+
+    assert not reading(Node(pod_1=log, pod_2=log), body).failed
+
+
+def test_a_pod_without_a_probe_that_says_nothing_of_its_beginning_is_given_up() -> None:
+    log = timed("served a request\n", READY, at=NOW + 3600)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1, probed=False)])
+        await asyncio.sleep(1)
+        assert results(reader) == [UNKNOWN]
+
+    assert reading(Node(pod_1=log), body).failed == ["Rotated"]
+
+
+def test_a_pod_without_a_probe_is_read_again_until_its_engine_is_ready() -> None:
+    early = timed(USING, STARTS)
+    node = Node(pod_1=[early, early, TUNED_LOG])
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1, since=NOW - 60, ready=NOW - 60, probed=False)])
+        await asyncio.sleep(1)
+        assert results(reader) == [UNKNOWN] and not heard.counted
+        await asyncio.sleep(7200)
+        assert results(reader) == [TUNED] and heard.counted == [TUNED]
+
+    reading(node, body)
+    assert len(node.asked) == 3 <= len(UNREADY)
+
+
+def test_one_that_never_says_so_is_given_up() -> None:
+    node = Node(pod_1=timed(USING, STARTS))
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1, ready=NOW - 60, probed=False)])
+        await asyncio.sleep(86400)
+        assert results(reader) == [UNKNOWN] and heard.counted == [UNKNOWN]
+
+    reading(node, body)
+    assert len(node.asked) == len(UNREADY) + 1
+
+
+def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() -> None:
+    node = Node(pod_1=TUNED_LOG, pod_2=TUNED_LOG, pod_3=TUNED_LOG)
+    pod = {
+        "metadata": {"uid": "uid-1"},
+        "spec": {"containers": [{"name": "proxy"}, {**ENGINE, "env": [{"name": "A", "value": "secret"}]}]},
+    }
+    node.pods = {"pod-1": pod, "pod-2": {**pod, "metadata": {"uid": "another"}}}
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        written = {**ENGINE, "env": [{"name": "B", "value": "secret too"}]}
+        some = [start(number, engine=written) for number in (1, 2, 3)]
+        reader.follow(KEY, some)
+        await asyncio.sleep(1)
+        known = reader.known(KEY)
+        assert [known[one.key].differs for one in some] == [("env A", "env B"), (), ()]
+        assert "secret" not in repr(known) and "secret" not in repr(reader._entries)
+
+    reading(node, body)
+
+
+def test_no_more_than_so_many_starts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 5)
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        for _ in range(2):
+            reader.follow(KEY, [start(number) for number in range(9)])
+            await asyncio.sleep(1)
+            assert sorted(results(reader)) == sorted([WARM] * 5 + [UNKNOWN] * 4), "nobody waits for the last four"
+        assert heard.woken == [KEY]
+        for _ in range(2):
+            reader.follow(OTHER, [start(9)])
+            await asyncio.sleep(1)
+            assert results(reader, OTHER) == [UNKNOWN]
+        assert heard.woken == [KEY, OTHER], "woken once, also where there was room for none"
+        reader.follow(KEY, [start(number) for number in range(6, 9)])
+        await asyncio.sleep(1)
+        assert results(reader) == [WARM] * 3, "there is room again"
+        reader.follow(OTHER, [])
+        assert results(reader, OTHER) == []
+
+    heard = reading(Node(), body)
+    assert heard.counted == [WARM] * 8
+
+
+def test_a_start_that_is_gone_while_it_is_read_is_not_counted() -> None:
+    node = Node()
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        node.hold = asyncio.Event()
+        reader.follow(KEY, [start(1)])
+        await asyncio.sleep(1)
+        reader.follow(KEY, [])
+        node.hold.set()
+        await asyncio.sleep(1)
+        assert not heard.counted and not heard.woken and not reader._entries
+
+    reading(node, body)
+
+
+def test_no_line_of_a_log_is_kept_or_logged(caplog: pytest.LogCaptureFixture) -> None:
+    secret = "password=hunter2"
+    node = Node(
+        pod_1=timed(
+            f"{secret}\n",
+            USING,
+            f"[Autotuner]: Failed to persist {secret}: Read-only file system\n",
+            STARTS,
+            bar(),
+            ENDS,
+            READY,
+        )
+    )
+
+    async def body(reader: Starts, heard: Heard) -> None:
+        reader.follow(KEY, [start(1)])
+        await asyncio.sleep(1)
+        assert results(reader) == [TUNED] and PARTIAL not in results(reader)
+        assert secret not in repr(reader.known(KEY)) and secret not in repr(vars(reader))
+
+    with caplog.at_level(logging.DEBUG):
+        reading(node, body)
+    assert secret not in caplog.text
+
+
+# --- its place in a reconcile
+
+
+def look(monkeypatch: pytest.MonkeyPatch, reader: Starts | None, wanted: tuple[EngineStart, ...]) -> list[Observed]:
+    """One look at a cache, whose decision is that these starts are worth reading; what the decision saw."""
+    world, seen = Server(Clock(NOW)), []
+    world.create(cache())
+
+    def decide(observed: Observed, now: float) -> Plan:
+        seen.append(observed)
+        return Plan(status={"summary": {"bundles": "0/1"}}, starts=wanted)
+
+    monkeypatch.setattr(pretune.controller.reconcile, "decide", decide)
+    virtual(reconcile(KEY, Client(world), SETTINGS, world.clock, None, reader))
+    return seen
+
+
+def test_a_look_sees_what_is_known_and_leaves_the_rest_to_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    reader = Starts(node.log, node.get, lambda key: None)
+    [seen] = look(monkeypatch, reader, (start(1),))
+    assert seen.starts == {} and list(reader._entries[KEY]) == [start(1).key] and not node.asked
+    reader._entries[KEY][start(1).key].told = answer = Told(Start(WARM))
+    [seen] = look(monkeypatch, reader, (start(1),))
+    assert seen.starts == {start(1).key: answer}
+    look(monkeypatch, reader, ())
+    assert not reader._entries
+
+
+def test_without_a_reader_a_look_knows_of_no_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    [seen] = look(monkeypatch, None, (start(1),))
+    assert seen.starts is None

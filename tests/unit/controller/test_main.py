@@ -1,0 +1,137 @@
+"""What kopf is told and what the kubelet is; that keys are woken is seen on the real cluster (tests/cluster)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from kubernetes.aio.client.configuration import Configuration
+from pretune.api.names import CACHE
+from pretune.api.types import Key
+from pretune.controller.main import DEAD, LABELLED, connection, handlers, kopf_settings, trouble
+from pretune.controller.triggers import Named, Pods
+
+from tests.unit.objects import cache
+
+
+class Woken:
+    """A queue, a watching and a cluster that note what they are told."""
+
+    def __init__(self, stuck: float = 0.0) -> None:
+        self.keys: list[Key] = []
+        self.urgent: list[bool] = []
+        self.followed: dict[Key, frozenset[Named]] = {}
+        self._stuck = stuck
+        self.written = ""  # resourceVersion of our last write
+
+    def wrote(self, obj: Any) -> bool:
+        return bool(obj["metadata"]["resourceVersion"] == self.written)
+
+    def forget(self, obj: Any) -> None:
+        self.written = ""
+
+    def wake(self, key: Key, urgent: bool = False) -> None:
+        self.keys.append(key)
+        self.urgent.append(urgent)
+
+    def follow(self, key: Key, objects: Any) -> None:
+        self.followed[key] = frozenset(objects)
+
+    def stuck(self) -> float:
+        return self._stuck
+
+
+def handle(woken: Woken, handler: str, **told: Any) -> None:
+    registry: Any = handlers(woken, woken, woken)  # type: ignore[arg-type]
+    found = next(one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler)
+    asyncio.run(found(**told))
+
+
+def test_a_cache_wakes_its_key_and_is_followed_to_what_it_names_until_it_is_deleted() -> None:
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}
+    obj, woken, key = cache(source={"workloadRef": ref}), Woken(), Key("inference", "qwen3")
+    told = {"namespace": "inference", "name": "qwen3"}
+    handle(woken, "cache", event={"type": None, "object": obj}, **told)
+    assert woken.keys == [key] and [one.name for one in woken.followed[key]] == ["serving"]
+    handle(woken, "cache", event={"type": "DELETED", "object": obj}, **told)
+    assert woken.keys == [key, key] and woken.followed[key] == frozenset()
+    assert woken.urgent == [False, True]  # a start's list is long, and an end lets pods go
+
+
+def test_our_own_status_write_is_no_news_but_anybody_elses_is() -> None:
+    obj, woken = cache(), Woken()
+    told = {"namespace": "inference", "name": "qwen3"}
+    woken.written = obj["metadata"]["resourceVersion"]
+    handle(woken, "cache", event={"type": "MODIFIED", "object": obj}, **told)
+    assert not woken.keys
+    other = {**obj, "metadata": {**obj["metadata"], "resourceVersion": "2"}}
+    handle(woken, "cache", event={"type": "MODIFIED", "object": other}, **told)
+    assert len(woken.keys) == 1 and woken.urgent == [True]
+
+
+def test_a_consumers_news_is_none_of_the_caches_events_and_always_heard() -> None:
+    """Our own status write is kept from waking its key by the cache's version alone."""
+    woken = Woken()
+    woken.written = "7"
+    obj = {"metadata": {"namespace": "ns", "name": "p", "uid": "u", "resourceVersion": "7", "labels": {CACHE: "demo"}}}
+
+    async def watch() -> AsyncIterator[tuple[str, Any]]:
+        yield "ADDED", obj
+        await asyncio.Event().wait()
+
+    async def free(namespace: str, name: str) -> None:
+        raise AssertionError
+
+    async def story() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(Pods(watch, woken.wake, free).run(), 0.05)
+
+    asyncio.run(story())
+    assert woken.keys == [Key("ns", "demo")]
+
+
+def test_kopf_watches_no_pods() -> None:
+    registry: Any = handlers(Woken(), Woken(), Woken())  # type: ignore[arg-type]
+    watched = {one.selector.any_name or one.selector.plural for one in registry._watching.get_all_handlers()}
+    assert watched == {"autotunecaches", "jobs", "persistentvolumeclaims"}
+
+
+def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
+    woken = Woken()
+    handle(woken, "part", namespace="ns", labels={CACHE: "", "app": "x"})  # valid, and no cache's name
+    handle(woken, "part", namespace="ns", labels={CACHE: "demo", "app": "x"})
+    assert woken.keys == [Key("ns", "demo")]
+
+
+def test_kopf_has_no_handler_that_could_write_to_an_object() -> None:
+    registry: Any = handlers(Woken(), Woken(), Woken())  # type: ignore[arg-type]
+    for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
+        assert not part.get_all_handlers()
+
+
+def test_jobs_pods_and_claims_are_filtered_by_the_api_server() -> None:
+    selectors = kopf_settings().watching.label_selectors
+    assert [selectors[kind] for kind in LABELLED] == [CACHE] * 3
+
+
+@pytest.mark.parametrize(
+    ("key", "scheme", "token"),
+    [("bearer abc", "Bearer", "abc"), ("Bearer abc\n", "Bearer", "abc"), ("", None, None)],
+)
+def test_kopf_reaches_the_same_cluster_as_the_same_identity(key: str, scheme: str | None, token: str | None) -> None:
+    config = Configuration(host="https://10.0.0.1:443")
+    config.ssl_ca_cert, config.cert_file, config.key_file = "ca.crt", "me.crt", "me.key"
+    if key:
+        config.api_key["BearerToken"] = key
+    info = connection(config)
+    assert (info.server, info.ca_path, info.insecure) == ("https://10.0.0.1:443", "ca.crt", False)
+    assert (info.certificate_path, info.private_key_path) == ("me.crt", "me.key")
+    assert (info.scheme, info.token) == (scheme, token)
+
+
+@pytest.mark.parametrize(("stuck", "words"), [(0.0, ""), (DEAD - 1, ""), (DEAD, "the queue has not moved for 60 s")])
+def test_the_kubelet_is_told_when_the_queue_does_not_move(stuck: float, words: str) -> None:
+    assert trouble(Woken(stuck)) == words  # type: ignore[arg-type]

@@ -1,0 +1,639 @@
+"""What one look sees, on the simulator's API server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from pretune.api import names
+from pretune.api.names import CACHE, ROLE
+from pretune.api.reasons import Refused
+from pretune.api.spec import Spec
+from pretune.api.timestamps import stamp
+from pretune.api.types import Object
+from pretune.controller.observe import observe
+from pretune.kube.types import ApiError
+from pretune.manifests.agent_archive import agent
+from pretune.podspec import identity
+from pretune.policy.model import Observed
+
+from tests.sim.cluster import Client, Clock, Server
+from tests.unit.objects import KEY, NOW, SETTINGS, Pod, cache, claim, job, template
+
+NS = KEY.namespace
+SECRET = "hf_do_not_tell"
+
+
+class Forbidding(Client):
+    """A client that may not read some kinds, and notes what its lists select by."""
+
+    forbidden: tuple[str, ...] = ()
+
+    async def list(self, api_version: str, kind: str, namespace: str, **how: Any) -> list[Object]:
+        found = await super().list(api_version, kind, namespace, **how)
+        self.calls[-1] = " ".join([self.calls[-1], *(how[part] for part in ("labels", "fields") if how.get(part))])
+        return found
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        if kind in self.forbidden:
+            raise ApiError(403, "Forbidden", f'{kind.lower()}s "{name}" is forbidden: User "pretune" cannot get it')
+        return await super().get(api_version, kind, namespace, name)
+
+
+def server(*objects: Object) -> Server:
+    world = Server(Clock(NOW))
+    for one in objects:
+        status = one.get("status")
+        made = world.create(one)
+        if status:
+            world.patch(made, {"status": status}, status=True)
+    return world
+
+
+def look(world: Server, forbidden: tuple[str, ...] = (), now: float = NOW) -> tuple[Observed, list[str]]:
+    """What is seen, and the calls that it took."""
+    client = Forbidding(world)
+    client.forbidden = forbidden
+    return asyncio.run(observe(KEY, client, SETTINGS, now)), client.calls
+
+
+def deployment(**more: Any) -> Object:
+    return workload("Deployment", {"template": template()}, **more)
+
+
+def workload(kind: str, spec: Object, api_version: str = "apps/v1") -> Object:
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"namespace": NS, "name": "qwen3"}, "spec": spec}
+
+
+def refers_to(kind: str, api_version: str = "apps/v1") -> Object:
+    return cache(source={"workloadRef": {"apiVersion": api_version, "kind": kind, "name": "qwen3"}})
+
+
+def pod(name: str, *, labels: Object | None = None, **spec: Any) -> Object:
+    meta = {"namespace": NS, "name": name, "labels": labels or {}}
+    containers = [{"name": "vllm", "image": "x", "env": [{"name": "TOKEN", "value": SECRET}]}]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": containers, **spec}}
+
+
+def config_map(name: str) -> Object:
+    meta = {"namespace": NS, "name": name, "labels": {names.ROLE: "agent"}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "binaryData": {"agent.pyz": "AAAA"}}
+
+
+def mounting(name: str, claim_name: str = "", config: str = "") -> Object:
+    volumes = [{"name": "c", "persistentVolumeClaim": {"claimName": claim_name}}] if claim_name else []
+    return pod(name, volumes=volumes + ([{"name": "a", "configMap": {"name": config}}] if config else []))
+
+
+@pytest.mark.parametrize(
+    ("case", "the_cache", "objects", "forbidden", "reason", "words"),
+    [
+        (
+            "nothing of that name",
+            refers_to("Deployment"),
+            [],
+            (),
+            "SourceNotFound",
+            ["spec.source.workloadRef", "Deployment inference/qwen3"],
+        ),
+        (
+            "a kind that the cluster does not have",
+            refers_to("Model", "serving.example/v1"),
+            [],
+            (),
+            "SourceNotSupported",
+            ["spec.source.workloadRef", "Model inference/qwen3", "serving.example/v1"],
+        ),
+        (
+            "a kind without a template",
+            refers_to("Service", "v1"),
+            [workload("Service", {"ports": []}, "v1")],
+            (),
+            "SourceNotSupported",
+            ["Service qwen3", "spec.template"],
+        ),
+        (
+            "a kind that the operator may not read",
+            refers_to("Deployment"),
+            [deployment()],
+            ("Deployment",),
+            "SourceForbidden",
+            ["Deployment inference/qwen3", 'deployments "qwen3" is forbidden: User "pretune" cannot get it'],
+        ),
+        (
+            "a template without containers",
+            cache(source={"template": {"spec": {"containers": []}}}),
+            [],
+            (),
+            "SourceInvalid",
+            ["spec.source.template", "containers"],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " in value else "",
+)
+def test_a_source_that_cannot_be_had_is_refused_by_name(
+    case: str, the_cache: Object, objects: list[Object], forbidden: tuple[str, ...], reason: str, words: list[str]
+) -> None:
+    source = look(server(the_cache, *objects), forbidden)[0].source
+    assert isinstance(source, Refused)
+    assert source.reason == reason
+    assert all(word in source.message for word in words), source.message
+
+
+def test_a_source_is_the_pod_template_as_its_author_wrote_it() -> None:
+    assert look(server(refers_to("Deployment"), deployment()))[0].source == template()
+    assert look(server(cache(source={"template": template()})))[0].source == template()
+    assert look(server(cache(source=None)))[0].source is None
+
+
+def test_a_source_that_the_api_server_cannot_answer_for_now_is_an_error_and_no_verdict() -> None:
+    world = server(refers_to("Deployment"), deployment())
+    client = Client(world)
+
+    async def get(api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        if kind == "Deployment":
+            raise ApiError(503, "ServiceUnavailable", "try again")
+        return world.get(api_version, kind, namespace, name)
+
+    client.get = get  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="503"):
+        asyncio.run(observe(KEY, client, SETTINGS, NOW))
+
+
+def test_pods_of_ours_and_consumers_are_told_apart_by_the_role() -> None:
+    tuning = Pod().running("vllm").object
+    consumer = pod("serving-1", labels={names.CACHE: KEY.name})
+    stranger = pod("stranger", labels={names.CACHE: "other"})
+    seen = look(server(cache(), claim(), tuning, consumer, stranger))[0]
+    assert [one["metadata"]["name"] for one in seen.pods] == ["pod"]
+    assert [one["metadata"]["name"] for one in seen.consumers] == ["serving-1"]
+    assert seen.pods[0]["status"]["initContainerStatuses"] == tuning["status"]["initContainerStatuses"]
+    assert [one["name"] for one in seen.pods[0]["spec"]["initContainers"]][-1] == "vllm"
+
+
+def test_no_env_value_of_a_pod_or_a_job_is_kept() -> None:
+    """But in templates and examples, of which attempts are made."""
+    spec: Any = {"template": {"spec": pod("x")["spec"]}}
+    labels = {names.CACHE: KEY.name}
+    seen = look(
+        server(
+            cache(),
+            claim(),
+            job("b-default", **spec),
+            pod("s", labels=labels),
+            pod("t", labels={**labels, names.ROLE: "tuning"}),
+        )
+    )[0]
+    assert len(seen.jobs) == len(seen.pods) == len(seen.consumers) == 1
+    assert SECRET not in json.dumps([seen.jobs, seen.pods, seen.consumers])
+
+
+def test_an_object_is_seen_with_its_kind_and_without_managed_fields() -> None:
+    world = server(cache(), claim(), job("b-default"), Pod().object)
+    for place in world.objects:
+        world.objects[place]["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    seen = look(world)[0]
+    for one in (seen.cache, seen.claim, *seen.jobs, *seen.pods):
+        assert one is not None
+        assert one["apiVersion"] and one["kind"]
+        assert "managedFields" not in one["metadata"]
+
+
+PENDING = {**claim(), "spec": {**claim()["spec"], "storageClassName": "slow"}, "status": {"phase": "Pending"}}
+CLASS = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"namespace": "", "name": "slow"}}
+
+
+def event(about: Object, message: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": NS, "name": f"e-{message}"},
+        "involvedObject": {"uid": about["metadata"]["uid"]},
+        "reason": "FailedCreate",
+        "message": message,
+        "lastTimestamp": stamp(NOW),
+    }
+
+
+def test_a_claim_is_asked_why_only_while_it_is_pending() -> None:
+    world = server(cache(), PENDING, CLASS)
+    found = world.get("v1", "PersistentVolumeClaim", NS, "pretune-qwen3")
+    assert found is not None
+    world.create(event(found, "no provisioner"))
+    seen, _ = look(world)
+    assert [one["message"] for one in seen.claim_events] == ["no provisioner"]
+    assert seen.storage_class is not None
+    world.patch(found, {"status": {"phase": "Bound"}}, status=True)
+    seen, calls = look(world)
+    assert seen.claim_events == () and seen.storage_class is None
+    assert not any("Event" in call or "StorageClass" in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("case", "jobs", "pods", "age", "asked"),
+    [
+        ("without a pod for a while", [job("b-default")], [], 6, True),
+        ("just made", [job("b-default")], [], 4, False),
+        ("with a pod", [job("b-default")], [Pod()], 60, False),
+        ("over", [job("b-default", over="Failed")], [], 60, False),
+        ("suspended", [job("b-default", suspend=True)], [], 60, False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_job_is_asked_why_it_has_no_pod(
+    case: str, jobs: list[Object], pods: list[Pod], age: float, asked: bool
+) -> None:
+    world = server(cache(), claim(), *jobs)
+    made = world.list("batch/v1", "Job", NS)[0]
+    for one in pods:
+        owner = {"uid": made["metadata"]["uid"], "controller": True}
+        world.create(one.but(ownerReferences=[owner]).object)
+    world.create(event(made, "exceeded quota"))
+    events = look(world, now=NOW + age)[0].job_events
+    assert ([one["message"] for one in events.get(made["metadata"]["uid"], ())] == ["exceeded quota"]) == asked
+
+
+MINE, ANYBODYS = f"list Pod {CACHE}={KEY.name}", "list Pod"
+
+
+def test_every_pod_of_the_namespace_is_read_only_where_an_old_agent_could_go() -> None:
+    current = agent()[0]
+    world = server(cache(), claim(), config_map(current), mounting("serving", config="pretune-agent-old"))
+    seen, calls = look(world)
+    assert [one["metadata"]["name"] for one in seen.agents] == [current]
+    assert MINE in calls and ANYBODYS not in calls
+    world.create(config_map("pretune-agent-old"))
+    seen, calls = look(world)
+    assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS in calls
+    world.create({**mounting("mine", config="pretune-agent-old"), "metadata": labelled("mine", KEY.name)})
+    seen, calls = look(world)
+    assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS not in calls
+
+
+def test_no_byte_of_an_agent_is_read() -> None:
+    seen = look(server(cache(), claim(), config_map("pretune-agent-old")))[0]
+    assert all("binaryData" not in one for one in seen.agents)
+
+
+def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_it() -> None:
+    done = mounting("done", claim_name="pretune-qwen3")
+    world = server(claim(), {**done, "status": {"phase": "Succeeded"}}, mounting("other", claim_name="pretune-else"))
+    seen = look(world)[0]
+    assert seen.cache is None and seen.claim is not None
+    assert seen.claim_users == {"done"}
+    assert not seen.namespace_has_caches
+
+
+def test_without_its_cache_agents_are_kept_for_the_others_of_the_namespace() -> None:
+    other = cache()
+    other["metadata"]["name"] = "other"
+    seen = look(server(other, config_map("pretune-agent-old"), mounting("p", config="pretune-agent-old")))[0]
+    assert seen.namespace_has_caches and seen.agents_named == {"pretune-agent-old"}
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(others: bool) -> None:
+    other = cache()
+    other["metadata"]["name"] = "other"
+    around = [other, config_map(agent()[0])] if others else []
+    seen, calls = look(server(*around, pod("p", labels={names.CACHE: KEY.name})))
+    assert seen.cache is None and seen.claim is None and seen.held == ()
+    assert [one for one in calls if "list Pod" in one] == [f"list Pod {CACHE}={KEY.name},!{ROLE} status.phase=Pending"]
+    assert not [one for one in calls if "list Event" in one]
+
+
+def test_the_last_cache_gone_the_current_agent_is_kept_for_the_pods_that_name_it() -> None:
+    seen = look(server(config_map(agent()[0]), mounting("p", config=agent()[0])))[0]
+    assert not seen.namespace_has_caches and seen.agents_named == {agent()[0]}
+
+
+def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
+    gates, labels = {"schedulingGates": [{"name": "kueue"}, {"name": names.HOLD}]}, {names.CACHE: KEY.name}
+    seen = look(
+        server(
+            pod("held", labels=labels, **gates),
+            pod("others", labels=labels, schedulingGates=[{"name": "kueue"}]),
+            pod("another-caches", labels={names.CACHE: "other"}, **gates),
+            pod("free", labels=labels),
+        )
+    )[0]
+    assert [one["metadata"]["name"] for one in seen.held] == ["held"]
+    assert not seen.consumers  # none of them was given anything
+    assert seen.held[0]["spec"]["schedulingGates"] == gates["schedulingGates"]
+    assert SECRET not in json.dumps(seen.held)
+
+
+def test_without_its_cache_pods_with_a_bundle_that_do_not_start_are_seen_with_their_events() -> None:
+    stuck = pod("stuck", labels={names.CACHE: KEY.name}, nodeName="n")
+    stuck["metadata"]["annotations"] = {names.BUNDLE: "3f9c2a7be1d0-b200"}
+    stuck["status"] = {"phase": "Pending", "conditions": [{"type": "PodReadyToStartContainers", "status": "False"}]}
+    world = server(stuck)
+    uid = world.get("v1", "Pod", NS, "stuck")["metadata"]["uid"]
+    meta = {"namespace": NS, "name": "e"}
+    world.create(
+        {"apiVersion": "v1", "kind": "Event", "metadata": meta, "involvedObject": {"uid": uid}, "reason": "FailedMount"}
+    )
+    seen = look(world, now=NOW + 100)[0]
+    assert [one["metadata"]["name"] for one in seen.consumers] == ["stuck"]
+    assert [one["reason"] for one in seen.pod_events[uid]] == ["FailedMount"]
+
+
+def test_jobs_are_read_before_their_pods() -> None:
+    calls = look(server(cache(), claim(), job("b-default"), Pod().object))[1]
+    assert calls.index(f"list Job {CACHE}={KEY.name}") < calls.index(MINE)
+
+
+# --- consumers
+
+
+def labelled(name: str, the_cache: str) -> Object:
+    return {"namespace": NS, "name": name, "labels": {names.CACHE: the_cache}}
+
+
+def rollout(world: Server, name: str = "a", **engine: Any) -> Object:
+    """A ReplicaSet without a Deployment."""
+    meta = {"namespace": NS, "name": name, "annotations": {"deployment.kubernetes.io/revision": "2"}}
+    spec = {"template": template(**engine)}
+    return world.create({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec})
+
+
+def consumer(world: Server, name: str, owner: Object | None, status: Object | None = None, **meta: Any) -> Object:
+    if owner is not None:
+        ref = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"]}
+        meta["ownerReferences"] = [{**ref, "uid": owner["metadata"]["uid"], "controller": True}]
+    spec = pod(name)["spec"]
+    spec["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {**labelled(name, KEY.name), **meta}, "spec": spec}
+    made = world.create(made)
+    return world.patch(made, {"status": status}, status=True) if status else made
+
+
+RUNS = {"phase": "Running"}
+
+
+def test_an_origin_is_read_once_however_many_pods_it_has() -> None:
+    world = server(cache(source=None), claim())
+    for owner in (rollout(world, "a"), rollout(world, "b", image="vllm:2")):
+        for number in range(3):
+            consumer(world, f"{owner['metadata']['name']}-{number}", owner, RUNS)
+    seen, calls = look(world)
+    assert {name: one.template["spec"]["containers"][0]["image"] for name, one in seen.origins.items()} == {  # type: ignore[index]
+        "ReplicaSet/a": "vllm:1",
+        "ReplicaSet/b": "vllm:2",
+    }
+    assert sorted(one for one in calls if "ReplicaSet" in one) == ["get ReplicaSet a", "get ReplicaSet b"]
+
+
+def test_nobody_asks_where_pods_came_from_that_have_ended_or_are_ending() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "done", rollout(world, "a"), {"phase": "Succeeded"})
+    consumer(world, "failed", rollout(world, "b"), {"phase": "Failed"})
+    leaving = consumer(world, "leaving", rollout(world, "c"), RUNS)
+    world.objects["v1", "Pod", NS, leaving["metadata"]["name"]]["metadata"]["deletionTimestamp"] = stamp(NOW)
+    seen, calls = look(world)
+    assert len(seen.consumers) == 3
+    assert seen.origins == {} and seen.examples == {}
+    assert not any("ReplicaSet" in one for one in calls)
+
+
+def test_an_owner_that_cannot_be_read_is_refused_in_its_place() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "a-1", rollout(world), RUNS)
+    template = look(world, ("ReplicaSet",))[0].origins["ReplicaSet/a"].template
+    assert isinstance(template, Refused) and template.reason == "SourceForbidden"
+
+
+@pytest.mark.parametrize(("ref", "read"), [("Deployment", False), ("ReplicaSet", True), ("", True)])
+def test_the_workload_above_is_read_for_advice_unless_the_source_is_it(ref: str, read: bool) -> None:
+    source = {"workloadRef": {"apiVersion": "apps/v1", "kind": ref, "name": "a"}} if ref else None
+    world = server(cache(source=source), claim())
+    consumer(world, "a-1", rollout(world), RUNS)
+    found = look(world)[0].origins["ReplicaSet/a"].workload
+    assert (found is not None) == read
+
+
+def test_the_sources_workload_is_seen_without_its_template() -> None:
+    the_deployment = workload("Deployment", {"template": template(), "progressDeadlineSeconds": 600})
+    seen = look(server(refers_to("Deployment"), the_deployment))[0].source_workload
+    assert seen is not None and seen["spec"] == {"progressDeadlineSeconds": 600}
+    assert look(server(cache()))[0].source_workload is None
+
+
+def test_a_sources_workload_without_a_template_is_seen_nevertheless() -> None:
+    seen = look(server(refers_to("Service", "v1"), workload("Service", {"ports": []}, "v1")))[0]
+    assert isinstance(seen.source, Refused) and seen.source_workload is not None
+
+
+def tuned(*templates: Object, state: str = names.SEALED, **spec: Any) -> Object:
+    """The status that says so."""
+    of = Spec.of(cache(**spec))
+    ids = [identity.inputs(one, of, target).bundle_id() for one in templates for target in of.targets]
+    return {"bundles": [{"id": one, "state": state} for one in ids]}
+
+
+TWO = [{"name": "a", "nodeSelector": {"gpu": "a"}}, {"name": "b", "nodeSelector": {"gpu": "b"}}]
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "spec", "read"),
+    [
+        ("nothing is tuned", None, {}, True),
+        ("all is sealed", tuned(template()), {}, False),
+        ("it is being tuned", tuned(template(), state=names.TUNING_STATE), {}, True),
+        ("another template is sealed", tuned(template(image="vllm:2")), {}, True),
+        ("another revision is sealed", tuned(template()), {"revision": "2"}, True),
+        ("one of two targets is sealed", {"bundles": tuned(template(), targets=TWO)["bundles"][:1]}, {"targets": TWO}, True),
+        ("both targets are sealed", tuned(template(), targets=TWO), {"targets": TWO}, False),
+        ("which engine it is cannot be told", None, {"engineContainer": "other"}, False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_whole_pod_and_the_claims_of_its_template_are_read_only_while_a_bundle_of_it_is_not_sealed(
+    case: str, status: Object | None, spec: Object, read: bool
+) -> None:
+    world = server(cache(status, source=None, **spec), claim(), claim(name="models", modes=("ReadOnlyMany",)))
+    owner = rollout(world)
+    volumes = [{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}]
+    world.patch(owner, {"spec": {"template": {"spec": {"volumes": volumes}}}})
+    made = consumer(world, "a-1", owner, RUNS)
+    seen, calls = look(world)
+    assert (seen.examples.get("ReplicaSet/a") == world.get("v1", "Pod", NS, "a-1")) == read
+    assert ("get Pod a-1" in calls) == read
+    assert seen.source_claims == ({"models": ("ReadOnlyMany",)} if read else {})
+    assert made["metadata"]["uid"] == seen.consumers[0]["metadata"]["uid"]
+
+
+def test_the_example_is_the_newest_pod_that_the_webhook_has_seen_else_the_newest() -> None:
+    world = server(cache(source=None), claim())
+    owner, touched = rollout(world), {"annotations": {names.DELIVERY: "Overlay"}}
+    for name in ("a-1", "a-2"):
+        consumer(world, name, owner, RUNS)
+        world.clock.advance(60)
+    assert look(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-2"
+    for name, meta in (("a-3", touched), ("a-4", touched), ("a-5", {})):
+        consumer(world, name, owner, RUNS, **meta)
+        world.clock.advance(60)
+    assert look(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-4"
+
+
+def test_a_pod_that_is_gone_by_now_or_another_one_is_no_example() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "a-1", rollout(world), RUNS)
+    client = Client(world)
+
+    async def get(api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        found = world.get(api_version, kind, namespace, name)
+        return {**found, "metadata": {**found["metadata"], "uid": "another"}} if found and kind == "Pod" else found
+
+    client.get = get  # type: ignore[method-assign]
+    assert asyncio.run(observe(KEY, client, SETTINGS, NOW)).examples == {}
+
+
+def test_a_pod_that_is_its_own_template_is_no_further_read() -> None:
+    world = server(cache(source=None), claim())
+    consumer(world, "bare", None, RUNS)
+    seen, calls = look(world)
+    assert "get Pod bare" not in calls
+    assert isinstance(found := seen.origins["Pod/bare"].template, dict)
+    assert found["spec"]["containers"][0]["env"] == [{"name": "TOKEN", "value": SECRET}]
+    assert seen.examples["Pod/bare"] == world.get("v1", "Pod", NS, "bare")
+    assert SECRET not in json.dumps(seen.consumers)
+
+
+WHOLE: Object = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {
+        **labelled("a-1", KEY.name),
+        "uid": "u",
+        "generateName": "a-",
+        "annotations": {names.BUNDLE: "b", names.TARGET: "t", "kubectl.kubernetes.io/last-applied-configuration": SECRET},
+        "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "a", "uid": "ua", "controller": True}],
+        "creationTimestamp": stamp(NOW),
+        "managedFields": [{"manager": "kubelet"}],
+    },
+    "spec": {
+        "nodeName": "node0",
+        "nodeSelector": {"gpu": "b200"},
+        "schedulingGates": [{"name": names.HOLD}],
+        "containers": [{"name": "vllm", "env": [{"name": "TOKEN", "value": SECRET}]}],
+        "volumes": [
+            {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}},
+            {"name": "pretune-agent", "configMap": {"name": "pretune-agent-0", "optional": True, "items": []}},
+            {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {}}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    },
+    "status": {
+        "phase": "Pending",
+        "reason": "Evicted",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "podIP": "10.0.0.1",
+        "initContainerStatuses": [
+            {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": "t", "message": SECRET}}},
+            {"name": names.SEED_CONTAINER, "state": {"terminated": {"exitCode": 0, "message": "{}"}}, "image": "x"},
+        ],
+        "containerStatuses": [
+            {
+                "name": "vllm",
+                "imageID": "x@sha256:1",
+                "image": "x",
+                "containerID": "c",
+                "ready": False,
+                "started": False,
+                "restartCount": 1,
+                "state": {"waiting": {"reason": "CreateContainerError", "message": "/pretune/claim"}},
+                "lastState": {"terminated": {"exitCode": 1, "finishedAt": "t", "message": SECRET}},
+            }
+        ],
+    },
+}  # fmt: skip
+
+
+def test_a_consumer_is_cut_down_to_what_is_decided_on() -> None:
+    world = server(cache(source=None), claim())
+    world.objects["v1", "Pod", NS, "a-1"] = WHOLE
+    (cut,) = look(world)[0].consumers
+    assert cut["metadata"] == {
+        **{name: one for name, one in WHOLE["metadata"].items() if name != "managedFields"},
+        "annotations": {names.BUNDLE: "b", names.TARGET: "t"},
+    }
+    assert cut["spec"] == {
+        **{name: WHOLE["spec"][name] for name in ("nodeName", "nodeSelector", "schedulingGates")},
+        "volumes": [
+            {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}},
+            {"name": "pretune-agent", "configMap": {"name": "pretune-agent-0"}},
+            {"name": "scratch", "ephemeral": {}},
+        ],
+    }
+    whole = WHOLE["status"]
+    assert cut["status"] == {
+        **{name: whole[name] for name in ("phase", "reason", "conditions")},
+        "initContainerStatuses": [
+            {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": "t"}}},
+            {"name": names.SEED_CONTAINER, "state": {"terminated": {"exitCode": 0, "message": "{}"}}},
+        ],
+        "containerStatuses": [
+            {
+                **{name: one for name, one in whole["containerStatuses"][0].items() if name not in ("image", "containerID")},
+                "lastState": {"terminated": {"exitCode": 1, "finishedAt": "t"}},
+            }
+        ],
+    }  # fmt: skip
+    assert SECRET not in json.dumps(cut)
+
+
+SANDBOX = {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": stamp(NOW)}
+UNMOUNTED = {"phase": "Pending", "conditions": [SANDBOX]}
+
+
+def stuck(world: Server, number: int) -> Object:
+    made = consumer(world, f"a-{number}", None, UNMOUNTED, annotations={names.BUNDLE: "b"})
+    world.patch(made, {"spec": {"nodeName": "node0"}})
+    world.create(
+        {
+            **event(made, f"unmounted-{number}"),
+            "metadata": {"namespace": NS, "name": f"e-{number}", "managedFields": [{}]},
+        }
+    )
+    return made
+
+
+def test_a_pod_is_asked_why_it_does_not_start_once_it_should_have() -> None:
+    world = server(cache(source=None), claim())
+    uid = stuck(world, 1)["metadata"]["uid"]
+    assert look(world, now=NOW + 30)[0].pod_events == {}
+    seen = look(world, now=NOW + 61)[0]
+    assert [one["message"] for one in seen.pod_events[uid]] == ["unmounted-1"]
+    assert "managedFields" not in seen.pod_events[uid][0]["metadata"]
+
+
+def test_of_many_pods_that_do_not_start_five_are_asked_at_a_look_and_others_at_the_next() -> None:
+    world = server(cache(source=None), claim())
+    uids = {stuck(world, number)["metadata"]["uid"] for number in range(12)}
+    asked = set()
+    for second in range(40):
+        seen, calls = look(world, now=NOW + 61 + 15 * second)
+        assert len(seen.pod_events) == sum("list Event" in one for one in calls) == 5
+        asked |= set(seen.pod_events)
+    assert asked == uids
+
+
+def test_the_events_of_claims_jobs_and_pods_are_not_mixed_up() -> None:
+    world = server(cache(source=None), PENDING, job("b-default"), job("b-default", 2))
+    for number in range(2):
+        stuck(world, number)
+    found = world.get("v1", "PersistentVolumeClaim", NS, "pretune-qwen3")
+    jobs = world.list("batch/v1", "Job", NS)
+    for about, message in ((found, "claim"), (jobs[0], "job-0"), (jobs[1], "job-1")):
+        assert about is not None
+        world.create(event(about, message))
+    seen = look(world, now=NOW + 61)[0]
+    assert [one["message"] for one in seen.claim_events] == ["claim"]
+    for number, one in enumerate(jobs):
+        assert [said["message"] for said in seen.job_events[one["metadata"]["uid"]]] == [f"job-{number}"]
+    for number, one in enumerate(seen.consumers):
+        assert [said["message"] for said in seen.pod_events[one["metadata"]["uid"]]] == [f"unmounted-{number}"]
+    assert len(seen.job_events) == len(seen.pod_events) == 2

@@ -1,0 +1,591 @@
+"""One look at one cache, on the simulator's API server: what is sent, and what becomes of each answer."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pretune.controller.reconcile
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pretune.api.names import CACHE, HOLD, ROLE
+from pretune.api.timestamps import stamp
+from pretune.api.types import Key, Object
+from pretune.controller.reconcile import (
+    LET_GO,
+    LOOK,
+    TOGETHER,
+    carry_out,
+    carry_out_together,
+    difference,
+    free,
+    reconcile,
+)
+from pretune.controller.workqueue import LIMIT
+from pretune.kube.types import ApiError, Cluster, Event
+from pretune.manifests.pod import release
+from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
+
+from tests.sim.cluster import Client, Clock, Server, _merge
+from tests.unit import virtual
+from tests.unit.objects import KEY, NOW, SETTINGS, cache, claim, job
+
+Decide = Callable[[Observed, float], Plan]
+JOB = {**job("b-default"), "spec": {"template": {}}}
+
+
+@pytest.fixture
+def world() -> Server:
+    server = Server(Clock(NOW))
+    server.create(cache())
+    server.create(claim())
+    return server
+
+
+def refuse(world: Server, kind: str, code: int) -> None:
+    def admit(verb: str, obj: Object) -> None:
+        if obj["kind"] == kind:
+            raise ApiError(code, "", "exceeded quota: gpus")
+
+    world.admission.append(admit)
+
+
+def act(world: Server, *actions: Action) -> dict[str, Outcome]:
+    return asyncio.run(carry_out(KEY, actions, Client(world)))
+
+
+def play(world: Server, decide: Decide, monkeypatch: pytest.MonkeyPatch, client: Client | None = None) -> Any:
+    monkeypatch.setattr(pretune.controller.reconcile, "decide", decide)
+    return asyncio.run(reconcile(KEY, client or Client(world), SETTINGS, world.clock))
+
+
+def status_of(world: Server) -> Object:
+    return world.objects["pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name].get("status") or {}
+
+
+# --- actions
+
+
+def test_what_was_made_is_the_outcome(world: Server) -> None:
+    made = act(world, Create("create", JOB))["create"]
+    assert made.code == 201 and made.object is not None and made.object["metadata"]["uid"]
+
+
+def test_what_is_there_already_is_the_outcome_whoever_it_belongs_to(world: Server) -> None:
+    theirs = copy.deepcopy(JOB)
+    theirs["metadata"]["ownerReferences"] = [{"uid": "somebody", "controller": True}]
+    world.create(theirs)
+    there = act(world, Create("create", JOB))["create"]
+    assert there.code == 409 and there.object is not None
+    assert there.object["metadata"]["ownerReferences"][0]["uid"] == "somebody"
+
+
+@pytest.mark.parametrize("code", [400, 403, 422])
+def test_what_the_api_server_says_of_an_object_is_an_answer_and_the_next_action_goes_on(
+    world: Server, code: int
+) -> None:
+    refuse(world, "Job", code)
+    outcomes = act(world, Create("create", JOB), Apply("apply", claim()))
+    assert (outcomes["create"].code, outcomes["create"].message) == (code, "exceeded quota: gpus")
+    assert outcomes["apply"].code == 200
+
+
+@pytest.mark.parametrize("code", [401, 404, 429, 503])
+def test_any_other_answer_is_an_error(world: Server, code: int) -> None:
+    refuse(world, "Job", code)
+    with pytest.raises(ApiError):
+        act(world, Create("create", JOB))
+
+
+def reference(obj: Object, uid: str) -> Object:
+    return {**{name: obj[name] for name in ("apiVersion", "kind")}, "metadata": {**obj["metadata"], "uid": uid}}
+
+
+@pytest.mark.parametrize("action", [Patch, Delete])
+def test_another_object_of_the_same_name_is_neither_changed_nor_deleted(world: Server, action: type[Action]) -> None:
+    made = world.create(JOB)
+    before = len(world.writes)
+    more = {"patch": {"spec": {"activeDeadlineSeconds": 1}}} if action is Patch else {}
+    assert act(world, action("x", object=reference(JOB, "another"), **more)) == {}  # type: ignore[call-arg]
+    assert len(world.writes) == before
+    act(world, action("x", object=reference(JOB, made["metadata"]["uid"]), **more))  # type: ignore[call-arg]
+    assert len(world.writes) == before + 1
+
+
+@pytest.mark.parametrize("action", [Patch("x", JOB, {"spec": {"suspend": True}}), Delete("x", JOB)])
+def test_what_is_gone_already_needs_nothing(world: Server, action: Action) -> None:
+    assert act(world, action) == {}
+
+
+# --- what comes after the status, in any order
+
+
+def gated(world: Server, name: str) -> Object:
+    gates = [{"name": "kueue.x-k8s.io/admission"}, {"name": HOLD}]
+    meta = {"namespace": KEY.namespace, "name": name}
+    return world.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"schedulingGates": gates}})
+
+
+def released(pod: Object) -> Patch:
+    return Patch(
+        f"release Pod {pod['metadata']['name']}", reference(pod, pod["metadata"]["uid"]), release(), strategic=True
+    )
+
+
+def gates(world: Server) -> dict[str, list[str]]:
+    found = world.list("v1", "Pod", KEY.namespace)
+    return {one["metadata"]["name"]: [gate["name"] for gate in one["spec"]["schedulingGates"]] for one in found}
+
+
+KUEUES = ["kueue.x-k8s.io/admission"]
+
+
+def together(client: Client, *actions: Action) -> list[Exception]:
+    return asyncio.run(carry_out_together(KEY, actions, client))
+
+
+def test_a_release_takes_our_gate_from_every_pod_and_leaves_the_others(world: Server) -> None:
+    pods = [gated(world, f"p{n}") for n in range(40)]
+    assert together(Client(world), *map(released, pods)) == []
+    assert gates(world) == {f"p{n}": KUEUES for n in range(40)}
+
+
+def test_pods_that_are_gone_or_others_by_now_are_no_error(world: Server) -> None:
+    gone, another, there = (gated(world, name) for name in ("gone", "another", "there"))
+    for one in (gone, another):
+        world.delete(one)
+    gated(world, "another")
+    assert together(Client(world), *map(released, (gone, another, there))) == []
+    assert gates(world) == {"another": [*KUEUES, HOLD], "there": KUEUES}
+
+
+@pytest.mark.parametrize("code", [403, 422, 429, 500, 503])
+def test_a_pod_that_is_refused_holds_up_no_other(world: Server, code: int, caplog: pytest.LogCaptureFixture) -> None:
+    pods = [gated(world, f"p{n}") for n in range(40)]
+
+    def admit(verb: str, obj: Object) -> None:
+        if obj["metadata"]["name"] in ("p3", "p30"):
+            raise ApiError(code, "", "not this one")
+
+    world.admission.append(admit)
+    failed = together(Client(world), *map(released, pods))
+    assert [one.code for one in failed if isinstance(one, ApiError)] == [code, code]
+    assert {name for name, some in gates(world).items() if HOLD in some} == {"p3", "p30"}
+    assert f"inference/qwen3: release Pod p3: {code} : not this one" in caplog.messages
+
+
+class Slow(Client):
+    """Each answer takes a second; counts how many are awaited at a time."""
+
+    now = most = 0
+    silent = False
+
+    async def patch(self, *args: Any, **more: Any) -> Object:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(1.0)
+        self.now -= 1
+        self.calls.append("patch")
+        if self.silent:
+            raise TimeoutError
+        return self.server.patch(*args, **more)
+
+
+def test_some_are_carried_out_at_a_time_and_no_more(world: Server) -> None:
+    pods = [gated(world, f"p{n}") for n in range(100)]
+    client = Slow(world)
+
+    async def story() -> float:
+        began = asyncio.get_running_loop().time()
+        assert await carry_out_together(KEY, map(released, pods), client) == []
+        return asyncio.get_running_loop().time() - began
+
+    assert virtual.run(story()) == 7.0
+    assert client.most == TOGETHER == 16
+    assert set(map(tuple, gates(world).values())) == {tuple(KUEUES)}
+
+
+def test_where_nobody_answers_not_everyone_is_asked(world: Server) -> None:
+    client = Slow(world)
+    client.silent = True
+    pods = [gated(world, f"p{n}") for n in range(100)]
+    failed = virtual.run(carry_out_together(KEY, map(released, pods), client))
+    assert len(client.calls) == len(failed) == TOGETHER
+
+
+def test_what_the_status_says_is_told_though_a_pod_is_not_let_go_which_is_tried_again(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = [gated(world, f"p{n}") for n in range(3)]
+
+    def admit(verb: str, obj: Object) -> None:
+        if obj["metadata"]["name"] == "p0":
+            raise ApiError(500, "InternalError", "webhook failed")
+
+    world.admission.append(admit)
+    events = Event("Released", "3 pods"), Event("Sealed", "b")
+    plan = Plan(status={"n": 1}, after=tuple(map(released, pods)), events=events)
+    with pytest.raises(ApiError, match="webhook failed"):
+        play(world, lambda seen, now: plan, monkeypatch)
+    assert status_of(world) == {"n": 1}
+    assert [one.reason for one in world.events] == [
+        "Sealed"
+    ]  # of the release each retry would tell anew: "waited 61 s"
+    assert gates(world) == {"p0": [*KUEUES, HOLD], "p1": KUEUES, "p2": KUEUES}
+    world.admission.clear()
+    play(world, lambda seen, now: plan, monkeypatch)
+    assert [one.reason for one in world.events].count("Released") == 1
+
+
+def test_a_release_is_told_though_what_else_comes_after_the_status_fails(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, made = gated(world, "p"), world.create(JOB)
+
+    def admit(verb: str, obj: Object) -> None:
+        if obj["kind"] == "Job":
+            raise ApiError(503, "", "try again")
+
+    world.admission.append(admit)
+    after = Patch("end Job", reference(JOB, made["metadata"]["uid"]), {"spec": {"suspend": True}}), released(pod)
+    plan = Plan(status={"n": 1}, after=after, events=(Event("Released", "1 pod"),))
+    with pytest.raises(ApiError, match="try again"):
+        play(world, lambda seen, now: plan, monkeypatch)
+    assert [one.reason for one in world.events] == ["Released"] and gates(world) == {"p": KUEUES}
+
+
+@pytest.mark.parametrize(
+    ("code", "looks"), [(403, 1), (409, 3), (422, 1), (503, 1)], ids=["refused", "conflict", "invalid", "busy"]
+)
+def test_a_status_that_cannot_be_written_holds_nobody_and_ends_nothing(
+    world: Server, monkeypatch: pytest.MonkeyPatch, code: int, looks: int
+) -> None:
+    """A deletion waits for a status that remembers it; a gate that is gone is its own memory."""
+    pod, made, seen_times, patch = gated(world, "p"), world.create(JOB), [], world.patch
+
+    def refuse_status(*args: Any, **how: Any) -> Object:
+        if how.get("status"):
+            seen_times.append(code)
+            raise ApiError(code, "", "not now")
+        return patch(*args, **how)
+
+    monkeypatch.setattr(world, "patch", refuse_status)
+    ending = Delete("delete Job", reference(JOB, made["metadata"]["uid"]))
+    events = Event("Released", "1 pod"), Event("Sealed", "b")
+    plan = Plan(status={"n": 1}, after=(ending, released(pod)), events=events, look_again=60.0)
+    if code == 409:
+        assert play(world, lambda seen, now: plan, monkeypatch) == 0.0
+    else:
+        with pytest.raises(ApiError, match=str(code)):
+            play(world, lambda seen, now: plan, monkeypatch)
+    assert len(seen_times) == looks
+    assert gates(world) == {"p": KUEUES} and [one.reason for one in world.events] == ["Released"]
+    assert world.get("batch/v1", "Job", KEY.namespace, JOB["metadata"]["name"]) is not None
+
+
+def test_a_release_that_fails_beside_a_status_that_is_never_written_is_an_error(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = gated(world, "p")
+
+    def refuse_all(*_: Any, **how: Any) -> Object:
+        raise ApiError(*((409, "", "changed") if how.get("status") else (503, "", "the pod's")))
+
+    monkeypatch.setattr(world, "patch", refuse_all)
+    plan = Plan(status={"n": 1}, after=(released(pod),), events=(Event("Released", "1 pod"),))
+    with pytest.raises(ApiError, match="the pod's"):
+        play(world, lambda seen, now: plan, monkeypatch)
+    assert world.events == []
+
+
+# --- a cache that cannot be looked at
+
+
+def aged(world: Server, name: str, age: float, cache: str = KEY.name) -> None:
+    meta = {"namespace": KEY.namespace, "name": name, "labels": {CACHE: cache}}
+    world.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"schedulingGates": [{"name": HOLD}]}})
+    world.objects["v1", "Pod", KEY.namespace, name]["metadata"]["creationTimestamp"] = stamp(NOW - age)
+
+
+def let_go(world: Server) -> set[str]:
+    return {
+        one["metadata"]["name"]
+        for one in world.list("v1", "Pod", KEY.namespace)
+        if not one["spec"].get("schedulingGates")
+    }
+
+
+def stumble(seen: Observed, now: float) -> Plan:
+    raise KeyError("a fault of ours")
+
+
+@pytest.mark.parametrize(
+    ("case", "hold", "free"),
+    [
+        ("as long as the spec says", {"timeoutSeconds": 600}, {"older"}),
+        ("an hour, where it says nothing", {}, set()),
+        ("for ever, where it says so", {"timeoutSeconds": 600, "onFailure": "Keep"}, set()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pods_are_held_though_their_cache_cannot_be_looked_at(
+    case: str, hold: Object, free: set[str], world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.patch(cache_ref(), {"spec": {"hold": hold}})
+    aged(world, "older", 601)
+    aged(world, "younger", 599)
+    aged(world, "another-caches", 10_000, "other")
+    with pytest.raises(KeyError, match="a fault of ours"):
+        play(world, stumble, monkeypatch)
+    assert let_go(world) == free
+    said = [(one.reason, one.message, one.warning) for one in world.events]
+    words = "1 pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: 'a fault of ours'"
+    assert said == ([("Released", words, True)] if free else [])
+
+
+async def failing() -> None:
+    raise ApiError(500, "InternalError", "conversion webhook failed")
+
+
+async def timing_out() -> None:
+    raise TimeoutError
+
+
+async def hanging() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        (failing, ApiError, "conversion webhook failed"),
+        (timing_out, TimeoutError, ": TimeoutError"),
+        (hanging, TimeoutError, ": TimeoutError"),
+    ],
+)
+def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(
+    world: Server, answer: Callable[[], Awaitable[None]], error: type[Exception], said: str
+) -> None:
+    source = {"template": None, "workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}}
+    world.patch(cache_ref(), {"spec": {"source": source}})
+    aged(world, "held", 3601)
+    client = Client(world)
+
+    async def get(api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        if kind == "Deployment":
+            await answer()
+        return world.get(api_version, kind, namespace, name)
+
+    client.get = get  # type: ignore[method-assign]
+    with pytest.raises(error):
+        virtual.run(reconcile(KEY, client, SETTINGS, world.clock))
+    assert let_go(world) == {"held"}
+    assert [said in one.message for one in world.events if one.reason == "Released"] == [True]
+
+
+def test_pods_that_cannot_be_let_go_either_are_no_event_and_cost_little_time(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aged(world, "held", 3601)
+    client = Slow(world)
+    client.silent = True
+    monkeypatch.setattr(pretune.controller.reconcile, "decide", stumble)
+    with pytest.raises(KeyError):
+        virtual.run(reconcile(KEY, client, SETTINGS, world.clock))
+    assert world.events == [] and let_go(world) == set()
+
+
+def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_ends_them(world: Server) -> None:
+    client = Client(world)
+
+    async def silent(*_: Any, **more: Any) -> Any:
+        await asyncio.Event().wait()
+
+    client.get = client.list = silent  # type: ignore[method-assign]
+
+    async def story() -> float:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            await reconcile(KEY, client, SETTINGS, world.clock)
+        return asyncio.get_running_loop().time() - began
+
+    assert virtual.run(story()) == LOOK + LET_GO < LIMIT
+
+
+def test_the_first_error_is_told_whatever_else_fails(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(key: Key, cluster: Cluster) -> tuple[Object, ...]:
+        raise ApiError(503, "", "try again")
+
+    monkeypatch.setattr(pretune.controller.reconcile, "held", refused)
+    with pytest.raises(KeyError):
+        play(world, stumble, monkeypatch)
+
+
+# --- pods that no look finds any more
+
+
+def stray(world: Server, name: str, namespace: str = KEY.namespace, node: str = "", **labels: str) -> None:
+    meta = {"namespace": namespace, "name": name, "labels": labels}
+    spec = {
+        "schedulingGates": [*({"name": one} for one in KUEUES), {"name": HOLD}],
+        **({"nodeName": node} if node else {}),
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec, "status": {"phase": "Pending"}}
+    world.create(pod)
+    world.patch(pod, {"status": pod["status"]}, status=True)
+
+
+def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no_other(world: Server) -> None:
+    parts = {CACHE: "qwen3", ROLE: "tuning"}
+    for name, labels in {"bare": {}, "empty": {CACHE: ""}, "part": parts, "held": {CACHE: "qwen3"}}.items():
+        stray(world, name, **labels)
+    stray(world, "bare", "another")
+    for name in ("bare", "empty", "part", "held", "gone"):
+        before = gates(world)
+        asyncio.run(free(Client(world), KEY.namespace, name))
+        expected = {name: KUEUES} if name in before and name != "held" else {}
+        assert gates(world) == {**before, **expected}
+    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [2]
+    asyncio.run(free(Client(world)))
+    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [1]
+    assert gates(world)["held"] == [*KUEUES, HOLD]
+
+
+def test_a_pod_that_cannot_be_freed_is_an_error_so_that_it_is_tried_again(world: Server) -> None:
+    stray(world, "bare")
+    refuse(world, "Pod", 503)
+    with pytest.raises(ApiError, match="503"):
+        asyncio.run(free(Client(world), KEY.namespace, "bare"))
+
+
+# --- the story
+
+
+def test_a_refusal_is_decided_on_in_the_same_run(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(world, "Job", 403)
+
+    def decide(seen: Observed, now: float) -> Plan:
+        said = seen.outcomes.get("create Job")
+        return Plan(actions=(Create("create Job", JOB),), status={"said": said.message if said else "nothing yet"})
+
+    play(world, decide, monkeypatch)
+    assert status_of(world) == {"said": "exceeded quota: gpus"}
+
+
+def test_the_status_is_written_once_between_the_actions_and_what_comes_after(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.create(JOB)
+
+    def decide(seen: Observed, now: float) -> Plan:
+        ending = Delete("delete Job", JOB)
+        made = Create("create Job", {**JOB, "metadata": {**JOB["metadata"], "name": "second"}})
+        return Plan((made,), {"n": 1}, (ending,), (Event("Tuning", "now"),), 7.0)
+
+    client = Client(world)
+    assert play(world, decide, monkeypatch, client) == 7.0
+    wrote = [call for call in client.calls if call.split()[0] not in ("get", "list")]
+    assert wrote == [
+        "create Job second",
+        "status AutotuneCache qwen3",
+        f"delete Job {JOB['metadata']['name']}",
+        "event Tuning",
+    ]
+
+
+def test_a_status_that_says_what_is_there_is_not_written(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decide(seen: Observed, now: float) -> Plan:
+        return Plan(status={"list": ({"a": 1, "empty": None},), "empty": None, "map": {"b": {}}})
+
+    for writes in (1, 0, 0):
+        client = Client(world)
+        play(world, decide, monkeypatch, client)
+        assert len(client.writes) == writes
+
+
+def test_a_field_that_is_no_longer_wanted_goes(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 2}}
+    play(world, lambda seen, now: Plan(status=first), monkeypatch)
+    assert status_of(world) == first
+    play(world, lambda seen, now: Plan(status=second), monkeypatch)
+    assert status_of(world) == second
+
+
+def test_a_cache_that_changed_meanwhile_is_observed_again_at_once_before_anything_else_is_done(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generations = []
+
+    def decide(seen: Observed, now: float) -> Plan:
+        assert seen.cache is not None
+        generations.append(seen.cache["metadata"]["generation"])
+        if len(generations) == 1:  # a person's edit, after our read
+            world.patch(cache_ref(), {"spec": {"revision": "2"}})
+        return Plan(status={"observedGeneration": generations[-1]}, events=(Event("Tuning", str(generations[-1])),))
+
+    play(world, decide, monkeypatch)
+    assert generations == [1, 2]
+    assert status_of(world) == {"observedGeneration": 2}
+    assert [one.message for one in world.events] == ["2"]
+
+
+def test_a_cache_that_others_write_to_all_the_time_is_left_to_the_queue(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def decide(seen: Observed, now: float) -> Plan:
+        looks.append(now)
+        world.patch(cache_ref(), {"spec": {"revision": str(len(looks))}})
+        return Plan(status={"n": len(looks)})
+
+    assert play(world, decide, monkeypatch) == 0.0
+    assert len(looks) == 3 and status_of(world) == {}
+
+
+def test_a_cache_that_is_deleted_meanwhile_is_looked_at_as_gone(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decide(seen: Observed, now: float) -> Plan:
+        if seen.cache is None:
+            return Plan(look_again=30.0)
+        world.remove(("pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name))
+        return Plan(status={"n": 1})
+
+    assert play(world, decide, monkeypatch) == 30.0
+
+
+def test_an_error_while_acting_leaves_the_status_as_it_was(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(world, "Job", 503)
+    with pytest.raises(ApiError):
+        play(world, lambda seen, now: Plan((Create("create Job", JOB),), {"n": 1}), monkeypatch)
+    assert status_of(world) == {}
+
+
+def test_the_real_decision_makes_the_claim_and_says_so(world: Server) -> None:
+    world.remove(("v1", "PersistentVolumeClaim", KEY.namespace, "pretune-qwen3"))
+    asyncio.run(reconcile(KEY, Client(world), SETTINGS, world.clock))
+    assert world.get("v1", "PersistentVolumeClaim", KEY.namespace, "pretune-qwen3") is not None
+    ready = {one["type"]: one["status"] for one in status_of(world)["conditions"]}
+    assert ready["Ready"] == "False" and ready["StorageReady"] == "False"
+
+
+def cache_ref() -> Object:
+    meta = {"namespace": KEY.namespace, "name": KEY.name}
+    return {"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": meta}
+
+
+VALUES: Any = st.recursive(
+    st.one_of(st.integers(0, 2), st.sampled_from(["", "a"]), st.booleans()),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from("abc"), inner, max_size=3)),
+    max_leaves=8,
+)
+OBJECTS: Any = st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4)
+
+
+@given(old=OBJECTS, new=OBJECTS)
+def test_the_difference_makes_one_out_of_the_other_and_is_empty_only_between_equals(old: Object, new: Object) -> None:
+    patch = difference(old, new)
+    assert _merge(old, patch) == new
+    assert bool(patch) == (old != new)

@@ -1,0 +1,274 @@
+"""When keys run. Times are the virtual loop's, so every second here is exact and takes none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pretune.api.types import Key
+from pretune.controller.workqueue import BURST, LIMIT, RATE, URGENT_BURST, URGENT_RATE, Queue
+
+from tests.unit.virtual import run
+
+A, B = Key("ns", "a"), Key("ns", "b")
+
+
+class Work:
+    """What a queue calls: notes when each key ran, and does what it was told."""
+
+    def __init__(self, answers: dict[Key, list[Any]] | None = None, takes: float = 0.0) -> None:
+        self.answers, self.takes = answers or {}, takes
+        self.runs: list[tuple[Key, float, float]] = []  # key, beginning, end, in seconds from the start
+
+    async def __call__(self, key: Key) -> float | None:
+        began = now()
+        await asyncio.sleep(self.takes)
+        self.runs.append((key, began, now()))
+        answer = self.answers[key].pop(0) if self.answers.get(key) else None
+        if isinstance(answer, Exception):
+            raise answer
+        return None if answer is None else float(answer)
+
+    def began(self, key: Key = A) -> list[float]:
+        return [round(at, 6) for one, at, _ in self.runs if one == key]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time() - 1000.0
+
+
+def play(work: Work, story: Callable[[Queue], Awaitable[None]], workers: int = 4) -> Work:
+    async def all_of_it() -> None:
+        queue = Queue(work, workers)
+        running = asyncio.create_task(queue.run())
+        await story(queue)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run(all_of_it())
+    return work
+
+
+def wakes(
+    *times: float, key: Key = A, until: float = 500.0, urgent: tuple[float, ...] = ()
+) -> Callable[[Queue], Awaitable[None]]:
+    async def story(queue: Queue) -> None:
+        for at in sorted([*times, *urgent]):
+            if at > now():
+                await asyncio.sleep(at - now())
+            queue.wake(key, urgent=at in urgent)
+        await asyncio.sleep(until - now())
+
+    return story
+
+
+@pytest.mark.parametrize(
+    ("case", "answers", "events", "runs"),
+    [
+        ("an event runs its key at once", [], [5], [5]),
+        ("events that come together are one run", [], [5, 5, 5], [5]),
+        ("three runs at once, then one a second", [], [5, 5.01, 5.02, 5.03, 5.04], [5, 5.01, 5.02, 6]),
+        ("a storm costs a run a second", [], [n / 10 for n in range(40)], [0, 0.1, 0.2, 1, 2, 3, 4]),
+        ("after some quiet the three are there again", [], [0, 0.1, 0.2, 9, 9.1, 9.2], [0, 0.1, 0.2, 9, 9.1, 9.2]),
+        ("a run says when to look again", [30], [0], [0, 30]),
+        ("an event comes before that", [30, None], [0, 10], [0, 10]),
+        ("a later answer replaces an earlier one", [30, 50], [0, 10], [0, 10, 60]),
+        ("again at once is held to the same rate", [0] * 5, [0], [0, 0, 0, 1, 2, 3]),
+        ("a failure waits 1, 2, 4 seconds", [OSError("x")] * 3, [0], [0, 1, 3, 7]),
+        (
+            "and a minute at most",
+            [OSError("x")] * 8,
+            [0],
+            [0, 1, 3, 7, 15, 31, 63, 123, 183],
+        ),
+        ("no event shortens a failure's wait", [OSError("x")] * 2, [0, 0.5, 1.5, 2.5], [0, 1, 3]),
+        (
+            "a success forgets the failures",
+            [OSError("x"), OSError("x"), None, OSError("x")],
+            [0, 10],
+            [0, 1, 3, 10, 11],
+        ),
+        ("a failure forgets when to look again", [5, OSError("x")], [0], [0, 5, 6]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_key_runs(case: str, answers: list[Any], events: list[float], runs: list[float]) -> None:
+    assert play(Work({A: list(answers)}), wakes(*events)).began() == pytest.approx(runs)
+
+
+@pytest.mark.parametrize(
+    ("case", "events", "urgent", "runs"),
+    [
+        ("at once, though a storm has used up the rate", [0, 0.1, 0.2, 0.3], [0.4], [0, 0.1, 0.2, 0.4]),
+        ("and leaves the others their rate", [0.1, 0.2, 0.3, 0.4], [0], [0, 0.1, 0.2, 0.3, 1.1]),
+        ("ten at once and three of the others, then four a second", [], [n / 100 for n in range(15)],
+         [*(n / 100 for n in range(13)), 0.25]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_an_urgent_event_runs_its_key(case: str, events: list[float], urgent: list[float], runs: list[float]) -> None:
+    assert play(Work(), wakes(*events, urgent=tuple(urgent))).began() == pytest.approx(runs)
+
+
+def test_no_urgent_event_shortens_a_failures_wait() -> None:
+    work = play(Work({A: [OSError("x")] * 2}), wakes(0, urgent=(0.5, 1.5)))
+    assert work.began() == pytest.approx([0, 1, 3])
+
+
+def test_an_urgent_key_goes_before_all_that_wait_and_runs_once() -> None:
+    keys = [Key("ns", f"k{n}") for n in range(5)]
+
+    async def story(queue: Queue) -> None:
+        for key in keys:
+            queue.wake(key)
+        await asyncio.sleep(1)
+        queue.wake(keys[3], urgent=True)  # waits already
+        queue.wake(keys[3])
+        queue.wake(A, urgent=True)
+        await asyncio.sleep(1000)
+
+    work = play(Work(takes=10.0), story, workers=1)
+    assert [key for key, *_ in work.runs] == [keys[0], keys[3], A, keys[1], keys[2], keys[4]]
+
+
+def test_events_that_come_while_a_key_runs_are_one_run_more_after_it() -> None:
+    work = play(Work(takes=2.0), wakes(0, 0.5, 1.0, 1.5))
+    assert [(at, end) for _, at, end in work.runs] == [(0, 2), (2, 4)]
+
+
+def test_other_keys_run_meanwhile_as_many_as_there_are_workers() -> None:
+    keys = [Key("ns", f"k{n}") for n in range(5)]
+
+    async def story(queue: Queue) -> None:
+        for key in keys:
+            queue.wake(key)
+        await asyncio.sleep(100)
+
+    assert [at for _, at, _ in play(Work(takes=10.0), story, workers=3).runs] == [0, 0, 0, 10, 10]
+
+
+def test_a_storm_on_one_key_holds_up_no_other() -> None:
+    async def story(queue: Queue) -> None:
+        for _ in range(200):
+            queue.wake(A)
+            await asyncio.sleep(0.01)
+        queue.wake(B)
+        await asyncio.sleep(10)
+
+    assert play(Work(), story, workers=1).began(B) == pytest.approx([2.0])
+
+
+def test_a_run_that_never_ends_is_ended_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(takes=float(10**6))
+    play(work, wakes(0, until=LIMIT + 0.5))
+    assert "ns/a: TimeoutError, tried again in 1 s" in caplog.messages
+
+
+def test_an_error_is_one_line_with_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    play(Work({A: [ConnectionError("refused")]}), wakes(0, until=0.5))
+    assert caplog.messages == ["ns/a: ConnectionError: refused, tried again in 1 s"]
+
+
+def test_a_queue_is_stuck_only_while_keys_wait_and_nothing_moves() -> None:
+    said: list[float] = []
+
+    async def story(queue: Queue) -> None:
+        said.append(queue.stuck())  # idle
+        queue.wake(A)
+        await asyncio.sleep(50)
+        said.append(queue.stuck())  # one runs, none waits
+        queue.wake(B)
+        await asyncio.sleep(20)
+        said.append(queue.stuck())  # one waits since 20 s
+        await asyncio.sleep(60)
+        said.append(queue.stuck())  # it runs; the first was ended after two minutes, and waits again since 9 s
+
+    play(Work(takes=1000.0), story, workers=1)
+    assert said == [0, 0, 20, 9]
+
+
+def test_a_key_that_went_to_the_front_does_not_count_as_waiting_where_it_was() -> None:
+    said: list[float] = []
+
+    async def story(queue: Queue) -> None:
+        queue.wake(A)
+        await asyncio.sleep(1)
+        queue.wake(B)
+        queue.wake(B, urgent=True)
+        await asyncio.sleep(119 + 50)
+        said.append(queue.stuck())  # B runs since 50 s; A, which was ended, waits again
+
+    play(Work(takes=1000.0), story, workers=1)
+    assert said == [49]
+
+
+def test_nothing_waits_once_an_urgent_key_runs() -> None:
+    said: list[float] = []
+
+    async def story(queue: Queue) -> None:
+        queue.wake(A)
+        await asyncio.sleep(1)
+        queue.wake(B)
+        queue.wake(B, urgent=True)
+        await asyncio.sleep(50)
+        said.append(queue.stuck())
+
+    play(Work({A: [None]}, takes=20.0), story, workers=1)
+    assert said == [0]
+
+
+def test_a_key_with_nothing_to_come_is_forgotten() -> None:
+    left: list[int] = []
+
+    async def story(queue: Queue) -> None:
+        for _ in range(3):
+            queue.wake(A)
+            await asyncio.sleep(0.01)
+        left.append(len(queue._entries))  # its tokens are used up: that has to be remembered
+        await asyncio.sleep(4)
+        left.append(len(queue._entries))
+
+    play(Work(), story)
+    assert left == [1, 0]
+
+
+ANSWERS = st.one_of(st.none(), st.floats(0, 20), st.just(OSError("x")))
+
+
+@given(
+    events=st.lists(st.tuples(st.sampled_from([A, B]), st.floats(0, 30), st.booleans()), max_size=25),
+    answers=st.lists(ANSWERS, max_size=20),
+    takes=st.sampled_from([0.0, 0.3, 3.0]),
+    workers=st.integers(1, 3),
+)
+def test_whatever_comes_keys_never_overlap_never_storm_and_every_event_is_answered(
+    events: list[tuple[Key, float, bool]], answers: list[Any], takes: float, workers: int
+) -> None:
+    events = sorted(events, key=lambda one: one[1])
+    work = Work({A: list(answers), B: list(answers)}, takes)
+
+    async def story(queue: Queue) -> None:
+        for key, at, urgent in events:
+            await asyncio.sleep(at - now())
+            queue.wake(key, urgent)
+        await asyncio.sleep(3000)
+
+    play(work, story, workers)
+    for key in (A, B):
+        spans = [(began, ended) for one, began, ended in work.runs if one == key]
+        assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
+        starts = [began for began, _ in spans]
+        for first, at in enumerate(starts):
+            for last in range(first, len(starts)):
+                calm = BURST + (starts[last] - at) / RATE
+                hurried = URGENT_BURST + (starts[last] - at) / URGENT_RATE
+                hurried = min(hurried, sum(urgent for one, _, urgent in events if one == key))
+                assert last - first + 1 <= calm + hurried + 1e-6
+        woken = [at for one, at, _ in events if one == key]
+        assert not woken or starts[-1] >= woken[-1] - 1e-9  # a run that began after it has seen it
+        assert bool(starts) == bool(woken)

@@ -1,0 +1,886 @@
+"""The tuning Job is the serving pod's copy, but for what the design names; inspect and prune are small and hold no GPU."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from hypothesis import strategies as st
+from pretune.api import names
+from pretune.api.reasons import REASONS
+from pretune.api.spec import Target
+from pretune.api.types import Key, Object
+from pretune.config import Settings
+from pretune.engines.vllm import cli
+from pretune.manifests.agent_container import script
+from pretune.manifests.job import attempt_name, inspect_job, proof_job, prune_job, tuning_job
+from pretune.podspec import identity
+from pretune.protocol import TACTICS_MOUNT, Report, Task
+
+from tests.unit.builders import (
+    AGENT,
+    DEFAULT,
+    KEY,
+    NAMES,
+    SETTINGS,
+    Template,
+    cache,
+    engine,
+    law,
+    spec,
+    stored,
+    template,
+    templates,
+)
+
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def tuned(pod: Object, target: Target = DEFAULT, settings: Settings = SETTINGS, **fields: Any) -> Object:
+    """The Job that tunes a template whose engine is its container "vllm"."""
+    return tuning_job(KEY, cache(engineContainer="vllm", **fields), pod, target, 1, settings, AGENT)
+
+
+def proof(pod: Object, on_claim: bool = False, **fields: Any) -> Object:
+    """The Job that proves the bundle of a template whose engine is its container "vllm"."""
+    asked = cache(engineContainer="vllm", **fields)
+    return proof_job(KEY, asked, pod, DEFAULT, 1, SETTINGS, AGENT, on_claim=on_claim)
+
+
+def pod_of(job: Object) -> Object:
+    return job["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def engine_in(job: Object) -> Object:
+    return pod_of(job)["initContainers"][-1]  # type: ignore[no-any-return]
+
+
+def check_in(job: Object) -> Object:
+    return pod_of(job)["initContainers"][0]  # type: ignore[no-any-return]
+
+
+def seal_in(job: Object) -> Object:
+    (only,) = pod_of(job)["containers"]
+    return only  # type: ignore[no-any-return]
+
+
+def expanded(value: str) -> str:
+    """An env value as the kubelet hands it over: the tasks hold no variable of the pod, so every `$(` left would be one lost."""
+    assert not re.search(r"(?<!\$)(\$\$)*\$\(", value), value
+    return value.replace("$$", "$")
+
+
+def task_of(container: Object) -> Task:
+    return Task.load(expanded(next(one["value"] for one in container["env"] if one["name"] == "PRETUNE_TASK")))
+
+
+def env_of(container: Object) -> dict[str, Any]:
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container.get("env", [])}
+
+
+# --- invariant 10
+
+
+@law(templates())
+def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place(pod: Object) -> None:
+    served, tuning = pod["spec"]["containers"][0], engine_in(tuned(pod))
+    probes = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
+    ours = (*probes, "restartPolicy", "env", "volumeMounts", "terminationMessagePolicy")
+    assert {name: one for name, one in tuning.items() if name not in ours} == {
+        name: one for name, one in served.items() if name not in ours
+    }
+    other = [one for one in tuning["env"] if one["name"] != cli.OVERRIDE]
+    assert other == [one for one in served.get("env", []) if one["name"] != cli.OVERRIDE]
+    assert tuning["volumeMounts"][:-1] == served.get("volumeMounts", [])
+    assert env_of(tuning)[cli.OVERRIDE] == tuning["volumeMounts"][-1]["mountPath"] == TACTICS_MOUNT
+    assert [one["name"] for one in tuning["env"]].count(cli.OVERRIDE) == 1
+    assert tuning["restartPolicy"] == "Always"
+    assert not {"readinessProbe", "livenessProbe", "lifecycle"} & set(tuning)
+
+
+@law(templates())
+def test_the_job_tunes_what_its_fingerprint_says(pod: Object) -> None:
+    """What runs before and as the engine in the Job has the fingerprint of the template, were it a template itself."""
+    job = tuned(pod)
+    copied = {"spec": {"containers": [engine_in(job)], "initContainers": pod_of(job)["initContainers"][1:-1]}}
+    assert identity.fingerprint(copied, "vllm") == job["metadata"]["annotations"][names.FINGERPRINT]
+
+
+@law(templates())
+def test_the_job_of_a_template_as_stored_is_that_of_the_template_as_written(pod: Object) -> None:
+    assert tuned(stored(pod))["metadata"]["name"] == tuned(pod)["metadata"]["name"]
+
+
+@law(templates())
+def test_making_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them(pod: Object) -> None:
+    the_cache, before = cache(engineContainer="vllm", tuning={"tolerations": [{"key": "x"}]}), copy.deepcopy(pod)
+    cache_before = copy.deepcopy(the_cache)
+    job = tuning_job(KEY, the_cache, pod, DEFAULT, 1, SETTINGS, AGENT)
+    assert (pod, the_cache) == (before, cache_before)
+    spoil(job)
+    assert (pod, the_cache) == (before, cache_before)
+
+
+def spoil(value: Any) -> None:
+    for one in list(value.values() if isinstance(value, dict) else value):
+        if isinstance(one, dict | list):
+            spoil(one)
+    value.clear()
+
+
+def test_the_override_stays_where_it_stood_so_that_what_refers_to_it_finds_ours() -> None:
+    pod = (
+        engine()
+        .env(A="1", **{cli.OVERRIDE: "/old"})
+        .env(LOG="$(VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR)/log")
+        .env(**{cli.OVERRIDE: "/b"})
+    )
+    assert [one["name"] for one in engine_in(tuned(pod))["env"]] == ["A", cli.OVERRIDE, "LOG"]
+
+
+# --- invariants 6 and 7
+
+
+@law(templates())
+def test_no_label_of_the_template_is_on_the_tuning_pod(pod: Object) -> None:
+    labels = tuned(pod)["spec"]["template"]["metadata"]["labels"]
+    assert not set(pod["metadata"]["labels"]) & set(labels)
+    assert all("/" in name for name in labels)  # ours and the meshes' only
+
+
+def test_labels_and_annotations_of_the_job_and_its_pod() -> None:
+    overlay = {
+        "labels": {"kueue.x-k8s.io/queue-name": "gpus", names.CACHE: "mine"},
+        "annotations": {"team": "a", "own": "no"},
+    }
+    pod = engine().labels(app="qwen3")
+    pod["metadata"]["annotations"] = {
+        "own": "yes",
+        "sidecar.istio.io/inject": "true",
+        "k8s.v1.cni.cncf.io/networks": "rdma",
+    }
+    job = tuned(pod, tuning={"podTemplate": {"metadata": overlay}})
+    inputs = identity.inputs(pod, spec(), DEFAULT)
+    labels = {
+        "kueue.x-k8s.io/queue-name": "gpus",
+        "pretune.dev/cache": "qwen3",
+        "pretune.dev/role": "tuning",
+        "pretune.dev/bundle": inputs.bundle_id(),
+        "pretune.dev/attempt": "1",
+    }
+    ours = {"pretune.dev/fingerprint": inputs.fingerprint, "pretune.dev/storage": "pretune-qwen3/"}
+    annotations = {"team": "a", "own": "no", **ours}
+    assert job["metadata"]["labels"] == labels
+    assert job["metadata"]["annotations"] == annotations
+    assert job["spec"]["template"]["metadata"] == {
+        "labels": {**labels, "sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"},
+        "annotations": {
+            "k8s.v1.cni.cncf.io/networks": "rdma",
+            "sidecar.istio.io/inject": "false",
+            "kuma.io/sidecar-injection": "disabled",
+            "linkerd.io/inject": "disabled",
+            "consul.hashicorp.com/connect-inject": "false",
+            **annotations,
+        },
+    }
+
+
+def test_an_apparmor_annotation_goes_with_its_container_since_the_api_refuses_it_alone() -> None:
+    pod = engine().container("proxy")
+    prefix = "container.apparmor.security.beta.kubernetes.io/"
+    pod["metadata"]["annotations"] = {prefix + "vllm": "unconfined", prefix + "proxy": "unconfined"}
+    annotations = tuned(pod)["spec"]["template"]["metadata"]["annotations"]
+    assert [name for name in annotations if name.startswith(prefix)] == [prefix + "vllm"]
+
+
+def test_two_caches_work_in_two_folders_of_one_claim() -> None:
+    shared = {"storage": {"existingClaim": {"name": "shared", "subPath": "pretune"}}}
+    jobs = [
+        tuning_job(Key(namespace, name), cache(name, **shared), engine(), DEFAULT, 1, SETTINGS, AGENT)
+        for namespace, name in (("a", "b"), ("a", "c"), ("b", "c"))
+    ]
+    tasks = [task_of(seal_in(job)) for job in jobs]
+    assert [one.cache for one in tasks] == ["a.b", "a.c", "b.c"]
+    assert {one.subPath for one in tasks} == {"pretune"}
+    assert all(volume(job, "pretune-claim")["persistentVolumeClaim"] == {"claimName": "shared"} for job in jobs)
+
+
+def volume(job: Object, name: str) -> Object:
+    return next(one for one in pod_of(job)["volumes"] if one["name"] == name)  # type: ignore[no-any-return]
+
+
+# --- proofs
+
+
+@law(templates(), st.booleans())
+def test_a_proof_starts_the_engine_as_the_attempt_did_but_for_where_its_tactics_are(
+    pod: Object, on_claim: bool
+) -> None:
+    tuning, proving = engine_in(tuned(pod)), engine_in(proof(pod, on_claim))
+    if on_claim:
+        place = f"/pretune/claim/inference.qwen3/bundles/{identity.inputs(pod, spec(), DEFAULT).bundle_id()}/tactics"
+        assert env_of(proving)[cli.OVERRIDE] == place
+        mount = proving["volumeMounts"].pop()
+        assert (mount["mountPath"], mount["readOnly"]) == ("/pretune/claim", True)
+        tuning["volumeMounts"].pop()
+        for one in (tuning, proving):
+            one["env"] = [variable for variable in one["env"] if variable["name"] != cli.OVERRIDE]
+    assert proving == tuning
+
+
+@law(templates(), st.booleans())
+def test_what_starts_before_it_and_what_the_pod_is_are_the_attempts_too(pod: Object, on_claim: bool) -> None:
+    tuning, proving = pod_of(tuned(pod)), pod_of(proof(pod, on_claim))
+    before = proving["initContainers"][: -1 if on_claim else -2]
+    assert before == tuning["initContainers"][1:-1]
+    ours = ("initContainers", "containers", "volumes")
+    assert {name: one for name, one in proving.items() if name not in ours} == {
+        name: one for name, one in tuning.items() if name not in ours
+    }
+    mounts = {
+        mount["name"]
+        for one in (*proving["initContainers"], *proving["containers"])
+        for mount in one.get("volumeMounts", ())
+    }
+    assert mounts >= {one["name"] for one in proving["volumes"]}, "no volume is there for nothing"
+
+
+def test_seed_and_prove_are_told_what_they_need_and_mount_no_more_than_that() -> None:
+    pod = engine().args("serve", "qwen3", "--port", "9")
+    job = proof(pod)
+    agent = {"name": "pretune-agent", "mountPath": "/pretune/agent", "readOnly": True}
+    claim, tactics = (
+        {"name": "pretune-claim", "mountPath": "/pretune/claim"},
+        {"name": "pretune-tactics", "mountPath": TACTICS_MOUNT},
+    )
+    seed, [prove] = pod_of(job)["initContainers"][-2], pod_of(job)["containers"]
+    assert (seed["name"], prove["name"]) == ("pretune-seed", "pretune-prove")
+    assert seed["volumeMounts"] == [agent, {**claim, "readOnly": True}, tactics]
+    assert prove["volumeMounts"] == [agent, claim, {**tactics, "readOnly": True}]
+    assert "readOnly" not in volume(job, "pretune-claim")["persistentVolumeClaim"], "prove writes the proof there"
+    inputs = identity.inputs(pod, spec(), DEFAULT)
+    words = ["serve", "qwen3", "--port", "9"]
+    assert task_of(seed) == Task("inference.qwen3", inputs=inputs, command=words)
+    assert not task_of(seed).proven, "its proof is what it is for"
+    assert task_of(prove) == Task(
+        "inference.qwen3", inputs=inputs, gpus=1, command=words, ready="http://127.0.0.1:9/health"
+    )
+    assert (
+        seed["resources"] == check_in(tuned(pod))["resources"]
+        and prove["resources"] == seal_in(tuned(pod))["resources"]
+    )
+
+
+def test_where_pods_read_the_claim_itself_there_is_nothing_to_seed_and_no_copy_to_compare() -> None:
+    job = proof(engine(), on_claim=True)
+    assert [one["name"] for one in pod_of(job)["initContainers"]] == ["vllm"]
+    assert [one["name"] for one in pod_of(job)["volumes"]] == ["pretune-claim", "pretune-agent"]
+    assert task_of(seal_in(job)).onClaim and not task_of(seal_in(proof(engine()))).onClaim
+
+
+def test_a_proof_is_told_from_an_attempt_by_its_role_and_name() -> None:
+    job, attempt = proof(engine()), tuned(engine())
+    assert job["metadata"]["labels"] == {**attempt["metadata"]["labels"], names.ROLE: "proof"}
+    assert job["metadata"]["annotations"] == attempt["metadata"]["annotations"]
+    assert job["metadata"]["name"] == attempt["metadata"]["name"].removesuffix("-1") + "-p1"
+    assert job["spec"]["template"]["metadata"]["labels"][names.ROLE] == "proof"
+
+
+# --- names
+
+CACHES = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", fullmatch=True)
+IDS = st.builds(
+    lambda digest, target: f"{digest}-{target}",
+    st.from_regex(r"[0-9a-f]{12}", fullmatch=True),
+    st.from_regex(r"[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?", fullmatch=True),
+)
+
+
+@law(CACHES, IDS, st.integers(1, 20))
+def test_a_jobs_name_is_a_dns_label_for_any_cache_target_and_attempt(name: str, bundle: str, attempt: int) -> None:
+    assert LABEL.fullmatch(attempt_name(name, bundle, attempt))
+
+
+@law(st.lists(st.tuples(CACHES, IDS, st.integers(1, 20)), unique=True, min_size=2, max_size=6))
+def test_no_two_attempts_share_a_name(attempts: list[tuple[str, str, int]]) -> None:
+    assert len({attempt_name(*one) for one in attempts}) == len(attempts)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a", "0123456789ab-b-0123456789ab-c", 1), ("a-0123456789ab-b", "0123456789ab-c", 1)),
+        (("a.b", "0123456789ab-c", 1), ("a-b", "0123456789ab-c", 1)),
+        (("x" * 63, "0123456789ab-c", 1), ("x" * 62, "0123456789ab-c", 1)),
+        (("a", "0123456789ab-c-1", 2), ("a", "0123456789ab-c", 12)),
+    ],
+)
+def test_names_that_could_be_read_in_two_ways_differ(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
+    assert attempt_name(*one) != attempt_name(*other)
+
+
+def test_a_jobs_name_shows_cache_bundle_and_attempt_where_it_fits() -> None:
+    assert attempt_name("qwen3-fp4", "3f9c2a7be1d0-b200", 2) == "qwen3-fp4-3f9c2a7be1d0-b200-2"
+
+
+# --- the Job
+
+
+def test_a_job_makes_one_pod_is_never_retried_by_itself_and_does_not_count_disruptions() -> None:
+    job = tuned(engine())
+    frame = {name: one for name, one in job["spec"].items() if name != "template"}
+    assert frame == {
+        "parallelism": 1,
+        "completions": 1,
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+        },
+        "ttlSecondsAfterFinished": 3600,
+    }
+    assert job["metadata"]["namespace"] == "inference"
+    assert job["metadata"]["ownerReferences"] == [
+        {
+            "apiVersion": "pretune.dev/v1alpha1",
+            "kind": "AutotuneCache",
+            "name": "qwen3",
+            "uid": "uid-of-qwen3",
+            "controller": True,
+            "blockOwnerDeletion": False,
+        }
+    ]
+
+
+def test_the_deadline_is_on_the_pod_and_its_grace_is_short() -> None:
+    pod = pod_of(tuned(engine(), tuning={"deadlineSeconds": 900}))
+    assert (pod["activeDeadlineSeconds"], pod["terminationGracePeriodSeconds"], pod["restartPolicy"]) == (
+        900,
+        5,
+        "Never",
+    )
+
+
+# --- the probe
+
+
+def web(port: Any, **more: Any) -> Object:
+    return {"httpGet": {"path": "/health", "port": port, **more}}
+
+
+PROBES: list[tuple[str, Template, Object, str | None]] = [
+    (
+        "readiness before startup",
+        engine(readinessProbe=web(8001), startupProbe=web(9)),
+        web(8001),
+        "http://127.0.0.1:8001/health",
+    ),
+    (
+        "startup where there is no readiness",
+        engine(startupProbe=web(9), livenessProbe=web(7)),
+        web(9),
+        "http://127.0.0.1:9/health",
+    ),
+    (
+        "only handler, headers and timeout",
+        engine(
+            readinessProbe={
+                **web(1, httpHeaders=[{"name": "A", "value": "b"}]),
+                "timeoutSeconds": 9,
+                "initialDelaySeconds": 60,
+                "periodSeconds": 30,
+                "successThreshold": 3,
+                "failureThreshold": 2,
+            }
+        ),
+        {**web(1, httpHeaders=[{"name": "A", "value": "b"}]), "timeoutSeconds": 9},
+        "http://127.0.0.1:1/health",
+    ),
+    (
+        "a named port stays, and is resolved for seal",
+        engine(readinessProbe=web("api"), ports=[{"containerPort": 1}, {"name": "api", "containerPort": 8443}]),
+        web("api"),
+        "http://127.0.0.1:8443/health",
+    ),
+    ("a named port that is not there", engine(readinessProbe=web("api")), web("api"), None),
+    (
+        "scheme, host and path",
+        engine(readinessProbe=web("8443", scheme="HTTPS", host="fd00::1", path="ready?x=1")),
+        web("8443", scheme="HTTPS", host="fd00::1", path="ready?x=1"),
+        "https://[fd00::1]:8443/ready?x=1",
+    ),
+    (
+        "no path",
+        engine(readinessProbe={"httpGet": {"port": 8000}}),
+        {"httpGet": {"port": 8000}},
+        "http://127.0.0.1:8000/",
+    ),
+    ("exec", engine(readinessProbe={"exec": {"command": ["ok"]}}), {"exec": {"command": ["ok"]}}, None),
+    ("grpc", engine(readinessProbe={"grpc": {"port": 1}}), {"grpc": {"port": 1}}, None),
+    ("tcp", engine(readinessProbe={"tcpSocket": {"port": 1}}), {"tcpSocket": {"port": 1}}, None),
+    ("none", engine(), {**web(8000), "timeoutSeconds": 5}, "http://127.0.0.1:8000/health"),
+    (
+        "none, at a port",
+        engine().args("serve", "--port=9"),
+        {**web(9), "timeoutSeconds": 5},
+        "http://127.0.0.1:9/health",
+    ),
+    (
+        "an empty one",
+        engine(readinessProbe={"periodSeconds": 1}),
+        {**web(8000), "timeoutSeconds": 5},
+        "http://127.0.0.1:8000/health",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pod", "handler", "url"), [one[1:] for one in PROBES], ids=[one[0] for one in PROBES])
+def test_the_engine_has_started_when_it_would_be_ready(pod: Template, handler: Object, url: str | None) -> None:
+    job = tuned(pod, tuning={"deadlineSeconds": 600})
+    assert engine_in(job)["startupProbe"] == {
+        **handler,
+        "periodSeconds": 2,
+        "successThreshold": 1,
+        "failureThreshold": 360,
+    }
+    task = task_of(seal_in(job))
+    assert task.ready == url
+    assert task.headers == ({"A": "b"} if "httpHeaders" in handler.get("httpGet", {}) else {})
+
+
+@law(st.integers(60, 10**6))
+def test_the_probe_never_gives_up_before_the_deadline(deadline: int) -> None:
+    probe = engine_in(tuned(engine(), tuning={"deadlineSeconds": deadline}))["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > deadline + 60
+
+
+# --- the pod
+
+
+@law(templates(), st.lists(NAMES, max_size=3))
+def test_what_starts_before_the_engine_keeps_its_order_and_only_init_containers_and_kept_ones_do(
+    pod: Object, more: list[str]
+) -> None:
+    init = pod["spec"]["initContainers"]
+    beside = [one["name"] for one in pod["spec"]["containers"][1:]]
+    keep = [*(one["name"] for one in init), *beside][::2] + more
+    job = tuned(pod, tuning={"keepContainers": keep})
+    wanted = [one["name"] for one in init if one.get("restartPolicy") != "Always" or one["name"] in keep]
+    wanted += [name for name in beside if name in keep]
+    assert [one["name"] for one in pod_of(job)["initContainers"]] == ["pretune-check", *wanted, "vllm"]
+    assert [one["name"] for one in pod_of(job)["containers"]] == ["pretune-seal"]
+
+
+def test_init_containers_and_kept_sidecars_stay_as_they_are_and_a_kept_container_becomes_a_sidecar_without_probes() -> (
+    None
+):
+    pod = (
+        engine()
+        .init("fetch", command=["get"])
+        .init("cloud", restartPolicy="Always", startupProbe={"exec": {"command": ["up"]}})
+    )
+    pod.init("metrics", restartPolicy="Always").container(
+        "store", startupProbe=web(1), livenessProbe=web(1), args=["-x"]
+    )
+    before = pod_of(tuned(pod, tuning={"keepContainers": ["cloud", "store"]}))["initContainers"][1:-1]
+    assert before[:2] == pod["spec"]["initContainers"][:2]
+    assert before[2:] == [{"name": "store", "image": "vllm:1", "args": ["-x"], "restartPolicy": "Always"}]
+
+
+@law(templates())
+def test_every_mount_has_its_volume_and_no_volume_is_there_for_nothing(pod: Object) -> None:
+    made = pod_of(tuned(pod))
+    mounted = {
+        mount["name"] for one in made["initContainers"] + made["containers"] for mount in one.get("volumeMounts", [])
+    }
+    assert {one["name"] for one in made["volumes"]} == mounted
+    assert len(made["volumes"]) == len(mounted)
+
+
+def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
+    kept: Object = {
+        "runtimeClassName": "nvidia",
+        "serviceAccountName": "model",
+        "imagePullSecrets": [{"name": "pull"}],
+        "securityContext": {"runAsUser": 1000, "fsGroup": 1000},
+        "hostNetwork": True,
+        "hostIPC": True,
+        "shareProcessNamespace": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "enableServiceLinks": False,
+        "schedulerName": "volcano",
+        "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one"}],
+        "fieldOfTomorrow": {"kept": True},
+    }
+    dropped: Object = {
+        "hostname": "qwen3-0",
+        "subdomain": "qwen3",
+        "priority": 1000,
+        "priorityClassName": "serving",
+        "preemptionPolicy": "PreemptLowerPriority",
+        "topologySpreadConstraints": [{"maxSkew": 1}],
+        "schedulingGates": [{"name": "gate"}],
+        "readinessGates": [{"conditionType": "Routed"}],
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "host"}]}},
+        "terminationGracePeriodSeconds": 600,
+        "restartPolicy": "Always",
+        "automountServiceAccountToken": True,
+    }
+    made = pod_of(tuned(engine().pod(**kept, **dropped)))
+    ours = {name: one for name, one in made.items() if name not in (*kept, "initContainers", "containers", "volumes")}
+    assert {name: made[name] for name in kept} == kept
+    assert ours == {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 5,
+        "activeDeadlineSeconds": 5400,
+        "automountServiceAccountToken": False,
+        "priorityClassName": "pretune-tuning",
+    }
+
+
+def test_the_token_that_an_engine_mounts_itself_stays() -> None:
+    token = {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+    pod = engine(volumeMounts=[{"name": "token", "mountPath": "/token"}]).pod(volumes=[token])
+    assert volume(tuned(pod), "token") == token
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "priority"), [("mine", "chart", "mine"), ("", "chart", "chart"), ("", "", None)]
+)
+def test_the_priority_class_is_the_caches_else_the_charts_else_none(
+    asked: str, installed: str, priority: str | None
+) -> None:
+    settings = Settings(operator_image="o", priority_class=installed)
+    job = tuned(engine(), settings=settings, tuning={"podTemplate": {"spec": {"priorityClassName": asked}}})
+    assert pod_of(job).get("priorityClassName") == priority
+
+
+def test_the_targets_terms_are_laid_over_the_pods_own() -> None:
+    mine, taint, ours = ({"key": key, "operator": "Exists"} for key in ("mine", "gpu", "ours"))
+    pod = engine().pod(nodeSelector={"product": "H200", "zone": "a"}, tolerations=[mine, taint], nodeName="node0")
+    target = Target("b200", {"product": "B200"}, (taint,))
+    made = pod_of(tuned(pod, target, tuning={"podTemplate": {"spec": {"tolerations": [ours, mine]}}}))
+    assert made["nodeSelector"] == {"product": "B200", "zone": "a"}
+    assert made["tolerations"] == [mine, taint, ours]
+    assert made["affinity"] == {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node0"]}]}
+                ]
+            }
+        }
+    }
+
+
+# --- check and seal
+
+
+@law(templates())
+def test_only_the_engine_keeps_its_gpus(pod: Object) -> None:
+    job = tuned(pod)
+    for one in (check_in(job), seal_in(job)):
+        assert identity.gpus(one) == 0
+        assert env_of(one)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert identity.gpus(engine_in(job)) == identity.gpus(pod["spec"]["containers"][0]) == task_of(seal_in(job)).gpus
+
+
+@law(templates())
+def test_check_copies_the_engines_resources_so_that_no_quota_counts_it(pod: Object) -> None:
+    own, copied = engine_in(tuned(pod)).get("resources", {}), check_in(tuned(pod))["resources"]
+    named = ("cpu", "memory", "ephemeral-storage")
+    for kind in ("limits", "requests"):
+        wanted = {name: own[kind][name] for name in named if name in own.get(kind, {})}
+        assert copied.get(kind, {}) == wanted
+
+
+def test_seal_is_small_and_its_requests_are_its_limits_so_that_a_guaranteed_pod_stays_one() -> None:
+    resources = seal_in(tuned(engine()))["resources"]
+    assert resources["limits"] == resources["requests"] == {"cpu": "500m", "memory": "256Mi"}
+
+
+def test_where_the_pod_has_resources_of_its_own_ours_ask_for_none_since_they_could_exceed_them() -> None:
+    job = tuned(engine(resources={"limits": {"cpu": 1}}).pod(resources={"limits": {"cpu": 1, "memory": "1Gi"}}))
+    assert check_in(job)["resources"] == seal_in(job)["resources"] == {}
+
+
+def test_who_mounts_what() -> None:
+    pod = engine(volumeMounts=[{"name": "models", "mountPath": "/models"}]).pod(
+        volumes=[{"name": "models", "emptyDir": {}}]
+    )
+    job = tuned(pod)
+    agent, claim = (
+        {"name": "pretune-agent", "mountPath": "/pretune/agent", "readOnly": True},
+        {"name": "pretune-claim", "mountPath": "/pretune/claim"},
+    )
+    assert check_in(job)["volumeMounts"] == [agent, claim]
+    assert seal_in(job)["volumeMounts"] == [
+        agent,
+        claim,
+        {"name": "pretune-tactics", "mountPath": TACTICS_MOUNT, "readOnly": True},
+    ]
+    assert [one["name"] for one in engine_in(job)["volumeMounts"]] == ["models", "pretune-tactics"]
+    assert volume(job, "pretune-agent")["configMap"] == {"name": AGENT, "optional": True}
+    assert volume(job, "pretune-claim")["persistentVolumeClaim"] == {"claimName": "pretune-qwen3"}
+    assert volume(job, "pretune-tactics")["emptyDir"] == {}
+
+
+def test_check_and_seal_run_in_the_engines_image_with_its_path() -> None:
+    pod = engine(image="vllm@sha256:1", imagePullPolicy="Always")
+    pod.env(
+        UNUSED="1",
+        VENV={"configMapKeyRef": {"name": "c", "key": "venv"}},
+        BIN="$(VENV)/bin",
+        PATH="$(BIN):/bin",
+        HOME="/h",
+    )
+    for one in (check_in(tuned(pod)), seal_in(tuned(pod))):
+        assert (one["image"], one["imagePullPolicy"]) == ("vllm@sha256:1", "Always")
+        assert [variable["name"] for variable in one["env"]] == [
+            "VENV", "BIN", "PATH", "PRETUNE_POD_UID", "PRETUNE_TASK", "NVIDIA_VISIBLE_DEVICES",
+        ]  # fmt: skip
+
+
+@law(templates())
+def test_the_task_arrives_as_it_was_meant_whatever_dollars_the_engines_words_hold(pod: Object) -> None:
+    served = pod["spec"]["containers"][0]
+    for one in (check_in(tuned(pod)), seal_in(tuned(pod))):
+        task = task_of(one)
+        assert task.command == [*served.get("command", []), *served.get("args", [])]
+        assert task.inputs == identity.inputs(pod, spec(engineContainer="vllm"), DEFAULT)
+        assert task.cache == "inference.qwen3"
+
+
+@pytest.mark.parametrize(
+    ("own", "ours"),
+    [
+        (None, {"allowPrivilegeEscalation": False}),
+        ({"privileged": True, "runAsUser": 0}, {"runAsUser": 0, "allowPrivilegeEscalation": False}),
+        (
+            {
+                "runAsUser": 1000,
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+                "capabilities": {"drop": ["ALL"]},
+                "allowPrivilegeEscalation": False,
+            },
+            {
+                "runAsUser": 1000,
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+                "capabilities": {"drop": ["ALL"]},
+                "allowPrivilegeEscalation": False,
+            },
+        ),
+        (
+            {
+                "capabilities": {"add": ["IPC_LOCK", "SYS_ADMIN", "DAC_OVERRIDE"], "drop": ["ALL"]},
+                "allowPrivilegeEscalation": True,
+            },
+            {"capabilities": {"add": ["DAC_OVERRIDE"], "drop": ["ALL"]}, "allowPrivilegeEscalation": False},
+        ),
+    ],
+    ids=["none", "privileged", "restricted", "capabilities"],
+)
+def test_check_and_seal_read_and_write_as_the_engine_does_with_no_more_rights_than_that(
+    own: Object | None, ours: Object
+) -> None:
+    job = tuned(engine(securityContext=own) if own else engine())
+    assert check_in(job)["securityContext"] == seal_in(job)["securityContext"] == ours
+
+
+FAKE = """#!/bin/sh
+[ "$3" = -c ] && exit {old}
+echo "$@" > {said}
+"""
+
+
+def run_script(tmp_path: Any, python: str | None, agent: bool = True) -> tuple[int, str, str]:
+    """The shell script of check, with its paths led into tmp_path: exit code, termination message, what python3 was given."""
+    text = script("check").replace("/dev/termination-log", str(tmp_path / "log"))
+    text = text.replace("/pretune/agent/agent.pyz", str(tmp_path / "agent.pyz"))
+    (tmp_path / "bin").mkdir()
+    if python is not None:
+        (tmp_path / "bin" / "python3").write_text(python)
+        (tmp_path / "bin" / "python3").chmod(0o755)
+    if agent:
+        (tmp_path / "agent.pyz").touch()
+    done = subprocess.run(
+        ["/bin/sh", "-c", text], env={"PATH": str(tmp_path / "bin")}, capture_output=True, check=False
+    )
+    read = [(tmp_path / name).read_text() if (tmp_path / name).exists() else "" for name in ("log", "said")]
+    return done.returncode, read[0], read[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("python", "agent", "reason"),
+    [(None, True, "NoPython"), ("old", True, "NoPython"), ("new", False, "AgentMissing")],
+)
+def test_what_keeps_the_agent_from_running_is_reported_by_the_shell(
+    tmp_path: Any, python: str | None, agent: bool, reason: str
+) -> None:
+    fake = FAKE.format(old=int(python == "old"), said=tmp_path / "said") if python else None
+    code, log, said = run_script(tmp_path, fake, agent)
+    report = Report.load(log)
+    assert report is not None
+    assert (code, report.by, report.reason, said) == (1, "check", reason, "")
+    assert report.message
+    assert reason in REASONS
+
+
+def test_otherwise_the_shell_hands_over_to_the_agent(tmp_path: Any) -> None:
+    code, log, said = run_script(tmp_path, FAKE.format(old=0, said=tmp_path / "said"))
+    assert (code, log, said) == (0, "", f"-I -S {tmp_path}/agent.pyz check")
+
+
+@pytest.mark.parametrize("verb", ["check", "seal"])
+def test_the_kubelet_finds_nothing_to_replace_in_the_script(verb: str) -> None:
+    assert "$(" not in script(verb)
+    assert "$$" not in script(verb)
+
+
+# --- inspect and prune
+
+
+def asked(fields: Object | None = None, question: str = "q") -> Object:
+    return inspect_job(KEY, cache(), spec(**(fields or {})), ["a-1", "b-2"], question, SETTINGS)
+
+
+def test_inspect_reads_the_claim_in_the_operators_image_as_nobody() -> None:
+    job = asked({"storage": {"existingClaim": {"name": "shared", "subPath": "pretune"}}})
+    pod, (container,) = pod_of(job), pod_of(job)["containers"]
+    assert container["image"] == "registry/pretune:1"
+    assert container["command"] == ["python3", "-m", "pretune.agent", "inspect"]
+    assert task_of(container) == Task(cache="inference.qwen3", subPath="pretune", ids=["a-1", "b-2"])
+    assert pod["volumes"] == [
+        {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "shared", "readOnly": True}}
+    ]
+    assert container["volumeMounts"] == [{"name": "pretune-claim", "mountPath": "/pretune/claim", "readOnly": True}]
+    assert pod["securityContext"]["runAsUser"] == 65532
+    assert pod["imagePullSecrets"] == [{"name": "pull"}]
+    assert job["metadata"]["annotations"] == {"pretune.dev/question": "q"}
+    assert job["metadata"]["labels"] == {"pretune.dev/cache": "qwen3", "pretune.dev/role": "inspect"}
+    assert job["spec"]["template"]["metadata"]["labels"].items() >= job["metadata"]["labels"].items()
+
+
+def test_another_question_is_another_job_and_the_same_one_the_same() -> None:
+    assert asked()["metadata"]["name"] == asked()["metadata"]["name"] != asked(question="r")["metadata"]["name"]
+
+
+def test_prune_runs_as_who_wrote_the_files_and_mounts_the_claim_to_write() -> None:
+    job = prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100, "groups": [44, 44, 5]}, SETTINGS)
+    pod, (container,) = pod_of(job), pod_of(job)["containers"]
+    assert pod["securityContext"] == {
+        "runAsUser": 1000,
+        "runAsGroup": 100,
+        "runAsNonRoot": True,
+        "supplementalGroups": [5, 44],
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert pod["volumes"] == [{"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "pretune-qwen3"}}]
+    assert container["volumeMounts"] == [{"name": "pretune-claim", "mountPath": "/pretune/claim"}]
+    assert container["command"][-1] == "prune"
+    assert task_of(container).ids == ["a-1"]
+    assert job["metadata"]["labels"]["pretune.dev/role"] == "prune"
+
+
+def test_prune_of_roots_files_runs_as_root() -> None:
+    job = prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 0, "gid": 0}, SETTINGS)
+    assert pod_of(job)["securityContext"] == {
+        "runAsUser": 0,
+        "runAsGroup": 0,
+        "runAsNonRoot": False,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def small_jobs() -> list[Object]:
+    return [asked(), prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100}, SETTINGS)]
+
+
+@pytest.mark.parametrize("job", small_jobs(), ids=["inspect", "prune"])
+def test_jobs_on_the_claim_are_short_small_and_fit_for_pod_security_restricted(job: Object) -> None:
+    pod, (container,) = pod_of(job), pod_of(job)["containers"]
+    assert (pod["activeDeadlineSeconds"], pod["automountServiceAccountToken"], pod["restartPolicy"]) == (
+        300,
+        False,
+        "Never",
+    )
+    assert container["resources"]["limits"] == container["resources"]["requests"]
+    assert identity.gpus(container) == 0
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert job["spec"]["backoffLimit"] == 0
+    assert job["metadata"]["ownerReferences"][0]["uid"] == "uid-of-qwen3"
+
+
+def test_jobs_on_the_claim_tolerate_what_the_targets_do_since_the_claim_may_hold_them_to_a_gpu_node() -> None:
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists"}
+    job = asked({"targets": [{"name": "a", "tolerations": [taint]}, {"name": "b", "tolerations": [taint]}]})
+    assert pod_of(job)["tolerations"] == [taint]
+
+
+@law(CACHES)
+def test_names_of_small_jobs_are_dns_labels_too(name: str) -> None:
+    key = Key("inference", name)
+    for job in (
+        inspect_job(key, cache(name), spec(), ["a-1"], "q", SETTINGS),
+        prune_job(key, cache(name), spec(), ["a-1"], {"uid": 1, "gid": 1}, SETTINGS),
+    ):
+        assert LABEL.fullmatch(job["metadata"]["name"])
+
+
+# --- against the API's own schema
+
+
+def full() -> Template:
+    return (
+        template()
+        .init("fetch", command=["get", "model"], volumeMounts=[{"name": "models", "mountPath": "/models"}])
+        .container(
+            "vllm",
+            ports=[{"name": "http", "containerPort": 8000}],
+            readinessProbe={**web("http"), "timeoutSeconds": 5},
+            livenessProbe=web("http"),
+            volumeMounts=[{"name": "models", "mountPath": "/models", "readOnly": True}],
+            securityContext={"runAsUser": 1000, "capabilities": {"drop": ["ALL"]}},
+            resources={"limits": {"cpu": "4", "memory": "8Gi"}, "requests": {"cpu": "2"}},
+        )
+        .gpus("8")
+        .args("serve", "qwen3", "--port", "$(PORT)")
+        .env(PORT="8000", TOKEN={"secretKeyRef": {"name": "hf", "key": "token"}})
+        .container("proxy", image="proxy:1")
+        .pod(
+            nodeSelector={"nvidia.com/gpu.product": "NVIDIA-B200"},
+            tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}],
+            volumes=[{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
+        )
+    )
+
+
+def jobs() -> dict[str, Object]:
+    return {
+        "plain": tuned(engine()),
+        "full": tuned(full(), Target("b200", {"zone": "a"}), tuning={"keepContainers": ["proxy"]}),
+        "pinned": tuned(full().pod(nodeName="node0")),
+        "proof": proof(full(), tuning={"keepContainers": ["proxy"]}),
+        "proof on the claim": proof(full(), on_claim=True),
+        "inspect": asked(),
+        "prune": small_jobs()[1],
+    }
+
+
+@pytest.mark.parametrize("job", jobs().values(), ids=jobs())
+def test_the_api_knows_every_field_of_our_jobs(job: Object) -> None:
+    kubernetes_validate.validate(job, "1.34", strict=True)
+    json.dumps(job)

@@ -1,0 +1,216 @@
+"""How an attempt stands: one table, one line a situation that a real kubelet, scheduler or Job controller shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
+from pretune.api.reasons import REASONS
+from pretune.api.timestamps import stamp
+from pretune.policy.bundles.attempt_state import CHECKS, DISRUPTIONS, LOST, POD_GRACE, Attempt, read
+from pretune.protocol import Report
+
+from tests.unit.objects import ENGINE, NOW, Pod, job, sealed_report
+
+POD = Pod()
+CHECKED = POD.ended(CHECK_CONTAINER, report=Report(by="check", reason="Checked"))
+REFUSED = Report(by="check", reason="ReleaseTooOld", message="vLLM 0.24.0")
+EVICTED = {"kind": "DisruptionTarget", "reason": "PreemptionByScheduler", "message": "preempted"}
+WORDS = "RuntimeError: CUDA out of memory"
+
+
+def failed_create(message: str) -> dict[str, Any]:
+    return {"reason": "FailedCreate", "message": message, "lastTimestamp": stamp(NOW)}
+
+
+QUOTA = 'Error creating: pods "qwen3-1-x7k2p" is forbidden: exceeded quota: gpus'
+
+# name, pod, what else, state, reason, a part of the message
+TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
+    ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is made"),
+    ("a suspended Job", None, {"job": job("b", suspend=True)}, "Pending", "Queued", "suspended"),
+    ("quota", None, {"events": (failed_create(QUOTA),)}, "Pending", "PodRefused", "exceeded quota: gpus"),
+    ("no Job any more", None, {"job": None}, "Over", "ReportLost", "gone"),
+    ("a finished Job without its pod", None, {"job": job("b", over="Complete")}, "Over", "ReportLost", "gone"),
+    ("just made", POD.but(nodeName=None), {}, "Pending", "WaitingForPod", "made"),
+    (
+        "no node fits",
+        POD.but(nodeName=None).condition("PodScheduled", "False", message="0/3 nodes: 3 Insufficient nvidia.com/gpu"),
+        {},
+        "Pending",
+        "WaitingForNode",
+        "Insufficient nvidia.com/gpu",
+    ),
+    (
+        "gated by a queue",
+        POD.but(nodeName=None).condition("PodScheduled", "False", reason="SchedulingGated"),
+        {},
+        "Pending",
+        "Queued",
+        "scheduling gate",
+    ),
+    ("on its node", POD, {}, "Tuning", "Pulling", "node0"),
+    ("the first pull failed", POD.waiting(ENGINE, "ErrImagePull", "x"), {}, "Tuning", "Pulling", ""),
+    (
+        "pulls keep failing",
+        POD.waiting(ENGINE, "ImagePullBackOff", "no such"),
+        {},
+        "Over",
+        "ImagePullFailed",
+        "no such",
+    ),
+    ("no image name", POD.waiting(ENGINE, "InvalidImageName", "x:"), {}, "Over", "ImagePullFailed", "container vllm"),
+    (
+        "a Secret is missing",
+        POD.waiting("download", "CreateContainerConfigError", 'secret "hf" not found'),
+        {},
+        "Over",
+        "ContainerConfigError",
+        'container download: CreateContainerConfigError: secret "hf" not found',
+    ),
+    (
+        "a wrong command",
+        POD.container(ENGINE, {"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: vlm"}}),
+        {},
+        "Over",
+        "ContainerConfigError",
+        "exec: vlm",
+    ),
+    ("check runs", POD.running(CHECK_CONTAINER), {}, "Tuning", "Checking", ""),
+    ("check refuses", POD.ended(CHECK_CONTAINER, 1, REFUSED), {}, "Over", "ReleaseTooOld", "vLLM 0.24.0"),
+    ("check adopts", POD.ended(CHECK_CONTAINER, 1, sealed_report("b", "check")), {}, "Over", "Sealed", "20 entries"),
+    ("check dies", POD.ended(CHECK_CONTAINER, 137, message="killed"), {}, "Over", "SealFailed", "killed"),
+    (
+        "an init container fails",
+        CHECKED.ended("download", 3, message="no disk"),
+        {},
+        "Over",
+        "InitContainerFailed",
+        "no disk",
+    ),
+    ("the engine tunes", CHECKED.running(ENGINE), {}, "Tuning", "Tuning", stamp(NOW - 30)),
+    ("the engine exits", CHECKED.ended(ENGINE, 1, message=WORDS), {}, "Over", "EngineFailed", WORDS),
+    (
+        "the engine is started again",
+        CHECKED.running(ENGINE, restartCount=1, lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+        {},
+        "Over",
+        "EngineFailed",
+        "exit code 137 (OOMKilled)",
+    ),
+    ("seal works", CHECKED.running(ENGINE).running(SEAL_CONTAINER), {}, "Tuning", "Sealing", stamp(NOW - 30)),
+    (
+        "seal reports",
+        CHECKED.running(ENGINE).ended(SEAL_CONTAINER, report=sealed_report("b")),
+        {},
+        "Over",
+        "Sealed",
+        "20 entries",
+    ),
+    (
+        "seal reports, and the engine is killed after it",
+        CHECKED.ended(ENGINE, 137).ended(SEAL_CONTAINER, report=sealed_report("b")),
+        {},
+        "Over",
+        "Sealed",
+        "20 entries",
+    ),
+    (
+        "seal reports of an engine that restarted",
+        CHECKED.running(ENGINE, restartCount=2).ended(SEAL_CONTAINER, report=sealed_report("b")),
+        {},
+        "Over",
+        "EngineFailed",
+        "restarted 2 times",
+    ),
+    (
+        "seal dies",
+        CHECKED.running(ENGINE).ended(SEAL_CONTAINER, 1, message="Traceback"),
+        {},
+        "Over",
+        "SealFailed",
+        "Traceback",
+    ),
+    ("evicted", CHECKED.running(ENGINE).condition(**EVICTED), {}, "Pending", "WaitingForPod", "preempted"),
+    (
+        "evicted, and the engine was killed by it",
+        CHECKED.ended(ENGINE, 137).condition(**EVICTED).but(status={"phase": "Failed"}),
+        {},
+        "Pending",
+        "WaitingForPod",
+        "preempted",
+    ),
+    (
+        "evicted while sealing, after the report",
+        CHECKED.ended(SEAL_CONTAINER, report=sealed_report("b")).condition(**EVICTED),
+        {},
+        "Over",
+        "Sealed",
+        "",
+    ),
+    (
+        "evicted once too often",
+        POD.condition(**EVICTED),
+        {"disruptions": DISRUPTIONS - 1},
+        "Over",
+        "Disrupted",
+        "6 pods",
+    ),
+    ("deleted by hand", POD.but(deletionTimestamp=stamp(NOW + 5)), {}, "Pending", "WaitingForPod", "being deleted"),
+    ("its node is gone", POD.but(deletionTimestamp=stamp(NOW - LOST)), {}, "Over", "NodeLost", "node0"),
+    (
+        "the deadline",
+        CHECKED.ended(ENGINE, 137).but(status={"phase": "Failed", "reason": "DeadlineExceeded"}),
+        {},
+        "Over",
+        "EngineNotReady",
+        "5400 s",
+    ),
+    (
+        "the kubelet refuses the pod",
+        POD.but(status={"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no devices"}),
+        {},
+        "Over",
+        "JobFailed",
+        "UnexpectedAdmissionError: no devices",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("pod", "more", "state", "reason", "words"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
+def test_an_attempt_is_read(pod: Pod | None, more: dict[str, Any], state: str, reason: str, words: str) -> None:
+    given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
+    standing = read(Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given))
+    assert (standing.state, standing.reason) == (state, reason)
+    assert words in standing.message
+    assert standing.reason in REASONS
+
+
+def test_a_refused_pods_name_is_left_out_so_that_the_status_is_not_written_at_each_try() -> None:
+    one, two = (
+        read(Attempt(1, job("b"), None, (failed_create(QUOTA.replace("x7k2p", name)),), 0, NOW))
+        for name in ("aaaaa", "bbbbb")
+    )
+    assert one == two
+
+
+def test_a_job_without_a_pod_is_looked_at_again_when_its_events_may_be_shown() -> None:
+    fresh = job("b")
+    fresh["metadata"]["creationTimestamp"] = stamp(NOW)
+    assert read(Attempt(1, fresh, None, (), 0, NOW)).look == NOW + POD_GRACE
+
+
+def test_every_check_answers_some_row_of_the_table() -> None:
+    """A check that no row needs is no check."""
+    for check in CHECKS:
+        rest = [one for one in CHECKS if one is not check]
+        answers = []
+        for _, pod, more, _, reason, words in TABLE:
+            given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
+            attempt = Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given)
+            standing = next((said for one in rest if (said := one(attempt)) is not None), None)
+            answers.append(standing is not None and standing.reason == reason and words in standing.message)
+        assert not all(answers), check.__name__

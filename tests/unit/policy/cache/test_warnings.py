@@ -1,0 +1,273 @@
+"""What a person is told to change though everything works: when it is said, when not, and that it names the line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pretune.api.names import CACHE
+from pretune.api.reasons import ADVICE, Refused
+from pretune.api.spec import Spec
+from pretune.api.types import Object
+from pretune.podspec import identity
+from pretune.policy.cache.warnings import LONGEST, MOST, advice
+from pretune.policy.model import Origin
+from pretune.policy.plan_builder import Draft, Wanted
+
+from tests.unit.objects import NOW, cache, record, seen, template
+
+DIGEST = f"registry/vllm@sha256:{'0' * 64}"
+
+
+def deployment(name: str = "qwen3", kind: str = "Deployment", **spec: Any) -> Object:
+    made = {"selector": {"matchLabels": {"app": "qwen3"}}, "progressDeadlineSeconds": 7200, **spec}
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": made}
+
+
+def draft_of(
+    engine: Object | None = None,
+    workload: Object | None = None,
+    tuned: int | None = None,
+    warnings: list[Object] | None = None,
+    origins: dict[str, Origin] | None = None,
+    more: Object | None = None,
+    **spec: Any,
+) -> tuple[Draft, tuple[Wanted, ...]]:
+    """A cache with one sealed bundle of this engine (its fields laid over the usual), tuned in so many seconds."""
+    the_template = template(**(engine or {}))
+    the_cache = cache({"warnings": warnings or []}, **spec)
+    target = Spec.of(the_cache).targets[0]
+    inputs = identity.inputs(the_template, Spec.of(the_cache), target)
+    want = Wanted(inputs.bundle_id(), inputs, target, the_template, None)
+    made = record(want.id, **({"tunedSeconds": tuned} if tuned is not None else {}), **(more or {}))
+    the_cache["status"]["bundles"] = [made]
+    return Draft(seen(the_cache, source_workload=workload, origins=origins or {}), NOW), (want,)
+
+
+def said(stale: int = 0, **case: Any) -> list[tuple[str, str]]:
+    draft, bundles = draft_of(**case)
+    return [(one["reason"], one["message"]) for one in advice(draft, bundles, stale)]
+
+
+def reasons(**case: Any) -> list[str]:
+    return [reason for reason, _ in said(**case)]
+
+
+def test_nothing_is_said_of_what_is_well() -> None:
+    assert said(workload=deployment(), tuned=900, engine={"startupProbe": {"failureThreshold": 120}}) == []
+
+
+# --- progressDeadlineSeconds
+
+
+@pytest.mark.parametrize(
+    ("case", "workload", "spec", "expected"),
+    [
+        ("the default of both", deployment(progressDeadlineSeconds=600), {}, True),
+        ("it sets none", {**deployment(), "spec": {}}, {}, True),
+        ("long enough", deployment(progressDeadlineSeconds=3900), {}, False),
+        ("no time left to start in", deployment(progressDeadlineSeconds=3899), {}, True),
+        ("a short hold", deployment(progressDeadlineSeconds=600), {"hold": {"timeoutSeconds": 300}}, False),
+        ("nobody is held", deployment(progressDeadlineSeconds=600), {"hold": {"when": "Never"}}, False),
+        ("nothing is delivered", deployment(progressDeadlineSeconds=600), {"delivery": {"mode": "None"}}, False),
+        ("nothing serves meanwhile", deployment(progressDeadlineSeconds=600, strategy={"type": "Recreate"}), {}, False),
+        (
+            "held all the same",
+            deployment(progressDeadlineSeconds=600, strategy={"type": "Recreate"}),
+            {"hold": {"when": "Always"}},
+            True,
+        ),
+        ("a kind without it", deployment(kind="StatefulSet"), {}, False),
+        ("no workload", None, {}, False),
+    ],
+)
+def test_a_deployment_less_patient_than_a_hold_is_told(
+    case: str, workload: Object | None, spec: Object, expected: bool
+) -> None:
+    assert reasons(workload=workload, **spec) == ["ProgressDeadlineShort"] * expected, case
+
+
+def test_the_deadlines_line_is_named_with_its_sum() -> None:
+    [(_, message)] = said(workload=deployment(progressDeadlineSeconds=600))
+    assert message == (
+        "Deployment qwen3: set spec.progressDeadlineSeconds to at least 3900 (spec.hold.timeoutSeconds 3600 + 300 for its own start;"
+        " it is 600 now), or lower spec.hold.timeoutSeconds of the cache"
+    )
+    [(_, message)] = said(workload=deployment(progressDeadlineSeconds=600), tuned=912)
+    assert "at least 4512 (spec.hold.timeoutSeconds 3600 + 912" in message
+
+
+def test_workloads_of_consumers_are_looked_at_and_each_only_once() -> None:
+    short = deployment("other", progressDeadlineSeconds=600)
+    origins = {f"ReplicaSet/{one}": Origin("ReplicaSet", one, template(), workload=short) for one in ("a", "b")}
+    [(_, message)] = said(origins=origins, workload=deployment())
+    assert message.startswith("Deployment other: ")
+
+
+# --- probes
+
+
+@pytest.mark.parametrize(
+    ("case", "engine", "tuned", "expected"),
+    [
+        ("too short", {"startupProbe": {"failureThreshold": 30, "periodSeconds": 10}}, 301, True),
+        ("just enough", {"startupProbe": {"failureThreshold": 30, "periodSeconds": 10}}, 300, False),
+        ("its delay counts", {"startupProbe": {"initialDelaySeconds": 60, "failureThreshold": 30}}, 360, False),
+        ("the API's defaults", {"startupProbe": {"httpGet": {}}}, 31, True),
+        ("liveness alone", {"livenessProbe": {"failureThreshold": 3}}, 300, True),
+        (
+            "held back by startup",
+            {"livenessProbe": {"failureThreshold": 3}, "startupProbe": {"failureThreshold": 99}},
+            300,
+            False,
+        ),
+        ("readiness kills nobody", {"readinessProbe": {"failureThreshold": 3}}, 300, False),
+        ("no start was seen yet", {"startupProbe": {"failureThreshold": 1}}, None, False),
+        ("no probe", {}, 300, False),
+    ],
+)
+def test_a_probe_that_would_kill_a_cold_start_is_told(
+    case: str, engine: Object, tuned: int | None, expected: bool
+) -> None:
+    assert reasons(engine=engine, tuned=tuned) == ["StartupProbeShort"] * expected, case
+
+
+def test_the_time_of_a_bundle_that_is_not_sealed_does_not_count() -> None:
+    engine = {"startupProbe": {"failureThreshold": 1}}
+    assert reasons(engine=engine, tuned=900, more={"state": "Tuning"}) == []
+
+
+@given(
+    st.integers(0, 600),
+    st.integers(1, 60),
+    st.integers(1, 30),
+    st.integers(1, 5000),
+    st.sampled_from(["startupProbe", "livenessProbe"]),
+)
+def test_who_follows_the_advice_on_a_probe_is_not_advised_again(
+    delay: int, period: int, tries: int, tuned: int, kind: str
+) -> None:
+    probe = {"initialDelaySeconds": delay, "periodSeconds": period, "failureThreshold": tries}
+    found = said(engine={kind: probe}, tuned=tuned)
+    if not found:
+        assert delay + tries * period >= tuned
+        return
+    enough = int(found[0][1].replace("to at least ", "").rpartition("failureThreshold ")[2])
+    better = {"periodSeconds": period, "failureThreshold": enough}
+    assert (
+        said(engine={kind: probe, "startupProbe": {**(probe if kind == "startupProbe" else {}), **better}}, tuned=tuned)
+        == []
+    )
+
+
+# --- tags
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("vllm/vllm-openai", True),
+        ("registry:5000/vllm", True),
+        ("vllm/vllm-openai:latest", True),
+        ("vllm/vllm-openai:latest-cu130", True),
+        ("vllm/vllm-openai:nightly", True),
+        ("vllm/vllm-openai:Main", True),
+        ("vllm/vllm-openai:nightly-" + "3f9c2a7b" * 5, False),
+        ("vllm/vllm-openai:nightly-20261122", False),
+        ("vllm/vllm-openai:v0.33.0", False),
+        ("vllm/vllm-openai:v0.33.0-latest", False),
+        ("registry:5000/vllm:1", False),
+        (DIGEST, False),
+        (f"vllm/vllm-openai:latest@sha256:{'0' * 64}", False),
+    ],
+)
+def test_a_tag_that_moves_is_told(image: str, expected: bool) -> None:
+    assert reasons(engine={"image": image}) == ["MovingTag"] * expected
+
+
+def test_the_image_as_it_ran_is_the_line_to_write() -> None:
+    [(_, message)] = said(engine={"image": "vllm"}, more={"engineImage": DIGEST})
+    assert f"`image: {DIGEST}`" in message
+    assert "has no tag, which means latest" in message
+    [(_, message)] = said(engine={"image": "vllm:latest"})
+    assert "`image: <name>:<version>`" in message
+
+
+def test_only_the_newest_engine_is_spoken_of() -> None:
+    draft, newest = draft_of(engine={"image": "vllm:2"})
+    _, older = draft_of(engine={"image": "vllm:latest"})
+    assert advice(draft, (*newest, *older), 0) == []
+    assert advice(draft, (*older, *newest), 0) != []
+
+
+def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
+    draft, (want,) = draft_of()
+    two = {
+        "metadata": {},
+        "spec": {
+            "containers": [*template()["spec"]["containers"], {**template()["spec"]["containers"][0], "name": "b"}]
+        },
+    }
+    assert advice(draft, (Wanted(want.id, want.inputs, want.target, two, Refused("EngineAmbiguous", "")),), 0) == []
+
+
+# --- selectors
+
+
+@pytest.mark.parametrize(
+    ("selector", "field"),
+    [
+        ({"matchLabels": {CACHE: "qwen3"}}, "matchLabels"),
+        ({"matchExpressions": [{"key": CACHE, "operator": "Exists"}]}, "matchExpressions"),
+        ({"matchLabels": {"app": "qwen3"}, "matchExpressions": [{"key": "a", "operator": "Exists"}]}, ""),
+        ({}, ""),
+    ],
+)
+def test_our_label_in_a_selector_is_told_with_its_field(selector: Object, field: str) -> None:
+    found = said(workload=deployment(selector=selector, kind="StatefulSet"))
+    assert [reason for reason, _ in found] == ["LabelInSelector"] * bool(field)
+    assert all(f"StatefulSet qwen3: spec.selector.{field} has {CACHE}" in message for _, message in found)
+
+
+# --- images
+
+
+def test_pods_of_another_image_are_counted() -> None:
+    [(reason, message)] = said(stale=3)
+    assert reason == "StaleImage"
+    assert message.startswith("3 pods run another image")
+    assert "change spec.revision" in message
+
+
+# --- all together
+
+
+def test_a_warning_is_an_event_when_it_is_new_and_not_when_its_numbers_change() -> None:
+    case: Any = {"engine": {"image": "vllm", "startupProbe": {"failureThreshold": 1}}}
+    draft, bundles = draft_of(**case, tuned=900)
+    first = advice(draft, bundles, 2)
+    assert [(one.reason, one.message, one.warning) for one in draft.events] == [
+        (one["reason"], one["message"], True) for one in first
+    ]
+    assert [one["reason"] for one in first] == ["MovingTag", "StaleImage", "StartupProbeShort"]
+    draft, bundles = draft_of(**case, tuned=912, warnings=first)
+    second = advice(draft, bundles, 3)
+    assert second != first
+    assert draft.events == []
+
+
+def test_it_is_bounded_whatever_there_is() -> None:
+    origins = {
+        f"ReplicaSet/{one}": Origin(
+            "ReplicaSet", "a", template(), workload=deployment(f"d{one:02}", progressDeadlineSeconds=1)
+        )
+        for one in range(40)
+    }
+    draft, bundles = draft_of(engine={"image": "x" * 5000 + ":latest"}, origins=origins)
+    found = advice(draft, bundles, 1)
+    assert len(found) == MOST
+    assert max(len(one["message"]) for one in found) == LONGEST
+    assert found == sorted(found, key=lambda one: (one["reason"], one["message"]))
+    assert {one["reason"] for one in found} <= set(ADVICE)

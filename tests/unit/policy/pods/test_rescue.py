@@ -1,0 +1,670 @@
+"""Which consumers cannot start because of us, told from real words of scheduler and kubelet, and what becomes of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pretune.api.names import BUNDLE, REASON, SEED_CONTAINER
+from pretune.api.reasons import REASONS
+from pretune.api.timestamps import seconds, stamp
+from pretune.api.types import Object
+from pretune.controller import observe
+from pretune.policy.model import Delete
+from pretune.policy.plan_builder import Draft
+from pretune.policy.pods import start_failures
+from pretune.policy.pods.consumers import consumers
+from pretune.policy.pods.rescue import rescue, suspect
+from pretune.policy.pods.start_failures import HANG, PATIENCE, Pod, Trouble, judge, next_look
+
+from tests.unit.objects import KEY, NOW, cache, claim, record, seen
+from tests.unit.pods import Consumer
+
+# What Kubernetes 1.34.4 said of pods that were made for it, about ten minutes after they were.
+SEEN: dict[str, Any] = json.loads((Path(__file__).parent / "data/stuck.json").read_text())
+LATER = seconds("2026-11-22T20:50:00Z")
+
+
+def real(name: str, now: float = LATER, **more: Any) -> Pod:
+    case = {**copy.deepcopy(SEEN[name]), **more}
+    case["pod"]["metadata"]["annotations"] = {BUNDLE: "b"}
+    return Pod(
+        case["pod"], tuple(case["events"]), case["claim"], tuple(case.get("claimEvents", ())), case["claimName"], now
+    )
+
+
+def changed(name: str, message: str, to: str) -> Pod:
+    """A real case, in which the scheduler or the kubelet said something else."""
+    text = json.dumps(SEEN[name])
+    assert message in text
+    return real(name, **json.loads(text.replace(message, to)))
+
+
+# --- what is ours
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "words", "due"),
+    [
+        ("absent-claim", "ClaimNotFound", 'persistentvolumeclaim "absent" not found', "20:38:34"),
+        ("deleting", "ClaimTerminating", 'persistentvolumeclaim "deleting" is being deleted', "20:39:28"),
+        ("lost", "ClaimLost", 'bound to non-existent persistentvolume "rescue-lab-lost"', "20:39:28"),
+        ("never-bound", "ClaimPending", "unbound immediate PersistentVolumeClaims", "20:38:34"),
+        ("never-wait", "ClaimPending", "binding volumes: context deadline exceeded", "20:48:35"),
+        ("static-none", "ClaimPending", "didn't find available persistent volumes", "20:38:35"),
+        ("affinity", "VolumeUnreachable", "didn't match PersistentVolume's node affinity.", "20:38:44"),
+        ("gated-absent", "ClaimNotFound", "not found", "20:40:41"),  # let go at 20:39:41, two minutes after it was made
+        ("gone-path", "MountFailed", "/tmp/rescue-lab-none is not a directory", "20:38:44"),
+        ("nfs", "MountFailed", "unknown filesystem type 'nfs'", "20:38:44"),
+        ("csi", "MountFailed", "timed out waiting for external-attacher of none.example.com", "20:38:44"),
+        ("on-node-absent", "MountFailed", 'persistentvolumeclaims "absent" not found', "20:39:28"),
+        ("on-node-never", "MountFailed", "PVC is not bound", "20:39:28"),
+        ("no-sh", "SeedCannotRun", "StartError, exit code 128: failed to create", "20:39:37"),
+        ("seed-fails", "SeedCannotRun", "container pretune-seed: Error, exit code 3: bad", "20:39:11"),
+        ("seed-hangs", "MountFailed", "runs for more than 90 s", "20:39:07"),
+    ],
+)
+def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault(
+    name: str, reason: str, words: str, due: str
+) -> None:
+    trouble = judge(real(name))
+    assert trouble is not None
+    assert (trouble.reason, stamp(trouble.due)[11:19]) == (reason, due)
+    assert words in trouble.message
+    assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "affinity-gpu",  # an unreachable volume, and no GPU: nodes are asked for GPUs first
+        "other-volume",  # a claim of the pod's own is not there
+        "secret-missing",  # our volume fails, and so does one of the pod's own
+        "secret-only",
+        "first-init-waits",  # the init container before ours
+        "seed-pull",  # the engine's image
+        "config-error",  # what our container copied of the engine: that would not start either
+        "mount-a-file",  # it runs
+    ],
+)
+def test_what_would_not_start_without_us_either_is_left_alone(name: str) -> None:
+    assert judge(real(name)) is None
+
+
+NODES = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."
+MANY = "0/9 nodes are available: 3 Insufficient nvidia.com/gpu, 6 node(s) had volume node affinity conflict."
+CPU_ONLY = "0/9 nodes are available: 3 %s, 6 node(s) didn't match PersistentVolume's node affinity."
+DEVICES = (
+    '"spec": {"resourceClaims": [{"name": "gpus", "resourceClaimName": "b200"}], "volumes": [{"name": "pretune-claim"'
+)
+NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 nodes are available: 9 no volume."
+
+
+@pytest.mark.parametrize(
+    ("case", "pod", "reason"),
+    [
+        ("older words, and other nodes without GPUs", changed("affinity", NODES, MANY), "VolumeUnreachable"),
+        *(
+            (f"nodes that volumes would let it have: {words}", changed("affinity", NODES, CPU_ONLY % words), "")
+            for words in (  # 1.34's, and those of DRA before 1.32 last
+                "node(s) didn't match pod topology spread constraints",
+                "node(s) didn't match pod topology spread constraints (missing required label)",
+                "node(s) didn't match pod affinity rules",
+                "node(s) didn't match pod anti-affinity rules",
+                "node(s) didn't satisfy existing pods anti-affinity rules",
+                "cannot allocate all claims",
+                "resourceclaim not available on the node",
+                "waiting for resource driver to allocate resource",
+            )
+        ),
+        (
+            "nodes with taints",
+            changed("affinity", NODES, CPU_ONLY % "node(s) had untolerated taint(s)"),
+            "VolumeUnreachable",
+        ),
+        (
+            "not bound, and a GPU is waited for",
+            changed(
+                "static-none", "0/1 nodes are available: ", "0/4 nodes are available: 3 cannot allocate all claims, "
+            ),
+            "",
+        ),
+        ("it asks for devices", changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES), ""),
+        (
+            "devices, and no claim",
+            changed("absent-claim", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES),
+            "ClaimNotFound",
+        ),
+        ("no GPU anywhere", changed("affinity", NODES, NONE), ""),
+        ("a second claim may be the one", changed("affinity", '"name": "kube', '"ephemeral": {}, "name": "kube'), ""),
+        ("the pod mounts that claim by itself", changed("absent-claim", '"pretune-claim"', '"models"'), ""),
+        ("mounted by itself, and failing", changed("gone-path", '"pretune-claim"', '"models"'), ""),
+        ("another claim is not found", changed("absent-claim", '\\"absent\\"', '\\"absent-2\\"'), ""),
+        ("the claim came meanwhile", real("absent-claim", claim=SEEN["never-bound"]["claim"]), ""),
+        ("the claim was bound meanwhile", changed("never-bound", '"Pending"}}', '"Bound"}}'), ""),
+        ("a new claim came in its place", changed("deleting", "deletionTimestamp", "x"), ""),
+        ("the volume is back", changed("lost", '"Lost"}}', '"Bound"}}'), ""),
+        (
+            "the cache's claim is another one by now",
+            real("deleting", claimName="other", claim=None),
+            "ClaimTerminating",
+        ),
+        ("the claim is gone, the kubelet says so", real("on-node-never", claim=None), "MountFailed"),
+        ("gone, and only its volume is named", real("gone-path", claim=None), ""),
+        ("nothing was said yet", real("gone-path", events=[]), ""),
+        ("the scheduler chooses", changed("never-wait", "SchedulerError", "SchedulingGated"), ""),
+        ("our container is pulled", changed("no-sh", '"CrashLoopBackOff"', '"ImagePullBackOff"'), ""),
+    ],
+)
+def test_the_words_count_only_where_what_is_known_agrees(case: str, pod: Pod, reason: str) -> None:
+    trouble = judge(pod)
+    assert (trouble.reason if trouble else "") == reason, case
+
+
+def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
+    """Attaching takes a minute and a half on some clouds: what failed once before that does not count."""
+    case = copy.deepcopy(SEEN["gone-path"])
+    failure = case["events"][-1]
+    assert failure["reason"] == "FailedMount"
+    begun = seconds("2026-11-22T20:37:44Z")
+    for last, expected in ((begun + start_failures.LASTING - 1, False), (begun + start_failures.LASTING, True)):
+        failure["lastTimestamp"] = stamp(last)
+        assert (judge(real("gone-path", **case)) is not None) is expected
+
+
+def test_another_volume_that_fails_counts_while_it_goes_on_failing() -> None:
+    case = copy.deepcopy(SEEN["secret-missing"])
+    [ours] = [one for one in case["events"] if "rescue-lab-gone" in one["message"]]
+    [other] = [one for one in case["events"] if '"conf"' in one["message"]]
+    for ahead, expected in ((start_failures.RETRIES, False), (start_failures.RETRIES + 1, True)):
+        ours["lastTimestamp"] = stamp(seconds(other["lastTimestamp"]) + ahead)
+        assert (judge(real("secret-missing", **case)) is not None) is expected
+
+
+def test_what_is_not_mounted_yet_is_read_from_one_event_about_several() -> None:
+    said = (
+        "Unable to attach or mount volumes: unmounted volumes=[pretune-claim %s], unattached volumes=[],"
+        " failed to process volumes=[]: timed out waiting for the condition"
+    )
+    case = copy.deepcopy(SEEN["on-node-absent"])
+    for other, expected in (("models", False), ("pretune-agent", True)):
+        case["events"][0]["message"] = said % other
+        assert (judge(real("on-node-absent", **case)) is not None) is expected
+
+
+def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_gives_up() -> None:
+    """The scheduler waits ten minutes for it, and says nothing meanwhile."""
+    case = copy.deepcopy(SEEN["never-wait"])
+    case["pod"]["status"]["conditions"] = []
+
+    def at(when: str) -> str:
+        return f"2026-11-22T{when}Z"
+
+    refused = {
+        "type": "Warning",
+        "reason": "ProvisioningFailed",
+        "message": "failed to provision volume: quota exceeded",
+        "metadata": {"creationTimestamp": at("20:40:00")},
+        "lastTimestamp": at("20:45:00"),
+    }
+    assert judge(real("never-wait", **case)) is None
+    assert next_look(real("never-wait", **case)) is not None
+    case["claimEvents"] = [refused]
+    trouble = judge(real("never-wait", **case))
+    assert trouble == Trouble(
+        "ClaimPending",
+        "claim never-wait gets no volume: failed to provision volume: quota exceeded",
+        seconds(at("20:41:00")),
+    )
+    assert judge(real("never-wait", now=LATER + 600, **case)) is None  # long silent: it may work on it
+
+
+# --- seed's own time
+
+
+PULLED = seconds("2026-11-22T20:45:00Z")  # seven minutes after its sandbox
+
+
+def seed(state: Object, restarts: int = 0, last: Object | None = None, now: float = 0.0, **more: Any) -> Pod:
+    """A pod whose image came at PULLED, and then seed stood like this."""
+    pod = real("no-sh", now=PULLED + now, **more)
+    [status] = pod.object["status"]["initContainerStatuses"]
+    status.update(state=state, restartCount=restarts, lastState={"terminated": last} if last else {})
+    return pod
+
+
+def end(code: int, after: float = 0.0, reason: str = "Error") -> Object:
+    return {"exitCode": code, "reason": reason, "finishedAt": stamp(PULLED + after), "startedAt": stamp(PULLED)}
+
+
+LOOP = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
+UNMADE = {"waiting": {"reason": "CreateContainerError", "message": "context deadline exceeded"}}
+NO_SHELL = end(128, reason="StartError")
+
+
+@pytest.mark.parametrize(
+    ("case", "pod", "after"),
+    [
+        ("its first bad end", seed({"terminated": end(3)}), None),
+        ("started anew once", seed(LOOP, 1, end(3, 1)), None),
+        ("started anew twice, ten seconds later", seed(LOOP, 2, end(3, 12)), 2 + PATIENCE),
+        ("three times: it failed for 30 s", seed(LOOP, 3, end(3, 33)), 3 + PATIENCE),
+        ("it ends badly for the third time", seed({"terminated": end(3, 12)}, 2, end(3, 1)), 1 + PATIENCE),
+        ("its restarts took longer", seed({"terminated": end(3, 47)}, 3, end(3, 17)), 7 + PATIENCE),
+        ("killed before", seed({"terminated": end(3, 12)}, 2, end(137, 1)), 2 + PATIENCE),
+        ("it runs again", seed({"running": {}}, 3, end(3, 33)), None),
+        ("ended by its node", seed({"terminated": end(255, reason="Unknown")}, 2), None),
+        ("ended by its node, and waits", seed(LOOP, 4, end(255, reason="Unknown")), None),
+        ("killed", seed({"terminated": end(137, reason="OOMKilled")}, 4), None),
+        ("killed, and waits", seed(LOOP, 4, end(137)), None),
+        ("it ended well, and is made anew with its node", seed(LOOP, 4, end(0)), None),
+        ("no program: once is enough", seed({"terminated": NO_SHELL}), PATIENCE),
+        ("no program, other runtimes' words", seed({"terminated": end(127, reason="ContainerCannotRun")}), PATIENCE),
+        ("no program, and waits", seed(LOOP, 3, end(128, 33, "StartError")), 3 + PATIENCE),
+        ("refused after it could not run", seed(UNMADE, 1, NO_SHELL, now=45), PATIENCE),
+        ("refused after its node ended", seed(UNMADE, 1, end(255), now=45, events=[]), 45 + PATIENCE),
+        ("refused, no event read", seed(UNMADE, now=5, events=[]), 5 + PATIENCE),
+    ],
+)
+def test_seed_is_judged_by_how_long_it_fails_by_itself(case: str, pod: Pod, after: float | None) -> None:
+    """Its image may have been pulled for minutes before, and the kubelet starts it again: one bad end says little."""
+    trouble = judge(pod)
+    assert (trouble.due - PULLED if trouble else None) == after, case
+
+
+def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_so() -> None:
+    """Its status has no time of it."""
+
+    def at(after: float, message: str) -> Object:
+        return {"reason": "Failed", "message": message, "metadata": {"creationTimestamp": stamp(PULLED + after)}}
+
+    pulls = [
+        at(-300, "Error: ErrImagePull"),
+        at(-290, "Error: ImagePullBackOff"),
+        at(-300, "Failed to pull image x: no route"),
+    ]
+    refused = [at(2, "Error: context deadline exceeded"), at(12, "Error: failed to reserve container name x")]
+    trouble = judge(seed(UNMADE, now=40, events=[*pulls, *refused]))
+    assert trouble == Trouble(
+        "SeedCannotRun",
+        "container pretune-seed: CreateContainerError: context deadline exceeded",
+        PULLED + 2 + PATIENCE,
+    )
+    unread = judge(seed(UNMADE, now=40, events=pulls))
+    assert unread is not None
+    assert unread.due == PULLED + 40 + PATIENCE
+
+
+def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> None:
+    """A model that is fetched for twenty minutes is no fault of seed's."""
+    case = copy.deepcopy(SEEN["no-sh"])
+    fetch = {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T20:45:00Z"}}}
+    case["pod"]["status"]["initContainerStatuses"].insert(0, fetch)
+    trouble = judge(real("no-sh", **case))
+    assert trouble is not None
+    assert trouble.due == seconds("2026-11-22T20:45:00Z") + PATIENCE
+
+
+def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None:
+    """Seed has passed, the engine ran, and cannot be made again: the runtime cannot stat what the kubelet has mounted."""
+    pod = real("mount-a-file")
+    [engine] = pod.object["status"]["containerStatuses"]
+    path = "/var/lib/kubelet/pods/0/volumes/kubernetes.io~nfs/rescue-lab-file"
+    engine["state"] = {
+        "waiting": {
+            "reason": "CreateContainerError",
+            "message": f'failed to generate container spec: failed to stat "{path}": stale NFS file handle',
+        }
+    }
+    engine["lastState"] = {"terminated": {"exitCode": 1, "finishedAt": "2026-11-22T20:48:00Z"}}
+    trouble = judge(pod)
+    assert trouble is not None
+    assert trouble.reason == "MountFailed"
+    assert "stale NFS file handle" in trouble.message
+    assert trouble.due == seconds("2026-11-22T20:48:00Z") + PATIENCE
+    engine["state"]["waiting"]["message"] = "failed to reserve container name"
+    assert judge(pod) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "exit_code", "conditions", "ago", "expected"),
+    [
+        ("no /bin/sh", 128, [], 0, True),
+        ("it failed by itself", 3, [], 0, True),
+        ("evicted", 3, [{"type": "DisruptionTarget", "status": "True"}], 0, False),
+        ("killed from outside", 137, [], 0, False),
+        ("ended by its node", 255, [], 0, False),
+        ("it did well: the engine failed", 0, [], 0, False),
+        ("long over", 128, [], start_failures.RECENT + 1, False),
+    ],
+)
+def test_a_jobs_pod_that_failed_by_seed_bears_witness_at_once(
+    case: str, exit_code: int, conditions: list[Object], ago: float, expected: bool
+) -> None:
+    """restartPolicy Never: it is over at the first failure, and its Job makes the next one."""
+    pod = real("no-sh-never", now=seconds("2026-11-22T20:37:37Z") + ago)
+    pod.object["status"]["conditions"] += conditions
+    [status] = pod.object["status"]["initContainerStatuses"]
+    status["state"]["terminated"]["exitCode"] = exit_code
+    trouble = judge(pod)
+    assert (trouble is not None) is expected, case
+    assert trouble is None or trouble.due <= pod.now
+
+
+# --- whose events are read
+
+
+def condition(kind: str, status: str, ago: float, **more: str) -> Object:
+    return {"type": kind, "status": status, "lastTransitionTime": stamp(NOW - ago), **more}
+
+
+def consumer(ago: float = 300, node: str = "node0", **fields: Any) -> Object:
+    """A consumer that was given bundle `b`, `ago` seconds old."""
+    meta = {"name": "web", "creationTimestamp": stamp(NOW - ago), "annotations": {BUNDLE: "b"}}
+    spec = {"nodeName": node} if node else {}
+    return {
+        "metadata": meta | fields.pop("metadata", {}),
+        "spec": spec | fields.pop("spec", {}),
+        "status": {"phase": "Pending", **fields},
+    }
+
+
+SANDBOX, SCHEDULED = "PodReadyToStartContainers", "PodScheduled"
+RUNNING = [{"name": "vllm", "state": {"running": {"startedAt": stamp(NOW)}}}]
+RESTARTS = [{"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}]
+WAITING = [{"name": "vllm", "state": {"waiting": {"reason": "PodInitializing"}}, "restartCount": 0}]
+PULLS = {"waiting": {"reason": "ImagePullBackOff"}}
+BY_CLAIM = '0/1 nodes are available: persistentvolumeclaim "pretune-qwen3" not found. not found'
+BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"
+
+
+@pytest.mark.parametrize(
+    ("case", "pod", "expected"),
+    [
+        ("volumes not mounted", consumer(conditions=[condition(SANDBOX, "False", 200)]), True),
+        ("an older kubelet, nothing ran", consumer(containerStatuses=WAITING), True),
+        ("an older kubelet, it runs", consumer(containerStatuses=RUNNING), False),
+        ("an older kubelet, it crashes", consumer(containerStatuses=RESTARTS), False),
+        (
+            "sandbox there: the rest is images and programs",
+            consumer(conditions=[condition(SANDBOX, "True", 200)]),
+            False,
+        ),
+        (
+            "sandbox there, and seed cannot be made",
+            consumer(
+                conditions=[condition(SANDBOX, "True", 200)],
+                initContainerStatuses=[{"name": SEED_CONTAINER, "state": UNMADE}],
+            ),
+            True,
+        ),
+        (
+            "sandbox there, and seed waits for its image",
+            consumer(
+                conditions=[condition(SANDBOX, "True", 200)],
+                initContainerStatuses=[{"name": SEED_CONTAINER, "state": PULLS}],
+            ),
+            False,
+        ),
+        ("given to its node just now", consumer(conditions=[condition(SCHEDULED, "True", PATIENCE - 1)]), False),
+        ("given to its node long ago", consumer(conditions=[condition(SCHEDULED, "True", PATIENCE)]), True),
+        ("its node was started anew just now", consumer(conditions=[condition(SANDBOX, "False", 5)]), False),
+        (
+            "unschedulable by a claim",
+            consumer(node="", conditions=[condition(SCHEDULED, "False", 200, message=BY_CLAIM)]),
+            True,
+        ),
+        (
+            "unschedulable for want of GPUs",
+            consumer(node="", conditions=[condition(SCHEDULED, "False", 200, message=BY_GPU)]),
+            False,
+        ),
+        ("not looked at by a scheduler", consumer(node=""), False),
+        ("young", consumer(ago=PATIENCE - 1), False),
+        ("left alone by the webhook", consumer(metadata={"annotations": {}}), False),
+        ("held", consumer(spec={"schedulingGates": [{"name": "pretune.dev/hold"}]}), False),
+        ("gated by another", consumer(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}), False),
+        ("being deleted", consumer(metadata={"deletionTimestamp": stamp(NOW - 5)}), False),
+        ("over", consumer(phase="Failed"), False),
+    ],
+)
+def test_events_are_read_of_pods_that_volumes_keep_from_starting_and_of_no_other(
+    case: str, pod: Object, expected: bool
+) -> None:
+    assert suspect(pod, NOW) is expected, case
+
+
+# --- what becomes of them
+
+GIVEN = "b-default"
+
+
+def stuck_pod(number: int = 1, **meta: Any) -> Consumer:
+    """One that the kubelet cannot start: no /bin/sh."""
+    status = json.loads(re.sub(r"2026-11-22T[0-9:]*Z", stamp(NOW - 200), json.dumps(SEEN["no-sh"]["pod"]["status"])))
+    return Consumer("web", number, age=300).given(GIVEN).meta(**meta)._but(spec={"nodeName": "node0"}, status=status)
+
+
+def unscheduled(number: int = 1, message: str = BY_CLAIM, **meta: Any) -> Consumer:
+    """One that the scheduler cannot place because of our claim."""
+    name = f"pretune-{KEY.name}"
+    volumes = [{"name": "pretune-claim", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}]
+    said = [condition(SCHEDULED, "False", 200, message=message, reason="Unschedulable")]
+    return (
+        Consumer("web", number, age=300)
+        .given(GIVEN)
+        .meta(**meta)
+        ._but(spec={"volumes": volumes}, status={"conditions": said})
+    )
+
+
+def run(*pods: Consumer, now: float = NOW, record: Object | None = None, **more: Any) -> Draft:
+    the_cache = cache({"bundles": [record if record is not None else sealed()]})
+    draft = Draft(seen(the_cache, consumers=tuple(one.object for one in pods), **more), now)
+    rescue(draft, consumers(draft))
+    return draft
+
+
+def sealed(**more: Any) -> Object:
+    return record(GIVEN, sealedAt=stamp(NOW - 3600), **more)
+
+
+def mark(reason: str = "MountFailed", **more: Any) -> Object:
+    return {"reason": reason, "message": "m", "at": stamp(NOW - 60), "claimUID": "claim-uid", **more}
+
+
+def deleted(draft: Draft) -> list[str]:
+    assert not draft.actions
+    assert all(isinstance(one, Delete) for one in draft.after)
+    return [f"{one.object['metadata']['name']} {one.object['metadata']['uid']}" for one in draft.after]  # type: ignore[attr-defined]
+
+
+def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() -> None:
+    draft = run(stuck_pod(1), stuck_pod(2), Consumer("web", 3).given(GIVEN).runs())
+    assert deleted(draft) == ["web-1 uid-web-1", "web-2 uid-web-2"]
+    found = draft.bundles[GIVEN]["undeliverable"]
+    assert (found["reason"], found["at"], found["claimUID"]) == ("SeedCannotRun", stamp(NOW), "claim-uid")
+    assert "/bin/sh" in found["message"]
+    [event] = draft.events
+    assert (event.reason, event.warning) == ("Rescued", True)
+    assert event.message.startswith(f"bundle {GIVEN}: 2 pods (web-1, web-2) could not start: SeedCannotRun: ")
+    assert event.message.endswith("; deleted: what comes in its place starts without us")
+
+
+def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_first_words_stay() -> None:
+    draft = run(stuck_pod(4), record=sealed(undeliverable=mark()))
+    assert deleted(draft) == ["web-4 uid-web-4"]
+    assert draft.bundles[GIVEN]["undeliverable"] == mark()
+    assert [one.reason for one in draft.events] == ["Rescued"]
+
+
+def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
+    draft = run(stuck_pod(deletionTimestamp=stamp(NOW - 1)))
+    assert (draft.after, draft.events, "undeliverable" in draft.bundles[GIVEN]) == ([], [], False)
+
+
+def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() -> None:
+    bare = stuck_pod(ownerReferences=[])
+    first = run(bare)
+    assert deleted(first) == []
+    assert "undeliverable" in first.bundles[GIVEN]
+    [event] = first.events
+    assert event.message.endswith("; no controller owns it: delete it and make it anew, and it starts without us")
+    again = run(bare, record=first.bundles[GIVEN])
+    assert (again.after, again.events) == ([], [])
+
+
+def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
+    pod = stuck_pod()
+    pod.object["status"] = copy.deepcopy(SEEN["no-sh-never"]["pod"]["status"])
+    [status] = pod.object["status"]["initContainerStatuses"]
+    status["state"]["terminated"]["finishedAt"] = stamp(NOW - 5)
+    draft = run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 3600)))
+    assert deleted(draft) == []
+    assert draft.bundles[GIVEN]["undeliverable"]["reason"] == "SeedCannotRun"
+    assert draft.events[0].message.endswith("; the next ones start without us")
+    assert "undeliverable" not in run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 1))).bundles[GIVEN]
+
+
+def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
+    pod = stuck_pod()
+    [sandbox] = [one for one in pod.object["status"]["conditions"] if one["type"] == SANDBOX]
+    sandbox["lastTransitionTime"] = stamp(NOW - PATIENCE + 7)
+    draft = run(pod)
+    assert (draft.after, draft.events, draft.look) == ([], [], NOW + 7)
+
+
+def test_a_pod_whose_claim_is_not_the_caches_any_more_is_made_anew_without_a_mark() -> None:
+    """spec.storage was changed: the next one is given the new claim."""
+    pod = unscheduled(message=BY_CLAIM.replace("pretune-qwen3", "old"))
+    pod.object["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "old"
+    draft = run(pod)
+    assert deleted(draft) == ["web-1 uid-web-1"]
+    assert "undeliverable" not in draft.bundles[GIVEN]
+
+
+def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
+    assert deleted(run(stuck_pod(), record=record("other-default"))) == ["web-1 uid-web-1"]
+
+
+def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
+    draft = run(unscheduled(), claim=None)
+    assert deleted(draft) == ["web-1 uid-web-1"]
+    assert "claimUID" not in draft.bundles[GIVEN]["undeliverable"]
+
+
+def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
+    """PodScheduled keeps the time of the pod's creation; only the scheduler's first event tells when the gate went."""
+    pod = unscheduled().noted(**{REASON: "Held: 4 pods of other bundles serve"})
+    event = {"type": "Warning", "reason": "FailedScheduling", "message": BY_CLAIM}
+    for ago, expected in ((PATIENCE - 1, []), (PATIENCE, ["web-1 uid-web-1"])):
+        events = ({**event, "metadata": {"creationTimestamp": stamp(NOW - ago)}},)
+        assert deleted(run(pod, claim=None, pod_events={"uid-web-1": events})) == expected
+    other = {**event, "message": BY_GPU, "metadata": {"creationTimestamp": stamp(NOW - 299)}}
+    assert deleted(run(pod, claim=None, pod_events={"uid-web-1": (other,)})) == []  # its words are not written yet
+
+
+def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
+    """observe reads the events of a few: the others of the bundle wait for the same volumes."""
+    failing = [_failing(number) for number in (1, 2, 3)]
+    events = {"uid-web-2": tuple(SEEN["on-node-absent"]["events"])}
+    late = seconds("2026-11-22T20:50:00Z")
+    assert deleted(run(*failing, now=late, pod_events=events)) == [f"web-{one} uid-web-{one}" for one in (2, 1, 3)]
+    assert deleted(run(*failing, now=late)) == []
+    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))))) == [
+        "web-1 uid-web-1"
+    ]
+    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark("SeedCannotRun")))) == []
+    read = {f"uid-web-{number}": () for number in (1, 2, 3)}
+    assert (
+        deleted(run(*failing, now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))), pod_events=read)) == []
+    )
+    unmade = stuck_pod()
+    unmade.object["status"]["initContainerStatuses"][0].update(state=UNMADE, lastState={})
+    assert deleted(run(unmade, record=sealed(undeliverable=mark()))) == []  # its volumes are mounted
+    held = [unscheduled(one).noted(**{REASON: "Held: 4 pods"}) for one in (1, 2)]
+    assert deleted(run(*held, claim=None)) == []
+    assert deleted(run(*held, claim=None, record=sealed(undeliverable=mark("ClaimNotFound", claimUID="")))) != []
+
+
+def _failing(number: int) -> Consumer:
+    """One whose claim the kubelet cannot mount, if its events say so."""
+    case = json.loads(json.dumps(SEEN["on-node-absent"]["pod"]).replace('"absent"', f'"pretune-{KEY.name}"'))
+    return Consumer("web", number).given(GIVEN)._but(spec=case["spec"], status=case["status"])
+
+
+def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
+    for name in SEEN:
+        whole, cut = real(name), real(name)
+        object.__setattr__(cut, "object", observe._consumer(whole.object))
+        assert judge(cut) == judge(whole), name
+        assert suspect(cut.object, LATER) is suspect(whole.object, LATER)
+    devices = changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES)
+    cut_spec = observe._consumer(devices.object)["spec"]
+    assert cut_spec["resourceClaims"] == [{"name": "gpus"}]
+    assert judge(dataclasses.replace(devices, object=observe._consumer(devices.object))) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "the_mark", "found", "sealed_at", "stays"),
+    [
+        ("nothing changed", mark(), claim(), NOW - 3600, True),
+        ("another claim", mark(claimUID="other"), claim(), NOW - 3600, False),
+        ("there was no claim", {**mark("ClaimNotFound"), "claimUID": ""}, claim(), NOW - 3600, False),
+        ("no claim now", mark(), None, NOW - 3600, True),
+        ("bound at last", mark("ClaimPending"), claim(), NOW - 3600, False),
+        ("bound again", mark("ClaimLost"), claim(), NOW - 3600, False),
+        ("not bound yet", mark("ClaimPending"), claim("Pending"), NOW - 3600, True),
+        ("still being deleted", mark("ClaimTerminating"), claim(deletionTimestamp=stamp(NOW)), NOW - 3600, True),
+        ("sealed anew", mark(), claim(), NOW - 59, False),
+        ("not yet an hour", mark(at=stamp(NOW - 3599)), claim(), NOW - 7200, True),
+        ("an hour", mark(at=stamp(NOW - 3600)), claim(), NOW - 7200, False),
+        ("an hour, the same image", mark("SeedCannotRun", at=stamp(NOW - 3600)), claim(), NOW - 7200, True),
+        ("not yet six", mark("SeedCannotRun", at=stamp(NOW - 6 * 3600 + 1)), claim(), NOW - 86400, True),
+        (
+            "six hours: a tag may have moved",
+            mark("SeedCannotRun", at=stamp(NOW - 6 * 3600)),
+            claim(),
+            NOW - 86400,
+            False,
+        ),
+    ],
+)
+def test_a_mark_is_taken_back_when_its_cause_is_gone(
+    case: str, the_mark: Object, found: Object | None, sealed_at: float, stays: bool
+) -> None:
+    draft = run(record=record(GIVEN, sealedAt=stamp(sealed_at), undeliverable=the_mark), claim=found)
+    assert ("undeliverable" in draft.bundles[GIVEN]) is stays, case
+
+
+@pytest.mark.parametrize(("reason", "hours"), [("MountFailed", 1), ("SeedCannotRun", 6)])
+def test_the_end_of_a_mark_is_looked_for_in_its_time(reason: str, hours: int) -> None:
+    assert run(record=sealed(undeliverable=mark(reason))).look == NOW - 60 + hours * 3600
+
+
+def test_a_pod_whose_events_say_nothing_yet_is_looked_at_again_ever_more_seldom() -> None:
+    waiting = Consumer("web", 1, age=9000).given(GIVEN)._but(spec={"nodeName": "node0"})
+    for ago, expected in ((10, 50), (60, 15), (400, 100), (7200, 300)):
+        pod = waiting.but(conditions=[condition(SANDBOX, "False", ago)])
+        assert run(pod).look == NOW + expected
+    assert run(waiting.but(conditions=[condition(SANDBOX, "True", 400)])).look is None  # images and programs
+
+
+def test_the_words_fit_into_the_status_whatever_the_runtime_says() -> None:
+    pod = stuck_pod()
+    pod.object["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = "x " * 9000
+    assert len(run(pod).bundles[GIVEN]["undeliverable"]["message"]) <= 1024
+
+
+@given(st.sampled_from(sorted(set(SEEN) - {"no-sh-never"})), st.floats(0, 3 * HANG))
+def test_who_is_rescued_once_would_be_rescued_later_too(name: str, more: float) -> None:
+    """Time alone does not acquit: a run that comes late, or twice, says the same."""
+    early, late = judge(real(name)), judge(real(name, now=LATER + more))
+    assert early == late

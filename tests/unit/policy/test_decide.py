@@ -1,0 +1,428 @@
+"""Storage, starting, adoption, retention, what is left behind: each policy by what it decides, on what a cluster shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pretune.api import names
+from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
+from pretune.api.reasons import Refused
+from pretune.api.timestamps import stamp
+from pretune.api.types import Object
+from pretune.policy.bundles.desired import wants
+from pretune.policy.bundles.retention import RETIREMENT
+from pretune.policy.cache.storage import judge
+from pretune.policy.decide import decide
+from pretune.policy.model import Action, Apply, Create, Delete, Outcome, Patch, Plan
+from pretune.policy.plan_builder import Draft
+from pretune.protocol import Report
+
+from tests.unit.objects import KEY, NOW, Pod, cache, claim, job, record, sealed_report, seen
+from tests.unit.pods import Consumer
+
+KNOWN = {"storage": {"claimUID": "claim-uid"}}
+
+
+def ids(the_cache: Object) -> list[str]:
+    return [want.id for want in wants(Draft(seen(the_cache), NOW), ()).bundles]
+
+
+def status_of(*records: Object, **more: Any) -> Object:
+    return {**KNOWN, "bundles": list(records), **more}
+
+
+def action_names(actions: tuple[Action, ...], kind: type[Action]) -> list[str]:
+    return [one.name for one in actions if isinstance(one, kind)]
+
+
+def ready(plan: Plan, kind: str = "Ready") -> tuple[str, str]:
+    assert plan.status is not None
+    [one] = [one for one in plan.status["conditions"] if one["type"] == kind]
+    return one["status"], one["reason"]
+
+
+# --- storage
+
+WAIT_CLASS = {"volumeBindingMode": "WaitForFirstConsumer"}
+EVENT = {"message": "no volume plugin", "lastTimestamp": stamp(NOW)}
+RWO = ("ReadWriteOnce",)
+
+
+@pytest.mark.parametrize(
+    ("the_claim", "more", "is_ready", "reason", "stalled"),
+    [
+        (claim(), {}, True, "Bound", False),
+        (claim("Pending"), {}, False, "ClaimPending", False),
+        (claim("Pending"), {"claim_events": (EVENT,)}, False, "ClaimPending", False),
+        (claim("Pending"), {"storage_class": WAIT_CLASS}, True, "WaitForFirstConsumer", False),
+        (claim("Lost"), {}, False, "ClaimLost", True),
+        (claim(modes=RWO), {}, False, "SingleNode", True),
+        (claim(modes=("ReadWriteOncePod",)), {}, False, "SinglePod", True),
+        (claim(modes=("ReadOnlyMany",)), {}, False, "ReadOnlyClaim", True),
+        (claim(deletionTimestamp=stamp(NOW)), {}, False, "ClaimTerminating", False),
+        (claim(labels={}), {}, False, "ClaimNotOurs", True),
+        (None, {}, False, "ClaimPending", False),
+    ],
+    ids=str,
+)
+def test_a_claim_is_judged(the_claim: Any, more: Any, is_ready: bool, reason: str, stalled: bool) -> None:
+    verdict = judge(Draft(seen(claim=the_claim, **more), NOW))
+    assert (verdict.ready, verdict.reason, verdict.stalled) == (is_ready, reason, stalled)
+    assert f"pretune-{KEY.name}" in verdict.message
+    assert not more.get("claim_events") or EVENT["message"] in verdict.message
+
+
+def test_one_node_is_enough_for_who_says_so() -> None:
+    assert judge(Draft(seen(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)).ready
+
+
+def test_a_claim_of_the_users_is_never_made() -> None:
+    plan = decide(seen(cache(storage={"existingClaim": {"name": "shared"}}), claim=None), NOW)
+    assert ready(plan, "StorageReady") == ("False", "ClaimNotFound")
+    assert not action_names(plan.actions, Apply)
+
+
+def test_a_changed_size_or_end_is_brought_to_our_claim() -> None:
+    assert not action_names(decide(seen(), NOW).actions, Apply)
+    grown = cache(storage={"claim": {"size": "2Gi"}})
+    assert action_names(decide(seen(grown), NOW).actions, Apply) == [f"apply PersistentVolumeClaim pretune-{KEY.name}"]
+
+
+# --- starting
+
+
+def test_a_new_cache_makes_its_claim_and_waits_for_it() -> None:
+    plan = decide(seen(claim=None, agents=()), NOW)
+    assert action_names(plan.actions, Apply) == [
+        f"apply PersistentVolumeClaim pretune-{KEY.name}",
+        "apply ConfigMap pretune-agent-0",
+    ]
+    assert not action_names(plan.actions, Create)
+    assert ready(plan) == ("False", "WaitingForClaim")
+
+
+def test_a_claim_that_was_just_made_needs_no_look() -> None:
+    first = decide(seen(claim=None), NOW)
+    outcomes = {first.actions[0].name: Outcome(200, "", claim("Pending"))}
+    plan = decide(seen(claim=None, outcomes=outcomes), NOW)
+    assert plan.status is not None and plan.status["storage"] == {"claimUID": "claim-uid"}
+
+
+def test_an_unknown_claim_is_asked_before_anything_is_tuned() -> None:
+    plan = decide(seen(), NOW)
+    assert [name.split()[1] for name in action_names(plan.actions, Create)] == ["Job"]
+    [action] = [one for one in plan.actions if isinstance(one, Create)]
+    assert action.object["metadata"]["labels"][names.ROLE] == names.INSPECT
+    assert ready(plan) == ("False", "Inspecting")
+
+
+def test_a_known_claim_gets_an_attempt_and_the_agent_before_it() -> None:
+    given = {"the_cache": cache(KNOWN), "agents": ()}
+    [agent] = decide(seen(**given), NOW).actions
+    assert isinstance(agent, Apply)
+    made = {"kind": "ConfigMap", "metadata": {"name": "pretune-agent-0"}}
+    plan = decide(seen(**given, outcomes={agent.name: Outcome(200, "", made)}), NOW)
+    assert [type(one) for one in plan.actions] == [Create] and plan.look_again == 0
+    assert decide(seen(cache(KNOWN)), NOW).actions == plan.actions
+    refused = decide(seen(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW)
+    assert not action_names(refused.actions, Create) and ready(refused) == ("False", "PodRefused")
+
+
+def test_the_agent_is_there_though_nothing_is_to_be_tuned() -> None:
+    """After an upgrade the webhook gives pods the new one's name."""
+    kept = record(ids(cache())[0])
+    plan = decide(seen(cache(status_of(kept)), agents=()), NOW)
+    assert ready(plan) == ("True", "Sealed")
+    assert action_names(plan.actions, Apply) == ["apply ConfigMap pretune-agent-0"]
+    outcome = Outcome(403, "exceeded quota: configmaps")
+    refused = decide(seen(cache(status_of(kept)), agents=(), outcomes={plan.actions[0].name: outcome}), NOW)
+    assert [one.reason for one in refused.events] == ["AgentMissing"] and refused.look_again == 30
+
+
+def test_a_job_that_the_api_server_refuses_is_said_in_its_words() -> None:
+    the_cache = cache(KNOWN)
+    [action] = decide(seen(the_cache), NOW).actions
+    for code, state, reason in (
+        (422, "Refused", "SourceInvalid"),
+        (403, "Pending", "PodRefused"),
+        (409, "Pending", "NameTaken"),
+    ):
+        plan = decide(seen(the_cache, outcomes={action.name: Outcome(code, "its words")}), NOW)
+        assert plan.status is not None
+        [bundle] = plan.status["bundles"]
+        assert (bundle["state"], bundle["reason"]) == (state, reason)
+        assert code == 409 or bundle["message"] == "its words"
+        assert plan.look_again is not None
+
+
+def test_targets_go_one_after_another_but_a_waiting_one_holds_up_nobody() -> None:
+    targets = [{"name": "a"}, {"name": "b", "nodeSelector": {"gpu": "b"}}]
+    the_cache = cache(KNOWN, targets=targets)
+    first, second = ids(the_cache)
+    for pod, started in (
+        (Pod(first, of=job(first)).running("vllm"), False),
+        (Pod(first, of=job(first)).but(nodeName=None).condition("PodScheduled", "False", message="no GPU"), True),
+    ):
+        plan = decide(seen(the_cache, jobs=(job(first),), pods=(pod.object,)), NOW)
+        assert bool(action_names(plan.actions, Create)) == started
+        assert plan.status is not None
+        [record_of_second] = [one for one in plan.status["bundles"] if one["id"] == second]
+        assert record_of_second["reason"] == ("WaitingForPod" if started else "Queued")
+
+
+def test_suspend_starts_nothing() -> None:
+    plan = decide(seen(cache(KNOWN, suspend=True)), NOW)
+    assert not plan.actions
+    assert ready(plan) == ("False", "Suspended")
+
+
+def test_a_source_that_is_gone_stalls_and_ends_no_attempt() -> None:
+    the_cache = cache(KNOWN)
+    [bundle] = ids(the_cache)
+    gone = Refused("SourceNotFound", "Deployment serving")
+    plan = decide(seen(the_cache, source=gone, jobs=(job(bundle),), pods=(Pod(bundle).running("vllm").object,)), NOW)
+    assert ready(plan, "Stalled") == ("True", "SourceNotFound")
+    assert not plan.after
+
+
+def test_what_nothing_wants_gives_its_gpu_back() -> None:
+    the_cache = cache(status_of(record("0123456789ab-default", "Tuning")))
+    old = job("0123456789ab-default")
+    plan = decide(seen(the_cache, jobs=(old,), pods=(Pod("0123456789ab-default").running("vllm").object,)), NOW)
+    assert action_names(plan.after, Patch) == [f"end Job {old['metadata']['name']}"]
+    assert not action_names(plan.actions, Create)  # one attempt per target: the new one waits for its end
+
+
+# --- what became of it
+
+
+def settled(pod: Pod, bundle: str, the_cache: Object, **more: Any) -> Plan:
+    return decide(seen(the_cache, jobs=(job(bundle),), pods=(pod.object,), **more), NOW)
+
+
+def test_a_report_of_seal_makes_the_bundle_sealed_before_its_job_ends() -> None:
+    the_cache = cache(KNOWN)
+    [bundle] = ids(the_cache)
+    pod = (
+        Pod(bundle)
+        .running("vllm", imageID="registry/vllm@sha256:1")
+        .ended(SEAL_CONTAINER, report=sealed_report(bundle))
+    )
+    plan = settled(pod, bundle, the_cache)
+    assert ready(plan) == ("True", "Sealed")
+    assert plan.status is not None
+    [sealed] = plan.status["bundles"]
+    assert (sealed["entries"], sealed["engineImage"]) == (20, "registry/vllm@sha256:1")
+    assert not plan.after and plan.look_again == 25  # the pod may linger for 30 s after its report
+    later = seen(cache(plan.status), jobs=(job(bundle),), pods=(pod.object,))  # type: ignore[arg-type]
+    assert action_names(decide(later, NOW + 25).after, Patch)
+
+
+def test_what_check_finds_on_the_claim_is_adopted_and_its_job_removed() -> None:
+    the_cache = cache(KNOWN)
+    [bundle] = ids(the_cache)
+    plan = settled(Pod(bundle).ended(CHECK_CONTAINER, 1, sealed_report(bundle, "check")), bundle, the_cache)
+    assert ready(plan) == ("True", "Sealed")
+    assert action_names(plan.after, Delete)
+
+
+def test_a_failed_attempt_is_remembered_before_it_is_ended_and_tried_again_in_its_time() -> None:
+    the_cache = cache(KNOWN)
+    [bundle] = ids(the_cache)
+    plan = settled(Pod(bundle).ended("vllm", 1, message="out of memory"), bundle, the_cache)
+    assert plan.status is not None
+    [failed] = plan.status["bundles"]
+    assert (failed["state"], failed["reason"], failed["lastFailure"]["reason"]) == (
+        "Pending",
+        "Retrying",
+        "EngineFailed",
+    )
+    assert "out of memory" in failed["message"] and action_names(plan.after, Patch)
+    again = cache(plan.status)  # type: ignore[arg-type]
+    over = (job(bundle, over="Failed"),)
+    assert not decide(seen(again, jobs=over), NOW + 29).actions
+    [create] = decide(seen(again, jobs=over), NOW + 30).actions
+    assert isinstance(create, Create) and create.object["metadata"]["labels"][names.ATTEMPT] == "2"
+
+
+@pytest.mark.parametrize(
+    ("reason", "attempt", "before", "state"),
+    [
+        ("EngineFailed", 1, None, "Pending"),
+        ("EngineFailed", 3, None, "Failed"),
+        ("UnsafeFiles", 1, None, "Failed"),
+        ("IncompleteRanks", 1, None, "Pending"),
+        ("IncompleteRanks", 2, "IncompleteRanks", "Failed"),
+        ("IncompleteRanks", 2, "EngineFailed", "Pending"),
+        ("ReleaseTooOld", 1, None, "Refused"),
+    ],
+)
+def test_which_failures_are_tried_again(reason: str, attempt: int, before: str | None, state: str) -> None:
+    the_cache = cache(KNOWN)
+    [bundle] = ids(the_cache)
+    last = {"attempt": attempt - 1, "at": stamp(NOW - 999), "reason": before, "message": ""}
+    old = record(bundle, "Tuning", attempts=attempt, **({"lastFailure": last} if before else {}))
+    this = job(bundle, attempt)
+    pod = Pod(bundle, attempt, this).ended(SEAL_CONTAINER, 1, Report(by="seal", reason=reason, message="so it is"))
+    plan = decide(seen(cache(status_of(old)), jobs=(this,), pods=(pod.object,)), NOW)
+    assert plan.status is not None
+    assert plan.status["bundles"][0]["state"] == state
+
+
+def test_a_foreign_pod_of_the_same_bundle_is_waited_for_and_its_report_not_read() -> None:
+    the_cache = cache(KNOWN)
+    [bundle] = ids(the_cache)
+    pod = Pod(bundle, of=job(bundle, uid="of-a-deleted-cache")).running("vllm")
+    plan = decide(seen(the_cache, pods=(pod.object,)), NOW)
+    assert not plan.actions
+    assert ready(plan) == ("False", "NameTaken")
+
+
+# --- the claim is the truth
+
+
+def asked(the_cache: Object) -> tuple[Object, Object]:
+    """The inspect Job that is made for this cache, as stored, and a pod of it."""
+    [create] = [one for one in decide(seen(the_cache), NOW).actions if isinstance(one, Create)]
+    stored = {
+        **create.object,
+        "metadata": {**create.object["metadata"], "uid": "inspect", "creationTimestamp": stamp(NOW)},
+    }
+    pod = Pod(of=stored).object
+    pod["metadata"]["labels"] = {names.CACHE: KEY.name, names.ROLE: names.INSPECT}
+    return stored, pod
+
+
+def answered(the_cache: Object, *found: Report) -> Plan:
+    stored, pod = asked(the_cache)
+    report = Report(by="inspect", reason="Inspected", bundles=list(found))
+    end = {"terminated": {"exitCode": 0, "message": report.dump(), "finishedAt": stamp(NOW)}}
+    pod["status"] = {"phase": "Succeeded", "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}]}
+    return decide(seen(the_cache, jobs=(stored,), pods=(pod,)), NOW)
+
+
+def found(the_cache: Object) -> Report:
+    [want] = wants(Draft(seen(the_cache), NOW), ()).bundles
+    return Report(**{**vars(sealed_report(want.id, "inspect")), "fingerprint": want.inputs.fingerprint, "bundles": []})
+
+
+def test_a_bundle_that_is_on_the_claim_is_adopted_and_never_tuned_again() -> None:
+    plan = answered(cache(), found(cache()))
+    assert ready(plan) == ("True", "Sealed")
+    assert not action_names(plan.actions, Create) and action_names(plan.after, Delete)
+
+
+def test_a_bundle_of_the_same_id_but_another_fingerprint_is_not_ours() -> None:
+    [bundle] = ids(cache())
+    other = Report(by="inspect", reason="Sealed", id=bundle, fingerprint="0" * 64, layout="Managed")
+    plan = answered(cache(), other)
+    assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
+
+
+def test_an_empty_answer_is_remembered_before_an_attempt_starts() -> None:
+    """In one run the attempt would live by the time that the status is made, and the place would be unknown for ever."""
+    plan = answered(cache())
+    assert not action_names(plan.actions, Create) and plan.look_again == 0
+    assert plan.status is not None and plan.status["storage"] == {"claimUID": "claim-uid"}
+    assert len(action_names(decide(seen(cache(dict(plan.status))), NOW).actions, Create)) == 1
+
+
+def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles() -> None:
+    [bundle] = ids(cache())
+    sealed = cache(
+        {"storage": {"claimUID": "another"}, "bundles": [record(bundle, layout="Managed", sealedAt=stamp(NOW))]}
+    )
+    plan = answered(sealed)
+    assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
+    assert not action_names(plan.actions, Create), "only once the status has forgotten the bundle"
+
+
+# --- a bundle's end
+
+
+def old(number: int, state: str = "Sealed", **more: Any) -> Object:
+    more.setdefault("sealedAt", stamp(NOW - 1000 + number))
+    return record(f"{number:012x}-default", state, layout="Managed", **more)
+
+
+def test_bundles_beyond_the_newest_ones_retire_unless_somebody_wants_or_names_them() -> None:
+    [bundle] = ids(cache())
+    kept = record(bundle, sealedAt=stamp(NOW - 5000), layout="Managed")
+    consumer = Consumer().given(old(1)["id"]).object
+    the_cache = cache(status_of(kept, *(old(n) for n in range(1, 6))), bundleHistoryLimit=2)
+    plan = decide(seen(the_cache, consumers=(consumer,)), NOW)
+    assert plan.status is not None
+    states = {one["id"]: one["state"] for one in plan.status["bundles"]}
+    retired = [one for one in states if states[one] == "Retired"]
+    assert retired == [old(2)["id"], old(3)["id"]]  # 4 and 5 are the newest, 1 has a pod, `kept` is wanted
+
+
+def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
+    gone = old(1, "Retired", retiredAt=stamp(NOW - RETIREMENT + 1), writer={"uid": 1234, "gid": 5, "groups": [6]})
+    [bundle] = ids(cache())
+    the_cache = cache(status_of(record(bundle, layout="Managed", sealedAt=stamp(NOW)), gone))
+    assert not decide(seen(the_cache), NOW).actions
+    [create] = decide(seen(the_cache), NOW + 1).actions
+    assert isinstance(create, Create)
+    context = create.object["spec"]["template"]["spec"]["securityContext"]
+    assert (context["runAsUser"], context["runAsGroup"]) == (1234, 5)
+    done = {**create.object, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    done["metadata"] = {**done["metadata"], "uid": "prune", "creationTimestamp": stamp(NOW)}
+    plan = decide(seen(the_cache, jobs=(done,)), NOW + 9)
+    assert plan.status is not None
+    assert [one["id"] for one in plan.status["bundles"]] == [bundle]
+    assert action_names(plan.after, Delete)
+
+
+def test_a_retired_bundle_that_is_wanted_again_comes_back() -> None:
+    [bundle] = ids(cache())
+    retired = record(bundle, "Retired", retiredAt=stamp(NOW), layout="Managed", sealedAt=stamp(NOW), entries=3)
+    assert ready(decide(seen(cache(status_of(retired))), NOW)) == ("True", "Sealed")
+
+
+# --- what is left behind
+
+
+def test_a_claim_goes_with_its_cache_once_no_pod_names_it() -> None:
+    gone = {"cache": None, "namespace_has_caches": True}
+    assert action_names(decide(seen(**gone), NOW).actions, Delete) == [
+        f"delete PersistentVolumeClaim pretune-{KEY.name}"
+    ]
+    in_use = decide(seen(**gone, claim_users=frozenset({"serving-0"})), NOW)
+    assert not in_use.actions and in_use.look_again
+    kept = claim(annotations={names.WHEN_DELETED: "Retain"})
+    assert not decide(seen(**{**gone, "claim": kept}), NOW).actions
+    assert not decide(seen(**{**gone, "claim": claim(labels={})}), NOW).actions
+
+
+# --- what a person reads
+
+
+def test_conditions_keep_their_time_until_they_flip() -> None:
+    the_cache = cache(KNOWN)
+    first = decide(seen(the_cache), NOW).status
+    again = decide(seen(cache(first)), NOW + 100).status  # type: ignore[arg-type]
+    assert first is not None and again is not None
+    times = [[one["lastTransitionTime"] for one in status["conditions"]] for status in (first, again)]
+    assert times[0] == times[1]
+
+
+def test_the_same_sight_gives_the_same_status() -> None:
+    [bundle] = ids(cache())
+    sealed = cache(status_of(record(bundle, layout="Managed", sealedAt=stamp(NOW), entries=1)))
+    plan = decide(seen(sealed), NOW)
+    assert decide(seen(cache(plan.status)), NOW).status == plan.status  # type: ignore[arg-type]
+    assert not plan.actions and not plan.after and not plan.events
+
+
+def test_without_a_source_ready_is_unknown() -> None:
+    assert ready(decide(seen(cache(source={})), NOW)) == ("Unknown", "NoSource")
+
+
+def test_a_message_names_the_target_where_there_are_several() -> None:
+    the_cache = cache(KNOWN, targets=[{"name": "a"}, {"name": "b", "nodeSelector": {"gpu": "b"}}])
+    plan = decide(seen(the_cache), NOW)
+    assert plan.status is not None
+    message = plan.status["conditions"][0]["message"]
+    assert "a: attempt 1 of 3" in message and "b: waits for" in message

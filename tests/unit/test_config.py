@@ -1,0 +1,113 @@
+"""What the environment may say."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pretune.config import Installation, SettingError, Settings, Webhook
+
+
+def test_only_the_image_has_to_be_set() -> None:
+    settings = Installation.of({"PRETUNE_IMAGE": "registry/pretune:1"})
+    assert settings.decisions == Settings("registry/pretune:1")
+    assert (settings.namespace, settings.liveness_port, settings.workers) == ("default", 8080, 4)
+    assert settings.read_logs is False
+    assert settings.identity
+
+
+def test_every_variable_of_the_chart_is_read() -> None:
+    settings = Installation.of(
+        {
+            "PRETUNE_IMAGE": "registry/pretune:1",
+            "PRETUNE_IMAGE_PULL_POLICY": "Always",
+            "PRETUNE_IMAGE_PULL_SECRETS": "one, two,",
+            "PRETUNE_PRIORITY_CLASS": "low",
+            "PRETUNE_LOG_LEVEL": "DEBUG",
+            "PRETUNE_LIVENESS_PORT": "0",
+            "PRETUNE_WORKERS": "8",
+            "PRETUNE_READ_LOGS": "true",
+            "POD_NAMESPACE": "pretune-system",
+            "POD_NAME": "pretune-0",
+        }
+    )
+    assert settings == Installation(
+        "registry/pretune:1", "Always", ("one", "two"), "low", "pretune-system", "pretune-0", "DEBUG", 0, 8, True
+    )
+    assert settings.decisions == Settings("registry/pretune:1", "Always", ("one", "two"), "low")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expects"),
+    [
+        ("PRETUNE_IMAGE", " ", "is not set"),
+        ("PRETUNE_IMAGE_PULL_POLICY", "Sometimes", "Always, IfNotPresent, Never"),
+        ("PRETUNE_READ_LOGS", "yes", "true, false"),
+        ("PRETUNE_LOG_LEVEL", "info", "DEBUG, INFO, WARNING, ERROR"),
+        ("PRETUNE_LIVENESS_PORT", "http", "from 0 to 65535"),
+        ("PRETUNE_LIVENESS_PORT", "65536", "from 0 to 65535"),
+        ("PRETUNE_WORKERS", "0", "from 1 to 64"),
+        ("PRETUNE_WORKERS", "-1", "from 1 to 64"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_variable_and_what_is_expected(
+    name: str, value: str, expects: str
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        Installation.of({"PRETUNE_IMAGE": "x", name: value})
+    assert str(refused.value).startswith(name) and expects in str(refused.value)
+
+
+def test_of_the_webhook_only_the_certificates_have_to_be_set() -> None:
+    assert Webhook.of({"PRETUNE_CERTIFICATES": "/tls"}) == Webhook("/tls", "default", 8443, 8080, "INFO")
+
+
+def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
+    settings = Webhook.of(
+        {
+            "PRETUNE_CERTIFICATES": "/tls",
+            "POD_NAMESPACE": "pretune-system",
+            "PRETUNE_WEBHOOK_PORT": "9443",
+            "PRETUNE_HEALTH_PORT": "0",
+            "PRETUNE_LOG_LEVEL": "WARNING",
+        }
+    )
+    assert settings == Webhook("/tls", "pretune-system", 9443, 0, "WARNING") and settings.level == logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expects"),
+    [
+        ("PRETUNE_CERTIFICATES", " ", "is not set"),
+        ("PRETUNE_WEBHOOK_PORT", "0", "from 1 to 65535"),
+        ("PRETUNE_HEALTH_PORT", "-1", "from 0 to 65535"),
+        ("PRETUNE_LOG_LEVEL", "TRACE", "DEBUG, INFO, WARNING, ERROR"),
+    ],
+)
+def test_the_webhook_refuses_a_value_that_cannot_be(name: str, value: str, expects: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        Webhook.of({"PRETUNE_CERTIFICATES": "/tls", name: value})
+    assert str(refused.value).startswith(name) and expects in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "PRETUNE_IMAGE is not set"),
+        (["webhook"], "PRETUNE_CERTIFICATES is not set"),
+        (["webhok"], "unknown arguments 'webhok': none runs the controller"),
+        (["webhook", "now"], "unknown arguments 'webhook now'"),
+    ],
+)
+def test_a_bad_setting_ends_the_process_with_that_sentence_only(arguments: list[str], words: str) -> None:
+    unset = {"PRETUNE_IMAGE": "", "PRETUNE_CERTIFICATES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "operator"), **unset}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pretune", *arguments], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(words) and ended.stderr.count("\n") == 1

@@ -1,0 +1,202 @@
+"""A certificate that is renewed under way, looked at by a real TLS client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pretune.webhook import certificates
+from pretune.webhook.certificates import CertificateError, Certificates, not_after
+
+DAY = 86400
+
+
+def make(folder: Path, name: str, days: int = 30) -> Path:
+    """A self-signed pair in a folder of its own."""
+    made = folder / name
+    made.mkdir(exist_ok=True)
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-days", str(days)]
+    command += ["-keyout", str(made / "tls.key"), "-out", str(made / "tls.crt")]
+    subprocess.run(command, check=True, capture_output=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    for name in ("first", "second"):
+        make(folder, name)
+    return folder
+
+
+@pytest.fixture
+def mount(tmp_path: Path, pairs: Path) -> Path:
+    """A folder as the kubelet mounts a Secret: tls.crt -> ..data/tls.crt, ..data -> a folder that is swapped as a whole."""
+    swap(tmp_path, pairs / "first")
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    return tmp_path
+
+
+def swap(mount: Path, to: Path) -> None:
+    (mount / "..data_tmp").symlink_to(to)
+    os.replace(mount / "..data_tmp", mount / "..data")
+
+
+def copied(folder: Path, pair: Path) -> Path:
+    """Plain files."""
+    for name in ("tls.crt", "tls.key"):
+        (folder / name).write_bytes((pair / name).read_bytes())
+    return folder
+
+
+def shown(context: ssl.SSLContext) -> str:
+    """The common name of the certificate that a client is shown."""
+
+    async def connect() -> str:
+        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        server = await asyncio.start_server(hold, "127.0.0.1", 0, ssl=context)
+        async with server:
+            return await asyncio.to_thread(common_name, server.sockets[0].getsockname()[1])
+
+    return asyncio.run(connect())
+
+
+def common_name(port: int, trust: Path | None = None) -> str:
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port)) as plain, client.wrap_socket(plain) as secure:
+        der = secure.getpeercert(binary_form=True)
+    assert der
+    command = ["openssl", "x509", "-inform", "DER", "-noout", "-subject", "-nameopt", "multiline"]
+    text = subprocess.run(command, input=der, capture_output=True, check=True).stdout.decode()
+    return text.rpartition("= ")[2].strip()
+
+
+def test_a_client_is_shown_the_new_pair_once_the_mount_was_swapped(mount: Path, pairs: Path) -> None:
+    ours = Certificates(mount)
+    context = ours.context
+    assert shown(context) == "first"
+    swap(mount, pairs / "second")
+    ours.look()
+    assert shown(context) == "second" and ours.context is context
+
+
+def test_the_files_are_looked_at_every_few_seconds(mount: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "EVERY", 0.05)
+
+    async def story() -> tuple[str, str]:
+        ours, connected = Certificates(mount), asyncio.Event()
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connected.set()
+            writer.write(await reader.readline())
+            writer.close()
+
+        following = asyncio.create_task(ours.follow())
+        server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=ours.context)
+        port = server.sockets[0].getsockname()[1]
+        trust = ssl.create_default_context(cafile=str(pairs / "first" / "tls.crt"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust, server_hostname="first")
+        await connected.wait()
+        swap(mount, pairs / "second")
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if (name := await asyncio.to_thread(common_name, port)) == "second":
+                break
+        writer.write(b"still here\n")  # a connection that was open before
+        line = (await reader.readline()).decode().strip()
+        writer.close()
+        following.cancel()
+        server.close()
+        return name, line
+
+    assert asyncio.run(story()) == ("second", "still here")
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("the key was not written yet", lambda at, to: (at / "tls.crt").write_bytes((to / "tls.crt").read_bytes())),
+        ("the certificate was not written yet", lambda at, to: (at / "tls.key").write_bytes((to / "tls.key").read_bytes())),
+        ("the certificate is cut off", lambda at, to: (at / "tls.crt").write_bytes((to / "tls.crt").read_bytes()[:300])),
+        ("the key is cut off", lambda at, to: (at / "tls.key").write_bytes((to / "tls.key").read_bytes()[:100])),
+        ("a file is empty", lambda at, to: (at / "tls.crt").write_bytes(b"")),
+        ("a file is gone", lambda at, to: (at / "tls.key").unlink()),
+        ("it is no certificate", lambda at, to: (at / "tls.crt").write_text("<html>")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_does_not_fit_leaves_the_old_pair_and_is_said_once(
+    case: str, change: object, tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = Certificates(copied(tmp_path, pairs / "first"))
+    change(tmp_path, pairs / "second")  # type: ignore[operator]
+    for _ in range(3):
+        ours.look()
+    assert [str(tmp_path) in message and "is kept" in message for message in caplog.messages] == [True]
+    assert shown(ours.context) == "first"
+    copied(tmp_path, pairs / "second")
+    ours.look()
+    assert shown(ours.context) == "second"
+
+
+def test_another_fault_is_said_again_and_so_is_the_same_one_after_a_good_pair(
+    tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = Certificates(copied(tmp_path, pairs / "first"))
+    for content in (b"", b"x", b""):
+        (tmp_path / "tls.crt").write_bytes(content)
+        ours.look()
+    copied(tmp_path, pairs / "first")
+    ours.look()
+    (tmp_path / "tls.crt").write_bytes(b"")
+    ours.look()
+    assert len(caplog.messages) == 4
+
+
+def test_without_a_pair_to_begin_with_there_is_no_webhook(tmp_path: Path, pairs: Path) -> None:
+    with pytest.raises(CertificateError, match=r"tls.crt and tls.key cannot be used: No such file or directory"):
+        Certificates(tmp_path)
+    copied(tmp_path, pairs / "first")
+    (tmp_path / "tls.key").write_bytes((pairs / "second" / "tls.key").read_bytes())
+    with pytest.raises(CertificateError, match=r"KEY_VALUES_MISMATCH|key values mismatch"):
+        Certificates(tmp_path)
+
+
+def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(tmp_path: Path, pairs: Path) -> None:
+    copied(tmp_path, pairs / "first")
+    command = ["openssl", "ec", "-aes256", "-passout", "pass:x", "-out", str(tmp_path / "tls.key")]
+    subprocess.run([*command, "-in", str(pairs / "first" / "tls.key")], check=True, capture_output=True)
+    with pytest.raises(CertificateError, match="the key has a password"):
+        Certificates(tmp_path)
+
+
+@pytest.mark.parametrize("days", [1, 365, 20_000])  # the last ends after 2049, when the time is written otherwise
+def test_when_a_certificate_ends(days: int, tmp_path: Path) -> None:
+    pair = make(tmp_path, "any", days)
+    assert abs(not_after((pair / "tls.crt").read_bytes()) - time.time() - days * DAY) < 60
+
+
+def test_of_a_chain_the_first_certificate_counts(tmp_path: Path, pairs: Path) -> None:
+    short, long = (make(tmp_path, name, days) / "tls.crt" for name, days in (("leaf", 3), ("ca", 900)))
+    chain = b"some text\n" + short.read_bytes() + long.read_bytes()
+    assert not_after(chain) == not_after(short.read_bytes())
+
+
+def test_what_is_left_is_known_and_a_certificate_about_to_end_is_warned_of(
+    tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert 29 * DAY < Certificates(pairs / "first").left < 31 * DAY
+    assert not caplog.messages
+    assert Certificates(make(tmp_path, "ending", 6)).left < 7 * DAY
+    assert "is it renewed?" in caplog.messages[0]

@@ -1,0 +1,224 @@
+"""How often a template is read, and what becomes of one that cannot be. Times are the virtual loop's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pretune.api.reasons import Refused
+from pretune.api.types import Object
+from pretune.kube.types import ApiError
+from pretune.policy.model import Origin
+from pretune.webhook.template_cache import BRIEFLY, MOST, TIMEOUT, Lately, Revisions
+
+from tests.unit.objects import template
+from tests.unit.virtual import run
+
+
+class Api:
+    """Holds every ReplicaSet, Job and ControllerRevision that is asked for, each answer after `slow` seconds."""
+
+    def __init__(self, slow: float = 0.01) -> None:
+        self.slow, self.read = slow, 0
+        self.error: Exception | None = None
+        self.absent = False
+        self.image = "vllm:1"
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        self.read += 1
+        await asyncio.sleep(self.slow)
+        if self.error:
+            raise self.error
+        if self.absent:
+            return None
+        made = {"template": template(image=self.image)}
+        meta: Object = {"namespace": namespace, "name": name, "uid": "uid"}
+        if kind == "ControllerRevision":
+            meta |= {
+                "uid": "other",
+                "ownerReferences": [{"kind": "StatefulSet", "name": "s", "uid": "uid", "controller": True}],
+            }
+            return {"apiVersion": api_version, "kind": kind, "metadata": meta, "data": {"spec": made}}
+        return {"apiVersion": api_version, "kind": kind, "metadata": meta, "spec": made}
+
+
+def pod(kind: str = "ReplicaSet", name: str = "rs", **labels: str) -> Object:
+    version = "batch/v1" if kind == "Job" else "apps/v1"
+    owner = {"apiVersion": version, "kind": kind, "name": name, "uid": "uid", "controller": True}
+    return {**template(), "metadata": {"generateName": f"{name}-", "labels": labels, "ownerReferences": [owner]}}
+
+
+def deployed(revision: str = "1") -> Object:
+    return pod(**{"pod-template-hash": revision})
+
+
+STATEFUL = pod("StatefulSet", "s", **{"controller-revision-hash": "s-1"})
+
+
+def play(api: Api, story: Callable[[Revisions], Awaitable[Any]]) -> Any:
+    async def all_of_it() -> Any:
+        return await story(Revisions(api, asyncio.get_running_loop().time))  # type: ignore[arg-type]
+
+    return run(all_of_it())
+
+
+@pytest.mark.parametrize(
+    ("case", "one", "other", "seconds", "reads", "remembered"),
+    [
+        ("a Deployment's revision", deployed(), deployed(), 9999, 1, True),
+        ("two revisions", deployed(), deployed("2"), 0, 2, True),
+        ("a StatefulSet's revision", STATEFUL, STATEFUL, 9999, 1, True),
+        ("a ReplicaSet without Deployment, whose template may change", pod(), pod(), BRIEFLY, 2, False),
+        ("the same, at once", pod(), pod(), BRIEFLY / 2, 1, False),
+        ("a Job, whose template may change while it is suspended", pod("Job"), pod("Job"), BRIEFLY, 2, False),
+        ("the same, at once", pod("Job"), pod("Job"), BRIEFLY / 2, 1, False),
+        ("a bare pod", template(), template(), 0, 0, False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_how_often_a_template_is_read(
+    case: str, one: Object, other: Object, seconds: float, reads: int, remembered: bool
+) -> None:
+    api = Api()
+
+    async def story(revisions: Revisions) -> tuple[Origin, Any]:
+        await revisions.of("ns", one)
+        await asyncio.sleep(seconds)
+        return await revisions.of("ns", other)
+
+    origin, key = play(api, story)
+    assert origin.template["spec"]["containers"][0]["image"] == "vllm:1"
+    assert api.read == reads and (key is not None) == remembered
+
+
+def test_a_revision_of_that_name_in_another_namespace_is_another() -> None:
+    api = Api()
+
+    async def story(revisions: Revisions) -> set[Any]:
+        return {(await revisions.of(namespace, deployed()))[1] for namespace in ("a", "b")}
+
+    assert len(play(api, story)) == 2 and api.read == 2
+
+
+def test_what_may_change_is_read_as_it_is_by_then() -> None:
+    api = Api()
+
+    async def story(revisions: Revisions) -> Origin:
+        await revisions.of("ns", pod("Job"))
+        api.image = "vllm:2"
+        await asyncio.sleep(BRIEFLY)
+        return (await revisions.of("ns", pod("Job")))[0]
+
+    assert play(api, story).template["spec"]["containers"][0]["image"] == "vllm:2"
+
+
+def test_pods_that_come_at_once_share_one_read() -> None:
+    api = Api(slow=1.0)
+
+    async def story(revisions: Revisions) -> list[Any]:
+        return await asyncio.gather(*(revisions.of("ns", deployed()) for _ in range(20)))
+
+    assert len(play(api, story)) == 20 and api.read == 1
+
+
+def test_a_request_that_gives_up_does_not_end_the_read_for_the_others() -> None:
+    api = Api(slow=1.0)
+
+    async def story(revisions: Revisions) -> tuple[str, Any]:
+        hasty = asyncio.create_task(asyncio.wait_for(revisions.of("ns", deployed()), 0.5))
+        patient = asyncio.create_task(revisions.of("ns", deployed()))
+        gave_up = (await asyncio.gather(hasty, return_exceptions=True))[0]
+        return type(gave_up).__name__, (await patient)[0].template
+
+    name, found = play(api, story)
+    assert name == "TimeoutError" and not isinstance(found, Refused) and api.read == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "fault", "words"),
+    [
+        ("forbidden", {"error": ApiError(403, "Forbidden", "no right")}, "ReplicaSet ns/rs: no right"),
+        ("broken", {"error": ApiError(500, "InternalError", "etcd")}, "ReplicaSet ns/rs: 500 InternalError: etcd"),
+        ("unreachable", {"error": ConnectionError("refused")}, "ReplicaSet ns/rs: refused"),
+        ("silent", {"slow": 60.0}, f"ReplicaSet ns/rs: no answer within {TIMEOUT} s"),
+        ("absent", {"absent": True}, "ReplicaSet ns/rs is not there"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(case: str, fault: Object, words: str) -> None:
+    api = Api()
+    for name, value in fault.items():
+        setattr(api, name, value)
+
+    async def story(revisions: Revisions) -> tuple[Origin, float, Origin]:
+        began = asyncio.get_running_loop().time()
+        bad = (await revisions.of("ns", deployed()))[0]
+        took = asyncio.get_running_loop().time() - began
+        api.slow, api.error, api.absent = 0.01, None, False
+        return bad, took, (await revisions.of("ns", deployed()))[0]
+
+    bad, took, good = play(api, story)
+    assert isinstance(bad.template, Refused) and bad.template.message == words and bad.kind == "ReplicaSet"
+    assert took <= TIMEOUT and not isinstance(good.template, Refused)
+
+
+def test_an_error_of_our_own_is_not_swallowed_and_blocks_no_later_pod() -> None:
+    api = Api()
+
+    async def story(revisions: Revisions) -> Origin:
+        api.error = KeyError("ours")
+        with pytest.raises(KeyError):
+            await revisions.of("ns", deployed())
+        api.error = None
+        return (await revisions.of("ns", deployed()))[0]
+
+    assert not isinstance(play(api, story).template, Refused)
+
+
+def kept(lately: Lately[int, str]) -> str:
+    return "".join(lately.get(number) or "" for number in range(1, 5))
+
+
+def test_what_was_not_asked_for_the_longest_is_forgotten_first() -> None:
+    lately: Lately[int, str] = Lately(10)
+    for number, value, of in ((1, "a", {"a": 1}), (2, "b", {})):  # 8 and 2 characters
+        lately.put(number, value, of)
+    assert kept(lately) == "ab"
+    assert lately.get(1) == "a"
+    lately.put(3, "c", {})
+    assert kept(lately) == "ac"
+
+
+def test_what_is_put_again_counts_once() -> None:
+    lately: Lately[int, str] = Lately(10)
+    for value in "ab":
+        lately.put(1, value, {"a": 1})
+    lately.put(2, "c", {})
+    assert kept(lately) == "bc"
+
+
+def test_what_is_too_large_by_itself_is_not_remembered_and_drives_nothing_out() -> None:
+    lately: Lately[int, str] = Lately(10)
+    lately.put(1, "a", {})
+    lately.put(2, "b", {})
+    lately.put(2, "c", {"a": "x" * 10})
+    assert kept(lately) == "a"
+    lately.put(3, "d", {"a": 1})
+    assert kept(lately) == "ad"
+
+
+def test_no_more_than_a_bound_is_remembered_however_large_the_templates_are() -> None:
+    api = Api(slow=0.0)
+    api.image = "x" * (MOST // 10)
+
+    async def story(revisions: Revisions) -> None:
+        for number in range(10):
+            await revisions.of("ns", deployed(str(number)))
+        await revisions.of("ns", deployed("9"))
+        assert api.read == 10
+        await revisions.of("ns", deployed("0"))
+
+    play(api, story)
+    assert api.read == 11
