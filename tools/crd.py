@@ -17,7 +17,9 @@ TEMPLATE = ROOT / "charts/pretune/templates/crds/autotunecaches.yaml"
 def load() -> dict[str, Any]:
     """The CustomResourceDefinition; its template keeps Helm's actions on lines of their own, which are left out."""
     lines = TEMPLATE.read_text().splitlines()
-    found: dict[str, Any] = yaml.safe_load("\n".join(line for line in lines if not re.match(r"\s*{{.*}}\s*$", line)))
+    found: dict[str, Any] = yaml.safe_load(
+        "\n".join(line for line in lines if not re.match(r"\s*{{.*}}\s*$", line))
+    )
     return found
 
 
@@ -39,7 +41,9 @@ class Field:
     @property
     def leaf(self) -> bool:
         """Whether it has no fields of its own below."""
-        return not (self.schema.get("properties") or (self.schema.get("items") or {}).get("properties"))
+        return not (
+            self.schema.get("properties") or (self.schema.get("items") or {}).get("properties")
+        )
 
 
 def fields(of: dict[str, Any] | None = None, path: str = "") -> Iterator[Field]:

@@ -40,7 +40,12 @@ def api() -> str:
         out += [f"## {part}", "", "| field | type | default | what it does |", "|---|---|---|---|"]
         out += [_row(one) for one in found if one.path.startswith(part + ".")]
         out += [""]
-    out += ["## Rules", "", "Beside types and bounds, the API server refuses what breaks one of these.", ""]
+    out += [
+        "## Rules",
+        "",
+        "Beside types and bounds, the API server refuses what breaks one of these.",
+        "",
+    ]
     out += [f"- {where}: {rule['message']}" for where, rule in rules()]
     return "\n".join(out) + "\n"
 
@@ -60,7 +65,9 @@ def rules() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _row(field: crd.Field) -> str:
     one = field.schema
-    default = f"`{_flow(one['default'])}`" if "default" in one else ("required" if field.required else "")
+    default = (
+        f"`{_flow(one['default'])}`" if "default" in one else ("required" if field.required else "")
+    )
     text = " ".join(filter(None, [str(one.get("description", "")), _bounds(one)]))
     return f"| `{field.path.partition('.')[2]}` | {_type(one)} | {default} | {_cell(text)} |"
 
@@ -83,7 +90,11 @@ def _bounds(one: dict[str, Any]) -> str:
         words.append("One of " + ", ".join(f"`{value}`" for value in enum if value != "") + ".")
     if "minimum" in one or "maximum" in one:
         words.append(f"{one.get('minimum', '')} to {one.get('maximum', '')}.")
-    for name, unit in (("maxLength", "characters"), ("maxItems", "items"), ("maxProperties", "keys")):
+    for name, unit in (
+        ("maxLength", "characters"),
+        ("maxItems", "items"),
+        ("maxProperties", "keys"),
+    ):
         if name in one and not enum:
             words.append(f"At most {one[name]} {unit}.")
     return " ".join(words)
@@ -148,7 +159,9 @@ def reasons() -> str:
 
 
 def _table(reasons: Mapping[str, Reason]) -> list[str]:
-    rows = [f"| `{name}` | {_cell(one.means)} | {_cell(one.remedy)} |" for name, one in reasons.items()]
+    rows = [
+        f"| `{name}` | {_cell(one.means)} | {_cell(one.remedy)} |" for name, one in reasons.items()
+    ]
     return ["| reason | what it means | what to do |", "|---|---|---|", *rows]
 
 
@@ -200,7 +213,11 @@ def _cell(text: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip().removesuffix("\n...")
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+        .strip()
+        .removesuffix("\n...")
+    )
 
 
 DOCUMENTS: dict[Path, Callable[[], str]] = {
@@ -212,7 +229,9 @@ DOCUMENTS: dict[Path, Callable[[], str]] = {
 
 def stale() -> list[Path]:
     """The documents that `make docs` would change."""
-    return [path for path, make in DOCUMENTS.items() if not path.exists() or path.read_text() != make()]
+    return [
+        path for path, make in DOCUMENTS.items() if not path.exists() or path.read_text() != make()
+    ]
 
 
 def main() -> int:

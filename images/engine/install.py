@@ -38,7 +38,9 @@ def install(folder: Path) -> None:
     shutil.rmtree(str(folder), ignore_errors=True)
     (folder / "lib").mkdir(parents=True)
     shutil.copytree(
-        str(HERE / "stand_in"), str(folder / "lib" / "stand_in"), ignore=shutil.ignore_patterns("__pycache__")
+        str(HERE / "stand_in"),
+        str(folder / "lib" / "stand_in"),
+        ignore=shutil.ignore_patterns("__pycache__"),
     )
     for release in RELEASES.values():
         _prefix(folder, release.vllm, _packages(release))
@@ -57,7 +59,9 @@ def _prefix(folder: Path, name: str, packages: Dict[str, str]) -> None:
     site = prefix / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     site.mkdir(parents=True)
     (prefix / "bin").mkdir()
-    (prefix / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    (prefix / "pyvenv.cfg").write_text(
+        f"home = {base.parent}\ninclude-system-site-packages = false\n"
+    )
     (prefix / "bin" / "python3").symlink_to(base)
     (prefix / "bin" / "python").symlink_to("python3")
     command = prefix / "bin" / "vllm"

@@ -55,7 +55,9 @@ def program(arguments: Sequence[str]) -> tuple[int, Callable[[], Coroutine[Any, 
         from pretune.webhook.main import run as answer
 
         return settings.level, lambda: answer(settings)
-    raise SettingError(f"unknown arguments {' '.join(arguments)!r}: none runs the controller, `webhook` the webhook")
+    raise SettingError(
+        f"unknown arguments {' '.join(arguments)!r}: none runs the controller, `webhook` the webhook"
+    )
 
 
 def configure_logs(level: int) -> None:
@@ -70,7 +72,9 @@ def configure_logs(level: int) -> None:
 def causes(error: BaseException) -> list[BaseException]:
     """What a group of errors is made of."""
     return (
-        [one for part in error.exceptions for one in causes(part)] if isinstance(error, BaseExceptionGroup) else [error]
+        [one for part in error.exceptions for one in causes(part)]
+        if isinstance(error, BaseExceptionGroup)
+        else [error]
     )
 
 

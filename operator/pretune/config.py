@@ -33,14 +33,18 @@ class Installation:
 
     image: str  # PRETUNE_IMAGE: the operator's own, for the Jobs that read and prune a claim
     pull_policy: str = "IfNotPresent"  # PRETUNE_IMAGE_PULL_POLICY, for those Jobs
-    pull_secrets: tuple[str, ...] = ()  # PRETUNE_IMAGE_PULL_SECRETS: names in the caches' namespaces, comma separated
+    pull_secrets: tuple[
+        str, ...
+    ] = ()  # PRETUNE_IMAGE_PULL_SECRETS: names in the caches' namespaces, comma separated
     priority_class: str = ""  # PRETUNE_PRIORITY_CLASS of tuning pods; empty: none
     namespace: str = "default"  # POD_NAMESPACE: where the lease is
     identity: str = ""  # POD_NAME: who holds the lease
     log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
     liveness_port: int = 8080  # PRETUNE_LIVENESS_PORT of GET /healthz; 0: not served
     workers: int = 4  # PRETUNE_WORKERS: caches that are reconciled at a time
-    read_logs: bool = False  # PRETUNE_READ_LOGS: whether consumers' logs are read, which needs the right to
+    read_logs: bool = (
+        False  # PRETUNE_READ_LOGS: whether consumers' logs are read, which needs the right to
+    )
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Installation:
@@ -52,9 +56,13 @@ class Installation:
             )
         return cls(
             image=image,
-            pull_policy=_one_of(environment, "PRETUNE_IMAGE_PULL_POLICY", PULL_POLICIES, "IfNotPresent"),
+            pull_policy=_one_of(
+                environment, "PRETUNE_IMAGE_PULL_POLICY", PULL_POLICIES, "IfNotPresent"
+            ),
             pull_secrets=tuple(
-                name.strip() for name in environment.get("PRETUNE_IMAGE_PULL_SECRETS", "").split(",") if name.strip()
+                name.strip()
+                for name in environment.get("PRETUNE_IMAGE_PULL_SECRETS", "").split(",")
+                if name.strip()
             ),
             priority_class=environment.get("PRETUNE_PRIORITY_CLASS", "").strip(),
             namespace=environment.get("POD_NAMESPACE") or "default",
@@ -83,7 +91,9 @@ class Webhook:
     certificates: str  # PRETUNE_CERTIFICATES: the mounted folder with tls.crt and tls.key
     namespace: str = "default"  # POD_NAMESPACE: where the controller's lease is
     port: int = 8443  # PRETUNE_WEBHOOK_PORT of POST /pods, HTTPS
-    health_port: int = 8080  # PRETUNE_HEALTH_PORT of GET /healthz, /readyz and /metrics, plain HTTP; 0: not served
+    health_port: int = (
+        8080  # PRETUNE_HEALTH_PORT of GET /healthz, /readyz and /metrics, plain HTTP; 0: not served
+    )
     log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
 
     @classmethod
@@ -91,7 +101,9 @@ class Webhook:
         """Raises SettingError."""
         certificates = environment.get("PRETUNE_CERTIFICATES", "").strip()
         if not certificates:
-            raise SettingError("PRETUNE_CERTIFICATES is not set: it names the mounted folder with tls.crt and tls.key")
+            raise SettingError(
+                "PRETUNE_CERTIFICATES is not set: it names the mounted folder with tls.crt and tls.key"
+            )
         return cls(
             certificates=certificates,
             namespace=environment.get("POD_NAMESPACE") or "default",
@@ -109,7 +121,9 @@ def _level(name: str) -> int:
     return int(logging.getLevelNamesMapping()[name])
 
 
-def _one_of(environment: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:
+def _one_of(
+    environment: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str
+) -> str:
     value = environment.get(name) or default
     if value not in allowed:
         raise SettingError(f"{name} is {value!r}: it must be one of {', '.join(allowed)}")

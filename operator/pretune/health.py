@@ -17,7 +17,10 @@ def well() -> str:
 
 @asynccontextmanager
 async def serve_health(
-    port: int, alive: Trouble = well, ready: Trouble = well, metrics: Callable[[], bytes] | None = None
+    port: int,
+    alive: Trouble = well,
+    ready: Trouble = well,
+    metrics: Callable[[], bytes] | None = None,
 ) -> AsyncIterator[None]:
     """Serve while the body runs. `alive` answers /healthz and `ready` /readyz: 503 with their sentence; `metrics` gives /metrics
     in Prometheus' text format. Port 0: not served."""
@@ -34,7 +37,9 @@ async def serve_health(
 
     async def numbers(_: web.Request) -> web.Response:
         assert metrics is not None
-        return web.Response(body=metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(
+            body=metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
 
     app = web.Application()
     app.router.add_get("/healthz", page(alive))  # type: ignore[arg-type]

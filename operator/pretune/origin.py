@@ -14,13 +14,16 @@ from pretune.manifests.pod import admitted, strip
 from pretune.podspec.workloads import Ref, controller_of, origin_of, template_of
 from pretune.policy.model import Origin
 
-REVISION = (
-    "deployment.kubernetes.io/revision"  # annotation of a ReplicaSet; a rollback makes the old one's the newest again
-)
-_ANSWERS = {403: "SourceForbidden", 404: "SourceNotFound"}  # of the API server; any other error is raised
+REVISION = "deployment.kubernetes.io/revision"  # annotation of a ReplicaSet; a rollback makes the old one's the newest again
+_ANSWERS = {
+    403: "SourceForbidden",
+    404: "SourceNotFound",
+}  # of the API server; any other error is raised
 
 
-async def origin(cluster: Cluster, namespace: str, pod: Object, *, workload: bool = False) -> Origin:
+async def origin(
+    cluster: Cluster, namespace: str, pod: Object, *, workload: bool = False
+) -> Origin:
     """Where a pod's template comes from. A pod without an owner of a known kind is its own: no read.
 
     pod: its metadata is enough for one that has an owner; it may be one that is just being made (no name, no uid).
@@ -33,7 +36,11 @@ async def origin(cluster: Cluster, namespace: str, pod: Object, *, workload: boo
     if ref is None:
         return _its_own(pod)
     found = await _read(cluster, namespace, ref)
-    above = await _above(cluster, namespace, found.object) if workload and found.object is not None else None
+    above = (
+        await _above(cluster, namespace, found.object)
+        if workload and found.object is not None
+        else None
+    )
     return Origin(ref.owner, ref.owner_name, found.template, found.order, above)
 
 
@@ -41,7 +48,11 @@ def without_template(workload: Object) -> Object:
     """A workload's kind, name, labels and spec without its pod template."""
     meta = {name: workload["metadata"].get(name) for name in ("namespace", "name", "uid", "labels")}
     spec = {name: one for name, one in (workload.get("spec") or {}).items() if name != "template"}
-    return {**{name: workload[name] for name in ("apiVersion", "kind")}, "metadata": meta, "spec": spec}
+    return {
+        **{name: workload[name] for name in ("apiVersion", "kind")},
+        "metadata": meta,
+        "spec": spec,
+    }
 
 
 # --- inside
@@ -60,7 +71,10 @@ def _its_own(pod: Object) -> Origin:
     meta, spec = bare["metadata"], dict(bare["spec"])
     if not _author_chose_node(pod):
         spec.pop("nodeName", None)  # else each node would make a bundle of its own
-    written = {"metadata": {name: meta.get(name) or {} for name in ("labels", "annotations")}, "spec": spec}
+    written = {
+        "metadata": {name: meta.get(name) or {} for name in ("labels", "annotations")},
+        "spec": spec,
+    }
     name = meta.get("name") or meta.get("generateName") or ""
     found = _template(admitted(written, pod), "Pod", name)
     return Origin("Pod", name, found, (0, meta.get("creationTimestamp") or ""))
@@ -69,7 +83,9 @@ def _its_own(pod: Object) -> Origin:
 def _author_chose_node(pod: Object) -> bool:
     """The scheduler's binding leaves no mark in managedFields (seen on 1.34); a pod that is being made has no uid yet."""
     meta = pod["metadata"]
-    marks = [((one.get("fieldsV1") or {}).get("f:spec") or {}) for one in meta.get("managedFields") or ()]
+    marks = [
+        ((one.get("fieldsV1") or {}).get("f:spec") or {}) for one in meta.get("managedFields") or ()
+    ]
     return "uid" not in meta or any("f:nodeName" in one for one in marks)
 
 
@@ -88,20 +104,28 @@ async def _read(cluster: Cluster, namespace: str, ref: Ref) -> _Found:
         uid, number = (controller_of(found) or {}).get("uid"), found.get("revision") or 0
         template = ((found.get("data") or {}).get("spec") or {}).get("template")
         if isinstance(template, dict):
-            template = {name: one for name, one in template.items() if name != "$patch"}  # how a revision is put back
+            template = {
+                name: one for name, one in template.items() if name != "$patch"
+            }  # how a revision is put back
     else:
         uid, number = meta["uid"], (meta.get("annotations") or {}).get(REVISION) or 0
         template = (found.get("spec") or {}).get("template")
     if uid != ref.uid:
         whose = f"{ref.owner} {ref.owner_name} (uid {ref.uid})"
-        return _Found(Refused("SourceNotFound", f"{named} is not that of the pod's owner {whose}, which is gone"))
+        return _Found(
+            Refused(
+                "SourceNotFound", f"{named} is not that of the pod's owner {whose}, which is gone"
+            )
+        )
     order = (int(number) if str(number).isdecimal() else 0, meta.get("creationTimestamp") or "")
     return _Found(_template(template, ref.kind, f"{namespace}/{ref.name}"), order, found)
 
 
 def _template(template: object, kind: str, name: str) -> Object | Refused:
     try:
-        return template_of({"kind": kind, "metadata": {"name": name}, "spec": {"template": template}})
+        return template_of(
+            {"kind": kind, "metadata": {"name": name}, "spec": {"template": template}}
+        )
     except Refused as refused:
         return Refused("SourceInvalid", refused.message)
 
@@ -117,4 +141,8 @@ async def _above(cluster: Cluster, namespace: str, found: Object) -> Object | No
         if error.code not in _ANSWERS:
             raise
         return None
-    return without_template(above) if above is not None and above["metadata"]["uid"] == owner["uid"] else None
+    return (
+        without_template(above)
+        if above is not None and above["metadata"]["uid"] == owner["uid"]
+        else None
+    )

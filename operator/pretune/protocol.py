@@ -43,11 +43,17 @@ class Inputs:
     fingerprint: str
     revision: str
     target: str
-    nodeSelector: Mapping[str, Any]  # identity.placement(): the target's terms laid over the pod's own
+    nodeSelector: Mapping[
+        str, Any
+    ]  # identity.placement(): the target's terms laid over the pod's own
 
     def bundle_id(self) -> str:
         """12 hex of sha256 over the inputs, then the target's name: at most 33 characters."""
-        text = json.dumps([self.fingerprint, self.revision, self.nodeSelector], sort_keys=True, separators=(",", ":"))
+        text = json.dumps(
+            [self.fingerprint, self.revision, self.nodeSelector],
+            sort_keys=True,
+            separators=(",", ":"),
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:12] + "-" + self.target
 
 
@@ -113,10 +119,13 @@ class Manifest:
         """Raises WireError when the bytes are not a manifest of this schema."""
         data = _object(raw, "manifest")
         if data.get("schema") != SCHEMA:
-            raise WireError("manifest: schema is %r, this release reads %r" % (data.get("schema"), SCHEMA))
+            raise WireError(
+                "manifest: schema is %r, this release reads %r" % (data.get("schema"), SCHEMA)
+            )
         try:
             parts = [
-                _build(Part, {**part, "files": [_build(File, f) for f in part["files"]]}) for part in data["parts"]
+                _build(Part, {**part, "files": [_build(File, f) for f in part["files"]]})
+                for part in data["parts"]
             ]
             return _build(
                 cls,
@@ -145,14 +154,16 @@ class Task:
     subPath: str = ""
     inputs: Optional[Inputs] = None  # check, seal, seed
     gpus: int = 0
-    command: List[str] = field(default_factory=list)  # the engine's command and args: its interpreter is read from them
+    command: List[str] = field(
+        default_factory=list
+    )  # the engine's command and args: its interpreter is read from them
     ready: Optional[str] = None  # URL of an HTTP engine; None for exec and grpc probes
     headers: Mapping[str, str] = field(default_factory=dict)  # of that probe
-    ids: List[str] = field(default_factory=list)  # inspect: the wanted ones; prune: the ones to remove
+    ids: List[str] = field(
+        default_factory=list
+    )  # inspect: the wanted ones; prune: the ones to remove
     proven: bool = False  # seed: give only a bundle whose proof is on the claim
-    onClaim: bool = (
-        False  # prove: the engine reads the bundle on the claim itself, read-only; there is no copy to compare
-    )
+    onClaim: bool = False  # prove: the engine reads the bundle on the claim itself, read-only; there is no copy to compare
     source: str = ""  # import: the folder in the source claim, which is mounted at SOURCE_MOUNT; "" is its root
 
     def dump(self) -> str:
@@ -190,10 +201,10 @@ class Report:
     newEntries: int = 0  # prove: tactics that the engine tuned although it had the bundle
     proven: bool = False  # check, and inspect's answers: the bundle's proof is on the claim
     at: str = ""  # sealedAt
-    fingerprint: str = (
-        ""  # in inspect's answers: adoption compares it, and remembers it for bundles that it did not ask for
-    )
-    bundles: List["Report"] = field(default_factory=list)  # inspect: the bundles found whole, wanted ones first
+    fingerprint: str = ""  # in inspect's answers: adoption compares it, and remembers it for bundles that it did not ask for
+    bundles: List["Report"] = field(
+        default_factory=list
+    )  # inspect: the bundles found whole, wanted ones first
     more: int = 0  # inspect: bundles found beyond ANSWERS
 
     def dump(self) -> str:
@@ -203,7 +214,11 @@ class Report:
         text = _compact(data)
         while len(text.encode()) > limit and data.get("message"):
             over = len(text.encode()) - limit
-            kept = data["message"].encode()[: max(0, len(data["message"].encode()) - over - 3)].decode(errors="ignore")
+            kept = (
+                data["message"]
+                .encode()[: max(0, len(data["message"].encode()) - over - 3)]
+                .decode(errors="ignore")
+            )
             data["message"] = kept + "…" if kept else ""
             text = _compact(data)
         return text

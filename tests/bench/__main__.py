@@ -43,9 +43,16 @@ def main(names: list[str]) -> int:
     for name in names or ROWS:
         rows += ROWS[name](bench)
     model = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
+        (
+            line.split(": ")[1]
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "",
     )
-    print(f"\non {platform.node()}: {len(os.sched_getaffinity(0))} cores, {model}; local cluster, stand-in engine")
+    print(
+        f"\non {platform.node()}: {len(os.sched_getaffinity(0))} cores, {model}; local cluster, stand-in engine"
+    )
     print("\n".join(lines(rows)))
     return 0
 

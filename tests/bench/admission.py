@@ -106,8 +106,14 @@ def review(kube: Kube, sample: Sample, number: int) -> Object:
     """What the API server asks when a ReplicaSet's pod is made: the sample's, before anybody touched it, filled up to BYTES."""
     namespace, name = f"n{number // 10}", f"c{number}"
     [owner] = kube.list("ReplicaSet", namespace, f"app={name}")
-    text = json.dumps(strip(sample.pod)).replace(sample.namespace, namespace).replace(sample.name, name)
-    pod: Object = json.loads(text.replace(sample.replicaset["metadata"]["uid"], owner["metadata"]["uid"]))
+    text = (
+        json.dumps(strip(sample.pod))
+        .replace(sample.namespace, namespace)
+        .replace(sample.name, name)
+    )
+    pod: Object = json.loads(
+        text.replace(sample.replicaset["metadata"]["uid"], owner["metadata"]["uid"])
+    )
     meta = {key: one for key, one in pod["metadata"].items() if key not in (*SERVERS_OWN, "name")}
     spec = {key: one for key, one in pod["spec"].items() if key != "nodeName"}
     pod = {**pod, "metadata": meta, "spec": spec, "status": {}}
@@ -115,7 +121,10 @@ def review(kube: Kube, sample: Sample, number: int) -> Object:
     spec["containers"] = [*spec["containers"], sidecar]
     while len(json.dumps(pod)) < BYTES:
         sidecar["env"].append(
-            {"name": f"PROXY_SETTING_{len(sidecar['env'])}", "value": "as long as such a value often is"}
+            {
+                "name": f"PROXY_SETTING_{len(sidecar['env'])}",
+                "value": "as long as such a value often is",
+            }
         )
     kind = {"group": "", "version": "v1", "kind": "Pod"}
     request = {
@@ -135,7 +144,18 @@ def review(kube: Kube, sample: Sample, number: int) -> Object:
 
 
 def certificate(folder: Path) -> None:
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
     words += [
         "-subj",
         "/CN=localhost",
@@ -169,13 +189,17 @@ def ours(kubeconfig: str, folder: str) -> Iterator[int]:
 @contextmanager
 def noop(folder: str) -> Iterator[int]:
     port = free_port()
-    with process([sys.executable, "-m", "tests.bench.noop", str(port), folder], dict(os.environ), folder) as one:
+    with process(
+        [sys.executable, "-m", "tests.bench.noop", str(port), folder], dict(os.environ), folder
+    ) as one:
         until(f"https://localhost:{port}/", one, folder)
         yield port
 
 
 @contextmanager
-def process(words: list[str], environment: dict[str, str], folder: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    words: list[str], environment: dict[str, str], folder: str
+) -> Iterator[subprocess.Popen[bytes]]:
     with (Path(folder) / "log").open("ab") as log:
         one = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=log, stderr=log)
     try:
@@ -189,7 +213,9 @@ def until(url: str, one: subprocess.Popen[bytes], folder: str) -> None:
     """Until it answers; with 200 or, where it has no such page, 404."""
     end = time.monotonic() + 60
     while True:
-        assert one.poll() is None and time.monotonic() < end, (Path(folder) / "log").read_text()[-3000:]
+        assert one.poll() is None and time.monotonic() < end, (Path(folder) / "log").read_text()[
+            -3000:
+        ]
         with contextlib.suppress(requests.RequestException):
             if requests.get(url, timeout=2, verify=f"{folder}/tls.crt").status_code in (200, 404):
                 return
@@ -257,7 +283,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bod
     writer.write(head.encode() + body)
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
     assert " 200 " in lines[0], lines[0]
-    return await reader.readexactly(next(int(one.split(":")[1]) for one in lines if one.startswith("content-length:")))
+    return await reader.readexactly(
+        next(int(one.split(":")[1]) for one in lines if one.startswith("content-length:"))
+    )
 
 
 def allowed(raw: bytes) -> Any:

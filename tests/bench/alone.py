@@ -21,7 +21,11 @@ from pretune.kube.types import metadata
 
 from tests.bench.process import memory, since_start
 
-KINDS = {"jobs": ("batch/v1", "Job"), "pods": ("v1", "Pod"), "persistentvolumeclaims": ("v1", "PersistentVolumeClaim")}
+KINDS = {
+    "jobs": ("batch/v1", "Job"),
+    "pods": ("v1", "Pod"),
+    "persistentvolumeclaims": ("v1", "PersistentVolumeClaim"),
+}
 
 
 async def alone(expected: int) -> None:
@@ -41,8 +45,12 @@ async def alone(expected: int) -> None:
     for kind in [(GROUP, VERSION, PLURAL), *main.LABELLED]:
         kopf.on.event(*kind, registry=registry)(count)
     settings = main.kopf_settings()
-    task = asyncio.create_task(kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True))
-    await asyncio.wait([task, asyncio.create_task(done.wait())], return_when=asyncio.FIRST_COMPLETED)
+    task = asyncio.create_task(
+        kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
+    )
+    await asyncio.wait(
+        [task, asyncio.create_task(done.wait())], return_when=asyncio.FIRST_COMPLETED
+    )
     if done.is_set():
         _say()
     os._exit(0 if done.is_set() else 1)  # what kopf ends with is not measured, and takes its time
@@ -66,7 +74,9 @@ def _head(obj: dict[str, Any]) -> dict[str, Any]:
 
 def _say() -> None:
     resident, highest = memory()
-    print(json.dumps({"seconds": since_start(), "resident": resident, "highest": highest}), flush=True)
+    print(
+        json.dumps({"seconds": since_start(), "resident": resident, "highest": highest}), flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -71,7 +71,10 @@ def api_server() -> Iterator[str]:
             "clusters": [
                 {
                     "name": "bench",
-                    "cluster": {"server": server, "certificate-authority": str(folder / "certs/apiserver.crt")},
+                    "cluster": {
+                        "server": server,
+                        "certificate-authority": str(folder / "certs/apiserver.crt"),
+                    },
                 }
             ],
             "users": [{"name": "admin", "user": {"token": token}}],
@@ -87,14 +90,19 @@ def api_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _until_ready(server: str, token: str, programs: list[subprocess.Popen[bytes]], folder: Path) -> None:
+def _until_ready(
+    server: str, token: str, programs: list[subprocess.Popen[bytes]], folder: Path
+) -> None:
     end = time.monotonic() + 90
     while True:
         crt = folder / "certs/apiserver.crt"
         try:
             if crt.exists():
                 answer = requests.get(
-                    f"{server}/readyz", headers={"Authorization": f"Bearer {token}"}, verify=str(crt), timeout=5
+                    f"{server}/readyz",
+                    headers={"Authorization": f"Bearer {token}"},
+                    verify=str(crt),
+                    timeout=5,
                 )
                 if answer.text == "ok":
                     return

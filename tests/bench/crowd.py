@@ -62,9 +62,14 @@ class Crowd:
 async def gather(cluster: Kubernetes, sample: Sample, crowd: Crowd) -> None:
     """Write all of it. A cache comes after everything that it owns or names, so that nobody finds it half there."""
     for namespace in crowd.namespaces:
-        await cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        await cluster.create(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        )
         await cluster.create(_copy(sample, sample.agent, namespace, ""))
-    await _all(lambda number: _cache(cluster, sample, crowd, number), range(crowd.first, crowd.first + crowd.caches))
+    await _all(
+        lambda number: _cache(cluster, sample, crowd, number),
+        range(crowd.first, crowd.first + crowd.caches),
+    )
 
 
 async def _all(work: Callable[[int], Awaitable[None]], numbers: range) -> None:
@@ -83,7 +88,9 @@ async def _cache(cluster: Kubernetes, sample: Sample, crowd: Crowd, number: int)
     deployment = await _made(cluster, _copy(sample, sample.deployment, namespace, name))
     replicaset = await _made(
         cluster,
-        _copy(sample, sample.replicaset, namespace, name, {_uid(sample.deployment): _uid(deployment)}),
+        _copy(
+            sample, sample.replicaset, namespace, name, {_uid(sample.deployment): _uid(deployment)}
+        ),
     )
     renamed = {_uid(sample.replicaset): _uid(replicaset)}
     for one in range(crowd.each):
@@ -91,14 +98,18 @@ async def _cache(cluster: Kubernetes, sample: Sample, crowd: Crowd, number: int)
         pod["metadata"]["name"] = f"{replicaset['metadata']['name']}-{one:04}"
         pod["status"]["podIP"] = "10.0.0.1"
         await _made(cluster, pod)
-    await _made(cluster, _copy(sample, sample.cache, namespace, name, {_uid(sample.claim): _uid(claim)}))
+    await _made(
+        cluster, _copy(sample, sample.cache, namespace, name, {_uid(sample.claim): _uid(claim)})
+    )
 
 
 def _uid(obj: Object) -> str:
     return str(obj["metadata"]["uid"])
 
 
-def _copy(sample: Sample, obj: Object, namespace: str, name: str, uids: dict[str, str] | None = None) -> Object:
+def _copy(
+    sample: Sample, obj: Object, namespace: str, name: str, uids: dict[str, str] | None = None
+) -> Object:
     """The object under other names, wherever they stand in it, without what only an API server writes."""
     text = json.dumps(obj)
     for old, new in itertools.chain((uids or {}).items(), [(sample.namespace, namespace)]):

@@ -58,13 +58,26 @@ class Bench:
             self.kube.delete("Namespace", "", name)
             self.kube.until_gone("Namespace", "", name, 600)
 
-    def inside(self, namespace: str, pod: str, *words: str, stdin: str | None = None, container: str = "") -> str:
+    def inside(
+        self, namespace: str, pod: str, *words: str, stdin: str | None = None, container: str = ""
+    ) -> str:
         """What a command prints in a pod's container. Raises CalledProcessError, with what it said, when it fails."""
-        command = [str(KUBECTL), "--kubeconfig", self.kube.kubeconfig, "exec", "-i", "-n", namespace, pod]
+        command = [
+            str(KUBECTL),
+            "--kubeconfig",
+            self.kube.kubeconfig,
+            "exec",
+            "-i",
+            "-n",
+            namespace,
+            pod,
+        ]
         command += ["-c", container] if container else []
         done = subprocess.run([*command, "--", *words], input=stdin, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{pod}: {' '.join(words)[:80]}: exit {done.returncode}: {done.stderr.strip()[-2000:]}")
+            raise RuntimeError(
+                f"{pod}: {' '.join(words)[:80]}: exit {done.returncode}: {done.stderr.strip()[-2000:]}"
+            )
         return done.stdout
 
     def controller(self) -> Object:
@@ -81,7 +94,9 @@ class Bench:
 def resident(bench: Bench) -> float:
     """MiB that the controller's process has resident."""
     text = bench.inside(SYSTEM, bench.controller()["metadata"]["name"], "cat", "/proc/1/status")
-    return int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmRSS"))) / 1024
+    return (
+        int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmRSS"))) / 1024
+    )
 
 
 def cache(namespace: str, name: str, **spec: Any) -> Object:
@@ -116,7 +131,10 @@ def deployment(namespace: str, name: str, template: Object, replicas: int) -> Ob
     """All new pods at once, no old one ended before they are ready."""
     labels = {"app": name}
     meta = template["metadata"]
-    template = {**template, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), **labels}}}
+    template = {
+        **template,
+        "metadata": {**meta, "labels": {**(meta.get("labels") or {}), **labels}},
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -124,7 +142,10 @@ def deployment(namespace: str, name: str, template: Object, replicas: int) -> Ob
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": labels},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 0}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 0},
+            },
             "template": template,
         },
     }
@@ -133,7 +154,10 @@ def deployment(namespace: str, name: str, template: Object, replicas: int) -> Ob
 def labelled(template: Object, cache_name: str) -> Object:
     """The template with the label that opts in."""
     meta = template["metadata"]
-    return {**template, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), CACHE: cache_name}}}
+    return {
+        **template,
+        "metadata": {**meta, "labels": {**(meta.get("labels") or {}), CACHE: cache_name}},
+    }
 
 
 def serving(release: str = "0.33.0", **env: str) -> Object:
@@ -147,8 +171,13 @@ def serving(release: str = "0.33.0", **env: str) -> Object:
 
 def tuning_seconds(log: str) -> float:
     """Seconds between the engine's own lines that its autotuning process starts and ends, summed. ValueError: no such lines."""
-    seen = [(datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f"), what) for at, what in _PROCESS.findall(log)]
-    starts, ends = [at for at, what in seen if what == "starts"], [at for at, what in seen if what == "ends"]
+    seen = [
+        (datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f"), what) for at, what in _PROCESS.findall(log)
+    ]
+    starts, ends = (
+        [at for at, what in seen if what == "starts"],
+        [at for at, what in seen if what == "ends"],
+    )
     if not starts or len(starts) != len(ends):
         raise ValueError(
             f"the engine's log has {len(starts)} starts and {len(ends)} ends of its autotuning:\n{log[-3000:]}"
@@ -163,7 +192,10 @@ def preloaded(log: str) -> int:
 
 
 def is_ready(pod: Object) -> bool:
-    return condition(pod, "Ready").get("status") == "True" and "deletionTimestamp" not in pod["metadata"]
+    return (
+        condition(pod, "Ready").get("status") == "True"
+        and "deletionTimestamp" not in pod["metadata"]
+    )
 
 
 def seal_ended(pod: Object) -> bool:
@@ -187,7 +219,12 @@ class Watcher(threading.Thread):
         seconds: float = 900,
     ) -> None:
         super().__init__(daemon=True)
-        self.kube, self.kind, self.namespace, self.labels = Kube(kube.kubeconfig), kind, namespace, labels
+        self.kube, self.kind, self.namespace, self.labels = (
+            Kube(kube.kubeconfig),
+            kind,
+            namespace,
+            labels,
+        )
         self.shows, self.seconds = shows, seconds
         self.first: dict[str, float] = {}
         self.now: dict[str, Object] = {}
@@ -196,7 +233,9 @@ class Watcher(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        for change, obj in self.kube.watch(self.kind, self.namespace, labels=self.labels, seconds=self.seconds):
+        for change, obj in self.kube.watch(
+            self.kind, self.namespace, labels=self.labels, seconds=self.seconds
+        ):
             at = time.perf_counter()
             if self.over:
                 return

@@ -44,7 +44,9 @@ def measure(where: str) -> tuple[float, float]:
 
 def main() -> None:
     seal, copy = measure(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir())
-    print(f"publish of {FILES} files, median of {ROUNDS}, on {platform.node()} ({platform.machine()})")
+    print(
+        f"publish of {FILES} files, median of {ROUNDS}, on {platform.node()} ({platform.machine()})"
+    )
     print(f"  seal                 {seal * 1000:8.1f} ms")
     print(f"  cp -R, sync -f       {copy * 1000:8.1f} ms")
     print(f"  ratio                {seal / copy:8.1f}")

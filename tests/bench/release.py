@@ -15,10 +15,11 @@ from tests.cluster.kube import Object
 PODS = 500
 HOLD = "pretune.dev/hold"
 STAY = "bench.pretune.dev/stay"  # a gate that nobody removes: what is released stays an object, and starts nowhere
-SWEPT = (
-    20.0  # seconds after the controller's start in which it frees pods that name no cache, as those of the bare loop
-)
-TUNING = {"ENGINE_ENTRIES": "20", "ENGINE_SECONDS_PER_ENTRY": "3"}  # long enough that all are held before the seal
+SWEPT = 20.0  # seconds after the controller's start in which it frees pods that name no cache, as those of the bare loop
+TUNING = {
+    "ENGINE_ENTRIES": "20",
+    "ENGINE_SECONDS_PER_ENTRY": "3",
+}  # long enough that all are held before the seal
 
 LOOP = """
 import asyncio, json, sys, time
@@ -44,17 +45,27 @@ asyncio.run(main())
 
 def replicaset(namespace: str, name: str, template: Object) -> Object:
     meta = template["metadata"]
-    template = {**template, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), "app": name}}}
+    template = {
+        **template,
+        "metadata": {**meta, "labels": {**(meta.get("labels") or {}), "app": name}},
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
         "metadata": {"namespace": namespace, "name": name},
-        "spec": {"replicas": PODS, "selector": {"matchLabels": {"app": name}}, "template": template},
+        "spec": {
+            "replicas": PODS,
+            "selector": {"matchLabels": {"app": name}},
+            "template": template,
+        },
     }
 
 
 def gated(template: Object, *gates: str) -> Object:
-    return {**template, "spec": {**template["spec"], "schedulingGates": [{"name": one} for one in gates]}}
+    return {
+        **template,
+        "spec": {**template["spec"], "schedulingGates": [{"name": one} for one in gates]},
+    }
 
 
 def gates(pod: Object) -> list[str]:
@@ -64,17 +75,23 @@ def gates(pod: Object) -> list[str]:
 def released(bench: Bench) -> list[Row]:
     """Both on pods of the same form; only who sends the patches differs."""
     with bench.namespace("release") as namespace:
-        time.sleep(max(0.0, seconds(bench.controller()["status"]["startTime"]) + SWEPT - time.time()))
+        time.sleep(
+            max(0.0, seconds(bench.controller()["status"]["startTime"]) + SWEPT - time.time())
+        )
         loops = {}
         for at_a_time in (1, 8):
             name = f"bare{at_a_time}"
             bench.say(f"release: a bare loop of {PODS} patches, {at_a_time} at a time")
-            pods = Watcher(bench.kube, "Pod", namespace, lambda one: HOLD not in gates(one), f"app={name}")
+            pods = Watcher(
+                bench.kube, "Pod", namespace, lambda one: HOLD not in gates(one), f"app={name}"
+            )
             bench.kube.create(replicaset(namespace, name, gated(engine(), HOLD, STAY)))
             pods.until(lambda one: len(one.now) == PODS, 120, "pods made")
             assert not pods.first, "all pods have to be held before the loop"
             controller = bench.controller()["metadata"]["name"]
-            said = bench.inside(SYSTEM, controller, "python3", "-", namespace, str(at_a_time), name, stdin=LOOP)
+            said = bench.inside(
+                SYSTEM, controller, "python3", "-", namespace, str(at_a_time), name, stdin=LOOP
+            )
             count, took = json.loads(said)
             assert count == PODS, count
             pods.until(lambda one: len(one.first) == PODS, 30, "pods without their gate")
@@ -104,7 +121,9 @@ def _by_pretune(bench: Bench, namespace: str) -> tuple[float, float]:
     bench.say(f"release: {PODS} pods are held while their bundle is tuned")
     ends = Watcher(bench.kube, "Pod", namespace, seal_ended, "pretune.dev/role=tuning")
     pods = Watcher(bench.kube, "Pod", namespace, lambda one: HOLD not in gates(one), "app=held")
-    bench.kube.create(cache(namespace, "demo", source={"template": template}, hold={"when": "Always"}))
+    bench.kube.create(
+        cache(namespace, "demo", source={"template": template}, hold={"when": "Always"})
+    )
     storage_ready(bench, namespace, "demo")
     bench.kube.create(replicaset(namespace, "held", labelled(gated(template, STAY), "demo")))
     pods.until(lambda one: len(one.now) == PODS, 120, "pods made")

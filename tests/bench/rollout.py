@@ -57,7 +57,9 @@ def measured(bench: Bench) -> Measured:
     """All of it once, for both rows."""
     with bench.namespace("rollout") as namespace:
         bench.say("rollout: engine starts without any tuning, one and eight")
-        start_one, start_all = (starts(bench, namespace, f"start{count}", count) for count in (1, PODS))
+        start_one, start_all = (
+            starts(bench, namespace, f"start{count}", count) for count in (1, PODS)
+        )
         bench.say(f"rollout: {PODS} pods cold, an emptyDir each")
         cold = roll(bench, namespace, "cold", lambda one: overridden(one, {"emptyDir": {}}))
         bench.say(f"rollout: {PODS} pods over one folder that all may write")
@@ -81,7 +83,11 @@ def overridden(template: Object, volume: Object) -> Object:
     }
     return {
         **template,
-        "spec": {**template["spec"], "containers": [container], "volumes": [{"name": "tactics", **volume}]},
+        "spec": {
+            **template["spec"],
+            "containers": [container],
+            "volumes": [{"name": "tactics", **volume}],
+        },
     }
 
 
@@ -111,7 +117,9 @@ def roll(bench: Bench, namespace: str, name: str, given: Callable[[Object], Obje
     changed = {**container, "command": serving("0.33.0")["spec"]["containers"][0]["command"]}
     bench.say(f"rollout: {name}: the engine changes")
     began, fewest = time.perf_counter(), PODS
-    bench.kube.patch("Deployment", namespace, name, {"spec": {"template": {"spec": {"containers": [changed]}}}})
+    bench.kube.patch(
+        "Deployment", namespace, name, {"spec": {"template": {"spec": {"containers": [changed]}}}}
+    )
 
     def done(seen: Watcher) -> bool:
         nonlocal fewest
@@ -163,17 +171,32 @@ def gpu_seconds(bench: Bench) -> list[Row]:
     )
     for what, other in (("cold", seen.cold), ("a shared read-write folder", seen.shared)):
         rows.append(
-            Row(f"  the same, {what}", f"{other.tuned:.1f} s", f"{one:.1f} s: one tuning", f"{other.tuned / one:.2f}")
+            Row(
+                f"  the same, {what}",
+                f"{other.tuned:.1f} s",
+                f"{one:.1f} s: one tuning",
+                f"{other.tuned / one:.2f}",
+            )
         )
     warm = seen.with_pretune.warm
-    rows.append(Row("  new pods that start with all entries", f"{warm} of {PODS}", aim=str(PODS), met=warm == PODS))
+    rows.append(
+        Row(
+            "  new pods that start with all entries",
+            f"{warm} of {PODS}",
+            aim=str(PODS),
+            met=warm == PODS,
+        )
+    )
     return rows
 
 
 def ready(bench: Bench) -> list[Row]:
     """From the change to eight ready and warm pods."""
     seen = measured(bench)
-    took, least = seen.with_pretune.ready, seen.with_pretune.attempt + seen.start_one + seen.start_all
+    took, least = (
+        seen.with_pretune.ready,
+        seen.with_pretune.attempt + seen.start_one + seen.start_all,
+    )
     parts = f"{seen.with_pretune.attempt:.1f} tuning + {seen.start_one:.1f} + {seen.start_all:.1f} engine starts (one, {PODS})"
     fewest = seen.with_pretune.serving
     return [
@@ -185,7 +208,12 @@ def ready(bench: Bench) -> list[Row]:
             f"≤ {least:.1f} + 3 s",
             took <= least + 3 and seen.with_pretune.warm == PODS,
         ),
-        Row("  ready pods throughout, at the fewest", str(fewest), aim=f"≥ {PODS}", met=fewest >= PODS),
+        Row(
+            "  ready pods throughout, at the fewest",
+            str(fewest),
+            aim=f"≥ {PODS}",
+            met=fewest >= PODS,
+        ),
         Row("  the same rollout, cold", f"{seen.cold.ready:.1f} s"),
         Row("  the same rollout, a shared read-write folder", f"{seen.shared.ready:.1f} s"),
     ]

@@ -21,13 +21,26 @@ from pretune.kube.client import Kubernetes
 
 from tests.bench.bare import api_server
 from tests.bench.crowd import Crowd, Sample, gather
-from tests.bench.harness import KUBECTL, Bench, Watcher, cache, deployment, is_ready, labelled, serving, storage_ready
+from tests.bench.harness import (
+    KUBECTL,
+    Bench,
+    Watcher,
+    cache,
+    deployment,
+    is_ready,
+    labelled,
+    serving,
+    storage_ready,
+)
 from tests.bench.process import memory
 from tests.bench.table import Row
 from tests.cluster.conftest import BUILD, ROOT
 from tests.cluster.kube import Kube, Object, condition
 
-SMALL, LARGE = Crowd(caches=50, each=20), Crowd(caches=450, each=20, first=50)  # the second comes on top of the first
+SMALL, LARGE = (
+    Crowd(caches=50, each=20),
+    Crowd(caches=450, each=20, first=50),
+)  # the second comes on top of the first
 QUIET = 5.0  # seconds without a run: it has nothing more to do
 LIMIT = 600.0
 
@@ -51,7 +64,9 @@ def scale(bench: Bench) -> list[Row]:
         pods = caches = 0
         for crowd in (SMALL, LARGE):
             pods, caches = pods + crowd.caches * crowd.each, caches + crowd.caches
-            bench.say(f"scale: {caches} caches and {pods} consumers are written to an API server of their own")
+            bench.say(
+                f"scale: {caches} caches and {pods} consumers are written to an API server of their own"
+            )
             filled(kubeconfig, sample, crowd)
             bench.say("scale: the controller starts")
             seen[pods] = start(kubeconfig, caches)
@@ -63,7 +78,9 @@ def scale(bench: Bench) -> list[Row]:
     (few, small), (many, large) = seen.items()
     ratio = large.steady / small.steady
     writes = sum(
-        number for what, number in large.requests.items() if what.split()[0] in ("POST", "PATCH", "PUT", "DELETE")
+        number
+        for what, number in large.requests.items()
+        if what.split()[0] in ("POST", "PATCH", "PUT", "DELETE")
     )
     return [
         Row(
@@ -143,15 +160,23 @@ def start(kubeconfig: str, caches: int) -> Start:
         runs, log = Path(folder) / "runs", Path(folder) / "log"
         words = [sys.executable, "-m", "tests.bench.watched", str(runs)]
         with log.open("wb") as out:
-            process = subprocess.Popen(words, env=_environment(kubeconfig), cwd=ROOT, stdout=out, stderr=out)
+            process = subprocess.Popen(
+                words, env=_environment(kubeconfig), cwd=ROOT, stdout=out, stderr=out
+            )
         try:
             end = time.monotonic() + LIMIT
             seen: list[dict[str, Any]] = []
             while True:
                 time.sleep(0.5)
                 assert process.poll() is None, f"the controller ended:\n{log.read_text()[-3000:]}"
-                assert time.monotonic() < end, f"not steady after {LIMIT} s:\n{log.read_text()[-3000:]}"
-                seen = [json.loads(line) for line in runs.read_text().splitlines()] if runs.exists() else []
+                assert time.monotonic() < end, (
+                    f"not steady after {LIMIT} s:\n{log.read_text()[-3000:]}"
+                )
+                seen = (
+                    [json.loads(line) for line in runs.read_text().splitlines()]
+                    if runs.exists()
+                    else []
+                )
                 all_ = len({one["key"] for one in seen}) >= caches
                 if all_ and time.time() - runs.stat().st_mtime >= QUIET:
                     break
@@ -161,19 +186,31 @@ def start(kubeconfig: str, caches: int) -> Start:
         finally:
             process.terminate()
             process.wait(30)
-    return Start(max(one["ended"] for one in seen), len(seen), resident, highest, _requests(kubeconfig) - before)
+    return Start(
+        max(one["ended"] for one in seen),
+        len(seen),
+        resident,
+        highest,
+        _requests(kubeconfig) - before,
+    )
 
 
 def _alone(what: str, kubeconfig: str, expected: int) -> dict[str, float]:
     words = [sys.executable, "-m", "tests.bench.alone", what, str(expected)]
-    done = subprocess.run(words, env=_environment(kubeconfig), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run(
+        words, env=_environment(kubeconfig), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said: dict[str, float] = json.loads(done.stdout)
     return said
 
 
 def _environment(kubeconfig: str) -> dict[str, str]:
-    more = {"KUBECONFIG": kubeconfig, "PRETUNE_IMAGE": "localhost/pretune/operator:dev", "PYTHONPATH": "operator"}
+    more = {
+        "KUBECONFIG": kubeconfig,
+        "PRETUNE_IMAGE": "localhost/pretune/operator:dev",
+        "PYTHONPATH": "operator",
+    }
     return {**os.environ, **more, "PRETUNE_LIVENESS_PORT": "0", "POD_NAMESPACE": "default"}
 
 
@@ -186,14 +223,31 @@ def filled(kubeconfig: str, sample: Sample, crowd: Crowd) -> None:
 
 def _prepare(kubeconfig: str) -> None:
     """The CRD as the chart has it."""
-    render = [str(BUILD / "bin/helm"), "template", "pretune", "charts/pretune", "--set", "image.repository=none"]
+    render = [
+        str(BUILD / "bin/helm"),
+        "template",
+        "pretune",
+        "charts/pretune",
+        "--set",
+        "image.repository=none",
+    ]
     render += ["--show-only", "templates/crds/autotunecaches.yaml"]
     crd = subprocess.run(render, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     kubectl = [str(KUBECTL), "--kubeconfig", kubeconfig]
     subprocess.run(
-        [*kubectl, "apply", "--server-side", "-f", "-"], input=crd, check=True, capture_output=True, text=True
+        [*kubectl, "apply", "--server-side", "-f", "-"],
+        input=crd,
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    wait = [*kubectl, "wait", "--for=condition=Established", "--timeout=30s", "crd/autotunecaches.pretune.dev"]
+    wait = [
+        *kubectl,
+        "wait",
+        "--for=condition=Established",
+        "--timeout=30s",
+        "crd/autotunecaches.pretune.dev",
+    ]
     subprocess.run(wait, check=True, capture_output=True)
     end = time.monotonic() + 30
     while subprocess.run([*kubectl, "get", "autotunecaches", "-A"], capture_output=True).returncode:
@@ -216,9 +270,12 @@ def _requests(kubeconfig: str) -> Counter[str]:
     for line in text.splitlines():
         if line.startswith("apiserver_request_total{"):
             labels = dict(
-                part.split("=", 1) for part in line[len("apiserver_request_total{") : line.rindex("}")].split(",")
+                part.split("=", 1)
+                for part in line[len("apiserver_request_total{") : line.rindex("}")].split(",")
             )
-            counted[f"{labels['verb']} {labels['resource']}".replace('"', "")] += int(float(line.rsplit(" ", 1)[1]))
+            counted[f"{labels['verb']} {labels['resource']}".replace('"', "")] += int(
+                float(line.rsplit(" ", 1)[1])
+            )
     return counted
 
 
@@ -229,4 +286,6 @@ def _truthful(kubeconfig: str, caches: int) -> None:
     found = kube._call("GET", url)["items"]
     ready = sum(condition(one, "Ready").get("status") == "True" for one in found)
     jobs = kube._call("GET", f"{kube.host}/apis/batch/v1/jobs")["items"]
-    assert (len(found), ready, len(jobs)) == (caches, caches, 0), f"{ready} of {len(found)} ready, {len(jobs)} Jobs"
+    assert (len(found), ready, len(jobs)) == (caches, caches, 0), (
+        f"{ready} of {len(found)} ready, {len(jobs)} Jobs"
+    )

@@ -98,12 +98,20 @@ def _large() -> dict[str, bytes]:
     return files
 
 
-def prepared(bench: Bench, namespace: str, name: str, files: dict[str, bytes]) -> Callable[[str], tuple[float, float]]:
+def prepared(
+    bench: Bench, namespace: str, name: str, files: dict[str, bytes]
+) -> Callable[[str], tuple[float, float]]:
     """A pod with these files as a bundle on its claim. What it gives measures `cached` or `uncached`: seconds of seed, and of cp -R."""
-    bench.say(f"seed: {len(files)} files, {sum(len(one) for one in files.values()) / 1048576:.1f} MiB")
+    bench.say(
+        f"seed: {len(files)} files, {sum(len(one) for one in files.values()) / 1048576:.1f} MiB"
+    )
     bench.kube.create(claim(namespace, name))
     bound = bench.kube.until(
-        "PersistentVolumeClaim", namespace, name, lambda one: one["status"].get("phase") == "Bound", 30
+        "PersistentVolumeClaim",
+        namespace,
+        name,
+        lambda one: one["status"].get("phase") == "Bound",
+        30,
     )
     volume = bench.kube.get("PersistentVolume", "", bound["spec"]["volumeName"])
     assert volume is not None
@@ -115,7 +123,9 @@ def prepared(bench: Bench, namespace: str, name: str, files: dict[str, bytes]) -
     if bench.kube.get("ConfigMap", namespace, agent["metadata"]["name"]) is None:
         bench.kube.create(agent)
     bench.kube.create(runner(namespace, name))
-    bench.kube.until("Pod", namespace, name, lambda one: one["status"].get("phase") == "Running", 60)
+    bench.kube.until(
+        "Pod", namespace, name, lambda one: one["status"].get("phase") == "Running", 60
+    )
     source = f"{CLAIM_MOUNT}/{world.CACHE}/bundles/{world.INPUTS.bundle_id()}/tactics"
     words = ("python3", "-", source, str(ROUNDS))
 
@@ -131,8 +141,17 @@ def runner(namespace: str, name: str) -> Object:
     """A pod with the seed container as injection makes it, which waits instead of seeding; its command is in a variable."""
     template = serving()
     [engine] = template["spec"]["containers"]
-    task = Task(cache=world.CACHE, inputs=world.INPUTS, gpus=1, ready=None, command=["/opt/engines/0.33.0/bin/vllm"])
-    mounts = [{"name": "tactics", "mountPath": TACTICS_MOUNT}, {"name": "copies", "mountPath": COPIES}]
+    task = Task(
+        cache=world.CACHE,
+        inputs=world.INPUTS,
+        gpus=1,
+        ready=None,
+        command=["/opt/engines/0.33.0/bin/vllm"],
+    )
+    mounts = [
+        {"name": "tactics", "mountPath": TACTICS_MOUNT},
+        {"name": "copies", "mountPath": COPIES},
+    ]
     seed = seed_container("pretune-seed", engine, task, {}, CLAIM_VOLUME, mounts)
     [*_, script] = seed["command"]
     seed["env"] = [*seed["env"], {"name": "SEED", "value": script}]
@@ -143,5 +162,15 @@ def runner(namespace: str, name: str) -> Object:
         {"name": AGENT_VOLUME, "configMap": {"name": config_map(namespace)["metadata"]["name"]}},
         {"name": CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": name, "readOnly": True}},
     ]
-    spec = {**template["spec"], "containers": [seed], "volumes": volumes, "terminationGracePeriodSeconds": 0}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": namespace, "name": name}, "spec": spec}
+    spec = {
+        **template["spec"],
+        "containers": [seed],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": 0,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    }

@@ -29,4 +29,7 @@ def lines(rows: Sequence[Row]) -> list[str]:
     cells = [HEAD, *(row.cells() for row in rows)]
     columns = [number for number in range(len(HEAD)) if any(one[number] for one in cells[1:])]
     widths = {number: max(len(one[number]) for one in cells) for number in columns}
-    return ["  " + "   ".join(one[number].ljust(widths[number]) for number in columns).rstrip() for one in cells]
+    return [
+        "  " + "   ".join(one[number].ljust(widths[number]) for number in columns).rstrip()
+        for one in cells
+    ]

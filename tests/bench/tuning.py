@@ -15,7 +15,9 @@ from tests.bench.table import Row
 from tests.cluster.conftest import engine
 from tests.cluster.kube import condition
 
-AUDIT = Path("/var/lib/pretune-cluster/logs/audit.log")  # tools/cluster/config/audit.yaml: what our accounts ask
+AUDIT = Path(
+    "/var/lib/pretune-cluster/logs/audit.log"
+)  # tools/cluster/config/audit.yaml: what our accounts ask
 CACHES, IDLE_CACHES, IDLE_SECONDS = 30, 200, 60
 WRITES = {"create", "update", "patch", "delete"}
 SOURCE = {"template": engine()}
@@ -26,7 +28,10 @@ def writes(namespace: str, since: float) -> Counter[str]:
     counted: Counter[str] = Counter()
     for line in AUDIT.read_text().splitlines():
         event = json.loads(line)
-        at = time.mktime(time.strptime(event["requestReceivedTimestamp"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
+        at = (
+            time.mktime(time.strptime(event["requestReceivedTimestamp"][:19], "%Y-%m-%dT%H:%M:%S"))
+            - time.timezone
+        )
         what = event.get("objectRef") or {}
         if event["verb"] in WRITES and at >= since and what.get("namespace") == namespace:
             counted[
@@ -41,7 +46,10 @@ def latency(bench: Bench) -> list[Row]:
         began = time.time()
         ends = Watcher(bench.kube, "Pod", namespace, seal_ended)
         readies = Watcher(
-            bench.kube, "AutotuneCache", namespace, lambda one: condition(one, "Ready").get("status") == "True"
+            bench.kube,
+            "AutotuneCache",
+            namespace,
+            lambda one: condition(one, "Ready").get("status") == "True",
         )
         bench.say(f"latency: {CACHES} caches are tuned")
         for number in range(CACHES):
@@ -67,11 +75,24 @@ def latency(bench: Bench) -> list[Row]:
             one.stop()
     mean, most = statistics.mean(status), max(status)
     return [
-        Row(f"seal ended → Ready=True, p50 of {CACHES} caches at once", f"{statistics.median(spans):.2f} s"),
+        Row(
+            f"seal ended → Ready=True, p50 of {CACHES} caches at once",
+            f"{statistics.median(spans):.2f} s",
+        ),
         Row("  p99", f"{p99:.2f} s", aim="≤ 0.5 s", met=p99 <= 0.5),
-        Row("  status writes a tuning, mean / most", f"{mean:.1f} / {most}", aim="≤ 8", met=most <= 8),
+        Row(
+            "  status writes a tuning, mean / most",
+            f"{mean:.1f} / {most}",
+            aim="≤ 8",
+            met=most <= 8,
+        ),
         Row("  other API writes a tuning", f"{sum(others.values()):.1f}: {listed}"),
-        Row(f"  API writes in {IDLE_SECONDS} idle s, {CACHES} caches", str(idle), aim="0", met=idle == 0),
+        Row(
+            f"  API writes in {IDLE_SECONDS} idle s, {CACHES} caches",
+            str(idle),
+            aim="0",
+            met=idle == 0,
+        ),
     ]
 
 
@@ -82,7 +103,11 @@ def memory(bench: Bench) -> list[Row]:
         bench.kube.create(claim(namespace, "shared"))
         bench.say(f"memory: {IDLE_CACHES} idle caches")
         for number in range(IDLE_CACHES):
-            spec = {"suspend": True, "storage": {"existingClaim": {"name": "shared"}}, "source": SOURCE}
+            spec = {
+                "suspend": True,
+                "storage": {"existingClaim": {"name": "shared"}},
+                "source": SOURCE,
+            }
             bench.kube.create(cache(namespace, f"idle{number}", **spec))
         for number in range(IDLE_CACHES):
             bench.kube.until(

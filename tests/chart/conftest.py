@@ -34,7 +34,9 @@ def helm() -> Helm:
 
     def run(*words: str, values: Object | None = None) -> subprocess.CompletedProcess[str]:
         given = json.dumps({**IMAGE, **(values or {})})
-        return subprocess.run([program, *words, "--values", "-"], input=given, capture_output=True, text=True)
+        return subprocess.run(
+            [program, *words, "--values", "-"], input=given, capture_output=True, text=True
+        )
 
     return run
 
@@ -57,5 +59,7 @@ def render(helm: Helm) -> Render:
 
 def only(documents: list[Object], kind: str, name: str = "") -> Object:
     """The one document of that kind (and name)."""
-    (found,) = [one for one in documents if one["kind"] == kind and name in ("", one["metadata"]["name"])]
+    (found,) = [
+        one for one in documents if one["kind"] == kind and name in ("", one["metadata"]["name"])
+    ]
     return found

@@ -37,4 +37,6 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert len(pages) > 3
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.relative_to(docs.ROOT)} links to {target}"
+            assert (page.parent / target).exists(), (
+                f"{page.relative_to(docs.ROOT)} links to {target}"
+            )

@@ -13,7 +13,12 @@ LINES = re.compile(r"kubectl get pods --all-namespaces.*?\bdone\b", re.DOTALL)
 
 
 def test_every_cause_of_a_release_is_explained_in_the_order_in_which_it_is_asked() -> None:
-    text = (ROOT / "docs/holding.md").read_text().partition("\n## When it is let go\n")[2].partition("\n## ")[0]
+    text = (
+        (ROOT / "docs/holding.md")
+        .read_text()
+        .partition("\n## When it is let go\n")[2]
+        .partition("\n## ")[0]
+    )
     rows = re.findall(r"^\| (\w+) \| .* \| (let go|waits on) \|$", text, re.MULTILINE)
     assert rows == [(cause, "waits on" if failure else "let go") for cause, failure, _ in CHECKS]
 
@@ -33,7 +38,11 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 
 
 def test_anchors_of_links_between_guides_are_headings_there() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "charts/pretune/README.md"]:
+    for page in [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "charts/pretune/README.md",
+    ]:
         for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text()):
             there = (page.parent / target) if target else page
             assert anchor in _anchors(there), f"{page.relative_to(ROOT)} links to {target}#{anchor}"

@@ -60,7 +60,9 @@ EVERYTHING: Object = {
 
 @pytest.mark.parametrize("version", ["1.30", "1.34", "1.37"])
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
-def test_every_document_is_what_kubernetes_knows(render: Render, values: Object, version: str) -> None:
+def test_every_document_is_what_kubernetes_knows(
+    render: Render, values: Object, version: str
+) -> None:
     documents = render(values)
     assert len(documents) >= 10
     for one in documents:
@@ -75,7 +77,9 @@ def test_helm_finds_nothing_to_complain_about(helm: Helm) -> None:
 def test_everything_is_in_the_releases_namespace_and_labelled(render: Render) -> None:
     for one in render():
         meta = one["metadata"]
-        assert (meta.get("namespace") == NAMESPACE) == (one["kind"] not in CLUSTER_WIDE), one["kind"]
+        assert (meta.get("namespace") == NAMESPACE) == (one["kind"] not in CLUSTER_WIDE), one[
+            "kind"
+        ]
         assert {
             "app.kubernetes.io/name": "pretune",
             "app.kubernetes.io/instance": "pretune",
@@ -104,7 +108,13 @@ def test_the_definition_outlives_the_release(render: Render) -> None:
 COMPONENTS = ("controller", "webhook")
 POLICY = "ValidatingAdmissionPolicy"
 WEBHOOK = {  # of these, one is named after the webhook
-    *("ClusterRole", "ClusterRoleBinding", "Deployment", "MutatingWebhookConfiguration", "PodDisruptionBudget"),
+    *(
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Deployment",
+        "MutatingWebhookConfiguration",
+        "PodDisruptionBudget",
+    ),
     *("Role", "RoleBinding", "Secret", "Service", "ServiceAccount"),
 }
 
@@ -121,7 +131,9 @@ def controller(documents: list[Object]) -> tuple[Object, Object]:
 
 @pytest.mark.parametrize("name", COMPONENTS)
 @pytest.mark.parametrize("values", [{}, {"runAsUser": None}], ids=["defaults", "no uid"])
-def test_the_operators_pods_pass_pod_security_restricted(render: Render, values: Object, name: str) -> None:
+def test_the_operators_pods_pass_pod_security_restricted(
+    render: Render, values: Object, name: str
+) -> None:
     """The profile's list: https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
     pod, container = component(render({name: values}), name)
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
@@ -142,13 +154,19 @@ def environment(container: Object) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("image", "reference"),
     [
-        ({}, "registry.test/pretune/operator:" + yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]),
+        (
+            {},
+            "registry.test/pretune/operator:"
+            + yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"],
+        ),
         ({"tag": "dev"}, "registry.test/pretune/operator:dev"),
         ({"digest": "sha256:" + "a" * 64}, "registry.test/pretune/operator@sha256:" + "a" * 64),
     ],
     ids=["the chart's own release", "a tag", "a digest"],
 )
-def test_the_controller_hands_its_own_image_to_its_jobs(render: Render, image: Object, reference: str) -> None:
+def test_the_controller_hands_its_own_image_to_its_jobs(
+    render: Render, image: Object, reference: str
+) -> None:
     _, container = controller(render({"image": {**IMAGE["image"], **image}}))
     assert container["image"] == reference
     assert environment(container)["PRETUNE_IMAGE"] == reference
@@ -165,9 +183,13 @@ class Read(dict[str, str]):
 
 
 def test_every_setting_of_the_controller_is_set_and_understood(render: Render) -> None:
-    _, container = controller(render({**EVERYTHING, "controller": {"logLevel": "DEBUG", "workers": 7}}))
+    _, container = controller(
+        render({**EVERYTHING, "controller": {"logLevel": "DEBUG", "workers": 7}})
+    )
     assert "args" not in container
-    given = Read({"POD_NAMESPACE": NAMESPACE, "POD_NAME": "pretune-controller-0", **environment(container)})
+    given = Read(
+        {"POD_NAMESPACE": NAMESPACE, "POD_NAME": "pretune-controller-0", **environment(container)}
+    )
     found = Installation.of(given)
     assert sorted(one["name"] for one in container["env"]) == sorted(given.asked)
     assert found == Installation(
@@ -201,7 +223,9 @@ def test_every_setting_of_the_webhook_is_set_and_understood(render: Render) -> N
     assert ports["webhook"] == 9443
 
 
-def test_the_release_may_hold_the_controllers_lease_and_the_webhook_may_see_it(render: Render) -> None:
+def test_the_release_may_hold_the_controllers_lease_and_the_webhook_may_see_it(
+    render: Render,
+) -> None:
     rules = {name: only(render(), "Role", f"pretune-{name}")["rules"] for name in COMPONENTS}
     assert [one.get("resourceNames") for one in rules["controller"]] == [None, [lease.NAME]]
     assert [one.get("resourceNames") for one in rules["webhook"]] == [[lease.NAME]]
@@ -234,14 +258,22 @@ def test_jobs_pull_as_the_controller_does(render: Render) -> None:
     ],
     ids=["made", "made under a name", "none", "one that is there"],
 )
-def test_tuning_pods_get_the_class_that_is_there(render: Render, values: Object, named: str, made: bool) -> None:
+def test_tuning_pods_get_the_class_that_is_there(
+    render: Render, values: Object, named: str, made: bool
+) -> None:
     documents = render({"priorityClass": values})
     assert environment(controller(documents)[1])["PRETUNE_PRIORITY_CLASS"] == named
-    assert [one["metadata"]["name"] for one in documents if one["kind"] == "PriorityClass"] == [named] * made
+    assert [one["metadata"]["name"] for one in documents if one["kind"] == "PriorityClass"] == [
+        named
+    ] * made
 
 
-@pytest.mark.parametrize(("values", "said"), [({}, "false"), ({"proof": {"readLogs": True}}, "true")])
-def test_the_controller_reads_logs_only_where_that_is_asked_for(render: Render, values: Object, said: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "said"), [({}, "false"), ({"proof": {"readLogs": True}}, "true")]
+)
+def test_the_controller_reads_logs_only_where_that_is_asked_for(
+    render: Render, values: Object, said: str
+) -> None:
     assert environment(controller(render(values))[1])["PRETUNE_READ_LOGS"] == said
     assert Installation.of(environment(controller(render(values))[1])).read_logs is (said == "true")
 
@@ -250,21 +282,29 @@ def test_tuning_gives_way_to_serving_and_never_preempts(render: Render) -> None:
     found = only(render(), "PriorityClass")
     assert found["preemptionPolicy"] == "Never"
     assert found["globalDefault"] is False
-    assert -10 <= found["value"] < 0, "below pods without a class, not below what the cluster autoscaler adds nodes for"
+    assert -10 <= found["value"] < 0, (
+        "below pods without a class, not below what the cluster autoscaler adds nodes for"
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "gone"),
     [
         ({"crds": {"install": False}}, {"CustomResourceDefinition autotunecaches.pretune.dev"}),
-        ({"authorPolicy": {"enabled": False}}, {f"{POLICY} pretune-author", f"{POLICY}Binding pretune-author"}),
+        (
+            {"authorPolicy": {"enabled": False}},
+            {f"{POLICY} pretune-author", f"{POLICY}Binding pretune-author"},
+        ),
         (
             {"controllerPolicy": {"enabled": False}},
             {f"{POLICY} pretune-controller", f"{POLICY}Binding pretune-controller"},
         ),
         ({"priorityClass": {"create": False}}, {"PriorityClass pretune-tuning"}),
         ({"serviceAccount": {"create": False, "name": "mine"}}, {"ServiceAccount pretune"}),
-        ({"webhook": {"serviceAccount": {"create": False, "name": "mine"}}}, {"ServiceAccount pretune-webhook"}),
+        (
+            {"webhook": {"serviceAccount": {"create": False, "name": "mine"}}},
+            {"ServiceAccount pretune-webhook"},
+        ),
         ({"webhook": {"replicas": 1}}, {"PodDisruptionBudget pretune-webhook"}),
         ({"metrics": {"service": False}}, {"Service pretune-metrics"}),
         (
@@ -274,42 +314,62 @@ def test_tuning_gives_way_to_serving_and_never_preempts(render: Render) -> None:
     ],
     ids=lambda one: json.dumps(one) if isinstance(one, dict) else "",
 )
-def test_what_is_switched_off_is_not_installed_and_all_else_is(render: Render, values: Object, gone: set[str]) -> None:
-    whole, fewer = ({f"{one['kind']} {one['metadata']['name']}" for one in render(given)} for given in ({}, values))
+def test_what_is_switched_off_is_not_installed_and_all_else_is(
+    render: Render, values: Object, gone: set[str]
+) -> None:
+    whole, fewer = (
+        {f"{one['kind']} {one['metadata']['name']}" for one in render(given)}
+        for given in ({}, values)
+    )
     assert whole - fewer == gone
     assert fewer <= whole
 
 
 def test_without_aggregation_there_are_only_the_operators_own_roles(render: Render) -> None:
     rest = [one for one in render({"access": {"aggregate": False}}) if one["kind"] == "ClusterRole"]
-    assert sorted(one["metadata"]["name"] for one in rest) == ["pretune-controller", "pretune-webhook"]
+    assert sorted(one["metadata"]["name"] for one in rest) == [
+        "pretune-controller",
+        "pretune-webhook",
+    ]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
 @pytest.mark.parametrize("own", [True, False], ids=["the chart's", "one's own"])
-def test_each_component_runs_as_the_account_that_has_its_rights(render: Render, name: str, own: bool) -> None:
+def test_each_component_runs_as_the_account_that_has_its_rights(
+    render: Render, name: str, own: bool
+) -> None:
     mine = {"serviceAccount": {"create": False, "name": "mine"}}
     documents = render({} if own else (mine if name == "controller" else {name: mine}))
     account = component(documents, name)[0]["serviceAccountName"]
-    assert account == ({"controller": "pretune", "webhook": "pretune-webhook"}[name] if own else "mine")
+    assert account == (
+        {"controller": "pretune", "webhook": "pretune-webhook"}[name] if own else "mine"
+    )
     bindings = [one for one in documents if one["kind"].endswith("Binding") and one.get("roleRef")]
     mine_only = [one for one in bindings if one["metadata"]["name"] == f"pretune-{name}"]
     assert sorted(one["kind"] for one in mine_only) == ["ClusterRoleBinding", "RoleBinding"]
     for one in mine_only:
-        assert one["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}]
+        assert one["subjects"] == [
+            {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
+        ]
         assert one["roleRef"]["name"] == f"pretune-{name}"
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_selectors_match_only_these_pods_and_do_not_change_with_the_release_number(render: Render, name: str) -> None:
+def test_selectors_match_only_these_pods_and_do_not_change_with_the_release_number(
+    render: Render, name: str
+) -> None:
     documents = render(EVERYTHING)
     spec = only(documents, "Deployment", f"pretune-{name}")["spec"]
     labels = spec["template"]["metadata"]["labels"]
     assert spec["selector"]["matchLabels"].items() <= labels.items()
-    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & spec["selector"]["matchLabels"].keys()
+    assert (
+        not {"helm.sh/chart", "app.kubernetes.io/version"} & spec["selector"]["matchLabels"].keys()
+    )
     assert labels["team"] == "inference"
     (other,) = (one for one in COMPONENTS if one != name)
-    others = only(documents, "Deployment", f"pretune-{other}")["spec"]["template"]["metadata"]["labels"]
+    others = only(documents, "Deployment", f"pretune-{other}")["spec"]["template"]["metadata"][
+        "labels"
+    ]
     assert not spec["selector"]["matchLabels"].items() <= others.items()
 
 
@@ -319,7 +379,10 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
         {"image": {"repository": "a", "tag": "b", "digest": "sha256:" + "0" * 64}},
         "image.tag (b) and image.digest are both set",
     ),
-    "no account": ({"serviceAccount": {"create": False}}, "name the ServiceAccount that the controller is to run as"),
+    "no account": (
+        {"serviceAccount": {"create": False}},
+        "name the ServiceAccount that the controller is to run as",
+    ),
     "annotations for nobody": (
         {"serviceAccount": {"create": False, "name": "mine", "annotations": {"a": "b"}}},
         "annotate your own ServiceAccount instead",
@@ -329,14 +392,21 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
         "name the ServiceAccount that the webhook is to run as",
     ),
     "annotations for no account of the webhook": (
-        {"webhook": {"serviceAccount": {"create": False, "name": "mine", "annotations": {"a": "b"}}}},
+        {
+            "webhook": {
+                "serviceAccount": {"create": False, "name": "mine", "annotations": {"a": "b"}}
+            }
+        },
         "annotate your own ServiceAccount instead",
     ),
     "one account for both": (
         {"webhook": {"serviceAccount": {"create": False, "name": "pretune"}}},
         "webhook.serviceAccount.name and serviceAccount.name are both pretune",
     ),
-    "one port for two": ({"webhook": {"port": 8080}}, "webhook.port is 8080, where health and metrics are"),
+    "one port for two": (
+        {"webhook": {"port": 8080}},
+        "webhook.port is 8080, where health and metrics are",
+    ),
     "an issuer that nobody asks": (
         {"webhook": {"certificates": {"issuerRef": {"name": "company"}}}},
         "webhook.certificates.issuerRef names company, but webhook.certificates.source is chart",
@@ -349,7 +419,9 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
 
 
 @pytest.mark.parametrize(("values", "sentence"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_contradictory_values_are_refused_with_a_sentence(helm: Helm, values: Object, sentence: str) -> None:
+def test_contradictory_values_are_refused_with_a_sentence(
+    helm: Helm, values: Object, sentence: str
+) -> None:
     done = helm("template", "pretune", str(CHART), values=values)
     assert done.returncode != 0
     assert sentence in done.stderr
@@ -360,7 +432,9 @@ WRONG: dict[str, Object] = {
     "a log level that is none": {"controller": {"logLevel": "LOUD"}},
     "root": {"controller": {"runAsUser": 0}},
     "less than no replica": {"controller": {"replicas": -1}},
-    "a rule with verbs": {"sources": {"extraRules": [{"apiGroups": ["a"], "resources": ["b"], "verbs": ["*"]}]}},
+    "a rule with verbs": {
+        "sources": {"extraRules": [{"apiGroups": ["a"], "resources": ["b"], "verbs": ["*"]}]}
+    },
     "every resource": {"sources": {"extraRules": [{"apiGroups": ["a"], "resources": ["*"]}]}},
     "every group": {"sources": {"extraRules": [{"apiGroups": ["*"], "resources": ["b"]}]}},
     "a digest that is none": {"image": {"repository": "a", "digest": "latest"}},
@@ -397,7 +471,9 @@ def sections(schema: Object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]
     return found
 
 
-for _path in sections(resolved({name: one for name, one in SCHEMA.items() if name != "definitions"})):
+for _path in sections(
+    resolved({name: one for name, one in SCHEMA.items() if name != "definitions"})
+):
     _values: Any = {"typo": True}
     for _name in reversed(_path):
         _values = {_name: _values}
@@ -443,10 +519,24 @@ def test_the_notes_lead_to_an_object_that_the_api_takes(helm: Helm) -> None:
             "WARNING: webhook.certificates.source is certManager, but this cluster does not have it",
         ),
     ],
-    ids=["no policy for authors", "no class", "no policy for the controller", "no webhook", "no cert-manager"],
+    ids=[
+        "no policy for authors",
+        "no class",
+        "no policy for the controller",
+        "no webhook",
+        "no cert-manager",
+    ],
 )
 def test_the_notes_warn_of_what_is_missing(helm: Helm, values: Object, warning: str) -> None:
-    done = helm("install", "pretune", str(CHART), "--namespace", NAMESPACE, "--dry-run=client", values=values)
+    done = helm(
+        "install",
+        "pretune",
+        str(CHART),
+        "--namespace",
+        NAMESPACE,
+        "--dry-run=client",
+        values=values,
+    )
     assert warning in done.stdout
 
 
@@ -455,7 +545,9 @@ def test_the_chart_is_of_the_operators_release() -> None:
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_the_kubelet_asks_for_health_and_readiness_where_they_are_served(render: Render, name: str) -> None:
+def test_the_kubelet_asks_for_health_and_readiness_where_they_are_served(
+    render: Render, name: str
+) -> None:
     _, container = component(render(EVERYTHING), name)
     asked = {probe: container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")}
     assert asked == {

@@ -29,7 +29,9 @@ def stated() -> list[tuple[str, Object]]:
     """(comment above it, rule) of every rule in the templates; a comment may go over several lines."""
     found = []
     for component in COMPONENTS:
-        for comment, rule in re.findall(r"^# used by (.+\n(?:# .+\n)*)((?:[- ] .+\n)+)", text(component), re.MULTILINE):
+        for comment, rule in re.findall(
+            r"^# used by (.+\n(?:# .+\n)*)((?:[- ] .+\n)+)", text(component), re.MULTILINE
+        ):
             (one,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
             found.append((comment.strip(), one))
     return found
@@ -43,7 +45,11 @@ def functions() -> set[str]:
         for node in ast.parse(path.read_text()).body:
             inside = node.body if isinstance(node, ast.ClassDef) else [node]
             prefix = f"{module}.{node.name}." if isinstance(node, ast.ClassDef) else f"{module}."
-            found |= {prefix + one.name for one in inside if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
+            found |= {
+                prefix + one.name
+                for one in inside
+                if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
     return found
 
 
@@ -57,23 +63,32 @@ def test_each_right_names_the_code_that_uses_it(comment: str, rule: Object) -> N
 
 
 def test_no_rule_stands_without_its_users() -> None:
-    assert len(stated()) == sum(len(re.findall(r"^- apiGroups:", text(one), re.MULTILINE)) for one in COMPONENTS)
+    assert len(stated()) == sum(
+        len(re.findall(r"^- apiGroups:", text(one), re.MULTILINE)) for one in COMPONENTS
+    )
 
 
 def rules(
-    render: Render, kind: str = "ClusterRole", values: Object | None = None, component: str = "controller"
+    render: Render,
+    kind: str = "ClusterRole",
+    values: Object | None = None,
+    component: str = "controller",
 ) -> list[Object]:
     return list(only(render(values), kind, f"pretune-{component}")["rules"])
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
-def test_no_right_is_a_wildcard_or_leads_to_more_rights(render: Render, kind: str, component: str) -> None:
+def test_no_right_is_a_wildcard_or_leads_to_more_rights(
+    render: Render, kind: str, component: str
+) -> None:
     for rule in rules(render, kind, {"sources": {"extraRules": [EXTRA]}}, component):
         for words in (rule["apiGroups"], rule["resources"], rule["verbs"]):
             assert words and "*" not in "".join(words)
         assert not {"impersonate", "bind", "escalate"} & set(rule["verbs"])
-        assert not {"secrets", "pods/exec", "serviceaccounts/token", "nodes"} & set(rule["resources"])
+        assert not {"secrets", "pods/exec", "serviceaccounts/token", "nodes"} & set(
+            rule["resources"]
+        )
         assert rule["apiGroups"] != ["rbac.authorization.k8s.io"]
 
 
@@ -83,7 +98,14 @@ def test_workloads_are_only_read_and_pods_neither_made_nor_replaced(render: Rend
         for resource in rule["resources"]:
             verbs[resource] = verbs.get(resource, set()) | set(rule["verbs"])
     assert verbs.pop("pods") - READ == {"patch", "delete"}
-    workloads = ("deployments", "statefulsets", "daemonsets", "replicasets", "controllerrevisions", "storageclasses")
+    workloads = (
+        "deployments",
+        "statefulsets",
+        "daemonsets",
+        "replicasets",
+        "controllerrevisions",
+        "storageclasses",
+    )
     assert all(verbs[one] <= READ for one in workloads)
 
 
@@ -109,7 +131,11 @@ def test_the_webhook_only_reads(render: Render) -> None:
 
 
 def test_a_caches_spec_is_its_authors_alone(render: Render) -> None:
-    verbs = {tuple(one["resources"]): set(one["verbs"]) for one in rules(render) if one["apiGroups"] == ["pretune.dev"]}
+    verbs = {
+        tuple(one["resources"]): set(one["verbs"])
+        for one in rules(render)
+        if one["apiGroups"] == ["pretune.dev"]
+    }
     assert verbs == {("autotunecaches",): READ, ("autotunecaches/status",): {"patch"}}
 
 
@@ -120,7 +146,11 @@ def test_leases_only_in_the_releases_own_namespace(render: Render) -> None:
 
 
 def test_further_workloads_are_only_read(render: Render) -> None:
-    more = [one for one in rules(render, values={"sources": {"extraRules": [EXTRA]}}) if one not in rules(render)]
+    more = [
+        one
+        for one in rules(render, values={"sources": {"extraRules": [EXTRA]}})
+        if one not in rules(render)
+    ]
     assert [{**one, "verbs": set(one["verbs"])} for one in more] == [{**EXTRA, "verbs": READ}]
 
 
@@ -140,11 +170,15 @@ def asked() -> Iterator[tuple[str, str, str, str]]:
         if place not in RUN_BY:
             continue
         component = "webhook" if place == "webhook" else "controller"
-        for call in (one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Call)):
+        for call in (
+            one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Call)
+        ):
             words = [one.value for one in ast.walk(call) if isinstance(one, ast.Constant)]
             if isinstance(call.func, ast.Attribute):
                 for verb in ASKS.get(call.func.attr, ()):
-                    yield from ((component, f"{path.stem}:{call.lineno}", str(one), verb) for one in words)
+                    yield from (
+                        (component, f"{path.stem}:{call.lineno}", str(one), verb) for one in words
+                    )
 
 
 def test_every_read_of_a_kind_has_its_verb(render: Render) -> None:
@@ -164,9 +198,14 @@ def test_every_read_of_a_kind_has_its_verb(render: Render) -> None:
 def test_every_kind_that_the_client_knows_has_a_rule_and_no_other(render: Render) -> None:
     both = rules(render) + rules(render, "Role")
     ruled = {
-        (group, one.partition("/")[0]) for rule in both for group in rule["apiGroups"] for one in rule["resources"]
+        (group, one.partition("/")[0])
+        for rule in both
+        for group in rule["apiGroups"]
+        for one in rule["resources"]
     }
-    known = {(version.rpartition("/")[0], resource.plural) for (version, _), resource in KNOWN.items()}
+    known = {
+        (version.rpartition("/")[0], resource.plural) for (version, _), resource in KNOWN.items()
+    }
     assert ruled == known
 
 

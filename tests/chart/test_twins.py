@@ -20,7 +20,9 @@ POLICY = crd.ROOT / "operator/pretune/policy"
 FIELDS = {one.path: one for one in crd.fields() if one.path.startswith("spec.")}
 # What only the API server or a manifest reads: it is handed on whole.
 HANDED_ON = ("spec.source.workloadRef.", "spec.source.template.", ".tolerations[].")
-LEAVES = [path for path, one in FIELDS.items() if one.leaf and not any(part in path for part in HANDED_ON)]
+LEAVES = [
+    path for path, one in FIELDS.items() if one.leaf and not any(part in path for part in HANDED_ON)
+]
 # One field of each that is handed on, as a sample.
 WHOLE = [
     "spec.source.workloadRef.name",
@@ -37,7 +39,12 @@ BASE: dict[str, Any] = {
     "engineContainer": "a",
     "targets": [{"name": "a", "nodeSelector": {"a": "a"}, "tolerations": [{"key": "a"}]}],
     "storage": {
-        "claim": {"storageClassName": "a", "accessModes": ["ReadWriteMany"], "size": "1Gi", "whenDeleted": "Delete"},
+        "claim": {
+            "storageClassName": "a",
+            "accessModes": ["ReadWriteMany"],
+            "size": "1Gi",
+            "whenDeleted": "Delete",
+        },
         "existingClaim": {"name": "a", "subPath": "a"},
     },
     "tuning": {
@@ -99,7 +106,10 @@ class Reads(dict[str, Any]):
             {
                 key: Reads(one, f"{path}.{key}", seen)
                 if isinstance(one, dict)
-                else [Reads(item, f"{path}.{key}[]", seen) if isinstance(item, dict) else item for item in one]
+                else [
+                    Reads(item, f"{path}.{key}[]", seen) if isinstance(item, dict) else item
+                    for item in one
+                ]
                 if isinstance(one, list)
                 else one
                 for key, one in value.items()
@@ -151,7 +161,11 @@ def test_the_names_of_the_api_are_those_of_the_crd() -> None:
 def test_every_state_and_reason_fits_the_status() -> None:
     status = {one.path: one.schema for one in crd.fields() if one.path.startswith("status.")}
     assert tuple(status["status.bundles[].state"]["enum"]) == STATES
-    for path in ("status.conditions[].reason", "status.bundles[].reason", "status.bundles[].lastFailure.reason"):
+    for path in (
+        "status.conditions[].reason",
+        "status.bundles[].reason",
+        "status.bundles[].lastFailure.reason",
+    ):
         assert all(len(one) <= status[path]["maxLength"] for one in REASONS)
     # The API conventions' form of a condition's reason.
     assert all(one.isalnum() and one[0].isupper() for one in REASONS)
@@ -159,7 +173,11 @@ def test_every_state_and_reason_fits_the_status() -> None:
 
 def test_every_field_of_the_status_is_written_by_some_decision() -> None:
     """A field is in the CRD once it acts. Names of the wire's dataclasses are written by asdict()."""
-    words = {one.name for kind in (protocol.Versions, protocol.Writer) for one in dataclasses.fields(kind)}
+    words = {
+        one.name
+        for kind in (protocol.Versions, protocol.Writer)
+        for one in dataclasses.fields(kind)
+    }
     for path in POLICY.rglob("*.py"):
         words |= {
             node.value if isinstance(node, ast.Constant) else node.arg
@@ -169,7 +187,9 @@ def test_every_field_of_the_status_is_written_by_some_decision() -> None:
         }
     for one in crd.fields():
         if one.path.startswith("status."):
-            assert one.path.rpartition(".")[2].removesuffix("[]") in words, f"nothing writes {one.path}"
+            assert one.path.rpartition(".")[2].removesuffix("[]") in words, (
+                f"nothing writes {one.path}"
+            )
 
 
 @pytest.mark.parametrize("field", list(crd.fields()), ids=lambda one: one.path)
@@ -188,7 +208,12 @@ def test_every_field_is_explained_and_bounded(field: crd.Field) -> None:
 
 def test_what_is_documented_is_accepted() -> None:
     """The schema as the tests use it elsewhere takes a whole object, and refuses a field that no release has."""
-    cache = {"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": {"name": "a"}, "spec": BASE}
+    cache = {
+        "apiVersion": "pretune.dev/v1alpha1",
+        "kind": "AutotuneCache",
+        "metadata": {"name": "a"},
+        "spec": BASE,
+    }
     jsonschema.validate(cache, crd.strict())
     with pytest.raises(jsonschema.ValidationError, match="holdd"):
         jsonschema.validate({**cache, "spec": {**BASE, "holdd": {}}}, crd.strict())

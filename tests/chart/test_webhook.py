@@ -32,7 +32,9 @@ def pod(documents: list[Object]) -> Object:
 # --- which pods
 
 
-def test_only_the_making_of_pods_that_opted_in_and_are_not_ours_is_asked_about(render: Render) -> None:
+def test_only_the_making_of_pods_that_opted_in_and_are_not_ours_is_asked_about(
+    render: Render,
+) -> None:
     one = hook(render)
     assert one["rules"] == [
         {
@@ -44,7 +46,10 @@ def test_only_the_making_of_pods_that_opted_in_and_are_not_ours_is_asked_about(r
         }
     ]
     assert one["objectSelector"] == {
-        "matchExpressions": [{"key": CACHE, "operator": "Exists"}, {"key": ROLE, "operator": "DoesNotExist"}]
+        "matchExpressions": [
+            {"key": CACHE, "operator": "Exists"},
+            {"key": ROLE, "operator": "DoesNotExist"},
+        ]
     }
 
 
@@ -63,7 +68,11 @@ def test_only_the_making_of_pods_that_opted_in_and_are_not_ours_is_asked_about(r
 def test_the_systems_namespaces_are_left_out_whatever_is_chosen_beside(
     render: Render, selector: Object, expected: Object
 ) -> None:
-    left_out = {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", NAMESPACE]}
+    left_out = {
+        "key": "kubernetes.io/metadata.name",
+        "operator": "NotIn",
+        "values": ["kube-system", NAMESPACE],
+    }
     found = hook(render, {"webhook": {"namespaceSelector": selector}})["namespaceSelector"]
     assert found.pop("matchExpressions") == [left_out, *expected.pop("more", [])]
     assert found == expected
@@ -87,7 +96,9 @@ def test_the_api_servers_question_reaches_the_pods_port(render: Render) -> None:
     assert port["port"] == asked["port"]
     (container,) = pod(documents)["containers"]
     assert port["targetPort"] in [one["name"] for one in container["ports"]]
-    labels = only(documents, "Deployment", "pretune-webhook")["spec"]["template"]["metadata"]["labels"]
+    labels = only(documents, "Deployment", "pretune-webhook")["spec"]["template"]["metadata"][
+        "labels"
+    ]
     assert service["spec"]["selector"].items() <= labels.items()
 
 
@@ -100,14 +111,19 @@ def test_one_pod_answers_while_another_is_rolled_or_drained(render: Render) -> N
     assert budget["maxUnavailable"] == 1
     assert budget["selector"] == deployment["selector"]
     (spread,) = pod(documents)["topologySpreadConstraints"]
-    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == (
+        "kubernetes.io/hostname",
+        "ScheduleAnyway",
+    )
     assert spread["labelSelector"] == deployment["selector"]
 
 
 def test_a_pod_that_goes_answers_until_nobody_asks_it_any_more(render: Render) -> None:
     spec = pod(render())
     sleep = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert 3 <= sleep <= spec["terminationGracePeriodSeconds"] - 10, "time for every node, and time to end in"
+    assert 3 <= sleep <= spec["terminationGracePeriodSeconds"] - 10, (
+        "time for every node, and time to end in"
+    )
 
 
 # --- how to know it
@@ -115,7 +131,9 @@ def test_a_pod_that_goes_answers_until_nobody_asks_it_any_more(render: Render) -
 
 def secrets(documents: list[Object]) -> dict[str, dict[str, bytes]]:
     return {
-        one["metadata"]["name"]: {name: base64.b64decode(value) for name, value in one["data"].items()}
+        one["metadata"]["name"]: {
+            name: base64.b64decode(value) for name, value in one["data"].items()
+        }
         for one in documents
         if one["kind"] == "Secret"
     }
@@ -125,7 +143,10 @@ def shakes_hands(folder: Path, certificate: bytes, key: bytes, bundle: bytes, ho
     """A whole TLS handshake in memory, as the API server does it. Raises ssl.SSLError."""
     for name, content in (("tls.crt", certificate), ("tls.key", key)):
         (folder / name).write_bytes(content)
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server, client = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+    )
     server.load_cert_chain(folder / "tls.crt", folder / "tls.key")
     client.load_verify_locations(cadata=bundle.decode())
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -155,18 +176,29 @@ def test_the_api_server_knows_the_webhook_by_the_charts_certificate(
     render: Render, tmp_path: Path, release: str
 ) -> None:
     documents = render(release=release)
-    documents = [one for one in documents if one["kind"] != "Deployment" or one["metadata"]["name"].endswith("webhook")]
+    documents = [
+        one
+        for one in documents
+        if one["kind"] != "Deployment" or one["metadata"]["name"].endswith("webhook")
+    ]
     spec = only(documents, "Deployment")["spec"]["template"]["spec"]
     data = secrets(documents)[spec["volumes"][0]["secret"]["secretName"]]
     (one,) = only(documents, "MutatingWebhookConfiguration")["webhooks"]
-    asked, bundle = one["clientConfig"]["service"], base64.b64decode(one["clientConfig"]["caBundle"])
+    asked, bundle = (
+        one["clientConfig"]["service"],
+        base64.b64decode(one["clientConfig"]["caBundle"]),
+    )
     host = f"{asked['name']}.{asked['namespace']}.svc"
     shakes_hands(tmp_path, data["tls.crt"], data["tls.key"], bundle, host)
     with pytest.raises(ssl.SSLError):
-        shakes_hands(tmp_path, data["tls.crt"], data["tls.key"], bundle, f"other.{asked['namespace']}.svc")
+        shakes_hands(
+            tmp_path, data["tls.crt"], data["tls.key"], bundle, f"other.{asked['namespace']}.svc"
+        )
 
 
-def test_a_rendering_without_a_cluster_has_an_authority_of_its_own(helm: Helm, render: Render, tmp_path: Path) -> None:
+def test_a_rendering_without_a_cluster_has_an_authority_of_its_own(
+    helm: Helm, render: Render, tmp_path: Path
+) -> None:
     """As `helm template` and Argo CD make it: whole in itself, and never the same twice."""
     other = helm("template", "pretune", str(CHART), "--namespace", NAMESPACE)
     assert other.returncode == 0
@@ -174,7 +206,11 @@ def test_a_rendering_without_a_cluster_has_an_authority_of_its_own(helm: Helm, r
     assert bundle not in other.stdout
     files = presented(render())
     shakes_hands(
-        tmp_path, files["tls.crt"], files["tls.key"], base64.b64decode(bundle), f"pretune-webhook.{NAMESPACE}.svc"
+        tmp_path,
+        files["tls.crt"],
+        files["tls.key"],
+        base64.b64decode(bundle),
+        f"pretune-webhook.{NAMESPACE}.svc",
     )
 
 
@@ -190,7 +226,9 @@ def test_no_pod_is_given_the_authoritys_key(render: Render) -> None:
     assert mounted == {"pretune-webhook"}
     assert known.keys() == {"pretune-webhook", "pretune-webhook-ca"}
     assert known["pretune-webhook-ca"]["tls.key"] not in known["pretune-webhook"].values()
-    assert known["pretune-webhook-ca"]["tls.crt"] == base64.b64decode(hook(render)["clientConfig"]["caBundle"])
+    assert known["pretune-webhook-ca"]["tls.crt"] == base64.b64decode(
+        hook(render)["clientConfig"]["caBundle"]
+    )
 
 
 def test_cert_manager_makes_what_the_pod_mounts_and_tells_the_api_server(render: Render) -> None:
@@ -198,7 +236,9 @@ def test_cert_manager_makes_what_the_pod_mounts_and_tells_the_api_server(render:
     assert not secrets(documents)
     configuration = only(documents, "MutatingWebhookConfiguration")
     assert "caBundle" not in configuration["webhooks"][0]["clientConfig"]
-    namespace, _, name = configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"].partition("/")
+    namespace, _, name = configuration["metadata"]["annotations"][
+        "cert-manager.io/inject-ca-from"
+    ].partition("/")
     leaf = only(documents, "Certificate", name)
     assert leaf["metadata"]["namespace"] == namespace == NAMESPACE
     asked = configuration["webhooks"][0]["clientConfig"]["service"]
@@ -207,9 +247,17 @@ def test_cert_manager_makes_what_the_pod_mounts_and_tells_the_api_server(render:
     assert volume["secret"]["secretName"] == leaf["spec"]["secretName"]
     assert {one["key"] for one in volume["secret"]["items"]} == {"tls.crt", "tls.key"}
     issuer = only(documents, "Issuer", leaf["spec"]["issuerRef"]["name"])
-    authority = next(one for one in documents if one["kind"] == "Certificate" and one["spec"].get("isCA"))
-    assert issuer["spec"]["ca"]["secretName"] == authority["spec"]["secretName"] != leaf["spec"]["secretName"]
-    assert only(documents, "Issuer", authority["spec"]["issuerRef"]["name"])["spec"] == {"selfSigned": {}}
+    authority = next(
+        one for one in documents if one["kind"] == "Certificate" and one["spec"].get("isCA")
+    )
+    assert (
+        issuer["spec"]["ca"]["secretName"]
+        == authority["spec"]["secretName"]
+        != leaf["spec"]["secretName"]
+    )
+    assert only(documents, "Issuer", authority["spec"]["issuerRef"]["name"])["spec"] == {
+        "selfSigned": {}
+    }
 
 
 def test_an_issuer_of_ones_own_is_asked_and_none_is_made(render: Render) -> None:
@@ -238,7 +286,10 @@ def test_one_service_leads_to_the_figures_of_every_pod(render: Render) -> None:
     for one in (one for one in documents if one["kind"] == "Deployment"):
         template = one["spec"]["template"]
         assert service["selector"].items() <= template["metadata"]["labels"].items()
-        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        ports = {
+            port["name"]: port["containerPort"]
+            for port in template["spec"]["containers"][0]["ports"]
+        }
         assert ports[service["ports"][0]["targetPort"]] == service["ports"][0]["port"]
 
 
@@ -268,7 +319,10 @@ def test_the_policy_is_about_the_controllers_account_and_nobody_else(
 ) -> None:
     spec = only(render(values), "ValidatingAdmissionPolicy", "pretune-controller")["spec"]
     (condition,) = spec["matchConditions"]
-    assert condition["expression"] == f"request.userInfo.username == 'system:serviceaccount:{NAMESPACE}:{account}'"
+    assert (
+        condition["expression"]
+        == f"request.userInfo.username == 'system:serviceaccount:{NAMESPACE}:{account}'"
+    )
     words = "".join(one["expression"] for one in spec["validations"])
     assert f"'{HOLD}'" in words and f"'{CACHE}'" in words
     assert spec["failurePolicy"] == "Fail"

@@ -31,21 +31,27 @@ from tests.cluster.workloads import engine as engine
 
 ROOT = Path(__file__).parents[2]
 BUILD = Path(
-    os.environ.get("PRETUNE_BUILD", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pretune")
+    os.environ.get(
+        "PRETUNE_BUILD", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pretune"
+    )
 )
 HELM, KUBECTL = BUILD / "bin/helm", BUILD / "bin/kubectl"
 SYSTEM = "pretune-system"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "disturbs: ends, scales or removes the operator that all tests share")
+    config.addinivalue_line(
+        "markers", "disturbs: ends, scales or removes the operator that all tests share"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/cluster" in str(item.path):
             item.add_marker(pytest.mark.cluster)
-    items.sort(key=lambda item: item.get_closest_marker("disturbs") is None)  # stable: the rest keeps its order
+    items.sort(
+        key=lambda item: item.get_closest_marker("disturbs") is None
+    )  # stable: the rest keeps its order
 
 
 _PEACE = Peace()
@@ -91,7 +97,9 @@ def kubeconfig() -> str:
 def kube(kubeconfig: str) -> Kube:
     kube = Kube(kubeconfig)
     system = kube.get("Namespace", "", "kube-system") or {}
-    marked = (system.get("metadata", {}).get("labels") or {}).get("pretune.dev/test-cluster") == "true"
+    marked = (system.get("metadata", {}).get("labels") or {}).get(
+        "pretune.dev/test-cluster"
+    ) == "true"
     assert marked, (
         f"{kube.host} is not marked as a test cluster (label pretune.dev/test-cluster=true on namespace kube-system):"
         " these tests make and delete things, so they do not touch it"
@@ -117,13 +125,34 @@ def install(kube: Kube, *more: str) -> None:
     """helm upgrade --install, in a namespace under Pod Security restricted, and wait until the controller runs."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     if kube.get("Namespace", "", SYSTEM) is None:
-        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": labels}})
+        kube.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": SYSTEM, "labels": labels},
+            }
+        )
     began = time.time()
     subprocess.run(
         [
-            *(str(HELM), "upgrade", "--install", "pretune", str(ROOT / "charts/pretune"), "--namespace", SYSTEM),
+            *(
+                str(HELM),
+                "upgrade",
+                "--install",
+                "pretune",
+                str(ROOT / "charts/pretune"),
+                "--namespace",
+                SYSTEM,
+            ),
             *("--set", "image.repository=localhost/pretune/operator", "--set", "image.tag=dev"),
-            *("--set", "image.pullPolicy=Never", "--set", "webhook.enabled=true", "--set", "proof.readLogs=true"),
+            *(
+                "--set",
+                "image.pullPolicy=Never",
+                "--set",
+                "webhook.enabled=true",
+                "--set",
+                "proof.readLogs=true",
+            ),
             *("--set-string", f"controller.podAnnotations.image={_image()}"),
             *("--set-string", f"webhook.podAnnotations.image={_image()}"),
             *("--wait", "--timeout", "120s", *more),
@@ -137,11 +166,19 @@ def install(kube: Kube, *more: str) -> None:
 
 def _image() -> str:
     """Changes with the operator's code: the tag does not, so the Deployment would keep its old pods."""
-    files = sorted([*(ROOT / "operator").rglob("*.py"), ROOT / "Dockerfile", ROOT / "requirements/operator.txt"])
+    files = sorted(
+        [
+            *(ROOT / "operator").rglob("*.py"),
+            ROOT / "Dockerfile",
+            ROOT / "requirements/operator.txt",
+        ]
+    )
     return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:12]
 
 
-RUN = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()  # the process that the person started
+RUN = (
+    os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+)  # the process that the person started
 OF_RUN = "pretune.dev/test-run"  # label of a namespace of a test: "<host>-<RUN>"
 
 
@@ -150,7 +187,9 @@ def fresh(kube: Kube, name: str) -> str:
     each has its own module's fixtures."""
     name = f"{name}-{hashlib.sha256(f'{RUN} {os.getpid()} {name}'.encode()).hexdigest()[:6]}"
     labels = {OF_RUN: f"{socket.gethostname()[:40]}-{RUN}"}
-    kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    kube.create(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    )
     return name
 
 
@@ -239,7 +278,12 @@ Waiting = Callable[..., str]
 def apply(kube: Kube, namespace: str, operator: str) -> Apply:
     """Create an AutotuneCache named demo: `apply(template=…, targets=…)`; `storage` is our own claim unless given."""
 
-    def do(name: str = "demo", template: Object | None = None, source: Object | None = None, **spec: Any) -> Object:
+    def do(
+        name: str = "demo",
+        template: Object | None = None,
+        source: Object | None = None,
+        **spec: Any,
+    ) -> Object:
         if template is not None:
             source = {"template": template}
         more = {} if source is None else {"source": source}
@@ -253,39 +297,55 @@ def ready(kube: Kube, namespace: str) -> Callable[..., Object]:
     """Wait until Ready is True (or another `status`/`reason`); the cache as it then is."""
 
     def wait(
-        name: str = "demo", kind: str = "Ready", status: str = "True", reason: str = "", seconds: float = 180
+        name: str = "demo",
+        kind: str = "Ready",
+        status: str = "True",
+        reason: str = "",
+        seconds: float = 180,
     ) -> Object:
         def holds(cache: Object) -> bool:
             found = condition(cache, kind)
             return bool(found) and found["status"] == status and reason in ("", found["reason"])
 
-        return kube.until("AutotuneCache", namespace, name, holds, seconds, f"{kind}={status} {reason}".strip())
+        return kube.until(
+            "AutotuneCache", namespace, name, holds, seconds, f"{kind}={status} {reason}".strip()
+        )
 
     return wait
 
 
 @pytest.fixture
-def served(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments) -> Callable[..., None]:
+def served(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments
+) -> Callable[..., None]:
     """`served(replicas, …)`: a cache whose only source are labelled pods, and a Deployment whose first revision is sealed and ready.
     `cold`: its pods certainly started before the seal."""
 
-    def do(replicas: int, spec: Object | None = None, cold: bool = False, **of_deployment: Any) -> None:
+    def do(
+        replicas: int, spec: Object | None = None, cold: bool = False, **of_deployment: Any
+    ) -> None:
         if not cold:
             moments.go("v1")
         apply(**(spec or {}))
         ready(kind="StorageReady")
-        kube.create(deployment(namespace, serving("v1", moments=moments.folder), replicas, **of_deployment))
+        kube.create(
+            deployment(namespace, serving("v1", moments=moments.folder), replicas, **of_deployment)
+        )
         seen.until(lambda s: s.ready(replicas, "v1"), 180, "v1 ready")
         moments.go("v1")
         seen.until(lambda s: s.sealed(), 180, "v1 sealed")
         # What the webhook decides by: it hears of it as we do.
-        seen.until(lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve")
+        seen.until(
+            lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve"
+        )
 
     return do
 
 
 @pytest.fixture
-def waiting(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments) -> Callable[..., str]:
+def waiting(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments
+) -> Callable[..., str]:
     """`waiting(…)`: a cache that holds always, and a Deployment of one pod that is held while its bundle is tuned; the pod's name.
     Half the cost of a rollout, where what serves meanwhile is of no interest. On a machine that is overloaded the lease may be old
     for a moment, and the webhook holds nobody then."""
@@ -297,7 +357,9 @@ def waiting(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, 
             Operation(kube, SYSTEM, BUILD / "bin").until_working()
             kube.create(deployment(namespace, serving("v1", moments=moments.folder)))
             seen.until(lambda s: len(s.pods("v1")) == 1, 60, "its pod")
-            if "lease" not in seen.pods("v1")[0]["metadata"]["annotations"].get("pretune.dev/reason", ""):
+            if "lease" not in seen.pods("v1")[0]["metadata"]["annotations"].get(
+                "pretune.dev/reason", ""
+            ):
                 break
             kube.delete("Deployment", namespace, "serving")
             seen.until(lambda s: not s.pods("v1"), 60, "none of its pods")
@@ -314,7 +376,9 @@ def roll(kube: Kube, namespace: str, moments: Moments) -> Roll:
     def do(version: str, **of_engine: Any) -> float:
         began = time.monotonic()
         template = serving(version, moments=moments.folder, **of_engine)
-        kube.patch("Deployment", namespace, "serving", {"spec": {"template": {"spec": template["spec"]}}})
+        kube.patch(
+            "Deployment", namespace, "serving", {"spec": {"template": {"spec": template["spec"]}}}
+        )
         return began
 
     return do

@@ -14,7 +14,9 @@ CTR = ["ctr", "--address", "/run/pretune-cluster/node0/containerd.sock", "--name
 ENGINE = "localhost/pretune/engine:dev"
 
 
-def engine_as(name: str, build: str = "", of: str = ENGINE, more: Mapping[str, bytes] | None = None) -> None:
+def engine_as(
+    name: str, build: str = "", of: str = ENGINE, more: Mapping[str, bytes] | None = None
+) -> None:
     """The node has the stand-in engine's image (or another, `of`) under that name too, replacing what was there; another `build` is
     another image: the same layers, a label more. `more`: files that it has as well, by their path, in a layer of their own."""
     manifest = _blob(_digest(of))
@@ -25,7 +27,11 @@ def engine_as(name: str, build: str = "", of: str = ENGINE, more: Mapping[str, b
         layer = _tar(more)
         digest = f"sha256:{hashlib.sha256(layer).hexdigest()}"
         files[f"blobs/sha256/{digest.removeprefix('sha256:')}"] = layer
-        kind = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": len(layer)}
+        kind = {
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": digest,
+            "size": len(layer),
+        }
         manifest["layers"].append(kind)
         config["rootfs"]["diff_ids"].append(digest)
 
@@ -39,7 +45,9 @@ def engine_as(name: str, build: str = "", of: str = ENGINE, more: Mapping[str, b
     index = {**changed, "annotations": {"io.containerd.image.name": name}}
     files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [index]}).encode()
-    subprocess.run([*CTR, "images", "import", "-"], input=_tar(files), check=True, capture_output=True)
+    subprocess.run(
+        [*CTR, "images", "import", "-"], input=_tar(files), check=True, capture_output=True
+    )
 
 
 def _tar(files: Mapping[str, bytes]) -> bytes:
@@ -58,7 +66,9 @@ def forget(name: str) -> None:
 
 
 def _digest(name: str) -> str:
-    listed = subprocess.run([*CTR, "images", "ls", f"name=={name}"], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        [*CTR, "images", "ls", f"name=={name}"], check=True, capture_output=True, text=True
+    ).stdout
     return next(line.split()[2] for line in listed.splitlines() if line.startswith(f"{name} "))
 
 

@@ -32,7 +32,10 @@ PATHS = {
     "Secret": ("api/v1", "secrets"),
     "Namespace": ("api/v1", "namespaces"),
     "Node": ("api/v1", "nodes"),
-    "MutatingWebhookConfiguration": ("apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
+    "MutatingWebhookConfiguration": (
+        "apis/admissionregistration.k8s.io/v1",
+        "mutatingwebhookconfigurations",
+    ),
     "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "ClusterRole": ("apis/rbac.authorization.k8s.io/v1", "clusterroles"),
@@ -65,8 +68,12 @@ class Kube:
         self.session.verify = settings.ssl_ca_cert or True
         if settings.cert_file:
             self.session.cert = (settings.cert_file, settings.key_file)
-        if token := (settings.api_key or {}).get("authorization") or (settings.api_key or {}).get("BearerToken"):
-            self.session.headers["Authorization"] = token if token.startswith("Bearer ") else f"Bearer {token}"
+        if token := (settings.api_key or {}).get("authorization") or (settings.api_key or {}).get(
+            "BearerToken"
+        ):
+            self.session.headers["Authorization"] = (
+                token if token.startswith("Bearer ") else f"Bearer {token}"
+            )
         if as_user:
             self.session.headers["Impersonate-User"] = as_user
 
@@ -85,11 +92,17 @@ class Kube:
             except ValueError:
                 message = answer.text
             raise Refusal(answer.status_code, message)
-        return answer.json() if answer.headers.get("Content-Type", "").startswith("application/json") else answer.text
+        return (
+            answer.json()
+            if answer.headers.get("Content-Type", "").startswith("application/json")
+            else answer.text
+        )
 
     def create(self, obj: Object, dry_run: bool = False) -> Object:
         url = self._url(obj["kind"], obj["metadata"].get("namespace", ""))
-        made: Object = self._call("POST", url, json=obj, params={"dryRun": "All"} if dry_run else {})
+        made: Object = self._call(
+            "POST", url, json=obj, params={"dryRun": "All"} if dry_run else {}
+        )
         return made
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
@@ -102,7 +115,9 @@ class Kube:
         return found
 
     def list(self, kind: str, namespace: str, labels: str = "") -> list[Object]:
-        items: list[Object] = self._call("GET", self._url(kind, namespace), params={"labelSelector": labels})["items"]
+        items: list[Object] = self._call(
+            "GET", self._url(kind, namespace), params={"labelSelector": labels}
+        )["items"]
         return items
 
     def again(self) -> Kube:
@@ -120,7 +135,11 @@ class Kube:
 
     def delete(self, kind: str, namespace: str, name: str, **body: Any) -> None:
         try:
-            self._call("DELETE", self._url(kind, namespace, name), json={"propagationPolicy": "Background", **body})
+            self._call(
+                "DELETE",
+                self._url(kind, namespace, name),
+                json={"propagationPolicy": "Background", **body},
+            )
         except Refusal as refusal:
             if refusal.code != 404:
                 raise
@@ -134,7 +153,9 @@ class Kube:
         self._call("POST", self._url("Pod", namespace, pod, "eviction"), json=body)
 
     def log(self, namespace: str, pod: str, container: str) -> str:
-        text: str = self._call("GET", self._url("Pod", namespace, pod, "log"), params={"container": container})
+        text: str = self._call(
+            "GET", self._url("Pod", namespace, pod, "log"), params={"container": container}
+        )
         return text
 
     def changes(
@@ -149,9 +170,15 @@ class Kube:
             left = end - time.monotonic()
             if left <= 0:
                 return
-            params = {**select, "watch": "1", "resourceVersion": page["metadata"]["resourceVersion"]}
+            params = {
+                **select,
+                "watch": "1",
+                "resourceVersion": page["metadata"]["resourceVersion"],
+            }
             params["timeoutSeconds"] = str(max(1, int(left)))
-            with self.session.get(self._url(kind, namespace), params=params, stream=True, timeout=left + 5) as stream:
+            with self.session.get(
+                self._url(kind, namespace), params=params, stream=True, timeout=left + 5
+            ) as stream:
                 for line in stream.iter_lines():
                     event = json.loads(line)
                     if event["type"] == "ERROR":
@@ -193,13 +220,20 @@ class Kube:
         )
 
     def until_one(
-        self, kind: str, namespace: str, labels: str, wanted: Callable[[Object], Any] = bool, seconds: float = 180
+        self,
+        kind: str,
+        namespace: str,
+        labels: str,
+        wanted: Callable[[Object], Any] = bool,
+        seconds: float = 180,
     ) -> Object:
         """The first object with these labels for which `wanted` holds."""
         for change, obj in self.watch(kind, namespace, labels=labels, seconds=seconds):
             if change not in ("DELETED", "NONE") and wanted(obj):
                 return obj
-        raise AssertionError(f"no {kind} with {labels} in {namespace} became what was wanted in {seconds} s")
+        raise AssertionError(
+            f"no {kind} with {labels} in {namespace} became what was wanted in {seconds} s"
+        )
 
     def until_gone(self, kind: str, namespace: str, name: str, seconds: float = 60) -> None:
         for change, _ in self.watch(kind, namespace, name, seconds=seconds):
@@ -225,7 +259,10 @@ def event(kube: Kube, namespace: str, reason: str, *words: str) -> Object:
 
 def condition(obj: Object, kind: str) -> Object:
     """A condition by its type; {} when it is not there."""
-    return next((one for one in (obj.get("status") or {}).get("conditions") or () if one["type"] == kind), {})
+    return next(
+        (one for one in (obj.get("status") or {}).get("conditions") or () if one["type"] == kind),
+        {},
+    )
 
 
 def bundles(cache: Object) -> list[Object]:

@@ -45,13 +45,20 @@ class Operation:
     def until_ready(self, name: str, kill: bool = False, seconds: float = 90) -> None:
         def steady(found: Object) -> bool:
             status, wanted = found.get("status") or {}, found["spec"]["replicas"]
-            numbers = [status.get(one, 0) for one in ("replicas", "updatedReplicas", "readyReplicas")]
-            return status.get("observedGeneration") == found["metadata"]["generation"] and numbers == [wanted] * 3
+            numbers = [
+                status.get(one, 0) for one in ("replicas", "updatedReplicas", "readyReplicas")
+            ]
+            return (
+                status.get("observedGeneration") == found["metadata"]["generation"]
+                and numbers == [wanted] * 3
+            )
 
         self._kube.until("Deployment", self._namespace, name, steady, seconds, "steady")
         for pod in self._all(name):
             if kill and pod["metadata"].get("deletionTimestamp"):
-                self._kube.delete("Pod", self._namespace, pod["metadata"]["name"], gracePeriodSeconds=0)
+                self._kube.delete(
+                    "Pod", self._namespace, pod["metadata"]["name"], gracePeriodSeconds=0
+                )
         for pod in self._all(name):
             if pod["metadata"].get("deletionTimestamp"):
                 self._kube.until_gone("Pod", self._namespace, pod["metadata"]["name"])
@@ -63,7 +70,9 @@ class Operation:
     def until_led(self, seconds: float = 60) -> None:
         """Wait until a controller that is there holds the lease: it works from then on."""
         end = time.monotonic() + seconds
-        for _, lease in self._kube.watch("Lease", self._namespace, "pretune-controller", seconds=seconds):
+        for _, lease in self._kube.watch(
+            "Lease", self._namespace, "pretune-controller", seconds=seconds
+        ):
             holder = (lease.get("spec") or {}).get("holderIdentity")
             if holder in [one["metadata"]["name"] for one in self.pods(CONTROLLER)]:
                 return
@@ -76,13 +85,20 @@ class Operation:
         end = time.monotonic() + seconds
         container = {"name": "none", "image": "none"}
         meta = {"namespace": "default", "name": "asked", "labels": {"pretune.dev/cache": "none"}}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": [container]}}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": meta,
+            "spec": {"containers": [container]},
+        }
         told = not answered
         while told != answered and time.monotonic() < end:
             time.sleep(0.2)
             notes = self._kube.create(pod, dry_run=True)["metadata"].get("annotations") or {}
             told = "pretune.dev/reason" in notes
-        assert told == answered, f"the webhook is {'not' if answered else 'still'} asked after {seconds} s"
+        assert told == answered, (
+            f"the webhook is {'not' if answered else 'still'} asked after {seconds} s"
+        )
 
     def until_working(self, seconds: float = 60) -> None:
         """Wait until a controller leads, and every webhook has seen it renew its lease: until then no pod is held."""
@@ -91,13 +107,20 @@ class Operation:
         self.until_led()
         self.until_asked()
         end = time.monotonic() + seconds
-        while any("pretune_controller_alive 1" not in one for one in self.metrics(WEBHOOK).values()):
-            assert time.monotonic() < end, f"a webhook has not seen the controller's lease renewed in {seconds} s"
+        while any(
+            "pretune_controller_alive 1" not in one for one in self.metrics(WEBHOOK).values()
+        ):
+            assert time.monotonic() < end, (
+                f"a webhook has not seen the controller's lease renewed in {seconds} s"
+            )
             time.sleep(0.3)
 
     def metrics(self, name: str) -> dict[str, str]:
         """/metrics of each of its pods, by the pod's name."""
-        return {one["metadata"]["name"]: self._get(one["metadata"]["name"], "/metrics") for one in self.pods(name)}
+        return {
+            one["metadata"]["name"]: self._get(one["metadata"]["name"], "/metrics")
+            for one in self.pods(name)
+        }
 
     def _get(self, pod: str, path: str) -> str:
         url = self._kube._url("Pod", self._namespace, f"{pod}:8080", f"proxy{path}")
@@ -135,5 +158,7 @@ class Operation:
         """What a person types, with kubectl and helm at hand; its output. Raises CalledProcessError."""
         path = f"{self._programs}:{os.environ['PATH']}"
         surroundings = {**os.environ, "PATH": path, "KUBECONFIG": self._kube.kubeconfig}
-        done = subprocess.run(["sh", "-euc", line], env=surroundings, check=True, stdout=subprocess.PIPE, timeout=120)
+        done = subprocess.run(
+            ["sh", "-euc", line], env=surroundings, check=True, stdout=subprocess.PIPE, timeout=120
+        )
         return done.stdout.decode()

@@ -47,7 +47,12 @@ class OtherWebhook:
                         "sideEffects": "None",
                         "reinvocationPolicy": "IfNeeded",
                         "rules": [
-                            {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+                            {
+                                "apiGroups": [""],
+                                "apiVersions": ["v1"],
+                                "operations": ["CREATE"],
+                                "resources": ["pods"],
+                            }
                         ],
                         "objectSelector": {"matchLabels": {LABEL: asked}},
                     }
@@ -63,7 +68,16 @@ class OtherWebhook:
 def _certificate(folder: Path, host: str) -> tuple[Path, Path]:
     certificate, key = folder / "tls.crt", folder / "tls.key"
     if not certificate.exists():
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+        ]
         names = ["-subj", "/CN=other", "-addext", f"subjectAltName=IP:{host}", "-days", "2"]
         files = ["-keyout", str(key), "-out", str(certificate)]
         subprocess.run([*command, *names, *files], check=True, capture_output=True)
@@ -76,7 +90,12 @@ def _handler(change: Change) -> type[BaseHTTPRequestHandler]:
             review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             request = review["request"]
             patch = base64.b64encode(json.dumps(change(request["object"])).encode()).decode()
-            answer = {"uid": request["uid"], "allowed": True, "patchType": "JSONPatch", "patch": patch}
+            answer = {
+                "uid": request["uid"],
+                "allowed": True,
+                "patchType": "JSONPatch",
+                "patch": patch,
+            }
             body = json.dumps({**review, "request": None, "response": answer}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

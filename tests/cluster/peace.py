@@ -7,7 +7,9 @@ import tempfile
 from io import TextIOWrapper
 from pathlib import Path
 
-FOLDER = Path(tempfile.gettempdir()) / "pretune-tests"  # of this machine: two runs of the tests share one cluster
+FOLDER = (
+    Path(tempfile.gettempdir()) / "pretune-tests"
+)  # of this machine: two runs of the tests share one cluster
 
 
 class Peace:

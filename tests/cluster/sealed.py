@@ -21,7 +21,12 @@ class Sealed:
 
     def pod(self, cache: str) -> Object:
         """As a ReplicaSet makes one: its template is read there, whatever admission does to the pod."""
-        reference = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": cache, "uid": self.owners[cache]}
+        reference = {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "name": cache,
+            "uid": self.owners[cache],
+        }
         pod = bare(self.namespace, TEMPLATES[cache])
         pod["metadata"]["ownerReferences"] = [{**reference, "controller": True}]
         return pod
@@ -35,6 +40,13 @@ def seal(kube: Kube, namespace: str) -> dict[str, Any]:
     def sealed(cache: Object) -> bool:
         return bool(condition(cache, "Ready").get("status") == "True")
 
-    ids = {name: bundles(kube.until("AutotuneCache", namespace, name, sealed))[0]["id"] for name in TEMPLATES}
-    sets = {name: kube.create(replicaset(namespace, one, name=name)) for name, one in TEMPLATES.items()}
-    return asdict(Sealed(namespace, ids, {name: one["metadata"]["uid"] for name, one in sets.items()}))
+    ids = {
+        name: bundles(kube.until("AutotuneCache", namespace, name, sealed))[0]["id"]
+        for name in TEMPLATES
+    }
+    sets = {
+        name: kube.create(replicaset(namespace, one, name=name)) for name, one in TEMPLATES.items()
+    }
+    return asdict(
+        Sealed(namespace, ids, {name: one["metadata"]["uid"] for name, one in sets.items()})
+    )

@@ -76,7 +76,9 @@ class Seen:
             while not holds(self):
                 left = began + seconds - time.monotonic()
                 if left <= 0:
-                    raise AssertionError(f"not within {seconds} s: {what}. There is:\n{self.picture()}")
+                    raise AssertionError(
+                        f"not within {seconds} s: {what}. There is:\n{self.picture()}"
+                    )
                 self._news.wait(left)
         return time.monotonic() - began
 
@@ -87,7 +89,9 @@ class Seen:
         return [
             one
             for one in self._now("Pod").values()
-            if is_consumer(one) and not one["metadata"].get("deletionTimestamp") and version in (None, version_of(one))
+            if is_consumer(one)
+            and not one["metadata"].get("deletionTimestamp")
+            and version in (None, version_of(one))
         ]
 
     def cache(self, name: str = "demo") -> Object:
@@ -139,20 +143,28 @@ class Seen:
     def sealed_at(self, number: int = 1, name: str = "demo") -> float:
         """When the status first told of so many sealed bundles."""
         return self.first(
-            lambda cache: sum(one["state"] == "Sealed" for one in bundles(cache)) >= number, "AutotuneCache", name
+            lambda cache: sum(one["state"] == "Sealed" for one in bundles(cache)) >= number,
+            "AutotuneCache",
+            name,
         )
 
     def cold(self, version: str | None = None) -> list[str]:
         """Lines on the pods that did not start with their bundle."""
         pods = self.pods(version)
-        return [_pod_line(one) for one in pods if given(one)[0] != "ReadOnly" and "Seeded" not in seed_report(one)]
+        return [
+            _pod_line(one)
+            for one in pods
+            if given(one)[0] != "ReadOnly" and "Seeded" not in seed_report(one)
+        ]
 
     def were_held(self, version: str | None = None) -> set[str]:
         """Names of the pods that were behind our gate at any time."""
         return {
             one.name
             for one in self.moments
-            if one.kind == "Pod" and is_held(one.object) and version in (None, version_of(one.object))
+            if one.kind == "Pod"
+            and is_held(one.object)
+            and version in (None, version_of(one.object))
         }
 
     def released_at(self, pod: str) -> float:
@@ -174,8 +186,15 @@ class Seen:
                 for one in bundles(cache)
             ]
             lines.append(f"  consumers: {(cache.get('status') or {}).get('consumers')}")
-        warnings = [one for one in self._kube.again().list("Event", self.namespace) if one.get("type") == "Warning"]
-        lines += [f"{one['involvedObject'].get('name')}: {one['reason']}: {one['message']}" for one in warnings[-8:]]
+        warnings = [
+            one
+            for one in self._kube.again().list("Event", self.namespace)
+            if one.get("type") == "Warning"
+        ]
+        lines += [
+            f"{one['involvedObject'].get('name')}: {one['reason']}: {one['message']}"
+            for one in warnings[-8:]
+        ]
         return "\n".join(lines)
 
 
@@ -203,7 +222,9 @@ def version_of(pod: Object) -> str:
 def given(pod: Object) -> tuple[str, str]:
     """(delivery, reason) as the pod's annotations tell; ("", "") for a pod that the webhook did not see."""
     notes = pod["metadata"].get("annotations") or {}
-    return notes.get("pretune.dev/delivery", ""), notes.get("pretune.dev/reason", "").partition(":")[0]
+    return notes.get("pretune.dev/delivery", ""), notes.get("pretune.dev/reason", "").partition(
+        ":"
+    )[0]
 
 
 def seed_report(pod: Object) -> str:
@@ -247,4 +268,6 @@ def held(seen: Seen, number: int, version: str = "v2") -> None:
 
 
 def tunes(seen: Seen) -> bool:
-    return any(one["state"] == "Tuning" and one["reason"] == "Tuning" for one in bundles(seen.cache()))
+    return any(
+        one["state"] == "Tuning" and one["reason"] == "Tuning" for one in bundles(seen.cache())
+    )

@@ -40,8 +40,14 @@ REFUSED: dict[str, tuple[Object, str]] = {
         'spec.targets[2]: Duplicate value: {"name":"b200"}',
     ),
     "no target": ({"targets": []}, "spec.targets in body should have at least 1 items"),
-    "a target's name that is no label": ({"targets": [{"name": "B200"}]}, "spec.targets[0].name in body should match"),
-    "a target's name of 21 characters": ({"targets": [{"name": "b" * 21}]}, "spec.targets[0].name: Too long"),
+    "a target's name that is no label": (
+        {"targets": [{"name": "B200"}]},
+        "spec.targets[0].name in body should match",
+    ),
+    "a target's name of 21 characters": (
+        {"targets": [{"name": "b" * 21}]},
+        "spec.targets[0].name: Too long",
+    ),
     "a subPath that leads out": (
         {"storage": {"existingClaim": {"name": "shared", "subPath": "a/../../b"}}},
         "subPath must be relative, without '..'",
@@ -54,8 +60,14 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"storage": {"claim": {"accessModes": ["ReadWriteOncePod"]}}},
         'Unsupported value: "ReadWriteOncePod": supported values: "ReadWriteMany", "ReadWriteOnce"',
     ),
-    "a claim of no size": ({"storage": {"claim": {"size": "0Gi"}}}, "size must be more than nothing"),
-    "a size that is none": ({"storage": {"claim": {"size": "much"}}}, "spec.storage.claim.size in body should match"),
+    "a claim of no size": (
+        {"storage": {"claim": {"size": "0Gi"}}},
+        "size must be more than nothing",
+    ),
+    "a size that is none": (
+        {"storage": {"claim": {"size": "much"}}},
+        "spec.storage.claim.size in body should match",
+    ),
     "a workload of another place": (
         {"source": {"workloadRef": {**REF, "name": "../secrets/token"}}},
         "spec.source.workloadRef.name in body should match",
@@ -100,21 +112,31 @@ def test_access_modes_cannot_be_changed(kube: Kube, operator: str, namespace: st
         kube.patch("AutotuneCache", namespace, "demo", change)
 
 
-def test_the_least_object_gets_every_default_and_a_pasted_template_stays_whole(kube: Kube, operator: str) -> None:
+def test_the_least_object_gets_every_default_and_a_pasted_template_stays_whole(
+    kube: Kube, operator: str
+) -> None:
     pasted = {
         "metadata": {"creationTimestamp": None, "labels": {"app": "a"}},
         "spec": {"containers": [{"name": "vllm", "newer": {"than": "us"}}], "alsoNewer": [1]},
     }
     made = kube.create(cache("default", source={"template": pasted}), dry_run=True)["spec"]
     assert made["source"]["template"]["spec"] == pasted["spec"]
-    assert made["storage"]["claim"] == {"accessModes": ["ReadWriteMany"], "size": "1Gi", "whenDeleted": "Delete"}
+    assert made["storage"]["claim"] == {
+        "accessModes": ["ReadWriteMany"],
+        "size": "1Gi",
+        "whenDeleted": "Delete",
+    }
     assert made["targets"] == [{"name": "default"}]
     assert made["tuning"] == {"deadlineSeconds": 5400, "maxAttempts": 3}
 
 
 # --- who may write one
 
-EDIT_CACHES = {"apiGroups": ["pretune.dev"], "resources": ["autotunecaches"], "verbs": ["create", "update", "patch"]}
+EDIT_CACHES = {
+    "apiGroups": ["pretune.dev"],
+    "resources": ["autotunecaches"],
+    "verbs": ["create", "update", "patch"],
+}
 MAKE_JOBS = {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]}
 MAKE_CLAIMS = {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["create"]}
 EXISTING = {"storage": {"existingClaim": {"name": "shared"}}}
@@ -124,7 +146,9 @@ def author(kube: Kube, namespace: str, *rules: Object) -> Kube:
     """Somebody who has exactly these rights in the namespace."""
     meta = {"namespace": namespace, "name": "author"}
     rbac = "rbac.authorization.k8s.io"
-    kube.create({"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": meta, "rules": list(rules)})
+    kube.create(
+        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": meta, "rules": list(rules)}
+    )
     kube.create(
         {
             "apiVersion": f"{rbac}/v1",
@@ -153,7 +177,11 @@ def attempt(person: Kube, obj: Object) -> str:
 @pytest.mark.parametrize(
     ("rules", "spec", "sentence"),
     [
-        ((), {}, "user ann may not create jobs in namespace {}, which an AutotuneCache does on its behalf"),
+        (
+            (),
+            {},
+            "user ann may not create jobs in namespace {}, which an AutotuneCache does on its behalf",
+        ),
         ((MAKE_CLAIMS,), {}, "user ann may not create jobs in namespace {}"),
         (
             (MAKE_JOBS,),
@@ -166,7 +194,12 @@ def attempt(person: Kube, obj: Object) -> str:
     ids=["neither", "claims only", "jobs only", "jobs, on a claim that is there", "both"],
 )
 def test_an_author_needs_the_rights_that_the_cache_uses(
-    kube: Kube, operator: str, namespace: str, rules: tuple[Object, ...], spec: Object, sentence: str
+    kube: Kube,
+    operator: str,
+    namespace: str,
+    rules: tuple[Object, ...],
+    spec: Object,
+    sentence: str,
 ) -> None:
     ann = author(kube, namespace, EDIT_CACHES, *rules)
     said = attempt(ann, cache(namespace, **spec))
@@ -176,24 +209,37 @@ def test_an_author_needs_the_rights_that_the_cache_uses(
 IMPORT = "pretune.dev/import"
 
 
-def test_labels_and_notes_are_written_without_these_rights(kube: Kube, operator: str, namespace: str) -> None:
+def test_labels_and_notes_are_written_without_these_rights(
+    kube: Kube, operator: str, namespace: str
+) -> None:
     kube.create(cache(namespace, suspend=True))
     ann = author(kube, namespace, EDIT_CACHES)
-    attempt(ann, cache(namespace, name="other"))  # once the answer is the policy's, her rights have arrived
+    attempt(
+        ann, cache(namespace, name="other")
+    )  # once the answer is the policy's, her rights have arrived
     ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"labels": {"team": "a"}}})
     ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": {"team": "a"}}})
     with pytest.raises(Refusal, match="may not create jobs"):
         ann.patch("AutotuneCache", namespace, "demo", {"spec": {"revision": "2"}})
 
 
-def test_who_may_make_no_jobs_has_none_made_that_reads_a_claim(kube: Kube, operator: str, namespace: str) -> None:
+def test_who_may_make_no_jobs_has_none_made_that_reads_a_claim(
+    kube: Kube, operator: str, namespace: str
+) -> None:
     """The annotation makes a Job that mounts the claim it names, which may be anybody's in the namespace."""
     kube.create(cache(namespace, suspend=True))
     ann = author(kube, namespace, EDIT_CACHES)
-    attempt(ann, cache(namespace, name="other"))  # once the answer is the policy's, her rights have arrived
+    attempt(
+        ann, cache(namespace, name="other")
+    )  # once the answer is the policy's, her rights have arrived
     for turn, there in enumerate(({}, {"team": "a"}, {IMPORT: "mine"})):
         kube.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": there}})
         for value in ("theirs/cache", *([None] if IMPORT in there else [])):  # null takes it away
             with pytest.raises(Refusal, match="user ann may not create jobs in namespace"):
-                ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": {IMPORT: value}}})
+                ann.patch(
+                    "AutotuneCache",
+                    namespace,
+                    "demo",
+                    {"metadata": {"annotations": {IMPORT: value}}},
+                )
         ann.patch("AutotuneCache", namespace, "demo", {"metadata": {"labels": {"turn": str(turn)}}})

@@ -21,7 +21,9 @@ def workload(name: str = "serving") -> Object:
     return {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}}
 
 
-def reader(namespace: str, claim: str, folder: str, template: Object, name: str = "reader") -> Object:
+def reader(
+    namespace: str, claim: str, folder: str, template: Object, name: str = "reader"
+) -> Object:
     """A serving pod as a person writes it by hand: the claim read-only at the override directory."""
     spec = {**template["spec"], "restartPolicy": "Never"}
     container = {**spec["containers"][0], "resources": {}}
@@ -44,7 +46,13 @@ def reader(namespace: str, claim: str, folder: str, template: Object, name: str 
 
 def until_logged(kube: Kube, namespace: str, pod: str, words: str, seconds: float = 60) -> str:
     """The engine's log, once it has answered /health or ended."""
-    kube.until("Pod", namespace, pod, lambda p: p["status"].get("phase") in ("Running", "Failed", "Succeeded"), seconds)
+    kube.until(
+        "Pod",
+        namespace,
+        pod,
+        lambda p: p["status"].get("phase") in ("Running", "Failed", "Succeeded"),
+        seconds,
+    )
     url = kube._url("Pod", namespace, pod, "log")
     with kube.session.get(url, params={"follow": "true"}, stream=True, timeout=seconds) as stream:
         lines: list[str] = []
@@ -61,7 +69,12 @@ def test_apply_gets_a_sealed_bundle_that_a_read_only_pod_starts_warm_from(
     apply(template=engine())
     cache = ready()
     [bundle] = bundles(cache)
-    assert (bundle["state"], bundle["layout"], bundle["entries"], bundle["attempts"]) == ("Sealed", "Managed", 20, 1)
+    assert (bundle["state"], bundle["layout"], bundle["entries"], bundle["attempts"]) == (
+        "Sealed",
+        "Managed",
+        20,
+        1,
+    )
     assert bundle["environment"]["vllm"] == "0.33.0"
     assert bundle["digest"].startswith("sha256:")
     assert bundle["engineImage"]
@@ -73,7 +86,9 @@ def test_apply_gets_a_sealed_bundle_that_a_read_only_pod_starts_warm_from(
     assert "Preloaded 20/20" in log
 
 
-def test_several_ranks_are_sealed_as_a_file_each(namespace: str, apply: Apply, ready: Ready) -> None:
+def test_several_ranks_are_sealed_as_a_file_each(
+    namespace: str, apply: Apply, ready: Ready
+) -> None:
     apply(template=engine("0.32.0", gpus=4, args=("--tensor-parallel-size", "4")))
     [bundle] = bundles(ready())
     assert (bundle["layout"], bundle["entries"]) == ("PerRank", 20)
@@ -96,7 +111,13 @@ def test_a_changed_deployment_is_noticed_within_two_seconds_and_tuned_anew(
     [first] = bundles(ready())
     changed = engine(args=("--max-model-len", "2048"))
     kube.patch("Deployment", namespace, "serving", {"spec": {"template": changed}})
-    kube.until("AutotuneCache", namespace, "demo", lambda c: condition(c, "Ready").get("status") == "False", seconds=2)
+    kube.until(
+        "AutotuneCache",
+        namespace,
+        "demo",
+        lambda c: condition(c, "Ready").get("status") == "False",
+        seconds=2,
+    )
     second = next(one for one in bundles(ready()) if one["id"] != first["id"])
     assert second["state"] == "Sealed"
     kube.patch("Deployment", namespace, "serving", {"spec": {"template": engine()}})
@@ -104,7 +125,9 @@ def test_a_changed_deployment_is_noticed_within_two_seconds_and_tuned_anew(
         "AutotuneCache",
         namespace,
         "demo",
-        lambda c: bundles(c)[0]["id"] == first["id"] and condition(c, "Ready").get("status") == "True",
+        lambda c: (
+            bundles(c)[0]["id"] == first["id"] and condition(c, "Ready").get("status") == "True"
+        ),
         5,
     )
     assert len(kube.list("Job", namespace, TUNING)) == 2  # a rollback finds its bundle
@@ -115,7 +138,9 @@ def test_targets_are_tuned_one_after_another(apply: Apply, ready: Ready, seen: S
     selectors = [{"kubernetes.io/os": "linux"}, {"kubernetes.io/arch": "amd64"}]
     apply(
         template=engine(),
-        targets=[{"name": n, "nodeSelector": s} for n, s in zip(("one", "two"), selectors, strict=True)],
+        targets=[
+            {"name": n, "nodeSelector": s} for n, s in zip(("one", "two"), selectors, strict=True)
+        ],
     )
     cache = ready()
     assert cache["status"]["summary"]["bundles"] == "2/2"
@@ -201,15 +226,28 @@ def test_a_lost_report_is_read_from_the_claim(
     """The controller is down while seal ends, and the pod is gone when it comes back."""
     apply(template=engine(env={"ENGINE_SECONDS_PER_ENTRY": "0.1"}))
     job = kube.until_one("Job", namespace, TUNING)
-    kube.patch("AutotuneCache", namespace, "demo", {"spec": {"suspend": True}})  # it starts nothing new meanwhile
-    kube.until("Job", namespace, job["metadata"]["name"], lambda j: condition(j, "Complete").get("status") == "True")
+    kube.patch(
+        "AutotuneCache", namespace, "demo", {"spec": {"suspend": True}}
+    )  # it starts nothing new meanwhile
+    kube.until(
+        "Job",
+        namespace,
+        job["metadata"]["name"],
+        lambda j: condition(j, "Complete").get("status") == "True",
+    )
     [before] = bundles(ready())
     kube.delete("Job", namespace, job["metadata"]["name"])
     kube.until_gone("Job", namespace, job["metadata"]["name"])
     lost = {**before, "state": "Tuning", "reason": "Sealing", "message": ""}
     for name in ("digest", "sealedAt", "layout", "entries"):
         lost[name] = None
-    kube.patch("AutotuneCache", namespace, "demo", {"status": {"bundles": [lost], "conditions": []}}, "status")
+    kube.patch(
+        "AutotuneCache",
+        namespace,
+        "demo",
+        {"status": {"bundles": [lost], "conditions": []}},
+        "status",
+    )
     kube.patch("AutotuneCache", namespace, "demo", {"spec": {"suspend": False}})
     [after] = bundles(ready())
     assert after["digest"] == before["digest"]
@@ -231,10 +269,13 @@ def test_a_deleted_cache_leaves_nothing_but_what_it_was_told_to_keep(
                 "spec": {"hard": {"requests.nvidia.com/gpu": "0"}},
             }
         )
-    cache = apply(template=template, storage={"claim": {"storageClassName": "local-rwx", "whenDeleted": keep}})
+    cache = apply(
+        template=template, storage={"claim": {"storageClassName": "local-rwx", "whenDeleted": keep}}
+    )
     assert not cache["metadata"].get("finalizers")
     ready(
-        status="True" if moment == "Sealed" else "False", reason="PodRefused" if moment == "WaitingForPod" else moment
+        status="True" if moment == "Sealed" else "False",
+        reason="PodRefused" if moment == "WaitingForPod" else moment,
     )
     kube.delete("AutotuneCache", namespace, "demo")
     kube.until_gone("AutotuneCache", namespace, "demo", seconds=5)
@@ -271,10 +312,14 @@ def test_an_existing_claim_holds_the_bundle_under_its_sub_path(
     assert "Preloaded 20/20" in until_logged(kube, namespace, "reader", "Preloaded")
     kube.delete("AutotuneCache", namespace, "demo")
     kube.until_gone("AutotuneCache", namespace, "demo")
-    assert not (kube.get("PersistentVolumeClaim", namespace, "shared") or {})["metadata"].get("deletionTimestamp")
+    assert not (kube.get("PersistentVolumeClaim", namespace, "shared") or {})["metadata"].get(
+        "deletionTimestamp"
+    )
 
 
-def test_a_claim_that_waits_for_its_first_consumer_binds_with_the_tuning_pod(apply: Apply, ready: Ready) -> None:
+def test_a_claim_that_waits_for_its_first_consumer_binds_with_the_tuning_pod(
+    apply: Apply, ready: Ready
+) -> None:
     apply(template=engine(), storage={"claim": {"storageClassName": "local-rwx-wait"}})
     assert condition(ready(), "StorageReady")["reason"] == "Bound"
 
@@ -306,7 +351,9 @@ def test_a_restarted_controller_loses_nothing_and_starts_nothing_twice(
     assert len(kube.list("Pod", namespace, TUNING)) == 1
 
 
-def test_no_service_selects_a_tuning_pod(kube: Kube, namespace: str, apply: Apply, ready: Ready) -> None:
+def test_no_service_selects_a_tuning_pod(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready
+) -> None:
     apply(template=engine())
     ready()
     for pod in kube.list("Pod", namespace, TUNING):

@@ -20,14 +20,27 @@ from tests.cluster.kube import Kube, Object, Refusal
 from tests.cluster.test_policy import held
 
 HOST = f"pretune-webhook.{SYSTEM}.svc"
-SETTINGS = ("image.repository=localhost/pretune/operator", "image.tag=dev", "image.pullPolicy=Never")
+SETTINGS = (
+    "image.repository=localhost/pretune/operator",
+    "image.tag=dev",
+    "image.pullPolicy=Never",
+)
 
 
 def upgrade(kube: Kube, *settings: str) -> list[Object]:
     """What an upgrade of the release would apply; nothing is changed."""
     words = [word for one in (*SETTINGS, *settings) for word in ("--set", one)]
     done = subprocess.run(
-        [str(HELM), "upgrade", "pretune", str(ROOT / "charts/pretune"), "-n", SYSTEM, "--dry-run=server", *words],
+        [
+            str(HELM),
+            "upgrade",
+            "pretune",
+            str(ROOT / "charts/pretune"),
+            "-n",
+            SYSTEM,
+            "--dry-run=server",
+            *words,
+        ],
         env={**os.environ, "KUBECONFIG": kube.kubeconfig},
         check=True,
         capture_output=True,
@@ -38,7 +51,9 @@ def upgrade(kube: Kube, *settings: str) -> list[Object]:
 
 
 def secret(documents: list[Object], name: str) -> dict[str, bytes]:
-    (found,) = (one for one in documents if one["kind"] == "Secret" and one["metadata"]["name"] == name)
+    (found,) = (
+        one for one in documents if one["kind"] == "Secret" and one["metadata"]["name"] == name
+    )
     return {key: base64.b64decode(value) for key, value in found["data"].items()}
 
 
@@ -58,7 +73,9 @@ def installed(kube: Kube) -> list[Object]:
     return [{"kind": kind, **(one or {})} for (kind, _), one in zip(wanted, found, strict=True)]
 
 
-def test_an_upgrade_renews_the_certificate_and_keeps_the_authority(kube: Kube, operator: str, tmp_path: Path) -> None:
+def test_an_upgrade_renews_the_certificate_and_keeps_the_authority(
+    kube: Kube, operator: str, tmp_path: Path
+) -> None:
     """So that there is no moment in which the API server trusts another authority than that of the files the pods have."""
     now, then = installed(kube), upgrade(kube)
     assert bundle(then) == bundle(now)
@@ -77,7 +94,11 @@ def test_a_certificate_of_another_authority_is_not_taken_for_the_webhooks(
     files = secret(other, "other-webhook")
     with pytest.raises(ssl.SSLCertVerificationError):
         shakes_hands(
-            tmp_path, files["tls.crt"], files["tls.key"], bundle(installed(kube)), f"other-webhook.{SYSTEM}.svc"
+            tmp_path,
+            files["tls.crt"],
+            files["tls.key"],
+            bundle(installed(kube)),
+            f"other-webhook.{SYSTEM}.svc",
         )
 
 
@@ -110,20 +131,28 @@ def test_a_static_pods_mirror_is_left_alone(kube: Kube, operator: str, namespace
     assert "pretune.dev/reason" not in kube.create(mirror, dry_run=True)["metadata"]["annotations"]
 
 
-def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(kube: Kube, namespace: str, tmp_path: Path) -> None:
+def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(
+    kube: Kube, namespace: str, tmp_path: Path
+) -> None:
     (lines,) = re.findall(
-        r"```sh\n(kubectl get pods .*?)```", (ROOT / "charts/pretune/README.md").read_text(), re.DOTALL
+        r"```sh\n(kubectl get pods .*?)```",
+        (ROOT / "charts/pretune/README.md").read_text(),
+        re.DOTALL,
     )
     (tmp_path / "kubectl").symlink_to(KUBECTL)
     path = f"{tmp_path}:{os.environ['PATH']}"
     label = {"pretune.dev/cache": "demo"}
-    two, one, kueues, strangers = (held(namespace, name, **label) for name in ("two", "one", "kueues", "strangers"))
+    two, one, kueues, strangers = (
+        held(namespace, name, **label) for name in ("two", "one", "kueues", "strangers")
+    )
     one["spec"]["schedulingGates"] = [{"name": "pretune.dev/hold"}]
     kueues["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
     del strangers["metadata"]["labels"]
     for pod in (two, one, kueues, strangers):
         kube.create(pod)
-    within = lines.replace("--all-namespaces", f"--namespace {namespace}")  # other tests hold pods too
+    within = lines.replace(
+        "--all-namespaces", f"--namespace {namespace}"
+    )  # other tests hold pods too
     assert within != lines
     for _ in range(2):  # with nothing left to free, the lines are as good
         subprocess.run(
@@ -133,14 +162,19 @@ def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(kube: Kube, nam
             capture_output=True,
         )
         left = {
-            pod["metadata"]["name"]: [gate["name"] for gate in pod["spec"].get("schedulingGates", [])]
+            pod["metadata"]["name"]: [
+                gate["name"] for gate in pod["spec"].get("schedulingGates", [])
+            ]
             for pod in kube.list("Pod", namespace)
         }
         assert left == {
             "two": ["kueue.x-k8s.io/before", "kueue.x-k8s.io/after"],
             "one": [],
             "kueues": ["kueue.x-k8s.io/admission"],
-            "strangers": ["kueue.x-k8s.io/before", "kueue.x-k8s.io/after"],  # its label was taken off: told by the gate
+            "strangers": [
+                "kueue.x-k8s.io/before",
+                "kueue.x-k8s.io/after",
+            ],  # its label was taken off: told by the gate
         }
 
 
@@ -161,13 +195,23 @@ def test_a_claims_size_may_be_raised_and_written_otherwise_but_not_lowered(
 ) -> None:
     spec = {"suspend": True, "storage": {"claim": {"storageClassName": "none", "size": "1Gi"}}}
     meta = {"namespace": namespace, "name": "demo"}
-    kube.create({"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": meta, "spec": spec})
+    kube.create(
+        {
+            "apiVersion": "pretune.dev/v1alpha1",
+            "kind": "AutotuneCache",
+            "metadata": meta,
+            "spec": spec,
+        }
+    )
     change = {"spec": {"storage": {"claim": {"size": size}}}}
     if taken:
         changed = kube.patch("AutotuneCache", namespace, "demo", change)
         assert changed["spec"]["storage"]["claim"]["size"] == size
         return
-    with pytest.raises(Refusal, match=r"spec\.storage\.claim\.size: .*size cannot be lowered, since a claim's cannot"):
+    with pytest.raises(
+        Refusal,
+        match=r"spec\.storage\.claim\.size: .*size cannot be lowered, since a claim's cannot",
+    ):
         kube.patch("AutotuneCache", namespace, "demo", change)
 
 
@@ -181,7 +225,9 @@ def test_a_rollout_of_the_webhook_loses_no_pod(kube: Kube, operator: str, namesp
         person, pod = kube.again(), held(namespace, **{"pretune.dev/cache": "none"})
         del pod["spec"]["schedulingGates"]
         while not over.is_set():
-            answered = "pretune.dev/reason" in person.create(pod, dry_run=True)["metadata"]["annotations"]
+            answered = (
+                "pretune.dev/reason" in person.create(pod, dry_run=True)["metadata"]["annotations"]
+            )
             with counting:
                 made, lost = made + 1, lost + (not answered)
 
@@ -196,7 +242,9 @@ def test_a_rollout_of_the_webhook_loses_no_pod(kube: Kube, operator: str, namesp
     try:
         for round_ in range(2):
             before = ours()
-            note = {"spec": {"template": {"metadata": {"annotations": {"rolled": f"{time.time()}"}}}}}
+            note = {
+                "spec": {"template": {"metadata": {"annotations": {"rolled": f"{time.time()}"}}}}
+            }
             kube.patch("Deployment", SYSTEM, "pretune-webhook", note)
             end = time.monotonic() + 90
             while before & (now := ours()) or len(now) < 2:

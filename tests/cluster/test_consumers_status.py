@@ -24,20 +24,44 @@ def counted(seen: Seen, **numbers: int) -> bool:
 
 
 def test_consumers_are_counted_and_shown_through_a_rollout(
-    kube: Kube, namespace: str, seen: Seen, served: Served, roll: Roll, moments: Moments, kubeconfig: str
+    kube: Kube,
+    namespace: str,
+    seen: Seen,
+    served: Served,
+    roll: Roll,
+    moments: Moments,
+    kubeconfig: str,
 ) -> None:
     served(2, surge="1", down="0", cold=True)
-    seen.until(lambda s: counted(s, seeded=0, cold=2, held=0, stale=0, ready=2), 15, "two cold pods")
+    seen.until(
+        lambda s: counted(s, seeded=0, cold=2, held=0, stale=0, ready=2), 15, "two cold pods"
+    )
     roll("v2")
     held(seen, 1)
     seen.until(lambda s: counted(s, seeded=0, cold=2, held=1, ready=2), 15, "one held beside them")
-    command = [str(KUBECTL), "--kubeconfig", kubeconfig, "--namespace", namespace, "get", "atc", "demo"]
+    command = [
+        str(KUBECTL),
+        "--kubeconfig",
+        kubeconfig,
+        "--namespace",
+        namespace,
+        "get",
+        "atc",
+        "demo",
+    ]
     head, row = (line.split() for line in subprocess.check_output(command, text=True).splitlines())
     assert head == ["NAME", "READY", "REASON", "BUNDLES", "ENTRIES", "SEEDED", "HELD", "AGE"]
     assert row[:4] == ["demo", "False", "Tuning", "0/1"] and row[-2] == "1"
     moments.go("v2")
-    seen.until(lambda s: s.ready(2) and counted(s, seeded=2, cold=0, held=0, ready=2), 120, "two seeded pods")
-    assert [(one.get("running"), one.get("serving")) for one in bundles(seen.cache())] == [(True, True), (None, None)]
+    seen.until(
+        lambda s: s.ready(2) and counted(s, seeded=2, cold=0, held=0, ready=2),
+        120,
+        "two seeded pods",
+    )
+    assert [(one.get("running"), one.get("serving")) for one in bundles(seen.cache())] == [
+        (True, True),
+        (None, None),
+    ]
     times = [one.object["status"]["consumers"]["observedAt"] for one in seen.moments
              if one.kind == "AutotuneCache" and (one.object.get("status") or {}).get("consumers")]  # fmt: skip
     assert len(set(times)) <= 8  # at most every 10 s, where numbers change
@@ -68,7 +92,11 @@ def test_a_tag_that_moved_under_a_bundle_makes_its_pods_stale(
     engine_as(moving, "second")
     kube.patch("Deployment", namespace, "serving", {"spec": {"replicas": 2}})
     seen.until(lambda s: s.ready(2) and counted(s, stale=1), 120, "one of them stale")
-    seen.until(lambda s: any(one["reason"] == "StaleImage" for one in s.cache()["status"]["warnings"]), 15, "advice")
+    seen.until(
+        lambda s: any(one["reason"] == "StaleImage" for one in s.cache()["status"]["warnings"]),
+        15,
+        "advice",
+    )
     event(kube, namespace, "StaleImage")
     kube.patch("AutotuneCache", namespace, "demo", {"spec": {"revision": "2"}})
     seen.until(lambda s: s.sealed(2), 120, "tuned again")
@@ -79,7 +107,10 @@ def test_what_will_go_wrong_is_said_with_the_line_to_change(
 ) -> None:
     def advised(*reasons: str) -> None:
         def there(seen: Seen) -> bool:
-            told = {one["reason"]: one["message"] for one in (seen.cache().get("status") or {}).get("warnings") or ()}
+            told = {
+                one["reason"]: one["message"]
+                for one in (seen.cache().get("status") or {}).get("warnings") or ()
+            }
             return all(one in told for one in reasons)
 
         seen.until(there, 20, f"advice: {', '.join(reasons)}")
@@ -89,7 +120,11 @@ def test_what_will_go_wrong_is_said_with_the_line_to_change(
     kube.patch("Deployment", namespace, "serving", {"spec": {"progressDeadlineSeconds": 4000}})
     seen.until(
         lambda s: (
-            not [one for one in s.cache()["status"].get("warnings") or () if one["reason"].startswith("Progress")]
+            not [
+                one
+                for one in s.cache()["status"].get("warnings") or ()
+                if one["reason"].startswith("Progress")
+            ]
         ),
         20,
         "the advice is gone",
@@ -112,7 +147,13 @@ def test_what_will_go_wrong_is_said_with_the_line_to_change(
 
 @pytest.mark.disturbs
 def test_a_second_controller_waits_and_takes_over_when_the_first_one_dies(
-    kube: Kube, namespace: str, seen: Seen, served: Served, roll: Roll, moments: Moments, operation: Operation
+    kube: Kube,
+    namespace: str,
+    seen: Seen,
+    served: Served,
+    roll: Roll,
+    moments: Moments,
+    operation: Operation,
 ) -> None:
     operation.scale(CONTROLLER, 2)
     leader = operation.lease()["holderIdentity"]
@@ -142,15 +183,23 @@ def test_controller_and_webhook_tell_prometheus_what_they_do(
     served(1, cold=True)
     seen.until(lambda s: counted(s, cold=1), 15, "counted")
     operation = Operation(kube, operator, BUILD / "bin")
-    [controller], webhooks = operation.metrics(CONTROLLER).values(), list(operation.metrics(WEBHOOK).values())
+    [controller], webhooks = (
+        operation.metrics(CONTROLLER).values(),
+        list(operation.metrics(WEBHOOK).values()),
+    )
     assert metric(controller, "pretune_bundles", namespace=namespace, state="Sealed") == 1
     assert metric(controller, "pretune_consumers", namespace=namespace, state="cold") == 1
     assert metric(controller, "pretune_tuning_gpu_seconds_total", namespace=namespace) > 0
     assert metric(controller, "pretune_attempts_total", reason="Sealed") >= 1
     assert metric(controller, "pretune_leader") == 1
-    assert sum(metric(one, "pretune_admissions_total", reason="NotSealedYet") for one in webhooks) >= 1
+    assert (
+        sum(metric(one, "pretune_admissions_total", reason="NotSealedYet") for one in webhooks) >= 1
+    )
     assert [metric(one, "pretune_controller_alive") for one in webhooks] == [1, 1]
-    assert all(metric(one, "pretune_certificate_expiry_timestamp_seconds") > time.time() for one in webhooks)
+    assert all(
+        metric(one, "pretune_certificate_expiry_timestamp_seconds") > time.time()
+        for one in webhooks
+    )
     for text in (controller, *webhooks):
         for name in re.findall(r"^# TYPE (pretune_\w+)", text, re.MULTILINE):
             assert re.search(rf"^# HELP {name} \w", text, re.MULTILINE)

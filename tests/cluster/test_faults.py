@@ -22,7 +22,9 @@ TP2 = ("--tensor-parallel-size", "2")
 def test_a_source_that_is_not_there_is_said_and_recovers(
     kube: Kube, namespace: str, apply: Apply, ready: Ready
 ) -> None:
-    apply(source={"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}})
+    apply(
+        source={"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}}
+    )
     cache = ready(kind="Stalled", reason="SourceNotFound")
     assert "/serving is not there" in condition(cache, "Stalled")["message"]
     template = engine()
@@ -31,7 +33,11 @@ def test_a_source_that_is_not_there_is_said_and_recovers(
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": {"namespace": namespace, "name": "serving"},
-            "spec": {"replicas": 0, "selector": {"matchLabels": template["metadata"]["labels"]}, "template": template},
+            "spec": {
+                "replicas": 0,
+                "selector": {"matchLabels": template["metadata"]["labels"]},
+                "template": template,
+            },
         }
     )
     ready()
@@ -45,7 +51,11 @@ def test_a_source_that_is_not_there_is_said_and_recovers(
             "SourceNotSupported",
             "spec.template",
         ),
-        ({"apiVersion": "example.com/v1", "kind": "Nothing", "name": "x"}, "SourceNotSupported", "Nothing"),
+        (
+            {"apiVersion": "example.com/v1", "kind": "Nothing", "name": "x"},
+            "SourceNotSupported",
+            "Nothing",
+        ),
         ({"apiVersion": "batch/v1", "kind": "CronJob", "name": "x"}, "SourceForbidden", "cronjobs"),
     ],
     ids=["no template", "no such kind", "no right"],
@@ -95,13 +105,29 @@ def _volume(claim: str) -> Callable[[Object], None]:
         (bool, {"engineContainer": "nope"}, "EngineNotFound", "vllm"),
         (_second_engine, {}, "EngineAmbiguous", "second"),
         (_engine(args=["serve", "demo", "--nnodes", "2"]), {}, "MultiPodEngine", "--nnodes"),
-        (_engine(env=[{"name": "DYN_NAMESPACE", "value": "prod"}]), {}, "SelfRegistering", "DYN_NAMESPACE"),
-        (_engine(resources={"limits": {"nvidia.com/mig-1g.10gb": "1"}}), {}, "SharedGPU", "nvidia.com/mig-1g.10gb"),
+        (
+            _engine(env=[{"name": "DYN_NAMESPACE", "value": "prod"}]),
+            {},
+            "SelfRegistering",
+            "DYN_NAMESPACE",
+        ),
+        (
+            _engine(resources={"limits": {"nvidia.com/mig-1g.10gb": "1"}}),
+            {},
+            "SharedGPU",
+            "nvidia.com/mig-1g.10gb",
+        ),
         (_shared_device, {}, "SharedResourceClaim", "ours"),
         (_volume("rwop"), {}, "SingleUseClaim", "rwop"),
     ],
     ids=[
-        *("no such container", "two GPU containers", "several pods", "self-registering", "part of a GPU"),
+        *(
+            "no such container",
+            "two GPU containers",
+            "several pods",
+            "self-registering",
+            "part of a GPU",
+        ),
         *("a claimed device", "a volume for one pod"),
     ],
 )
@@ -125,7 +151,12 @@ def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
         (engine("0.31.0", gpus=2, args=TP2), "Refused", "SharedLayout", "0.31.0"),
         (engine(env={"PATH": "/opt/shell"}), "Refused", "NoPython", "python3"),
         (engine(image="localhost/pretune/nothing:dev"), "Failed", "ImagePullFailed", "nothing:dev"),
-        (engine(envFrom=[{"secretRef": {"name": "hf-token"}}]), "Failed", "ContainerConfigError", "hf-token"),
+        (
+            engine(envFrom=[{"secretRef": {"name": "hf-token"}}]),
+            "Failed",
+            "ContainerConfigError",
+            "hf-token",
+        ),
         (engine(env={"ENGINE_FAULT": "crash"}), "Failed", "EngineFailed", "Error: "),
         (engine(env={"ENGINE_FAULT": "half-written"}), "Failed", "CorruptFiles", ".json"),
         (engine(env={"ENGINE_FAULT": "symlink"}), "Failed", "UnsafeFiles", "link.json"),
@@ -134,9 +165,24 @@ def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
         (engine(env={"ENGINE_FAULT": "many-files"}), "Failed", "UnsafeFiles", "10000"),
         (engine(env={"ENGINE_FAULT": "huge"}), "Failed", "UnsafeFiles", "256 MiB"),
         (engine(env={"ENGINE_FAULT": "unreadable"}), "Failed", "UnreadableFiles", ".json"),
-        (engine("0.32.0", 2, {"ENGINE_FAULT": "missing-rank"}, TP2), "Failed", "IncompleteRanks", "rank"),
-        (engine("0.32.0", 2, {"ENGINE_FAULT": "uneven-ranks"}, TP2), "Failed", "IncompleteRanks", "rank"),
-        (engine("0.32.0", 2, {"ENGINE_FAULT": "disagreeing-ranks"}, TP2), "Failed", "IncompleteRanks", "_metadata"),
+        (
+            engine("0.32.0", 2, {"ENGINE_FAULT": "missing-rank"}, TP2),
+            "Failed",
+            "IncompleteRanks",
+            "rank",
+        ),
+        (
+            engine("0.32.0", 2, {"ENGINE_FAULT": "uneven-ranks"}, TP2),
+            "Failed",
+            "IncompleteRanks",
+            "rank",
+        ),
+        (
+            engine("0.32.0", 2, {"ENGINE_FAULT": "disagreeing-ranks"}, TP2),
+            "Failed",
+            "IncompleteRanks",
+            "_metadata",
+        ),
     ],
     ids=[
         *(
@@ -150,11 +196,26 @@ def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
             "symlink",
             "device",
         ),
-        *("dotdot", "many files", "huge", "unreadable", "missing rank", "uneven ranks", "disagreeing ranks"),
+        *(
+            "dotdot",
+            "many files",
+            "huge",
+            "unreadable",
+            "missing rank",
+            "uneven ranks",
+            "disagreeing ranks",
+        ),
     ],
 )
 def test_a_failed_attempt_says_what_happened_to_what(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, template: Object, state: str, reason: str, words: str
+    kube: Kube,
+    namespace: str,
+    apply: Apply,
+    ready: Ready,
+    template: Object,
+    state: str,
+    reason: str,
+    words: str,
 ) -> None:
     apply(template=template, tuning=ONCE)
     cache = ready(kind="Stalled", reason=reason, seconds=120)
@@ -175,7 +236,11 @@ def test_a_failed_attempt_says_what_happened_to_what(
     )
     for job in kube.list("Job", namespace, TUNING):  # the GPU is given back
         kube.until(
-            "Job", namespace, job["metadata"]["name"], lambda j: condition(j, "Failed").get("status") == "True", 60
+            "Job",
+            namespace,
+            job["metadata"]["name"],
+            lambda j: condition(j, "Failed").get("status") == "True",
+            60,
         )
 
 
@@ -186,12 +251,17 @@ def test_a_release_that_cannot_be_told_goes_on_and_says_so(apply: Apply, ready: 
 
 
 def test_an_engine_that_never_gets_ready_ends_with_its_deadline(apply: Apply, ready: Ready) -> None:
-    apply(template=engine(env={"ENGINE_FAULT": "never-ready"}), tuning={"maxAttempts": 1, "deadlineSeconds": 12})
+    apply(
+        template=engine(env={"ENGINE_FAULT": "never-ready"}),
+        tuning={"maxAttempts": 1, "deadlineSeconds": 12},
+    )
     cache = ready(kind="Stalled", reason="EngineNotReady")
     assert "spec.tuning.deadlineSeconds" in condition(cache, "Stalled")["message"]
 
 
-def test_a_quota_and_pod_security_are_quoted(kube: Kube, namespace: str, apply: Apply, ready: Ready) -> None:
+def test_a_quota_and_pod_security_are_quoted(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready
+) -> None:
     kube.create(
         {
             "apiVersion": "v1",
@@ -201,10 +271,16 @@ def test_a_quota_and_pod_security_are_quoted(kube: Kube, namespace: str, apply: 
         }
     )
     kube.patch(
-        "Namespace", "", namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+        "Namespace",
+        "",
+        namespace,
+        {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}},
     )
     apply("quota", template=engine(gpus=2))
-    assert "exceeded quota: gpus" in condition(ready("quota", status="False", reason="PodRefused"), "Ready")["message"]
+    assert (
+        "exceeded quota: gpus"
+        in condition(ready("quota", status="False", reason="PodRefused"), "Ready")["message"]
+    )
     apply("security", template=engine(securityContext={"privileged": True}))
     message = condition(ready("security", status="False", reason="PodRefused"), "Ready")["message"]
     assert 'violates PodSecurity "restricted' in message
@@ -217,7 +293,11 @@ def test_a_quota_and_pod_security_are_quoted(kube: Kube, namespace: str, apply: 
     [
         ({"existingClaim": {"name": "absent"}}, "ClaimNotFound", "absent"),
         ({"claim": {"storageClassName": "absent"}}, "ClaimPending", "absent"),
-        ({"claim": {"storageClassName": "local-rwx", "accessModes": ["ReadWriteOnce"]}}, "SingleNode", "SingleNode"),
+        (
+            {"claim": {"storageClassName": "local-rwx", "accessModes": ["ReadWriteOnce"]}},
+            "SingleNode",
+            "SingleNode",
+        ),
         ({"existingClaim": {"name": "rwop"}}, "SinglePod", "ReadWriteOncePod"),
     ],
     ids=["not there", "never bound", "one node", "one pod"],
@@ -228,11 +308,19 @@ def test_storage_that_cannot_be_used_is_said_before_any_job(
     kube.create(claim(namespace, "rwop", "local-rwx-wait", "ReadWriteOncePod"))
     apply(template=engine(), storage=storage)
     ready(kind="StorageReady", status="False", reason=reason)
-    kube.until("AutotuneCache", namespace, "demo", lambda c: words in condition(c, "StorageReady")["message"], 30)
+    kube.until(
+        "AutotuneCache",
+        namespace,
+        "demo",
+        lambda c: words in condition(c, "StorageReady")["message"],
+        30,
+    )
     assert not kube.list("Job", namespace, TUNING)
 
 
-def claim(namespace: str, name: str, storage_class: str, mode: str = "ReadWriteMany", **spec: Any) -> Object:
+def claim(
+    namespace: str, name: str, storage_class: str, mode: str = "ReadWriteMany", **spec: Any
+) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -249,19 +337,29 @@ def claim(namespace: str, name: str, storage_class: str, mode: str = "ReadWriteM
 def test_an_author_who_may_not_create_jobs_is_refused_and_told_which_right(
     kube: Kube, namespace: str, operator: str
 ) -> None:
-    rules = [{"apiGroups": ["pretune.dev"], "resources": ["autotunecaches"], "verbs": ["create", "get"]}]
+    rules = [
+        {"apiGroups": ["pretune.dev"], "resources": ["autotunecaches"], "verbs": ["create", "get"]}
+    ]
     for kind, more in (
         ("Role", {"rules": rules}),
         (
             "RoleBinding",
             {
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "author"},
-                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "author"}],
+                "roleRef": {
+                    "apiGroup": "rbac.authorization.k8s.io",
+                    "kind": "Role",
+                    "name": "author",
+                },
+                "subjects": [
+                    {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "author"}
+                ],
             },
         ),
     ):
         meta = {"namespace": namespace, "name": "author"}
-        kube.create({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta, **more})
+        kube.create(
+            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta, **more}
+        )
     from tests.cluster.kube import Refusal
 
     author = Kube(kube.kubeconfig, as_user="author")
@@ -282,7 +380,9 @@ def test_a_volume_that_takes_no_bundle_fails_the_attempt_and_says_what_to_do(
 ) -> None:
     folder = tmp_path / "volume"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=777", "none", str(folder)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m,mode=777", "none", str(folder)], check=True
+    )
     try:
         if fault == "full":
             (folder / "theirs").write_bytes(b"0" * (5 << 20))
@@ -296,7 +396,14 @@ def test_a_volume_that_takes_no_bundle_fails_the_attempt_and_says_what_to_do(
             "hostPath": {"path": str(folder)},
             "persistentVolumeReclaimPolicy": "Retain",
         }
-        kube.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": volume})
+        kube.create(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": namespace},
+                "spec": volume,
+            }
+        )
         kube.create(claim(namespace, "hand", "by-hand", volumeName=namespace))
         apply(template=engine(), storage={"existingClaim": {"name": "hand"}}, tuning=ONCE)
         reason = "NoSpace" if fault == "full" else "ReadOnlyClaim"

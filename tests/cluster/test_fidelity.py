@@ -29,4 +29,8 @@ def test_a_release_s_own_code_does_what_is_expected_in_every_situation(
     written = Played.read(RESULTS / f"{release}.json").cells
     for name, seen in played.cells.items():  # what the document says of it holds
         told = written[name]
-        assert (seen.started, seen.profiled, seen.changed) == (told.started, told.profiled, told.changed), name
+        assert (seen.started, seen.profiled, seen.changed) == (
+            told.started,
+            told.profiled,
+            told.changed,
+        ), name

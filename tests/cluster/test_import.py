@@ -29,11 +29,19 @@ def wrote(kube: Kube, namespace: str, template: Object, claim: str = "home") -> 
             },
         }
     )
-    pod = bare(namespace, template, "writer", restartPolicy="Never", terminationGracePeriodSeconds=0)
+    pod = bare(
+        namespace, template, "writer", restartPolicy="Never", terminationGracePeriodSeconds=0
+    )
     pod["metadata"]["labels"] = {"app": "writer"}
     container = pod["spec"]["containers"][0]
-    container |= {"resources": {}, "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1}}
-    container["env"] = [{"name": "HOME", "value": "/home/vllm"}, *(e for e in container["env"] if e["name"] != "HOME")]
+    container |= {
+        "resources": {},
+        "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
+    }
+    container["env"] = [
+        {"name": "HOME", "value": "/home/vllm"},
+        *(e for e in container["env"] if e["name"] != "HOME"),
+    ]
     container["volumeMounts"] = [{"name": "home", "mountPath": "/home/vllm"}]
     pod["spec"]["volumes"] = [{"name": "home", "persistentVolumeClaim": {"claimName": claim}}]
     kube.create(pod)
@@ -42,7 +50,10 @@ def wrote(kube: Kube, namespace: str, template: Object, claim: str = "home") -> 
 
 
 def _is_ready(pod: Object) -> bool:
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions") or ())
+    return any(
+        one["type"] == "Ready" and one["status"] == "True"
+        for one in pod["status"].get("conditions") or ()
+    )
 
 
 def importing(namespace: str, template: Object, value: str, **spec: Any) -> Object:
@@ -55,16 +66,33 @@ def importing(namespace: str, template: Object, value: str, **spec: Any) -> Obje
     ("of", "at", "layout", "path"),
     [
         ({}, "home", "Managed", ".cache/flashinfer/autotune/v2/"),
-        (PER_RANK, "home/.cache/vllm", "PerRank", ".cache/vllm/flashinfer_autotune_cache/0.7.0.post1/90a/"),
+        (
+            PER_RANK,
+            "home/.cache/vllm",
+            "PerRank",
+            ".cache/vllm/flashinfer_autotune_cache/0.7.0.post1/90a/",
+        ),
     ],
 )
 def test_what_vllm_left_under_its_default_root_is_a_bundle_that_pods_start_warm_from(
-    kube: Kube, namespace: str, ready: Ready, operator: str, of: Any, at: str, layout: str, path: str
+    kube: Kube,
+    namespace: str,
+    ready: Ready,
+    operator: str,
+    of: Any,
+    at: str,
+    layout: str,
+    path: str,
 ) -> None:
     wrote(kube, namespace, engine(**of))
     kube.create(importing(namespace, engine(**of), at))
     [bundle] = bundles(ready())
-    assert (bundle["state"], bundle["layout"], bundle["entries"], bundle["attempts"]) == ("Sealed", layout, 20, 0)
+    assert (bundle["state"], bundle["layout"], bundle["entries"], bundle["attempts"]) == (
+        "Sealed",
+        layout,
+        20,
+        0,
+    )
     assert bundle["import"]["from"] == at and bundle["import"]["reason"] == "Sealed"
     assert f"imported from {path}" in bundle["message"] and bundle["engineImage"]
     assert bundle["environment"]["gpu"] == "NVIDIA H200"
@@ -116,7 +144,9 @@ def test_a_claim_that_is_not_there_is_said_and_without_the_annotation_it_is_tune
     kube.create(importing(namespace, engine(), "nowhere/vllm"))
     cache = ready(status="False", reason="Importing", seconds=60)
     said = 'persistentvolumeclaim "nowhere" not found'
-    kube.until("AutotuneCache", namespace, "demo", lambda c: said in bundles(c)[0]["message"], 60, said)
+    kube.until(
+        "AutotuneCache", namespace, "demo", lambda c: said in bundles(c)[0]["message"], 60, said
+    )
     assert bundles(cache)[0]["attempts"] == 0
     kube.patch("AutotuneCache", namespace, "demo", {"metadata": {"annotations": {IMPORT: None}}})
     [bundle] = bundles(ready())

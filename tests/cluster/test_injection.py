@@ -17,7 +17,16 @@ from tests.cluster.other_webhook import LABEL, Change, OtherWebhook
 from tests.cluster.sealed import Sealed
 from tests.cluster.seen import Seen, given, seed_report
 from tests.cluster.test_bundles import until_logged
-from tests.cluster.workloads import PER_RANK, bare, daemonset, deployment, engine, job, serving, statefulset
+from tests.cluster.workloads import (
+    PER_RANK,
+    bare,
+    daemonset,
+    deployment,
+    engine,
+    job,
+    serving,
+    statefulset,
+)
 
 Ready = Callable[..., Object]
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
@@ -48,25 +57,37 @@ def env(container: Object) -> dict[str, str]:
 def without_ours(pod: Object) -> Object:
     """The pod's spec with what we are known to add taken out, by its names."""
     spec = copy.deepcopy(pod["spec"])
-    spec["volumes"] = [one for one in spec.get("volumes") or () if not one["name"].startswith("pretune-")]
-    spec["initContainers"] = [one for one in spec.get("initContainers") or () if one["name"] != "pretune-seed"]
+    spec["volumes"] = [
+        one for one in spec.get("volumes") or () if not one["name"].startswith("pretune-")
+    ]
+    spec["initContainers"] = [
+        one for one in spec.get("initContainers") or () if one["name"] != "pretune-seed"
+    ]
     for one in spec["containers"]:
         one["env"] = [entry for entry in one.get("env") or () if entry["name"] != OVERRIDE]
-        one["volumeMounts"] = [m for m in one.get("volumeMounts") or () if not m["mountPath"].startswith("/pretune/")]
+        one["volumeMounts"] = [
+            m for m in one.get("volumeMounts") or () if not m["mountPath"].startswith("/pretune/")
+        ]
     return {name: value for name, value in spec.items() if value}
 
 
 # --- what is given
 
 
-def test_a_managed_bundle_is_mounted_read_only_at_both_ends(admitted: Callable[..., Object], sealed: Sealed) -> None:
+def test_a_managed_bundle_is_mounted_read_only_at_both_ends(
+    admitted: Callable[..., Object], sealed: Sealed
+) -> None:
     pod = admitted("managed")
     assert given(pod) == ("ReadOnly", "Given")
     assert pod["metadata"]["annotations"]["pretune.dev/bundle"] == sealed.ids["managed"]
     [volume] = [one for one in pod["spec"]["volumes"] if one["name"] == "pretune-claim"]
     assert volume["persistentVolumeClaim"] == {"claimName": "pretune-managed", "readOnly": True}
     [mount] = [one for one in vllm(pod)["volumeMounts"] if one["name"] == "pretune-claim"]
-    assert (mount["mountPath"], mount["readOnly"], mount.get("subPath")) == ("/pretune/claim", True, None)
+    assert (mount["mountPath"], mount["readOnly"], mount.get("subPath")) == (
+        "/pretune/claim",
+        True,
+        None,
+    )
     folder = f"/pretune/claim/{sealed.namespace}.managed/bundles/{sealed.ids['managed']}/tactics"
     assert env(vllm(pod))[OVERRIDE] == folder
     assert not pod["spec"].get("initContainers")
@@ -83,7 +104,9 @@ def test_rank_files_are_copied_by_an_init_container_that_alone_sees_the_claim(
     [claim] = [one for one in seed["volumeMounts"] if one["name"] == "pretune-claim"]
     assert claim["readOnly"] is True
     assert not any(one["name"] == "pretune-claim" for one in vllm(pod)["volumeMounts"])
-    assert env(seed)["NVIDIA_VISIBLE_DEVICES"] == "void" and "nvidia.com/gpu" not in str(seed["resources"])
+    assert env(seed)["NVIDIA_VISIBLE_DEVICES"] == "void" and "nvidia.com/gpu" not in str(
+        seed["resources"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,13 +118,20 @@ def test_nothing_else_of_the_pod_is_changed(
 ) -> None:
     def rich(pod: Object) -> None:
         pod["spec"]["schedulingGates"] = [{"name": "example.com/theirs"}]
-        pod["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy", "env": [{"name": "A", "value": "1"}]})
-        pod["spec"]["initContainers"] = [{"name": "sidecar", "image": "x", "restartPolicy": "Always"}]
+        pod["spec"]["containers"].insert(
+            0, {"name": "proxy", "image": "proxy", "env": [{"name": "A", "value": "1"}]}
+        )
+        pod["spec"]["initContainers"] = [
+            {"name": "sidecar", "image": "x", "restartPolicy": "Always"}
+        ]
         pod["metadata"]["annotations"] = {"example.com/theirs": "1"}
         if other:  # what makes another engine of it, where the pod is its own template
             del pod["metadata"]["ownerReferences"]
             pod["spec"]["initContainers"].insert(0, {"name": "before", "image": "x"})
-            vllm(pod)["env"] += [{"name": "TWICE", "value": "1"}, {"name": "TWICE", "value": "$(TWICE)2"}]
+            vllm(pod)["env"] += [
+                {"name": "TWICE", "value": "1"},
+                {"name": "TWICE", "value": "$(TWICE)2"},
+            ]
 
     def apart(pod: Object) -> None:
         rich(pod)
@@ -128,7 +158,13 @@ def _second_engine(pod: Object) -> None:
 
 def _owner(api_version: str, kind: str) -> Callable[[Object], object]:
     """Owned by an object that is not there."""
-    owner = {"apiVersion": api_version, "kind": kind, "name": "gone", "uid": "1", "controller": True}
+    owner = {
+        "apiVersion": api_version,
+        "kind": kind,
+        "name": "gone",
+        "uid": "1",
+        "controller": True,
+    }
     return lambda pod: pod["metadata"].update(ownerReferences=[owner])
 
 
@@ -162,7 +198,12 @@ def _bare(change: Callable[[Object], object]) -> Callable[[Object], object]:
     ],
 )  # fmt: skip
 def test_a_pod_says_why_it_was_given_what_it_was_given(
-    kube: Kube, admitted: Callable[..., Object], change: Callable[[Object], object], mode: str, reason: str, words: str
+    kube: Kube,
+    admitted: Callable[..., Object],
+    change: Callable[[Object], object],
+    mode: str,
+    reason: str,
+    words: str,
 ) -> None:
     pod = admitted("managed", change)
     assert given(pod) == (mode, reason)
@@ -182,11 +223,15 @@ def test_a_pod_says_why_it_was_given_what_it_was_given(
 def test_a_warning_reaches_the_person_at_the_terminal(sealed: Sealed, kubeconfig: str) -> None:
     pod = bare(sealed.namespace, serving(cache="none"))
     command = [str(KUBECTL), "--kubeconfig", kubeconfig, "create", "--dry-run=server", "-f", "-"]
-    said = subprocess.run(command, input=json.dumps(pod), capture_output=True, text=True, check=True).stderr
+    said = subprocess.run(
+        command, input=json.dumps(pod), capture_output=True, text=True, check=True
+    ).stderr
     assert "Warning: pretune: NoCache: " in said
 
 
-def test_the_delivery_mode_is_as_asked_for(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen) -> None:
+def test_the_delivery_mode_is_as_asked_for(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen
+) -> None:
     apply(template=serving())
     ready()
     for mode, told in (
@@ -195,19 +240,26 @@ def test_the_delivery_mode_is_as_asked_for(kube: Kube, namespace: str, apply: Ap
         ("ReadOnly", ("ReadOnly", "Given")),
     ):
         kube.patch("AutotuneCache", namespace, "demo", {"spec": {"delivery": {"mode": mode}}})
-        until(lambda: kube.create(bare(namespace, serving()), dry_run=True), lambda pod, told=told: given(pod) == told)
+        until(
+            lambda: kube.create(bare(namespace, serving()), dry_run=True),
+            lambda pod, told=told: given(pod) == told,
+        )
 
 
 # --- where rules are strict
 
 
 @pytest.mark.parametrize("cache", ["managed", "ranks"])
-@pytest.mark.parametrize("resources", [{"limits": GUARANTEED, "requests": GUARANTEED}, {"requests": GUARANTEED}, {}])
+@pytest.mark.parametrize(
+    "resources", [{"limits": GUARANTEED, "requests": GUARANTEED}, {"requests": GUARANTEED}, {}]
+)
 def test_a_pod_keeps_its_quality_of_service(
     admitted: Callable[..., Object], cache: str, resources: dict[str, Object]
 ) -> None:
     def sized(pod: Object) -> None:
-        gpu = {name: value for name, value in vllm(pod)["resources"]["limits"].items() if "gpu" in name}
+        gpu = {
+            name: value for name, value in vllm(pod)["resources"]["limits"].items() if "gpu" in name
+        }
         vllm(pod)["resources"] = {**resources, "limits": {**resources.get("limits", {}), **gpu}}
 
     def apart(pod: Object) -> None:
@@ -240,7 +292,10 @@ def test_where_quota_limit_range_and_pod_security_are_strict_a_pod_starts_with_u
     kube.patch("Deployment", namespace, "serving", {"spec": {"replicas": 2}})
     seen.until(lambda s: s.ready(2), 120, "a pod from before the seal, and one from after it")
     assert {one["status"]["qosClass"] for one in seen.pods()} == {"Guaranteed"}
-    assert {given(one) for one in seen.pods()} == {("Overlay", "NotSealedYet"), ("Overlay", "Given")}
+    assert {given(one) for one in seen.pods()} == {
+        ("Overlay", "NotSealedYet"),
+        ("Overlay", "Given"),
+    }
     assert any("Seeded" in seed_report(one) for one in seen.pods())
 
 
@@ -271,10 +326,16 @@ def _identity(pod: Object) -> list[Object]:
         return []
     volume = {"name": "token", "emptyDir": {}}
     made = [_appended("/spec", pod["spec"], "volumes", volume)]
-    added = {"env": {"name": "ROLE_ARN", "value": "x"}, "volumeMounts": {"name": "token", "mountPath": "/token"}}
+    added = {
+        "env": {"name": "ROLE_ARN", "value": "x"},
+        "volumeMounts": {"name": "token", "mountPath": "/token"},
+    }
     for place in ("initContainers", "containers"):
         for index, one in enumerate(pod["spec"].get(place) or ()):
-            made += [_appended(f"/spec/{place}/{index}", one, field, value) for field, value in added.items()]
+            made += [
+                _appended(f"/spec/{place}/{index}", one, field, value)
+                for field, value in added.items()
+            ]
     return made
 
 
@@ -285,7 +346,9 @@ def asked() -> str:
 
 
 @pytest.fixture
-def other(kube: Kube, asked: str, tmp_path: Path) -> Iterator[Callable[[str, Change], OtherWebhook]]:
+def other(
+    kube: Kube, asked: str, tmp_path: Path
+) -> Iterator[Callable[[str, Change], OtherWebhook]]:
     if not Path("/var/lib/pretune-cluster").exists():
         pytest.skip("the API server of PRETUNE_TEST_KUBECONFIG cannot reach this process")
     made: list[OtherWebhook] = []
@@ -300,7 +363,9 @@ def other(kube: Kube, asked: str, tmp_path: Path) -> Iterator[Callable[[str, Cha
 
 
 @pytest.mark.parametrize("cache", ["managed", "ranks"])
-@pytest.mark.parametrize("order", [("aaa", "bbb"), ("yyy", "zzz"), ("zzz", "aaa")], ids=["before", "after", "around"])
+@pytest.mark.parametrize(
+    "order", [("aaa", "bbb"), ("yyy", "zzz"), ("zzz", "aaa")], ids=["before", "after", "around"]
+)
 def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
     asked: str, other: Callable[[str, Change], OtherWebhook], admitted: Callable[..., Object],
     cache: str, order: tuple[str, str],
@@ -309,19 +374,26 @@ def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
     other(order[1], _identity)
 
     def both(pod: Object) -> bool:
-        return "mesh" in pod["metadata"]["labels"] and any(one["name"] == "token" for one in pod["spec"]["volumes"])
+        return "mesh" in pod["metadata"]["labels"] and any(
+            one["name"] == "token" for one in pod["spec"]["volumes"]
+        )
 
     def ours(pod: Object) -> None:
         pod["metadata"]["labels"][LABEL] = asked
 
-    pod = until(lambda: admitted(cache, ours), both)  # the API server hears of a new configuration within a second
+    pod = until(
+        lambda: admitted(cache, ours), both
+    )  # the API server hears of a new configuration within a second
     assert given(pod)[1] == "Given"
     assert [one["name"] for one in pod["spec"]["containers"]] == ["mesh", "vllm"]
     for names in (
         [one["name"] for one in pod["spec"]["volumes"]],
         [one["name"] for one in pod["spec"].get("initContainers") or ()],
         *([one["name"] for one in c.get("env") or ()] for c in pod["spec"]["containers"]),
-        *([one["mountPath"] for one in c.get("volumeMounts") or ()] for c in pod["spec"]["containers"]),
+        *(
+            [one["mountPath"] for one in c.get("volumeMounts") or ()]
+            for c in pod["spec"]["containers"]
+        ),
     ):
         assert len(names) == len(set(names))
     assert {"ROLE_ARN", OVERRIDE} <= set(env(vllm(pod)))
@@ -339,7 +411,9 @@ def until(look: Callable[[], Object], holds: Callable[[Object], bool]) -> Object
 # --- whoever makes pods
 
 
-def test_each_kind_of_workload_starts_warm(kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen) -> None:
+def test_each_kind_of_workload_starts_warm(
+    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen
+) -> None:
     template = serving()
     apply(template=template)
     ready()
@@ -349,7 +423,9 @@ def test_each_kind_of_workload_starts_warm(kube: Kube, namespace: str, apply: Ap
     seen.until(lambda s: s.ready(len(makers)), 120, "one pod of each kind")
     assert {given(one) for one in seen.pods()} == {("ReadOnly", "Given")}
     for pod in seen.pods():
-        assert "Preloaded 20/20" in until_logged(kube, namespace, pod["metadata"]["name"], "Preloaded")
+        assert "Preloaded 20/20" in until_logged(
+            kube, namespace, pod["metadata"]["name"], "Preloaded"
+        )
     [bundle] = seen.cache()["status"]["bundles"]  # five kinds, and one fingerprint
     assert bundle["attempts"] == 1
 
@@ -367,7 +443,9 @@ def test_a_set_that_makes_a_pod_of_its_older_revision_again_gives_it_the_older_b
     kube.create(statefulset(namespace, serving("v1"), 1, updateStrategy=rolling))
     seen.until(lambda s: s.ready(1), 120, "v1")
     [pod] = seen.pods()
-    kube.patch("StatefulSet", namespace, "serving", {"spec": {"template": {"spec": serving("v2")["spec"]}}})
+    kube.patch(
+        "StatefulSet", namespace, "serving", {"spec": {"template": {"spec": serving("v2")["spec"]}}}
+    )
     kube.delete("Pod", namespace, pod["metadata"]["name"])
     uid = pod["metadata"]["uid"]
     seen.until(lambda s: s.ready(1) and s.pods()[0]["metadata"]["uid"] != uid, 120, "v1 again")

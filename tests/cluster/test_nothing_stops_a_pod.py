@@ -16,7 +16,18 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import ROOT, Apply, Moments, Ready, Roll, Served, Waiting, fresh, install, locked
+from tests.cluster.conftest import (
+    ROOT,
+    Apply,
+    Moments,
+    Ready,
+    Roll,
+    Served,
+    Waiting,
+    fresh,
+    install,
+    locked,
+)
 from tests.cluster.kube import Kube, bundles, condition, event
 from tests.cluster.operation import CONTROLLER, WEBHOOK, Operation
 from tests.cluster.sealed import TEMPLATES, Sealed
@@ -33,7 +44,9 @@ RESCUED = 60 + 30  # seconds: the patience of rescue, and a start on a busy mach
 def _quota(kube: Kube, namespace: str) -> None:
     hard = {GPU_QUOTA: "2"}  # the old pod and the held one
     meta = {"namespace": namespace, "name": "gpus"}
-    kube.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": {"hard": hard}})
+    kube.create(
+        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": {"hard": hard}}
+    )
 
 
 def _delete_cache(kube: Kube, namespace: str) -> None:
@@ -59,7 +72,12 @@ REF = {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "g
     ids=["cache deleted", "cache suspended", "engine invalid", "source invalid", "delivery off"],
 )
 def test_held_pods_go_on_at_once_when_their_cache_no_longer_works_for_them(
-    kube: Kube, namespace: str, seen: Seen, waiting: Waiting, befalls: Callable[[Kube, str], object], words: str
+    kube: Kube,
+    namespace: str,
+    seen: Seen,
+    waiting: Waiting,
+    befalls: Callable[[Kube, str], object],
+    words: str,
 ) -> None:
     pod = waiting()
     at = time.monotonic()
@@ -114,7 +132,14 @@ def own_volume(kube: Kube, namespace: str, folder: Path) -> Iterator[Path]:
         "hostPath": {"path": str(folder), "type": "Directory"},
         "persistentVolumeReclaimPolicy": "Retain",
     }
-    kube.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": volume})
+    kube.create(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": namespace},
+            "spec": volume,
+        }
+    )
     claim = {
         "storageClassName": "by-hand",
         "accessModes": ["ReadWriteMany"],
@@ -122,7 +147,9 @@ def own_volume(kube: Kube, namespace: str, folder: Path) -> Iterator[Path]:
         "volumeName": namespace,
     }
     meta = {"namespace": namespace, "name": "hand"}
-    kube.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": claim})
+    kube.create(
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": claim}
+    )
     try:
         yield folder
     finally:
@@ -176,11 +203,16 @@ def test_a_claim_that_never_binds_stops_nobody(
 def _folder(kube: Kube, sealed: Sealed, cache: str) -> Path:
     claim = kube.get("PersistentVolumeClaim", sealed.namespace, f"pretune-{cache}") or {}
     volume = kube.get("PersistentVolume", "", claim["spec"]["volumeName"]) or {}
-    return Path(volume["spec"]["hostPath"]["path"]) / f"{sealed.namespace}.{cache}/bundles/{sealed.ids[cache]}"
+    return (
+        Path(volume["spec"]["hostPath"]["path"])
+        / f"{sealed.namespace}.{cache}/bundles/{sealed.ids[cache]}"
+    )
 
 
 def _flip(folder: Path) -> None:
-    file = next(one for one in sorted((folder / "tactics").rglob("*.json")) if one.name != "manifest.json")
+    file = next(
+        one for one in sorted((folder / "tactics").rglob("*.json")) if one.name != "manifest.json"
+    )
     content = bytearray(file.read_bytes())
     content[0] ^= 1
     file.write_bytes(content)
@@ -213,7 +245,13 @@ def test_a_damaged_bundle_is_a_cold_start_that_says_why(
         try:
             damage(folder)
             kube.create(bare(sealed.namespace, TEMPLATES[cache], name=name))
-            pod = kube.until("Pod", sealed.namespace, name, lambda p: condition(p, "Ready").get("status") == "True", 30)
+            pod = kube.until(
+                "Pod",
+                sealed.namespace,
+                name,
+                lambda p: condition(p, "Ready").get("status") == "True",
+                30,
+            )
             assert given(pod)[1] == "Given"
             if cache == "ranks":
                 assert json.loads(seed_report(pod))["reason"] == words
@@ -253,19 +291,29 @@ def test_without_a_webhook_pods_just_start(
     seen.until(lambda s: s.ready(2) and s.ready(2, "v2"), 30, "v2, as without us")
     assert seen.least_ready(began) == 2
     assert {given(one) for one in seen.pods()} == {("", "")}
-    seen.until(lambda s: s.cache()["status"]["consumers"]["cold"] == 2, 15, "they are counted as cold")
+    seen.until(
+        lambda s: s.cache()["status"]["consumers"]["cold"] == 2, 15, "they are counted as cold"
+    )
 
 
 @pytest.mark.disturbs
 def test_without_a_controller_nothing_is_held_and_what_was_held_goes_on_when_one_is_back(
-    kube: Kube, namespace: str, seen: Seen, waiting: Waiting, moments: Moments, operation: Operation, elsewhere: str
+    kube: Kube,
+    namespace: str,
+    seen: Seen,
+    waiting: Waiting,
+    moments: Moments,
+    operation: Operation,
+    elsewhere: str,
 ) -> None:
     pod = waiting()
     [tuning] = kube.list("Job", namespace, "pretune.dev/role=tuning")
     operation.scale(CONTROLLER, 0, kill=True)
     died = time.monotonic()
     moments.go("v1")
-    kube.until("Job", namespace, tuning["metadata"]["name"], lambda j: j["status"].get("succeeded"), 60)
+    kube.until(
+        "Job", namespace, tuning["metadata"]["name"], lambda j: j["status"].get("succeeded"), 60
+    )
     assert is_held(seen.pods()[0])  # the seal went by unseen
     _starts_without_an_agent(kube, namespace, elsewhere)
     while time.monotonic() < died + 16:  # the lease counts as alive for 15 s
@@ -302,21 +350,30 @@ def _starts_without_an_agent(kube: Kube, namespace: str, elsewhere: str) -> None
     claim = kube.get("PersistentVolumeClaim", namespace, "pretune-demo") or {}
     meta = {"namespace": elsewhere, "name": "pretune-demo", "labels": claim["metadata"]["labels"]}
     spec = {name: claim["spec"][name] for name in ("accessModes", "resources", "storageClassName")}
-    kube.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+    kube.create(
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
+    )
     kube.create(bare(elsewhere, serving()))
-    pod = kube.until("Pod", elsewhere, "serving", lambda p: condition(p, "Ready").get("status") == "True", 20)
+    pod = kube.until(
+        "Pod", elsewhere, "serving", lambda p: condition(p, "Ready").get("status") == "True", 20
+    )
     assert json.loads(seed_report(pod))["reason"] == "AgentMissing"
 
 
 @pytest.mark.disturbs
-@pytest.mark.skipif(not Path("/var/lib/pretune-cluster").exists(), reason="only the local cluster is ours to restart")
+@pytest.mark.skipif(
+    not Path("/var/lib/pretune-cluster").exists(),
+    reason="only the local cluster is ours to restart",
+)
 def test_a_restart_of_the_api_server_loses_nothing(
     seen: Seen, served: Served, roll: Roll, moments: Moments, operation: Operation
 ) -> None:
     served(2, surge="1", down="0")
     began = roll("v2")
     held(seen, 1)
-    subprocess.run([ROOT / "tools/cluster/restart", "kube-apiserver"], check=True, capture_output=True)
+    subprocess.run(
+        [ROOT / "tools/cluster/restart", "kube-apiserver"], check=True, capture_output=True
+    )
     moments.go("v2")
     seen.until(lambda s: s.ready(2) and s.ready(2, "v2"), 90, "v2 rolled out")
     assert seen.least_ready(began) == 2

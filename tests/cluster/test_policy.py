@@ -33,7 +33,13 @@ def held(namespace: str, name: str = "held", **labels: str) -> Object:
         "spec": {
             "schedulingGates": [{"name": one} for one in GATES],
             "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "vllm", "image": "localhost/pretune/engine:dev", "command": ["sleep", "60"]}],
+            "containers": [
+                {
+                    "name": "vllm",
+                    "image": "localhost/pretune/engine:dev",
+                    "command": ["sleep", "60"],
+                }
+            ],
         },
     }
 
@@ -63,9 +69,7 @@ def delete(kube: Kube, pod: Object) -> None:
         raise Refusal(answer.status_code, answer.json()["message"])
 
 
-NOTHING_ELSE = (
-    "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and change nothing else of it"
-)
+NOTHING_ELSE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and change nothing else of it"
 NO_OTHER_GATE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and no other gate"
 
 # Each is a change that the API server takes from whoever has the right to patch pods.
@@ -77,7 +81,13 @@ CHANGES: dict[str, tuple[Object, str]] = {
     "no annotations": ({"metadata": {"annotations": None}}, NOTHING_ELSE),
     "a finalizer": ({"metadata": {"finalizers": ["example.com/a"]}}, NOTHING_ELSE),
     "an owner": (
-        {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "1"}]}},
+        {
+            "metadata": {
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "1"}
+                ]
+            }
+        },
         NOTHING_ELSE,
     ),
     "another image": ({"spec": {"containers": [{"name": "vllm", "image": "evil"}]}}, NOTHING_ELSE),
@@ -106,35 +116,51 @@ def test_the_controller_can_change_nothing_of_a_pod(
         patch(controller, pod, change)
     assert refusal.value.code == 403
     assert sentence in refusal.value.message
-    patch(kube, pod, change)  # others may as before: it is this policy that refuses, and only the controller
+    patch(
+        kube, pod, change
+    )  # others may as before: it is this policy that refuses, and only the controller
 
 
-def test_the_controller_takes_its_gate_away_and_leaves_the_others(kube: Kube, controller: Kube, namespace: str) -> None:
+def test_the_controller_takes_its_gate_away_and_leaves_the_others(
+    kube: Kube, controller: Kube, namespace: str
+) -> None:
     pod = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
     freed = patch(controller, pod, {"spec": RELEASE}, real=True)
     assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
-    assert patch(controller, pod, {"spec": RELEASE})["spec"] == freed["spec"], "said again, it is no change"
+    assert patch(controller, pod, {"spec": RELEASE})["spec"] == freed["spec"], (
+        "said again, it is no change"
+    )
 
 
-def test_the_controller_frees_the_largest_pods_too(kube: Kube, controller: Kube, namespace: str) -> None:
+def test_the_controller_frees_the_largest_pods_too(
+    kube: Kube, controller: Kube, namespace: str
+) -> None:
     """The API server gives a policy a budget; a pod that was too much for it would be held for ever."""
     pod = held(namespace, **{"pretune.dev/cache": "demo"})
     pod["metadata"]["annotations"] = {"notes": "n" * 250_000}
-    pod["spec"]["containers"][0]["env"] = [{"name": f"V{number}", "value": "v" * 100} for number in range(4000)]
+    pod["spec"]["containers"][0]["env"] = [
+        {"name": f"V{number}", "value": "v" * 100} for number in range(4000)
+    ]
     freed = patch(controller, kube.create(pod), {"spec": RELEASE})
     assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
 
 
-def test_the_controller_frees_a_pod_whose_label_is_gone_by_now(kube: Kube, controller: Kube, namespace: str) -> None:
+def test_the_controller_frees_a_pod_whose_label_is_gone_by_now(
+    kube: Kube, controller: Kube, namespace: str
+) -> None:
     freed = patch(controller, kube.create(held(namespace)), {"spec": RELEASE})
     assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
 
 
-def test_the_controller_deletes_only_pods_that_opted_in(kube: Kube, controller: Kube, namespace: str) -> None:
+def test_the_controller_deletes_only_pods_that_opted_in(
+    kube: Kube, controller: Kube, namespace: str
+) -> None:
     ours = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
     other = kube.create(held(namespace, "other"))
     delete(controller, ours)
-    with pytest.raises(Refusal, match=r"may delete only pods that have the label pretune\.dev/cache"):
+    with pytest.raises(
+        Refusal, match=r"may delete only pods that have the label pretune\.dev/cache"
+    ):
         delete(controller, other)
     delete(kube, other)
 
@@ -145,7 +171,9 @@ def test_the_policy_holds_for_rights_that_are_given_to_the_controller_beside_the
     """A careless role for the account opens no pod to it."""
     rbac = "rbac.authorization.k8s.io"
     meta = {"namespace": namespace, "name": "careless"}
-    rules = [{"apiGroups": [""], "resources": ["pods", "pods/status", "pods/resize"], "verbs": ["*"]}]
+    rules = [
+        {"apiGroups": [""], "resources": ["pods", "pods/status", "pods/resize"], "verbs": ["*"]}
+    ]
     kube.create({"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": meta, "rules": rules})
     kube.create(
         {

@@ -23,7 +23,13 @@ SLOW = {"ENGINE_SECONDS_PER_ENTRY": "0.4"}  # a cold start takes seconds, a warm
 def asked(kube: Kube, namespace: str, name: str, **of_engine: Any) -> None:
     """A cache whose bundles are to be proven, in one attempt, and one pod that waits for that."""
     kube.create(autotune_cache(namespace, name, tuning={"maxAttempts": 1}, **ASKED))
-    kube.until("AutotuneCache", namespace, name, lambda one: condition(one, "StorageReady").get("status") == "True", 60)
+    kube.until(
+        "AutotuneCache",
+        namespace,
+        name,
+        lambda one: condition(one, "StorageReady").get("status") == "True",
+        60,
+    )
     kube.create(deployment(namespace, serving("v1", cache=name, **of_engine), name=name))
 
 
@@ -43,10 +49,19 @@ def faulty(kube: Kube, operator: str) -> Iterator[str]:
 def failed(kube: Kube, namespace: str, name: str, reason: str, seconds: float = 120) -> Object:
     """The record of a bundle whose proof failed so, once its pod, which was held, serves without it."""
     cache = kube.until(
-        "AutotuneCache", namespace, name, lambda one: condition(one, "Ready").get("reason") == reason, seconds, reason
+        "AutotuneCache",
+        namespace,
+        name,
+        lambda one: condition(one, "Ready").get("reason") == reason,
+        seconds,
+        reason,
     )
     [record] = bundles(cache)
-    assert (record["state"], record["reason"], record["proofs"]) == ("Failed", reason, 1) and "proven" not in record
+    assert (record["state"], record["reason"], record["proofs"]) == (
+        "Failed",
+        reason,
+        1,
+    ) and "proven" not in record
     pod = kube.until_one(
         "Pod",
         namespace,
@@ -55,47 +70,72 @@ def failed(kube: Kube, namespace: str, name: str, reason: str, seconds: float = 
         60,
     )
     assert given(pod) == ("Overlay", "Held")
-    assert '"NotProven"' in seed_report(pod), "it starts cold, though it was held for this very bundle"
+    assert '"NotProven"' in seed_report(pod), (
+        "it starts cold, though it was held for this very bundle"
+    )
     event(kube, namespace, "Released", reason)
     return record
 
 
 @pytest.mark.usefixtures("faulty")  # which need their time
-def test_a_held_pod_waits_for_the_proof_and_starts_warm_after_it(kube: Kube, namespace: str, seen: Seen) -> None:
+def test_a_held_pod_waits_for_the_proof_and_starts_warm_after_it(
+    kube: Kube, namespace: str, seen: Seen
+) -> None:
     asked(kube, namespace, "demo", env=SLOW)
     kube.create(autotune_cache(namespace, "ranks", delivery={"mode": "ReadOnly"}, verify="BeforeRelease",
                                source={"template": serving(cache="ranks", **PER_RANK)}))  # fmt: skip
-    seen.until(lambda s: s.sealed() and s.ready(1), 120, "a proven bundle, and the pod that waited for it")
+    seen.until(
+        lambda s: s.sealed() and s.ready(1), 120, "a proven bundle, and the pod that waited for it"
+    )
     [record] = bundles(seen.cache())
-    assert (record["proven"], record["proofs"], record["newEntries"], record["gpus"]) == (True, 1, 0, 1)
+    assert (record["proven"], record["proofs"], record["newEntries"], record["gpus"]) == (
+        True,
+        1,
+        0,
+        1,
+    )
     assert record["coldSeconds"] >= 8 and record["coldSeconds"] > record["warmSeconds"], record
     assert f"instead of {record['coldSeconds']} s and tuned nothing new" in record["message"]
     [pod] = seen.pods()
     name = pod["metadata"]["name"]
-    began = seen.first(lambda one: any(b["state"] == "Proving" for b in bundles(one)), "AutotuneCache", "demo")
-    assert began < seen.sealed_at() < seen.released_at(name), "it is let go by the proof, not by the seal"
+    began = seen.first(
+        lambda one: any(b["state"] == "Proving" for b in bundles(one)), "AutotuneCache", "demo"
+    )
+    assert began < seen.sealed_at() < seen.released_at(name), (
+        "it is let go by the proof, not by the seal"
+    )
     assert given(pod) == ("Overlay", "Held") and '"Seeded"' in seed_report(pod)
     assert "Preloaded 20/20 managed cache entries" in kube.log(namespace, name, "vllm")
     event(kube, namespace, "Proving", "20 entries; the engine is started from the bundle once more")
 
-    seen.until(lambda s: s.sealed(name="ranks"), 60, "rank files are proven where they lie, since pods read them there")
+    seen.until(
+        lambda s: s.sealed(name="ranks"),
+        60,
+        "rank files are proven where they lie, since pods read them there",
+    )
     [record] = bundles(seen.cache("ranks"))
     assert record["proven"] and record["layout"] == "PerRank"
-    [proof] = [one for one in kube.list("Pod", namespace, PROOF) if "ranks" in one["metadata"]["name"]]
+    [proof] = [
+        one for one in kube.list("Pod", namespace, PROOF) if "ranks" in one["metadata"]["name"]
+    ]
     names = [one["name"] for one in proof["spec"]["initContainers"]]
     assert names == ["vllm"], "read-only on the claim there is nothing to seed"
 
 
 def test_a_bundle_that_fails_its_proof_is_given_to_no_pod(kube: Kube, faulty: str) -> None:
     record = failed(kube, faulty, "crash", "WarmCrash")
-    assert "exit code 1" in record["message"] and "Traceback" in record["message"], record["message"]
+    assert "exit code 1" in record["message"] and "Traceback" in record["message"], record[
+        "message"
+    ]
     record = failed(kube, faulty, "again", "NotReproducible")
     assert record["newEntries"] == 1 and "1 new entry" in record["message"], record["message"]
     kube.patch("Deployment", faulty, "again", {"spec": {"replicas": 2}})
     left = kube.until_one("Pod", faulty, "workload=again", lambda one: given(one)[1] != "Held")
     assert given(left) == ("None", "TuningFailed")
     jobs = kube.list("Job", faulty, PROOF)
-    assert len(jobs) == len({one["metadata"]["labels"]["pretune.dev/cache"] for one in jobs}), "no second proof"
+    assert len(jobs) == len({one["metadata"]["labels"]["pretune.dev/cache"] for one in jobs}), (
+        "no second proof"
+    )
 
 
 @pytest.mark.rehearsal
@@ -108,10 +148,15 @@ def test_vllms_own_code_proves_its_own_store(
     assert record["newEntries"] == 0 and record["coldSeconds"] > 0 < record["warmSeconds"]
     [pod] = kube.list("Pod", namespace, PROOF)
     log = kube.log(namespace, pod["metadata"]["name"], "vllm")
-    assert f"Preloaded {ENTRIES}/{ENTRIES} managed cache entries" in log and "rehearsal: profiled 0" in log
+    assert (
+        f"Preloaded {ENTRIES}/{ENTRIES} managed cache entries" in log
+        and "rehearsal: profiled 0" in log
+    )
 
 
-def test_an_engine_that_hangs_when_it_is_warm_is_ended_and_its_bundle_given_to_nobody(kube: Kube, faulty: str) -> None:
+def test_an_engine_that_hangs_when_it_is_warm_is_ended_and_its_bundle_given_to_nobody(
+    kube: Kube, faulty: str
+) -> None:
     record = failed(kube, faulty, "hang", "WarmHang", 150)
     assert f"its cold start took {record['coldSeconds']} s" in record["message"], record["message"]
     kube.until_one(

@@ -21,7 +21,9 @@ TP2 = ("--tensor-parallel-size", "2")
 @pytest.fixture(scope="session")
 def site_packages() -> str:
     """vLLM's own code on this machine; too large for an image layer."""
-    where = subprocess.run([ROOT / "images/rehearsal/install", "--where"], check=True, capture_output=True, text=True)
+    where = subprocess.run(
+        [ROOT / "images/rehearsal/install", "--where"], check=True, capture_output=True, text=True
+    )
     return where.stdout.strip().splitlines()[-1]
 
 
@@ -32,9 +34,16 @@ def rehearsal(site_packages: str) -> Callable[..., Object]:
             gpus=gpus,
             image="localhost/pretune/rehearsal:dev",
             command=["/opt/venv/bin/vllm"],
-            resources={"requests": {"cpu": "20m"}, "limits": {"nvidia.com/gpu": str(gpus), "memory": "4Gi"}},
+            resources={
+                "requests": {"cpu": "20m"},
+                "limits": {"nvidia.com/gpu": str(gpus), "memory": "4Gi"},
+            },
             volumeMounts=[
-                {"name": "vllm", "mountPath": "/opt/venv/lib/python3.11/site-packages", "readOnly": True},
+                {
+                    "name": "vllm",
+                    "mountPath": "/opt/venv/lib/python3.11/site-packages",
+                    "readOnly": True,
+                },
                 {"name": "tmp", "mountPath": "/tmp"},
             ],
         )
@@ -49,29 +58,49 @@ def rehearsal(site_packages: str) -> Callable[..., Object]:
 
 
 def test_vllms_own_store_is_sealed_and_a_read_only_pod_tunes_nothing(
-    kube: Kube, namespace: str, apply: Apply, ready: Callable[..., Object], rehearsal: Callable[..., Object]
+    kube: Kube,
+    namespace: str,
+    apply: Apply,
+    ready: Callable[..., Object],
+    rehearsal: Callable[..., Object],
 ) -> None:
     apply(template=rehearsal())
     [bundle] = bundles(ready(seconds=300))
     assert (bundle["layout"], bundle["entries"]) == ("Managed", ENTRIES)
     assert bundle["environment"]["flashinfer"] == "0.7.2.post1"
     assert bundle["environment"]["gpu"] == "NVIDIA H200"
-    kube.create(reader(namespace, "pretune-demo", f"{namespace}.demo/bundles/{bundle['id']}/tactics", rehearsal()))
+    kube.create(
+        reader(
+            namespace,
+            "pretune-demo",
+            f"{namespace}.demo/bundles/{bundle['id']}/tactics",
+            rehearsal(),
+        )
+    )
     log = until_logged(kube, namespace, "reader", "rehearsal: warm after", seconds=240)
     assert f"Preloaded {ENTRIES}/{ENTRIES} managed cache entries" in log
     assert "rehearsal: profiled 0" in log
 
 
 def test_vllms_own_rank_files_are_sealed_and_a_copy_of_them_tunes_nothing(
-    kube: Kube, namespace: str, apply: Apply, ready: Callable[..., Object], rehearsal: Callable[..., Object]
+    kube: Kube,
+    namespace: str,
+    apply: Apply,
+    ready: Callable[..., Object],
+    rehearsal: Callable[..., Object],
 ) -> None:
     apply(template=rehearsal(2, TP2))
     [bundle] = bundles(ready(seconds=400))
     assert (bundle["layout"], bundle["entries"]) == ("PerRank", ENTRIES)
     assert "2 rank files" in bundle["message"]
     pod: dict[str, Any] = reader(
-        namespace, "pretune-demo", f"{namespace}.demo/bundles/{bundle['id']}/tactics", rehearsal(2, TP2)
+        namespace,
+        "pretune-demo",
+        f"{namespace}.demo/bundles/{bundle['id']}/tactics",
+        rehearsal(2, TP2),
     )
-    log = until_logged(kube, namespace, kube.create(pod)["metadata"]["name"], "rehearsal: warm after", seconds=300)
+    log = until_logged(
+        kube, namespace, kube.create(pod)["metadata"]["name"], "rehearsal: warm after", seconds=300
+    )
     assert log.count("[Autotuner]: Loaded") == 2
     assert "rehearsal: profiled 0" in log and "rank 1: profiled 0" in log

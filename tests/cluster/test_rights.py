@@ -14,7 +14,9 @@ from tests.cluster.kube import Kube, Object
 from tests.cluster.operation import Operation
 from tests.cluster.workloads import engine
 
-AUDIT = Path("/var/lib/pretune-cluster/logs/audit.log")  # tools/cluster/config/audit.yaml: what pretune's accounts ask
+AUDIT = Path(
+    "/var/lib/pretune-cluster/logs/audit.log"
+)  # tools/cluster/config/audit.yaml: what pretune's accounts ask
 WITHHELD = {"cronjobs", "configmaps"}  # tests name such objects as sources on purpose
 
 
@@ -33,7 +35,8 @@ def asked(since: float) -> Iterator[tuple[Object, str]]:
 
 
 @pytest.mark.skipif(
-    not AUDIT.exists(), reason="the cluster of PRETUNE_TEST_KUBECONFIG is not ours: its audit log is elsewhere"
+    not AUDIT.exists(),
+    reason="the cluster of PRETUNE_TEST_KUBECONFIG is not ours: its audit log is elsewhere",
 )
 def test_a_whole_journey_needs_no_right_that_the_controller_lacks(
     kube: Kube, namespace: str, apply: Apply, ready: Callable[..., Object], shared: Path
@@ -50,8 +53,18 @@ def test_a_whole_journey_needs_no_right_that_the_controller_lacks(
     lacking = [
         why
         for what, why in asked(since)
-        if why and "unable to create new content in namespace" not in why and what.get("resource") not in WITHHELD
+        if why
+        and "unable to create new content in namespace" not in why
+        and what.get("resource") not in WITHHELD
     ]
     assert not lacking
-    ours = {(what.get("resource"), what["verb"]) for what, _ in asked(since) if what.get("namespace") == namespace}
-    assert {("jobs", "create"), ("autotunecaches", "patch"), ("persistentvolumeclaims", "delete")} <= ours
+    ours = {
+        (what.get("resource"), what["verb"])
+        for what, _ in asked(since)
+        if what.get("namespace") == namespace
+    }
+    assert {
+        ("jobs", "create"),
+        ("autotunecaches", "patch"),
+        ("persistentvolumeclaims", "delete"),
+    } <= ours

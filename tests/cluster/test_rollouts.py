@@ -25,14 +25,20 @@ def test_a_surge_waits_while_all_old_pods_serve_and_goes_on_within_a_second_of_t
     served(3, surge="1", down="0")
     began = roll("v2")
     held(seen, 1)
-    assert given(seen.pods("v2")[0]) == ("Overlay", "Held")  # what its layout will be is not known yet
+    assert given(seen.pods("v2")[0]) == (
+        "Overlay",
+        "Held",
+    )  # what its layout will be is not known yet
     event(kube, namespace, "Held", "1 pod")
     moments.go("v2")
     seen.until(lambda s: s.ready(3) and s.ready(3, "v2"), 120, "v2 rolled out")
     [first] = seen.were_held("v2")
     assert seen.released_at(first) - seen.sealed_at(2) <= 1
     assert seen.least_ready(began) == 3
-    assert reasons(seen, "v2") == {"Held", "Given"}  # those made after the seal are given it at once
+    assert reasons(seen, "v2") == {
+        "Held",
+        "Given",
+    }  # those made after the seal are given it at once
     assert not seen.cold("v2")
     event(kube, namespace, "Released", "its bundle is sealed", "waited")
 
@@ -46,7 +52,9 @@ def test_a_surge_waits_while_all_old_pods_serve_and_goes_on_within_a_second_of_t
     assert len(kube.list("Job", namespace, TUNING)) == 2
 
 
-@pytest.mark.parametrize(("replicas", "surge", "down", "least"), [(3, "0", "1", 2), (1, "25%", "25%", 1)])
+@pytest.mark.parametrize(
+    ("replicas", "surge", "down", "least"), [(3, "0", "1", 2), (1, "25%", "25%", 1)]
+)
 def test_without_surge_and_with_one_replica_as_many_serve_as_the_strategy_says(
     seen: Seen, served: Served, roll: Roll, moments: Moments,
     replicas: int, surge: str, down: str, least: int,
@@ -89,7 +97,11 @@ def test_a_scale_up_of_a_revision_that_runs_is_not_held_though_its_bundle_is_not
     kube.create(second)
     seen.until(lambda s: s.ready(1, "v2") and tunes(s), 120, "a cold pod of v2")
     kube.patch("AutotuneCache", namespace, "demo", {"spec": {"hold": {"when": "WhenServing"}}})
-    seen.until(lambda s: any(b["state"] == "Tuning" and b.get("running") for b in bundles(s.cache())), 15, "it runs")
+    seen.until(
+        lambda s: any(b["state"] == "Tuning" and b.get("running") for b in bundles(s.cache())),
+        15,
+        "it runs",
+    )
     kube.patch("Deployment", namespace, "second", {"spec": {"replicas": 2}})
     seen.until(lambda s: s.ready(2, "v2"), 120, "two cold pods of v2")
     assert not seen.were_held()
@@ -115,18 +127,24 @@ def test_a_stateful_sets_pod_is_not_held_but_where_a_person_asks_for_it(
     seen.until(lambda s: s.cache()["status"]["observedGeneration"] == 2, 10, "the change was seen")
     roll = {"spec": {"template": {"spec": serving("v3", moments=moments.folder)["spec"]}}}
     kube.patch("StatefulSet", namespace, "serving", roll)
-    seen.until(lambda s: any(is_held(one) for one in s.pods("v3")), 120, "the first pod of v3 waits")
+    seen.until(
+        lambda s: any(is_held(one) for one in s.pods("v3")), 120, "the first pod of v3 waits"
+    )
     moments.go("v2", "v3")
     seen.until(lambda s: s.ready(2, "v3"), 120, "v3 is there")
     assert "serving-1" in seen.were_held("v3")
 
 
-def test_recreate_waits_for_nothing_since_nothing_serves_meanwhile(seen: Seen, served: Served, roll: Roll) -> None:
+def test_recreate_waits_for_nothing_since_nothing_serves_meanwhile(
+    seen: Seen, served: Served, roll: Roll
+) -> None:
     served(2, recreate=True)
     began = roll("v2")
     seen.until(lambda s: s.ready(2, "v2"), 120, "v2, cold")
     assert not seen.sealed(2)
-    for pod in seen.were_held("v2"):  # the webhook may not have heard yet that the old ones are gone
+    for pod in seen.were_held(
+        "v2"
+    ):  # the webhook may not have heard yet that the old ones are gone
         made = seen.first(lambda one: version_of(one) == "v2", name=pod)
         assert seen.released_at(pod) - made <= SOON
     assert seen.least_ready(began) == 0
@@ -147,13 +165,23 @@ def test_several_targets_are_told_apart_by_annotation_and_by_node_selector(
     seen.until(lambda s: s.ready(3), 120, "all start")
     both = {"one", "two"}
     seen.until(
-        lambda s: {b["target"] for b in bundles(s.cache()) if b["state"] == "Sealed"} == both, 180, "both sealed"
+        lambda s: {b["target"] for b in bundles(s.cache()) if b["state"] == "Sealed"} == both,
+        180,
+        "both sealed",
     )
     told = {one["metadata"]["name"].partition("-")[0]: given(one)[1] for one in seen.pods()}
-    assert told == {"annotated": "NotSealedYet", "selecting": "NotSealedYet", "neither": "TargetUnknown"}
+    assert told == {
+        "annotated": "NotSealedYet",
+        "selecting": "NotSealedYet",
+        "neither": "TargetUnknown",
+    }
     named = {one["metadata"]["name"].partition("-")[0]: one["metadata"]["annotations"].get("pretune.dev/bundle", "")
              for one in seen.pods()}  # fmt: skip
-    assert named["annotated"].endswith("-two") and named["selecting"].endswith("-one") and not named["neither"]
+    assert (
+        named["annotated"].endswith("-two")
+        and named["selecting"].endswith("-one")
+        and not named["neither"]
+    )
 
 
 def test_a_hold_is_over_when_its_time_is(
@@ -177,7 +205,9 @@ def test_a_failed_tuning_lets_its_pods_go_unless_they_are_to_be_kept(
     ready(kind="StorageReady")
     broken = serving("v1", env={"ENGINE_ENTRIES": "$(ROLE)20"})  # no number in the tuning pod
     kube.create(deployment(namespace, broken))
-    seen.until(lambda s: any(one["state"] == "Failed" for one in bundles(s.cache())), 120, "v1 fails")
+    seen.until(
+        lambda s: any(one["state"] == "Failed" for one in bundles(s.cache())), 120, "v1 fails"
+    )
     [pod] = seen.pods()
     assert is_held(pod)
     at = time.monotonic()
@@ -207,7 +237,9 @@ def test_engines_that_differ_in_every_pod_start_cold_and_what_differs_is_named(
     apply()
     ready(kind="StorageReady")
     for number in range(5):
-        kube.create(bare(namespace, serving(f"v{number}", moments=moments.folder), name=f"serving-{number}"))
+        kube.create(
+            bare(namespace, serving(f"v{number}", moments=moments.folder), name=f"serving-{number}")
+        )
     seen.until(lambda s: s.ready(5), 120, "five engines")
     cache = ready(kind="Stalled", reason="TooManyFingerprints")
     message = condition(cache, "Stalled")["message"]
@@ -225,5 +257,7 @@ def test_a_newer_revision_takes_the_place_of_one_that_is_still_held(
     roll("v3")
     seen.until(lambda s: any(is_held(one) for one in s.pods("v3")), 120, "v3 waits")
     moments.go("v3")
-    seen.until(lambda s: s.ready(2) and s.ready(2, "v3"), 120, "v3 rolled out, without v2 ever being tuned")
+    seen.until(
+        lambda s: s.ready(2) and s.ready(2, "v3"), 120, "v3 rolled out, without v2 ever being tuned"
+    )
     assert seen.least_ready(began) == 2

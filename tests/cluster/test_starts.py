@@ -30,7 +30,9 @@ def told(kube: Kube, namespace: str, name: str, seconds: float = 60, **numbers: 
 def test_pods_that_start_warm_are_counted_as_their_logs_say_and_what_they_saved_is_told(
     kube: Kube, namespace: str, apply: Apply, ready: Ready, operator: str
 ) -> None:
-    template = serving("v1", env={"ENGINE_SECONDS_PER_ENTRY": "0.2"}, **PER_RANK)  # a cold start takes seconds
+    template = serving(
+        "v1", env={"ENGINE_SECONDS_PER_ENTRY": "0.2"}, **PER_RANK
+    )  # a cold start takes seconds
     apply(template=template, verify="BeforeRelease")
     [record] = bundles(ready())
     kube.create(deployment(namespace, template, 2))
@@ -50,7 +52,9 @@ def test_pods_that_tune_again_are_counted_and_what_differs_is_named(
     kube: Kube, namespace: str, apply: Apply, ready: Ready
 ) -> None:
     """Three engines that are not in the serving pod what they were in the tuning pod, which has another role and no serving labels."""
-    key = serving(cache="key", **{**PER_RANK, "args": (*PER_RANK["args"], "--revision", "r$(ROLE)")})
+    key = serving(
+        cache="key", **{**PER_RANK, "args": (*PER_RANK["args"], "--revision", "r$(ROLE)")}
+    )
     gpu = serving(cache="gpu", env={"ENGINE_GPU": "NVIDIA $(ROLE)H200"}, **PER_RANK)
     part = serving(cache="part")
     part["metadata"]["labels"]["entries"] = "30"

@@ -7,7 +7,9 @@ from typing import Any
 
 from tests.cluster.kube import Object
 
-MOMENTS = "/moments"  # where a tuning engine looks for the file that lets it go on (conftest.Moments)
+MOMENTS = (
+    "/moments"  # where a tuning engine looks for the file that lets it go on (conftest.Moments)
+)
 TP2 = ("--tensor-parallel-size", "2")
 PER_RANK: dict[str, Any] = {
     "release": "0.32.0",
@@ -38,7 +40,11 @@ def engine(
     return {
         "metadata": {"labels": {"app": "demo"}},
         "spec": {
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             "containers": [
                 {
                     "name": "vllm",
@@ -51,7 +57,10 @@ def engine(
                         "requests": {"cpu": "5m", "memory": "32Mi"},
                         "limits": {"nvidia.com/gpu": str(gpus), "memory": "256Mi"},
                     },
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
                     **container,
                 }
             ],
@@ -59,7 +68,9 @@ def engine(
     }
 
 
-def serving(version: str = "", cache: str = "demo", moments: str = "", probe: bool = True, **of_engine: Any) -> Object:
+def serving(
+    version: str = "", cache: str = "demo", moments: str = "", probe: bool = True, **of_engine: Any
+) -> Object:
     """A pod template that is opted in. Another `version` is another fingerprint. With `moments` (a folder of this machine) its tuning
     goes on until conftest.Moments.go(version). Of the env, `$(ROLE)` is "tuning" in a tuning pod and "" in a serving one.
     HOME: where an engine without delivery keeps its tactics."""
@@ -73,18 +84,26 @@ def serving(version: str = "", cache: str = "demo", moments: str = "", probe: bo
     role = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels['pretune.dev/role']"}}
     container["env"].insert(0, {"name": "ROLE", "valueFrom": role})
     if probe:
-        patient = {"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 10}  # a busy machine is no dead engine
+        patient = {
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": 10,
+        }  # a busy machine is no dead engine
         container["readinessProbe"] = {"httpGet": {"path": "/health", "port": 8000}, **patient}
     if moments:
         container["volumeMounts"] = [{"name": "moments", "mountPath": MOMENTS, "readOnly": True}]
-        template["spec"]["volumes"] = [{"name": "moments", "hostPath": {"path": moments, "type": "Directory"}}]
+        template["spec"]["volumes"] = [
+            {"name": "moments", "hostPath": {"path": moments, "type": "Directory"}}
+        ]
     return template
 
 
 def annotated(template: Object, **annotations: str) -> Object:
     """The template with pretune.dev/<name> annotations."""
     made = copy.deepcopy(template)
-    made["metadata"]["annotations"] = {f"pretune.dev/{name}": value for name, value in annotations.items()}
+    made["metadata"]["annotations"] = {
+        f"pretune.dev/{name}": value for name, value in annotations.items()
+    }
     return made
 
 
@@ -92,17 +111,28 @@ def deployment(
     namespace: str, template: Object, replicas: int = 1, name: str = "serving", surge: str = "25%", down: str = "25%",
     recreate: bool = False, **spec: Any,
 ) -> Object:  # fmt: skip
-    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": _amount(surge), "maxUnavailable": _amount(down)}}
+    rolling = {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": _amount(surge), "maxUnavailable": _amount(down)},
+    }
     strategy = {"type": "Recreate"} if recreate else rolling
-    return _workload("Deployment", namespace, name, template, replicas=replicas, strategy=strategy, **spec)
+    return _workload(
+        "Deployment", namespace, name, template, replicas=replicas, strategy=strategy, **spec
+    )
 
 
-def replicaset(namespace: str, template: Object, replicas: int = 0, name: str = "serving") -> Object:
+def replicaset(
+    namespace: str, template: Object, replicas: int = 0, name: str = "serving"
+) -> Object:
     return _workload("ReplicaSet", namespace, name, template, replicas=replicas)
 
 
-def statefulset(namespace: str, template: Object, replicas: int = 1, name: str = "serving", **spec: Any) -> Object:
-    return _workload("StatefulSet", namespace, name, template, replicas=replicas, serviceName=name, **spec)
+def statefulset(
+    namespace: str, template: Object, replicas: int = 1, name: str = "serving", **spec: Any
+) -> Object:
+    return _workload(
+        "StatefulSet", namespace, name, template, replicas=replicas, serviceName=name, **spec
+    )
 
 
 def daemonset(namespace: str, template: Object, name: str = "serving", **spec: Any) -> Object:

@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that holds a prefix for each release: /opt/engines in the image."""
     folder = tmp_path_factory.mktemp("installed") / "engines"
-    subprocess.run([sys.executable, str(ROOT / "images/engine/install.py"), str(folder)], check=True)
+    subprocess.run(
+        [sys.executable, str(ROOT / "images/engine/install.py"), str(folder)], check=True
+    )
     return folder
 
 

@@ -105,7 +105,11 @@ def _see_in_vllm(settings: Settings) -> None:
         "get_device_total_memory": settings.memory_gib << 30,
     }
     for name, answer in answers.items():
-        setattr(type(current_platform), name, classmethod(lambda cls, *args, answer=answer, **kwargs: answer))
+        setattr(
+            type(current_platform),
+            name,
+            classmethod(lambda cls, *args, answer=answer, **kwargs: answer),
+        )
 
 
 def give_up_capabilities() -> None:
@@ -138,7 +142,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     cli.load(settings_of(os.environ))
-    config.engine_config(config.parse([f"{sys.argv[1]}/tiny-model"]))  # imports what the first config imports
+    config.engine_config(
+        config.parse([f"{sys.argv[1]}/tiny-model"])
+    )  # imports what the first config imports
     warmup.kernel_warmup_module()
     importlib.import_module("vllm.model_executor.kernels.linear")  # imported by the first warm-up
     importlib.import_module("flashinfer.autotuner")

@@ -81,7 +81,15 @@ def started(
         words = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", *words]
     if read_only is not None:
         script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
-        words = ["unshare", "-m" if os.getuid() == 0 else "-rm", "sh", "-c", script, str(read_only), *words]
+        words = [
+            "unshare",
+            "-m" if os.getuid() == 0 else "-rm",
+            "sh",
+            "-c",
+            script,
+            str(read_only),
+            *words,
+        ]
     with log_file.open("wb") as out:
         process = subprocess.Popen(words, env=dict(environ), stdout=out, stderr=subprocess.STDOUT)
         try:
@@ -117,7 +125,9 @@ class StandIn:
         assert engine.ended(5) == 0
         return engine.log
 
-    def _play(self, read_only: Path | None, release: str, args: tuple[str, ...], environ: dict[str, str]) -> Engine:
+    def _play(
+        self, read_only: Path | None, release: str, args: tuple[str, ...], environ: dict[str, str]
+    ) -> Engine:
         variables = {"HOME": str(self.home), VARIABLE: str(self.cache), **QUICK, **environ}
         command = [str(self.engines / release / "bin/vllm"), "serve", MODEL, *args]
         log_file = self.folder / f"log{next(self._number)}"
@@ -132,7 +142,11 @@ def files(root: Path) -> list[str]:
         for path in sorted(root.rglob("*"))
         if not path.is_dir() or not any(path.iterdir())
     ]
-    shapes = ((r"\b[0-9a-f]{64}\b", "KEY"), (r"\b[0-9a-f]{24}\b", "ENTRY"), (r"\b[0-9a-f]{16}\b", "ENV"))
+    shapes = (
+        (r"\b[0-9a-f]{64}\b", "KEY"),
+        (r"\b[0-9a-f]{24}\b", "ENTRY"),
+        (r"\b[0-9a-f]{16}\b", "ENV"),
+    )
     for shape, name in shapes:
         found = [re.sub(shape, name, path) for path in found]
     return found

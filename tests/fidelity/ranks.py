@@ -25,9 +25,7 @@ DENSE, EXPERTS = "tiny-model", "tiny-moe-model"
 READY, CRASH, HANG = "ready", "crash", "hang"
 LONGEST = 90  # seconds that a start may take; one that waits is found sooner
 QUIET = 8  # seconds with next to no CPU time: the ranks are asked whether all of them wait
-NEXT_TO_NONE = (
-    30  # clock ticks a rank: threads of gloo and of progress bars look around now and then, seen: 12 in 8 seconds
-)
+NEXT_TO_NONE = 30  # clock ticks a rank: threads of gloo and of progress bars look around now and then, seen: 12 in 8 seconds
 PATTERN = "*/autotune_configs*.json"
 
 
@@ -123,7 +121,13 @@ SITUATIONS = [
     Situation("two stages of as many operations", PP2, 2, "toy_gemm|toy_other"),
     Situation("two stages, the first has more operations", PP2, 2, "toy_gemm,toy_more|toy_other"),
     Situation("two stages, the second has none", PP2, 2, "toy_gemm|"),
-    Situation("two stages, the second one's file is missing", PP2, 2, "toy_gemm|toy_other", change=lose_a_file),
+    Situation(
+        "two stages, the second one's file is missing",
+        PP2,
+        2,
+        "toy_gemm|toy_other",
+        change=lose_a_file,
+    ),
     Situation("two stages of two ranks", (*PP2, *TP2), 4, "toy_gemm,toy_more|toy_other"),
     Situation(
         "two stages of two ranks, the last rank has an entry less",
@@ -153,11 +157,20 @@ class Player:
     def __init__(self, interpreter: Path, folder: Path) -> None:
         self._folder, self._number = folder, 0
         (folder / "home").mkdir(parents=True)
-        command = [str(interpreter), str(Path(__file__).with_name("ranks_engine.py")), str(REHEARSAL)]
+        command = [
+            str(interpreter),
+            str(Path(__file__).with_name("ranks_engine.py")),
+            str(REHEARSAL),
+        ]
         environ = {"PATH": os.environ["PATH"], "HOME": str(folder / "home")}
         self._errors = (folder / "errors").open("wb")
         self._process = subprocess.Popen(
-            command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
         )
         self._answer()
 
@@ -174,7 +187,9 @@ class Player:
         log = self._folder / f"log{self._number}"
         environ = {VARIABLE: str(cache), "REHEARSAL_OPERATIONS": operations}
         words = [str(REHEARSAL / situation.model), *situation.args]
-        self._process.stdin.write(json.dumps({"words": words, "environ": environ, "log": str(log)}) + "\n")
+        self._process.stdin.write(
+            json.dumps({"words": words, "environ": environ, "log": str(log)}) + "\n"
+        )
         self._process.stdin.flush()
         began = time.monotonic()
         waits = self._watch(log, began)
@@ -182,13 +197,16 @@ class Player:
         outcome = HANG if waits else READY if answer == "0" else CRASH
         text = log.read_text(errors="replace")
         profiled = {
-            int(rank or 0): int(n) for rank, n in re.findall(r"rehearsal: (?:rank (\d+): )?profiled (\d+)", text)
+            int(rank or 0): int(n)
+            for rank, n in re.findall(r"rehearsal: (?:rank (\d+): )?profiled (\d+)", text)
         }
         return Start(
             outcome=outcome,
             seconds=time.monotonic() - began,
             profiled=profiled,
-            loaded=[int(number) for number in re.findall(r"\[Autotuner\]: Loaded (\d+) configs", text)],
+            loaded=[
+                int(number) for number in re.findall(r"\[Autotuner\]: Loaded (\d+) configs", text)
+            ],
             files={file.name: entries_of(file) for file in rank_files(cache)},
             waits=waits,
             log=text,
@@ -216,7 +234,10 @@ class Player:
                 spent, since = used, now
             if ranks and (now - since > QUIET or now - began > LONGEST):
                 waits = {number: _where(pid, log) for number, pid in enumerate(ranks)}
-                if all(wait.startswith(_COLLECTIVES) for wait in waits.values()) or now - began > LONGEST:
+                if (
+                    all(wait.startswith(_COLLECTIVES) for wait in waits.values())
+                    or now - began > LONGEST
+                ):
                     os.kill(ranks[0], signal.SIGKILL)  # the others end with it
                     return waits
                 since = now  # one of them is at work, on a machine that has no time for it
@@ -247,7 +268,13 @@ def _cpu(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-_COLLECTIVES = ("all_reduce", "barrier", "broadcast_object_list", "all_gather_object", "init_process_group")
+_COLLECTIVES = (
+    "all_reduce",
+    "barrier",
+    "broadcast_object_list",
+    "all_gather_object",
+    "init_process_group",
+)
 _TELLING = ("kernels.py", "kernel_warmup.py", "ranks.py")
 
 
@@ -256,10 +283,16 @@ def _where(pid: int, log: Path) -> str:
     before = log.stat().st_size
     os.kill(pid, signal.SIGUSR1)
     time.sleep(0.5)
-    said = log.read_bytes()[before:].decode(errors="replace").rpartition("Current thread")[2].partition("\nThread")[0]
+    said = (
+        log.read_bytes()[before:]
+        .decode(errors="replace")
+        .rpartition("Current thread")[2]
+        .partition("\nThread")[0]
+    )
     stack = re.findall(r'File "[^"]*/([^/"]+)", line \d+ in (\w+)', said)
     collective = next(
-        (function for _, function in stack if function in _COLLECTIVES), stack[0][1] if stack else "no answer"
+        (function for _, function in stack if function in _COLLECTIVES),
+        stack[0][1] if stack else "no answer",
     )
     caller = next((function for file, function in stack if file in _TELLING), "")
     return f"{collective} in {caller}" if caller else collective
@@ -286,7 +319,9 @@ def second_of(seen: Seen) -> str:
     timed = [number for _, number in sorted(again.profiled.items())]
     if not any(timed):
         return "warm"
-    as_cold = all(again.profiled[rank] >= number for rank, number in seen.cold.profiled.items() if number)
+    as_cold = all(
+        again.profiled[rank] >= number for rank, number in seen.cold.profiled.items() if number
+    )
     loaded = ", ".join(str(number) for number in sorted(again.loaded))
     words = (
         "tunes all again"

@@ -44,7 +44,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     cli.load(settings_of(os.environ))
-    config.engine_config(config.parse([f"{sys.argv[1]}/tiny-model"]))  # imports what the first config imports
+    config.engine_config(
+        config.parse([f"{sys.argv[1]}/tiny-model"])
+    )  # imports what the first config imports
     warmup.kernel_warmup_module()
     print("imported", file=answers, flush=True)
     for line in sys.stdin:

@@ -69,8 +69,16 @@ TABLE = "| situation | flags | timed in the first start | files, entries | pretu
 def line(seen: Seen) -> str:
     """One line of a release's table."""
     situation, cold = seen.situation, seen.cold
-    flags = " ".join(situation.args).replace("tensor-parallel-size", "tp").replace("pipeline-parallel-size", "pp")
-    flags = flags.replace("data-parallel-size", "dp").replace("enable-expert-parallel", "ep").replace("--", "")
+    flags = (
+        " ".join(situation.args)
+        .replace("tensor-parallel-size", "tp")
+        .replace("pipeline-parallel-size", "pp")
+    )
+    flags = (
+        flags.replace("data-parallel-size", "dp")
+        .replace("enable-expert-parallel", "ep")
+        .replace("--", "")
+    )
     timed = ", ".join(str(number) for _, number in sorted(cold.profiled.items()))
     if cold.outcome != READY:
         timed = f"**hangs**: {where(cold)}" if cold.waits else f"**{cold.outcome}**"
@@ -86,14 +94,18 @@ def part(release: str, seen: list[Seen]) -> str:
     """A release's part of the document."""
     pins = RELEASES[release]
     day = datetime.now(UTC).date()
-    heading = f"## vLLM {release}\n\nFlashInfer {pins.flashinfer}, torch {pins.torch}; seen on {day}.\n\n"
+    heading = (
+        f"## vLLM {release}\n\nFlashInfer {pins.flashinfer}, torch {pins.torch}; seen on {day}.\n\n"
+    )
     return heading + TABLE + "".join(line(one) for one in seen)
 
 
 def document(parts: dict[str, str], before: str) -> str:
     """The whole of it: what is new, and of `before` the releases that are not."""
     old: dict[str, str] = dict(re.findall(r"(?ms)^## vLLM (\S+)\n(.*?)(?=^## |\Z)", before))
-    every = {name: f"## vLLM {name}\n{text}" for name, text in old.items() if name in RELEASES} | parts
+    every = {
+        name: f"## vLLM {name}\n{text}" for name, text in old.items() if name in RELEASES
+    } | parts
     newest_first = [every[name].rstrip() + "\n" for name in reversed(RELEASES) if name in every]
     return "\n".join([HEAD, *newest_first])
 
@@ -103,7 +115,10 @@ def play(release: str, folder: Path) -> list[Seen]:
     player = Player(interpreter(release, folder / "venv"), folder / "player")
     try:
         fitting = [situation for situation in SITUATIONS if applies(situation, release)]
-        return [see(player, release, situation, folder / str(number)) for number, situation in enumerate(fitting)]
+        return [
+            see(player, release, situation, folder / str(number))
+            for number, situation in enumerate(fitting)
+        ]
     finally:
         player.close()
 

@@ -15,9 +15,17 @@ from typing import Any
 _HASHES = ((re.compile(r"\b[0-9a-f]{64}\b"), "KEY"), (re.compile(r"\b[0-9a-f]{16}\b"), "ENV"))
 _PLAIN = (
     (re.compile(r"\b[0-9a-f]{24}\b"), "ENTRY"),
-    (re.compile(r"(\.autotuner_|\.autotune_|\.autotune_configs\.json\.)[a-z0-9_]{8}(?=\.tmp)"), r"\1RANDOM"),
+    (
+        re.compile(r"(\.autotuner_|\.autotune_|\.autotune_configs\.json\.)[a-z0-9_]{8}(?=\.tmp)"),
+        r"\1RANDOM",
+    ),
     (re.compile(r"\b(toy_gemm|toy_moe|stand_in_gemm)_"), "op"),
-    (re.compile(r"(Expecting|Unterminated|Extra data|Invalid)[^():]*: line \d+ column \d+ \(char \d+\)"), "NO JSON"),
+    (
+        re.compile(
+            r"(Expecting|Unterminated|Extra data|Invalid)[^():]*: line \d+ column \d+ \(char \d+\)"
+        ),
+        "NO JSON",
+    ),
     (re.compile(r"\b(ToyGemmRunner|ToyMoeRunner|StandInRunner)\b"), "RUNNER"),
 )
 _TOLD = re.compile(
@@ -79,15 +87,25 @@ class Sight:
         """
         for path in sorted((self.root, *also), key=lambda path: -len(str(path))):
             log = log.replace(str(path), "ROOT")
-        said = Counter(self._names.plain(found.group()) for found in _TOLD.finditer(log.replace("\r", "\n")))
+        said = Counter(
+            self._names.plain(found.group()) for found in _TOLD.finditer(log.replace("\r", "\n"))
+        )
         items = self._items()
         shown: Shown = {
             "end": end,
-            "errors": sorted({self._error(line) for line in _ERROR.findall(log) if not line.startswith(_WRAPPING)}),
+            "errors": sorted(
+                {
+                    self._error(line)
+                    for line in _ERROR.findall(log)
+                    if not line.startswith(_WRAPPING)
+                }
+            ),
             "said": dict(sorted(said.items())) if end == "ready" else sorted(said),
             "bars": self._bars(log) if end == "ready" else {},
             "profiled": self._profiled(log) if end == "ready" else [],
-            "files": _counted(f"{item.mode} {self._names.plain(path)}" for path, item in items.items()),
+            "files": _counted(
+                f"{item.mode} {self._names.plain(path)}" for path, item in items.items()
+            ),
             "formats": self._formats(items),
             "changes": self._changes(items),
         }
@@ -128,7 +146,9 @@ class Sight:
         found: dict[str, list[str]] = {}
         for path, item in items.items():
             if item.content is not None:
-                found.setdefault(self._names.plain(path), []).append(self._format(path, item.content))
+                found.setdefault(self._names.plain(path), []).append(
+                    self._format(path, item.content)
+                )
         return {name: list(_counted(formats)) for name, formats in sorted(found.items())}
 
     def _format(self, path: str, content: bytes) -> str:
@@ -141,10 +161,15 @@ class Sight:
         written = "as dumped" if content.decode() == json.dumps(parsed, indent=2) else "otherwise"
         if "tactic" in parsed:
             named = hashlib.sha256(parsed["key"].encode()).hexdigest()[:24] == Path(path).stem
-            parsed["tactic"], written = "TACTIC", f"{written}, named {'after its key' if named else 'otherwise'}"
+            parsed["tactic"], written = (
+                "TACTIC",
+                f"{written}, named {'after its key' if named else 'otherwise'}",
+            )
         if "_generation" in parsed:
             source = {name: value for name, value in parsed.items() if name != "_generation"}
-            right = hashlib.sha256(json.dumps(source, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+            right = hashlib.sha256(
+                json.dumps(source, sort_keys=True, separators=(",", ":")).encode()
+            ).hexdigest()
             parsed["_generation"] = "its sha256" if parsed["_generation"] == right else "another"
         for name, value in parsed.items():
             if name.startswith("(") and isinstance(value, list) and len(value) > 1:
@@ -175,7 +200,11 @@ def _counted(names: Any) -> dict[str, int]:
 
 def differing(real: Shown, played: Shown) -> dict[str, str]:
     """The aspects that differ, each with what only one side shows."""
-    return {aspect: _lines(real[aspect], played[aspect]) for aspect in real if real[aspect] != played[aspect]}
+    return {
+        aspect: _lines(real[aspect], played[aspect])
+        for aspect in real
+        if real[aspect] != played[aspect]
+    }
 
 
 def judged(differences: Mapping[str, str], known: Set[str]) -> str:

@@ -24,26 +24,50 @@ class Rehearsals:
     """Runs rehearsals of one release one after another; `read_only` shows the same files as `writable`, and none can be written there."""
 
     def __init__(self, interpreter: Path, folder: Path) -> None:
-        self.writable, self.read_only, self._logs = folder / "writable", folder / "read-only", folder / "logs"
+        self.writable, self.read_only, self._logs = (
+            folder / "writable",
+            folder / "read-only",
+            folder / "logs",
+        )
         for made in (self.writable, self.read_only, self._logs, folder / "home"):
             made.mkdir()
         script = 'mount --bind "$0" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
         namespace = ["unshare", "-m" if os.getuid() == 0 else "-rm"]
         mount = [*namespace, "sh", "-c", script, str(self.writable), str(self.read_only)]
-        many = [str(interpreter), str(Path(__file__).with_name("many_rehearsals.py")), str(REHEARSAL)]
+        many = [
+            str(interpreter),
+            str(Path(__file__).with_name("many_rehearsals.py")),
+            str(REHEARSAL),
+        ]
         # FlashInfer looks for a device when it is imported, and must find none: its name for the GPU's architecture is told.
-        environ = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "FLASHINFER_CUDA_ARCH_LIST": "9.0a"}
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder / "home"),
+            "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
+        }
         self._errors_file = folder / "errors"
         self._errors = self._errors_file.open("wb")
         self._process = subprocess.Popen(
-            [*mount, *many], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            [*mount, *many],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
         )
         self._answer()
 
-    def run(self, words: Sequence[str], environ: dict[str, str], powerless: bool, patience: int) -> tuple[str, str]:
+    def run(
+        self, words: Sequence[str], environ: dict[str, str], powerless: bool, patience: int
+    ) -> tuple[str, str]:
         """How one ended (ready, exit N, hangs), and its log."""
         log = self._logs / str(time.monotonic_ns())
-        request = {"words": list(words), "environ": environ, "log": str(log), "powerless": powerless}
+        request = {
+            "words": list(words),
+            "environ": environ,
+            "log": str(log),
+            "powerless": powerless,
+        }
         status = self._ask(request | {"patience": patience})
         end = {0: "ready", -14: "hangs"}.get(status, f"exit {status}")
         return end, log.read_text()
@@ -78,7 +102,9 @@ class Side(Protocol):
 
     cache: Path
 
-    def start(self, engine: Engine, start: Start, patience: int) -> tuple[str, str, tuple[Path, ...]]:
+    def start(
+        self, engine: Engine, start: Start, patience: int
+    ) -> tuple[str, str, tuple[Path, ...]]:
         """How it ended, its log, and other paths of its folder."""
 
 
@@ -89,9 +115,13 @@ class Real:
         self.cache, self._name, self._rehearsals = rehearsals.writable / name, name, rehearsals
         self.cache.mkdir()
 
-    def start(self, engine: Engine, start: Start, patience: int) -> tuple[str, str, tuple[Path, ...]]:
+    def start(
+        self, engine: Engine, start: Start, patience: int
+    ) -> tuple[str, str, tuple[Path, ...]]:
         """See Side."""
-        seen = (self._rehearsals.read_only if start.read_only else self._rehearsals.writable) / self._name
+        seen = (
+            self._rehearsals.read_only if start.read_only else self._rehearsals.writable
+        ) / self._name
         model, operation = (MOE_MODEL, "toy_moe") if engine.experts else (MODEL, "toy_gemm")
         environ = {
             VARIABLE: str(seen),
@@ -100,7 +130,9 @@ class Real:
             "REHEARSAL_OPERATIONS": ",".join(f"{operation}_{at}" for at in range(start.operations)),
             **start.variables(seen),
         }
-        end, log = self._rehearsals.run([model, *engine.args, *start.args], environ, start.powerless, patience)
+        end, log = self._rehearsals.run(
+            [model, *engine.args, *start.args], environ, start.powerless, patience
+        )
         return end, log, (seen,)
 
 
@@ -108,11 +140,18 @@ class Played:
     """The stand-in, as a process of its own each time."""
 
     def __init__(self, prefix: Path, folder: Path, buckets: int) -> None:
-        self.cache, self._prefix, self._folder, self._buckets = folder / "cache", prefix, folder, buckets
+        self.cache, self._prefix, self._folder, self._buckets = (
+            folder / "cache",
+            prefix,
+            folder,
+            buckets,
+        )
         self.cache.mkdir()
         self._starts = 0
 
-    def start(self, engine: Engine, start: Start, patience: int) -> tuple[str, str, tuple[Path, ...]]:
+    def start(
+        self, engine: Engine, start: Start, patience: int
+    ) -> tuple[str, str, tuple[Path, ...]]:
         """See Side."""
         self._starts += 1
         entries = str(start.operations * self._buckets)
@@ -129,9 +168,15 @@ class Played:
         log_file = self._folder / f"log{self._starts}"
         with ExitStack() as stack:
             read_only = self.cache if start.read_only else None
-            running = stack.enter_context(started(command, environ, log_file, read_only, start.powerless))
+            running = stack.enter_context(
+                started(command, environ, log_file, read_only, start.powerless)
+            )
             deadline = time.monotonic() + patience
-            while running.process.poll() is None and running.health() != 200 and time.monotonic() < deadline:
+            while (
+                running.process.poll() is None
+                and running.health() != 200
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.01)
             end = "hangs"
             if running.process.poll() is not None:

@@ -94,7 +94,9 @@ class Situation:
     def applies(self, release: Number, engine: Engine) -> bool:
         """Whether this release's engine can be in it: what changes files needs an engine that keeps some."""
         changes = any(isinstance(step, Change) for step in self.steps)
-        return self.since <= release <= self.until and (release >= engine.keeps_since or not changes)
+        return self.since <= release <= self.until and (
+            release >= engine.keeps_since or not changes
+        )
 
 
 # What can be done to a folder
@@ -165,7 +167,9 @@ def another_flashinfer(cache: Path) -> None:
     for file in _configs(cache):
         _rewrite(file, lambda content: content["_metadata"].update(flashinfer_version="0.5.0"))
     for folder in list(cache.glob("v2/*")):
-        _rewrite(folder / "manifest.json", lambda content: content.update(flashinfer_version="0.5.0"))
+        _rewrite(
+            folder / "manifest.json", lambda content: content.update(flashinfer_version="0.5.0")
+        )
         folder.rename(folder.with_name("0123456789abcdef"))
     assert list(cache.iterdir())
 
@@ -245,17 +249,27 @@ NO_LONGER_SHARED: Number = (0, 31, 99)
 
 SITUATIONS: tuple[Situation, ...] = (
     Situation("cold, then warm", (COLD, WARM), always=True),
-    Situation("cold, then warm", (COLD, WARM), (STAGES, GRID), until=NO_LONGER_SHARED, patience=SHORT),
+    Situation(
+        "cold, then warm", (COLD, WARM), (STAGES, GRID), until=NO_LONGER_SHARED, patience=SHORT
+    ),
     Situation("cold, then warm", (COLD, WARM), (STAGES, GRID), since=PER_RANK, always=True),
     Situation("two operations", (TWO, TWO)),
     Situation("the folder is not there", (Change(gone), COLD)),
     Situation("cold, then warm", (COLD, WARM), (EXPERTS,), since=(0, 27), until=(0, 28, 99)),
-    Situation("cold, then warm", (COLD, WARM), (EXPERTS,), since=(0, 29), until=NO_LONGER_SHARED, patience=SHORT),
+    Situation(
+        "cold, then warm",
+        (COLD, WARM),
+        (EXPERTS,),
+        since=(0, 29),
+        until=NO_LONGER_SHARED,
+        patience=SHORT,
+    ),
     Situation("cold, then warm", (COLD, WARM), (EXPERTS,), since=PER_RANK, always=True),
     Situation("read-only, miss", (READ_ONLY,), (ONE, TENSOR), always=True),
     Situation("read-only, hit", (COLD, READ_ONLY), (ONE, TENSOR), always=True),
     Situation(
-        "read-only, an operation is missing", (TWO, lose(_of_the_first_operation), Start(operations=2, read_only=True))
+        "read-only, an operation is missing",
+        (TWO, lose(_of_the_first_operation), Start(operations=2, read_only=True)),
     ),
     Situation("read-only, nothing to tune", (Start(operations=0, read_only=True),)),
     Situation("nothing to tune", (NOTHING, NOTHING)),
@@ -285,29 +299,59 @@ SITUATIONS: tuple[Situation, ...] = (
         until=NO_LONGER_SHARED,
     ),
     Situation(
-        "the files' GPU is any", (COLD, metadata(lambda held: held.update(gpu="*")), WARM), (TENSOR,), since=PER_RANK
+        "the files' GPU is any",
+        (COLD, metadata(lambda held: held.update(gpu="*")), WARM),
+        (TENSOR,),
+        since=PER_RANK,
     ),
     Situation("a GPU that never tunes", (Start(gpu=A100),)),
     Situation("switched off", (Start(args=("--no-enable-flashinfer-autotune",)),)),
     Situation("not optimised", (Start(args=("-O0",)),)),
     Situation("another configuration", (COLD, Start(args=("--max-model-len", "2048")), WARM)),
-    Situation("the same configuration", (COLD, Start(args=("--seed", "7", "--served-model-name", "foo")))),
+    Situation(
+        "the same configuration", (COLD, Start(args=("--seed", "7", "--served-model-name", "foo")))
+    ),
     Situation("more ranks", (COLD, Start(args=TENSOR.args), WARM), (ONE,)),
     Situation("cut off", (COLD, Change(cut), WARM)),
     Situation("empty", (COLD, written(b""), WARM)),
     Situation("no object", (COLD, written(b"[]"), WARM)),
     Situation("no text", (COLD, written(b"\xff\xfe"), WARM)),
-    Situation("files of another user", (COLD, given_away(open_folders=True), Start(powerless=True))),
-    Situation("folders of another user", (COLD, given_away(open_folders=False), Start(powerless=True))),
-    Situation("folders of another user, nothing in them", (given_away(open_folders=False), Start(powerless=True))),
+    Situation(
+        "files of another user", (COLD, given_away(open_folders=True), Start(powerless=True))
+    ),
+    Situation(
+        "folders of another user", (COLD, given_away(open_folders=False), Start(powerless=True))
+    ),
+    Situation(
+        "folders of another user, nothing in them",
+        (given_away(open_folders=False), Start(powerless=True)),
+    ),
     Situation(
         "no override",
-        (Start(environ={VARIABLE: "", "VLLM_CACHE_ROOT": "ROOT", "FLASHINFER_AUTOTUNE_CACHE_DIR": "ROOT/managed"}),),
+        (
+            Start(
+                environ={
+                    VARIABLE: "",
+                    "VLLM_CACHE_ROOT": "ROOT",
+                    "FLASHINFER_AUTOTUNE_CACHE_DIR": "ROOT/managed",
+                }
+            ),
+        ),
     ),
     # Files of several ranks
-    Situation("a rank has no file", (COLD, rank_file(1, Path.unlink), WARM), (TENSOR,), since=PER_RANK, always=True),
     Situation(
-        "the first rank has no file", (COLD, rank_file(0, Path.unlink), WARM), (TENSOR,), since=PER_RANK, always=True
+        "a rank has no file",
+        (COLD, rank_file(1, Path.unlink), WARM),
+        (TENSOR,),
+        since=PER_RANK,
+        always=True,
+    ),
+    Situation(
+        "the first rank has no file",
+        (COLD, rank_file(0, Path.unlink), WARM),
+        (TENSOR,),
+        since=PER_RANK,
+        always=True,
     ),
     Situation(
         "a rank has an entry less",
@@ -324,7 +368,11 @@ SITUATIONS: tuple[Situation, ...] = (
         always=True,
     ),
     Situation(
-        "a rank too many", (COLD, rank_file(1, copied_to_another_rank), WARM), (TENSOR,), since=PER_RANK, always=True
+        "a rank too many",
+        (COLD, rank_file(1, copied_to_another_rank), WARM),
+        (TENSOR,),
+        since=PER_RANK,
+        always=True,
     ),
     Situation(
         "a rank has another entry instead",
@@ -333,16 +381,31 @@ SITUATIONS: tuple[Situation, ...] = (
         since=PER_RANK,
         patience=SHORT,
     ),
-    Situation("a stage has no file", (COLD, rank_file(1, Path.unlink), WARM), (STAGES,), since=PER_RANK, always=True),
+    Situation(
+        "a stage has no file",
+        (COLD, rank_file(1, Path.unlink), WARM),
+        (STAGES,),
+        since=PER_RANK,
+        always=True,
+    ),
     # The managed store
     Situation(
-        "an entry without key_fields", (COLD, entry(lambda held: held.pop("key_fields")), WARM), (ONE,), since=MANAGED
+        "an entry without key_fields",
+        (COLD, entry(lambda held: held.pop("key_fields")), WARM),
+        (ONE,),
+        since=MANAGED,
     ),
     Situation(
-        "an entry under another key", (COLD, entry(lambda held: held.update(key="('x',)")), WARM), (ONE,), since=MANAGED
+        "an entry under another key",
+        (COLD, entry(lambda held: held.update(key="('x',)")), WARM),
+        (ONE,),
+        since=MANAGED,
     ),
     Situation(
-        "an entry of another runner", (COLD, entry(lambda held: held.update(runner="X")), WARM), (ONE,), since=MANAGED
+        "an entry of another runner",
+        (COLD, entry(lambda held: held.update(runner="X")), WARM),
+        (ONE,),
+        since=MANAGED,
     ),
     Situation(
         "an entry without its policy",
@@ -393,7 +456,18 @@ def known(situation: Situation, engine: Engine, release: Number) -> set[str]:
 
 
 # What changes the name of the folder: Same or Changed, for 0.24.0 0.25.1 0.26.0 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0.
-KEY_RELEASES = ("0.24.0", "0.25.1", "0.26.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
+KEY_RELEASES = (
+    "0.24.0",
+    "0.25.1",
+    "0.26.0",
+    "0.27.1",
+    "0.28.0",
+    "0.29.0",
+    "0.30.0",
+    "0.31.0",
+    "0.32.0",
+    "0.33.0",
+)
 KEYS: tuple[tuple[str, dict[str, str], Gpu, str], ...] = (
     ("--load-format dummy", {}, H200, "SSSSSSSSSS"),
     ("--served-model-name foo", {}, H200, "SSSSSSSSSS"),
@@ -433,7 +507,12 @@ KEYS: tuple[tuple[str, dict[str, str], Gpu, str], ...] = (
     ("--generation-config vllm", {}, H200, "CCCCCCCCCC"),
     ('--override-generation-config {"temperature":0.1}', {}, H200, "CCCCCCCCCC"),
     ('--hf-overrides {"rope_theta":5}', {}, H200, "CCCCCCCCCC"),
-    ("--chat-template x --enable-auto-tool-choice --tool-call-parser hermes", {}, H200, "SSSSSSSSSS"),
+    (
+        "--chat-template x --enable-auto-tool-choice --tool-call-parser hermes",
+        {},
+        H200,
+        "SSSSSSSSSS",
+    ),
     ("--uvicorn-log-level warning", {}, H200, "SSSSSSSSSS"),
     ("--max-logprobs 5", {}, H200, "CCCCCCCCCC"),
     ('--compilation-config {"cudagraph_capture_sizes":[1]}', {}, H200, "CCCCCCCCCC"),

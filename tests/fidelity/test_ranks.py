@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.ranks import HANG, READY, SITUATIONS, Player, Seen, Start, applies, second_of, see
+from tests.fidelity.ranks import (
+    HANG,
+    READY,
+    SITUATIONS,
+    Player,
+    Seen,
+    Start,
+    applies,
+    second_of,
+    see,
+)
 from tests.fidelity.ranks_table import DOCUMENT, document, part
 from tests.fidelity.releases import IN_CI, RELEASES, installed, interpreter
 
@@ -57,7 +67,11 @@ ONLY = {
         "two replicas, dense": "Managed, {n}: warm",
     },
 }
-EXPERTS = ("experts on two ranks", "two replicas of experts", "two replicas of experts on two ranks")
+EXPERTS = (
+    "experts on two ranks",
+    "two replicas of experts",
+    "two replicas of experts on two ranks",
+)
 SHARED = {
     "two ranks": "SharedLayout: warm",
     "four ranks": "SharedLayout: warm",
@@ -83,17 +97,27 @@ HANGING_EXPERTS = {
 
 def expected(seen: Seen) -> str:
     """The verdict and the second start, in words."""
-    number, kept, situation = RELEASES[seen.release].number, RELEASES[seen.release].several, seen.situation
-    buckets = 5 if number < (0, 30) else 21  # older ones hand FlashInfer no token buckets: the toy operation's own
+    number, kept, situation = (
+        RELEASES[seen.release].number,
+        RELEASES[seen.release].several,
+        seen.situation,
+    )
+    buckets = (
+        5 if number < (0, 30) else 21
+    )  # older ones hand FlashInfer no token buckets: the toy operation's own
     if kept == "PerRank":
         words = (PER_RANK | ONLY[seen.release])[situation.name]
     elif kept == "Nothing":
-        words = KEEPING_NOTHING.get(situation.name, f"Empty, 0: tunes all again: {timed(seen.cold.profiled)}")
+        words = KEEPING_NOTHING.get(
+            situation.name, f"Empty, 0: tunes all again: {timed(seen.cold.profiled)}"
+        )
     elif situation.name in EXPERTS:  # FlashInfer's keys hold the rank from 0.6.18 on
         words = "SharedLayout: warm" if number < (0, 29) else HANGING_EXPERTS[situation.gpus]
     else:
         words = SHARED[situation.name]
-    return words.format(n=buckets, m=2 * buckets, t=4 * buckets, twice=8 * buckets, less=buckets - 1)
+    return words.format(
+        n=buckets, m=2 * buckets, t=4 * buckets, twice=8 * buckets, less=buckets - 1
+    )
 
 
 def timed(profiled: dict[int, int]) -> str:
@@ -102,7 +126,11 @@ def timed(profiled: dict[int, int]) -> str:
 
 def told(seen: Seen) -> str:
     """The same of what was seen."""
-    return f"{seen.verdict}: {second_of(seen)}" if seen.again else f"the first start {seen.cold.outcome}s"
+    return (
+        f"{seen.verdict}: {second_of(seen)}"
+        if seen.again
+        else f"the first start {seen.cold.outcome}s"
+    )
 
 
 def releases() -> list[str]:
@@ -129,9 +157,7 @@ def test_ranks_do_in_every_situation_what_is_written_here(release: str, tmp_path
     assert not differences, "\n".join(
         [*differences, "log of the last start:", (all_seen[-1].again or all_seen[-1].cold).log]
     )
-    for (
-        seen
-    ) in all_seen:  # with exactly one timing of each tactic by each rank, whatever the order in which they say so
+    for seen in all_seen:  # with exactly one timing of each tactic by each rank, whatever the order in which they say so
         assert seen.cold.outcome == HANG or len(seen.cold.profiled) == seen.situation.gpus
 
 
@@ -144,12 +170,18 @@ def test_the_document_says_what_is_written_here() -> None:
             for row in text.splitlines()
             if row[:1] == "|"
         ]
-        assert [row[0] for row in rows[2:]] == [one.name for one in SITUATIONS if applies(one, release)], release
+        assert [row[0] for row in rows[2:]] == [
+            one.name for one in SITUATIONS if applies(one, release)
+        ], release
         for name, _, first, _, verdict, second in rows[2:]:
-            numbers = dict(enumerate(int(one) for one in first.split(", "))) if first[0].isdigit() else {}
+            numbers = (
+                dict(enumerate(int(one) for one in first.split(", "))) if first[0].isdigit() else {}
+            )
             cold = start(READY if numbers else HANG, numbers)
             said = f"{verdict}: {second}" if numbers else f"the first start {cold.outcome}s"
-            assert said == expected(Seen(release, by_name[name], cold, verdict, None)), f"{release}, {name}"
+            assert said == expected(Seen(release, by_name[name], cold, verdict, None)), (
+                f"{release}, {name}"
+            )
 
 
 def start(
@@ -180,15 +212,26 @@ SITUATION = SITUATIONS[0]
     ],
 )
 def test_a_second_start_is_told_in_a_few_words(again: Start | None, words: str) -> None:
-    assert second_of(Seen("0.32.0", SITUATION, start(profiled={0: 84, 1: 84}), "PerRank, 21", again)) == words
+    assert (
+        second_of(Seen("0.32.0", SITUATION, start(profiled={0: 84, 1: 84}), "PerRank, 21", again))
+        == words
+    )
 
 
 def test_a_release_that_is_played_again_replaces_only_its_own_part_of_the_document() -> None:
-    seen = Seen("0.32.0", SITUATION, start(profiled={0: 84, 1: 84}), "PerRank, 21", start(profiled={0: 0, 1: 0}))
+    seen = Seen(
+        "0.32.0",
+        SITUATION,
+        start(profiled={0: 84, 1: 84}),
+        "PerRank, 21",
+        start(profiled={0: 0, 1: 0}),
+    )
     old = {release: part(release, [seen]) for release in ("0.31.0", "0.32.0", "0.33.0")}
     before = document(old, "")
     assert document({}, before) == before
-    new = part("0.32.0", [Seen("0.32.0", SITUATION, start(HANG, waits={0: "barrier"}), "Empty, 0", None)])
+    new = part(
+        "0.32.0", [Seen("0.32.0", SITUATION, start(HANG, waits={0: "barrier"}), "Empty, 0", None)]
+    )
     assert document({"0.32.0": new}, before) == before.replace(old["0.32.0"], new)
     assert before.index("## vLLM 0.33.0") < before.index("## vLLM 0.31.0")
     assert "**hangs**: rank 0 in barrier" in new and "| **warm** |" in old["0.32.0"]

@@ -42,7 +42,11 @@ def test_everything_that_a_release_is_made_of_is_pinned_by_hash(vllm: str) -> No
         for pin, hashes in re.findall(r"(?m)^([\w.-]+==[^ ]+) \\\n((?:    --hash=.*\n?)+)", text):
             assert pin not in pins, f"{pin} is in two parts"
             pins[pin] = hashes.count("sha256:")
-    assert {f"vllm=={vllm}", f"flashinfer-python=={release.flashinfer}", f"torch=={release.torch}"} <= set(pins)
+    assert {
+        f"vllm=={vllm}",
+        f"flashinfer-python=={release.flashinfer}",
+        f"torch=={release.torch}",
+    } <= set(pins)
     assert all(pins.values())
 
 
@@ -67,11 +71,16 @@ def run(install: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> No
 
 def names(folder: Path) -> set[str]:
     """What is there, less the hash of its requirements."""
-    return {one.name.rpartition("-")[0] for one in folder.iterdir() if not one.name.startswith(".")} - {""}
+    return {
+        one.name.rpartition("-")[0] for one in folder.iterdir() if not one.name.startswith(".")
+    } - {""}
 
 
 def test_releases_share_their_parts_and_go_one_by_one(
-    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    install: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rehearsal = tmp_path / "rehearsal"
     run(install, monkeypatch, "0.31.0", "0.32.0")
@@ -90,7 +99,10 @@ def test_releases_share_their_parts_and_go_one_by_one(
 
 
 def test_a_release_is_not_begun_where_the_disk_is_too_small(
-    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    install: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(install, "SPARE_GIB", 1 << 40)
     with pytest.raises(SystemExit, match="--remove RELEASE"):
@@ -118,10 +130,16 @@ def test_a_release_that_could_not_be_installed_whole_is_not_there(
     (["--where", "0.24.0"], 1, r"no release '0\.24\.0'; there are 0\.25\.1, "),
     (["--remov", "0.31.0"], 1, r"install --remove RELEASE"),
 ])  # fmt: skip
-def test_what_is_not_there_or_not_known_is_said(tmp_path: Path, words: list[str], status: int, said: str) -> None:
+def test_what_is_not_there_or_not_known_is_said(
+    tmp_path: Path, words: list[str], status: int, said: str
+) -> None:
     environ = {"PRETUNE_BUILD": str(tmp_path), "PATH": "/usr/bin:/bin"}
     ran = subprocess.run(
-        [sys.executable, str(REHEARSAL / "install"), *words], env=environ, capture_output=True, text=True, check=False
+        [sys.executable, str(REHEARSAL / "install"), *words],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == status
     assert re.search(said, ran.stdout + ran.stderr)

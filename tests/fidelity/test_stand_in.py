@@ -44,13 +44,15 @@ def rank_files(cache: Path) -> list[Path]:
 def test_each_prefix_carries_the_metadata_of_the_release_that_it_plays(
     engines: Path, prefix: str, vllm: str | None, flashinfer: str | None
 ) -> None:
-    program = (
-        "from importlib.metadata import distributions; print({d.metadata['Name']: d.version for d in distributions()})"
-    )
+    program = "from importlib.metadata import distributions; print({d.metadata['Name']: d.version for d in distributions()})"
     python = (engines / prefix / "bin/vllm").read_text().splitlines()[0][2:]
-    said = subprocess.run([python, "-I", "-c", program], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [python, "-I", "-c", program], check=True, capture_output=True, text=True
+    ).stdout
     assert f"'vllm': '{vllm}'" in said if vllm else "vllm" not in said
-    assert f"'flashinfer-python': '{flashinfer}'" in said if flashinfer else "flashinfer" not in said
+    assert (
+        f"'flashinfer-python': '{flashinfer}'" in said if flashinfer else "flashinfer" not in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,9 @@ def test_a_warm_start_tunes_nothing_and_writes_again_only_where_the_release_does
         ("0.33.0", []),
     ],
 )
-def test_nothing_tunable_leaves_what_the_release_leaves(stand_in: StandIn, release: str, left: list[str]) -> None:
+def test_nothing_tunable_leaves_what_the_release_leaves(
+    stand_in: StandIn, release: str, left: list[str]
+) -> None:
     log = stand_in.ready(release, ENGINE_ENTRIES="0")
     assert files(stand_in.cache) == left
     assert profiles_seen(log) == 0
@@ -166,7 +170,9 @@ def test_a_read_only_mount_is_survived_or_not_as_by_the_release(
         if expected == "ok":
             engine.until_ready()
             engine.process.kill()
-            assert ("Failed to persist" in engine.log) is (release == "0.33.0" and situation == "miss")
+            assert ("Failed to persist" in engine.log) is (
+                release == "0.33.0" and situation == "miss"
+            )
         else:
             assert engine.ended() == 1, situation
             assert f"OSError: [Errno {errno.EROFS}] Read-only file system" in engine.log
@@ -174,7 +180,9 @@ def test_a_read_only_mount_is_survived_or_not_as_by_the_release(
 
 
 @pytest.mark.parametrize("release", ["0.29.0", "0.31.0"])
-def test_a_warm_start_on_several_ranks_with_experts_hangs_until_gloo_gives_up(stand_in: StandIn, release: str) -> None:
+def test_a_warm_start_on_several_ranks_with_experts_hangs_until_gloo_gives_up(
+    stand_in: StandIn, release: str
+) -> None:
     stand_in.ready(release, *TP2, EXPERTS)
     engine = stand_in.play(release, *TP2, EXPERTS, ENGINE_HANG_SECONDS="0.7")
     time.sleep(0.5)
@@ -193,7 +201,9 @@ def test_a_warm_start_on_several_ranks_finds_all_in_the_shared_file_where_keys_h
     assert "stand-in: profiled 0" in log and "stand-in: rank 1: profiled 0" in log
 
 
-def test_ranks_whose_files_lack_different_numbers_of_entries_wait_for_each_other(stand_in: StandIn) -> None:
+def test_ranks_whose_files_lack_different_numbers_of_entries_wait_for_each_other(
+    stand_in: StandIn,
+) -> None:
     """vLLM compares only how many entries there are: one that no operation asks for hides that another is missing."""
     stand_in.ready("0.32.0", *TP2)
     content = json.loads(rank_files(stand_in.cache)[1].read_text())
@@ -208,7 +218,10 @@ def test_a_file_of_another_gpu_is_skipped_and_never_replaced(stand_in: StandIn) 
     (file,) = rank_files(stand_in.cache)
     before = file.read_bytes()
     log = stand_in.ready("0.32.0")
-    assert "was created in a different environment (gpu: saved=NVIDIA H100 80GB HBM3 vs current=NVIDIA H200)" in log
+    assert (
+        "was created in a different environment (gpu: saved=NVIDIA H100 80GB HBM3 vs current=NVIDIA H200)"
+        in log
+    )
     assert profiles_seen(log) == 20
     assert file.read_bytes() == before
 
@@ -240,7 +253,13 @@ def drop_an_entry(file: Path) -> None:
         ("0.32.0", TP2, 2, 1, "(1 new, 19 from previous config)"),
         ("0.32.0", TP2, 1, 20, "Saved 20 configs"),
         ("0.33.0", TP2, 1, 20, "Saved 20 configs"),
-        ("0.33.0", TP2, 2, 0, "Loaded 19 configs"),  # a hit skips the sweep: the entry stays on its heuristic
+        (
+            "0.33.0",
+            TP2,
+            2,
+            0,
+            "Loaded 19 configs",
+        ),  # a hit skips the sweep: the entry stays on its heuristic
     ],
 )
 def test_a_partial_bundle_is_completed_as_the_release_does(
@@ -273,11 +292,16 @@ def test_pipeline_stages_have_their_own_operations_and_numbers(stand_in: StandIn
 @pytest.mark.parametrize(
     ("release", "root"),
     [
-        ("0.31.0", ".cache/vllm/flashinfer_autotune_cache/0.7.0.post1/90a/KEY/autotune_configs.json"),
+        (
+            "0.31.0",
+            ".cache/vllm/flashinfer_autotune_cache/0.7.0.post1/90a/KEY/autotune_configs.json",
+        ),
         ("0.33.0", ".cache/flashinfer/autotune/v2/ENV/manifest.json"),
     ],
 )
-def test_without_an_override_the_default_root_under_home_is_used(stand_in: StandIn, release: str, root: str) -> None:
+def test_without_an_override_the_default_root_under_home_is_used(
+    stand_in: StandIn, release: str, root: str
+) -> None:
     stand_in.ready(release, VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR="")
     assert root in files(stand_in.home)
     assert files(stand_in.cache) == []
@@ -322,7 +346,9 @@ def test_an_engine_that_hangs_on_term_has_to_be_killed(stand_in: StandIn) -> Non
         ("crash", 10, "an illegal memory access"),
     ],
 )
-def test_a_crash_is_a_traceback_and_exit_1(stand_in: StandIn, fault: str, saved: int, said: str) -> None:
+def test_a_crash_is_a_traceback_and_exit_1(
+    stand_in: StandIn, fault: str, saved: int, said: str
+) -> None:
     engine = stand_in.play("0.33.0", ENGINE_FAULT=fault)
     assert engine.ended() == 1
     assert said in engine.log and "Traceback" in engine.log
@@ -339,7 +365,9 @@ def test_an_engine_that_is_never_ready_tunes_and_does_not_listen(stand_in: Stand
 
 
 def test_an_engine_can_die_after_it_was_ready(stand_in: StandIn) -> None:
-    engine = stand_in.play("0.33.0", ENGINE_FAULT="exit-after-ready", ENGINE_FAULT_AFTER="0.3").until_ready()
+    engine = stand_in.play(
+        "0.33.0", ENGINE_FAULT="exit-after-ready", ENGINE_FAULT_AFTER="0.3"
+    ).until_ready()
     assert engine.ended() == 1
 
 
@@ -347,7 +375,9 @@ WARM = [("0.26.0", []), ("0.31.0", []), ("0.32.0", TP2), ("0.33.0", TP2), ("0.33
 
 
 @pytest.mark.parametrize(("release", "args"), WARM)
-def test_a_warm_crash_strikes_only_where_tactics_are_found(stand_in: StandIn, release: str, args: list[str]) -> None:
+def test_a_warm_crash_strikes_only_where_tactics_are_found(
+    stand_in: StandIn, release: str, args: list[str]
+) -> None:
     stand_in.ready(release, *args, ENGINE_FAULT="warm-crash")
     engine = stand_in.play(release, *args, ENGINE_FAULT="warm-crash")
     assert engine.ended() == 1
@@ -355,7 +385,9 @@ def test_a_warm_crash_strikes_only_where_tactics_are_found(stand_in: StandIn, re
 
 
 @pytest.mark.parametrize(("release", "args"), WARM)
-def test_a_warm_hang_strikes_only_where_tactics_are_found(stand_in: StandIn, release: str, args: list[str]) -> None:
+def test_a_warm_hang_strikes_only_where_tactics_are_found(
+    stand_in: StandIn, release: str, args: list[str]
+) -> None:
     stand_in.ready(release, *args, ENGINE_FAULT="warm-hang")
     engine = stand_in.play(release, *args, ENGINE_FAULT="warm-hang")
     while "oaded 20" not in engine.log:  # Loaded, or Preloaded
@@ -374,7 +406,9 @@ def test_an_entry_that_is_never_kept_is_tuned_anew_and_changes_the_folder(
         ranked = [len(json.loads(file.read_text())) for file in rank_files(stand_in.cache)]
         return max([len(list(stand_in.cache.rglob("entries/*.json"))), *ranked])
 
-    skips = release == "0.33.0" and args == TP2  # a hit skips the sweep: the entry stays on its heuristic
+    skips = (
+        release == "0.33.0" and args == TP2
+    )  # a hit skips the sweep: the entry stays on its heuristic
     stand_in.ready(release, *args, ENGINE_FAULT="never-keeps-one")
     first = entries()
     for start in (1, 2):
@@ -406,12 +440,19 @@ def test_missing_rank_leaves_a_gap(stand_in: StandIn) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "entries", "cudnn"),
-    [("uneven-ranks", [20, 19], ["92000", "92000"]), ("disagreeing-ranks", [20, 20], ["92000", "92300"])],
+    [
+        ("uneven-ranks", [20, 19], ["92000", "92000"]),
+        ("disagreeing-ranks", [20, 20], ["92000", "92300"]),
+    ],
 )
-def test_ranks_can_differ(stand_in: StandIn, fault: str, entries: list[int], cudnn: list[str]) -> None:
+def test_ranks_can_differ(
+    stand_in: StandIn, fault: str, entries: list[int], cudnn: list[str]
+) -> None:
     stand_in.ready("0.32.0", *TP2, ENGINE_FAULT=fault)
     contents = [json.loads(file.read_text()) for file in rank_files(stand_in.cache)]
-    assert [len([name for name in content if not name.startswith("_")]) for content in contents] == entries
+    assert [
+        len([name for name in content if not name.startswith("_")]) for content in contents
+    ] == entries
     assert [content["_metadata"]["cudnn_version"] for content in contents] == cudnn
 
 
@@ -454,7 +495,9 @@ def test_what_it_cannot_do_ends_it_with_2_and_a_sentence(
     assert said in engine.log
 
 
-def test_a_file_that_is_no_json_ends_the_releases_with_a_shared_file_only(stand_in: StandIn) -> None:
+def test_a_file_that_is_no_json_ends_the_releases_with_a_shared_file_only(
+    stand_in: StandIn,
+) -> None:
     for release in ("0.31.0", "0.32.0"):
         stand_in.ready(release)
     for file in rank_files(stand_in.cache):
@@ -465,11 +508,23 @@ def test_a_file_that_is_no_json_ends_the_releases_with_a_shared_file_only(stand_
 
 def test_names_and_hashes_are_those_of_files_that_flashinfer_wrote(tmp_path: Path) -> None:
     """From a store and a file that FlashInfer 0.7.2.post1 wrote itself, for a toy operation."""
-    unknown = ("cublas_version", "cuda_version", "cudnn_frontend_version", "cudnn_version", "cutlass_dsl_version")
-    environment = {**dict.fromkeys(unknown, "unknown"), "flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200"}
+    unknown = (
+        "cublas_version",
+        "cuda_version",
+        "cudnn_frontend_version",
+        "cudnn_version",
+        "cutlass_dsl_version",
+    )
+    environment = {
+        **dict.fromkeys(unknown, "unknown"),
+        "flashinfer_version": "0.7.2.post1",
+        "gpu": "NVIDIA H200",
+    }
     store = ManagedStore(tmp_path, environment)
     toy = "('toy_moe', 'ToyGemmRunner', ((8, 8), (8, 4)), (torch.bfloat16, torch.bfloat16, False))"
-    assert store.path(toy).relative_to(tmp_path) == Path("v2/89172486d811d057/entries/95b4fb3d134b0e6add0f4926.json")
+    assert store.path(toy).relative_to(tmp_path) == Path(
+        "v2/89172486d811d057/entries/95b4fb3d134b0e6add0f4926.json"
+    )
     assert Profile("toy_moe", 8).key == toy.replace("ToyGemmRunner", "StandInRunner")
 
     policy = ["cuda_graph_profile_replays", None, "l2_cache_policy", "hot"]
@@ -502,7 +557,10 @@ def test_the_key_changes_with_what_changes_vllm_s_key(
 
 def test_another_model_or_spelling_of_it_has_another_key() -> None:
     release, product = RELEASES["0.33.0"], gpu("NVIDIA H200")
-    keys = {key(release, parse([model]), product, {}) for model in ("/models/a", "/models/a/", "/models/b")}
+    keys = {
+        key(release, parse([model]), product, {})
+        for model in ("/models/a", "/models/a/", "/models/b")
+    }
     assert len(keys) == 3
 
 
@@ -511,16 +569,26 @@ def test_another_model_or_spelling_of_it_has_another_key() -> None:
     [
         ([], "Qwen/Qwen3-0.6B", {}),
         (["m", "--port", "1", "--port=2"], "m", {"port": "2"}),
-        (["--model", "m", "-tp", "2", "-O3"], "m", {"tensor-parallel-size": "2", "optimization-level": "3"}),
+        (
+            ["--model", "m", "-tp", "2", "-O3"],
+            "m",
+            {"tensor-parallel-size": "2", "optimization-level": "3"},
+        ),
         (
             ["--enforce-eager", "m", "--no-enable-prefix-caching"],
             "m",
             {"enforce-eager": True, "enable-prefix-caching": False},
         ),
-        (["m", "--max_model_len", "8", "--unheard-of"], "m", {"max-model-len": "8", "unheard-of": True}),
+        (
+            ["m", "--max_model_len", "8", "--unheard-of"],
+            "m",
+            {"max-model-len": "8", "unheard-of": True},
+        ),
     ],
 )
-def test_arguments_are_read_as_vllm_serve_reads_them(words: list[str], model: str, options: dict[str, object]) -> None:
+def test_arguments_are_read_as_vllm_serve_reads_them(
+    words: list[str], model: str, options: dict[str, object]
+) -> None:
     assert parse(words) == (model, options)
 
 
@@ -531,7 +599,17 @@ def test_a_short_option_that_is_none_of_vllm_s_is_refused() -> None:
 
 def test_the_module_that_older_manifests_start_serves_too(stand_in: StandIn, engines: Path) -> None:
     python = engines / "0.31.0/bin/python3"
-    words = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "-tp", "two"]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False, env={"HOME": str(stand_in.home)})
+    words = [
+        str(python),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        MODEL,
+        "-tp",
+        "two",
+    ]
+    ended = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={"HOME": str(stand_in.home)}
+    )
     assert ended.returncode == 2
     assert "invalid int value: 'two'" in ended.stderr

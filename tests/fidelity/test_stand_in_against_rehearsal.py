@@ -20,7 +20,16 @@ from tests.fidelity.playing import VARIABLE, files, started
 from tests.fidelity.releases import IN_CI, REHEARSAL, RELEASES, installed, interpreter
 from tests.fidelity.seen import differing, judged
 from tests.fidelity.sides import MODEL, TOY_BUCKETS, VLLM_BUCKETS, Played, Real, Rehearsals, play
-from tests.fidelity.situations import H200, KEYS, KNOWN_DIFFERENCES, ONE, SITUATIONS, Engine, Situation, known
+from tests.fidelity.situations import (
+    H200,
+    KEYS,
+    KNOWN_DIFFERENCES,
+    ONE,
+    SITUATIONS,
+    Engine,
+    Situation,
+    known,
+)
 
 pytestmark = pytest.mark.rehearsal
 ASKED = os.environ.get("FIDELITY_RELEASES", "")
@@ -72,8 +81,12 @@ def test_the_stand_in_does_what_vllm_does(
 
 
 def test_every_known_difference_is_one_of_a_situation_that_is_played() -> None:
-    named = {(situation.name, engine.name) for situation in SITUATIONS for engine in situation.engines}
-    assert {(difference.situation, difference.engine.name) for difference in KNOWN_DIFFERENCES} <= named
+    named = {
+        (situation.name, engine.name) for situation in SITUATIONS for engine in situation.engines
+    }
+    assert {
+        (difference.situation, difference.engine.name) for difference in KNOWN_DIFFERENCES
+    } <= named
 
 
 @pytest.mark.parametrize("release", chosen())
@@ -82,21 +95,28 @@ def test_the_stand_in_s_key_changes_with_what_changes_vllm_s(
 ) -> None:
     real, played = rehearsals(release), PLAYED[release]
     plain = {"HOME": "/root"}
-    base, base_played = real.key(["MODEL"], plain), key(played, parse([MODEL]), gpu(H200.name), plain)
+    base, base_played = (
+        real.key(["MODEL"], plain),
+        key(played, parse([MODEL]), gpu(H200.name), plain),
+    )
     assert base and real.key(["MODEL"], plain) == base  # the same at each start
     wrong = []
     for args, environ, product, _ in KEYS:
         words, given = args.split(), {**plain, **environ}
         device = {"REHEARSAL_GPU": product.name, "REHEARSAL_CAPABILITY": product.capability}
         after = real.key(["MODEL", *words], {**given, **device})
-        after_played = key(played, parse([MODEL, *words]), gpu(product.name), given)  # MODEL in words: any path
+        after_played = key(
+            played, parse([MODEL, *words]), gpu(product.name), given
+        )  # MODEL in words: any path
         if after is None or (after == base) != (after_played == base_played):
             answer = "cannot be had" if after is None else "same" if after == base else "changed"
             wrong.append(f"{args or environ or product.name}: vLLM's key {answer}")
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_rehearsal_serves_health_once_it_is_warm_and_says_what_it_profiled(tmp_path: Path) -> None:
+def test_the_rehearsal_serves_health_once_it_is_warm_and_says_what_it_profiled(
+    tmp_path: Path,
+) -> None:
     cache, python = tmp_path / "cache", interpreter("0.33.0", tmp_path)
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), VARIABLE: str(cache)}
     command = [str(python), str(REHEARSAL / "vllm"), "serve", str(MODEL)]
@@ -105,5 +125,7 @@ def test_the_rehearsal_serves_health_once_it_is_warm_and_says_what_it_profiled(t
         engine.until_ready(240)
         engine.process.terminate()
         assert engine.ended(5) == 0
-        assert f"rehearsal: profiled {5 * VLLM_BUCKETS}" in engine.log  # four tactics and the fallback
+        assert (
+            f"rehearsal: profiled {5 * VLLM_BUCKETS}" in engine.log
+        )  # four tactics and the fallback
     assert files(cache) == ["v2/ENV/entries/ENTRY.json"] * VLLM_BUCKETS + ["v2/ENV/manifest.json"]

@@ -25,7 +25,9 @@ def content(**changes: Any) -> dict[str, Any]:
     return whole_file({"gpu": "NVIDIA H200"}, held, RELEASES["0.33.0"].format)
 
 
-def look(root: Path, log: str = "", end: str = "ready", write: Callable[[], None] = lambda: None) -> Shown:
+def look(
+    root: Path, log: str = "", end: str = "ready", write: Callable[[], None] = lambda: None
+) -> Shown:
     sight = Sight(root)
     write()
     return sight.shown(end, log)
@@ -34,7 +36,11 @@ def look(root: Path, log: str = "", end: str = "ready", write: Callable[[], None
 @pytest.mark.parametrize(
     ("log", "other", "aspects"),
     [
-        ("INFO [a.py:1] [Autotuner]: Loaded 21 configs", "x - INFO [Autotuner]: Loaded 21 configs", set()),
+        (
+            "INFO [a.py:1] [Autotuner]: Loaded 21 configs",
+            "x - INFO [Autotuner]: Loaded 21 configs",
+            set(),
+        ),
         ("[Autotuner]: Loaded 21 configs", "[Autotuner]: Loaded 20 configs", {"said"}),
         ("[Autotuner]: Loaded 21 configs\n" * 2, "[Autotuner]: Loaded 21 configs", {"said"}),
         (
@@ -58,7 +64,9 @@ def look(root: Path, log: str = "", end: str = "ready", write: Callable[[], None
         ),
     ],
 )
-def test_logs_differ_in_what_they_say_and_how_often(tmp_path: Path, log: str, other: str, aspects: set[str]) -> None:
+def test_logs_differ_in_what_they_say_and_how_often(
+    tmp_path: Path, log: str, other: str, aspects: set[str]
+) -> None:
     assert set(differing(look(tmp_path, log), look(tmp_path, other))) == aspects
 
 
@@ -67,7 +75,10 @@ def test_logs_differ_in_what_they_say_and_how_often(tmp_path: Path, log: str, ot
     [
         (lambda file: None, set()),
         (lambda file: file.chmod(0o644), {"files"}),
-        (lambda file: file.with_name("more.json").write_text("{}"), {"files", "formats", "changes"}),
+        (
+            lambda file: file.with_name("more.json").write_text("{}"),
+            {"files", "formats", "changes"},
+        ),
         (lambda file: write_json(file, content(**{ENTRY: ["StandInRunner", 3, None]})), set()),
         (lambda file: write_json(file, content(**{ENTRY: ["StandInRunner", 3]})), {"formats"}),
         (lambda file: write_json(file, {**content(), "_generation": "0"}), {"formats"}),
@@ -91,7 +102,9 @@ def test_folders_differ_in_names_modes_and_what_files_hold_but_for_tactics(
     assert set(differing(real, played)) == aspects
 
 
-def test_a_key_that_changes_between_starts_is_another_one_and_a_file_written_again_is_seen(tmp_path: Path) -> None:
+def test_a_key_that_changes_between_starts_is_another_one_and_a_file_written_again_is_seen(
+    tmp_path: Path,
+) -> None:
     sight = Sight(tmp_path)
     for key, changes in (
         (KEY, {"new KEY1/": 1, "new KEY1/x.json": 1}),
@@ -120,10 +133,19 @@ def test_only_known_differences_may_be_there_and_all_of_them_must(
     assert judged(differences, expected) == wrong
 
 
-def test_a_known_difference_is_that_of_its_situation_engine_and_releases(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = Difference("read-only, hit", ONE, frozenset({"said"}), "why", since=(0, 32), until=(0, 32, 99))
+def test_a_known_difference_is_that_of_its_situation_engine_and_releases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = Difference(
+        "read-only, hit", ONE, frozenset({"said"}), "why", since=(0, 32), until=(0, 32, 99)
+    )
     monkeypatch.setattr(situations, "KNOWN_DIFFERENCES", (listed,))
     hit = next(situation for situation in SITUATIONS if situation.name == "read-only, hit")
     miss = next(situation for situation in SITUATIONS if situation.name == "read-only, miss")
     assert known(hit, ONE, (0, 32, 0)) == {"said"}
-    assert known(hit, TENSOR, (0, 32, 0)) == known(miss, ONE, (0, 32, 0)) == known(hit, ONE, (0, 33, 0)) == set()
+    assert (
+        known(hit, TENSOR, (0, 32, 0))
+        == known(miss, ONE, (0, 32, 0))
+        == known(hit, ONE, (0, 33, 0))
+        == set()
+    )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import hashlib
 
-from pretune.api.names import CHECK_CONTAINER, INSPECT, PROVE_CONTAINER, ROLE, SEAL_CONTAINER, SEED_CONTAINER
+from pretune.api.names import (
+    CHECK_CONTAINER,
+    INSPECT,
+    PROVE_CONTAINER,
+    ROLE,
+    SEAL_CONTAINER,
+    SEED_CONTAINER,
+)
 from pretune.api.timestamps import stamp
 from pretune.api.types import Object
 from pretune.manifests.agent_container import AGENT_VOLUME
@@ -20,7 +27,9 @@ def check(ground: Ground, pod: Object) -> Report:
         reason, message = ground.check_says.pop(0)
         return Report(by="check", reason=reason, message=message)
     if not _is_there(ground, pod):
-        return Report(by="check", reason="AgentMissing", message="the agent's ConfigMap was missing")
+        return Report(
+            by="check", reason="AgentMissing", message="the agent's ConfigMap was missing"
+        )
     asked = task(pod, CHECK_CONTAINER)
     assert asked.inputs is not None
     volume, place = ground.volume(pod, CHECK_CONTAINER), (folder(asked), asked.inputs.bundle_id())
@@ -28,7 +37,9 @@ def check(ground: Ground, pod: Object) -> Report:
     if found is None:
         return Report(by="check", reason="Checked")
     if found.inputs != asked.inputs:
-        return Report(by="check", reason="IdCollision", message=f"bundle {found.id} was made of other inputs")
+        return Report(
+            by="check", reason="IdCollision", message=f"bundle {found.id} was made of other inputs"
+        )
     return found.report("check", proven=volume.proven(place))
 
 
@@ -48,7 +59,9 @@ def publish(ground: Ground, pod: Object) -> Bundle:
             message=f"{entries} entries in 1 rank file",
             at=stamp(ground.clock.now),
             seconds=int(TUNES_FOR),
-            versions=ground.versions.get(next(one["image"] for one in pod["spec"]["containers"]), VERSIONS),
+            versions=ground.versions.get(
+                next(one["image"] for one in pod["spec"]["containers"]), VERSIONS
+            ),
         )
         volume.bundles[place] = bundle
         ground.published.append(bundle)
@@ -80,7 +93,8 @@ def look_after(ground: Ground, pod: Object, container: str) -> Report:
             by="inspect",
             reason="Inspected",
             bundles=[
-                mine[one].report("inspect", proven=volume.proven((folder(asked), one))) for one in order[:ANSWERS]
+                mine[one].report("inspect", proven=volume.proven((folder(asked), one)))
+                for one in order[:ANSWERS]
             ],
             more=max(0, len(order) - ANSWERS),
         )
@@ -102,17 +116,27 @@ def seed(ground: Ground, pod: Object) -> Report:
     if image in ground.without_python:
         return Report("seed", "NoPython", "the image has no python3 on its PATH")
     if not _is_there(ground, pod):
-        return Report("seed", "AgentMissing", "the agent's ConfigMap was missing when the pod started")
+        return Report(
+            "seed", "AgentMissing", "the agent's ConfigMap was missing when the pod started"
+        )
     if ground.seed_says:
         return Report("seed", ground.seed_says, "as the test has it")
     if found is None:
         return Report("seed", "NoBundle", f"the claim has no bundle {place[1]}")
     if asked.proven and not volume.proven(place):
-        return Report("seed", "NotProven", f"bundle {place[1]} was not proven yet, and spec.verify asks for it")
+        return Report(
+            "seed",
+            "NotProven",
+            f"bundle {place[1]} was not proven yet, and spec.verify asks for it",
+        )
     if found.inputs != asked.inputs:
         return Report("seed", "InputsDiffer", f"bundle {place[1]} was made of other inputs")
     if (here.vllm, here.flashinfer) != (found.versions.vllm, found.versions.flashinfer):
-        return Report("seed", "VersionsDiffer", f"vLLM {here.vllm} in the image, {found.versions.vllm} in the bundle")
+        return Report(
+            "seed",
+            "VersionsDiffer",
+            f"vLLM {here.vllm} in the image, {found.versions.vllm} in the bundle",
+        )
     if place in volume.torn:
         return Report("seed", "CorruptBundle", "tactics/x is not what was sealed")
     return found.report("seed", "Seeded")
@@ -122,5 +146,8 @@ def _is_there(ground: Ground, pod: Object) -> bool:
     """Whether the agent's ConfigMap, an optional volume, is."""
     volume = next(one for one in pod["spec"]["volumes"] if one["name"] == AGENT_VOLUME)
     return (
-        ground.server.stored("v1", "ConfigMap", pod["metadata"]["namespace"], volume["configMap"]["name"]) is not None
+        ground.server.stored(
+            "v1", "ConfigMap", pod["metadata"]["namespace"], volume["configMap"]["name"]
+        )
+        is not None
     )

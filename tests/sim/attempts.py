@@ -36,19 +36,28 @@ class Attempts:
         self.kubelet, self.ground = kubelet, kubelet.ground
         self._sealed_by: dict[str, Bundle] = {}  # pod uid -> what its seal published, or found
         self._seeded: set[str] = set()  # uids of proofs' pods whose engine has the bundle
-        self._proved: dict[str, Report] = {}  # pod uid -> what its prove has found out, and not told yet
+        self._proved: dict[
+            str, Report
+        ] = {}  # pod uid -> what its prove has found out, and not told yet
 
     def starts(self, pod: Object, name: str, again: bool) -> None:
         if name == engine(pod) and label(pod, ROLE) == PROOF:
             self.ground.proofs.append(Start(label(pod, BUNDLE), pod["metadata"]["uid"], False))
         elif name == engine(pod):
             asked, bundle = task(pod, SEAL_CONTAINER), label(pod, BUNDLE)
-            there = not again and (folder(asked), bundle) in self.ground.volume(pod, SEAL_CONTAINER).bundles
+            there = (
+                not again
+                and (folder(asked), bundle) in self.ground.volume(pod, SEAL_CONTAINER).bundles
+            )
             self.ground.starts.append(Start(bundle, pod["metadata"]["uid"], there))
 
     def due(self, pod: Object) -> Iterator[float]:
         found = state(pod, engine(pod))
-        if "running" in found and not status(pod, engine(pod)).get("started") and not self._hangs(pod):
+        if (
+            "running" in found
+            and not status(pod, engine(pod)).get("started")
+            and not self._hangs(pod)
+        ):
             yield seconds(found["running"]["startedAt"]) + self._takes(pod)
 
     def _is_warm(self, pod: Object) -> bool:
@@ -98,7 +107,9 @@ class Attempts:
 
     def _check(self, pod: Object) -> None:
         report = agent.check(self.ground, pod)
-        self.kubelet.end(pod, CHECK_CONTAINER, 0 if report.reason == "Checked" else 1, report.dump())
+        self.kubelet.end(
+            pod, CHECK_CONTAINER, 0 if report.reason == "Checked" else 1, report.dump()
+        )
 
     def _seed(self, pod: Object) -> None:
         report = agent.seed(self.ground, pod)
@@ -111,7 +122,9 @@ class Attempts:
         if self.ground.prove_says:
             return "prove cannot tell", lambda: self._prove_fails(pod)
         if uid not in self._proved:
-            return "prove compares", lambda: self._proved.update({uid: agent.prove(self.ground, pod)})
+            return "prove compares", lambda: self._proved.update(
+                {uid: agent.prove(self.ground, pod)}
+            )
         found = self._proved[uid]
         code = 0 if found.reason == "Proven" else 1
         return "prove reports", lambda: self.kubelet.end(pod, PROVE_CONTAINER, code, found.dump())
@@ -125,16 +138,22 @@ class Attempts:
         if self.ground.seal_says:
             return "seal refuses", lambda: self._seal_refuses(pod)
         if uid not in self._sealed_by:
-            return "seal publishes", lambda: self._sealed_by.update({uid: agent.publish(self.ground, pod)})
+            return "seal publishes", lambda: self._sealed_by.update(
+                {uid: agent.publish(self.ground, pod)}
+            )
         report = self._sealed_by[uid].report("seal").dump()
         return "seal reports", lambda: self.kubelet.end(pod, SEAL_CONTAINER, 0, report)
 
     def _seal_refuses(self, pod: Object) -> None:
         reason, message = self.ground.seal_says.pop(0)
-        self.kubelet.end(pod, SEAL_CONTAINER, 1, Report(by="seal", reason=reason, message=message).dump())
+        self.kubelet.end(
+            pod, SEAL_CONTAINER, 1, Report(by="seal", reason=reason, message=message).dump()
+        )
 
     def _look_after(self, pod: Object) -> None:
         if label(pod, ROLE) == INSPECT and self.ground.inspect_silent:
             self.kubelet.end(pod, AGENT_CONTAINER, 1, "", reason="OOMKilled")
         else:
-            self.kubelet.end(pod, AGENT_CONTAINER, 0, agent.look_after(self.ground, pod, AGENT_CONTAINER).dump())
+            self.kubelet.end(
+                pod, AGENT_CONTAINER, 0, agent.look_after(self.ground, pod, AGENT_CONTAINER).dump()
+            )

@@ -26,13 +26,29 @@ KINDS = frozenset(
     {
         ("pretune.dev/v1alpha1", "AutotuneCache"),
         ("apps/v1", "Deployment"),
-        *(("apps/v1", kind) for kind in ("StatefulSet", "DaemonSet", "ReplicaSet", "ControllerRevision")),
+        *(
+            ("apps/v1", kind)
+            for kind in ("StatefulSet", "DaemonSet", "ReplicaSet", "ControllerRevision")
+        ),
         ("batch/v1", "Job"),
         ("storage.k8s.io/v1", "StorageClass"),
-        *(("v1", kind) for kind in ("Pod", "PersistentVolumeClaim", "ConfigMap", "Event", "Service", "Secret", "Node")),
+        *(
+            ("v1", kind)
+            for kind in (
+                "Pod",
+                "PersistentVolumeClaim",
+                "ConfigMap",
+                "Event",
+                "Service",
+                "Secret",
+                "Node",
+            )
+        ),
     }
 )
-MERGE_KEYS = {"schedulingGates": "name"}  # of lists that a strategic merge patch merges by their items
+MERGE_KEYS = {
+    "schedulingGates": "name"
+}  # of lists that a strategic merge patch merges by their items
 NAME_LIMIT = 253
 LABEL_LIMIT = 63
 
@@ -71,7 +87,9 @@ class Write:
     object: Object = field(compare=False)  # as stored (as it was, for delete)
 
 
-Admission = Callable[[str, Object], None]  # (verb, object): raises ApiError to refuse it, may change it in place
+Admission = Callable[
+    [str, Object], None
+]  # (verb, object): raises ApiError to refuse it, may change it in place
 Listener = Callable[[Write], None]
 
 
@@ -102,15 +120,21 @@ class Server:
         self._known(api_version, kind)
         return self.objects.get((api_version, kind, namespace, name))
 
-    def list(self, api_version: str, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Object]:
+    def list(
+        self, api_version: str, kind: str, namespace: str, labels: str = "", fields: str = ""
+    ) -> list[Object]:
         """In the order of their names, as etcd answers. `namespace` "" is all of them."""
         return [copied(one) for one in self.matching(api_version, kind, namespace, labels, fields)]
 
-    def matching(self, api_version: str, kind: str, namespace: str, labels: str, fields: str) -> Iterator[Object]:
+    def matching(
+        self, api_version: str, kind: str, namespace: str, labels: str, fields: str
+    ) -> Iterator[Object]:
         """The stored objects themselves: not to be changed."""
         self._known(api_version, kind)
         wanted = (api_version, kind)
-        for place in sorted(one for one in self.objects if one[:2] == wanted and namespace in ("", one[2])):
+        for place in sorted(
+            one for one in self.objects if one[:2] == wanted and namespace in ("", one[2])
+        ):
             found = self.objects[place]
             if _labels_match(found, labels) and _fields_match(found, fields):
                 yield found
@@ -132,7 +156,9 @@ class Server:
         meta = new["metadata"]
         self._uids += 1
         meta.update(
-            uid=f"{self._uids:08x}-0000-4000-8000-000000000000", creationTimestamp=stamp(self.clock.now), generation=1
+            uid=f"{self._uids:08x}-0000-4000-8000-000000000000",
+            creationTimestamp=stamp(self.clock.now),
+            generation=1,
         )
         meta.pop("deletionTimestamp", None)
         if new["kind"] == "PersistentVolumeClaim":
@@ -147,20 +173,32 @@ class Server:
         place = self._place(obj)
         if place not in self.objects:
             return self.create(obj, by)
-        new = _merge(self.objects[place], {name: value for name, value in obj.items() if name != "status"})
+        new = _merge(
+            self.objects[place], {name: value for name, value in obj.items() if name != "status"}
+        )
         for admit in self.admission:
             admit("update", new)
         return self._replace(place, new, "apply", by)
 
     def patch(
-        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False, by: str = ""
+        self,
+        ref: Object,
+        patch: Mapping[str, Any],
+        *,
+        status: bool = False,
+        strategic: bool = False,
+        by: str = "",
     ) -> Object:
         place = self._place(ref)
         old = self._held(place, ref)
         if status:
             sides = {name: value for name, value in patch.items() if name == "status"}
         else:
-            sides = {name: value for name, value in patch.items() if name != "status" or old["kind"] not in SUBRESOURCE}
+            sides = {
+                name: value
+                for name, value in patch.items()
+                if name != "status" or old["kind"] not in SUBRESOURCE
+            }
         new = (_merge_strategically if strategic else _merge)(old, sides)
         fixed = ("uid", "resourceVersion", "creationTimestamp", "generation", "deletionTimestamp")
         kept = {name: old["metadata"][name] for name in fixed if name in old["metadata"]}
@@ -179,13 +217,19 @@ class Server:
         old = self._held(place, ref)
         meta = self.objects[place]["metadata"]
         running = (
-            old["kind"] == "Pod" and old["spec"].get("nodeName") and old["status"]["phase"] in ("Pending", "Running")
+            old["kind"] == "Pod"
+            and old["spec"].get("nodeName")
+            and old["status"]["phase"] in ("Pending", "Running")
         )
         if running or meta.get("finalizers"):
             if "deletionTimestamp" not in meta:
-                period = old["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
+                period = (
+                    old["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
+                )
                 when = stamp(self.clock.now + (period if running else 0))
-                self._store(place, {**old, "metadata": {**meta, "deletionTimestamp": when}}, "delete", by)
+                self._store(
+                    place, {**old, "metadata": {**meta, "deletionTimestamp": when}}, "delete", by
+                )
             return
         self.remove(place, by)
 
@@ -255,15 +299,23 @@ class Faults:
     """What happens to a client's calls, by their number from 1."""
 
     crash_at: tuple[int, str] | None = None  # (n, "before" | "after"): killed there
-    errors: Mapping[int, Exception] = field(default_factory=dict)  # answered instead; the call did not take effect
-    lost_answers: Mapping[int, Exception] = field(default_factory=dict)  # raised although the call took effect
+    errors: Mapping[int, Exception] = field(
+        default_factory=dict
+    )  # answered instead; the call did not take effect
+    lost_answers: Mapping[int, Exception] = field(
+        default_factory=dict
+    )  # raised although the call took effect
 
 
 class Client:
     """One controller's connection to the Server: the Protocol of pretune.cluster.Cluster."""
 
     def __init__(
-        self, server: Server, name: str = "controller", faults: Faults | None = None, pause_before: int = 0
+        self,
+        server: Server,
+        name: str = "controller",
+        faults: Faults | None = None,
+        pause_before: int = 0,
     ) -> None:
         self.server, self.name, self.faults = server, name, faults or Faults()
         self.pause_before = pause_before  # this call waits until `resume`: a process that was stopped, and goes on late
@@ -275,10 +327,16 @@ class Client:
     @property
     def writes(self) -> list[str]:
         """The calls that write, events not counted."""
-        return [call for call in self.calls if call.split()[0] in ("create", "apply", "patch", "status", "delete")]
+        return [
+            call
+            for call in self.calls
+            if call.split()[0] in ("create", "apply", "patch", "status", "delete")
+        ]
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
-        return await self._call(f"get {kind} {name}", lambda: self.server.get(api_version, kind, namespace, name))
+        return await self._call(
+            f"get {kind} {name}", lambda: self.server.get(api_version, kind, namespace, name)
+        )
 
     async def list(
         self,
@@ -291,23 +349,38 @@ class Client:
         keep: Callable[[Object], Object] = whole,
     ) -> list[Object]:
         def read() -> list[Object]:
-            return [copied(keep(one)) for one in self.server.matching(api_version, kind, namespace, labels, fields)]
+            return [
+                copied(keep(one))
+                for one in self.server.matching(api_version, kind, namespace, labels, fields)
+            ]
 
         return await self._call(f"list {kind}", read)
 
     async def create(self, obj: Object) -> Object:
-        return copied(await self._call(_words("create", obj), lambda: self.server.create(obj, self.name)))
+        return copied(
+            await self._call(_words("create", obj), lambda: self.server.create(obj, self.name))
+        )
 
     async def apply(self, obj: Object) -> Object:
-        return copied(await self._call(_words("apply", obj), lambda: self.server.apply(obj, self.name)))
+        return copied(
+            await self._call(_words("apply", obj), lambda: self.server.apply(obj, self.name))
+        )
 
     async def patch(
-        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False
+        self,
+        ref: Object,
+        patch: Mapping[str, Any],
+        *,
+        status: bool = False,
+        strategic: bool = False,
     ) -> Object:
         words = _words("status" if status else "patch", ref)
         return copied(
             await self._call(
-                words, lambda: self.server.patch(ref, patch, status=status, strategic=strategic, by=self.name)
+                words,
+                lambda: self.server.patch(
+                    ref, patch, status=status, strategic=strategic, by=self.name
+                ),
             )
         )
 
@@ -441,7 +514,9 @@ def _validate(obj: Object) -> None:
             raise ApiError(422, "Invalid", f"{what}: metadata.labels: Invalid value: {value!r}")
     for value in (meta.get("annotations") or {}).values():
         if not isinstance(value, str):
-            raise ApiError(422, "Invalid", f"{what}: metadata.annotations: Invalid value: {value!r}")
+            raise ApiError(
+                422, "Invalid", f"{what}: metadata.annotations: Invalid value: {value!r}"
+            )
 
 
 def _gated(pod: Object) -> None:
@@ -469,7 +544,9 @@ def _immutable(old: Object, new: Object) -> None:
                 f'{old["kind"]} "{old["metadata"]["name"]}" is invalid: spec.{name}: Invalid value: field is immutable',
             )
     gates = [one["name"] for one in (old.get("spec") or {}).get("schedulingGates") or ()]
-    for gate in (new.get("spec") or {}).get("schedulingGates") or () if old["kind"] == "Pod" else ():
+    for gate in (
+        (new.get("spec") or {}).get("schedulingGates") or () if old["kind"] == "Pod" else ()
+    ):
         if gate["name"] not in gates:
             raise ApiError(
                 422,

@@ -11,9 +11,15 @@ import pytest
 from tests.sim.fleet import Fleet
 from tests.sim.simulation import Simulation
 
-hypothesis.settings.register_profile("sim", derandomize=True, deadline=None, print_blob=True, database=None)
-hypothesis.settings.register_profile("sim-search", parent=hypothesis.settings.get_profile("sim"), derandomize=False)
-SEARCH = bool(os.environ.get("PRETUNE_SIM_SEARCH"))  # look for new faults, rather than prove again what is known
+hypothesis.settings.register_profile(
+    "sim", derandomize=True, deadline=None, print_blob=True, database=None
+)
+hypothesis.settings.register_profile(
+    "sim-search", parent=hypothesis.settings.get_profile("sim"), derandomize=False
+)
+SEARCH = bool(
+    os.environ.get("PRETUNE_SIM_SEARCH")
+)  # look for new faults, rather than prove again what is known
 
 
 @pytest.fixture

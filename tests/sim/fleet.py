@@ -15,10 +15,15 @@ from tests.sim.simulation import KEY, Simulation, template
 LABELS = {"app": "qwen3", CACHE: KEY.name}
 
 
-def labelled(image: str, name: str = KEY.name, notes: Object | None = None, **engine: Any) -> Object:
+def labelled(
+    image: str, name: str = KEY.name, notes: Object | None = None, **engine: Any
+) -> Object:
     """A template that opts in."""
     made = template(image, **engine)
-    made["metadata"] = {"labels": {**LABELS, "app": name}, **({"annotations": notes} if notes else {})}
+    made["metadata"] = {
+        "labels": {**LABELS, "app": name},
+        **({"annotations": notes} if notes else {}),
+    }
     return made
 
 
@@ -47,7 +52,11 @@ class Fleet(Simulation):
     ) -> None:
         """Make a Deployment whose pods opt in (3 replicas, one more during a rollout), or change its template, replicas or strategy.
         pod: fields of the pod spec."""
-        place = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": KEY.namespace, "name": name}}
+        place = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"namespace": KEY.namespace, "name": name},
+        }
         made = labelled(image, name, notes, **engine)
         made["spec"] |= pod or {}
         spec: Object = {"template": made}
@@ -71,7 +80,12 @@ class Fleet(Simulation):
         if replicas is not None:
             spec["replicas"] = replicas
         if self.server.stored("apps/v1", "StatefulSet", KEY.namespace, "set") is None:
-            self.server.create({**place, "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "set"}}, **spec}})
+            self.server.create(
+                {
+                    **place,
+                    "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "set"}}, **spec},
+                }
+            )
         else:
             self.server.patch(place, {"spec": spec})
 
@@ -80,13 +94,17 @@ class Fleet(Simulation):
         made["spec"]["restartPolicy"] = "Never"
         meta = {"namespace": KEY.namespace, "name": name}
         spec = {"template": made, "backoffLimit": 3}
-        self.server.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec})
+        self.server.create(
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec}
+        )
 
     def bare(self, image: str = "vllm:1", name: str = "bare", **engine: Any) -> None:
         """A pod that nothing makes anew."""
         made = labelled(image, name, **engine)
         meta = {"namespace": KEY.namespace, "name": name, **made["metadata"]}
-        self.server.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": made["spec"]})
+        self.server.create(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": made["spec"]}
+        )
 
     # --- looking
 
@@ -126,7 +144,11 @@ class Fleet(Simulation):
     @property
     def counted(self) -> Object:
         """status.consumers without the time."""
-        return {name: one for name, one in (self.status.get("consumers") or {}).items() if name != "observedAt"}
+        return {
+            name: one
+            for name, one in (self.status.get("consumers") or {}).items()
+            if name != "observedAt"
+        }
 
     def said(self, reason: str) -> list[str]:
         """Messages of the events of this reason."""
@@ -134,4 +156,6 @@ class Fleet(Simulation):
 
 
 def _image(pod: Object) -> str:
-    return next((str(one["image"]) for one in pod["spec"]["containers"] if one["name"] == "vllm"), "")
+    return next(
+        (str(one["image"]) for one in pod["spec"]["containers"] if one["name"] == "vllm"), ""
+    )

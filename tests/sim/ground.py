@@ -70,13 +70,17 @@ class Ground:
         self.no_node_for: set[str] = set()  # GPU products
         self.idle_roles: set[str] = set()  # whose pods find no node
         self.quota = ""  # the API server's sentence when it refuses the pod of an attempt
-        self.gpu_quota: int | None = None  # GPUs that all pods of the namespace may ask for, gated ones too
+        self.gpu_quota: int | None = (
+            None  # GPUs that all pods of the namespace may ask for, gated ones too
+        )
         self.kueue = False
         self.provisioner = True
         self.cannot_pull: set[str] = set()  # images
         self.dead_pods: set[str] = set()  # uids on nodes that do not answer any more
         self.unmountable: set[str] = set()  # claims that consumers' nodes cannot mount
-        self.stale: set[str] = set()  # claims that are mounted there, and that no container can be made with
+        self.stale: set[str] = (
+            set()
+        )  # claims that are mounted there, and that no container can be made with
         # knobs: images
         self.content: dict[str, str] = {}  # what is behind a tag, where it has moved
         self.versions: dict[str, Versions] = {}  # in an image, where they are not VERSIONS
@@ -85,7 +89,9 @@ class Ground:
         # knobs: the engine and the agent in an attempt
         self.engine_crashes = 0  # of the next engines, so many crash
         self.engine_hangs = False  # never ready
-        self.warm_crashes = 0  # of the next engines that start from a bundle in a proof, so many crash
+        self.warm_crashes = (
+            0  # of the next engines that start from a bundle in a proof, so many crash
+        )
         self.warm_hangs = False  # they are never ready
         self.tunes_again = False  # they tune although they have the bundle
         self.prove_says: list[str] = []  # of the next proves: why they could not tell
@@ -126,9 +132,13 @@ class Ground:
 
     def volume(self, pod: Object, container: str) -> Volume:
         """The bound claim that one of the pod's containers has at CLAIM_MOUNT."""
-        mounts = next(one for one in every_container(pod) if one["name"] == container)["volumeMounts"]
+        mounts = next(one for one in every_container(pod) if one["name"] == container)[
+            "volumeMounts"
+        ]
         name = next(one["name"] for one in mounts if one["mountPath"] == CLAIM_MOUNT)
-        source = next(one for one in pod["spec"]["volumes"] if one["name"] == name)["persistentVolumeClaim"]
+        source = next(one for one in pod["spec"]["volumes"] if one["name"] == name)[
+            "persistentVolumeClaim"
+        ]
         return self.volumes[self.claim_uid(pod["metadata"]["namespace"], source["claimName"])]
 
     def refusal(self, pod: Object) -> str:
@@ -170,7 +180,9 @@ class Ground:
             "status": status,
             "reason": reason,
             "message": message,
-            "lastTransitionTime": old["lastTransitionTime"] if same and old else stamp(self.clock.now),
+            "lastTransitionTime": old["lastTransitionTime"]
+            if same and old
+            else stamp(self.clock.now),
         }
         others = [one for one in pod["status"].get("conditions", ()) if one["type"] != kind]
         pod["status"]["conditions"] = [*others, new]
@@ -181,7 +193,10 @@ class Ground:
         made = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"namespace": meta["namespace"], "name": name or f"{meta['name'][:200]}.{self.name()}"},
+            "metadata": {
+                "namespace": meta["namespace"],
+                "name": name or f"{meta['name'][:200]}.{self.name()}",
+            },
             "involvedObject": {"kind": about["kind"], "name": meta["name"], "uid": meta["uid"]},
             "type": "Warning",
             "reason": reason,
@@ -193,5 +208,9 @@ class Ground:
         if old is None:
             self.server.create(made)
         else:
-            again = {"count": old["count"] + 1, "message": message, "lastTimestamp": made["lastTimestamp"]}
+            again = {
+                "count": old["count"] + 1,
+                "message": message,
+                "lastTimestamp": made["lastTimestamp"],
+            }
             self.server.patch(ref(old), again)

@@ -25,7 +25,10 @@ class Jobs:
 
     def moves(self) -> Iterator[Move]:
         jobs = {job["metadata"]["uid"]: job for job in self.ground.stored("batch/v1", "Job")}
-        caches = {one["metadata"]["uid"] for one in self.ground.stored("pretune.dev/v1alpha1", "AutotuneCache")}
+        caches = {
+            one["metadata"]["uid"]
+            for one in self.ground.stored("pretune.dev/v1alpha1", "AutotuneCache")
+        }
         pods: dict[str, list[Object]] = {}
         for pod in self.ground.stored("v1", "Pod"):
             if _of_a_job(pod):
@@ -55,11 +58,18 @@ class Jobs:
     def _move(self, job: Object, pods: list[Object]) -> Move | None:
         """The one thing that the Job controller does next for a Job."""
         spec, status, now = job["spec"], job.get("status") or {}, self.ground.clock.now
-        uncounted = [pod for pod in pods if terminal(pod) and TRACKING in pod["metadata"].get("finalizers", ())]
+        uncounted = [
+            pod
+            for pod in pods
+            if terminal(pod) and TRACKING in pod["metadata"].get("finalizers", ())
+        ]
         if uncounted:
             return "counts a pod", lambda: self._count(job, uncounted[0])
         if over(job):
-            if "ttlSecondsAfterFinished" in spec and now >= finished_at(job) + spec["ttlSecondsAfterFinished"]:
+            if (
+                "ttlSecondsAfterFinished" in spec
+                and now >= finished_at(job) + spec["ttlSecondsAfterFinished"]
+            ):
                 return "has outlived its ttl", lambda: self.server.delete(ref(job))
             return None
         alive = [pod for pod in pods if not terminal(pod)]
@@ -70,12 +80,17 @@ class Jobs:
                 return "ends its pod", lambda: self.server.delete(ref(active[0]))
             if alive:
                 return None
-            return "is Failed", lambda: self._say(job, "Failed", target["reason"], target["message"])
+            return "is Failed", lambda: self._say(
+                job, "Failed", target["reason"], target["message"]
+            )
         if status.get("succeeded"):
             return "is Complete", lambda: self._say(job, "Complete", "CompletionsReached", "")
         if status.get("failed", 0) > spec.get("backoffLimit", 6):
             return "gives up", partial(
-                self._fail, job, "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+                self._fail,
+                job,
+                "BackoffLimitExceeded",
+                "Job has reached the specified backoff limit",
             )
         if spec.get("suspend"):
             return ("ends its pod", lambda: self.server.delete(ref(active[0]))) if active else None
@@ -110,22 +125,36 @@ class Jobs:
         told = {(one["type"], one["status"]) for one in pod["status"].get("conditions", ())}
         return any(
             rule["action"] == "Ignore"
-            and any((one["type"], one.get("status", "True")) in told for one in rule.get("onPodConditions", ()))
+            and any(
+                (one["type"], one.get("status", "True")) in told
+                for one in rule.get("onPodConditions", ())
+            )
             for rule in (job["spec"].get("podFailurePolicy") or {}).get("rules", ())
         )
 
     def _make_pod(self, job: Object) -> None:
         template, meta = copied(job["spec"]["template"]), job["metadata"]
-        owned = {"apiVersion": "batch/v1", "kind": "Job", "name": meta["name"], "uid": meta["uid"], "controller": True}
+        owned = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "name": meta["name"],
+            "uid": meta["uid"],
+            "controller": True,
+        }
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
                 "namespace": meta["namespace"],
                 "name": f"{meta['name'][:57]}-{self.ground.name()}",
-                "labels": {**template["metadata"].get("labels", {}), "batch.kubernetes.io/job-name": meta["name"]},
+                "labels": {
+                    **template["metadata"].get("labels", {}),
+                    "batch.kubernetes.io/job-name": meta["name"],
+                },
                 "ownerReferences": [owned],
-                **{name: one for name, one in template["metadata"].items() if name == "annotations"},
+                **{
+                    name: one for name, one in template["metadata"].items() if name == "annotations"
+                },
                 "finalizers": [TRACKING],
             },
             "spec": template["spec"],
@@ -144,7 +173,15 @@ class Jobs:
     def _say(self, job: Object, kind: str, reason: str, message: str) -> None:
         now = stamp(self.ground.clock.now)
         found = [*(job.get("status") or {}).get("conditions", ())]
-        found.append({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now})
+        found.append(
+            {
+                "type": kind,
+                "status": "True",
+                "reason": reason,
+                "message": message,
+                "lastTransitionTime": now,
+            }
+        )
         self._status(job, {"conditions": found})
 
     def _status(self, job: Object, status: Object) -> None:
@@ -152,4 +189,7 @@ class Jobs:
 
 
 def _of_a_job(pod: Object) -> bool:
-    return any(one.get("controller") and one.get("kind") == "Job" for one in pod["metadata"].get("ownerReferences", ()))
+    return any(
+        one.get("controller") and one.get("kind") == "Job"
+        for one in pod["metadata"].get("ownerReferences", ())
+    )

@@ -11,7 +11,17 @@ from pretune.api.types import Object
 
 from tests.sim.attempts import Attempts
 from tests.sim.ground import WAIT, Ground, Move
-from tests.sim.reading import claims, consumer, containers, every_container, leaving, said, state, status, terminal
+from tests.sim.reading import (
+    claims,
+    consumer,
+    containers,
+    every_container,
+    leaving,
+    said,
+    state,
+    status,
+    terminal,
+)
 from tests.sim.scheduler import Scheduler
 from tests.sim.serving import Serving
 
@@ -23,7 +33,13 @@ RESTART = (
     120.0,
     300.0,
 )  # seconds until a container is started again, after its first end, its second …
-MOUNT_AGAIN = (1.0, 4.0, 15.0, 60.0, 122.0)  # seconds between tries at a volume: the kubelet's, thinned out
+MOUNT_AGAIN = (
+    1.0,
+    4.0,
+    15.0,
+    60.0,
+    122.0,
+)  # seconds between tries at a volume: the kubelet's, thinned out
 
 
 class Program(Protocol):
@@ -99,15 +115,26 @@ class Kubelet:
 
     def _accept(self, pod: Object) -> None:
         pod, waiting = self.ground.fresh(pod), {"waiting": {"reason": "PodInitializing"}}
-        for part, names in (("initContainerStatuses", "initContainers"), ("containerStatuses", "containers")):
+        for part, names in (
+            ("initContainerStatuses", "initContainers"),
+            ("containerStatuses", "containers"),
+        ):
             pod["status"][part] = [
-                {"name": one["name"], "state": waiting, "restartCount": 0, "ready": False, "started": False}
+                {
+                    "name": one["name"],
+                    "state": waiting,
+                    "restartCount": 0,
+                    "ready": False,
+                    "started": False,
+                }
                 for one in pod["spec"].get(names, ())
             ]
         pod["status"]["startTime"] = stamp(self.clock.now)
         if consumer(pod):
             self.ground.condition(pod, "Ready", "False", "ContainersNotReady", "")
-        self.ground.condition(pod, "PodReadyToStartContainers", str(not self._unmounted(pod)), "", "")
+        self.ground.condition(
+            pod, "PodReadyToStartContainers", str(not self._unmounted(pod)), "", ""
+        )
         self.ground.write(pod)
 
     # --- volumes
@@ -142,9 +169,7 @@ class Kubelet:
         self._mount_at[pod["metadata"]["uid"]] = self.clock.now + pause
         claim = self.ground.claim(pod, self._unmounted(pod))
         if claim is not None and claim["status"]["phase"] == "Bound":
-            words = (
-                f'MountVolume.SetUp failed for volume "{claim["spec"]["volumeName"]}" : mount failed: exit status 32'
-            )
+            words = f'MountVolume.SetUp failed for volume "{claim["spec"]["volumeName"]}" : mount failed: exit status 32'
             self.ground.event(pod, "FailedMount", words, f"mount.{pod['metadata']['uid']}")
 
     # --- one container: None where it is done, or goes on by itself, so that the next one is looked at
@@ -158,14 +183,20 @@ class Kubelet:
                 return self._again(pod, name)
             if found["terminated"]["exitCode"] == 0:
                 return None
-            return self._again(pod, name) if _restarts(pod) else ("is over", lambda: self.finish(pod))
+            return (
+                self._again(pod, name) if _restarts(pod) else ("is over", lambda: self.finish(pod))
+            )
         return self._start_move(pod, container)
 
     def _main(self, pod: Object, container: Object) -> Move | None:
         name, found = container["name"], state(pod, container["name"])
         if "terminated" in found:
             return self._again(pod, name) if _restarts(pod) else None
-        return self._program(pod).running(pod, container) if "running" in found else self._start_move(pod, container)
+        return (
+            self._program(pod).running(pod, container)
+            if "running" in found
+            else self._start_move(pod, container)
+        )
 
     def _again(self, pod: Object, name: str) -> Move:
         due = self.clock.now >= _restart_at(status(pod, name))
@@ -177,20 +208,28 @@ class Kubelet:
             if state(pod, name).get("waiting", {}).get("reason") == "CreateContainerError":
                 return WAIT
             words = f'stat "/var/lib/kubelet/pods/{pod["metadata"]["uid"]}/volumes/nfs/{volume}": stale file handle'
-            return f"{name} cannot be made", lambda: self._waits(pod, name, "CreateContainerError", words)
+            return f"{name} cannot be made", lambda: self._waits(
+                pod, name, "CreateContainerError", words
+            )
         if image not in self.ground.cannot_pull:
             return f"{name} starts", lambda: self._start(pod, name)
         if state(pod, name).get("waiting", {}).get("reason") == "ImagePullBackOff":
             return WAIT
         message = f'Back-off pulling image "{image}": not found'
-        return f"{name}'s image cannot be pulled", lambda: self._waits(pod, name, "ImagePullBackOff", message)
+        return f"{name}'s image cannot be pulled", lambda: self._waits(
+            pod, name, "ImagePullBackOff", message
+        )
 
     def _stale(self, pod: Object, container: Object) -> str:
         """The PersistentVolume that a consumer's container mounts, and whose handle is stale; ""."""
         mounted = {one["name"] for one in container.get("volumeMounts") or ()}
         for one in pod["spec"].get("volumes") or () if consumer(pod) else ():
             name = (one.get("persistentVolumeClaim") or {}).get("claimName", "")
-            if one["name"] in mounted and name in self.ground.stale and (claim := self.ground.claim(pod, name)):
+            if (
+                one["name"] in mounted
+                and name in self.ground.stale
+                and (claim := self.ground.claim(pod, name))
+            ):
                 return str(claim["spec"]["volumeName"])
         return ""
 
@@ -199,7 +238,9 @@ class Kubelet:
         status(pod, name)["state"] = {"waiting": {"reason": reason, "message": message}}
         self.ground.write(pod)
         words = reason if reason == "ImagePullBackOff" else message
-        self.ground.event(pod, "Failed", f"Error: {words}", f"failed.{name}.{pod['metadata']['uid']}")
+        self.ground.event(
+            pod, "Failed", f"Error: {words}", f"failed.{name}.{pod['metadata']['uid']}"
+        )
 
     def _start(self, pod: Object, name: str, again: bool = False) -> None:
         pod = self.ground.fresh(pod)
@@ -209,7 +250,9 @@ class Kubelet:
         found["state"] = {"running": {"startedAt": stamp(self.clock.now)}}
         image = next(one.get("image", "") for one in every_container(pod) if one["name"] == name)
         content = self.ground.content.get(image, image)
-        found["imageID"] = f"registry.example/engine@sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+        found["imageID"] = (
+            f"registry.example/engine@sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+        )
         main = any(one["name"] == name for one in pod["spec"]["containers"])
         pod["status"]["phase"] = "Running" if main else "Pending"
         self._program(pod).starts(pod, name, again)
@@ -258,7 +301,9 @@ class Kubelet:
         self.ground.write(pod)
 
     def _deadline(self, pod: Object) -> None:
-        self.fail(pod, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+        self.fail(
+            pod, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
+        )
 
     def _stop(self, pod: Object) -> None:
         """A deleted pod ends: what runs is killed; the object goes with its last finalizer."""
@@ -273,7 +318,12 @@ class Kubelet:
             found["ready"] = False
             if "running" in found["state"]:
                 began = found["state"]["running"]["startedAt"]
-                ended = {"exitCode": code, "reason": "Error", "startedAt": began, "finishedAt": stamp(self.clock.now)}
+                ended = {
+                    "exitCode": code,
+                    "reason": "Error",
+                    "startedAt": began,
+                    "finishedAt": stamp(self.clock.now),
+                }
                 found["state"] = {"terminated": ended}
         if said(pod, "Ready"):
             self.ground.condition(pod, "Ready", "False", "PodFailed", "")
@@ -284,7 +334,10 @@ def _restarts(pod: Object) -> bool:
 
 
 def _restart_at(found: Object) -> float:
-    return seconds(found["state"]["terminated"]["finishedAt"]) + RESTART[min(found["restartCount"], len(RESTART) - 1)]
+    return (
+        seconds(found["state"]["terminated"]["finishedAt"])
+        + RESTART[min(found["restartCount"], len(RESTART) - 1)]
+    )
 
 
 def _mounted(pod: Object) -> bool:

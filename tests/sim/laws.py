@@ -36,15 +36,23 @@ def status_validator() -> jsonschema.Draft202012Validator:
     """Of the CRD's status. An unknown field is an error: the API server would drop it in silence."""
     schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
     formats = jsonschema.FormatChecker(formats=())
-    formats.checks("date-time")(lambda text: not isinstance(text, str) or TIME.fullmatch(text) is not None)
+    formats.checks("date-time")(
+        lambda text: not isinstance(text, str) or TIME.fullmatch(text) is not None
+    )
     return jsonschema.Draft202012Validator(_closed(schema), format_checker=formats)
 
 
 def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return [_closed(one) for one in schema] if isinstance(schema, list) else schema
-    made = {name: _closed(one) for name, one in schema.items() if not name.startswith("x-kubernetes")}
-    if schema.get("type") == "object" and "properties" in schema and "additionalProperties" not in schema:
+    made = {
+        name: _closed(one) for name, one in schema.items() if not name.startswith("x-kubernetes")
+    }
+    if (
+        schema.get("type") == "object"
+        and "properties" in schema
+        and "additionalProperties" not in schema
+    ):
         made["additionalProperties"] = False
     return made
 
@@ -56,28 +64,44 @@ class Laws:
         self.server, self.world = server, world
         self.sealed: dict[tuple[str, tuple[str, str]], str] = {}  # (claim's uid, place) -> digest
         self.status_writes = 0
-        self.late_leaders = False  # whether one was stopped in its middle: what it makes then, nobody could know of
+        self.late_leaders = (
+            False  # whether one was stopped in its middle: what it makes then, nobody could know of
+        )
         self.wasted: list[str] = []  # tuning pods made although their bundle was on the claim
         server.listeners.append(self._on_write)
 
     def _on_write(self, write: Write) -> None:
         if write.kind == "AutotuneCache" and write.by:
-            assert write.verb == "patch status", f"the controller only ever writes a cache's status: {write}"
+            assert write.verb == "patch status", (
+                f"the controller only ever writes a cache's status: {write}"
+            )
             self.status_writes += 1
             valid_status(write.object.get("status") or {})
         if write.by and write.verb != "delete":
-            ours = [one for one in write.object["metadata"].get("finalizers", ()) if "pretune" in one]
+            ours = [
+                one for one in write.object["metadata"].get("finalizers", ()) if "pretune" in one
+            ]
             assert not ours, f"a finalizer of ours on {write.kind} {write.name}"
-        if write.kind == "Pod" and write.verb == "create" and write.object["metadata"]["labels"].get(ROLE) == TUNING:
+        if (
+            write.kind == "Pod"
+            and write.verb == "create"
+            and write.object["metadata"]["labels"].get(ROLE) == TUNING
+        ):
             bundle = write.object["metadata"]["labels"][BUNDLE]
-            if any(place[1] == bundle for volume in self.world.volumes.values() for place in volume.bundles):
+            if any(
+                place[1] == bundle
+                for volume in self.world.volumes.values()
+                for place in volume.bundles
+            ):
                 self.wasted.append(bundle)
 
     def check(self) -> None:
         self._one_attempt()
         self._bundles_stay()
         for start in self.world.starts:
-            assert not start.sealed_already, f"the engine of {start.bundle} was started although it is on the claim"
+            assert not start.sealed_already, (
+                f"the engine of {start.bundle} was started although it is on the claim"
+            )
 
     def _one_attempt(self) -> None:
         """Invariant 1, proofs included. A pod whose node has not answered for ten minutes counts as gone."""
@@ -87,16 +111,22 @@ class Laws:
             for pod in self.server.matching("v1", "Pod", "", f"{ROLE}={role}", "")
             if pod["status"]["phase"] in ("Pending", "Running") and not self._lost(pod)
         )
-        assert all(count <= 1 for count in alive.values()), f"two live attempts at one bundle: {alive}"
+        assert all(count <= 1 for count in alive.values()), (
+            f"two live attempts at one bundle: {alive}"
+        )
         targets = Counter(bundle.partition("-")[2] for bundle in alive)
-        assert self.late_leaders or all(count <= 1 for count in targets.values()), f"two at work on a target: {alive}"
+        assert self.late_leaders or all(count <= 1 for count in targets.values()), (
+            f"two at work on a target: {alive}"
+        )
         jobs = Counter(
             job["metadata"]["labels"][BUNDLE]
             for role in (TUNING, PROOF)
             for job in self.server.matching("batch/v1", "Job", "", f"{ROLE}={role}", "")
             if _may_make_a_pod(job)
         )
-        assert all(count <= 1 for count in jobs.values()), f"two unfinished Jobs of one bundle: {jobs}"
+        assert all(count <= 1 for count in jobs.values()), (
+            f"two unfinished Jobs of one bundle: {jobs}"
+        )
 
     def _lost(self, pod: Object) -> bool:
         since = pod["metadata"].get("deletionTimestamp")
@@ -114,13 +144,20 @@ class Laws:
 def _may_make_a_pod(job: Object) -> bool:
     """Not one that is over, nor one that was told to end: its deadline comes before any pod."""
     said = {one["type"] for one in (job.get("status") or {}).get("conditions", ())}
-    return not said & {"Complete", "Failed", "FailureTarget"} and job["spec"].get("activeDeadlineSeconds") != 1
+    return (
+        not said & {"Complete", "Failed", "FailureTarget"}
+        and job["spec"].get("activeDeadlineSeconds") != 1
+    )
 
 
 def valid_status(status: Object) -> None:
     """Of the CRD's form, every reason in the closed list, list-map keys unique."""
-    errors = sorted(status_validator().iter_errors(status), key=lambda one: list(map(str, one.path)))
-    assert not errors, "\n".join(f"status.{'.'.join(map(str, one.path))}: {one.message}" for one in errors)
+    errors = sorted(
+        status_validator().iter_errors(status), key=lambda one: list(map(str, one.path))
+    )
+    assert not errors, "\n".join(
+        f"status.{'.'.join(map(str, one.path))}: {one.message}" for one in errors
+    )
     for field, key in (("conditions", "type"), ("bundles", "id")):
         names = [one[key] for one in status.get(field, ())]
         assert len(names) == len(set(names)), f"status.{field}: {key} twice: {names}"

@@ -40,13 +40,21 @@ class Promises(Laws):
         super().__init__(server, world)
         self.deleted: list[str] = []  # uids of consumers that a controller deleted
         self.calm = True  # nobody is late: what the status says of who serves is true
-        self.stuck_for = 0.0  # the longest that only we kept a pod from starting, with a controller that works
-        self._seen_clearly: set[str] = set()  # uids that a webhook admitted which saw the caches as they were
+        self.stuck_for = (
+            0.0  # the longest that only we kept a pod from starting, with a controller that works
+        )
+        self._seen_clearly: set[str] = (
+            set()
+        )  # uids that a webhook admitted which saw the caches as they were
         self._pods: dict[str, Object] = {}  # uid -> as written last
-        self._stuck: dict[str, float] = {}  # uid -> since when looks see that only we keep it from starting
+        self._stuck: dict[
+            str, float
+        ] = {}  # uid -> since when looks see that only we keep it from starting
         self._looked = 0.0
         self._checked = 0  # of world.webhook.admitted
-        self._to_be_proven: set[str] = set()  # uids that were made while the cache's spec.verify was BeforeRelease
+        self._to_be_proven: set[str] = (
+            set()
+        )  # uids that were made while the cache's spec.verify was BeforeRelease
         self._served = 0  # of world.serves
         server.listeners.append(self.on_pod)
 
@@ -87,7 +95,9 @@ class Promises(Laws):
         spec, record = Spec.of(cache), self._record(pod)
         assert not _is_given(record, spec), f"{name} is held although its bundle is sealed"
         if spec.hold.when == "WhenServing" and self.calm:
-            assert controller(pod).get("kind") == "ReplicaSet", f"{name} is held, and is missing where it served"
+            assert controller(pod).get("kind") == "ReplicaSet", (
+                f"{name} is held, and is missing where it served"
+            )
             others = [one for one in self._living(pod) if note(one, BUNDLE) != note(pod, BUNDLE)]
             assert any(map(ready, others)), f"{name} is held, and nothing serves meanwhile"
         assert spec.hold.when != "Never" and not spec.suspend, f"{name} is held against the spec"
@@ -96,7 +106,9 @@ class Promises(Laws):
         gates = [one for one in before["spec"].get("schedulingGates", ()) if one["name"] != HOLD]
         kept = {name: one for name, one in before["spec"].items() if name != "schedulingGates"}
         wanted = {**kept, **({"schedulingGates": gates} if gates else {})}
-        assert after["spec"] == wanted, f"more than our gate was changed on {after['metadata']['name']}"
+        assert after["spec"] == wanted, (
+            f"more than our gate was changed on {after['metadata']['name']}"
+        )
         for part in ("labels", "annotations", "ownerReferences", "finalizers"):
             assert after["metadata"].get(part) == before["metadata"].get(part), part
 
@@ -104,8 +116,12 @@ class Promises(Laws):
         """Once, by rescue alone: not one that runs, nor one that nothing makes anew; the status remembers it first."""
         name = pod["metadata"]["name"]
         assert controller(pod), f"{name} was deleted by us, and nothing makes it anew"
-        assert note(pod, DELIVERY) in ("Overlay", "ReadOnly"), f"{name} was deleted, and had nothing of ours"
-        assert late or not state(pod, engine(pod)).get("running"), f"{name} was deleted while its engine ran"
+        assert note(pod, DELIVERY) in ("Overlay", "ReadOnly"), (
+            f"{name} was deleted, and had nothing of ours"
+        )
+        assert late or not state(pod, engine(pod)).get("running"), (
+            f"{name} was deleted while its engine ran"
+        )
         record = self._record(pod)
         if record:
             assert "undeliverable" in record, f"{name} was deleted before the status remembers why"
@@ -122,26 +138,39 @@ class Promises(Laws):
         for pod in self._all():
             if is_held(pod) and not leaving(pod):
                 self._is_held_rightly(pod, look)
-        for uid in set(self._stuck) - {pod["metadata"]["uid"] for pod in self._all() if self.only_we_stop(pod)}:
+        for uid in set(self._stuck) - {
+            pod["metadata"]["uid"] for pod in self._all() if self.only_we_stop(pod)
+        }:
             self.stuck_for = max(self.stuck_for, now - self._stuck.pop(uid))
         for pod in self._all():
             if self.only_we_stop(pod) and not is_held(pod):
                 since = self._stuck.setdefault(pod["metadata"]["uid"], now)
                 late = since + RESCUED <= self._looked
-                assert not late or not controller(pod), f"{pod['metadata']['name']} is not rescued: {pod['status']}"
+                assert not late or not controller(pod), (
+                    f"{pod['metadata']['name']} is not rescued: {pod['status']}"
+                )
         self._looked = now
 
     def _is_held_rightly(self, pod: Object, look: float | None) -> None:
         name, cache = pod["metadata"]["name"], self._cache(pod)
         assert cache is not None, f"{name} is held, and its cache is gone"
-        spec, until = Spec.of(cache), seconds(pod["metadata"]["creationTimestamp"]) + Spec.of(cache).hold.timeout
-        assert not _is_given(self._record(pod), spec), f"{name} is held although its bundle is sealed"
+        spec, until = (
+            Spec.of(cache),
+            seconds(pod["metadata"]["creationTimestamp"]) + Spec.of(cache).hold.timeout,
+        )
+        assert not _is_given(self._record(pod), spec), (
+            f"{name} is held although its bundle is sealed"
+        )
         assert not spec.suspend and spec.hold.when != "Never" and spec.delivery != "None", (
             f"{name} is held against the spec"
         )
         if spec.hold.on_failure != "Keep":
-            assert self.world.clock.now < until, f"{name} is held for longer than spec.hold.timeoutSeconds"
-            assert look is not None and self.world.clock.now + look <= until + SLACK, f"nobody looks at {name} in time"
+            assert self.world.clock.now < until, (
+                f"{name} is held for longer than spec.hold.timeoutSeconds"
+            )
+            assert look is not None and self.world.clock.now + look <= until + SLACK, (
+                f"nobody looks at {name} in time"
+            )
 
     def only_we_stop(self, pod: Object) -> bool:
         """Its engine was never started, and would be if we were not there. (A gate of ours is another law's.)"""
@@ -154,7 +183,9 @@ class Promises(Laws):
             return False
         if any(one.get("image") in self.world.cannot_pull for one in every_container(bare)):
             return False
-        return bool(pod["spec"].get("nodeName")) or not self.world.kubelet.scheduler.unschedulable(bare)
+        return bool(pod["spec"].get("nodeName")) or not self.world.kubelet.scheduler.unschedulable(
+            bare
+        )
 
     # --- at any time
 
@@ -166,8 +197,15 @@ class Promises(Laws):
         for start in self.world.serves[self._served :]:
             if start.bundle and start.pod in self._to_be_proven:
                 self._to_be_proven.discard(start.pod)  # what it has, it keeps
-                proven = (place for one in self.world.volumes.values() for place in one.proofs if one.proven(place))
-                assert start.bundle in {place[1] for place in proven}, f"{start.bundle} was given and is not proven"
+                proven = (
+                    place
+                    for one in self.world.volumes.values()
+                    for place in one.proofs
+                    if one.proven(place)
+                )
+                assert start.bundle in {place[1] for place in proven}, (
+                    f"{start.bundle} was given and is not proven"
+                )
         self._served = len(self.world.serves)
 
     # --- at rest, with a controller that works
@@ -181,7 +219,9 @@ class Promises(Laws):
                 kept = cache is not None and Spec.of(cache).hold.on_failure == "Keep"
                 assert kept, f"{name} is held for ever"
                 continue
-            assert not self.only_we_stop(pod) or not controller(pod), f"{name} would start without us, and does not"
+            assert not self.only_we_stop(pod) or not controller(pod), (
+                f"{name} would start without us, and does not"
+            )
         self._counts_add_up()
 
     def _counts_add_up(self) -> None:
@@ -208,7 +248,11 @@ class Promises(Laws):
         return [one for one in self.world.stored("v1", "Pod") if consumer(one)]
 
     def _living(self, pod: Object) -> list[Object]:
-        return [one for one in self._all() if label(one, CACHE) == label(pod, CACHE) and not terminal(one)]
+        return [
+            one
+            for one in self._all()
+            if label(one, CACHE) == label(pod, CACHE) and not terminal(one)
+        ]
 
     def _cache(self, pod: Object) -> Object | None:
         place = (pod["metadata"]["namespace"], label(pod, CACHE))

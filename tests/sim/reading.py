@@ -30,7 +30,9 @@ def note(obj: Object, name: str) -> str:
 
 def controller(obj: Object) -> Object:
     """The controlling owner's reference, or {}."""
-    return next((one for one in obj["metadata"].get("ownerReferences") or () if one.get("controller")), {})
+    return next(
+        (one for one in obj["metadata"].get("ownerReferences") or () if one.get("controller")), {}
+    )
 
 
 def owner(obj: Object) -> str:
@@ -68,7 +70,11 @@ def gpus_of(container: Object) -> int:
 
 def gpus(pod: Object) -> int:
     """What the pod occupies on its node: its containers and native sidecars."""
-    beside = [one for one in pod["spec"].get("initContainers") or () if one.get("restartPolicy") == "Always"]
+    beside = [
+        one
+        for one in pod["spec"].get("initContainers") or ()
+        if one.get("restartPolicy") == "Always"
+    ]
     return sum(gpus_of(one) for one in (*pod["spec"]["containers"], *beside))
 
 
@@ -83,7 +89,10 @@ def every_container(pod: Object) -> list[Object]:
 
 def containers(pod: Object) -> list[Object]:
     """The statuses of all its containers, in their order."""
-    return [*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())]
+    return [
+        *pod["status"].get("initContainerStatuses", ()),
+        *pod["status"].get("containerStatuses", ()),
+    ]
 
 
 def status(pod: Object, name: str) -> Object:
@@ -112,12 +121,19 @@ def ready(pod: Object) -> bool:
 
 def said(obj: Object, kind: str) -> Object | None:
     """The condition of this type."""
-    return next((one for one in (obj.get("status") or {}).get("conditions", ()) if one["type"] == kind), None)
+    return next(
+        (one for one in (obj.get("status") or {}).get("conditions", ()) if one["type"] == kind),
+        None,
+    )
 
 
 def claims(pod: Object) -> list[str]:
     volumes = pod["spec"].get("volumes") or ()
-    return [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one]
+    return [
+        one["persistentVolumeClaim"]["claimName"]
+        for one in volumes
+        if "persistentVolumeClaim" in one
+    ]
 
 
 def task(pod: Object, container: str) -> Task:

@@ -28,21 +28,32 @@ class Scheduler:
                 return None
             return "cannot be scheduled", lambda: self._unscheduled(pod, why)
         if claim := self._unprovisioned(pod):
-            return None if SELECTED in (claim["metadata"].get("annotations") or {}) else self._choose(claim)
+            return (
+                None
+                if SELECTED in (claim["metadata"].get("annotations") or {})
+                else self._choose(claim)
+            )
         return "is scheduled", lambda: self._schedule(pod)
 
     def _unprovisioned(self, pod: Object) -> Object | None:
         """A claim that waits for its first pod, and whose volume nobody makes."""
         found = (self.ground.claim(pod, name) for name in claims(pod))
         return next(
-            (one for one in found if one and one["status"]["phase"] == "Pending" and not self.ground.provisioner), None
+            (
+                one
+                for one in found
+                if one and one["status"]["phase"] == "Pending" and not self.ground.provisioner
+            ),
+            None,
         )
 
     def _choose(self, claim: Object) -> Move:
         """A node is chosen, and the scheduler waits, without a word, for a volume there."""
 
         def choose() -> None:
-            self.ground.server.patch(ref(claim), {"metadata": {"annotations": {SELECTED: "node-1"}}})
+            self.ground.server.patch(
+                ref(claim), {"metadata": {"annotations": {SELECTED: "node-1"}}}
+            )
             self.ground.event(claim, "ProvisioningFailed", "no space left in the pool")
 
         return f"chooses a node for {claim['metadata']['name']}", choose
@@ -55,18 +66,27 @@ class Scheduler:
                 return f'0/1 nodes are available: persistentvolumeclaim "{name}" not found.'
             if leaving(claim):
                 return f'0/1 nodes are available: persistentvolumeclaim "{name}" is being deleted.'
-            if claim["status"]["phase"] != "Bound" and binding_mode(self.ground, claim) == "Immediate":
+            if (
+                claim["status"]["phase"] != "Bound"
+                and binding_mode(self.ground, claim) == "Immediate"
+            ):
                 return "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
         product = (pod["spec"].get("nodeSelector") or {}).get("nvidia.com/gpu.product")
         if label(pod, ROLE) in self.ground.idle_roles:
             return "0/1 nodes are available: 1 Insufficient cpu."
         free = self.ground.free_gpus or label(pod, ROLE) not in (TUNING, PROOF)
-        if gpus(pod) and (not free or product in self.ground.no_node_for or gpus(pod) > self._free()):
+        if gpus(pod) and (
+            not free or product in self.ground.no_node_for or gpus(pod) > self._free()
+        ):
             return "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
         return ""
 
     def _free(self) -> int:
-        pods = (one for one in self.ground.stored("v1", "Pod") if one["spec"].get("nodeName") and not terminal(one))
+        pods = (
+            one
+            for one in self.ground.stored("v1", "Pod")
+            if one["spec"].get("nodeName") and not terminal(one)
+        )
         return self.ground.gpus - sum(gpus(one) for one in pods)
 
     def _unscheduled(self, pod: Object, why: str) -> None:

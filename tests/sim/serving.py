@@ -42,7 +42,12 @@ class Serving:
             status(pod, name)["state"] = {"terminated": end}
         if name == engine(pod):
             self.ground.serves.append(
-                Serve(pod["metadata"]["uid"], found["image"], self._tactics(pod, found), self.ground.clock.now)
+                Serve(
+                    pod["metadata"]["uid"],
+                    found["image"],
+                    self._tactics(pod, found),
+                    self.ground.clock.now,
+                )
             )
 
     def due(self, pod: Object) -> Iterator[float]:
@@ -57,16 +62,26 @@ class Serving:
         name = container["name"]
         if name == SEED_CONTAINER:
             return WAIT if self.ground.seed_hangs else ("seed ends", lambda: self._seed(pod))
-        if container in pod["spec"].get("initContainers", ()) and container.get("restartPolicy") != "Always":
+        if (
+            container in pod["spec"].get("initContainers", ())
+            and container.get("restartPolicy") != "Always"
+        ):
             return f"{name} ends", lambda: self.kubelet.end(pod, name, 0, "")
-        takes, began = self._start_takes(pod) if name == engine(pod) else 0.0, state(pod, name)["running"]["startedAt"]
+        takes, began = (
+            self._start_takes(pod) if name == engine(pod) else 0.0,
+            state(pod, name)["running"]["startedAt"],
+        )
         if not status(pod, name).get("ready"):
             due = self.ground.clock.now >= seconds(began) + takes
             return (f"{name} is ready", lambda: self.kubelet.ready(pod, name)) if due else WAIT
         if _serves(pod):
             return None
         over = self.ground.clock.now >= seconds(began) + takes + WORKS_FOR
-        return (f"{name} has done its work", lambda: self.kubelet.end(pod, name, 0, "")) if over else WAIT
+        return (
+            (f"{name} has done its work", lambda: self.kubelet.end(pod, name, 0, ""))
+            if over
+            else WAIT
+        )
 
     def _seed(self, pod: Object) -> None:
         report = agent.seed(self.ground, pod)
@@ -75,18 +90,28 @@ class Serving:
         self.kubelet.end(pod, SEED_CONTAINER, 0, report.dump())
 
     def _start_takes(self, pod: Object) -> float:
-        newest = next(one for one in reversed(self.ground.serves) if one.pod == pod["metadata"]["uid"])
+        newest = next(
+            one for one in reversed(self.ground.serves) if one.pod == pod["metadata"]["uid"]
+        )
         return STARTS_FOR if newest.bundle else TUNES_FOR
 
     def _tactics(self, pod: Object, container: Object) -> str:
         """The bundle that the engine finds where its variable points to, and can use; "": none."""
-        place = next((one.get("value", "") for one in container.get("env") or () if one["name"] == OVERRIDE), "")
+        place = next(
+            (one.get("value", "") for one in container.get("env") or () if one["name"] == OVERRIDE),
+            "",
+        )
         if not place.startswith(CLAIM_MOUNT):
             return self._seeded.get(pod["metadata"]["uid"], "")
         folder, _, rest = place.removeprefix(f"{CLAIM_MOUNT}/").partition("/bundles/")
-        volume, at = self.ground.volume(pod, container["name"]), (folder, rest.removesuffix("/tactics"))
+        volume, at = (
+            self.ground.volume(pod, container["name"]),
+            (folder, rest.removesuffix("/tactics")),
+        )
         found = volume.bundles.get(at)
-        fits = found is not None and found.versions == self.ground.versions.get(container["image"], VERSIONS)
+        fits = found is not None and found.versions == self.ground.versions.get(
+            container["image"], VERSIONS
+        )
         return at[1] if fits and at not in volume.torn else ""
 
 

@@ -40,7 +40,10 @@ def template(image: str = "vllm:1", **engine: Any) -> Object:
         "args": ["serve", "qwen3", "--port", "8000"],
         "resources": {"limits": {"nvidia.com/gpu": "1"}},
     }
-    return {"metadata": {"labels": {"app": "qwen3"}}, "spec": {"containers": [{**container, **engine}]}}
+    return {
+        "metadata": {"labels": {"app": "qwen3"}},
+        "spec": {"containers": [{**container, **engine}]},
+    }
 
 
 class Simulation:
@@ -57,15 +60,21 @@ class Simulation:
         self.up = True  # whether there is a controller
         self.pace = 0.0  # seconds between two reconciles while the world moves
         self.looked = 0.0
-        self.chance: random.Random | None = None  # what happens next is drawn from it, instead of the first thing
-        self.late: list[tuple[Client, asyncio.Task[Any]]] = []  # reconciles that were stopped in their middle
+        self.chance: random.Random | None = (
+            None  # what happens next is drawn from it, instead of the first thing
+        )
+        self.late: list[
+            tuple[Client, asyncio.Task[Any]]
+        ] = []  # reconciles that were stopped in their middle
 
     def close(self) -> None:
         self.world.webhook.close()
         for _, task in self.late:
             task.cancel()
         if self.late:
-            self.loop.run_until_complete(asyncio.gather(*(task for _, task in self.late), return_exceptions=True))
+            self.loop.run_until_complete(
+                asyncio.gather(*(task for _, task in self.late), return_exceptions=True)
+            )
         self.loop.close()
 
     # --- a person's hand
@@ -81,7 +90,9 @@ class Simulation:
     def apply(self, **spec: Any) -> None:
         """Make the cache, or change fields of its spec."""
         if self.server.get(*CACHE) is None:
-            self.server.create({**named(CACHE), "spec": {"source": REF, "storage": {"claim": {}}, **spec}})
+            self.server.create(
+                {**named(CACHE), "spec": {"source": REF, "storage": {"claim": {}}, **spec}}
+            )
         else:
             self.server.patch(named(CACHE), {"spec": spec})
 
@@ -100,7 +111,9 @@ class Simulation:
         client, before = client or self.controller, len(self.server.writes)
         try:
             look = self.loop.run_until_complete(self._reconcile(client))
-            assert look != 0.0 or len(self.server.writes) > before, "a look that did nothing wants another one at once"
+            assert look != 0.0 or len(self.server.writes) > before, (
+                "a look that did nothing wants another one at once"
+            )
             self.after_look(look)
             return look
         except (ApiError, OSError, TimeoutError):
@@ -115,7 +128,9 @@ class Simulation:
     def after_look(self, look: float | None) -> None:
         """A reconcile has succeeded, and wants to look again so many seconds from now."""
 
-    def client(self, name: str = "controller", faults: Faults | None = None, pause_before: int = 0) -> Client:
+    def client(
+        self, name: str = "controller", faults: Faults | None = None, pause_before: int = 0
+    ) -> Client:
         return Client(self.server, name, faults, pause_before)
 
     def down(self) -> None:
@@ -140,7 +155,9 @@ class Simulation:
         self.laws.late_leaders = True
         task = self.loop.create_task(self._reconcile(client))
         waiting = self.loop.create_task(client.paused.wait())
-        self.loop.run_until_complete(asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED))
+        self.loop.run_until_complete(
+            asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        )
         waiting.cancel()
         if task.done():
             _spent(task)
@@ -160,7 +177,9 @@ class Simulation:
 
     # --- letting it run
 
-    def settle(self, within: float = 300.0, until: Callable[[], bool] = lambda: False, limit: int = 3000) -> None:
+    def settle(
+        self, within: float = 300.0, until: Callable[[], bool] = lambda: False, limit: int = 3000
+    ) -> None:
         """Reconcile after every move of the world, until nothing changes any more, `until` says so, or `within` seconds of
         its clock are over."""
         end, quiet = self.clock.now + within, 0
@@ -185,12 +204,17 @@ class Simulation:
             if len(self.server.writes) != before:
                 quiet = 0
                 continue
-            times = [*self.world.timers()[:1], *([] if look is None else [self.clock.now + max(look, 0.01)])]
+            times = [
+                *self.world.timers()[:1],
+                *([] if look is None else [self.clock.now + max(look, 0.01)]),
+            ]
             quiet += 1
             if not times or quiet > 4 or min(times) > end:
                 return
             self.clock.now = min(times)
-        raise AssertionError(f"it does not come to rest; the last writes: {self.server.writes[-12:]}")
+        raise AssertionError(
+            f"it does not come to rest; the last writes: {self.server.writes[-12:]}"
+        )
 
     def _events_come_together(self) -> bool:
         """Whether what has just happened has no reconcile of its own."""
@@ -219,7 +243,9 @@ class Simulation:
 
     def condition(self, kind: str) -> tuple[str, str]:
         """(status, reason) of a condition."""
-        found = next((one for one in self.status.get("conditions", ()) if one["type"] == kind), None)
+        found = next(
+            (one for one in self.status.get("conditions", ()) if one["type"] == kind), None
+        )
         assert found is not None, f"no condition {kind} in {self.status}"
         return found["status"], found["reason"]
 
@@ -289,7 +315,11 @@ class Simulation:
 
 def named(place: tuple[str, str, str, str]) -> Object:
     """Just enough of an object to make or change it."""
-    return {"apiVersion": place[0], "kind": place[1], "metadata": {"namespace": place[2], "name": place[3]}}
+    return {
+        "apiVersion": place[0],
+        "kind": place[1],
+        "metadata": {"namespace": place[2], "name": place[3]},
+    }
 
 
 def _spent(task: asyncio.Task[Any]) -> None:

@@ -29,7 +29,11 @@ class StatefulSets(Maker):
     def _move(self, one: Object) -> Move | None:
         meta, template = one["metadata"], one["spec"]["template"]
         name = f"{meta['name']}-{hash_of(template)}"
-        revisions = [found for found in self.ground.stored(APPS, "ControllerRevision") if owner(found) == meta["uid"]]
+        revisions = [
+            found
+            for found in self.ground.stored(APPS, "ControllerRevision")
+            if owner(found) == meta["uid"]
+        ]
         update = next((found for found in revisions if found["metadata"]["name"] == name), None)
         last = max((found["revision"] for found in revisions), default=0)
         if update is None:

@@ -51,14 +51,29 @@ def only_record(sim: Simulation) -> Object:
 
 def a_claim(sim: Simulation, name: str, **meta: Any) -> None:
     """Somebody's own."""
-    meta, spec = {"namespace": KEY.namespace, "name": name, **meta}, {"accessModes": ["ReadWriteMany"]}
-    sim.server.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+    meta, spec = (
+        {"namespace": KEY.namespace, "name": name, **meta},
+        {"accessModes": ["ReadWriteMany"]},
+    )
+    sim.server.create(
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
+    )
 
 
-def a_pod(sim: Simulation, volume: Object | None = None, labels: Object | None = None, **notes: str) -> None:
+def a_pod(
+    sim: Simulation, volume: Object | None = None, labels: Object | None = None, **notes: str
+) -> None:
     """A pod named `serving` that does nothing but be there, with a volume."""
-    meta = {"namespace": KEY.namespace, "name": "serving", "labels": labels or {CACHE: KEY.name}, "annotations": notes}
-    spec: Object = {"containers": [], **({"volumes": [{"name": "one", **volume}]} if volume else {})}
+    meta = {
+        "namespace": KEY.namespace,
+        "name": "serving",
+        "labels": labels or {CACHE: KEY.name},
+        "annotations": notes,
+    }
+    spec: Object = {
+        "containers": [],
+        **({"volumes": [{"name": "one", **volume}]} if volume else {}),
+    }
     sim.server.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
 
 
@@ -68,7 +83,9 @@ SERVING = ("v1", "Pod", KEY.namespace, "serving")
 # --- consumers
 
 
-def rolled_out(fleet: Fleet, image: str = "vllm:1", spec: Object | None = None, **workload: Any) -> Fleet:
+def rolled_out(
+    fleet: Fleet, image: str = "vllm:1", spec: Object | None = None, **workload: Any
+) -> Fleet:
     """A Deployment serves, and its bundle is sealed."""
     fleet.serve(image, **workload)
     fleet.apply(**(spec or {}))

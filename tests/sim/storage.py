@@ -55,7 +55,9 @@ class Volume:
     """What a bound claim holds: (the cache's folder, id) -> bundle."""
 
     bundles: dict[tuple[str, str], Bundle] = field(default_factory=dict)
-    proofs: dict[tuple[str, str], str] = field(default_factory=dict)  # of a bundle: the digest that was proven
+    proofs: dict[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # of a bundle: the digest that was proven
     torn: set[tuple[str, str]] = field(default_factory=set)  # of which a byte was flipped
 
     def proven(self, place: tuple[str, str]) -> bool:

@@ -54,7 +54,15 @@ def test_a_person_who_only_looks_at_ready_reads_each_step_in_its_order(sim: Simu
         return False
 
     sim.settle(until=look)
-    assert said == ["WaitingForClaim", "WaitingForPod", "Pulling", "Checking", "Tuning", "Sealing", "Sealed"]
+    assert said == [
+        "WaitingForClaim",
+        "WaitingForPod",
+        "Pulling",
+        "Checking",
+        "Tuning",
+        "Sealing",
+        "Sealed",
+    ]
 
 
 def test_two_targets_are_tuned_one_after_another(sim: Simulation) -> None:
@@ -63,11 +71,17 @@ def test_two_targets_are_tuned_one_after_another(sim: Simulation) -> None:
 
     def look() -> bool:
         nonlocal most
-        most = max(most, sum(pod["status"]["phase"] in ("Pending", "Running") for pod in sim.world.pods(TUNING)))
+        most = max(
+            most,
+            sum(pod["status"]["phase"] in ("Pending", "Running") for pod in sim.world.pods(TUNING)),
+        )
         return False
 
     sim.settle(until=look)
-    assert sim.ready == ("True", "Sealed") and sim.status["summary"] == {"bundles": "2/2", "entries": 40}
+    assert sim.ready == ("True", "Sealed") and sim.status["summary"] == {
+        "bundles": "2/2",
+        "entries": 40,
+    }
     assert [one["target"] for one in sim.records] == ["b200", "h200"]
     assert most == 1 and sim.engine_starts == 2
 
@@ -76,7 +90,9 @@ def test_a_target_that_waits_for_a_node_holds_up_no_other(sim: Simulation) -> No
     sim.world.no_node_for = {"NVIDIA-B200"}
     started(sim, targets=TWO).settle()
     assert [one["state"] for one in sim.records] == ["Pending", SEALED]
-    assert sim.records[0]["reason"] == "WaitingForNode" and "Insufficient" in sim.records[0]["message"]
+    assert (
+        sim.records[0]["reason"] == "WaitingForNode" and "Insufficient" in sim.records[0]["message"]
+    )
     sim.world.no_node_for = set()
     sim.settle()
     assert sim.ready == ("True", "Sealed")
@@ -110,10 +126,15 @@ def test_an_engine_that_tunes_nothing_is_ready_and_says_so(sim: Simulation) -> N
 # --- attempts that fail
 
 
-def test_failed_attempts_are_tried_again_after_30_and_120_seconds_and_the_third_is_the_last(sim: Simulation) -> None:
+def test_failed_attempts_are_tried_again_after_30_and_120_seconds_and_the_third_is_the_last(
+    sim: Simulation,
+) -> None:
     sim.world.engine_crashes = 3
     started(sim).settle(FAR)
-    assert sim.ready == ("False", "EngineFailed") and sim.condition("Stalled") == ("True", "EngineFailed")
+    assert sim.ready == ("False", "EngineFailed") and sim.condition("Stalled") == (
+        "True",
+        "EngineFailed",
+    )
     record = only_record(sim)
     assert record["state"] == FAILED and record["attempts"] == 3
     assert "exit code 1" in record["message"] and "CUDA error: out of memory" in record["message"]
@@ -128,7 +149,11 @@ def test_an_attempt_after_a_failed_one_is_sealed_and_the_failure_forgotten(sim: 
     sim.world.engine_crashes = 1
     started(sim)
     until(sim, "Retrying")
-    assert "attempt 1 of 3" in sim.message() and "EngineFailed" in sim.message() and "next" in sim.message()
+    assert (
+        "attempt 1 of 3" in sim.message()
+        and "EngineFailed" in sim.message()
+        and "next" in sim.message()
+    )
     sim.settle()
     record = only_record(sim)
     assert record["state"] == SEALED and record["attempts"] == 2 and "lastFailure" not in record
@@ -140,7 +165,9 @@ def test_max_attempts_of_one_tries_once(sim: Simulation) -> None:
     assert only_record(sim)["state"] == FAILED and sim.engine_starts == 1
 
 
-def test_after_the_last_attempt_only_a_changed_revision_or_engine_tries_again(sim: Simulation) -> None:
+def test_after_the_last_attempt_only_a_changed_revision_or_engine_tries_again(
+    sim: Simulation,
+) -> None:
     sim.world.engine_crashes = 1
     started(sim, tuning={"maxAttempts": 1}).settle(FAR)
     assert only_record(sim)["state"] == FAILED
@@ -154,7 +181,11 @@ def test_incomplete_ranks_are_not_tried_a_third_time(sim: Simulation) -> None:
     sim.world.seal_says = [("IncompleteRanks", "rank 2 of 4 is missing")] * 3
     started(sim).settle(FAR)
     record = only_record(sim)
-    assert record["state"] == FAILED and record["reason"] == "IncompleteRanks" and record["attempts"] == 2
+    assert (
+        record["state"] == FAILED
+        and record["reason"] == "IncompleteRanks"
+        and record["attempts"] == 2
+    )
 
 
 def test_unsafe_files_are_not_tried_again(sim: Simulation) -> None:
@@ -170,13 +201,17 @@ def test_an_engine_that_is_never_ready_ends_with_the_pods_deadline(sim: Simulati
     assert "the engine was not ready" in sim.message()
 
 
-def test_an_image_that_cannot_be_pulled_ends_the_attempt_with_the_kubelets_words(sim: Simulation) -> None:
+def test_an_image_that_cannot_be_pulled_ends_the_attempt_with_the_kubelets_words(
+    sim: Simulation,
+) -> None:
     sim.world.cannot_pull = {"vllm:1"}
     started(sim)
     until(sim, "Retrying")
     assert "ImagePullFailed" in sim.message() and 'Back-off pulling image "vllm:1"' in sim.message()
     sim.settle(20)
-    assert not any(pod["status"]["phase"] == "Pending" for pod in sim.world.pods(TUNING)), "the GPU is given back"
+    assert not any(pod["status"]["phase"] == "Pending" for pod in sim.world.pods(TUNING)), (
+        "the GPU is given back"
+    )
     sim.world.cannot_pull = set()
     sim.settle()
     assert sim.ready == ("True", "Sealed")

@@ -12,7 +12,9 @@ from tests.sim.steps import CLAIM_PLACE, SERVING, a_pod, sealed, started, until
 # --- the cache's end
 
 
-@pytest.mark.parametrize("step", ["WaitingForPod", "Pulling", "Checking", "Tuning", "Sealing", "Sealed"])
+@pytest.mark.parametrize(
+    "step", ["WaitingForPod", "Pulling", "Checking", "Tuning", "Sealing", "Sealed"]
+)
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_cache_deleted_at_any_step_leaves_nothing_but_a_claim_that_is_to_be_kept(
     sim: Simulation, step: str, kept: bool
@@ -48,12 +50,18 @@ def test_when_deleted_follows_the_spec_until_the_end(sim: Simulation) -> None:
     assert sim.server.get(*CLAIM_PLACE) is not None
 
 
-def test_an_older_agent_goes_when_no_pod_names_it_and_no_webhook_of_an_older_release_gives_it(sim: Simulation) -> None:
+def test_an_older_agent_goes_when_no_pod_names_it_and_no_webhook_of_an_older_release_gives_it(
+    sim: Simulation,
+) -> None:
     labels = {"pretune.dev/role": "agent"}
     for name in ("pretune-agent-000000000000", "pretune-agent-111111111111"):
         meta = {"namespace": KEY.namespace, "name": name, "labels": labels}
         sim.server.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})
-    a_pod(sim, {"configMap": {"name": "pretune-agent-111111111111", "optional": True}}, {"app": "other"})
+    a_pod(
+        sim,
+        {"configMap": {"name": "pretune-agent-111111111111", "optional": True}},
+        {"app": "other"},
+    )
     sealed(sim)
     assert len(sim.server.list("v1", "ConfigMap", KEY.namespace)) == 3
     sim.settle(FAR)
@@ -64,7 +72,14 @@ def test_an_older_agent_goes_when_no_pod_names_it_and_no_webhook_of_an_older_rel
 def test_the_agent_stays_for_another_cache_of_the_namespace(sim: Simulation) -> None:
     sealed(sim)
     other = {"namespace": KEY.namespace, "name": "other"}
-    sim.server.create({"apiVersion": THE_CACHE[0], "kind": THE_CACHE[1], "metadata": other, "spec": {"storage": {}}})
+    sim.server.create(
+        {
+            "apiVersion": THE_CACHE[0],
+            "kind": THE_CACHE[1],
+            "metadata": other,
+            "spec": {"storage": {}},
+        }
+    )
     sim.delete()
     sim.settle(FAR)
     assert sim.server.list("v1", "ConfigMap", KEY.namespace)

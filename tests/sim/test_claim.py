@@ -8,7 +8,16 @@ from pretune.api.types import Object
 from pretune.manifests.job import attempt_name
 
 from tests.sim.simulation import CLAIM, FAR, KEY, Simulation, named
-from tests.sim.steps import CLAIM_PLACE, a_claim, only_record, reason, sealed, started, tuning_pod, until
+from tests.sim.steps import (
+    CLAIM_PLACE,
+    a_claim,
+    only_record,
+    reason,
+    sealed,
+    started,
+    tuning_pod,
+    until,
+)
 
 # --- the claim is the truth
 
@@ -21,14 +30,20 @@ def test_a_wiped_status_is_read_back_from_the_claim_and_nothing_is_tuned(sim: Si
     sim.settle()
     after = only_record(sim)
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 1
-    assert {name: after[name] for name in ("id", "digest", "sealedAt", "entries", "environment", "writer")} == {
-        name: before[name] for name in ("id", "digest", "sealedAt", "entries", "environment", "writer")
+    assert {
+        name: after[name]
+        for name in ("id", "digest", "sealedAt", "entries", "environment", "writer")
+    } == {
+        name: before[name]
+        for name in ("id", "digest", "sealedAt", "entries", "environment", "writer")
     }
     assert not sim.world.jobs(INSPECT) and not sim.laws.wasted
     sim.deploy(image="vllm:2")
     sim.settle()
     assert sim.ready == ("True", "Sealed")
-    assert len([one for one in sim.writes("Job", "create") if INSPECT in one]) == 1, "a claim is read once"
+    assert len([one for one in sim.writes("Job", "create") if INSPECT in one]) == 1, (
+        "a claim is read once"
+    )
 
 
 def test_a_status_wiped_while_tuning_goes_on_with_the_same_attempt(sim: Simulation) -> None:
@@ -36,7 +51,11 @@ def test_a_status_wiped_while_tuning_goes_on_with_the_same_attempt(sim: Simulati
     until(sim, "Tuning")
     sim.wipe_status()
     sim.settle()
-    assert sim.ready == ("True", "Sealed") and sim.engine_starts == 1 and only_record(sim)["attempts"] == 1
+    assert (
+        sim.ready == ("True", "Sealed")
+        and sim.engine_starts == 1
+        and only_record(sim)["attempts"] == 1
+    )
 
 
 def test_a_cache_made_again_on_a_retained_claim_adopts_what_is_there(sim: Simulation) -> None:
@@ -46,10 +65,16 @@ def test_a_cache_made_again_on_a_retained_claim_adopts_what_is_there(sim: Simula
     assert sim.server.get(*CLAIM_PLACE) is not None
     sim.apply(storage={"claim": {"whenDeleted": "Retain"}})
     sim.settle()
-    assert sim.ready == ("True", "Sealed") and only_record(sim)["digest"] == digest and sim.engine_starts == 1
+    assert (
+        sim.ready == ("True", "Sealed")
+        and only_record(sim)["digest"] == digest
+        and sim.engine_starts == 1
+    )
 
 
-def test_a_cache_made_again_while_the_old_ones_pod_still_ends_waits_and_is_sealed(sim: Simulation) -> None:
+def test_a_cache_made_again_while_the_old_ones_pod_still_ends_waits_and_is_sealed(
+    sim: Simulation,
+) -> None:
     started(sim)
     until(sim, "Tuning")
     sim.delete()
@@ -60,7 +85,9 @@ def test_a_cache_made_again_while_the_old_ones_pod_still_ends_waits_and_is_seale
     assert sim.ready == ("True", "Sealed") and len(sim.on_claim()) == 1
 
 
-def test_a_job_of_another_owner_that_has_the_attempts_name_is_said_and_waited_for(sim: Simulation) -> None:
+def test_a_job_of_another_owner_that_has_the_attempts_name_is_said_and_waited_for(
+    sim: Simulation,
+) -> None:
     started(sim)
     name = attempt_name(KEY.name, sim.wanted()[0], 1)
     meta = {"namespace": KEY.namespace, "name": name, "labels": {"app": "other"}}
@@ -80,7 +107,11 @@ def test_a_cache_made_again_waits_for_the_old_ones_pod_on_a_lost_node(sim: Simul
     sim.delete()
     sim.apply(storage={"claim": {"whenDeleted": "Retain"}})
     sim.settle(590)
-    assert sim.ready == ("False", "NameTaken") and lost["metadata"]["name"] in sim.message() and sim.engine_starts == 1
+    assert (
+        sim.ready == ("False", "NameTaken")
+        and lost["metadata"]["name"] in sim.message()
+        and sim.engine_starts == 1
+    )
     sim.settle(FAR)
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 2
 
@@ -92,10 +123,16 @@ def test_a_report_that_nobody_read_is_found_on_the_claim(sim: Simulation) -> Non
     sim.world.vanish(tuning_pod(sim))
     assert not sim.world.pods()
     sim.settle()
-    assert sim.ready == ("True", "Sealed") and sim.engine_starts == 1 and only_record(sim)["attempts"] == 1
+    assert (
+        sim.ready == ("True", "Sealed")
+        and sim.engine_starts == 1
+        and only_record(sim)["attempts"] == 1
+    )
 
 
-def test_a_report_that_nobody_read_of_an_attempt_that_failed_is_tried_again(sim: Simulation) -> None:
+def test_a_report_that_nobody_read_of_an_attempt_that_failed_is_tried_again(
+    sim: Simulation,
+) -> None:
     sim.world.engine_crashes = 0
     started(sim)
     until(sim, "Tuning")
@@ -115,7 +152,9 @@ def test_an_inspect_that_cannot_answer_holds_nobody_up_for_ever(sim: Simulation)
     sim.world.inspect_silent = True
     sim.wipe_status()
     sim.settle(FAR)
-    assert sim.ready == ("True", "Sealed") and sim.engine_starts == 1, "check has looked before the engine started"
+    assert sim.ready == ("True", "Sealed") and sim.engine_starts == 1, (
+        "check has looked before the engine started"
+    )
 
 
 def test_a_claim_that_a_person_deleted_is_made_anew_and_tuned_anew(sim: Simulation) -> None:
@@ -123,7 +162,9 @@ def test_a_claim_that_a_person_deleted_is_made_anew_and_tuned_anew(sim: Simulati
     first = sim.world.claim_uid(KEY.namespace, CLAIM)
     sim.delete(CLAIM_PLACE)
     sim.reconcile()
-    assert sim.condition("StorageReady") == ("False", "ClaimTerminating") and reason(sim) != "Sealed"
+    assert (
+        sim.condition("StorageReady") == ("False", "ClaimTerminating") and reason(sim) != "Sealed"
+    )
     sim.settle()  # it does not wait for the ttl of the Job that made the bundle
     assert sim.world.claim_uid(KEY.namespace, CLAIM) not in ("", first)
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 2
@@ -131,11 +172,15 @@ def test_a_claim_that_a_person_deleted_is_made_anew_and_tuned_anew(sim: Simulati
 
 
 def test_an_existing_claim_is_awaited_inspected_and_used(sim: Simulation) -> None:
-    started(sim, storage={"existingClaim": {"name": "shared", "subPath": "pretune"}, "claim": None}).settle()
+    started(
+        sim, storage={"existingClaim": {"name": "shared", "subPath": "pretune"}, "claim": None}
+    ).settle()
     assert sim.ready == ("False", "ClaimNotFound") and "shared" in sim.message()
     a_claim(sim, "shared")
     sim.settle(FAR)
-    assert sim.ready == ("True", "Sealed") and list(sim.on_claim("shared")) == [only_record(sim)["id"]]
+    assert sim.ready == ("True", "Sealed") and list(sim.on_claim("shared")) == [
+        only_record(sim)["id"]
+    ]
     sim.delete()
     sim.settle(FAR)
     assert sim.server.get("v1", "PersistentVolumeClaim", KEY.namespace, "shared") is not None
@@ -155,7 +200,9 @@ def other_place(sim: Simulation, where: str) -> tuple[Object, str]:
 
 @pytest.mark.parametrize("where", ["another claim", "another folder"])
 @pytest.mark.parametrize("at", ["WaitingForPod", "Tuning", "Sealing", "Sealed", "EngineFailed"])
-def test_storage_that_is_changed_at_any_step_holds_the_bundle_in_the_end(sim: Simulation, where: str, at: str) -> None:
+def test_storage_that_is_changed_at_any_step_holds_the_bundle_in_the_end(
+    sim: Simulation, where: str, at: str
+) -> None:
     storage, name = other_place(sim, where)
     first: Object = {"claim": {}}
     if where == "another folder":
@@ -177,7 +224,9 @@ def test_storage_that_is_changed_at_any_step_holds_the_bundle_in_the_end(sim: Si
     assert sim.engine_starts <= 2
 
 
-def test_a_claim_that_cannot_be_read_is_not_believed_to_hold_what_another_one_held(sim: Simulation) -> None:
+def test_a_claim_that_cannot_be_read_is_not_believed_to_hold_what_another_one_held(
+    sim: Simulation,
+) -> None:
     sealed(sim)
     storage, name = other_place(sim, "another claim")
     sim.world.inspect_silent = True

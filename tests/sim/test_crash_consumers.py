@@ -53,7 +53,11 @@ def rolls_out() -> Fleet:
 
 def rolled_out_warm(fleet: Fleet) -> None:
     assert fleet.serving("vllm:2") == 2 == len(fleet.consumers())
-    assert fleet.engine_starts == 2 and fleet.warm("vllm:2") == [True] * 2 and not fleet.promises.deleted
+    assert (
+        fleet.engine_starts == 2
+        and fleet.warm("vllm:2") == [True] * 2
+        and not fleet.promises.deleted
+    )
     assert len(fleet.world.published) == 2 and fleet.counted == {
         "seeded": 2,
         "cold": 0,
@@ -71,7 +75,9 @@ def is_to_be_proven() -> Fleet:
 
 def rolled_out_proven(fleet: Fleet) -> None:
     rolled_out_warm(fleet)
-    assert len(fleet.world.proofs) == 2 and all(one["proven"] and one["proofs"] == 1 for one in fleet.records)
+    assert len(fleet.world.proofs) == 2 and all(
+        one["proven"] and one["proofs"] == 1 for one in fleet.records
+    )
 
 
 def is_not_reproducible() -> Fleet:
@@ -82,7 +88,10 @@ def is_not_reproducible() -> Fleet:
 
 def rolled_out_unproven(fleet: Fleet) -> None:
     rolled_out_cold(fleet)
-    assert fleet.ready == ("False", "NotReproducible") and len(fleet.world.proofs) == 2 == fleet.engine_starts
+    assert (
+        fleet.ready == ("False", "NotReproducible")
+        and len(fleet.world.proofs) == 2 == fleet.engine_starts
+    )
 
 
 def hangs() -> Fleet:
@@ -106,7 +115,10 @@ def cannot_mount() -> Fleet:
 
 def rescued(fleet: Fleet) -> None:
     assert fleet.serving("vllm:1") == 4 == len(fleet.consumers())
-    assert fleet.warm()[2:] == [False] * 2 and len(fleet.promises.deleted) == len(set(fleet.promises.deleted)) == 2
+    assert (
+        fleet.warm()[2:] == [False] * 2
+        and len(fleet.promises.deleted) == len(set(fleet.promises.deleted)) == 2
+    )
     assert fleet.ready == ("True", "Sealed")
 
 
@@ -122,10 +134,14 @@ def loses_its_cache() -> Fleet:
 def gone(fleet: Fleet) -> None:
     """The first ones of the rollout still mount the claim."""
     assert fleet.serving("vllm:2") == 2 == len(fleet.consumers()) and not fleet.held()
-    assert fleet.server.get(*CACHE) is None and not fleet.world.jobs() and not fleet.promises.deleted
+    assert (
+        fleet.server.get(*CACHE) is None and not fleet.world.jobs() and not fleet.promises.deleted
+    )
     fleet.serve(replicas=0)
     fleet.settle(FAR)
-    assert fleet.server.get(*CLAIM_PLACE) is None and not fleet.server.list("v1", "ConfigMap", "inference")
+    assert fleet.server.get(*CLAIM_PLACE) is None and not fleet.server.list(
+        "v1", "ConfigMap", "inference"
+    )
 
 
 @dataclass(frozen=True)
@@ -200,11 +216,21 @@ def test_a_call_that_fails_is_made_again_for_consumers_too(name: str, effect: st
     for number in numbers(name):
         error = ERRORS[number % len(ERRORS)]
         if calls(name)[number - 1].startswith("create Job") and isinstance(error, ApiError):
-            error = TimeoutError()  # an ApiError is a refusal: who comes until the next try is not held (test_holds.py)
-        if calls(name)[number - 1].startswith("patch Pod") and isinstance(error, ApiError) and error.code == 409:
+            error = (
+                TimeoutError()
+            )  # an ApiError is a refusal: who comes until the next try is not held (test_holds.py)
+        if (
+            calls(name)[number - 1].startswith("patch Pod")
+            and isinstance(error, ApiError)
+            and error.code == 409
+        ):
             error = TimeoutError()  # a conflict says that the pod is another one by now
         fleet = JOURNEYS[name].begins()
-        faults = Faults(lost_answers={number: error}) if effect == "lost" else Faults(errors={number: error})
+        faults = (
+            Faults(lost_answers={number: error})
+            if effect == "lost"
+            else Faults(errors={number: error})
+        )
         fleet.controller = fleet.client(faults=faults)
         for _ in range(JOURNEYS[name].steps):
             step(fleet)

@@ -63,7 +63,9 @@ def sealed_once(sim: Simulation, wasted: int = 0) -> None:
     assert sim.ready == ("True", "Sealed"), (sim.ready, sim.message())
     assert [one["state"] for one in sim.records] == [SEALED] and sim.record["attempts"] == 1
     assert sim.record["digest"] == sim.on_claim()[sim.record["id"]].digest
-    assert sim.engine_starts == 1 and len(sim.world.published) == 1 and len(sim.laws.wasted) <= wasted
+    assert (
+        sim.engine_starts == 1 and len(sim.world.published) == 1 and len(sim.laws.wasted) <= wasted
+    )
     tuning = [one for one in sim.writes("Job", "create") if "-inspect" not in one]
     assert len(tuning) == 1 and not sim.writes("Pod"), tuning
     before = len(sim.writes())
@@ -90,8 +92,18 @@ def every_call() -> Iterator[tuple[int, bool]]:
 def test_the_journeys_make_every_kind_of_call() -> None:
     for fine in (False, True):
         found = {" ".join(words.split()[:2]) for words in calls(fine)[0]}
-        assert found >= {"apply PersistentVolumeClaim", "apply ConfigMap", "create Job", "status AutotuneCache"}
-        assert found >= {"delete PersistentVolumeClaim", "delete ConfigMap", "list Pod", "get AutotuneCache"}
+        assert found >= {
+            "apply PersistentVolumeClaim",
+            "apply ConfigMap",
+            "create Job",
+            "status AutotuneCache",
+        }
+        assert found >= {
+            "delete PersistentVolumeClaim",
+            "delete ConfigMap",
+            "list Pod",
+            "get AutotuneCache",
+        }
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -119,7 +131,11 @@ ERRORS = (
 def test_a_call_that_fails_is_made_again(effect: str) -> None:
     for number in range(1, len(calls(False)[0]) + 1):
         error, fine = ERRORS[number % len(ERRORS)], False
-        faults = Faults(errors={number: error}) if effect == "refused" else Faults(lost_answers={number: error})
+        faults = (
+            Faults(errors={number: error})
+            if effect == "refused"
+            else Faults(lost_answers={number: error})
+        )
         sim = Simulation()
         sim.controller = sim.client(faults=faults)
         to_sealed(sim, fine)
@@ -152,7 +168,9 @@ def test_an_old_leader_that_goes_on_late_at_any_call_changes_nothing(moment: str
             sealed_once(sim)
             before = sim.status
             sim.go_on()
-            assert sim.status == before, "what was seen long ago is not written over what is known now"
+            assert sim.status == before, (
+                "what was seen long ago is not written over what is known now"
+            )
             sealed_once(sim)
         sim.delete()
         if moment == "made again":

@@ -32,7 +32,9 @@ def test_the_sixth_disruption_ends_the_attempt(sim: Simulation) -> None:
         sim.reconcile()
     sim.settle(FAR)
     assert only_record(sim)["reason"] == "Disrupted" and only_record(sim)["state"] == FAILED
-    assert sim.engine_starts == 6 and not [pod for pod in sim.world.pods() if pod["status"]["phase"] == "Pending"]
+    assert sim.engine_starts == 6 and not [
+        pod for pod in sim.world.pods() if pod["status"]["phase"] == "Pending"
+    ]
 
 
 @pytest.mark.parametrize("fault", ["evict", "pressure"])
@@ -53,7 +55,9 @@ def test_a_pod_that_is_evicted_while_sealing_leaves_one_bundle_sealed(
     assert sim.engine_starts == (1 if published else 2)
 
 
-def test_a_pod_whose_node_is_gone_ends_its_attempt_after_ten_minutes_and_another_node_is_tried(sim: Simulation) -> None:
+def test_a_pod_whose_node_is_gone_ends_its_attempt_after_ten_minutes_and_another_node_is_tried(
+    sim: Simulation,
+) -> None:
     started(sim)
     until(sim, "Tuning")
     sim.world.kill_node(tuning_pod(sim))

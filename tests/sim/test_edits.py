@@ -18,13 +18,20 @@ def test_a_source_that_changes_while_it_is_tuned_gives_its_gpu_back_and_only_the
     until(sim, "Tuning")
     old = only_record(sim)["id"]
     sim.deploy(image="vllm:2")
-    sim.settle(30, until=lambda: not [p for p in sim.world.pods(TUNING) if p["metadata"]["labels"][BUNDLE] == old])
+    sim.settle(
+        30,
+        until=lambda: (
+            not [p for p in sim.world.pods(TUNING) if p["metadata"]["labels"][BUNDLE] == old]
+        ),
+    )
     sim.settle()
     assert sim.ready == ("True", "Sealed") and only_record(sim)["id"] != old
     assert list(sim.on_claim()) == [only_record(sim)["id"]]
 
 
-def test_a_source_that_goes_back_while_the_new_one_is_tuned_finds_its_bundle(sim: Simulation) -> None:
+def test_a_source_that_goes_back_while_the_new_one_is_tuned_finds_its_bundle(
+    sim: Simulation,
+) -> None:
     first = only_record(sealed(sim))["id"]
     sim.deploy(image="vllm:2")
     until(sim, "Tuning")

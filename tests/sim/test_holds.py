@@ -24,7 +24,9 @@ Fault = Callable[[Fleet], object]
 # --- spec.hold
 
 
-def test_a_hold_ends_when_its_time_is_over_and_the_rest_of_the_rollout_is_not_held(fleet: Fleet) -> None:
+def test_a_hold_ends_when_its_time_is_over_and_the_rest_of_the_rollout_is_not_held(
+    fleet: Fleet,
+) -> None:
     fleet.world.engine_hangs = True
     fleet.serve("vllm:1")
     fleet.apply(hold={"timeoutSeconds": TIMEOUT}, tuning={"deadlineSeconds": 3000})
@@ -36,7 +38,9 @@ def test_a_hold_ends_when_its_time_is_over_and_the_rest_of_the_rollout_is_not_he
     assert TIMEOUT <= fleet.clock.now - at <= TIMEOUT + 5
     assert "spec.hold.timeoutSeconds" in fleet.said("Released")[0] and len(fleet.said("Held")) == 1
     fleet.settle(FAR)
-    assert fleet.warm("vllm:2") == [False] * 3, "those that come after the first that runs are not held"
+    assert fleet.warm("vllm:2") == [False] * 3, (
+        "those that come after the first that runs are not held"
+    )
     replaced(fleet, "vllm:2")
 
 
@@ -94,7 +98,8 @@ def time_is_over(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"), [(spoil, "EngineFailed"), (refuse, "ReleaseTooOld"), (time_is_over, "timeoutSeconds")]
+    ("fault", "words"),
+    [(spoil, "EngineFailed"), (refuse, "ReleaseTooOld"), (time_is_over, "timeoutSeconds")],
 )
 @pytest.mark.parametrize("on_failure", ["Start", "Keep"])
 def test_what_fails_lets_pods_start_cold_unless_they_are_to_be_kept(
@@ -129,7 +134,9 @@ def make_cache_again(fleet: Fleet) -> None:
 
 
 def delete_source(fleet: Fleet) -> None:
-    fleet.apply(source={"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "another"}})
+    fleet.apply(
+        source={"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "another"}}
+    )
 
 
 def use_up_the_quota(fleet: Fleet) -> None:
@@ -143,10 +150,18 @@ UNDER_A_HOLD: dict[str, tuple[Fault, str, float]] = {
     "cache made again": (make_cache_again, "", 300),
     "suspended": (lambda fleet: fleet.apply(suspend=True), "spec.suspend", 1),
     "hold.when changed": (lambda fleet: fleet.apply(hold={"when": "Never"}), "spec.hold.when", 1),
-    "delivery switched off": (lambda fleet: fleet.apply(delivery={"mode": "None"}), "spec.delivery.mode", 1),
+    "delivery switched off": (
+        lambda fleet: fleet.apply(delivery={"mode": "None"}),
+        "spec.delivery.mode",
+        1,
+    ),
     "engine unknown": (lambda fleet: fleet.apply(engineContainer="another"), "EngineNotFound", 1),
     "source gone": (delete_source, "SourceNotFound", 1),
-    "targets changed": (lambda fleet: fleet.apply(targets=[{"name": "a"}, {"name": "b"}]), "cannot be told", 1),
+    "targets changed": (
+        lambda fleet: fleet.apply(targets=[{"name": "a"}, {"name": "b"}]),
+        "cannot be told",
+        1,
+    ),
     "claim deleted": (lambda fleet: fleet.delete(CLAIM_PLACE), "", 600),
     "storage moved to what is not there": (
         lambda fleet: fleet.apply(storage={"claim": None, "existingClaim": {"name": "absent"}}),
@@ -158,7 +173,9 @@ UNDER_A_HOLD: dict[str, tuple[Fault, str, float]] = {
 
 
 @pytest.mark.parametrize("name", UNDER_A_HOLD)
-def test_what_happens_under_a_hold_ends_it_in_time_and_the_rollout_ends_well(fleet: Fleet, name: str) -> None:
+def test_what_happens_under_a_hold_ends_it_in_time_and_the_rollout_ends_well(
+    fleet: Fleet, name: str
+) -> None:
     fault, words, within = UNDER_A_HOLD[name]
     held(fleet)
     waiting = [one["metadata"]["uid"] for one in fleet.held()]
@@ -217,7 +234,9 @@ def test_where_a_pod_of_the_attempt_is_refused_one_pod_waits_for_a_moment_and_th
     replaced(fleet, "vllm:2")
 
 
-def test_pods_of_too_many_engines_are_let_go_and_those_that_come_later_not_held(fleet: Fleet) -> None:
+def test_pods_of_too_many_engines_are_let_go_and_those_that_come_later_not_held(
+    fleet: Fleet,
+) -> None:
     fleet.apply(source=None, hold={"when": "Always"}, tuning={"deadlineSeconds": 3000})
     fleet.settle()
     fleet.world.engine_hangs = True
@@ -292,7 +311,10 @@ def test_a_gate_of_our_name_on_a_pod_of_nobody_is_let_go_too(fleet: Fleet) -> No
     rolled_out(fleet)
     fleet.world.webhook.up = False
     meta = {"namespace": KEY.namespace, "name": "copy", "labels": {CACHE: KEY.name}}
-    spec = {"schedulingGates": [{"name": HOLD}], "containers": [{"name": "vllm", "image": "vllm:9"}]}
+    spec = {
+        "schedulingGates": [{"name": HOLD}],
+        "containers": [{"name": "vllm", "image": "vllm:9"}],
+    }
     fleet.server.listeners.remove(fleet.promises.on_pod)
     fleet.server.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
     fleet.settle()
@@ -318,7 +340,9 @@ def test_pods_made_while_no_controller_lives_are_not_held(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("moment", ["held", "tuning", "sealed"])
-def test_a_controller_that_comes_back_lets_go_whoever_waited_meanwhile(fleet: Fleet, moment: str) -> None:
+def test_a_controller_that_comes_back_lets_go_whoever_waited_meanwhile(
+    fleet: Fleet, moment: str
+) -> None:
     held(fleet)
     if moment == "sealed":
         fleet.settle(until=lambda: len(fleet.on_claim()) == 2)

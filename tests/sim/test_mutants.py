@@ -42,7 +42,9 @@ def rollout(fleet: Fleet) -> None:
 
 def rollout_of_pods_with_an_identity_each(fleet: Fleet) -> None:
     def identify(pod: Any) -> None:
-        pod["spec"]["containers"][0].setdefault("env", []).append({"name": "TOKEN", "value": pod["metadata"]["name"]})
+        pod["spec"]["containers"][0].setdefault("env", []).append(
+            {"name": "TOKEN", "value": pod["metadata"]["name"]}
+        )
 
     fleet.world.webhook.before = [identify]
     fleet.serve("vllm:1")
@@ -130,7 +132,10 @@ def a_proof_is_disturbed(fleet: Fleet) -> None:
     fleet.deploy()
     fleet.apply(verify="BeforeRelease", tuning={"maxAttempts": 1})
     for spoil in (fleet.world.evict, fleet.world.delete_pod):
-        fleet.settle(FAR, until=lambda: any("running" in state(pod, "vllm") for pod in fleet.world.pods(PROOF)))
+        fleet.settle(
+            FAR,
+            until=lambda: any("running" in state(pod, "vllm") for pod in fleet.world.pods(PROOF)),
+        )
         for pod in fleet.world.pods(PROOF):
             spoil(pod)
     fleet.settle(FAR)
@@ -140,7 +145,12 @@ def a_proof_is_disturbed(fleet: Fleet) -> None:
 # --- mutants
 
 HOLDS, UNHELD = list(release.CHECKS), list(delivery.UNHELD)
-REAL_DELIVERY, REAL_INJECT, REAL_AT, REAL_RESCUE = delivery.delivery, inject, Draft.at, rescue.rescue
+REAL_DELIVERY, REAL_INJECT, REAL_AT, REAL_RESCUE = (
+    delivery.delivery,
+    inject,
+    Draft.at,
+    rescue.rescue,
+)
 
 
 def asking_no_proof(pod: Any, given: Any) -> Any:
@@ -207,7 +217,11 @@ MUTANTS = {
         "held although its bundle is sealed",
     ),
     "pods are let go before the seal": Mutant(
-        (release,), "CHECKS", [("Sealed", False, lambda held: "soon"), *HOLDS], rollout, "held pods start warm"
+        (release,),
+        "CHECKS",
+        [("Sealed", False, lambda held: "soon"), *HOLDS],
+        rollout,
+        "held pods start warm",
     ),
     "every gate is removed": Mutant(
         (release,),
@@ -231,7 +245,11 @@ MUTANTS = {
         "nothing serves meanwhile",
     ),
     "pods of a sealed revision are held": Mutant(
-        (admission,), "delivery", holding_all, scale_up_where_pods_always_wait, "held although its bundle is sealed"
+        (admission,),
+        "delivery",
+        holding_all,
+        scale_up_where_pods_always_wait,
+        "held although its bundle is sealed",
     ),
     "a bundle is given before it is proven": Mutant(
         (delivery, release),
@@ -248,7 +266,11 @@ MUTANTS = {
         "held although its bundle is sealed",
     ),
     "seed is not told to ask for the proof": Mutant(
-        (admission,), "inject", asking_no_proof, rollout_that_fails_its_proof, "was given and is not proven"
+        (admission,),
+        "inject",
+        asking_no_proof,
+        rollout_that_fails_its_proof,
+        "was given and is not proven",
     ),
     "what a deleted pod's containers say is a verdict": Mutant(
         (proof_state,),
@@ -264,9 +286,15 @@ MUTANTS = {
         rollout_of_pods_with_an_identity_each,
         "one tuning a bundle",
     ),
-    "what is injected is not taken out": Mutant((admission,), "inject", labelling, rollout, "not the inverse"),
-    "nobody is rescued": Mutant((rescue,), "rescue", lambda draft, pods: None, broken_mount, "is not rescued"),
-    "whoever runs is rescued too": Mutant((rescue,), "rescue", deleting, scale_up, "while its engine ran"),
+    "what is injected is not taken out": Mutant(
+        (admission,), "inject", labelling, rollout, "not the inverse"
+    ),
+    "nobody is rescued": Mutant(
+        (rescue,), "rescue", lambda draft, pods: None, broken_mount, "is not rescued"
+    ),
+    "whoever runs is rescued too": Mutant(
+        (rescue,), "rescue", deleting, scale_up, "while its engine ran"
+    ),
     "a pod is deleted before the status says why": Mutant(
         (rescue,), "rescue", forgetful, broken_mount, "before the status remembers why"
     ),

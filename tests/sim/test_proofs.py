@@ -29,13 +29,21 @@ def test_a_sealed_bundle_is_proven_before_it_counts(sim: Simulation) -> None:
     assert sim.status["summary"] == {"bundles": "0/1", "entries": 0}
     sim.settle()
     record = only_record(sim)
-    assert (record["state"], record["proven"], record["proofs"], record["newEntries"]) == (SEALED, True, 1, 0)
+    assert (record["state"], record["proven"], record["proofs"], record["newEntries"]) == (
+        SEALED,
+        True,
+        1,
+        0,
+    )
     assert (record["coldSeconds"], record["warmSeconds"], record["gpus"]) == (40, 5, 1)
     assert (
-        sim.message() == "20 entries, proven: the engine started from them in 5 s instead of 40 s and tuned nothing new"
+        sim.message()
+        == "20 entries, proven: the engine started from them in 5 s instead of 40 s and tuned nothing new"
     )
     assert sim.engine_starts == 1 and len(sim.world.proofs) == 1
-    assert next(iter(sim.world.volumes.values())).proofs == {("inference.qwen3", record["id"]): record["digest"]}
+    assert next(iter(sim.world.volumes.values())).proofs == {
+        ("inference.qwen3", record["id"]): record["digest"]
+    }
     before = len(sim.writes())
     sim.settle(3000)
     assert sim.writes()[before:] == [], "an idle cache costs no write"
@@ -64,7 +72,9 @@ WORDS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bundle_that_fails_its_proof_is_given_to_no_pod_a_held_one_included(fleet: Fleet, fault: str) -> None:
+def test_a_bundle_that_fails_its_proof_is_given_to_no_pod_a_held_one_included(
+    fleet: Fleet, fault: str
+) -> None:
     rolled_out(fleet, spec=ASKED)
     for name, value in FAULTS[fault].items():
         setattr(fleet.world, name, value)
@@ -81,7 +91,9 @@ def test_a_bundle_that_fails_its_proof_is_given_to_no_pod_a_held_one_included(fl
     fleet.serve("vllm:2", replicas=5)
     fleet.settle()
     assert "TuningFailed" in fleet.reasons("vllm:2") and "Given" not in fleet.reasons("vllm:2")
-    assert fleet.warm("vllm:2") == [False] * 5 and len(fleet.world.proofs) == 1 + TRIED[fault], "never tried again"
+    assert fleet.warm("vllm:2") == [False] * 5 and len(fleet.world.proofs) == 1 + TRIED[fault], (
+        "never tried again"
+    )
     fleet.world.tunes_again, fleet.world.warm_hangs = False, False
     fleet.apply(revision="again")
     fleet.settle(FAR)
@@ -100,7 +112,9 @@ def test_a_failed_bundles_folder_goes_once_nothing_wants_it(sim: Simulation) -> 
     assert next(one for one in sim.records if one["id"] == bad)["state"] == RETIRED
     sim.deploy("vllm:1")
     sim.settle()
-    assert sim.ready == ("False", "NotReproducible"), "back within ten minutes it is as bad as before"
+    assert sim.ready == ("False", "NotReproducible"), (
+        "back within ten minutes it is as bad as before"
+    )
     sim.deploy("vllm:2")
     sim.settle(FAR)
     assert bad not in sim.on_claim() and [one["state"] for one in sim.records] == [SEALED]
@@ -139,7 +153,10 @@ def test_what_is_not_the_bundles_fault_is_tried_again(sim: Simulation, spoil: st
         assert "NoSpace" in sim.message()
         sim.world.seed_says = ""
     sim.settle(FAR)
-    assert sim.ready == ("True", "Sealed") and only_record(sim)["proven"], (sim.ready, sim.message())
+    assert sim.ready == ("True", "Sealed") and only_record(sim)["proven"], (
+        sim.ready,
+        sim.message(),
+    )
     assert sim.engine_starts == 1 and only_record(sim)["proofs"] <= 2
 
 
@@ -160,7 +177,11 @@ def test_reports_that_are_lost_twice_are_two_questions(sim: Simulation) -> None:
             until(sim, "Retrying")
             assert "ReportLost" in sim.message() and "no proof of this bundle" in sim.message()
     sim.settle(FAR)
-    assert sim.ready == ("True", "Sealed") and only_record(sim)["proven"] and len(sim.world.proofs) == 2
+    assert (
+        sim.ready == ("True", "Sealed")
+        and only_record(sim)["proven"]
+        and len(sim.world.proofs) == 2
+    )
 
 
 def test_attempts_run_out(sim: Simulation) -> None:
@@ -224,7 +245,11 @@ def test_a_proof_is_found_on_the_claim(sim: Simulation) -> None:
     sim.settle(FAR)
     sim.wipe_status()
     sim.settle(FAR)
-    assert sim.ready == ("True", "Sealed") and only_record(sim)["proven"] and len(sim.world.proofs) == 1
+    assert (
+        sim.ready == ("True", "Sealed")
+        and only_record(sim)["proven"]
+        and len(sim.world.proofs) == 1
+    )
 
 
 def test_a_status_that_is_lost_while_a_proof_runs_costs_no_second_one(sim: Simulation) -> None:

@@ -10,7 +10,9 @@ from tests.sim.steps import SERVING, a_pod, only_record, reason, sealed, started
 # --- a bundle's end
 
 
-def test_bundles_beyond_the_history_are_retired_and_ten_minutes_later_pruned(sim: Simulation) -> None:
+def test_bundles_beyond_the_history_are_retired_and_ten_minutes_later_pruned(
+    sim: Simulation,
+) -> None:
     started(sim, bundleHistoryLimit=1)
     for image in ("vllm:1", "vllm:2", "vllm:3"):
         sim.deploy(image=image)
@@ -33,7 +35,9 @@ def test_a_bundle_that_a_living_pod_names_is_kept(sim: Simulation) -> None:
     assert first not in sim.on_claim()
 
 
-def test_a_retired_bundle_that_is_wanted_again_in_time_comes_back_untouched(sim: Simulation) -> None:
+def test_a_retired_bundle_that_is_wanted_again_in_time_comes_back_untouched(
+    sim: Simulation,
+) -> None:
     first = only_record(sealed(sim, bundleHistoryLimit=0))
     sim.deploy(image="vllm:2")
     sim.settle(200)
@@ -41,7 +45,11 @@ def test_a_retired_bundle_that_is_wanted_again_in_time_comes_back_untouched(sim:
     sim.deploy(image="vllm:1")
     sim.settle(200)
     record = next(one for one in sim.records if one["id"] == first["id"])
-    assert record["state"] == SEALED and record["digest"] == first["digest"] and "retiredAt" not in record
+    assert (
+        record["state"] == SEALED
+        and record["digest"] == first["digest"]
+        and "retiredAt" not in record
+    )
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 2
     sim.settle(FAR)
     assert first["id"] in sim.on_claim()
@@ -57,7 +65,9 @@ def test_a_pruned_bundle_that_is_wanted_again_is_tuned_anew(sim: Simulation) -> 
     assert sim.ready == ("True", "Sealed") and first in sim.on_claim() and sim.engine_starts == 3
 
 
-def test_a_bundle_that_is_wanted_again_while_prune_deletes_it_is_tuned_anew(sim: Simulation) -> None:
+def test_a_bundle_that_is_wanted_again_while_prune_deletes_it_is_tuned_anew(
+    sim: Simulation,
+) -> None:
     first = only_record(sealed(sim, bundleHistoryLimit=0))["id"]
     sim.deploy(image="vllm:2")
     sim.settle(FAR, until=lambda: bool(sim.world.jobs(PRUNE)))

@@ -57,7 +57,9 @@ MOMENTS: dict[str, Callable[[Simulation], bool]] = {
     "its pod is there": lambda sim: any(not _ended(pod) for pod in sim.world.pods(TUNING)),
     "the engine runs": lambda sim: _runs(sim, "vllm"),
     "seal runs": lambda sim: _runs(sim, SEAL_CONTAINER),
-    "it is published, and not yet known": lambda sim: bool(set(sim.where_it_is_to_be()) - sim.sealed_ids),
+    "it is published, and not yet known": lambda sim: bool(
+        set(sim.where_it_is_to_be()) - sim.sealed_ids
+    ),
     "a report is there, and not yet read": lambda sim: any(
         end_of(pod, SEAL_CONTAINER) and pod["metadata"]["labels"][BUNDLE] not in sim.sealed_ids
         for pod in sim.world.pods(TUNING)
@@ -65,7 +67,11 @@ MOMENTS: dict[str, Callable[[Simulation], bool]] = {
     "a proof runs": lambda sim: any(not _ended(pod) for pod in sim.world.pods(PROOF)),
     "it is proven, and not yet known": lambda sim: any(
         one["state"] == PROVING
-        and any(one["id"] == place[1] for volume in sim.world.volumes.values() for place in volume.proofs)
+        and any(
+            one["id"] == place[1]
+            for volume in sim.world.volumes.values()
+            for place in volume.proofs
+        )
         for one in sim.any_records
     ),
     "an attempt has failed": lambda sim: any("lastFailure" in one for one in sim.any_records),
@@ -106,8 +112,13 @@ class AnythingHappens(RuleBasedStateMachine):
     ) -> None:
         """So many images were served before, and their bundles sealed."""
         self.sim.chance = random.Random(seed)
-        meta, spec = {"namespace": KEY.namespace, "name": SHARED}, {"accessModes": ["ReadWriteMany"]}
-        self.sim.server.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+        meta, spec = (
+            {"namespace": KEY.namespace, "name": SHARED},
+            {"accessModes": ["ReadWriteMany"]},
+        )
+        self.sim.server.create(
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
+        )
         storage = {"claim": {"whenDeleted": "Retain" if kept else "Delete"}}
         self.sim.deploy(image=IMAGES[0])
         self.sim.apply(targets=wanted, storage=storage, bundleHistoryLimit=history, verify=verify)
@@ -222,7 +233,11 @@ class AnythingHappens(RuleBasedStateMachine):
         self.failures += fault == "pressure"  # an inspect pod's answer goes with it
         getattr(self.sim.world, fault)(pods[which % len(pods)])
 
-    @rule(at=MOMENT, fault=st.sampled_from(["crash_engine", "crash_seal", "delete_pod", "kill_node"]), which=WHICH)
+    @rule(
+        at=MOMENT,
+        fault=st.sampled_from(["crash_engine", "crash_seal", "delete_pod", "kill_node"]),
+        which=WHICH,
+    )
     def an_attempt_is_spoilt(self, at: str, fault: str, which: int) -> None:
         self._until(at)
         if not (pods := [*self.sim.world.pods(TUNING), *self.sim.world.pods(PROOF)]):
@@ -238,10 +253,19 @@ class AnythingHappens(RuleBasedStateMachine):
         world.warm_hangs, world.tunes_again = how == "hangs", how == "tunes"
         world.prove_says = ["it still writes"] if how == "cannot tell" else []
 
-    @rule(at=MOMENT, quota=st.sampled_from(["", "exceeded quota: gpus"]), free=st.booleans(), silent=st.booleans())
+    @rule(
+        at=MOMENT,
+        quota=st.sampled_from(["", "exceeded quota: gpus"]),
+        free=st.booleans(),
+        silent=st.booleans(),
+    )
     def the_cluster_has_its_moods(self, at: str, quota: str, free: bool, silent: bool) -> None:
         self._until(at)
-        self.sim.world.quota, self.sim.world.free_gpus, self.sim.world.inspect_silent = quota, free, silent
+        self.sim.world.quota, self.sim.world.free_gpus, self.sim.world.inspect_silent = (
+            quota,
+            free,
+            silent,
+        )
 
     # --- controllers
 
@@ -279,7 +303,11 @@ class AnythingHappens(RuleBasedStateMachine):
         if write.kind == "PersistentVolumeClaim" and write.verb == "delete":
             assert not self.there, "the claim of a cache that is there is never deleted"
             assert write.object["metadata"]["annotations"][WHEN_DELETED] == "Delete"
-        ends = write.kind == "Job" and write.verb == "patch" and write.object["spec"].get("activeDeadlineSeconds") == 1
+        ends = (
+            write.kind == "Job"
+            and write.verb == "patch"
+            and write.object["spec"].get("activeDeadlineSeconds") == 1
+        )
         if ends and write.object["metadata"]["labels"].get(BUNDLE) in self.sim.wanted():
             for pod in self.sim.world.pods(TUNING):
                 owners = [one["uid"] for one in pod["metadata"]["ownerReferences"]]
@@ -356,10 +384,14 @@ def _healthy(pod: Object) -> bool:
         return False
     if any(one["type"] == "DisruptionTarget" for one in status.get("conditions", ())):
         return False
-    containers: list[Any] = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+    containers: list[Any] = [
+        *status.get("initContainerStatuses", ()),
+        *status.get("containerStatuses", ()),
+    ]
     ended = [one for one in containers if "terminated" in one["state"]]
     return all(one["restartCount"] == 0 for one in containers) and all(
-        one["state"]["terminated"]["exitCode"] == 0 and one["name"] == "pretune-check" for one in ended
+        one["state"]["terminated"]["exitCode"] == 0 and one["name"] == "pretune-check"
+        for one in ended
     )
 
 

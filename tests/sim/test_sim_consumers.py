@@ -65,13 +65,25 @@ SEED = st.integers(0, 2**16)
 MOMENTS: dict[str, Callable[[Fleet], bool]] = {
     "now": lambda fleet: True,
     "a pod is held": lambda fleet: bool(fleet.held()),
-    "the engine tunes": lambda fleet: any("running" in state(pod, "vllm") for pod in fleet.world.pods(TUNING)),
-    "a proof runs": lambda fleet: any("running" in state(pod, "vllm") for pod in fleet.world.pods(PROOF)),
+    "the engine tunes": lambda fleet: any(
+        "running" in state(pod, "vllm") for pod in fleet.world.pods(TUNING)
+    ),
+    "a proof runs": lambda fleet: any(
+        "running" in state(pod, "vllm") for pod in fleet.world.pods(PROOF)
+    ),
     "a bundle is withheld": lambda fleet: any(one["state"] == PROVING for one in fleet.any_records),
-    "it is published, and not yet known": lambda fleet: bool(set(fleet.where_it_is_to_be()) - fleet.sealed_ids),
-    "a new revision serves": lambda fleet: len({image(one) for one in fleet.consumers() if ready(one)}) > 1,
-    "a pod cannot start": lambda fleet: any(fleet.promises.only_we_stop(one) for one in fleet.consumers()),
-    "a bundle cannot be delivered": lambda fleet: any("undeliverable" in one for one in fleet.any_records),
+    "it is published, and not yet known": lambda fleet: bool(
+        set(fleet.where_it_is_to_be()) - fleet.sealed_ids
+    ),
+    "a new revision serves": lambda fleet: (
+        len({image(one) for one in fleet.consumers() if ready(one)}) > 1
+    ),
+    "a pod cannot start": lambda fleet: any(
+        fleet.promises.only_we_stop(one) for one in fleet.consumers()
+    ),
+    "a bundle cannot be delivered": lambda fleet: any(
+        "undeliverable" in one for one in fleet.any_records
+    ),
     "all is at rest": lambda fleet: False,
 }
 MOMENT = st.sampled_from(list(MOMENTS))
@@ -204,7 +216,11 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         if pods := self.fleet.consumers():
             getattr(self.fleet.world, fault)(pods[which % len(pods)])
 
-    @rule(at=MOMENT, fault=st.sampled_from(["evict", "crash_engine", "crash_seal", "pressure"]), which=WHICH)
+    @rule(
+        at=MOMENT,
+        fault=st.sampled_from(["evict", "crash_engine", "crash_seal", "pressure"]),
+        which=WHICH,
+    )
     def an_attempt_is_spoilt(self, at: str, fault: str, which: int) -> None:
         self._until(at)
         if pods := [*self.fleet.world.pods(TUNING), *self.fleet.world.pods(PROOF)]:
@@ -343,10 +359,17 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
         waiting = {one["metadata"]["name"] for one in fleet.held()}
         for kind in ("Deployment", "StatefulSet"):
             for one in fleet.server.list("apps/v1", kind, KEY.namespace):
-                mine = [pod for pod in fleet.consumers() if pod["metadata"]["labels"]["app"] == one["metadata"]["name"]]
+                mine = [
+                    pod
+                    for pod in fleet.consumers()
+                    if pod["metadata"]["labels"]["app"] == one["metadata"]["name"]
+                ]
                 wanted = one["spec"]["replicas"]
                 if not any(pod["metadata"]["name"] in waiting for pod in mine):
-                    assert sum(map(ready, mine)) == wanted == len(mine), (kind, [pod["status"] for pod in mine])
+                    assert sum(map(ready, mine)) == wanted == len(mine), (
+                        kind,
+                        [pod["status"] for pod in mine],
+                    )
 
 
 TestAnythingHappensToConsumers = AnythingHappensToConsumers.TestCase

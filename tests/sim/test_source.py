@@ -27,7 +27,11 @@ def test_a_deployment_deleted_after_sealing_keeps_the_bundle(sim: Simulation) ->
     sealed(sim)
     sim.delete(DEPLOYMENT)
     sim.settle(FAR)
-    assert sim.ready == ("False", "SourceNotFound") and only_record(sim)["state"] == SEALED and sim.on_claim()
+    assert (
+        sim.ready == ("False", "SourceNotFound")
+        and only_record(sim)["state"] == SEALED
+        and sim.on_claim()
+    )
     sim.deploy()
     sim.settle()
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 1
@@ -39,17 +43,27 @@ def test_no_source_is_unknown(sim: Simulation) -> None:
     assert sim.ready == ("Unknown", "NoSource") and not sim.world.jobs()
 
 
-def test_a_template_that_the_api_server_refuses_is_said_in_its_words_and_recovers(sim: Simulation) -> None:
+def test_a_template_that_the_api_server_refuses_is_said_in_its_words_and_recovers(
+    sim: Simulation,
+) -> None:
     def refuse(verb: str, obj: Object) -> None:
-        if obj["kind"] == "Job" and obj["spec"]["template"]["spec"]["initContainers"][-1]["image"] == "bad":
-            raise ApiError(422, "Invalid", "spec.template.spec.initContainers[1].image: Invalid value")
+        if (
+            obj["kind"] == "Job"
+            and obj["spec"]["template"]["spec"]["initContainers"][-1]["image"] == "bad"
+        ):
+            raise ApiError(
+                422, "Invalid", "spec.template.spec.initContainers[1].image: Invalid value"
+            )
 
     sim.server.admission.append(refuse)
     sim.deploy(image="bad")
     sim.apply()
     sim.settle(3000)
     assert sim.ready == ("False", "SourceInvalid") and "initContainers[1].image" in sim.message()
-    assert sim.condition("Stalled") == ("True", "SourceInvalid") and only_record(sim)["state"] == REFUSED
+    assert (
+        sim.condition("Stalled") == ("True", "SourceInvalid")
+        and only_record(sim)["state"] == REFUSED
+    )
     assert sim.laws.status_writes <= 4
     said = [one for one in sim.server.events if one.reason == "SourceInvalid"]
     assert len(said) == 1, "what was said is not said again"
@@ -71,7 +85,11 @@ def test_engines_that_cannot_be_copied_are_refused_before_any_job(
     sim.deploy(**engine)
     sim.apply()
     sim.settle()
-    assert sim.ready == ("False", word) and named in sim.message() and only_record(sim)["state"] == REFUSED
+    assert (
+        sim.ready == ("False", word)
+        and named in sim.message()
+        and only_record(sim)["state"] == REFUSED
+    )
     assert not sim.world.jobs()
 
 
@@ -91,7 +109,11 @@ def test_several_gpu_containers_are_listed(sim: Simulation) -> None:
     spec["spec"]["containers"].append({**spec["spec"]["containers"][0], "name": "draft"})
     sim.server.create({**named(DEPLOYMENT), "spec": {"template": spec}})
     sim.settle()
-    assert sim.ready == ("False", "EngineAmbiguous") and "vllm" in sim.message() and "draft" in sim.message()
+    assert (
+        sim.ready == ("False", "EngineAmbiguous")
+        and "vllm" in sim.message()
+        and "draft" in sim.message()
+    )
     sim.apply(engineContainer="vllm")
     sim.settle()
     assert sim.ready == ("True", "Sealed")

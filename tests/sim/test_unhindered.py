@@ -76,7 +76,9 @@ def test_a_seed_that_cannot_give_says_why_and_the_pod_starts_cold(fleet: Fleet, 
 
 
 @pytest.mark.parametrize("fault", [lose_the_folder, flip_a_byte, other_versions])
-def test_an_engine_that_reads_the_bundle_itself_starts_cold_without_it(fleet: Fleet, fault: Fault) -> None:
+def test_an_engine_that_reads_the_bundle_itself_starts_cold_without_it(
+    fleet: Fleet, fault: Fault
+) -> None:
     fleet.world.layout = "Managed"
     rolled_out(fleet)
     fault(fleet)
@@ -109,7 +111,11 @@ RESCUED: dict[str, tuple[Fault, str, float]] = {
         "SeedCannotRun",
         80,
     ),
-    "storage that does not answer": (lambda fleet: setattr(fleet.world, "seed_hangs", True), "MountFailed", 105),
+    "storage that does not answer": (
+        lambda fleet: setattr(fleet.world, "seed_hangs", True),
+        "MountFailed",
+        105,
+    ),
 }
 
 
@@ -130,7 +136,9 @@ def test_a_pod_that_only_we_keep_from_starting_is_replaced_once_by_one_without_u
     fleet.settle(1000)
     assert word == fleet.record["undeliverable"]["reason"] and word in fleet.said("Rescued")[0]
     deleted = {"Deployment": 2, "StatefulSet": 1, "Job": 1}[made_by]
-    if not (made_by == "Job" and name == "image without a shell"):  # such a pod has failed by itself
+    if not (
+        made_by == "Job" and name == "image without a shell"
+    ):  # such a pod has failed by itself
         assert len(fleet.promises.deleted) == deleted
     assert fleet.promises.stuck_for <= within
     assert fleet.warm()[3:] == [False] * {"Deployment": 2, "StatefulSet": 2, "Job": 1}[made_by]
@@ -138,7 +146,9 @@ def test_a_pod_that_only_we_keep_from_starting_is_replaced_once_by_one_without_u
     fleet.promises.at_rest()
 
 
-@pytest.mark.parametrize(("layout", "word"), [("PerRank", "SeedCannotRun"), ("Managed", "MountFailed")])
+@pytest.mark.parametrize(
+    ("layout", "word"), [("PerRank", "SeedCannotRun"), ("Managed", "MountFailed")]
+)
 def test_a_pod_whose_mounted_claim_has_gone_stale_is_rescued_from_its_seed_or_its_engine(
     fleet: Fleet, layout: str, word: str
 ) -> None:
@@ -169,7 +179,10 @@ def test_a_bare_pod_is_not_deleted_and_a_person_reads_what_to_do(fleet: Fleet) -
     unmountable(fleet)
     fleet.bare()
     fleet.settle(FAR)
-    assert "no controller owns it: delete it" in fleet.said("Rescued")[0] and not fleet.promises.deleted
+    assert (
+        "no controller owns it: delete it" in fleet.said("Rescued")[0]
+        and not fleet.promises.deleted
+    )
     fleet.delete(("v1", "Pod", KEY.namespace, "bare"))
     fleet.settle(60)
     fleet.bare()
@@ -227,7 +240,9 @@ def test_pods_are_left_alone_while_the_claim_cannot_be_used(fleet: Fleet) -> Non
     fleet.promises.at_rest()
 
 
-def test_a_claim_that_waits_for_its_first_pod_and_is_never_made_is_got_out_of_the_way(fleet: Fleet) -> None:
+def test_a_claim_that_waits_for_its_first_pod_and_is_never_made_is_got_out_of_the_way(
+    fleet: Fleet,
+) -> None:
     meta = {"name": "wait"}
     fleet.server.create(
         {
@@ -260,7 +275,9 @@ def test_a_claim_deleted_between_admission_and_start_does_not_stop_a_pod(fleet: 
     replaced(fleet, "vllm:1")
 
 
-def test_pods_that_cannot_mount_start_also_when_a_person_deletes_the_cache_to_be_rid_of_it(fleet: Fleet) -> None:
+def test_pods_that_cannot_mount_start_also_when_a_person_deletes_the_cache_to_be_rid_of_it(
+    fleet: Fleet,
+) -> None:
     rolled_out(fleet)
     unmountable(fleet)
     fleet.serve(replicas=5)
@@ -270,7 +287,9 @@ def test_pods_that_cannot_mount_start_also_when_a_person_deletes_the_cache_to_be
     assert fleet.serving() == 5
 
 
-def test_pods_of_a_webhook_that_does_not_know_that_cache_and_claim_are_gone_start_all_the_same(fleet: Fleet) -> None:
+def test_pods_of_a_webhook_that_does_not_know_that_cache_and_claim_are_gone_start_all_the_same(
+    fleet: Fleet,
+) -> None:
     rolled_out(fleet, replicas=1)
     fleet.serve(replicas=0)
     fleet.settle(60)
@@ -312,7 +331,9 @@ def add_proxy(pod: Object) -> None:
 def add_identity(pod: Object) -> None:
     container = pod["spec"]["containers"][0]
     if all(one["name"] != "POD_TOKEN" for one in container.get("env") or ()):
-        container.setdefault("env", []).append({"name": "POD_TOKEN", "value": pod["metadata"].get("name", "")})
+        container.setdefault("env", []).append(
+            {"name": "POD_TOKEN", "value": pod["metadata"].get("name", "")}
+        )
 
 
 @pytest.mark.parametrize("order", ["before", "after", "both"])
@@ -329,10 +350,15 @@ def test_what_other_webhooks_make_of_a_pod_makes_no_other_bundle_and_it_is_injec
     fleet.settle()
     fleet.serve("vllm:2")
     fleet.settle()
-    assert fleet.warm("mirror/vllm:2") == [True] * 3 and len({one.bundle for one in fleet.world.starts}) == 2
+    assert (
+        fleet.warm("mirror/vllm:2") == [True] * 3
+        and len({one.bundle for one in fleet.world.starts}) == 2
+    )
     for pod in fleet.consumers():
         names = [one["name"] for one in pod["spec"]["initContainers"]]
-        assert names.count(SEED_CONTAINER) == 1 and [one["name"] for one in pod["spec"]["containers"]] == [
+        assert names.count(SEED_CONTAINER) == 1 and [
+            one["name"] for one in pod["spec"]["containers"]
+        ] == [
             "vllm",
             "proxy",
         ]
@@ -380,7 +406,11 @@ def test_a_rollback_to_a_bundle_that_was_to_be_deleted_finds_it(fleet: Fleet) ->
     fleet.settle(60)
     fleet.serve("vllm:1")
     fleet.settle(FAR)
-    assert fleet.warm("vllm:1")[3:] == [True] * 3 and first in fleet.on_claim() and fleet.engine_starts == 2
+    assert (
+        fleet.warm("vllm:1")[3:] == [True] * 3
+        and first in fleet.on_claim()
+        and fleet.engine_starts == 2
+    )
     replaced(fleet, "vllm:1")
 
 
@@ -445,9 +475,16 @@ def suspend(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "word"),
-    [(spoil, "TuningFailed"), (refuse, "NotTunable"), (suspend, "Suspended"), (lambda _: None, "Given")],
+    [
+        (spoil, "TuningFailed"),
+        (refuse, "NotTunable"),
+        (suspend, "Suspended"),
+        (lambda _: None, "Given"),
+    ],
 )
-def test_pods_of_an_engine_about_which_all_is_known_do_not_wait(fleet: Fleet, fault: Fault, word: str) -> None:
+def test_pods_of_an_engine_about_which_all_is_known_do_not_wait(
+    fleet: Fleet, fault: Fault, word: str
+) -> None:
     rolled_out(fleet, spec={"source": {"template": template("vllm:1")}})
     fault(fleet)
     fleet.apply(source={"template": template("vllm:2")})
@@ -470,13 +507,17 @@ def test_pods_are_counted_as_stale_when_their_tag_has_moved(fleet: Fleet) -> Non
 
 @pytest.mark.parametrize("mode", ["ReadOnly", "Overlay", "None"])
 @pytest.mark.parametrize("layout", ["Managed", "PerRank", "Shared", "Empty"])
-def test_each_layout_is_delivered_as_asked_where_that_is_safe(fleet: Fleet, mode: str, layout: str) -> None:
+def test_each_layout_is_delivered_as_asked_where_that_is_safe(
+    fleet: Fleet, mode: str, layout: str
+) -> None:
     fleet.world.layout = layout
     fleet.apply(delivery={"mode": mode})
     fleet.serve(replicas=0)
     fleet.settle()
     fleet.serve(replicas=2)
     fleet.settle()
-    given = "None" if "None" in mode or layout == "Empty" else "Overlay" if layout == "Shared" else mode
+    given = (
+        "None" if "None" in mode or layout == "Empty" else "Overlay" if layout == "Shared" else mode
+    )
     assert fleet.modes() == {given} and fleet.warm() == [given != "None"] * 2
     fleet.promises.at_rest()

@@ -46,7 +46,9 @@ class Webhook:
         self._caches, self._controller = Caches(self.clock), Controller(self.clock)
         self._coming: deque[tuple[float, str, Object]] = deque()  # what the watch has not told yet
         self.client = Client(ground.server, "webhook")
-        self._judge = Admission(Revisions(self.client, self.clock), self._caches, self._controller, agent()[0])
+        self._judge = Admission(
+            Revisions(self.client, self.clock), self._caches, self._controller, agent()[0]
+        )
         self._caches.tell(LISTED, {})
         self._controller.tell(LISTED, {})
         ground.server.listeners.append(self._on_write)
@@ -87,14 +89,19 @@ class Webhook:
             self._coming.append((self.clock.now, change, write.object))
 
     def _see(self) -> None:
-        while self.blind is None and self._coming and self._coming[0][0] <= self.clock.now - self.lag:
+        while (
+            self.blind is None and self._coming and self._coming[0][0] <= self.clock.now - self.lag
+        ):
             _, change, obj = self._coming.popleft()
             self._caches.tell(change, cut(copied(obj)))
 
     def _renew(self) -> None:
         """The controller renews its lease every few seconds, as long as it lives."""
         if self.controller_died is None:
-            spec = {"holderIdentity": "controller", "renewTime": f"{stamp(self.clock.now)} {self.clock.now}"}
+            spec = {
+                "holderIdentity": "controller",
+                "renewTime": f"{stamp(self.clock.now)} {self.clock.now}",
+            }
             self._controller.tell("MODIFIED", {"spec": spec})
 
     @property
@@ -125,7 +132,11 @@ class Webhook:
         asked = copied(obj)
         if "ownerReferences" in asked["metadata"]:
             del asked["metadata"]["name"]  # made of its generateName later
-        request = {"operation": "CREATE", "namespace": obj["metadata"]["namespace"], "object": asked}
+        request = {
+            "operation": "CREATE",
+            "namespace": obj["metadata"]["namespace"],
+            "object": asked,
+        }
         answer = self._loop.run_until_complete(self._judge.answer(request))
         assert answer.reason != "Failed", "the webhook failed by itself"
         if answer.patch:

@@ -31,9 +31,15 @@ class Maker:
 
     def pods(self, uid: str) -> list[Object]:
         """Of one owner, ended ones apart."""
-        return [one for one in self.ground.stored("v1", "Pod") if owner(one) == uid and not terminal(one)]
+        return [
+            one
+            for one in self.ground.stored("v1", "Pod")
+            if owner(one) == uid and not terminal(one)
+        ]
 
-    def make(self, of: Object, name: str, template: Object, words: str, **labels: str) -> Move | None:
+    def make(
+        self, of: Object, name: str, template: Object, words: str, **labels: str
+    ) -> Move | None:
         """The move that makes a pod, unless the API server would refuse it as it did before."""
         uid, refusal = of["metadata"]["uid"], self.ground.refusal(template)
         if refusal and self._refused.get(uid) == refusal:
@@ -73,11 +79,17 @@ class Garbage:
         return iter(())
 
     def moves(self) -> Iterator[Move]:
-        there = {one["metadata"]["uid"] for kind in self.OWNERS for one in self.ground.stored(APPS, kind)}
+        there = {
+            one["metadata"]["uid"] for kind in self.OWNERS for one in self.ground.stored(APPS, kind)
+        }
         for api, kind in ((APPS, "ReplicaSet"), (APPS, "ControllerRevision"), ("v1", "Pod")):
             for one in self.ground.stored(api, kind):
                 above = controller(one)
-                if above.get("kind") in self.OWNERS and above["uid"] not in there and not leaving(one):
+                if (
+                    above.get("kind") in self.OWNERS
+                    and above["uid"] not in there
+                    and not leaving(one)
+                ):
                     words = f"{kind} {one['metadata']['name']} is collected"
                     yield words, partial(self.ground.server.delete, ref(one))
 
@@ -92,7 +104,9 @@ class ReplicaSets(Maker):
         meta, wanted = one["metadata"], one["spec"]["replicas"]
         active = [pod for pod in self.pods(meta["uid"]) if not leaving(pod)]
         if len(active) < wanted:
-            return self.make(one, f"{meta['name']}-{self.ground.name()}", one["spec"]["template"], "makes a pod")
+            return self.make(
+                one, f"{meta['name']}-{self.ground.name()}", one["spec"]["template"], "makes a pod"
+            )
         if len(active) > wanted:
             return self.end(max(active, key=_dispensable), "ends pod")
         return None
@@ -107,16 +121,25 @@ class Deployments(Maker):
                 yield f"Deployment {one['metadata']['name']} {move[0]}", move[1]
 
     def _move(self, one: Object) -> Move | None:
-        sets = [found for found in self.ground.stored(APPS, "ReplicaSet") if owner(found) == one["metadata"]["uid"]]
+        sets = [
+            found
+            for found in self.ground.stored(APPS, "ReplicaSet")
+            if owner(found) == one["metadata"]["uid"]
+        ]
         template = one["spec"]["template"]
-        new = next((found for found in sets if _without_hash(found["spec"]["template"]) == template), None)
+        new = next(
+            (found for found in sets if _without_hash(found["spec"]["template"]) == template), None
+        )
         last = max((int(note(found, REVISION)) for found in sets), default=0)
         if new is None:
             return "makes a ReplicaSet", partial(self._make_set, one, last + 1)
         if int(note(new, REVISION)) < last:
             renewed = {"metadata": {"annotations": {REVISION: str(last + 1)}}}
             return "goes back", partial(self.server.patch, ref(new), renewed)
-        old = sorted((found for found in sets if found is not new), key=lambda found: int(note(found, REVISION)))
+        old = sorted(
+            (found for found in sets if found is not new),
+            key=lambda found: int(note(found, REVISION)),
+        )
         recreates = (one["spec"].get("strategy") or {}).get("type") == "Recreate"
         return self._recreate(one, new, old) if recreates else self._roll(one, new, old)
 
@@ -132,7 +155,9 @@ class Deployments(Maker):
             "ownerReferences": [owned_by(one)],
         }
         spec = {"replicas": 0, "selector": {"matchLabels": {HASH: digest}}, "template": template}
-        self.server.create({"apiVersion": APPS, "kind": "ReplicaSet", "metadata": meta, "spec": spec})
+        self.server.create(
+            {"apiVersion": APPS, "kind": "ReplicaSet", "metadata": meta, "spec": spec}
+        )
 
     def _scale(self, found: Object, replicas: int) -> Move:
         words = f"scales {found['metadata']['name']} to {replicas}"
@@ -148,9 +173,15 @@ class Deployments(Maker):
         return self._scale(new, wanted) if new["spec"]["replicas"] != wanted else None
 
     def _roll(self, one: Object, new: Object, old: list[Object]) -> Move | None:
-        wanted, rolling = one["spec"]["replicas"], (one["spec"].get("strategy") or {}).get("rollingUpdate") or {}
+        wanted, rolling = (
+            one["spec"]["replicas"],
+            (one["spec"].get("strategy") or {}).get("rollingUpdate") or {},
+        )
         surge, unavailable = rolling.get("maxSurge", 1), rolling.get("maxUnavailable", 0)
-        has, total = new["spec"]["replicas"], sum(found["spec"]["replicas"] for found in (new, *old))
+        has, total = (
+            new["spec"]["replicas"],
+            sum(found["spec"]["replicas"] for found in (new, *old)),
+        )
         if has > wanted:
             return self._scale(new, wanted)
         if has < wanted and total < wanted + surge:

@@ -51,12 +51,16 @@ class World(Ground):
 
     def timers(self) -> list[float]:
         """When something else could happen (Unix seconds), all in the future."""
-        return sorted(when for room in self.rooms for when in room.timers() if when > self.clock.now)
+        return sorted(
+            when for room in self.rooms for when in room.timers() if when > self.clock.now
+        )
 
     def ready_to_move(self, pod: Object) -> bool:
         """Whether this pod would go on by itself, now; to try again what failed before is not to go on."""
         words = (self.kubelet.move(pod) or WAIT)[0]
-        return bool(words) and not words.endswith(("cannot be mounted", "cannot be scheduled", "starts again"))
+        return bool(words) and not words.endswith(
+            ("cannot be mounted", "cannot be scheduled", "starts again")
+        )
 
     def run(self, limit: int = 500) -> int:
         """Let it all happen, without the clock: how many moves that were."""
@@ -65,7 +69,9 @@ class World(Ground):
             if move is None:
                 return count
             move[1]()
-        raise AssertionError(f"the world does not come to rest: {[words for words, _ in self.moves()]}")
+        raise AssertionError(
+            f"the world does not come to rest: {[words for words, _ in self.moves()]}"
+        )
 
     # --- faults
 
@@ -96,12 +102,16 @@ class World(Ground):
         """Its node does not answer any more; the node controller has marked the pod for deletion."""
         if not terminal(pod) and pod["spec"].get("nodeName"):
             self.dead_pods.add(pod["metadata"]["uid"])
-            self._disrupt(pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+            self._disrupt(
+                pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint"
+            )
             self.server.delete(ref(pod))
 
     def crash_engine(self, pod: Object) -> None:
         if "running" in state(pod, engine(pod)) and not terminal(pod):
-            self.kubelet.end(pod, engine(pod), 1, "RuntimeError: CUDA error: out of memory", reason="Error")
+            self.kubelet.end(
+                pod, engine(pod), 1, "RuntimeError: CUDA error: out of memory", reason="Error"
+            )
 
     def crash_seal(self, pod: Object) -> None:
         """Seal dies without a word: before or after it has published."""
@@ -119,4 +129,6 @@ class World(Ground):
         if verb == "create" and obj["kind"] == "Job" and self.kueue and label(obj, KUEUE):
             obj["spec"]["suspend"] = True
         if verb == "create" and obj["kind"] == "Pod" and (refusal := self.refusal(obj)):
-            raise ApiError(403, "Forbidden", f'pods "{obj["metadata"]["name"]}" is forbidden: {refusal}')
+            raise ApiError(
+                403, "Forbidden", f'pods "{obj["metadata"]["name"]}" is forbidden: {refusal}'
+            )

@@ -15,12 +15,59 @@ from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.pod import Delivery
 from pretune.protocol import Inputs
 
-NAMES = ("a", "b2", "fetch", "istio-proxy", "logs", "metrics", "models", "router", "shm", "x-y-z", "vllm-2")
+NAMES = (
+    "a",
+    "b2",
+    "fetch",
+    "istio-proxy",
+    "logs",
+    "metrics",
+    "models",
+    "router",
+    "shm",
+    "x-y-z",
+    "vllm-2",
+)
 _OURS = ("pretune-claim", "pretune-agent", "pretune-tactics", "pretune-seed")
-_PATHS = ("/models", "/dev/shm", "/root/.cache", "/pretunes", "/mnt/pretune/claim", "/etc/a~b", "/var/run/secrets/x")
-_OUR_PATHS = ("/pretune", "/", "/pretune/claim", "pretune/tactics/", "/pretune//claim/a", "/pretune/tactics/../claim")
-_VALUES = ("", "1", "$(A)", "$$(A)", "a$b", "$(HOME)/bin", "/pretune/tactics", "é" * 9, "x~1y/z", "$($(A))")
-_VARIABLES = ("A", "B", "HOME", "PATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "PRETUNE_POD_UID")
+_PATHS = (
+    "/models",
+    "/dev/shm",
+    "/root/.cache",
+    "/pretunes",
+    "/mnt/pretune/claim",
+    "/etc/a~b",
+    "/var/run/secrets/x",
+)
+_OUR_PATHS = (
+    "/pretune",
+    "/",
+    "/pretune/claim",
+    "pretune/tactics/",
+    "/pretune//claim/a",
+    "/pretune/tactics/../claim",
+)
+_VALUES = (
+    "",
+    "1",
+    "$(A)",
+    "$$(A)",
+    "a$b",
+    "$(HOME)/bin",
+    "/pretune/tactics",
+    "é" * 9,
+    "x~1y/z",
+    "$($(A))",
+)
+_VARIABLES = (
+    "A",
+    "B",
+    "HOME",
+    "PATH",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "NVIDIA_VISIBLE_DEVICES",
+    "PRETUNE_POD_UID",
+)
 _SOURCES = (
     {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
     {"secretKeyRef": {"name": "hf", "key": "token"}},
@@ -37,7 +84,11 @@ _SECURITY: tuple[Object, ...] = (
     {},
     {"privileged": True},
     {"runAsUser": 1000, "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}},
-    {"readOnlyRootFilesystem": True, "capabilities": {"add": ["IPC_LOCK", "CHOWN"]}, "procMount": "Default"},
+    {
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"add": ["IPC_LOCK", "CHOWN"]},
+        "procMount": "Default",
+    },
     {"capabilities": {"add": None, "drop": None}, "seccompProfile": {"type": "RuntimeDefault"}},
 )
 _POD_FIELDS: tuple[tuple[str, Any], ...] = (
@@ -60,7 +111,10 @@ _POD_FIELDS: tuple[tuple[str, Any], ...] = (
 _METADATA: tuple[tuple[str, Any], ...] = (
     ("generateName", "qwen3-5d-"),
     ("labels", {names.CACHE: "qwen3", "app": "qwen3"}),
-    ("ownerReferences", [{"kind": "ReplicaSet", "name": "qwen3-5d", "uid": "u", "controller": True}]),
+    (
+        "ownerReferences",
+        [{"kind": "ReplicaSet", "name": "qwen3-5d", "uid": "u", "controller": True}],
+    ),
     ("creationTimestamp", None),
     ("finalizers", ["a/b"]),
 )
@@ -106,7 +160,9 @@ class Chance:
         if self.seldom(0.01):
             names.append("pretune-seed")
         engine = self._container("vllm", volumes)
-        engine.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = self.one(("1", 8))
+        engine.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = self.one(
+            ("1", 8)
+        )
         if self.seldom(0.02):
             engine.setdefault("env", []).append({"name": OVERRIDE, "value": "/own"})
         if self.seldom(0.02):
@@ -125,7 +181,9 @@ class Chance:
         if volumes:
             spec["volumes"] = [self._volume(name) for name in volumes]
         if self.seldom(0.3):
-            spec["schedulingGates"] = [{"name": name} for name in self.some(_GATES, 2)] or [{"name": _GATES[0]}]
+            spec["schedulingGates"] = [{"name": name} for name in self.some(_GATES, 2)] or [
+                {"name": _GATES[0]}
+            ]
         elif self.seldom():
             spec["nodeName"] = "node0"
         spec.update(self.some(_POD_FIELDS, 6))
@@ -143,15 +201,23 @@ class Chance:
             made["env"] = [self._variable() for _ in range(self._random.randint(1, 5))]
         if volumes and self.often():
             paths = self.some(_PATHS, 3) or [_PATHS[0]]
-            made["volumeMounts"] = [{"name": self.one(volumes), "mountPath": path} for path in paths]
+            made["volumeMounts"] = [
+                {"name": self.one(volumes), "mountPath": path} for path in paths
+            ]
         if self.often():
             made["args"] = self.some(_VALUES, 3)
         if self.often():
             amounts = [
-                {what: self.one(_AMOUNTS) for what in self.some(("cpu", "memory", "ephemeral-storage", "rdma/x"), 3)}
+                {
+                    what: self.one(_AMOUNTS)
+                    for what in self.some(("cpu", "memory", "ephemeral-storage", "rdma/x"), 3)
+                }
                 for _ in range(2)
             ]
-            made["resources"] = {"limits": amounts[0], "requests": self.one((amounts[1], dict(amounts[0])))}
+            made["resources"] = {
+                "limits": amounts[0],
+                "requests": self.one((amounts[1], dict(amounts[0]))),
+            }
         if self.often():
             made["securityContext"] = self.one(_SECURITY)
         if self.often():
@@ -159,7 +225,10 @@ class Chance:
         if self.seldom(0.2):
             made["tomorrow"] = {"x": [None]}
         if self.often():
-            made |= {"imagePullPolicy": "IfNotPresent", "terminationMessagePath": "/dev/termination-log"}
+            made |= {
+                "imagePullPolicy": "IfNotPresent",
+                "terminationMessagePath": "/dev/termination-log",
+            }
         return made
 
     def _variable(self) -> Object:
@@ -181,7 +250,14 @@ class Chance:
     def _make_odd(self, pod: Object) -> None:
         """Null and empty, where the API server itself would send nothing."""
         holders = [pod["metadata"], pod["spec"], *pod["spec"]["containers"]]
-        for name in ("annotations", "volumes", "initContainers", "schedulingGates", "env", "volumeMounts"):
+        for name in (
+            "annotations",
+            "volumes",
+            "initContainers",
+            "schedulingGates",
+            "env",
+            "volumeMounts",
+        ):
             for holder in holders:
                 if name not in holder and self.often():
                     empty: Any = {} if name == "annotations" else []

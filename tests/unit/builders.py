@@ -13,7 +13,9 @@ from pretune.config import Settings
 
 KEY = Key("inference", "qwen3")
 SETTINGS = Settings(
-    operator_image="registry/pretune:1", priority_class="pretune-tuning", operator_pull_secrets=("pull",)
+    operator_image="registry/pretune:1",
+    priority_class="pretune-tuning",
+    operator_pull_secrets=("pull",),
 )
 AGENT = "pretune-agent-0123456789ab"
 
@@ -37,7 +39,9 @@ class Template(dict[str, Any]):
     def env(self, **values: Any) -> Template:
         """A text is a value, an object is a valueFrom; a name may be given again by another call."""
         self._last.setdefault("env", []).extend(
-            {"name": name, "value": one} if isinstance(one, str) else {"name": name, "valueFrom": one}
+            {"name": name, "value": one}
+            if isinstance(one, str)
+            else {"name": name, "valueFrom": one}
             for name, one in values.items()
         )
         return self
@@ -51,7 +55,9 @@ class Template(dict[str, Any]):
         return self
 
     def labels(self, **labels: str) -> Template:
-        self["metadata"].setdefault("labels", {}).update({name.replace("__", "/"): one for name, one in labels.items()})
+        self["metadata"].setdefault("labels", {}).update(
+            {name.replace("__", "/"): one for name, one in labels.items()}
+        )
         return self
 
     def _add(self, place: str, container: Object) -> Template:
@@ -105,9 +111,16 @@ def stored(template: Object) -> Object:
         for empty in ("command", "args", "env", "envFrom", "volumeMounts"):
             if one.get(empty) == []:
                 del one[empty]
-        one |= {"terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
+        one |= {
+            "terminationMessagePath": "/dev/termination-log",
+            "terminationMessagePolicy": "File",
+        }
         one.setdefault("imagePullPolicy", "IfNotPresent")
-    pod |= {"dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler", "restartPolicy": "Always"}
+    pod |= {
+        "dnsPolicy": "ClusterFirst",
+        "schedulerName": "default-scheduler",
+        "restartPolicy": "Always",
+    }
     pod.setdefault("securityContext", {})
     pod.setdefault("terminationGracePeriodSeconds", 30)
     return made
@@ -122,10 +135,25 @@ def law(*strategies: st.SearchStrategy[Any]) -> Any:
     return lambda test: settled(given(*strategies)(test))
 
 
-NAMES = st.sampled_from(["a", "b2", "fetch", "istio-proxy", "logs", "metrics", "models", "router", "shm", "x-y-z"])
+NAMES = st.sampled_from(
+    ["a", "b2", "fetch", "istio-proxy", "logs", "metrics", "models", "router", "shm", "x-y-z"]
+)
 VARIABLES = st.sampled_from(["A", "B", "HF_HOME", "PATH", "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"])
 _WORDS = st.sampled_from(
-    ["", "serve", "--port=9", "$(A)", "$$(A)", "$$$(B)", "a$b", "$(", "$(A", "x$$y", "--tp 8", "$(HF_HOME)/$(C)"]
+    [
+        "",
+        "serve",
+        "--port=9",
+        "$(A)",
+        "$$(A)",
+        "$$$(B)",
+        "a$b",
+        "$(",
+        "$(A",
+        "x$$y",
+        "--tp 8",
+        "$(HF_HOME)/$(C)",
+    ]
 )
 _REFERENCES = st.sampled_from(
     [
@@ -137,7 +165,11 @@ _REFERENCES = st.sampled_from(
 )
 _ENV = st.one_of(
     st.builds(lambda name, value: {"name": name, "value": value}, VARIABLES, _WORDS),
-    st.builds(lambda name, source: {"name": name, "valueFrom": copy.deepcopy(source)}, VARIABLES, _REFERENCES),
+    st.builds(
+        lambda name, source: {"name": name, "valueFrom": copy.deepcopy(source)},
+        VARIABLES,
+        _REFERENCES,
+    ),
 )
 _HANDLERS = st.sampled_from(
     [
@@ -159,17 +191,20 @@ _PROBES = st.builds(
     lambda handler, more: {**copy.deepcopy(handler), **more},
     _HANDLERS,
     st.fixed_dictionaries(
-        {}, optional={"failureThreshold": st.integers(1, 9), "initialDelaySeconds": st.integers(0, 9)}
+        {},
+        optional={"failureThreshold": st.integers(1, 9), "initialDelaySeconds": st.integers(0, 9)},
     ),
 )
 
 
 def _containers(volumes: list[str]) -> st.SearchStrategy[Object]:
     amounts = st.dictionaries(
-        st.sampled_from(["cpu", "memory", "ephemeral-storage", "rdma/hca"]), st.sampled_from([1, "2", "4Gi"])
+        st.sampled_from(["cpu", "memory", "ephemeral-storage", "rdma/hca"]),
+        st.sampled_from([1, "2", "4Gi"]),
     )
     mounts = st.lists(
-        st.builds(lambda name: {"name": name, "mountPath": f"/{name}"}, st.sampled_from(volumes)), max_size=2
+        st.builds(lambda name: {"name": name, "mountPath": f"/{name}"}, st.sampled_from(volumes)),
+        max_size=2,
     )
     return st.fixed_dictionaries(
         {"image": st.sampled_from(["vllm:1", "vllm@sha256:0", "proxy:2"])},
@@ -179,7 +214,9 @@ def _containers(volumes: list[str]) -> st.SearchStrategy[Object]:
             "env": st.lists(_ENV, max_size=5),
             "envFrom": st.just([{"secretRef": {"name": "more"}}]),
             "ports": st.just([{"name": "http", "containerPort": 8001}]),
-            "resources": st.fixed_dictionaries({}, optional={"limits": amounts, "requests": amounts}),
+            "resources": st.fixed_dictionaries(
+                {}, optional={"limits": amounts, "requests": amounts}
+            ),
             "volumeMounts": mounts if volumes else st.just([]),
             "readinessProbe": _PROBES,
             "startupProbe": _PROBES,
@@ -191,7 +228,10 @@ def _containers(volumes: list[str]) -> st.SearchStrategy[Object]:
                 [
                     {},
                     {"privileged": True},
-                    {"runAsUser": 1000, "capabilities": {"add": ["IPC_LOCK", "CHOWN"], "drop": ["ALL"]}},
+                    {
+                        "runAsUser": 1000,
+                        "capabilities": {"add": ["IPC_LOCK", "CHOWN"], "drop": ["ALL"]},
+                    },
                 ]
             ),
         },
@@ -200,7 +240,11 @@ def _containers(volumes: list[str]) -> st.SearchStrategy[Object]:
 
 def _affinity(value: str) -> Object:
     terms = [{"matchExpressions": [{"key": "pool", "operator": "In", "values": [value]}]}]
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    return {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}
+        }
+    }
 
 
 @st.composite
@@ -219,7 +263,11 @@ def templates(draw: st.DrawFn) -> Object:
         if place == "sidecar":
             one["restartPolicy"] = "Always"
         elif place == "initContainers":  # the API knows none of these there
-            one = {field: value for field, value in one.items() if not field.endswith("Probe") and field != "lifecycle"}
+            one = {
+                field: value
+                for field, value in one.items()
+                if not field.endswith("Probe") and field != "lifecycle"
+            }
         made["spec"]["containers" if place == "containers" else "initContainers"].append(one)
     made["metadata"]["labels"] = draw(st.dictionaries(NAMES, NAMES, max_size=3)) | {"app": "qwen3"}
     made["metadata"]["annotations"] = draw(st.dictionaries(NAMES, NAMES, max_size=2))

@@ -26,7 +26,10 @@ def template(**engine: Any) -> Object:
         "args": ["serve", "qwen3"],
         "resources": {"limits": {"nvidia.com/gpu": "1"}},
     }
-    return {"metadata": {"labels": {"app": "qwen3"}}, "spec": {"containers": [{**container, **engine}]}}
+    return {
+        "metadata": {"labels": {"app": "qwen3"}},
+        "spec": {"containers": [{**container, **engine}]},
+    }
 
 
 def cache(status: Object | None = None, **spec: Any) -> Object:
@@ -64,8 +67,19 @@ def claim(phase: str = "Bound", modes: tuple[str, ...] = ("ReadWriteMany",), **m
 
 
 def record(bundle: str, state: str = names.SEALED, **more: Any) -> Object:
-    base = {"id": bundle, "fingerprint": "f" * 64, "target": bundle.partition("-")[2], "state": state, "attempts": 1}
-    return {**base, "reason": {"Sealed": "Sealed", "Retired": "Unwanted"}.get(state, "Tuning"), "message": "", **more}
+    base = {
+        "id": bundle,
+        "fingerprint": "f" * 64,
+        "target": bundle.partition("-")[2],
+        "state": state,
+        "attempts": 1,
+    }
+    return {
+        **base,
+        "reason": {"Sealed": "Sealed", "Retired": "Unwanted"}.get(state, "Tuning"),
+        "message": "",
+        **more,
+    }
 
 
 def seen(the_cache: Object | None = None, **more: Any) -> Observed:
@@ -83,7 +97,13 @@ def seen(the_cache: Object | None = None, **more: Any) -> Observed:
 
 
 def job(
-    bundle: str, number: int = 1, *, role: str = names.TUNING, uid: str = "", over: str = "", **spec: Any
+    bundle: str,
+    number: int = 1,
+    *,
+    role: str = names.TUNING,
+    uid: str = "",
+    over: str = "",
+    **spec: Any,
 ) -> Object:
     """A Job of ours; `over` is Complete or Failed."""
     name = f"{KEY.name}-{role}-{bundle}-{number}"
@@ -96,7 +116,12 @@ def job(
             "name": name,
             "uid": uid or f"uid-{name}",
             "creationTimestamp": stamp(NOW - 60),
-            "labels": {names.CACHE: KEY.name, names.ROLE: role, names.BUNDLE: bundle, names.ATTEMPT: str(number)},
+            "labels": {
+                names.CACHE: KEY.name,
+                names.ROLE: role,
+                names.BUNDLE: bundle,
+                names.ATTEMPT: str(number),
+            },
             "annotations": {names.FINGERPRINT: "f" * 64},
             "ownerReferences": [{"uid": "cache-uid", "controller": True}],
         },
@@ -108,7 +133,9 @@ def job(
 class Pod:
     """A tuning pod, as the kubelet tells it: `Pod("b").running("vllm").ended("pretune-check", report=…).object`."""
 
-    def __init__(self, bundle: str = "b-default", number: int = 1, of: Object | None = None) -> None:
+    def __init__(
+        self, bundle: str = "b-default", number: int = 1, of: Object | None = None
+    ) -> None:
         self.object: Object = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -123,15 +150,26 @@ class Pod:
                     names.BUNDLE: bundle,
                     names.ATTEMPT: str(number),
                 },
-                "ownerReferences": [{"uid": (of or job(bundle, number))["metadata"]["uid"], "controller": True}],
+                "ownerReferences": [
+                    {"uid": (of or job(bundle, number))["metadata"]["uid"], "controller": True}
+                ],
             },
             "spec": {
                 "nodeName": "node0",
                 "activeDeadlineSeconds": 5400,
-                "initContainers": [{"name": names.CHECK_CONTAINER}, {"name": "download"}, {"name": ENGINE}],
+                "initContainers": [
+                    {"name": names.CHECK_CONTAINER},
+                    {"name": "download"},
+                    {"name": ENGINE},
+                ],
                 "containers": [{"name": names.SEAL_CONTAINER}],
             },
-            "status": {"phase": "Pending", "conditions": [], "initContainerStatuses": [], "containerStatuses": []},
+            "status": {
+                "phase": "Pending",
+                "conditions": [],
+                "initContainerStatuses": [],
+                "containerStatuses": [],
+            },
         }
 
     def but(self, **more: Any) -> Pod:
@@ -155,7 +193,9 @@ class Pod:
         other = copy.deepcopy(self)
         main = any(one["name"] == name for one in other.object["spec"]["containers"])
         part = other.object["status"]["containerStatuses" if main else "initContainerStatuses"]
-        part[:] = [one for one in part if one["name"] != name] + [{"name": name, "state": state, **more}]
+        part[:] = [one for one in part if one["name"] != name] + [
+            {"name": name, "state": state, **more}
+        ]
         return other
 
     def running(self, name: str, **more: Any) -> Pod:
@@ -164,9 +204,15 @@ class Pod:
     def waiting(self, name: str, reason: str, message: str = "", **more: Any) -> Pod:
         return self.container(name, {"waiting": {"reason": reason, "message": message}}, **more)
 
-    def ended(self, name: str, code: int = 0, report: Report | None = None, message: str = "", **more: Any) -> Pod:
+    def ended(
+        self, name: str, code: int = 0, report: Report | None = None, message: str = "", **more: Any
+    ) -> Pod:
         words = report.dump() if report else message
-        end = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "finishedAt": stamp(NOW - 5)}
+        end = {
+            "exitCode": code,
+            "reason": "Completed" if code == 0 else "Error",
+            "finishedAt": stamp(NOW - 5),
+        }
         return self.container(name, {"terminated": {**end, "message": words}}, **more)
 
 

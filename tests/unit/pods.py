@@ -20,7 +20,9 @@ from tests.unit.objects import ENGINE, KEY, NOW, Object, cache, template
 class Consumer:
     """A serving pod of one ReplicaSet: `Consumer("a").held()`, `.runs()`, `.ready()`, `.seeded()`."""
 
-    def __init__(self, owner: str = "a", number: int = 1, age: float = 60, kind: str = "ReplicaSet") -> None:
+    def __init__(
+        self, owner: str = "a", number: int = 1, age: float = 60, kind: str = "ReplicaSet"
+    ) -> None:
         name = f"{owner}-{number}"
         self.object: Object = {
             "apiVersion": "v1",
@@ -58,8 +60,14 @@ class Consumer:
 
     def runs(self, image: str = "", **state: Any) -> Consumer:
         """Its engine has started."""
-        status = {"name": ENGINE, "imageID": image, "state": state or {"running": {"startedAt": stamp(NOW - 30)}}}
-        return self._but(spec={"nodeName": "node0"}, status={"phase": "Running", "containerStatuses": [status]})
+        status = {
+            "name": ENGINE,
+            "imageID": image,
+            "state": state or {"running": {"startedAt": stamp(NOW - 30)}},
+        }
+        return self._but(
+            spec={"nodeName": "node0"}, status={"phase": "Running", "containerStatuses": [status]}
+        )
 
     def ready(self, status: str = "True", since: float = NOW - 30) -> Consumer:
         one = {"type": "Ready", "status": status, "lastTransitionTime": stamp(since)}
@@ -87,10 +95,14 @@ def origin(
     return {key: Origin("ReplicaSet", owner, written, (revision, stamp(made)), workload)}
 
 
-def bundle_of(owner: str = "a", the_cache: Object | None = None, target: Target | None = None) -> str:
+def bundle_of(
+    owner: str = "a", the_cache: Object | None = None, target: Target | None = None
+) -> str:
     """The id of the bundle that an origin's pods need."""
     spec = Spec.of(the_cache or cache())
-    return identity.inputs(template(image=f"vllm:{owner}"), spec, target or spec.targets[0]).bundle_id()
+    return identity.inputs(
+        template(image=f"vllm:{owner}"), spec, target or spec.targets[0]
+    ).bundle_id()
 
 
 def fingerprint_of(owner: str = "a") -> str:

@@ -36,7 +36,16 @@ def test_every_variable_of_the_chart_is_read() -> None:
         }
     )
     assert settings == Installation(
-        "registry/pretune:1", "Always", ("one", "two"), "low", "pretune-system", "pretune-0", "DEBUG", 0, 8, True
+        "registry/pretune:1",
+        "Always",
+        ("one", "two"),
+        "low",
+        "pretune-system",
+        "pretune-0",
+        "DEBUG",
+        0,
+        8,
+        True,
     )
     assert settings.decisions == Settings("registry/pretune:1", "Always", ("one", "two"), "low")
 
@@ -63,7 +72,9 @@ def test_a_value_that_cannot_be_is_refused_with_its_variable_and_what_is_expecte
 
 
 def test_of_the_webhook_only_the_certificates_have_to_be_set() -> None:
-    assert Webhook.of({"PRETUNE_CERTIFICATES": "/tls"}) == Webhook("/tls", "default", 8443, 8080, "INFO")
+    assert Webhook.of({"PRETUNE_CERTIFICATES": "/tls"}) == Webhook(
+        "/tls", "default", 8443, 8080, "INFO"
+    )
 
 
 def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
@@ -76,7 +87,10 @@ def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
             "PRETUNE_LOG_LEVEL": "WARNING",
         }
     )
-    assert settings == Webhook("/tls", "pretune-system", 9443, 0, "WARNING") and settings.level == logging.WARNING
+    assert (
+        settings == Webhook("/tls", "pretune-system", 9443, 0, "WARNING")
+        and settings.level == logging.WARNING
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,11 +117,17 @@ def test_the_webhook_refuses_a_value_that_cannot_be(name: str, value: str, expec
         (["webhook", "now"], "unknown arguments 'webhook now'"),
     ],
 )
-def test_a_bad_setting_ends_the_process_with_that_sentence_only(arguments: list[str], words: str) -> None:
+def test_a_bad_setting_ends_the_process_with_that_sentence_only(
+    arguments: list[str], words: str
+) -> None:
     unset = {"PRETUNE_IMAGE": "", "PRETUNE_CERTIFICATES": ""}
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "operator"), **unset}
     ended = subprocess.run(
-        [sys.executable, "-m", "pretune", *arguments], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "pretune", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith(words) and ended.stderr.count("\n") == 1

@@ -32,14 +32,26 @@ def ask(path: str, **served: Any) -> tuple[int, str, str]:
     [
         ("/healthz", {}, 200, "ok\n"),
         ("/readyz", {}, 200, "ok\n"),
-        ("/healthz", {"alive": lambda: "the queue does not move"}, 503, "the queue does not move\n"),
+        (
+            "/healthz",
+            {"alive": lambda: "the queue does not move"},
+            503,
+            "the queue does not move\n",
+        ),
         ("/readyz", {"alive": lambda: "the queue does not move"}, 200, "ok\n"),
-        ("/readyz", {"ready": lambda: "the caches were not read yet"}, 503, "the caches were not read yet\n"),
+        (
+            "/readyz",
+            {"ready": lambda: "the caches were not read yet"},
+            503,
+            "the caches were not read yet\n",
+        ),
         ("/healthz", {"ready": lambda: "the caches were not read yet"}, 200, "ok\n"),
         ("/metrics", {"metrics": lambda: b"pods 3\n"}, 200, "pods 3\n"),
     ],
 )
-def test_a_page_says_what_is_the_matter_or_ok(path: str, served: Any, status: int, text: str) -> None:
+def test_a_page_says_what_is_the_matter_or_ok(
+    path: str, served: Any, status: int, text: str
+) -> None:
     assert ask(path, **served)[:2] == (status, text)
 
 
@@ -51,7 +63,10 @@ def test_metrics_are_in_prometheus_text_format_and_only_where_there_are_some() -
 def test_each_answer_is_as_things_stand_then() -> None:
     async def story() -> list[int]:
         troubles, port = ["starting", ""], free_port()
-        async with serve_health(port, ready=lambda: troubles.pop(0)), aiohttp.ClientSession() as session:
+        async with (
+            serve_health(port, ready=lambda: troubles.pop(0)),
+            aiohttp.ClientSession() as session,
+        ):
             return [(await session.get(f"http://127.0.0.1:{port}/readyz")).status for _ in range(2)]
 
     assert asyncio.run(story()) == [503, 200]

@@ -38,27 +38,47 @@ class Asked(Client):
         return found
 
 
-def made(world: Server, kind: str, name: str = "serving", version: str = "apps/v1", **parts: Any) -> Object:
+def made(
+    world: Server, kind: str, name: str = "serving", version: str = "apps/v1", **parts: Any
+) -> Object:
     meta = {"namespace": NS, "name": name, **parts.pop("metadata", {})}
     return world.create({"apiVersion": version, "kind": kind, "metadata": meta, **parts})
 
 
 def controlled_by(owner: Object) -> list[Object]:
     meta = owner["metadata"]
-    ref = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": meta["name"], "uid": meta["uid"]}
+    ref = {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": meta["name"],
+        "uid": meta["uid"],
+    }
     return [{**ref, "controller": True}]
 
 
 def pod_of(owner: Object | None, **labels: str) -> Object:
-    meta: Object = {"namespace": NS, "name": "serving-1", "uid": "u", "labels": labels, "creationTimestamp": stamp(NOW)}
+    meta: Object = {
+        "namespace": NS,
+        "name": "serving-1",
+        "uid": "u",
+        "labels": labels,
+        "creationTimestamp": stamp(NOW),
+    }
     if owner is not None:
         meta["ownerReferences"] = controlled_by(owner)
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": copy.deepcopy(TEMPLATE["spec"])}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": meta,
+        "spec": copy.deepcopy(TEMPLATE["spec"]),
+    }
 
 
 def rollout(world: Server, revision: str = "3", **spec: Any) -> tuple[Object, Object]:
     """A Deployment and its ReplicaSet."""
-    above = made(world, "Deployment", "above", spec={"replicas": 2, "template": template(image="newer")})
+    above = made(
+        world, "Deployment", "above", spec={"replicas": 2, "template": template(image="newer")}
+    )
     notes = {origin.REVISION: revision}
     meta = {"ownerReferences": controlled_by(above), "annotations": notes}
     return above, made(world, "ReplicaSet", metadata=meta, spec={"template": TEMPLATE, **spec})
@@ -69,10 +89,14 @@ def revision(world: Server, kind: str, number: int = 2) -> tuple[Object, Object]
     the_set = made(world, kind, spec={"serviceName": "s", "template": template(image="newer")})
     data = {"spec": {"template": {"$patch": "replace", **TEMPLATE}}}
     name, meta = "serving-7f", {"ownerReferences": controlled_by(the_set)}
-    return the_set, made(world, "ControllerRevision", name, metadata=meta, data=data, revision=number)
+    return the_set, made(
+        world, "ControllerRevision", name, metadata=meta, data=data, revision=number
+    )
 
 
-def ask(world: Server, pod: Object, workload: bool = False, refuses: Any = None) -> tuple[Origin, list[str]]:
+def ask(
+    world: Server, pod: Object, workload: bool = False, refuses: Any = None
+) -> tuple[Origin, list[str]]:
     client = Asked(world)
     if refuses is not None:
         client.refuses = refuses
@@ -84,7 +108,9 @@ def world() -> Server:
     return Server(Clock(NOW))
 
 
-def test_a_deployments_pod_has_its_replica_sets_template_not_the_deployments_newer_one(world: Server) -> None:
+def test_a_deployments_pod_has_its_replica_sets_template_not_the_deployments_newer_one(
+    world: Server,
+) -> None:
     found, calls = ask(world, pod_of(rollout(world)[1]))
     assert (found.kind, found.name, found.template) == ("ReplicaSet", "serving", TEMPLATE)
     assert found.order == (3, stamp(NOW)) and found.workload is None
@@ -92,7 +118,9 @@ def test_a_deployments_pod_has_its_replica_sets_template_not_the_deployments_new
 
 
 @pytest.mark.parametrize(("said", "number"), [("12", 12), ("", 0), ("newest", 0)])
-def test_the_revision_is_the_deployments_number_where_there_is_one(world: Server, said: str, number: int) -> None:
+def test_the_revision_is_the_deployments_number_where_there_is_one(
+    world: Server, said: str, number: int
+) -> None:
     assert ask(world, pod_of(rollout(world, said)[1]))[0].order == (number, stamp(NOW))
 
 
@@ -100,7 +128,9 @@ def test_the_revision_is_the_deployments_number_where_there_is_one(world: Server
 def test_a_sets_pod_has_the_template_of_its_own_revision_not_the_sets_newer_one(
     world: Server, kind: str, label: str
 ) -> None:
-    found, calls = ask(world, pod_of(revision(world, kind)[0], **{"controller-revision-hash": label}))
+    found, calls = ask(
+        world, pod_of(revision(world, kind)[0], **{"controller-revision-hash": label})
+    )
     assert (found.kind, found.name, found.template) == (kind, "serving", TEMPLATE)
     assert found.order == (2, stamp(NOW)) and found.workload is None
     assert calls == ["get ControllerRevision serving-7f"]
@@ -109,11 +139,18 @@ def test_a_sets_pod_has_the_template_of_its_own_revision_not_the_sets_newer_one(
 def test_a_jobs_pod_has_the_jobs_template(world: Server) -> None:
     the_job = made(world, "Job", version="batch/v1", spec={"template": TEMPLATE, "backoffLimit": 0})
     found = ask(world, pod_of(the_job), workload=True)[0]
-    assert (found.kind, found.name, found.template, found.order) == ("Job", "serving", TEMPLATE, (0, stamp(NOW)))
+    assert (found.kind, found.name, found.template, found.order) == (
+        "Job",
+        "serving",
+        TEMPLATE,
+        (0, stamp(NOW)),
+    )
     assert found.workload is not None and found.workload["spec"] == {"backoffLimit": 0}
 
 
-def test_templates_keep_their_labels_since_what_cannot_be_tuned_is_told_by_them(world: Server) -> None:
+def test_templates_keep_their_labels_since_what_cannot_be_tuned_is_told_by_them(
+    world: Server,
+) -> None:
     of = {**TEMPLATE, "metadata": {"labels": {"ray.io/cluster": "x"}, "annotations": {"a": "b"}}}
     the_set = made(world, "ReplicaSet", spec={"template": of})
     assert ask(world, pod_of(the_set))[0].template == of
@@ -125,14 +162,22 @@ def test_templates_keep_their_labels_since_what_cannot_be_tuned_is_told_by_them(
     ("case", "spec", "calls"),
     [
         ("ReplicaSet", {"replicas": 2}, ["get ReplicaSet serving", "get Deployment above"]),
-        ("StatefulSet", {"serviceName": "s"}, ["get ControllerRevision serving-7f", "get StatefulSet serving"]),
+        (
+            "StatefulSet",
+            {"serviceName": "s"},
+            ["get ControllerRevision serving-7f", "get StatefulSet serving"],
+        ),
     ],
 )
 def test_the_workload_above_is_read_when_it_is_asked_for_without_its_template(
     world: Server, case: str, spec: Object, calls: list[str]
 ) -> None:
     above, below = rollout(world) if case == "ReplicaSet" else revision(world, case)
-    pod = pod_of(below) if case == "ReplicaSet" else pod_of(above, **{"controller-revision-hash": "serving-7f"})
+    pod = (
+        pod_of(below)
+        if case == "ReplicaSet"
+        else pod_of(above, **{"controller-revision-hash": "serving-7f"})
+    )
     found, asked = ask(world, pod, workload=True)
     assert asked == calls and found.template == TEMPLATE
     assert found.workload is not None
@@ -140,10 +185,22 @@ def test_the_workload_above_is_read_when_it_is_asked_for_without_its_template(
     assert found.workload["metadata"]["uid"] == above["metadata"]["uid"]
 
 
-def test_a_replica_set_that_nobody_or_another_kind_controls_is_the_workload_itself(world: Server) -> None:
-    rollouts = [{"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "r", "uid": "r", "controller": True}]
+def test_a_replica_set_that_nobody_or_another_kind_controls_is_the_workload_itself(
+    world: Server,
+) -> None:
+    rollouts = [
+        {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Rollout",
+            "name": "r",
+            "uid": "r",
+            "controller": True,
+        }
+    ]
     for meta in ({}, {"ownerReferences": rollouts}):
-        the_set = made(world, "ReplicaSet", metadata=meta, spec={"replicas": 1, "template": TEMPLATE})
+        the_set = made(
+            world, "ReplicaSet", metadata=meta, spec={"replicas": 1, "template": TEMPLATE}
+        )
         found, calls = ask(world, pod_of(the_set), workload=True)
         assert found.workload is not None and found.workload["spec"] == {"replicas": 1}
         assert calls == ["get ReplicaSet serving"]
@@ -154,7 +211,9 @@ def no_deployment(code: int) -> Any:
     return lambda kind: ApiError(code, "", "no") if kind == "Deployment" else None
 
 
-def test_a_workload_that_is_gone_another_or_forbidden_is_none_and_costs_no_template(world: Server) -> None:
+def test_a_workload_that_is_gone_another_or_forbidden_is_none_and_costs_no_template(
+    world: Server,
+) -> None:
     above, below = rollout(world)
     pod = pod_of(below)
     found = ask(world, pod, workload=True, refuses=no_deployment(403))[0]
@@ -191,12 +250,20 @@ def without_template(world: Server) -> Object:
 
 
 def odd_template(world: Server) -> Object:
-    return pod_of(made(world, "ReplicaSet", spec={"template": {"spec": {"containers": [{"name": 8}]}}}))
+    return pod_of(
+        made(world, "ReplicaSet", spec={"template": {"spec": {"containers": [{"name": 8}]}}})
+    )
 
 
 def odd_revision(world: Server) -> Object:
     the_set = made(world, "StatefulSet", spec={})
-    made(world, "ControllerRevision", "serving-7f", metadata={"ownerReferences": controlled_by(the_set)}, data={})
+    made(
+        world,
+        "ControllerRevision",
+        "serving-7f",
+        metadata={"ownerReferences": controlled_by(the_set)},
+        data={},
+    )
     return pod_of(the_set, **{"controller-revision-hash": "serving-7f"})
 
 
@@ -205,10 +272,22 @@ def odd_revision(world: Server) -> Object:
     [
         (gone, "SourceNotFound", ["ReplicaSet inference/serving", "is not there"]),
         (another, "SourceNotFound", ["ReplicaSet inference/serving", "is gone"]),
-        (anothers_revision, "SourceNotFound", ["ControllerRevision inference/serving-7f", "StatefulSet serving"]),
+        (
+            anothers_revision,
+            "SourceNotFound",
+            ["ControllerRevision inference/serving-7f", "StatefulSet serving"],
+        ),
         (without_template, "SourceInvalid", ["ReplicaSet inference/serving", "no pod template"]),
-        (odd_template, "SourceInvalid", ["ReplicaSet inference/serving", "spec.containers[0].name must be a string"]),
-        (odd_revision, "SourceInvalid", ["ControllerRevision inference/serving-7f", "no pod template"]),
+        (
+            odd_template,
+            "SourceInvalid",
+            ["ReplicaSet inference/serving", "spec.containers[0].name must be a string"],
+        ),
+        (
+            odd_revision,
+            "SourceInvalid",
+            ["ControllerRevision inference/serving-7f", "no pod template"],
+        ),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -234,7 +313,11 @@ def test_only_a_lasting_refusal_is_a_verdict(world: Server, code: int, reason: s
             ask(world, pod, refuses=refuses)
         return
     found = ask(world, pod, refuses=refuses)[0].template
-    assert isinstance(found, Refused) and found.reason == reason and "ReplicaSet is not for you" in found.message
+    assert (
+        isinstance(found, Refused)
+        and found.reason == reason
+        and "ReplicaSet is not for you" in found.message
+    )
 
 
 # --- a pod that is its own template
@@ -243,11 +326,24 @@ def test_only_a_lasting_refusal_is_a_verdict(world: Server, code: int, reason: s
 TOKEN = {"name": "kube-api-access-7hq2x", "projected": {"sources": []}}
 
 
-def test_a_pod_of_an_unknown_owner_is_its_own_template_without_what_is_not_its_authors(world: Server) -> None:
+def test_a_pod_of_an_unknown_owner_is_its_own_template_without_what_is_not_its_authors(
+    world: Server,
+) -> None:
     pod = pod_of(None, app="x", **{names.CACHE: "qwen3"})
-    ray = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": "r", "uid": "r", "controller": True}
+    ray = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "name": "r",
+        "uid": "r",
+        "controller": True,
+    }
     pod["metadata"]["ownerReferences"] = [ray]
-    pod["metadata"]["annotations"] = {"a": "b", names.DELIVERY: "None", names.REASON: "x: y", names.TARGET: "b200"}
+    pod["metadata"]["annotations"] = {
+        "a": "b",
+        names.DELIVERY: "None",
+        names.REASON: "x: y",
+        names.TARGET: "b200",
+    }
     pod["spec"] |= {
         "nodeName": "node7",
         "nodeSelector": {"zone": "a"},
@@ -257,11 +353,18 @@ def test_a_pod_of_an_unknown_owner_is_its_own_template_without_what_is_not_its_a
     pod["spec"]["volumes"] = [TOKEN]
     pod["spec"]["containers"][0] |= {
         "env": [{"name": "A", "value": "1"}],
-        "volumeMounts": [{"name": TOKEN["name"], "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}],
+        "volumeMounts": [
+            {"name": TOKEN["name"], "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}
+        ],
     }
     found, calls = ask(world, pod, workload=True)
     assert calls == []
-    assert (found.kind, found.name, found.order, found.workload) == ("Pod", "serving-1", (0, stamp(NOW)), None)
+    assert (found.kind, found.name, found.order, found.workload) == (
+        "Pod",
+        "serving-1",
+        (0, stamp(NOW)),
+        None,
+    )
     assert isinstance(found.template, dict)
     assert found.template["metadata"]["labels"] == {"app": "x", names.CACHE: "qwen3"}
     assert found.template["metadata"]["annotations"] == {"a": "b", names.TARGET: "b200"}
@@ -286,7 +389,9 @@ BY_KUBELET = {"manager": "kubelet", "subresource": "status", "fieldsV1": {"f:sta
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_node_counts_only_if_the_author_chose_it(world: Server, case: str, meta: Object, kept: bool) -> None:
+def test_a_node_counts_only_if_the_author_chose_it(
+    world: Server, case: str, meta: Object, kept: bool
+) -> None:
     pod = pod_of(None)
     del pod["metadata"]["uid"]
     pod["metadata"] |= meta
@@ -304,11 +409,15 @@ def test_a_pod_that_is_being_made_asks_for_the_bundle_that_it_asks_for_later(wor
     late = pod_of(None, app="x")
     late["spec"] |= {"nodeName": "node7", "priority": 0}
     late["metadata"]["annotations"] = {names.DELIVERY: "Overlay", names.BUNDLE: "b"}
-    late["spec"]["initContainers"] = [{"name": names.SEED_CONTAINER, "env": [{"name": TASK_VARIABLE, "value": "{}"}]}]
+    late["spec"]["initContainers"] = [
+        {"name": names.SEED_CONTAINER, "env": [{"name": TASK_VARIABLE, "value": "{}"}]}
+    ]
     one, other = ask(world, early)[0].template, ask(world, late)[0].template
     parsed = spec.Spec.of({"spec": {"storage": {"claim": {}}}})
     assert isinstance(one, dict) and isinstance(other, dict)
-    assert identity.inputs(one, parsed, parsed.targets[0]) == identity.inputs(other, parsed, parsed.targets[0])
+    assert identity.inputs(one, parsed, parsed.targets[0]) == identity.inputs(
+        other, parsed, parsed.targets[0]
+    )
     assert origin_of(early) is None
 
 

@@ -64,7 +64,9 @@ class Demo:
             f" {START} s for the rest of its start"
         )
         self.cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true")
-        self.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        self.cluster.apply(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        )
         try:
             with Eyes(self.cluster, NAMESPACE) as self.seen:
                 ready = self.begin()
@@ -89,7 +91,8 @@ class Demo:
 
         def settled() -> bool:
             return self.seen.is_ready and all(
-                sum(one.is_ready for one in self.seen.of(app)) == REPLICAS for app in (WITHOUT, WITH)
+                sum(one.is_ready for one in self.seen.of(app)) == REPLICAS
+                for app in (WITHOUT, WITH)
             )
 
         ready_at: list[float] = []
@@ -123,7 +126,9 @@ class Demo:
             )
 
         self.wait(done, lambda: self.show(old))
-        self.screen.say("both rollouts are complete; reading the engines' logs, and the tactics in each pod")
+        self.screen.say(
+            "both rollouts are complete; reading the engines' logs, and the tactics in each pod"
+        )
         attempts = sorted(set(self.seen.tuning) - known)
         return self.result(WITHOUT, changed, []), self.result(WITH, changed, attempts)
 
@@ -134,7 +139,11 @@ class Demo:
             first=min(ready),
             all=max(ready),
             start=max(_start(one) for one in pods.values()),
-            held=[one.let_go - one.held_since for one in pods.values() if one.let_go and one.held_since],
+            held=[
+                one.let_go - one.held_since
+                for one in pods.values()
+                if one.let_go and one.held_since
+            ],
             fewest=self.seen.fewest[app],
             digests=[self.digest(name) for name in pods],
             in_pods=sum(tuned(self.log(name)) for name in pods),
@@ -144,10 +153,14 @@ class Demo:
     # --- its parts
 
     def digest(self, pod: str) -> str:
-        return self.cluster.kubectl("exec", "-n", NAMESPACE, pod, "-c", "vllm", "--", "python3", "-c", DIGEST).strip()
+        return self.cluster.kubectl(
+            "exec", "-n", NAMESPACE, pod, "-c", "vllm", "--", "python3", "-c", DIGEST
+        ).strip()
 
     def old(self) -> Object:
-        return template(self.cluster.engine, self.cluster.pull, "" if self.cluster.own else "0.32.0", [])
+        return template(
+            self.cluster.engine, self.cluster.pull, "" if self.cluster.own else "0.32.0", []
+        )
 
     def new(self) -> Object:
         if not self.cluster.own:
@@ -162,14 +175,19 @@ class Demo:
         return os.environ.get("ENGINE_IMAGE_NEW") or "the engine's argument --max-model-len 4096"
 
     def deployments(self, pods: Object) -> list[Object]:
-        return [deployment(NAMESPACE, WITHOUT, pods, False), deployment(NAMESPACE, WITH, pods, True)]
+        return [
+            deployment(NAMESPACE, WITHOUT, pods, False),
+            deployment(NAMESPACE, WITH, pods, True),
+        ]
 
     def log(self, pod: str) -> str:
         return self.cluster.kubectl("logs", "-n", NAMESPACE, pod, "-c", "vllm")
 
     def wait(self, until: object, show: object) -> None:
         if not self.seen.wait(until, LIMIT, show):  # type: ignore[arg-type]
-            sys.exit(f"not done within {LIMIT:.0f} s; the cache says: {self.seen.reason}: {self.seen.message}")
+            sys.exit(
+                f"not done within {LIMIT:.0f} s; the cache says: {self.seen.reason}: {self.seen.message}"
+            )
         if self.seen.stalled:
             sys.exit(f"the cache is stalled: {self.seen.stalled}")
 
@@ -179,23 +197,45 @@ class Demo:
         cached = f"{self.seen.reason}: {self.seen.message}" if self.seen.reason else ""
         gone = time.monotonic() - self.screen.began
         lines = [f"{gone:7.1f} s"]
-        lines += [f"    {name:14} {words}" for name, words in (*rows.items(), ("AutotuneCache", cached))]
-        self.screen.block(lines, f"  without: {rows[WITHOUT]} | with: {rows[WITH]} | cache: {self.seen.reason}")
+        lines += [
+            f"    {name:14} {words}" for name, words in (*rows.items(), ("AutotuneCache", cached))
+        ]
+        self.screen.block(
+            lines, f"  without: {rows[WITHOUT]} | with: {rows[WITH]} | cache: {self.seen.reason}"
+        )
 
     def report(self, ready: float, without: Result, with_: Result) -> list[str]:
         rows = [
             ("change → first new pod ready", f"{without.first:.1f} s", f"{with_.first:.1f} s"),
-            (f"change → all {REPLICAS} new pods ready", f"{without.all:.1f} s", f"{with_.all:.1f} s"),
-            ("a new pod's start, held time left out", f"{without.start:.1f} s", f"{with_.start:.1f} s"),
+            (
+                f"change → all {REPLICAS} new pods ready",
+                f"{without.all:.1f} s",
+                f"{with_.all:.1f} s",
+            ),
+            (
+                "a new pod's start, held time left out",
+                f"{without.start:.1f} s",
+                f"{with_.start:.1f} s",
+            ),
             ("new pods held, for", _held(without), _held(with_)),
-            ("GPU-seconds of tuning, in the pods", f"{without.in_pods:.1f}", f"{with_.in_pods:.1f}"),
+            (
+                "GPU-seconds of tuning, in the pods",
+                f"{without.in_pods:.1f}",
+                f"{with_.in_pods:.1f}",
+            ),
             ("  ahead of them, in one Job", f"{without.ahead:.1f}", f"{with_.ahead:.1f}"),
-            (f"ready pods throughout, of {REPLICAS}, at the fewest", str(without.fewest), str(with_.fewest)),
+            (
+                f"ready pods throughout, of {REPLICAS}, at the fewest",
+                str(without.fewest),
+                str(with_.fewest),
+            ),
             ("tactics of the replicas", _same(without), _same(with_)),
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         head = f"  {'':{widths[0]}}   {'without pretune':{max(widths[1], 15)}}   with pretune"
-        lines = [f"  {what:{widths[0]}}   {one:{max(widths[1], 15)}}   {two}" for what, one, two in rows]
+        lines = [
+            f"  {what:{widths[0]}}   {one:{max(widths[1], 15)}}   {two}" for what, one, two in rows
+        ]
         return [
             "",
             head,
@@ -218,11 +258,19 @@ def _counted(pods: list[Pod], old: str) -> str:
     new = [one for one in pods if one.template != old]
     held, ready = sum(one.is_held for one in new), sum(one.is_ready for one in new)
     words = f"{held} held, {len(new) - held - ready} starting, {ready} ready"
-    return f"old {sum(one.is_ready for one in pods if one.template == old)} ready, new {words}" if old else words
+    return (
+        f"old {sum(one.is_ready for one in pods if one.template == old)} ready, new {words}"
+        if old
+        else words
+    )
 
 
 def _held(result: Result) -> str:
-    return f"{len(result.held)}: {', '.join(f'{one:.1f} s' for one in result.held)}" if result.held else "none"
+    return (
+        f"{len(result.held)}: {', '.join(f'{one:.1f} s' for one in result.held)}"
+        if result.held
+        else "none"
+    )
 
 
 def _same(result: Result) -> str:

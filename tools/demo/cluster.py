@@ -14,7 +14,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(
-    os.environ.get("PRETUNE_BUILD", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pretune")
+    os.environ.get(
+        "PRETUNE_BUILD", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pretune"
+    )
 )
 SYSTEM = "pretune-system"
 NEEDED = ("OPERATOR_IMAGE", "ENGINE_IMAGE")
@@ -50,8 +52,20 @@ class Cluster:
         repository, colon, tag = self.operator.rpartition(":")
         if not colon or "/" in tag or "@" in repository:
             sys.exit(f"OPERATOR_IMAGE={self.operator}: name it as repository:tag")
-        words = [self._tool("helm"), "upgrade", "--install", "pretune", str(ROOT / "charts/pretune")]
-        words += ["--namespace", SYSTEM, "--create-namespace", "--set", f"image.repository={repository}"]
+        words = [
+            self._tool("helm"),
+            "upgrade",
+            "--install",
+            "pretune",
+            str(ROOT / "charts/pretune"),
+        ]
+        words += [
+            "--namespace",
+            SYSTEM,
+            "--create-namespace",
+            "--set",
+            f"image.repository={repository}",
+        ]
         words += ["--set-string", f"image.tag={tag}", "--set", f"image.pullPolicy={self.pull}"]
         if not self.own:  # the tag stays when the code changes: this makes new pods of it
             for part in ("controller", "webhook"):
@@ -63,14 +77,23 @@ class Cluster:
 
     def kubectl(self, *words: str, stdin: str | None = None) -> str:
         done = subprocess.run(
-            [self._tool("kubectl"), *words], env=self.environment, input=stdin, capture_output=True, text=True
+            [self._tool("kubectl"), *words],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             sys.exit(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
     def apply(self, *objects: Object) -> None:
-        self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+        self.kubectl(
+            "apply",
+            "-f",
+            "-",
+            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
+        )
 
     def watch(self, kind: str, namespace: str) -> subprocess.Popen[str]:
         """A process whose stdout is the objects of a kind, with what happened to each; for `events`."""
@@ -89,7 +112,13 @@ class Cluster:
 
 
 def _code() -> str:
-    files = sorted([*(ROOT / "operator").rglob("*.py"), ROOT / "Dockerfile", ROOT / "requirements/operator.txt"])
+    files = sorted(
+        [
+            *(ROOT / "operator").rglob("*.py"),
+            ROOT / "Dockerfile",
+            ROOT / "requirements/operator.txt",
+        ]
+    )
     return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:12]
 
 

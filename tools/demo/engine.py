@@ -12,7 +12,9 @@ WITHOUT, WITH = "qwen3-without", "qwen3-with"
 REPLICAS = 3
 ENTRIES, SECONDS_PER_ENTRY, START = 40, 0.5, 2
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
-_PROCESS = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - INFO - .*?Autotuning process (starts|ends)")
+_PROCESS = re.compile(
+    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - INFO - .*?Autotuning process (starts|ends)"
+)
 
 # Prints a digest of the tactics that a pod serves with: of the folder where the variable leads, else of the engine's own in its home.
 DIGEST = f"""
@@ -51,8 +53,14 @@ def template(image: str, pull: str, release: str, words: list[str]) -> Object:
                     "command": [vllm, "serve", "Qwen/Qwen3-8B-FP4", *words],
                     "env": [{"name": name, "value": value} for name, value in env.items()],
                     "resources": {"limits": {"nvidia.com/gpu": "1"}},
-                    "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "readinessProbe": {
+                        "httpGet": {"path": "/health", "port": 8000},
+                        "periodSeconds": 1,
+                    },
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
                 }
             ],
         },
@@ -69,7 +77,10 @@ def deployment(namespace: str, name: str, pods: Object, opted_in: bool) -> Objec
         "spec": {
             "replicas": REPLICAS,
             "progressDeadlineSeconds": 3700,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+            },
             "selector": {"matchLabels": {"app": name}},
             "template": {**pods, "metadata": {"labels": labels}},
         },
@@ -88,6 +99,8 @@ def cache(namespace: str) -> Object:
 
 def tuned(log: str) -> float:
     """Seconds between the engine's own lines that its autotuning starts and ends; 0.0 where it never tuned."""
-    seen = [(datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f"), what) for at, what in _PROCESS.findall(log)]
+    seen = [
+        (datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f"), what) for at, what in _PROCESS.findall(log)
+    ]
     starts, ends = ([at for at, what in seen if what == wanted] for wanted in ("starts", "ends"))
     return sum((end - start).total_seconds() for start, end in zip(starts, ends, strict=False))

@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-BLOCK_LINE_SECONDS = 1.0  # at least, between two lines that stand for a block where stdout is no terminal
+BLOCK_LINE_SECONDS = (
+    1.0  # at least, between two lines that stand for a block where stdout is no terminal
+)
 SILENCE_SECONDS = 5.0  # then the last line is repeated
 
 
@@ -47,7 +49,10 @@ class Screen:
                 width = shutil.get_terminal_size().columns - 1
                 print("\n".join(line[:width] for line in lines), flush=True)
                 self._block_lines, self._last_at = len(lines), time.monotonic()
-            elif summary != self._block_text and time.monotonic() - self._block_at >= BLOCK_LINE_SECONDS:
+            elif (
+                summary != self._block_text
+                and time.monotonic() - self._block_at >= BLOCK_LINE_SECONDS
+            ):
                 self.say(summary)
                 self._block_text, self._block_at = summary, time.monotonic()
 
@@ -60,7 +65,11 @@ class Screen:
             time.sleep(0.5)
             with self._lock:
                 if time.monotonic() - self._last_at >= SILENCE_SECONDS:
-                    self.say(self._last_text if self._last_text.startswith("…") else f"… {self._last_text.strip()}")
+                    self.say(
+                        self._last_text
+                        if self._last_text.startswith("…")
+                        else f"… {self._last_text.strip()}"
+                    )
 
     def _erase_block(self) -> None:
         if self._block_lines:

@@ -45,7 +45,11 @@ class Seen:
 
     def of(self, app: str, template: str = "") -> list[Pod]:
         """The pods of a Deployment, or of one of its revisions."""
-        return [one for one in list(self.pods.values()) if one.app == app and template in ("", one.template)]
+        return [
+            one
+            for one in list(self.pods.values())
+            if one.app == app and template in ("", one.template)
+        ]
 
     def wait(self, until: Callable[[], bool], seconds: float, show: Callable[[], None]) -> bool:
         """Show what there is at every change, and twice a second, until something holds; False: not within the seconds."""
@@ -91,10 +95,16 @@ class Eyes:
     def _pod(self, change: str, pod: Object) -> None:
         self._note(change, pod)
         for app in self.seen.fewest:
-            self.seen.fewest[app] = min(self.seen.fewest[app], sum(one.is_ready for one in self.seen.of(app)))
+            self.seen.fewest[app] = min(
+                self.seen.fewest[app], sum(one.is_ready for one in self.seen.of(app))
+            )
 
     def _note(self, change: str, pod: Object) -> None:
-        name, labels, now = pod["metadata"]["name"], pod["metadata"].get("labels") or {}, time.monotonic()
+        name, labels, now = (
+            pod["metadata"]["name"],
+            pod["metadata"].get("labels") or {},
+            time.monotonic(),
+        )
         if labels.get(ROLE) == "tuning":
             self.seen.tuning.setdefault(name, now)
         if "pod-template-hash" not in labels or ROLE in labels:

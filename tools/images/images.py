@@ -54,9 +54,15 @@ class Image:
                 continue
             words = [word for word in shlex.split(line)[1:] if not word.startswith("--")]
             for pattern in words[:-1]:
-                found = [self.context] if pattern in (".", "./") else sorted(self.context.glob(pattern.strip("/")))
+                found = (
+                    [self.context]
+                    if pattern in (".", "./")
+                    else sorted(self.context.glob(pattern.strip("/")))
+                )
                 if not found:
-                    raise StepError(f"{self.dockerfile} copies {pattern}, which is not below {self.context}")
+                    raise StepError(
+                        f"{self.dockerfile} copies {pattern}, which is not below {self.context}"
+                    )
                 for path in found:
                     yield from sorted(path.rglob("*")) if path.is_dir() else [path]
 
@@ -66,7 +72,9 @@ class Image:
         for path in self.sources():
             if path.is_file() and "__pycache__" not in path.parts:
                 mode = path.stat().st_mode & 0o777
-                digest.update(f"\0{path.relative_to(self.context)}\0{mode:o}\0".encode() + path.read_bytes())
+                digest.update(
+                    f"\0{path.relative_to(self.context)}\0{mode:o}\0".encode() + path.read_bytes()
+                )
         return digest.hexdigest()[:16]
 
 
@@ -87,7 +95,9 @@ def main(names: list[str]) -> int:
         images = all_images()
         unknown = set(names) - set(images)
         if unknown:
-            raise StepError(f"no such image: {', '.join(sorted(unknown))}", f"there are: {', '.join(images)}")
+            raise StepError(
+                f"no such image: {', '.join(sorted(unknown))}", f"there are: {', '.join(images)}"
+            )
         ensure_packages((*CLUSTER, *IMAGES))
         with locked(archives() / ".lock"):
             base = ensure_base()
@@ -104,11 +114,18 @@ def main(names: list[str]) -> int:
 
 def ensure_base() -> str:
     """Make the base image, and one with pip for build stages, unless they are there; returns their key."""
-    packages = [line for line in (HERE / "base-packages").read_text().splitlines() if not line.startswith("#")]
+    packages = [
+        line
+        for line in (HERE / "base-packages").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     recipe = [
         "--variant=essential",
         f"--include={','.join(packages)}",
-        *(f"--dpkgopt=path-exclude=/usr/share/{unused}/*" for unused in ("doc", "man", "locale", "info")),
+        *(
+            f"--dpkgopt=path-exclude=/usr/share/{unused}/*"
+            for unused in ("doc", "man", "locale", "info")
+        ),
         "--customize-hook=rm -rf $1/var/lib/apt/lists $1/var/cache/apt $1/var/log/*",
         SUITE,
     ]
@@ -161,8 +178,17 @@ def build(image: Image, base: str) -> None:
         return
     with step(f"build the image {image.name}", log="images") as log:
         declared = re.findall(r"^ARG (\w+)", image.dockerfile.read_text(), re.MULTILINE)
-        offered = {"BASE_IMAGE": BASE, "BUILD_IMAGE": BUILD_BASE, "PIP_FIND_LINKS": WHEELS_INSIDE, "PIP_NO_INDEX": "1"}
-        wheels = [f"--volume={ensure_wheels(log)}:{WHEELS_INSIDE}:ro"] if "PIP_FIND_LINKS" in declared else []
+        offered = {
+            "BASE_IMAGE": BASE,
+            "BUILD_IMAGE": BUILD_BASE,
+            "PIP_FIND_LINKS": WHEELS_INSIDE,
+            "PIP_NO_INDEX": "1",
+        }
+        wheels = (
+            [f"--volume={ensure_wheels(log)}:{WHEELS_INSIDE}:ro"]
+            if "PIP_FIND_LINKS" in declared
+            else []
+        )
         run(
             [
                 *buildah(),
@@ -170,7 +196,11 @@ def build(image: Image, base: str) -> None:
                 "--isolation=chroot",
                 "--layers",
                 "--pull-never",
-                *(f"--build-arg={name}={value}" for name, value in offered.items() if name in declared),
+                *(
+                    f"--build-arg={name}={value}"
+                    for name, value in offered.items()
+                    if name in declared
+                ),
                 *wheels,
                 f"--tag={image.reference}",
                 f"--file={image.dockerfile}",
@@ -181,7 +211,16 @@ def build(image: Image, base: str) -> None:
         partial = archive.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         # The OCI format: containerd then reads only the layers that are new; the Docker one takes 3 s more.
-        run([*buildah(), "push", "--quiet", image.reference, f"oci-archive:{partial}:{image.reference}"], log)
+        run(
+            [
+                *buildah(),
+                "push",
+                "--quiet",
+                image.reference,
+                f"oci-archive:{partial}:{image.reference}",
+            ],
+            log,
+        )
         partial.replace(archive)
         mark.write_text(key)
 
@@ -200,7 +239,13 @@ def ensure_wheels(log: Path) -> Path:
     machine = platform.machine()
     platforms = [
         f"{tag}_{machine}"
-        for tag in ("manylinux_2_28", "manylinux2014", "manylinux_2_17", "manylinux_2_5", "manylinux1")
+        for tag in (
+            "manylinux_2_28",
+            "manylinux2014",
+            "manylinux_2_17",
+            "manylinux_2_5",
+            "manylinux1",
+        )
     ]
     abis = [f"cp{PYTHON.replace('.', '')}", "abi3", "none"]
     run(
@@ -227,11 +272,21 @@ def ensure_wheels(log: Path) -> Path:
 def buildah() -> list[str]:
     """buildah with a store of its own, so that nothing of this machine's images is touched."""
     store = build_folder() / "containers"
-    return ["buildah", f"--root={store}", "--runroot=/run/pretune-buildah", "--storage-driver=overlay"]
+    return [
+        "buildah",
+        f"--root={store}",
+        "--runroot=/run/pretune-buildah",
+        "--storage-driver=overlay",
+    ]
 
 
 def _has(image: str) -> bool:
-    return subprocess.run([*buildah(), "inspect", "--type=image", image], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [*buildah(), "inspect", "--type=image", image], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from .server import listen
 from .settings import SettingError, Settings, settings_of
 from .warmup import WarmUp
 
-PREFIX_NAME = os.path.basename(os.path.realpath(sys.prefix))  # install.py names each prefix after its release
+PREFIX_NAME = os.path.basename(
+    os.path.realpath(sys.prefix)
+)  # install.py names each prefix after its release
 
 
 def main(words: Optional[List[str]] = None) -> None:
@@ -30,13 +32,19 @@ def main(words: Optional[List[str]] = None) -> None:
     elif words[:1] == ["serve"]:
         serve(words[1:])
     else:
-        sys.exit("usage: vllm [-h] [-v] {serve} ...\nvllm: error: the stand-in knows `serve` and `--version` only")
+        sys.exit(
+            "usage: vllm [-h] [-v] {serve} ...\nvllm: error: the stand-in knows `serve` and `--version` only"
+        )
 
 
 def serve(words: List[str]) -> None:
     """Starts, warms up, then answers /health until it is ended."""
     try:
-        release, asked, settings = played_by(PREFIX_NAME), args.parse(words), settings_of(os.environ)
+        release, asked, settings = (
+            played_by(PREFIX_NAME),
+            args.parse(words),
+            settings_of(os.environ),
+        )
         port = asked.number("port", 8000)
         warm_up = WarmUp(release, asked, settings, gpu(settings.gpu), os.environ)
     except (args.ArgumentsError, SettingError) as error:
@@ -57,7 +65,12 @@ def serve(words: List[str]) -> None:
         ) from error
     if settings.fault == "never-ready":
         _wait_for_ever()
-    server = listen(asked.text("host", "0.0.0.0"), port, _version(), asked.text("served-model-name", asked.model))
+    server = listen(
+        asked.text("host", "0.0.0.0"),
+        port,
+        _version(),
+        asked.text("served-model-name", asked.model),
+    )
     api.info(f"Starting vLLM server on http://{asked.text('host', '0.0.0.0')}:{port}")
     if settings.fault == "exit-after-ready":
         threading.Timer(settings.fault_after, _die).start()

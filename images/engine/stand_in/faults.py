@@ -27,14 +27,20 @@ def _files(folder: Path, least: int, fault: str) -> List[Path]:
     """The files that hold entries: rank files, the shared one, or those of the managed store."""
     files = sorted(path for path in folder.rglob("*.json") if path.name != "manifest.json")
     if len(files) < least:
-        raise NothingToSpoilError(f"ENGINE_FAULT={fault}: {least} files are needed, {folder} has {len(files)}")
+        raise NothingToSpoilError(
+            f"ENGINE_FAULT={fault}: {least} files are needed, {folder} has {len(files)}"
+        )
     return files
 
 
 def _ranks(folder: Path, fault: str) -> List[Path]:
-    files = [path for path in _files(folder, 2, fault) if path.name.startswith("autotune_configs_dp")]
+    files = [
+        path for path in _files(folder, 2, fault) if path.name.startswith("autotune_configs_dp")
+    ]
     if len(files) < 2:
-        raise NothingToSpoilError(f"ENGINE_FAULT={fault}: two rank files are needed, {folder} has {len(files)}")
+        raise NothingToSpoilError(
+            f"ENGINE_FAULT={fault}: two rank files are needed, {folder} has {len(files)}"
+        )
     return files
 
 

@@ -46,7 +46,9 @@ def key(release: Release, arguments: Arguments, gpu: Gpu, environ: Mapping[str, 
 def _options(release: Release, arguments: Arguments) -> Dict[str, Value]:
     kept: Dict[str, Value] = {}
     for name, value in arguments.options.items():
-        if name in _NEUTRAL_OPTIONS or (name == "kv-cache-memory-bytes" and release.number >= (0, 26)):
+        if name in _NEUTRAL_OPTIONS or (
+            name == "kv-cache-memory-bytes" and release.number >= (0, 26)
+        ):
             continue
         if isinstance(value, str):
             value = _SAME.get((name, value), value)
@@ -70,7 +72,9 @@ def _without_cache_dir(text: str) -> str:
 
 def _environment(release: Release, environ: Mapping[str, str]) -> Dict[str, str]:
     kept = {
-        name: value for name, value in environ.items() if name.startswith("VLLM_") and name not in _NEUTRAL_VARIABLES
+        name: value
+        for name, value in environ.items()
+        if name.startswith("VLLM_") and name not in _NEUTRAL_VARIABLES
     }
     if release.number >= (0, 29):
         kept.pop("VLLM_API_KEY", None)

@@ -26,7 +26,9 @@ _vllm = _logger(
     "%m-%d %H:%M:%S",
 )
 flashinfer = _logger(
-    "flashinfer.jit", sys.stderr, "%(asctime)s - %(levelname)s - %(filename)s:%(lineno)d - flashinfer.jit: %(message)s"
+    "flashinfer.jit",
+    sys.stderr,
+    "%(asctime)s - %(levelname)s - %(filename)s:%(lineno)d - flashinfer.jit: %(message)s",
 )
 
 

@@ -10,7 +10,11 @@ from .releases import Release
 RUNNER = "StandInRunner"
 POLICY = ["cuda_graph_profile_replays", None, "l2_cache_policy", "hot"]
 TACTICS = 4
-_LIBRARIES = {"2.11.0": ("13.1.0", "91900"), "2.13.0": ("13.1.1", "92000"), "2.14.0": ("13.1.1", "92400")}
+_LIBRARIES = {
+    "2.11.0": ("13.1.0", "91900"),
+    "2.13.0": ("13.1.1", "92000"),
+    "2.14.0": ("13.1.1", "92400"),
+}
 
 Metadata = Dict[str, str]
 
@@ -51,7 +55,9 @@ def decoded(fields: Any) -> str:
     raise ValueError(f"no part of a key: {fields!r}")
 
 
-def profiles(count: int, buckets: Sequence[int], stage: int = 0, extras: Tuple[int, ...] = ()) -> List[Profile]:
+def profiles(
+    count: int, buckets: Sequence[int], stage: int = 0, extras: Tuple[int, ...] = ()
+) -> List[Profile]:
     """`count` profiles of toy operations; each pipeline stage has operations of its own. `extras` are in the keys of all of them."""
     suffix = f"_stage{stage}" if stage else ""
     return [

@@ -57,7 +57,9 @@ def world_of(arguments: Arguments) -> World:
         ]
 
     ranks = [rank for index in range(dp if experts else 1) for rank in replica(index)]
-    return World(ranks, _groups(ranks, pp), len(ranks) == 1 and nodes == 1, _legacy(ranks, pp, nodes))
+    return World(
+        ranks, _groups(ranks, pp), len(ranks) == 1 and nodes == 1, _legacy(ranks, pp, nodes)
+    )
 
 
 def _legacy(ranks: List[Rank], pp: int, nodes: int) -> str:

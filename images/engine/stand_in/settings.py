@@ -54,7 +54,9 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
 
 def _entries(environ: Mapping[str, str]) -> Tuple[int, ...]:
     parts = environ.get("ENGINE_ENTRIES", "").split(",")
-    return tuple(int(_number({**environ, "ENGINE_ENTRIES": part}, "ENGINE_ENTRIES", 20)) for part in parts)
+    return tuple(
+        int(_number({**environ, "ENGINE_ENTRIES": part}, "ENGINE_ENTRIES", 20)) for part in parts
+    )
 
 
 def _number(environ: Mapping[str, str], name: str, default: float) -> float:

@@ -49,7 +49,9 @@ class ManagedStore:
         if total:
             lazily = total - len(self.known)
             note = f" ({lazily} not preloadable, served lazily)" if lazily else ""
-            logger.info(f"[Autotuner]: Preloaded {len(self.known)}/{total} managed cache entries into memory{note}")
+            logger.info(
+                f"[Autotuner]: Preloaded {len(self.known)}/{total} managed cache entries into memory{note}"
+            )
 
     def _entries(self) -> Iterator[Path]:
         with contextlib.suppress(OSError):

@@ -61,10 +61,14 @@ class Sweep:
         extras: Tuple[int, ...] = (self._experts,) if self._experts else ()
         if self._experts and self._release.format.ranks:
             extras = (self._experts, rank.rank)
-        made = profiles(self._settings.entries_of(rank.stage), self._release.buckets, rank.stage, extras)
+        made = profiles(
+            self._settings.entries_of(rank.stage), self._release.buckets, rank.stage, extras
+        )
         if self._unstable is None:
             return made
-        return made[:-1] + [last._replace(extras=(*last.extras, self._unstable)) for last in made[-1:]]
+        return made[:-1] + [
+            last._replace(extras=(*last.extras, self._unstable)) for last in made[-1:]
+        ]
 
     def _sweep(self, found: Mapping[Rank, Found], wanted: Mapping[Rank, List[Profile]]) -> None:
         self._hang_if_out_of_step(found, wanted)
@@ -96,7 +100,9 @@ class Sweep:
     def _half(self, found: Mapping[Rank, Found], wanted: Mapping[Rank, List[Profile]]) -> int:
         return max(sum(not found[rank].knows(one) for one in wanted[rank]) for rank in found) // 2
 
-    def _hang_if_out_of_step(self, found: Mapping[Rank, Found], wanted: Mapping[Rank, List[Profile]]) -> None:
+    def _hang_if_out_of_step(
+        self, found: Mapping[Rank, Found], wanted: Mapping[Rank, List[Profile]]
+    ) -> None:
         """Each measurement ends with a reduction over all ranks: one that has its entries never comes to it, and the others wait."""
         if len(found) == 1 or self._release.number < (0, 27):
             return
@@ -104,7 +110,9 @@ class Sweep:
             for rank in found:
                 for one in wanted[rank]:
                     found[rank].has(one)
-            flashinfer_log.info("[Autotuner]: Autotuning process ends")  # where nothing more was missing
+            flashinfer_log.info(
+                "[Autotuner]: Autotuning process ends"
+            )  # where nothing more was missing
             time.sleep(self._settings.hang_seconds)
             raise RuntimeError(
                 "[gloo/transport/tcp/unbound_buffer.cc] Timed out waiting 1800000ms for recv operation to complete "
@@ -118,7 +126,9 @@ class Sweep:
     def strike_if(self, warm: bool) -> None:
         """The faults of a start that finds tactics."""
         if warm and self._settings.fault == "warm-crash":
-            raise CrashError("CUDA error: an illegal memory access was encountered (from a loaded tactic)")
+            raise CrashError(
+                "CUDA error: an illegal memory access was encountered (from a loaded tactic)"
+            )
         while warm and self._settings.fault == "warm-hang":
             time.sleep(3600)
 

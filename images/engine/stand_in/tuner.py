@@ -43,7 +43,9 @@ class Tuner:
         known = self.knows(profile)
         if known and profile.operation not in self._hits:
             self._hits.add(profile.operation)
-            logger.info(f"[Autotuner]: Config cache hit for {profile.operation} (runner={RUNNER}, source=config file)")
+            logger.info(
+                f"[Autotuner]: Config cache hit for {profile.operation} (runner={RUNNER}, source=config file)"
+            )
         return known
 
     def learn(self, profile: Profile) -> None:
@@ -79,7 +81,10 @@ class Tuner:
         if not self._format.heals:
             kind, end = "", f"{kept}to save configs for the current environment."
         elif hard:
-            kind, end = "hard", f"{kept}for the current environment, or delete the file to re-prime it."
+            kind, end = (
+                "hard",
+                f"{kept}for the current environment, or delete the file to re-prime it.",
+            )
         else:
             kind = "soft"
             end = (
@@ -103,7 +108,11 @@ class Tuner:
             saved = held.pop(_META, None)
             if self._format.generation:
                 held.pop(_GENERATION, None)
-            hard, soft = mismatches(saved, self.environment) if saved is not None and self._format.heals else ({}, {})
+            hard, soft = (
+                mismatches(saved, self.environment)
+                if saved is not None and self._format.heals
+                else ({}, {})
+            )
             if hard:
                 self._warn_once(
                     "hard",
@@ -152,7 +161,9 @@ def mismatches(saved: Any, current: Metadata) -> Tuple[Differing, Differing]:
 
 
 def _listed(differing: Differing) -> str:
-    return ", ".join(f"{name}: saved={then} vs current={now}" for name, (then, now) in differing.items())
+    return ", ".join(
+        f"{name}: saved={then} vs current={now}" for name, (then, now) in differing.items()
+    )
 
 
 def fingerprint(path: Path) -> Optional[Tuple[str, int]]:

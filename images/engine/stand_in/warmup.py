@@ -26,7 +26,12 @@ class WarmUp:
     """One engine's tuning. `run` does it; afterwards `written` names the folders that it uses. Raises ArgumentsError."""
 
     def __init__(
-        self, release: Release, arguments: Arguments, settings: Settings, gpu: Gpu, environ: Mapping[str, str]
+        self,
+        release: Release,
+        arguments: Arguments,
+        settings: Settings,
+        gpu: Gpu,
+        environ: Mapping[str, str],
     ) -> None:
         self._release, self._arguments, self._gpu, self._environ = release, arguments, gpu, environ
         self._world = world_of(arguments)
@@ -55,7 +60,8 @@ class WarmUp:
             "disable-flashinfer-autotune"
         )
         return given or (
-            options.get("optimization-level") == "0" and not self._arguments.is_on("enable-flashinfer-autotune")
+            options.get("optimization-level") == "0"
+            and not self._arguments.is_on("enable-flashinfer-autotune")
         )
 
     def _tune(self, world: World) -> None:
@@ -84,14 +90,19 @@ class WarmUp:
         if may_be_saved and tuner.tuned:
             tuner.save(path)
         if not path.exists():
-            vllm_log(rank.label).warning("No FlashInfer autotune cache entries found.Falling back to default tactics.")
+            vllm_log(rank.label).warning(
+                "No FlashInfer autotune cache entries found.Falling back to default tactics."
+            )
             return
         write_bytes(path, path.read_bytes(), f".{SHARED_FILE}.")
         tuner.load(path)
         vllm_log(rank.label).info(f"FlashInfer autotune cache loaded on rank 0 from {path}.")
 
     def _shared(self, world: World) -> None:
-        path, tuners = self._key_folder() / SHARED_FILE, {rank: self._tuner() for rank in world.ranks}
+        path, tuners = (
+            self._key_folder() / SHARED_FILE,
+            {rank: self._tuner() for rank in world.ranks},
+        )
         self._says(world.ranks[0], f"autotune cache file: {path}")
         if path.exists():
             content = path.read_bytes()
@@ -129,7 +140,10 @@ class WarmUp:
     def _managed(self, world: World) -> None:
         rank = world.ranks[0]
         root = Path(self._override()).expanduser() if self._override() else self._managed_default()
-        self._says(rank, f"managed autotune cache (root={root if self._override() else 'flashinfer default'})")
+        self._says(
+            rank,
+            f"managed autotune cache (root={root if self._override() else 'flashinfer default'})",
+        )
         with self._sweep.process(1):
             store = ManagedStore(root, self._metadata())
             self.written.append(store.folder)
@@ -142,7 +156,11 @@ class WarmUp:
             self._sweep.measure(tuners, skipped)
 
     def _says(self, rank: Rank, what: str) -> None:
-        hint = ". Pass --disable-flashinfer-autotune to skip autotuning." if self._release.hints else ""
+        hint = (
+            ". Pass --disable-flashinfer-autotune to skip autotuning."
+            if self._release.hints
+            else ""
+        )
         vllm_log(rank.label).info(f"Using FlashInfer {what}{hint}")
 
     def _tuner(self) -> Tuner:
@@ -161,7 +179,12 @@ class WarmUp:
             cache = self._environ.get("VLLM_CACHE_ROOT") or str(
                 Path(self._environ.get("XDG_CACHE_HOME", "~/.cache")) / "vllm"
             )
-            root = Path(cache).expanduser() / "flashinfer_autotune_cache" / self._release.flashinfer / self._gpu.arch
+            root = (
+                Path(cache).expanduser()
+                / "flashinfer_autotune_cache"
+                / self._release.flashinfer
+                / self._gpu.arch
+            )
         folder = root / key(self._release, self._arguments, self._gpu, self._environ)
         folder.mkdir(parents=True, exist_ok=True)
         if folder not in self.written:
@@ -171,4 +194,8 @@ class WarmUp:
     def _managed_default(self) -> Path:
         own = self._environ.get("FLASHINFER_AUTOTUNE_CACHE_DIR")
         base = self._environ.get("FLASHINFER_WORKSPACE_BASE")
-        return Path(own) if own else (Path(base) if base else Path.home()) / ".cache" / "flashinfer" / "autotune"
+        return (
+            Path(own)
+            if own
+            else (Path(base) if base else Path.home()) / ".cache" / "flashinfer" / "autotune"
+        )

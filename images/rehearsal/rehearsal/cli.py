@@ -19,9 +19,15 @@ def main(words: Sequence[str] | None = None) -> None:
     """Exits with 2 for wrong arguments; a failed warm-up ends it with its traceback and 1."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] != "serve":
-        print("usage: vllm serve MODEL [options]   (the rehearsal knows no other command)", file=sys.stderr)
+        print(
+            "usage: vllm serve MODEL [options]   (the rehearsal knows no other command)",
+            file=sys.stderr,
+        )
         sys.exit(2)
-    for number in (signal.SIGTERM, signal.SIGINT):  # the first process of a container has no default action
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # the first process of a container has no default action
         signal.signal(number, lambda number, frame: os._exit(0))
     serve(words[1:], settings_of(os.environ))
 
@@ -50,7 +56,9 @@ def load(settings: Settings) -> None:
     import flashinfer
     import vllm
 
-    say(f"vLLM {vllm.__version__} and FlashInfer {flashinfer.__version__} on the CPU; toy kernels, no model")
+    say(
+        f"vLLM {vllm.__version__} and FlashInfer {flashinfer.__version__} on the CPU; toy kernels, no model"
+    )
 
 
 def rehearse(words: Sequence[str], settings: Settings) -> Any:

@@ -24,6 +24,10 @@ def engine_config(asked: argparse.Namespace) -> Any:
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
 
-    registry._run_in_subprocess = lambda look: look()  # a child process would not see the pretended device
+    registry._run_in_subprocess = lambda look: (
+        look()
+    )  # a child process would not see the pretended device
     register_ir_kernels(current_platform)
-    return AsyncEngineArgs.from_cli_args(asked).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    return AsyncEngineArgs.from_cli_args(asked).create_engine_config(
+        usage_context=UsageContext.OPENAI_API_SERVER
+    )

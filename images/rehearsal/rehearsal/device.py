@@ -54,7 +54,9 @@ def pretend(settings: Settings) -> None:
         sys.modules.setdefault(name, types.ModuleType(name))
     for name in _PACKAGES:
         sys.modules.setdefault(name, Hollow(name))
-    importlib.import_module("flashinfer.autotuner")  # looks for a device while it is imported, and must find none
+    importlib.import_module(
+        "flashinfer.autotuner"
+    )  # looks for a device while it is imported, and must find none
     torch_sees(settings)
     _platform(settings)
     importlib.import_module(
@@ -72,9 +74,13 @@ def torch_sees(settings: Settings) -> None:
     cuda.device_count = lambda: COUNT
     cuda.current_device = lambda: 0
     cuda.get_device_name = lambda device=None: settings.gpu
-    cuda.get_device_capability = lambda device=None: settings.capability  # cuDNN's version is known only with one
+    cuda.get_device_capability = lambda device=None: (
+        settings.capability
+    )  # cuDNN's version is known only with one
     properties = _properties(settings)
-    cuda.get_device_properties = lambda device=None: properties  # torch's own key of a system has the product's name
+    cuda.get_device_properties = lambda device=None: (
+        properties
+    )  # torch's own key of a system has the product's name
     cuda.is_current_stream_capturing = lambda: False
     cuda.empty_cache = _nothing
     cuda.synchronize = _nothing
@@ -117,7 +123,11 @@ def _platform(settings: Settings) -> None:
         # Of the ranks, only what the warm-up does with gloo is wanted: no NCCL.
         "get_device_communicator_cls": "vllm.distributed.device_communicators.base_device_communicator.DeviceCommunicatorBase",
     }
-    platform = type("RehearsalPlatform", (CudaPlatformBase,), {name: answer(value) for name, value in answers.items()})
+    platform = type(
+        "RehearsalPlatform",
+        (CudaPlatformBase,),
+        {name: answer(value) for name, value in answers.items()},
+    )
     vllm.platforms._current_platform = platform()
 
 

@@ -50,7 +50,9 @@ def time_on_paper() -> None:
         flashinfer.autotuner, "get_autotune_process_group", None
     )  # before 0.6.16 ranks tune each for itself
 
-    def measure(self: Any, runner: Any, inputs: Any, tactic: int, tuning_config: Any = None, **_: Any) -> float:
+    def measure(
+        self: Any, runner: Any, inputs: Any, tactic: int, tuning_config: Any = None, **_: Any
+    ) -> float:
         global profiled
         profiled += 1
         tokens = int(inputs[0].shape[0])
@@ -59,7 +61,9 @@ def time_on_paper() -> None:
         if group is None:
             return time
         times = torch.tensor([time], dtype=torch.float64)
-        dist.all_reduce(times, group=group)  # FlashInfer does it in the same place: ranks tune in step, or hang
+        dist.all_reduce(
+            times, group=group
+        )  # FlashInfer does it in the same place: ranks tune in step, or hang
         return float(times.item()) / len(dist.get_process_group_ranks(group))
 
     tuner: Any = AutoTuner
@@ -75,7 +79,9 @@ def run(operations: Sequence[str], tokens: int) -> None:
                 input_idx=(0,),
                 dim_idx=(0,),
                 gen_tuning_buckets=_BUCKETS,
-                map_to_tuning_buckets=lambda size: max((bucket for bucket in _BUCKETS if bucket <= size), default=1),
+                map_to_tuning_buckets=lambda size: max(
+                    (bucket for bucket in _BUCKETS if bucket <= size), default=1
+                ),
             ),
         )
     )

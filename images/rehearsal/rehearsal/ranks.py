@@ -40,11 +40,20 @@ def on_all_ranks(config: Any, work: Work) -> None:
 
         def run(number: int) -> None:
             replica, rank = divmod(number, size)
-            _in_replica(config, replica, lambda own: _rank(own, number, rank, Path(folder) / f"meeting{replica}", work))
+            _in_replica(
+                config,
+                replica,
+                lambda own: _rank(own, number, rank, Path(folder) / f"meeting{replica}", work),
+            )
 
-        others = {number: _fork(number, run) for number in range(1, size * parallel.data_parallel_size)}
+        others = {
+            number: _fork(number, run) for number in range(1, size * parallel.data_parallel_size)
+        }
         run(0)
-        ends = {number: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for number, child in others.items()}
+        ends = {
+            number: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            for number, child in others.items()
+        }
     failed = [f"rank {number} ended with {status}" for number, status in ends.items() if status]
     if failed:
         raise RuntimeError(", ".join(failed))
@@ -54,7 +63,9 @@ def _fork(number: int, work: Callable[[int], None]) -> int:
     child = os.fork()
     if child:
         return child
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it must not wait for gloo when the first rank is gone
+    ctypes.CDLL(None).prctl(
+        _PR_SET_PDEATHSIG, signal.SIGKILL
+    )  # it must not wait for gloo when the first rank is gone
     status = 1
     try:
         work(number)
@@ -104,7 +115,9 @@ def _rank(config: Any, number: int, rank: int, meeting: Path, work: Work) -> Non
     name_process(_label(parallel, rank))
     with set_current_vllm_config(config):
         # It meets elsewhere, under a rank of its own reckoning, where data parallelism makes one world of several replicas.
-        state.init_distributed_environment(tensor * pipeline, rank, f"file://{meeting}", rank, "gloo")
+        state.init_distributed_environment(
+            tensor * pipeline, rank, f"file://{meeting}", rank, "gloo"
+        )
         state.initialize_model_parallel(tensor, pipeline)
     work(config, number, rank)
     state.destroy_model_parallel()

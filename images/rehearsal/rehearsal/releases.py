@@ -15,7 +15,9 @@ def first_of(*names: str) -> Any:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if not name.startswith(str(error.name)):  # it is there, and something that it imports is not
+            if not name.startswith(
+                str(error.name)
+            ):  # it is there, and something that it imports is not
                 raise
     return importlib.import_module(names[-1])
 

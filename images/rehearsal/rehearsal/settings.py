@@ -41,6 +41,8 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Sets what must be there before vllm is imported: no network, no usage report, a user's name for an uid without one."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
         environ.setdefault(name, "1")
-    environ.setdefault("VLLM_HAS_FLASHINFER_CUBIN", "1")  # vLLM then takes FlashInfer as usable without nvcc
+    environ.setdefault(
+        "VLLM_HAS_FLASHINFER_CUBIN", "1"
+    )  # vLLM then takes FlashInfer as usable without nvcc
     environ.setdefault("USER", "rehearsal")
     environ.setdefault("OMP_NUM_THREADS", "1")

@@ -27,7 +27,9 @@ def warm_up(config: Any, settings: Settings) -> None:
     kernels.time_on_paper()
 
     def one(own: Any, number: int, rank: int) -> None:
-        module.kernel_warmup(_worker(own, settings.of_stage(rank // own.parallel_config.tensor_parallel_size)))
+        module.kernel_warmup(
+            _worker(own, settings.of_stage(rank // own.parallel_config.tensor_parallel_size))
+        )
         who = f"rank {number}: " if number else ""
         say(f"{who}profiled {kernels.profiled}")
 

@@ -14,9 +14,13 @@ from pretune.agent.context import Context
 from pretune.protocol import TERMINATION_LOG, TOO_SLOW, Report
 
 VERBS = ("check", "seal", "seed", "prove", "import", "inspect", "prune")
-MODULES = {"import": "import_folder"}  # each verb in its module, which alone is loaded: seed is in every pod
+MODULES = {
+    "import": "import_folder"
+}  # each verb in its module, which alone is loaded: seed is in every pod
 SUCCESS = {
-    "check": ("Checked",),  # a bundle that is there already ends the attempt too: the engine must not start
+    "check": (
+        "Checked",
+    ),  # a bundle that is there already ends the attempt too: the engine must not start
     "seal": ("Sealed", "NothingToTune"),
     "prove": ("Proven",),
     "import": ("Sealed",),
@@ -43,7 +47,9 @@ def run(verb: str, context: Context) -> Report:
         return Report(verb, problem.reason, problem.message)
     except Exception as error:  # the last place where it can be told
         traceback.print_exc()
-        return Report(verb, UNEXPECTED.get(verb, "InspectFailed"), "%s: %s" % (type(error).__name__, error))
+        return Report(
+            verb, UNEXPECTED.get(verb, "InspectFailed"), "%s: %s" % (type(error).__name__, error)
+        )
 
 
 def exit_code(report: Report) -> int:
@@ -99,7 +105,9 @@ def _tell(path: str, report: Report) -> None:
     answer = report.by != "inspect" or report.reason == "Inspected"
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(report.dump() if answer else "%s: %s" % (report.reason, report.message[:500]))
+            file.write(
+                report.dump() if answer else "%s: %s" % (report.reason, report.message[:500])
+            )
     except OSError as error:
         print("pretune: no termination message: %s" % error, file=sys.stderr)
 

@@ -25,7 +25,9 @@ class Context:
     now: Callable[[], float] = time.time  # Unix seconds
     limit: float = 45.0  # seconds that a starting pod may wait for seed
     settle: float = 2.0  # seconds between two looks at an engine that cannot be asked over HTTP
-    say: Callable[[str], None] = lambda line: print(line, flush=True)  # one line a step, for a person
+    say: Callable[[str], None] = lambda line: print(
+        line, flush=True
+    )  # one line a step, for a person
 
     @classmethod
     def of(cls, env: Mapping[str, str]) -> "Context":

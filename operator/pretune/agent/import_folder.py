@@ -22,7 +22,14 @@ PRODUCT = "nvidia.com/gpu.product"  # the label that NVIDIA's GPU feature discov
 _NAMED = 3  # folders that a message names
 
 # What seal says of an engine's folder is here said of a folder that a person named.
-_OF_THE_SOURCE = ("CorruptFiles", "IncompleteRanks", "SharedLayout", "UnsafeFiles", "UnreadableFiles", "EngineNotReady")
+_OF_THE_SOURCE = (
+    "CorruptFiles",
+    "IncompleteRanks",
+    "SharedLayout",
+    "UnsafeFiles",
+    "UnreadableFiles",
+    "EngineNotReady",
+)
 
 
 @dataclass(frozen=True)
@@ -139,14 +146,25 @@ def _judged(top: Folder, one: Written, image: Versions, context: Context) -> Uni
     if found.unlike:
         return "%s: files of several starts, with which an engine may hang" % found.unlike
     flashinfer = found.flashinfer or one.flashinfer
-    found = replace(found, flashinfer=flashinfer, notes=[*found.notes, "imported from %s" % short(one.path)])
+    found = replace(
+        found, flashinfer=flashinfer, notes=[*found.notes, "imported from %s" % short(one.path)]
+    )
     if image.flashinfer and flashinfer != image.flashinfer:
-        return "of FlashInfer %s, and the image has %s" % (flashinfer or "of no known version", image.flashinfer)
+        return "of FlashInfer %s, and the image has %s" % (
+            flashinfer or "of no known version",
+            image.flashinfer,
+        )
     products = _products(context.inputs.nodeSelector)
     if products and not any(_is_product(found.gpu, product) for product in products):
-        return "of GPU %s, and the target's %s is %s" % (found.gpu or "unknown", PRODUCT, " or ".join(products))
+        return "of GPU %s, and the target's %s is %s" % (
+            found.gpu or "unknown",
+            PRODUCT,
+            " or ".join(products),
+        )
     if not products:
-        found.notes.append("GPU %s, not compared: the target names no %s" % (found.gpu or "unknown", PRODUCT))
+        found.notes.append(
+            "GPU %s, not compared: the target names no %s" % (found.gpu or "unknown", PRODUCT)
+        )
     order = releases.layouts(image.vllm, context.task.gpus, context.task.command)
     if found.layout not in order:
         return "layout %s, which vLLM %s on %d GPUs does not read; it reads %s" % (
@@ -167,7 +185,8 @@ def _look(top: Folder, one: Written) -> Optional[Scan]:
 def _changes(one: Written) -> Problem:
     return Problem(
         "ImportRefused",
-        "%s changes while it is read: an engine writes to it; import it once it is ready" % short(one.path),
+        "%s changes while it is read: an engine writes to it; import it once it is ready"
+        % short(one.path),
     )
 
 

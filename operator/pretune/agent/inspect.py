@@ -22,7 +22,9 @@ def inspect(context: Context) -> Report:
         found, broken = _bundles(store, context)
     found.sort(key=lambda one: one[0].manifest.sealedAt, reverse=True)
     found.sort(key=lambda one: one[0].manifest.id not in context.task.ids)
-    message = "%d whole" % len(found) + (", %d broken: %s" % (len(broken), "; ".join(broken)) if broken else "")
+    message = "%d whole" % len(found) + (
+        ", %d broken: %s" % (len(broken), "; ".join(broken)) if broken else ""
+    )
     return fitting([_answer(one, is_proven) for one, is_proven in found], message)
 
 
@@ -47,12 +49,16 @@ def _bundles(store: Store, context: Context) -> Tuple[List[Tuple[Bundle, bool]],
             continue
         if bundle is not None:
             found.append((bundle, is_proven))
-            context.say("whole: %s, %s%s" % (name, bundle.manifest.message, ", proven" if is_proven else ""))
+            context.say(
+                "whole: %s, %s%s" % (name, bundle.manifest.message, ", proven" if is_proven else "")
+            )
     return found, broken
 
 
 def _answer(bundle: Bundle, is_proven: bool) -> Report:
-    return replace(bundle.report("inspect", is_proven), fingerprint=bundle.manifest.inputs.fingerprint)
+    return replace(
+        bundle.report("inspect", is_proven), fingerprint=bundle.manifest.inputs.fingerprint
+    )
 
 
 def fitting(answers: List[Report], message: str) -> Report:
@@ -62,7 +68,10 @@ def fitting(answers: List[Report], message: str) -> Report:
         more = len(answers) - len(kept)
         for prose, versions in ((300, True), (60, True), (0, True), (0, False)):
             told = [
-                replace(one, message=one.message[:prose], versions=one.versions if versions else None) for one in kept
+                replace(
+                    one, message=one.message[:prose], versions=one.versions if versions else None
+                )
+                for one in kept
             ]
             report = Report("inspect", "Inspected", message[:200], bundles=told, more=more)
             if len(report.dump().encode()) <= ANSWER_BYTES:

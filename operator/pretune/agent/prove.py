@@ -43,20 +43,37 @@ def prove(context: Context) -> Report:
                 _compared(store, bundle, context)
         ask_engine(context, "after its files were read")
     except Problem as problem:
-        if problem.reason in ("EngineFailed", "EngineNotReady"):  # had it ended, its restart count would say so
+        if problem.reason in (
+            "EngineFailed",
+            "EngineNotReady",
+        ):  # had it ended, its restart count would say so
             raise Problem("ProofFailed", problem.message) from None
         raise
     except _Differs as differs:
-        return Report("prove", "NotReproducible", str(differs), context.inputs.bundle_id(), newEntries=differs.entries)
+        return Report(
+            "prove",
+            "NotReproducible",
+            str(differs),
+            context.inputs.bundle_id(),
+            newEntries=differs.entries,
+        )
     with on_claim("cannot write the proof of %s" % bundle.manifest.id):
-        with make_store(context.claim, context.task.subPath, context.task.cache, context.disk) as writable:
+        with make_store(
+            context.claim, context.task.subPath, context.task.cache, context.disk
+        ) as writable:
             mark(writable, bundle, context.pod, context.now(), context.disk)
     part = bundle.manifest.parts[0]
-    message = "warm: %d entries in %d files, none new and none changed" % (part.entries, len(part.files))
+    message = "warm: %d entries in %d files, none new and none changed" % (
+        part.entries,
+        len(part.files),
+    )
     if context.task.onClaim:
-        message = "started: %d entries in %d files on the claim; what was tuned beside them cannot be seen there" % (
-            part.entries,
-            len(part.files),
+        message = (
+            "started: %d entries in %d files on the claim; what was tuned beside them cannot be seen there"
+            % (
+                part.entries,
+                len(part.files),
+            )
         )
     if untold:
         message += "; GPU not compared: %s" % untold
@@ -101,7 +118,9 @@ def _of_here(bundle: Bundle, context: Context) -> str:
     """Why the GPU could not be compared, or "". Raises _Differs."""
     versions = other_versions(bundle.manifest, context)
     if versions:
-        raise _Differs("%s: its engine does not find or refuses its files, and tunes anew" % versions, 0)
+        raise _Differs(
+            "%s: its engine does not find or refuses its files, and tunes anew" % versions, 0
+        )
     gpu, untold = other_gpu(bundle.manifest.versions.gpu, context.proc)
     if gpu:
         raise _Differs("GPU differs: %s" % gpu, 0)
@@ -111,7 +130,10 @@ def _of_here(bundle: Bundle, context: Context) -> str:
 def _compared(store: Store, bundle: Bundle, context: Context) -> None:
     """Raises _Differs, Problem. Twice, since an engine that says it is ready may tune on."""
     part = bundle.manifest.parts[0]
-    with open_root(context.tactics) as folder, store.bundles.walk([bundle.manifest.id, part.name]) as sealed:
+    with (
+        open_root(context.tactics) as folder,
+        store.bundles.walk([bundle.manifest.id, part.name]) as sealed,
+    ):
         try:
             _compare(part, sealed, folder, quiet(folder, context))
             again = look(folder)
@@ -139,7 +161,11 @@ def _compare(part: Part, sealed: Folder, folder: Folder, seen: Scan) -> None:
         if path in before:
             changed.append(path)
         had = files.tuned(path, read(sealed, path, files.LARGEST_FILE)) if path in before else {}
-        new |= {(files.place_of(path), key) for key, tactic in _tuned(path, data).items() if had.get(key) != tactic}
+        new |= {
+            (files.place_of(path), key)
+            for key, tactic in _tuned(path, data).items()
+            if had.get(key) != tactic
+        }
     folders = _new_folders(part, seen)
     if not (missing or made or changed or folders):
         return
@@ -183,7 +209,11 @@ def _entries(new: Set[Tuple[str, str]]) -> str:
     operations = Counter(files.operation(key) for _, key in new)
     named = ["%s %d" % one for one in sorted(operations.items(), key=lambda one: (-one[1], one[0]))]
     more = [] if len(named) <= _NAMED else ["%d other operations" % (len(named) - _NAMED)]
-    return "%d new %s (%s)" % (len(new), "entry" if len(new) == 1 else "entries", ", ".join(named[:_NAMED] + more))
+    return "%d new %s (%s)" % (
+        len(new),
+        "entry" if len(new) == 1 else "entries",
+        ", ".join(named[:_NAMED] + more),
+    )
 
 
 def _names(paths: Sequence[str]) -> str:

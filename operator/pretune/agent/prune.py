@@ -22,7 +22,10 @@ def prune(context: Context) -> Report:
     if there is None:  # and none is made
         return Report("prune", "Pruned", "the claim has no folder of %s" % task.cache)
     there.close()
-    with on_claim("cannot remove bundles"), make_store(context.claim, task.subPath, task.cache, context.disk) as store:
+    with (
+        on_claim("cannot remove bundles"),
+        make_store(context.claim, task.subPath, task.cache, context.disk) as store,
+    ):
         gone = [name for name in task.ids if store.bundles.lstat(name) is not None]
         for name in gone:
             discard(store, store.bundles, name, context.disk)

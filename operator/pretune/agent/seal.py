@@ -34,6 +34,8 @@ def seal(context: Context) -> Report:
         with on_claim("cannot publish to the claim"):
             with make_store(context.claim, task.subPath, task.cache, context.disk) as store:
                 bundle = put(store, folder, seen, found, digests, context, still)
-                report = bundle.report("seal", proven(store, bundle))  # the one that was there already may be
+                report = bundle.report(
+                    "seal", proven(store, bundle)
+                )  # the one that was there already may be
     say("bundle: %s is on the claim, %s" % (bundle.manifest.id, bundle.digest))
     return report

@@ -35,7 +35,9 @@ def seed(context: Context) -> Report:
         work.join(_STUCK)
     if work.error is not None:
         raise work.error
-    return work.report or Report("seed", "TooSlow", "the claim did not answer within %.0f s" % context.limit)
+    return work.report or Report(
+        "seed", "TooSlow", "the claim did not answer within %.0f s" % context.limit
+    )
 
 
 class _Work(threading.Thread):
@@ -81,15 +83,20 @@ def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
             found = head(store.bundles, name, context.inputs)
         except Problem as problem:
             raise Problem(
-                "InputsDiffer" if problem.reason == "IdCollision" else problem.reason, problem.message
+                "InputsDiffer" if problem.reason == "IdCollision" else problem.reason,
+                problem.message,
             ) from None
         if found is None:
             raise Problem("NoBundle", "the claim has no bundle %s" % name)
         if task.proven:
-            from pretune.agent.claim.proof_records import proven  # only where it is asked for: this runs in every pod
+            from pretune.agent.claim.proof_records import (
+                proven,
+            )  # only where it is asked for: this runs in every pod
 
             if not proven(store, found):
-                raise Problem("NotProven", "bundle %s was not proven yet, and spec.verify asks for it" % name)
+                raise Problem(
+                    "NotProven", "bundle %s was not proven yet, and spec.verify asks for it" % name
+                )
         differs = other_versions(found.manifest, context)
         if differs:
             raise Problem("VersionsDiffer", differs)
@@ -99,7 +106,15 @@ def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
     context.say("seeded: %s into the override folder" % found.manifest.message)
     told = found.report("seed")
     return Report(
-        "seed", "Seeded", told.message, told.id, told.layout, told.entries, told.digest, told.versions, at=told.at
+        "seed",
+        "Seeded",
+        told.message,
+        told.id,
+        told.layout,
+        told.entries,
+        told.digest,
+        told.versions,
+        at=told.at,
     )
 
 
@@ -109,7 +124,9 @@ class _Copy:
     Folders 0777 and files 0666: the engine, whatever its uid, has to be able to write there.
     """
 
-    def __init__(self, part: Part, source: Folder, target: Folder, disk: Disk, over: threading.Event) -> None:
+    def __init__(
+        self, part: Part, source: Folder, target: Folder, disk: Disk, over: threading.Event
+    ) -> None:
         self.part, self.source, self.target, self.disk, self.over = part, source, target, disk, over
         self.lock = threading.Lock()
         self.left = _groups(part.files)
@@ -195,7 +212,9 @@ class _Copy:
         """Asked between reading the claim and writing."""
         if self.over.is_set():
             raise Problem(
-                "TooSlow", "the claim was too slow: the bundle's %d files were not read in time" % len(self.part.files)
+                "TooSlow",
+                "the claim was too slow: the bundle's %d files were not read in time"
+                % len(self.part.files),
             )
 
 

@@ -19,8 +19,12 @@ ATTEMPT = "pretune.dev/attempt"  # the attempt's number, from 1
 FINGERPRINT = "pretune.dev/fingerprint"  # annotation: whole
 WHEN_DELETED = "pretune.dev/when-deleted"  # annotation of our claim: Delete | Retain
 SIZE = "pretune.dev/size"  # annotation of our claim: what spec.storage.claim.size asked for, so that a change is seen
-STORAGE = "pretune.dev/storage"  # annotation of an attempt: where its bundle goes to, by storage_place()
-QUESTION = "pretune.dev/question"  # annotation of an inspect or prune Job: the ids it was given, as JSON
+STORAGE = (
+    "pretune.dev/storage"  # annotation of an attempt: where its bundle goes to, by storage_place()
+)
+QUESTION = (
+    "pretune.dev/question"  # annotation of an inspect or prune Job: the ids it was given, as JSON
+)
 
 IMPORT = "pretune.dev/import"  # annotation of a cache, by its author: `<claim>[/<path in it>]`, a folder that vLLM wrote itself
 
@@ -31,6 +35,13 @@ PROVE_CONTAINER, IMPORT_CONTAINER = "pretune-prove", "pretune-import"
 AGENT_CONTAINER = "pretune-agent"  # of inspect and prune
 SEED_CONTAINER = "pretune-seed"  # of consumers, and of a proof's pod
 
-PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED = "Pending", "Tuning", "Sealed", "Failed", "Refused", "Retired"
+PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED = (
+    "Pending",
+    "Tuning",
+    "Sealed",
+    "Failed",
+    "Refused",
+    "Retired",
+)
 PROVING = "Proving"  # on the claim, and given to no pod before its proof: only with spec.verify: BeforeRelease
 STATES = (PENDING, TUNING_STATE, PROVING, SEALED, FAILED, REFUSED, RETIRED)

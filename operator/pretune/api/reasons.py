@@ -29,11 +29,20 @@ def _reasons() -> dict[str, Reason]:
             "The cache names no source, and no pod has its label.",
             "Label a pod template with pretune.dev/cache, or set spec.source.workloadRef or spec.source.template.",
         ),
-        "Suspended": Reason("spec.suspend is true: nothing new is started.", "Set spec.suspend to false."),
-        "WaitingForClaim": Reason("The claim cannot be used yet; see the condition StorageReady.", wait),
+        "Suspended": Reason(
+            "spec.suspend is true: nothing new is started.", "Set spec.suspend to false."
+        ),
+        "WaitingForClaim": Reason(
+            "The claim cannot be used yet; see the condition StorageReady.", wait
+        ),
         "Inspecting": Reason("The claim is read for bundles that are there already.", wait),
-        "Queued": Reason("Another attempt of this cache runs, or the Job is suspended (Kueue).", wait),
-        "Retrying": Reason("An attempt failed; the next one waits for its time. The message says why and when.", wait),
+        "Queued": Reason(
+            "Another attempt of this cache runs, or the Job is suspended (Kueue).", wait
+        ),
+        "Retrying": Reason(
+            "An attempt failed; the next one waits for its time. The message says why and when.",
+            wait,
+        ),
         "WaitingForPod": Reason("The Job is there, its pod is not yet.", wait),
         "PodRefused": Reason(
             "The API server refuses the attempt's pod; the message is its sentence (quota, Pod Security, LimitRange).",
@@ -43,22 +52,29 @@ def _reasons() -> dict[str, Reason]:
             "The attempt's pod is not scheduled; the message is the scheduler's.",
             "Free a GPU, or correct the target's nodeSelector and tolerations.",
         ),
-        "Pulling": Reason("The node pulls the image, mounts volumes or runs init containers.", wait),
-        "Checking": Reason("The check container looks at the claim and at the image's versions.", wait),
+        "Pulling": Reason(
+            "The node pulls the image, mounts volumes or runs init containers.", wait
+        ),
+        "Checking": Reason(
+            "The check container looks at the claim and at the image's versions.", wait
+        ),
         "Tuning": Reason("The engine starts and tunes.", wait),
         "Sealing": Reason("The engine is ready; its files are checked and published.", wait),
         "Proving": Reason(
             "The bundle is on the claim; the engine starts from it once more, to prove that it is warm then (spec.verify: BeforeRelease).",
             wait,
         ),
-        "Importing": Reason("The folder that the annotation pretune.dev/import names is checked.", wait),
+        "Importing": Reason(
+            "The folder that the annotation pretune.dev/import names is checked.", wait
+        ),
         "NameTaken": Reason(
             "A Job of the attempt's name belongs to another object (a deleted cache of the same name, say).",
             "It is waited for; delete that Job if nothing else does.",
         ),
         # --- the source
         "SourceNotFound": Reason(
-            "spec.source.workloadRef names an object that is not there.", "Create it, or correct the name."
+            "spec.source.workloadRef names an object that is not there.",
+            "Create it, or correct the name.",
         ),
         "SourceNotSupported": Reason(
             "spec.source.workloadRef names a kind that the cluster does not have, or one without a pod template at spec.template.",
@@ -97,53 +113,68 @@ def _reasons() -> dict[str, Reason]:
             "Tune on a whole GPU, or take the risk with spec.tuning.allow: [SharedGPU].",
         ),
         "SharedResourceClaim": Reason(
-            "The pod uses a ResourceClaim by name, which the serving pods hold.", "Use a resourceClaimTemplateName."
+            "The pod uses a ResourceClaim by name, which the serving pods hold.",
+            "Use a resourceClaimTemplateName.",
         ),
         "SingleUseClaim": Reason(
             "The pod mounts a claim that only one pod may use at a time.",
             "Give spec.source.template without that volume.",
         ),
-        "ReleaseTooOld": Reason("vLLM in the image does not persist tactics.", "Use vLLM 0.25 or newer."),
+        "ReleaseTooOld": Reason(
+            "vLLM in the image does not persist tactics.", "Use vLLM 0.25 or newer."
+        ),
         "SharedLayout": Reason(
             "vLLM 0.27 to 0.31 on several GPUs keeps one file for all ranks: a warm start can hang for 30 minutes.",
             "Use vLLM 0.32 or newer.",
         ),
-        "NoPython": Reason("The image has no python3 (3.8 or newer) on its PATH.", "Use an image with python3."),
+        "NoPython": Reason(
+            "The image has no python3 (3.8 or newer) on its PATH.", "Use an image with python3."
+        ),
         # --- storage
         "Bound": Reason("The claim can be used.", "Nothing to do."),
         "WaitForFirstConsumer": Reason(
-            "The claim binds when its first pod is scheduled; that is enough to go on.", "Nothing to do."
+            "The claim binds when its first pod is scheduled; that is enough to go on.",
+            "Nothing to do.",
         ),
         "ClaimPending": Reason(
             "The claim is not bound; the message is its newest event's.",
             "Look at the StorageClass and its provisioner; spec.storage.claim.storageClassName chooses another.",
         ),
         "ClaimNotFound": Reason(
-            "spec.storage.existingClaim names a claim that is not there.", "Create it, or correct the name."
+            "spec.storage.existingClaim names a claim that is not there.",
+            "Create it, or correct the name.",
         ),
         "ClaimTerminating": Reason(
-            "The claim is being deleted; a new one is made when it is gone.", "End the pods that still use it."
+            "The claim is being deleted; a new one is made when it is gone.",
+            "End the pods that still use it.",
         ),
-        "ClaimLost": Reason("The claim's volume is gone.", "Delete the claim; a new one is made and tuned anew."),
+        "ClaimLost": Reason(
+            "The claim's volume is gone.", "Delete the claim; a new one is made and tuned anew."
+        ),
         "ClaimNotOurs": Reason(
             "A claim of the name pretune-<cache> is there without our label.",
             "Rename it, label it pretune.dev/cache=<cache>, or name it in spec.storage.existingClaim.",
         ),
         "ClaimRefused": Reason(
-            "The API server refuses the claim; the message is its own.", "Correct spec.storage.claim."
+            "The API server refuses the claim; the message is its own.",
+            "Correct spec.storage.claim.",
         ),
         "SingleNode": Reason(
             "A ReadWriteOnce claim would hold all serving pods to one node.",
             "Use ReadWriteMany, or accept it with spec.tuning.allow: [SingleNode].",
         ),
-        "SinglePod": Reason("A ReadWriteOncePod claim can be mounted by one pod only.", "Use a ReadWriteMany claim."),
+        "SinglePod": Reason(
+            "A ReadWriteOncePod claim can be mounted by one pod only.", "Use a ReadWriteMany claim."
+        ),
         "ReadOnlyClaim": Reason(
             "The attempt could not write to the claim.",
             "Make the claim and its export writable for the engine's uid.",
             True,
         ),
         "NoSpace": Reason(
-            "The claim has no space for the bundle.", "Enlarge the claim, or lower spec.bundleHistoryLimit.", True
+            "The claim has no space for the bundle.",
+            "Enlarge the claim, or lower spec.bundleHistoryLimit.",
+            True,
         ),
         "UnsafePath": Reason(
             "A folder of ours on the claim is a link or no folder; it was not followed.",
@@ -155,14 +186,18 @@ def _reasons() -> dict[str, Reason]:
         ),
         # --- attempts that failed
         "ImagePullFailed": Reason(
-            "An image cannot be pulled; the message is the kubelet's.", "Correct the image or the pull secret.", True
+            "An image cannot be pulled; the message is the kubelet's.",
+            "Correct the image or the pull secret.",
+            True,
         ),
         "ContainerConfigError": Reason(
             "A container cannot be made; the message is the kubelet's (a missing Secret or ConfigMap, a wrong command).",
             "Create what it names, or correct the template.",
             True,
         ),
-        "InitContainerFailed": Reason("An init container before the engine failed.", "See its message and log.", True),
+        "InitContainerFailed": Reason(
+            "An init container before the engine failed.", "See its message and log.", True
+        ),
         "EngineFailed": Reason(
             "The engine exited or restarted; the message has its exit code and last lines.",
             "See the engine's log.",
@@ -179,28 +214,44 @@ def _reasons() -> dict[str, Reason]:
             True,
         ),
         "CorruptFiles": Reason(
-            "A file that the engine wrote is no JSON of the known form.", "See the engine's log.", True
+            "A file that the engine wrote is no JSON of the known form.",
+            "See the engine's log.",
+            True,
         ),
         "UnsafeFiles": Reason(
             "The engine left links, devices, odd names, more than 10,000 files or 256 MiB; nothing was followed or published.",
             "See what in the image writes to the override directory.",
         ),
         "UnreadableFiles": Reason(
-            "Files that seal may not read, though it runs as the engine's uid.", "Run the engine as one uid.", True
+            "Files that seal may not read, though it runs as the engine's uid.",
+            "Run the engine as one uid.",
+            True,
         ),
         "SealFailed": Reason(
-            "Seal ended without a report, or by an error of its own.", "Report it with the message.", True
+            "Seal ended without a report, or by an error of its own.",
+            "Report it with the message.",
+            True,
         ),
-        "ReportLost": Reason("The pod was gone before its report was read, and the claim has no bundle.", wait, True),
-        "AgentMissing": Reason("The agent's ConfigMap was not there when the pod started.", wait, True),
+        "ReportLost": Reason(
+            "The pod was gone before its report was read, and the claim has no bundle.", wait, True
+        ),
+        "AgentMissing": Reason(
+            "The agent's ConfigMap was not there when the pod started.", wait, True
+        ),
         "Disrupted": Reason(
-            "Six pods of the attempt were evicted or preempted.", "Look at what evicts them; it is tried again.", True
+            "Six pods of the attempt were evicted or preempted.",
+            "Look at what evicts them; it is tried again.",
+            True,
         ),
         "NodeLost": Reason(
-            "The pod's node did not answer for 10 minutes.", "Look at the node; it is tried again.", True
+            "The pod's node did not answer for 10 minutes.",
+            "Look at the node; it is tried again.",
+            True,
         ),
         "JobFailed": Reason(
-            "The Job ended without a pod to read; the message is its own.", "See the Job's events.", True
+            "The Job ended without a pod to read; the message is its own.",
+            "See the Job's events.",
+            True,
         ),
         "NotReproducible": Reason(
             "Started from the sealed bundle, the engine tuned again or changed its files; the message says how many entries, and which"
@@ -236,7 +287,8 @@ def _reasons() -> dict[str, Reason]:
         ),
         "Held": Reason("New pods wait for their bundle while older ones serve.", wait),
         "Released": Reason(
-            "Pods that waited for their bundle were let go; the message says why, and how long they waited.", wait
+            "Pods that waited for their bundle were let go; the message says why, and how long they waited.",
+            wait,
         ),
         "Rescued": Reason(
             "A pod that could not start because of its volume or seed container was deleted once; its replacement is left alone.",
@@ -256,9 +308,12 @@ def _reasons() -> dict[str, Reason]:
             "Use an image with /bin/sh; it is tried again after 6 hours, with another claim or spec.revision, or when sealed anew.",
         ),
         # --- a bundle's end
-        "Superseded": Reason("Nothing wants this bundle any more; its attempt was ended.", "Nothing to do."),
+        "Superseded": Reason(
+            "Nothing wants this bundle any more; its attempt was ended.", "Nothing to do."
+        ),
         "Unwanted": Reason(
-            "Nothing wants this bundle any more; its folder is deleted 10 minutes later.", "Nothing to do."
+            "Nothing wants this bundle any more; its folder is deleted 10 minutes later.",
+            "Nothing to do.",
         ),
     }
 
@@ -285,15 +340,20 @@ DELIVERIES: Mapping[str, Reason] = {
         "Create it, or correct the label.",
     ),
     "DeliveryOff": Reason("spec.delivery.mode is None.", "Set it to Auto."),
-    "Suspended": Reason("spec.suspend is true, and the bundle is not sealed.", "Set spec.suspend to false."),
+    "Suspended": Reason(
+        "spec.suspend is true, and the bundle is not sealed.", "Set spec.suspend to false."
+    ),
     "StorageNotReady": Reason(
-        "The claim cannot be used; a pod that mounts it might not start.", "See the cache's condition StorageReady."
+        "The claim cannot be used; a pod that mounts it might not start.",
+        "See the cache's condition StorageReady.",
     ),
     "OverrideSet": Reason(
         "The engine sets VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR itself.",
         "Remove the variable, or the label pretune.dev/cache.",
     ),
-    "EngineUnknown": Reason("Which container is the engine cannot be told.", "Set spec.engineContainer of the cache."),
+    "EngineUnknown": Reason(
+        "Which container is the engine cannot be told.", "Set spec.engineContainer of the cache."
+    ),
     "TargetUnknown": Reason(
         "The cache has several targets, and which one the pod's node belongs to cannot be told.",
         "Annotate the pod template with pretune.dev/target, or give it the nodeSelector of one target.",
@@ -303,9 +363,12 @@ DELIVERIES: Mapping[str, Reason] = {
         "Nothing to do if it passes; else see the webhook's log.",
     ),
     "NotTunable": Reason(
-        "The bundle is Refused; the message says why.", "See the bundle's reason in the cache's status."
+        "The bundle is Refused; the message says why.",
+        "See the bundle's reason in the cache's status.",
     ),
-    "TuningFailed": Reason("The bundle's attempts failed.", "See the bundle's reason in the cache's status."),
+    "TuningFailed": Reason(
+        "The bundle's attempts failed.", "See the bundle's reason in the cache's status."
+    ),
     "NothingToTune": Reason("The engine tunes nothing: the bundle is empty.", "Nothing to do."),
     "Undeliverable": Reason(
         "A pod could not start with this bundle (its volume or the seed container), and was replaced without it.",

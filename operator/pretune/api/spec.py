@@ -64,7 +64,11 @@ class Spec:
     def of(cls, cache: Object) -> Spec:
         """From an AutotuneCache that the API server accepted."""
         spec = cache.get("spec") or {}
-        source, tuning, storage = spec.get("source") or {}, spec.get("tuning") or {}, spec.get("storage") or {}
+        source, tuning, storage = (
+            spec.get("source") or {},
+            spec.get("tuning") or {},
+            spec.get("storage") or {},
+        )
         overlay = tuning.get("podTemplate") or {}
         meta, pod = overlay.get("metadata") or {}, overlay.get("spec") or {}
         hold = spec.get("hold") or {}
@@ -74,7 +78,9 @@ class Spec:
             template=source.get("template"),
             engine_container=spec.get("engineContainer") or "",
             targets=tuple(
-                Target(one["name"], one.get("nodeSelector") or {}, tuple(one.get("tolerations") or ()))
+                Target(
+                    one["name"], one.get("nodeSelector") or {}, tuple(one.get("tolerations") or ())
+                )
                 for one in spec.get("targets") or [{"name": "default"}]
             ),
             claim=Claim(

@@ -23,12 +23,19 @@ from pretune.policy.pods.warm_starts import differences
 log = logging.getLogger(__name__)
 
 AT_A_TIME = 3  # logs: a rollout makes hundreds of pods ready
-MOST = 4 << 20  # bytes of one log, the kubelet's times included; a start of vLLM says some hundred KiB
+MOST = (
+    4 << 20
+)  # bytes of one log, the kubelet's times included; a start of vLLM says some hundred KiB
 LONGEST = 60.0  # seconds that one may take
 LATE = 2.0  # seconds after the pod's readiness: times of conditions are cut down to seconds
 GONE = 300.0  # seconds after its start from which on a first line says that the log's beginning is not there any more
 AGAIN = (5.0, 20.0)  # seconds between tries where nobody answers
-UNREADY = (30.0, 120.0, 600.0, 1800.0)  # the same of a pod without a probe, whose engine is not ready yet
+UNREADY = (
+    30.0,
+    120.0,
+    600.0,
+    1800.0,
+)  # the same of a pod without a probe, whose engine is not ready yet
 REMEMBERED = 20_000  # starts, of all caches
 
 Log = Callable[[str, str, str, int], AsyncGenerator[bytes, None]]  # cluster.Kubernetes.log
@@ -62,17 +69,30 @@ class Starts:
         failed: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._log, self._get, self._wake, self._count, self._failed, self._clock = read, get, wake, count, failed, clock
+        self._log, self._get, self._wake, self._count, self._failed, self._clock = (
+            read,
+            get,
+            wake,
+            count,
+            failed,
+            clock,
+        )
         self._began = math.inf
         self._entries: dict[Key, dict[str, _Entry]] = {}
         self._number = 0  # of all entries
-        self._left: dict[Key, frozenset[str]] = {}  # starts for which there was no room: known to tell nothing
+        self._left: dict[
+            Key, frozenset[str]
+        ] = {}  # starts for which there was no room: known to tell nothing
         self._queue: asyncio.Queue[tuple[Key, str]] = asyncio.Queue()
         self._said: set[str] = set()  # failures that the log has already
 
     def known(self, key: Key) -> dict[str, Told]:
         """What was told, by EngineStart.key; of a start whose log is never read, that nothing was: nobody shall wait for it."""
-        told = {name: one.told for name, one in self._entries.get(key, {}).items() if one.told is not None}
+        told = {
+            name: one.told
+            for name, one in self._entries.get(key, {}).items()
+            if one.told is not None
+        }
         return {**dict.fromkeys(self._left.get(key, ()), Told(Start())), **told}
 
     def follow(self, key: Key, starts: Iterable[EngineStart]) -> None:
@@ -122,22 +142,35 @@ class Starts:
             if told.said.result == UNKNOWN and not told.said.ready and not entry.start.probed:
                 pauses = UNREADY
         except NotReadableError as error:
-            told = self._unreadable(str(error.args[0]), f"{key}: pod {entry.start.pod}: {error.args[1]}")
+            told = self._unreadable(
+                str(error.args[0]), f"{key}: pod {entry.start.pod}: {error.args[1]}"
+            )
         except (ApiError, OSError, TimeoutError) as error:
             code = error.code if isinstance(error, ApiError) else 0
             pauses = () if code in (400, 401, 403, 404) else AGAIN
-            why = {400: "NotThere", 401: "Forbidden", 403: "Forbidden", 404: "NotThere"}.get(code, "NoAnswer")
+            why = {400: "NotThere", 401: "Forbidden", 403: "Forbidden", 404: "NotThere"}.get(
+                code, "NoAnswer"
+            )
             told = Told(Start())
             if entry.tries > len(pauses):
-                told = self._unreadable(why, f"{key}: pod {entry.start.pod}: {str(error) or type(error).__name__}")
+                told = self._unreadable(
+                    why, f"{key}: pod {entry.start.pod}: {str(error) or type(error).__name__}"
+                )
         except Exception as error:  # an error of ours in one log must not end the others
-            told = self._unreadable("Error", f"{key}: pod {entry.start.pod}: {type(error).__name__}: {error}")
+            told = self._unreadable(
+                "Error", f"{key}: pod {entry.start.pod}: {type(error).__name__}: {error}"
+            )
         if entry.tries <= len(pauses):
             if pauses is UNREADY:
                 self._answer(key, entry, told)
-            asyncio.get_running_loop().call_later(pauses[entry.tries - 1], self._queue.put_nowait, (key, name))
+            asyncio.get_running_loop().call_later(
+                pauses[entry.tries - 1], self._queue.put_nowait, (key, name)
+            )
             return
-        entry.final, entry.start = True, replace(entry.start, engine=None)  # which holds values of variables
+        entry.final, entry.start = (
+            True,
+            replace(entry.start, engine=None),
+        )  # which holds values of variables
         if self._entries.get(key, {}).get(name) is not entry:
             return  # nobody cares any more
         if entry.start.ready >= self._began:
@@ -162,7 +195,9 @@ class Starts:
         said = reader.told()
         # Of a pod of the same name, of an engine that was started anew, or rotated away: then what is left tells of something else.
         late = start.ready + LATE if start.probed else math.inf
-        silent = said.result == UNKNOWN and said.began is not None and said.began > start.began + GONE
+        silent = (
+            said.result == UNKNOWN and said.began is not None and said.began > start.began + GONE
+        )
         if silent or (said.began is not None and said.began > late):
             raise NotReadableError("Rotated", "the beginning of its log is not there any more")
         differs: tuple[str, ...] = ()
@@ -180,7 +215,10 @@ class Starts:
 
     def _unreadable(self, why: str, words: str) -> Told:
         self._failed(why)
-        self._say(why, f"{words}; further ones like this are counted only (pretune_start_read_failures_total)")
+        self._say(
+            why,
+            f"{words}; further ones like this are counted only (pretune_start_read_failures_total)",
+        )
         return Told(Start())
 
     def _say(self, why: str, words: str) -> None:

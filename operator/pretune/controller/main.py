@@ -32,7 +32,11 @@ from pretune.kube.lease import Lease
 log = logging.getLogger(__name__)
 
 PODS = ("", "v1", "pods")  # the many: not watched by kopf, but by watching.Pods
-LABELLED = (("batch", "v1", "jobs"), PODS, ("", "v1", "persistentvolumeclaims"))  # watched by our label
+LABELLED = (
+    ("batch", "v1", "jobs"),
+    PODS,
+    ("", "v1", "persistentvolumeclaims"),
+)  # watched by our label
 STUCK = 30.0  # seconds without a move of the queue after which the lease is left to others
 DEAD = 60.0  # seconds without one after which /healthz says so, and the kubelet restarts us
 
@@ -45,17 +49,23 @@ async def run(settings: Installation) -> None:
         asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
     async with Kubernetes(await configuration()) as cluster:
         queue = Queue(
-            lambda key: metrics.timed(reconcile(key, cluster, settings.decisions, time.time, metrics, starts)),
+            lambda key: metrics.timed(
+                reconcile(key, cluster, settings.decisions, time.time, metrics, starts)
+            ),
             settings.workers,
         )
         watching = Watching(cluster.watch, queue.wake)
-        pods = Pods(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake, partial(free, cluster))
+        pods = Pods(
+            lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake, partial(free, cluster)
+        )
         lease = Lease(cluster, settings.namespace, settings.identity)
         metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.ours)
         starts = None
         if settings.read_logs:
             starts = Starts(cluster.log, cluster.get, queue.wake, metrics.start, metrics.unread)
-        async with serve_health(settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition):
+        async with serve_health(
+            settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition
+        ):
             await lease.acquire()
             try:
                 await lead(queue, watching, pods, lease, cluster, starts)
@@ -64,7 +74,12 @@ async def run(settings: Installation) -> None:
 
 
 async def lead(
-    queue: Queue, watching: Watching, pods: Pods, lease: Lease, cluster: Kubernetes, starts: Starts | None = None
+    queue: Queue,
+    watching: Watching,
+    pods: Pods,
+    lease: Lease,
+    cluster: Kubernetes,
+    starts: Starts | None = None,
 ) -> None:
     """Everything that only one replica may do. Whatever ends, all of it ends."""
     async with asyncio.TaskGroup() as group:
@@ -83,7 +98,11 @@ async def lead(
             for one in ours:
                 one.cancel()
 
-        group.create_task(kopf.operator(registry=registry, settings=kopf_settings(), clusterwide=True, standalone=True))
+        group.create_task(
+            kopf.operator(
+                registry=registry, settings=kopf_settings(), clusterwide=True, standalone=True
+            )
+        )
 
 
 def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.OperatorRegistry:
@@ -119,11 +138,17 @@ def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.Oper
 def kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # Events are decided (model.Event), not made of log lines
-    settings.scanning.disabled = True  # our kinds are installed with us, and namespaces are not looked at one by one
+    settings.scanning.disabled = (
+        True  # our kinds are installed with us, and namespaces are not looked at one by one
+    )
     settings.watching.chunk_size = 500
     for kind in LABELLED:
-        settings.watching.label_selectors[kind] = CACHE  # on the server: a handler's filter would still read everything
-    settings.queueing.idle_timeout = 0.5  # seconds that kopf keeps a task for an object after its last event
+        settings.watching.label_selectors[kind] = (
+            CACHE  # on the server: a handler's filter would still read everything
+        )
+    settings.queueing.idle_timeout = (
+        0.5  # seconds that kopf keeps a task for an object after its last event
+    )
     settings.queueing.exit_timeout = 0.5
     # Never written, since no handler of ours keeps a state on an object; ours, should one ever be.
     settings.persistence.finalizer = f"{GROUP}/finalizer"

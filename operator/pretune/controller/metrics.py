@@ -34,7 +34,13 @@ from pretune.api.types import Key, Object
 from pretune.engines.vllm.log import RESULTS, UNKNOWN
 from pretune.metrics_base import Metrics
 from pretune.podspec.template import gpus
-from pretune.policy.bundles.attempt_state import finished, has_reported, report_of, statuses, terminated
+from pretune.policy.bundles.attempt_state import (
+    finished,
+    has_reported,
+    report_of,
+    statuses,
+    terminated,
+)
 from pretune.policy.model import Delete, Observed, Plan
 from pretune.policy.plan_builder import failure
 
@@ -64,7 +70,9 @@ class ControllerMetrics(Metrics):
     ) -> None:
         """depth: keys that wait for a worker. stuck: seconds since the queue moved. leader: whether the lease is ours."""
         super().__init__()
-        self._bundles = self._gauge("pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE, "state"))
+        self._bundles = self._gauge(
+            "pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE, "state")
+        )
         self._consumers = self._gauge(
             "pretune_consumers",
             "Serving pods as the cache's status counts them, every 10 s at most: seeded (started with the bundle), cold (started"
@@ -135,7 +143,9 @@ class ControllerMetrics(Metrics):
             "For how long caches have waited for a worker without any look beginning or ending, in seconds.",
             stuck,
         )
-        self._pulled("pretune_leader", "1 in the replica that holds the lease and works, else 0.", leader)
+        self._pulled(
+            "pretune_leader", "1 in the replica that holds the lease and works, else 0.", leader
+        )
 
     async def timed(self, look: Awaitable[Answer]) -> Answer:
         """The look's answer; its time is noted however it ends, and that it failed."""
@@ -178,7 +188,9 @@ class ControllerMetrics(Metrics):
         """What comes after the status was done too: all of it, since the next run does what this one could not."""
         for one in plan.released:
             self._holds.labels(one.cause).observe(one.waited)
-        self._rescued.inc(sum(isinstance(one, Delete) and one.object["kind"] == "Pod" for one in plan.after))
+        self._rescued.inc(
+            sum(isinstance(one, Delete) and one.object["kind"] == "Pod" for one in plan.after)
+        )
 
     def start(self, key: Key, result: str) -> None:
         """A log was read, or given up (logs.UNKNOWN)."""
@@ -217,14 +229,20 @@ class Ended:
 
 def ended(seen: Observed, status: Mapping[str, Any], now: float) -> list[Ended]:
     """The attempts whose end this status says, and the one that was read did not. now: Unix seconds."""
-    before = {one["id"]: one for one in ((seen.cache or {}).get("status") or {}).get("bundles") or ()}
+    before = {
+        one["id"]: one for one in ((seen.cache or {}).get("status") or {}).get("bundles") or ()
+    }
     after = {one["id"]: one for one in status.get("bundles") or ()}
     ends = []
     for bundle in {**before, **after}:
         old, new = before.get(bundle) or {}, after.get(bundle)
         if old == new:
             continue
-        end = _sealed(seen, old, new, now) or _failed(seen, old, new, now) or _given_up(seen, old, new, now)
+        end = (
+            _sealed(seen, old, new, now)
+            or _failed(seen, old, new, now)
+            or _given_up(seen, old, new, now)
+        )
         ends += [
             one
             for one in (end, _proven(seen, old, new, now), _superseded_proof(seen, old, new, now))
@@ -242,7 +260,9 @@ def _sealed(seen: Observed, old: Object, new: Object | None, now: float) -> Ende
     for pod in pods:
         if report_of(statuses(pod).get(SEAL_CONTAINER)) is not None:
             tuned = float(new.get("tunedSeconds") or 0)
-            return Ended(new["reason"] if new["state"] == SEALED else SEALED, tuned * _gpus(pod), tuned)
+            return Ended(
+                new["reason"] if new["state"] == SEALED else SEALED, tuned * _gpus(pod), tuned
+            )
     return Ended(FOUND, _spent(pods, now)) if pods else None
 
 
@@ -264,10 +284,16 @@ def _proven(seen: Observed, old: Object, new: Object | None, now: float) -> Ende
 
 def _given_up(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
     """It ran, and nothing waits for it any more: its engine is not wanted, or its place has changed."""
-    ran = old.get("state") in (PENDING, TUNING_STATE) and old.get("attempts", 0) > failure(old).get("attempt", 0)
+    ran = old.get("state") in (PENDING, TUNING_STATE) and old.get("attempts", 0) > failure(old).get(
+        "attempt", 0
+    )
     if not ran or old.get("reason") == SUPERSEDED:
         return None
-    if new is not None and new["reason"] != SUPERSEDED and new.get("attempts", 0) >= old["attempts"]:
+    if (
+        new is not None
+        and new["reason"] != SUPERSEDED
+        and new.get("attempts", 0) >= old["attempts"]
+    ):
         return None
     return Ended(SUPERSEDED, _spent(_pods(seen, old), now))
 
@@ -280,11 +306,15 @@ def _superseded_proof(seen: Observed, old: Object, new: Object | None, now: floa
     return Ended(SUPERSEDED, _spent(_pods(seen, old, PROOF, old["proofs"]), now))
 
 
-def _pods(seen: Observed, record: Object, role: str = TUNING, number: int | None = None) -> list[Object]:
+def _pods(
+    seen: Observed, record: Object, role: str = TUNING, number: int | None = None
+) -> list[Object]:
     """Of a record's newest attempt, or of another one, or of a proof."""
     wanted = (role, record["id"], str(record.get("attempts", 0) if number is None else number))
     labels = ((pod, pod["metadata"].get("labels") or {}) for pod in seen.pods)
-    return [pod for pod, has in labels if (has.get(ROLE), has.get(BUNDLE), has.get(ATTEMPT)) == wanted]
+    return [
+        pod for pod, has in labels if (has.get(ROLE), has.get(BUNDLE), has.get(ATTEMPT)) == wanted
+    ]
 
 
 def _spent(pods: list[Object], now: float) -> float:
@@ -293,7 +323,9 @@ def _spent(pods: list[Object], now: float) -> float:
     for pod in pods:
         if begun := (pod.get("status") or {}).get("startTime"):
             stops = [
-                one["finishedAt"] for one in map(terminated, statuses(pod).values()) if one and one.get("finishedAt")
+                one["finishedAt"]
+                for one in map(terminated, statuses(pod).values())
+                if one and one.get("finishedAt")
             ]
             end = max(map(seconds, stops)) if finished(pod) and stops else now
             total += max(0.0, end - seconds(begun)) * _gpus(pod)

@@ -10,7 +10,17 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pretune.api.names import BUNDLE, CACHE, DELIVERY, GROUP, KIND, ROLE, SEALED, SEED_CONTAINER, VERSION
+from pretune.api.names import (
+    BUNDLE,
+    CACHE,
+    DELIVERY,
+    GROUP,
+    KIND,
+    ROLE,
+    SEALED,
+    SEED_CONTAINER,
+    VERSION,
+)
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, claim_name
 from pretune.api.timestamps import seconds
@@ -28,7 +38,11 @@ from pretune.policy.pods.rescue import suspect
 
 API = f"{GROUP}/{VERSION}"
 SUSPECTS = 5  # pods of a cache whose events are read in one look
-APPS = ("Deployment", "StatefulSet", "DaemonSet")  # kinds of a source that is the workload above its own consumers
+APPS = (
+    "Deployment",
+    "StatefulSet",
+    "DaemonSet",
+)  # kinds of a source that is the workload above its own consumers
 
 
 async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) -> Observed:
@@ -55,9 +69,16 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
         asyncio.gather(
             _storage_class(cluster, claim),
             _agents_named(cluster, key, agents, current, found),
-            _origins(cluster, key, newest, workload=(spec.workload_ref or {}).get("kind") not in APPS),
+            _origins(
+                cluster, key, newest, workload=(spec.workload_ref or {}).get("kind") not in APPS
+            ),
         ),
-        asyncio.gather(*(_events(cluster, one) for one in (claim if _pending(claim) else None, *waiting, *suspects))),
+        asyncio.gather(
+            *(
+                _events(cluster, one)
+                for one in (claim if _pending(claim) else None, *waiting, *suspects)
+            )
+        ),
     )
     untuned = {name: one for name, one in origins.items() if not _tuned(cache, spec, one.template)}
     templates = [source] if not _tuned(cache, spec, source) else []
@@ -89,7 +110,12 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
 
 
 async def _without_cache(
-    key: Key, cluster: Cluster, settings: Settings, jobs: list[Object], agents: list[Object], now: float
+    key: Key,
+    cluster: Cluster,
+    settings: Settings,
+    jobs: list[Object],
+    agents: list[Object],
+    now: float,
 ) -> Observed:
     """The cache is gone: its claim, the agents and pods that have not started are what may be left, and who still uses them. Cheap
     where there is none of it: a pod may be labelled with a cache that never was, and change every second."""
@@ -99,7 +125,11 @@ async def _without_cache(
         cluster.list(API, KIND, key.namespace, keep=metadata),
         _unstarted(key, cluster),
     )
-    given = [pod for pod in waiting if BUNDLE in (pod["metadata"].get("annotations") or {}) and not is_held(pod)]
+    given = [
+        pod
+        for pod in waiting
+        if BUNDLE in (pod["metadata"].get("annotations") or {}) and not is_held(pod)
+    ]
     suspects = _suspects(given, now)
     events = await asyncio.gather(*(_events(cluster, one) for one in suspects))
     pods: list[Object] = []
@@ -133,7 +163,9 @@ async def held(key: Key, cluster: Cluster) -> tuple[Object, ...]:
 async def _unstarted(key: Key, cluster: Cluster, fields: str = "") -> list[Object]:
     """A key's consumers that are Pending, cut down."""
     labels, fields = f"{CACHE}={key.name},!{ROLE}", f"{fields}status.phase=Pending"
-    return await cluster.list("v1", "Pod", key.namespace, labels=labels, fields=fields, keep=_consumer)
+    return await cluster.list(
+        "v1", "Pod", key.namespace, labels=labels, fields=fields, keep=_consumer
+    )
 
 
 def _newest(consumers: Iterable[Object]) -> dict[str, Object]:
@@ -151,8 +183,12 @@ def _age(pod: Object) -> tuple[bool, str, str]:
     return DELIVERY in (meta.get("annotations") or {}), meta["creationTimestamp"], meta["name"]
 
 
-async def _origins(cluster: Cluster, key: Key, newest: Mapping[str, Object], workload: bool) -> dict[str, Origin]:
-    found = await asyncio.gather(*(origin(cluster, key.namespace, pod, workload=workload) for pod in newest.values()))
+async def _origins(
+    cluster: Cluster, key: Key, newest: Mapping[str, Object], workload: bool
+) -> dict[str, Origin]:
+    found = await asyncio.gather(
+        *(origin(cluster, key.namespace, pod, workload=workload) for pod in newest.values())
+    )
     return dict(zip(newest, found, strict=True))
 
 
@@ -160,9 +196,15 @@ def _tuned(cache: Object, spec: Spec, template: Object | Refused | None) -> bool
     """Whether a template asks for nothing that is not sealed yet; one of which that cannot be told asks for nothing."""
     if template is None or isinstance(template, Refused):
         return True
-    sealed = {one["id"] for one in (cache.get("status") or {}).get("bundles") or () if one["state"] == SEALED}
+    sealed = {
+        one["id"]
+        for one in (cache.get("status") or {}).get("bundles") or ()
+        if one["state"] == SEALED
+    }
     try:
-        return all(identity.inputs(template, spec, target).bundle_id() in sealed for target in spec.targets)
+        return all(
+            identity.inputs(template, spec, target).bundle_id() in sealed for target in spec.targets
+        )
     except Refused:
         return True
 
@@ -178,7 +220,9 @@ async def _whole(cluster: Cluster, key: Key, pod: Object) -> Object | None:
     if origin_of(pod) is None:
         return pod
     found = await cluster.get("v1", "Pod", key.namespace, pod["metadata"]["name"])
-    return found if found is not None and found["metadata"]["uid"] == pod["metadata"]["uid"] else None
+    return (
+        found if found is not None and found["metadata"]["uid"] == pod["metadata"]["uid"] else None
+    )
 
 
 def _suspects(consumers: Iterable[Object], now: float) -> list[Object]:
@@ -187,7 +231,9 @@ def _suspects(consumers: Iterable[Object], now: float) -> list[Object]:
     return found if len(found) <= SUSPECTS else random.Random(now).sample(found, SUSPECTS)
 
 
-def _by_uid(objects: Sequence[Object], events: Sequence[tuple[Object, ...]]) -> dict[str, tuple[Object, ...]]:
+def _by_uid(
+    objects: Sequence[Object], events: Sequence[tuple[Object, ...]]
+) -> dict[str, tuple[Object, ...]]:
     return {one["metadata"]["uid"]: some for one, some in zip(objects, events, strict=False)}
 
 
@@ -200,12 +246,26 @@ async def _source_claims(
     """Access modes of the claims that templates mount, by name: those that are there."""
     specs = [one["spec"] for one in templates if one is not None and not isinstance(one, Refused)]
     volumes = [one for spec in specs for one in spec.get("volumes") or ()]
-    names = sorted({one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim")})
-    claims = await asyncio.gather(*(cluster.get("v1", "PersistentVolumeClaim", key.namespace, name) for name in names))
-    return {one["metadata"]["name"]: tuple(one["spec"].get("accessModes") or ()) for one in claims if one}
+    names = sorted(
+        {
+            one["persistentVolumeClaim"]["claimName"]
+            for one in volumes
+            if one.get("persistentVolumeClaim")
+        }
+    )
+    claims = await asyncio.gather(
+        *(cluster.get("v1", "PersistentVolumeClaim", key.namespace, name) for name in names)
+    )
+    return {
+        one["metadata"]["name"]: tuple(one["spec"].get("accessModes") or ())
+        for one in claims
+        if one
+    }
 
 
-async def _source(cluster: Cluster, cache: Object, spec: Spec) -> tuple[Object | Refused | None, Object | None]:
+async def _source(
+    cluster: Cluster, cache: Object, spec: Spec
+) -> tuple[Object | Refused | None, Object | None]:
     """The pod template as its author wrote it; Refused, with the object's name, where it cannot be had; None: no source. And the
     workload that it is from."""
     workload = None
@@ -221,7 +281,9 @@ async def _source(cluster: Cluster, cache: Object, spec: Spec) -> tuple[Object |
         return refused, workload
 
 
-async def _workload(cluster: Cluster, namespace: str, apiVersion: str, kind: str, name: str) -> Object:
+async def _workload(
+    cluster: Cluster, namespace: str, apiVersion: str, kind: str, name: str
+) -> Object:
     named = f"spec.source.workloadRef: {kind} {namespace}/{name}"
     try:
         found = await cluster.get(apiVersion, kind, namespace, name)
@@ -258,7 +320,9 @@ async def _agents_named(
     named = _names(map(_mounts, mine), "configMaps")
     if old <= named:
         return named
-    return named | _names(await cluster.list("v1", "Pod", key.namespace, keep=_mounts), "configMaps")
+    return named | _names(
+        await cluster.list("v1", "Pod", key.namespace, keep=_mounts), "configMaps"
+    )
 
 
 def _pending(claim: Object | None) -> bool:
@@ -266,7 +330,9 @@ def _pending(claim: Object | None) -> bool:
 
 
 def _waits_for_pod(jobs: Iterable[Object], pods: Iterable[Object], now: float) -> list[Object]:
-    owners = {owner["uid"] for pod in pods for owner in pod["metadata"].get("ownerReferences") or ()}
+    owners = {
+        owner["uid"] for pod in pods for owner in pod["metadata"].get("ownerReferences") or ()
+    }
     return [
         job
         for job in jobs
@@ -297,7 +363,10 @@ def _only(source: Any, *names: str) -> Object:
 
 def _lean(obj: Object) -> Object:
     """All but the record of who wrote which field, which is often the larger half."""
-    return {**obj, "metadata": {name: one for name, one in obj["metadata"].items() if name != "managedFields"}}
+    return {
+        **obj,
+        "metadata": {name: one for name, one in obj["metadata"].items() if name != "managedFields"},
+    }
 
 
 def _job(job: Object) -> Object:
@@ -317,7 +386,11 @@ def _pod(pod: Object) -> Object:
     return {
         **_only(pod, "apiVersion", "kind"),
         "metadata": _lean(pod)["metadata"],
-        "spec": {**_only(spec, "nodeName", "activeDeadlineSeconds"), "volumes": _volumes(pod), **containers},
+        "spec": {
+            **_only(spec, "nodeName", "activeDeadlineSeconds"),
+            "volumes": _volumes(pod),
+            **containers,
+        },
         "status": pod.get("status") or {},
     }
 
@@ -325,7 +398,11 @@ def _pod(pod: Object) -> Object:
 def _consumer(pod: Object) -> Object:
     """Who it is, what it was given, where it is and how it stands. Cutting it down again changes nothing."""
     meta, status = _lean(pod)["metadata"], pod.get("status") or {}
-    notes = {name: one for name, one in (meta.get("annotations") or {}).items() if name.startswith(f"{GROUP}/")}
+    notes = {
+        name: one
+        for name, one in (meta.get("annotations") or {}).items()
+        if name.startswith(f"{GROUP}/")
+    }
     devices = [_only(one, "name") for one in (pod.get("spec") or {}).get("resourceClaims") or ()]
     return {
         **_only(pod, "apiVersion", "kind"),
@@ -350,7 +427,10 @@ def _volumes(pod: Object) -> list[Object]:
     """What it mounts that can be missing or shared: claims, and ConfigMaps by name."""
     kept = ("name", "persistentVolumeClaim", "configMap", "ephemeral")
     return [
-        {**_only(one, *kept[:2]), **{kind: _only(one[kind], "name") for kind in kept[2:] if kind in one}}
+        {
+            **_only(one, *kept[:2]),
+            **{kind: _only(one[kind], "name") for kind in kept[2:] if kind in one},
+        }
         for one in (pod.get("spec") or {}).get("volumes") or ()
         if any(kind in one for kind in kept[1:])
     ]
@@ -358,11 +438,15 @@ def _volumes(pod: Object) -> list[Object]:
 
 def _status(container: Object) -> Object:
     """How a container stands. What it wrote at its end is kept of ours only: anything may be in it."""
-    kept = _only(container, "name", "imageID", "ready", "started", "restartCount", "state", "lastState")
+    kept = _only(
+        container, "name", "imageID", "ready", "started", "restartCount", "state", "lastState"
+    )
     if container["name"] != SEED_CONTAINER:
         for part in ("state", "lastState"):
             if end := (kept.get(part) or {}).get("terminated"):
-                kept[part] = {"terminated": {name: one for name, one in end.items() if name != "message"}}
+                kept[part] = {
+                    "terminated": {name: one for name, one in end.items() if name != "message"}
+                }
     return kept
 
 
@@ -370,10 +454,16 @@ def _mounts(pod: Object) -> Object:
     volumes = _volumes(pod)
     return {
         "metadata": {"name": pod["metadata"]["name"]},
-        "claims": [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one],
+        "claims": [
+            one["persistentVolumeClaim"]["claimName"]
+            for one in volumes
+            if "persistentVolumeClaim" in one
+        ],
         "configMaps": [one["configMap"].get("name", "") for one in volumes if "configMap" in one],
     }
 
 
 def _event(event: Object) -> Object:
-    return _only(_lean(event), "metadata", "type", "reason", "message", "count", "lastTimestamp", "eventTime")
+    return _only(
+        _lean(event), "metadata", "type", "reason", "message", "count", "lastTimestamp", "eventTime"
+    )

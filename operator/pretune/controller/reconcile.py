@@ -31,7 +31,9 @@ RELEASED = "Released"  # the event's reason
 LOOKS = 3  # at a cache that others write to at the same time
 # Seconds for a look, and for what is done when it fails or takes longer: together less than workqueue.LIMIT, which ends both.
 LOOK, LET_GO = 90.0, 20.0
-TOGETHER = 16  # calls at a time, of those whose order does not matter: 500 pods may wait for their release
+TOGETHER = (
+    16  # calls at a time, of those whose order does not matter: 500 pods may wait for their release
+)
 
 
 async def reconcile(
@@ -50,7 +52,9 @@ async def reconcile(
     try:
         async with asyncio.timeout(LOOK):
             return await _look(key, cluster, settings, clock, metrics, starts)
-    except Exception as error:  # OSError too: one source that nobody answers for says nothing of the pods
+    except (
+        Exception
+    ) as error:  # OSError too: one source that nobody answers for says nothing of the pods
         await _let_go_overdue(key, cluster, clock(), error)
         raise
 
@@ -89,7 +93,9 @@ async def _look(
             starts.follow(key, plan.starts)
         failed = await _release(seen, plan, cluster, metrics)
         if not any(isinstance(one, OSError) for one in failed):  # else nobody answers
-            failed += await carry_out_together(key, (one for one in plan.after if not _is_release(one)), cluster)
+            failed += await carry_out_together(
+                key, (one for one in plan.after if not _is_release(one)), cluster
+            )
         await _tell(seen, (one for one in plan.events if one.reason != RELEASED), cluster)
         if failed:
             raise failed[0]
@@ -99,7 +105,9 @@ async def _look(
     raise AssertionError("the last look returns or raises")
 
 
-async def _release(seen: Observed, plan: Plan, cluster: Cluster, metrics: ControllerMetrics | None) -> list[Exception]:
+async def _release(
+    seen: Observed, plan: Plan, cluster: Cluster, metrics: ControllerMetrics | None
+) -> list[Exception]:
     """Let go whom the plan lets go; the errors. It is told and counted once all of them went: a retry would tell it again, in other
     words. Needs no status that remembers it: a pod without a gate is not let go again, so a cache whose status cannot be written
     holds nobody."""
@@ -139,7 +147,11 @@ def _is_stray(pod: Object) -> bool:
 
 
 def _gates(pod: Object) -> Object:
-    meta = {name: one for name, one in pod["metadata"].items() if name in ("namespace", "name", "uid", "labels")}
+    meta = {
+        name: one
+        for name, one in pod["metadata"].items()
+        if name in ("namespace", "name", "uid", "labels")
+    }
     gates = pod["spec"].get("schedulingGates") or []
     return {
         **{name: pod[name] for name in ("apiVersion", "kind")},
@@ -155,13 +167,23 @@ async def _let_go_overdue(key: Key, cluster: Cluster, now: float, why: Exception
         async with asyncio.timeout(LET_GO):
             await _let_go(key, cluster, now, why)
     except Exception as error:
-        log.warning("%s: pods whose hold is over may still be held: %s", key, str(error) or type(error).__name__)
+        log.warning(
+            "%s: pods whose hold is over may still be held: %s",
+            key,
+            str(error) or type(error).__name__,
+        )
 
 
 async def _let_go(key: Key, cluster: Cluster, now: float, why: Exception) -> None:
-    cache, waiting = await asyncio.gather(cluster.get(API, KIND, key.namespace, key.name), held(key, cluster))
+    cache, waiting = await asyncio.gather(
+        cluster.get(API, KIND, key.namespace, key.name), held(key, cluster)
+    )
     hold = Spec.of(cache or {}).hold
-    overdue = [one for one in waiting if now >= seconds(one["metadata"]["creationTimestamp"]) + hold.timeout]
+    overdue = [
+        one
+        for one in waiting
+        if now >= seconds(one["metadata"]["creationTimestamp"]) + hold.timeout
+    ]
     if not overdue or hold.on_failure == "Keep":
         return
     failed = await carry_out_together(key, release_all(overdue), cluster)
@@ -181,7 +203,9 @@ async def carry_out(key: Key, actions: Iterable[Action], cluster: Cluster) -> di
     return outcomes
 
 
-async def carry_out_together(key: Key, actions: Iterable[Action], cluster: Cluster) -> list[Exception]:
+async def carry_out_together(
+    key: Key, actions: Iterable[Action], cluster: Cluster
+) -> list[Exception]:
     """Every action, some at a time and in any order; the errors. One that the API server refuses holds up no other; where nobody
     answers, no further one is tried."""
     left, failed = deque(actions), list[Exception]()
@@ -203,7 +227,9 @@ async def carry_out_together(key: Key, actions: Iterable[Action], cluster: Clust
 
 async def _act(key: Key, action: Action, cluster: Cluster) -> Outcome | None:
     outcome = await _call(action, cluster)
-    log.info("%s: %s%s", key, action.name, f": {outcome.code}" if outcome and outcome.code >= 400 else "")
+    log.info(
+        "%s: %s%s", key, action.name, f": {outcome.code}" if outcome and outcome.code >= 400 else ""
+    )
     return outcome
 
 
@@ -224,7 +250,10 @@ async def _call(action: Action, cluster: Cluster) -> Outcome | None:
             return Outcome(error.code, error.message)
         if isinstance(action, Create) and error.code == 409:
             return Outcome(409, error.message, await _there(action.object, cluster))
-        if made or error.code not in (404, 409):  # else it is gone, or is another object by now: nothing to do
+        if made or error.code not in (
+            404,
+            409,
+        ):  # else it is gone, or is another object by now: nothing to do
             raise
     return None
 
@@ -241,7 +270,10 @@ async def write_status(seen: Observed, plan: Plan, cluster: Cluster) -> None:
     patch = difference(seen.cache.get("status") or {}, _stored(plan.status))
     if not patch:
         return
-    meta = {name: seen.cache["metadata"][name] for name in ("namespace", "name", "uid", "resourceVersion")}
+    meta = {
+        name: seen.cache["metadata"][name]
+        for name in ("namespace", "name", "uid", "resourceVersion")
+    }
     ref = {"apiVersion": seen.cache["apiVersion"], "kind": seen.cache["kind"], "metadata": meta}
     await cluster.patch(ref, {"status": patch}, status=True)
     log.info("%s: %s", seen.key, _headline(plan.status))

@@ -42,7 +42,9 @@ class Named(NamedTuple):
     name: str
 
 
-Watch = Callable[[str, str, str, str], AsyncIterator[tuple[str, Object]]]  # cluster.Kubernetes.watch
+Watch = Callable[
+    [str, str, str, str], AsyncIterator[tuple[str, Object]]
+]  # cluster.Kubernetes.watch
 
 
 def named(cache: Object) -> frozenset[Named]:
@@ -102,7 +104,9 @@ class Watching:
         names, stream = self._keys[place], self._streams.get(place)
         if not names:
             del self._keys[place]
-        if self._group is None or (names and stream is not None and (not stream.only or names.keys() == {stream.only})):
+        if self._group is None or (
+            names and stream is not None and (not stream.only or names.keys() == {stream.only})
+        ):
             return
         if stream is not None:
             self._streams.pop(place).task.cancel()
@@ -123,7 +127,10 @@ class Watching:
                         self._tell(Named(place, name), None)
                 case _:
                     found.add(obj["metadata"]["name"])
-                    self._tell(Named(place, obj["metadata"]["name"]), _state(obj) if change != "DELETED" else None)
+                    self._tell(
+                        Named(place, obj["metadata"]["name"]),
+                        _state(obj) if change != "DELETED" else None,
+                    )
 
     def _tell(self, one: Named, state: object) -> None:
         """Wake whoever names it, if its state is news; the first one is, since it may have changed since the cache was looked at."""
@@ -137,7 +144,9 @@ class Watching:
 def _state(obj: Object) -> tuple[str, str]:
     """What has to change before anybody cares: the spec, where the kind counts its changes, else anything."""
     meta = obj["metadata"]
-    return meta["uid"], f"generation {meta['generation']}" if "generation" in meta else meta["resourceVersion"]
+    return meta["uid"], f"generation {meta['generation']}" if "generation" in meta else meta[
+        "resourceVersion"
+    ]
 
 
 class Pods:
@@ -167,7 +176,9 @@ class Pods:
             group.create_task(self._follow(group))
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
-        missed: set[str] = set()  # that were there in the stream before, and are not told of by this one's list
+        missed: set[str] = (
+            set()
+        )  # that were there in the stream before, and are not told of by this one's list
         async for change, pod in _again_and_again(self._watch, "pods"):
             match change:
                 case "BEGINS":
@@ -180,13 +191,19 @@ class Pods:
                     self._try_to_free(group, "", "")
                 case "DELETED":
                     self._gone(pod)
-                    if "deletionTimestamp" not in pod["metadata"]:  # it may have lost its label alone
-                        self._try_to_free(group, pod["metadata"]["namespace"], pod["metadata"]["name"])
+                    if (
+                        "deletionTimestamp" not in pod["metadata"]
+                    ):  # it may have lost its label alone
+                        self._try_to_free(
+                            group, pod["metadata"]["namespace"], pod["metadata"]["name"]
+                        )
                 case _:
                     missed.discard(pod["metadata"]["uid"])
                     self._there(pod, change == "ADDED")
                     if _is_lost(pod):
-                        self._try_to_free(group, pod["metadata"]["namespace"], pod["metadata"]["name"])
+                        self._try_to_free(
+                            group, pod["metadata"]["namespace"], pod["metadata"]["name"]
+                        )
 
     def _try_to_free(self, group: asyncio.TaskGroup, *pod: str) -> None:
         if before := self._freeing.get((pod[0], pod[1])):
@@ -227,7 +244,9 @@ class Pods:
     def _gone(self, pod: Object) -> None:
         meta = pod["metadata"]
         before, _ = self._told.pop(meta["uid"], (None, ""))
-        self._wake_named(before or Key(meta["namespace"], meta["labels"][CACHE]), waited_for(pod, False))
+        self._wake_named(
+            before or Key(meta["namespace"], meta["labels"][CACHE]), waited_for(pod, False)
+        )
 
     def _wake_named(self, key: Key, urgent: bool) -> None:
         if key.name:  # a label's value may be empty: no cache has that name
@@ -237,13 +256,17 @@ class Pods:
 def _is_lost(pod: Object) -> bool:
     """Whether a pod that is in the stream names no cache, or is a consumer that somebody gave a part's label."""
     meta = pod["metadata"]
-    return not meta["labels"][CACHE] or (ROLE in meta["labels"] and DELIVERY in (meta.get("annotations") or {}))
+    return not meta["labels"][CACHE] or (
+        ROLE in meta["labels"] and DELIVERY in (meta.get("annotations") or {})
+    )
 
 
 def waited_for(pod: Object, new: bool) -> bool:
     """Whether others wait for what a pod's news may mean: an attempt's ends a hold, and a new pod that is held may not have to wait."""
     meta = pod["metadata"]
-    return ROLE in meta["labels"] or (new and str((meta.get("annotations") or {}).get(REASON, "")).startswith("Held:"))
+    return ROLE in meta["labels"] or (
+        new and str((meta.get("annotations") or {}).get(REASON, "")).startswith("Held:")
+    )
 
 
 async def _again_and_again(
@@ -258,13 +281,24 @@ async def _again_and_again(
             async for change, obj in watch():
                 pause, said = SHORTEST, ""
                 yield change, obj
-            if clock() - began >= UNREADABLE:  # the API server ends each some time: no reason to be blind for a second
+            if (
+                clock() - began >= UNREADABLE
+            ):  # the API server ends each some time: no reason to be blind for a second
                 continue
-        except (ApiError, OSError, TimeoutError, ValueError) as error:  # ValueError: a line was cut off
-            denied = isinstance(error, NoSuchKind) or (isinstance(error, ApiError) and error.code == 403)
+        except (
+            ApiError,
+            OSError,
+            TimeoutError,
+            ValueError,
+        ) as error:  # ValueError: a line was cut off
+            denied = isinstance(error, NoSuchKind) or (
+                isinstance(error, ApiError) and error.code == 403
+            )
             pause = UNREADABLE if denied else min(2 * pause, UNREADABLE)
             if denied and str(error) != said:
-                log.warning("%s cannot be watched, tried again every %.0f s: %s", what, UNREADABLE, error)
+                log.warning(
+                    "%s cannot be watched, tried again every %.0f s: %s", what, UNREADABLE, error
+                )
             said = str(error)
             log.debug("%s: the watch ended: %s", what, error)
         await asyncio.sleep(pause)

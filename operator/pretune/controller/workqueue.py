@@ -22,7 +22,10 @@ from pretune.api.types import Key
 log = logging.getLogger(__name__)
 
 BURST, RATE = 3, 1.0  # runs at once; seconds a run, beyond them
-URGENT_BURST, URGENT_RATE = 10, 0.25  # the same of urgent ones: an attempt's whole life makes some ten events
+URGENT_BURST, URGENT_RATE = (
+    10,
+    0.25,
+)  # the same of urgent ones: an attempt's whole life makes some ten events
 BACKOFF, LONGEST = 1.0, 60.0  # seconds after the first failure, and at most
 LIMIT = 120.0  # seconds that one run may take
 
@@ -73,7 +76,9 @@ class Queue:
     def __init__(self, work: Callable[[Key], Awaitable[float | None]], workers: int = 4) -> None:
         self._work, self._workers = work, workers
         self._entries: dict[Key, _Entry] = {}
-        self._ready: asyncio.PriorityQueue[tuple[int, int, Key]] = asyncio.PriorityQueue()  # (0 if urgent, ticket, key)
+        self._ready: asyncio.PriorityQueue[tuple[int, int, Key]] = (
+            asyncio.PriorityQueue()
+        )  # (0 if urgent, ticket, key)
         self._tickets = 0
         self._waiting = 0  # keys that have one
         self._moved = -inf  # when a run last began or ended while keys waited for one
@@ -110,7 +115,9 @@ class Queue:
         if entry.timer is not None:
             entry.timer.cancel()
         loop = asyncio.get_running_loop()
-        if entry.wanted == inf:  # forgotten once its tokens are back, so that deleted caches leave nothing
+        if (
+            entry.wanted == inf
+        ):  # forgotten once its tokens are back, so that deleted caches leave nothing
             full = max(entry.calm.full, entry.hurried.full)
             entry.timer = loop.call_at(full, self._entries.pop, key, None)
         elif entry.next <= loop.time():
@@ -130,7 +137,9 @@ class Queue:
         while True:
             _, ticket, key = await self._ready.get()
             entry = self._entries.get(key)
-            if entry is not None and entry.ticket == ticket:  # else it has moved to the front meanwhile
+            if (
+                entry is not None and entry.ticket == ticket
+            ):  # else it has moved to the front meanwhile
                 await self._run(key, entry)
 
     async def _run(self, key: Key, entry: _Entry) -> None:
@@ -145,8 +154,12 @@ class Queue:
         except Exception as error:
             entry.failures += 1
             entry.wanted = loop.time()
-            entry.blocked = entry.wanted + min(LONGEST, BACKOFF * 2.0 ** min(entry.failures - 1, 10))
-            log.error("%s: %s, tried again in %.0f s", key, _said(error), entry.blocked - entry.wanted)
+            entry.blocked = entry.wanted + min(
+                LONGEST, BACKOFF * 2.0 ** min(entry.failures - 1, 10)
+            )
+            log.error(
+                "%s: %s, tried again in %.0f s", key, _said(error), entry.blocked - entry.wanted
+            )
             log.debug("%s: failed here", key, exc_info=error)
         else:
             entry.failures, entry.blocked = 0, -inf

@@ -89,13 +89,18 @@ class Kubernetes:
         self._client = ApiClient(config)
         self._client.user_agent = MANAGER
         self._found: dict[tuple[str, str], tuple[Resource, float]] = {}
-        self._written: dict[str, str] = {}  # resourceVersion of our last status write, by the object's uid
+        self._written: dict[
+            str, str
+        ] = {}  # resourceVersion of our last status write, by the object's uid
 
     async def __aenter__(self) -> Kubernetes:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
 
@@ -128,33 +133,53 @@ class Kubernetes:
         accept = _METADATA_LIST if keep is metadata else _JSON
         found: list[Object] = []
         while True:
-            code, page = await self._ask("GET", path, query={k: v for k, v in query.items() if v}, accept=accept)
+            code, page = await self._ask(
+                "GET", path, query={k: v for k, v in query.items() if v}, accept=accept
+            )
             if code == 410 and query["continue"]:  # the pages' snapshot is gone: begin again
                 found, query["continue"] = [], ""
                 continue
             _accepted(code, page)
-            found += [keep({**item, "apiVersion": api_version, "kind": kind}) for item in page.get("items") or ()]
+            found += [
+                keep({**item, "apiVersion": api_version, "kind": kind})
+                for item in page.get("items") or ()
+            ]
             query["continue"] = (page.get("metadata") or {}).get("continue") or ""
             if not query["continue"]:
                 return found
 
     async def create(self, obj: Object) -> Object:
-        path = await self._path(obj["apiVersion"], obj["kind"], obj["metadata"].get("namespace", ""))
+        path = await self._path(
+            obj["apiVersion"], obj["kind"], obj["metadata"].get("namespace", "")
+        )
         return _accepted(*await self._ask("POST", path, body=obj, query={"fieldManager": MANAGER}))
 
     async def apply(self, obj: Object) -> Object:
         query = {"fieldManager": MANAGER, "force": "true"}
         content = "application/apply-patch+yaml"
-        return _accepted(*await self._ask("PATCH", await self._of(obj), body=obj, query=query, content=content))
+        return _accepted(
+            *await self._ask("PATCH", await self._of(obj), body=obj, query=query, content=content)
+        )
 
     async def patch(
-        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False
+        self,
+        ref: Object,
+        patch: Mapping[str, Any],
+        *,
+        status: bool = False,
+        strategic: bool = False,
     ) -> Object:
-        held = {name: ref["metadata"][name] for name in ("uid", "resourceVersion") if name in ref["metadata"]}
+        held = {
+            name: ref["metadata"][name]
+            for name in ("uid", "resourceVersion")
+            if name in ref["metadata"]
+        }
         body = {**patch, "metadata": {**patch.get("metadata", {}), **held}}
         path = await self._of(ref) + ("/status" if status else "")
         content = f"application/{'strategic-' if strategic else ''}merge-patch+json"
-        code, answer = await self._ask("PATCH", path, body=body, query={"fieldManager": MANAGER}, content=content)
+        code, answer = await self._ask(
+            "PATCH", path, body=body, query={"fieldManager": MANAGER}, content=content
+        )
         causes = (answer.get("details") or {}).get("causes") or ()
         if code == 422 and any(cause.get("field") == "metadata.uid" for cause in causes):
             code = 409  # another object of that name: said as a field that may not change
@@ -173,8 +198,16 @@ class Kubernetes:
         self._written.pop(obj["metadata"]["uid"], None)
 
     async def delete(self, ref: Object) -> None:
-        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if held := {name: ref["metadata"][name] for name in ("uid", "resourceVersion") if name in ref["metadata"]}:
+        body: Object = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+        }
+        if held := {
+            name: ref["metadata"][name]
+            for name in ("uid", "resourceVersion")
+            if name in ref["metadata"]
+        }:
             body["preconditions"] = held
         code, answer = await self._ask("DELETE", await self._of(ref), body=body)
         if code != 404:
@@ -185,7 +218,13 @@ class Kubernetes:
             await self._event(event_object(cache, event, time.time()))
         except (ApiError, OSError, TimeoutError) as error:
             meta = cache["metadata"]
-            log.warning("%s/%s: event %s was not written: %s", meta["namespace"], meta["name"], event.reason, error)
+            log.warning(
+                "%s/%s: event %s was not written: %s",
+                meta["namespace"],
+                meta["name"],
+                event.reason,
+                error,
+            )
 
     async def _event(self, obj: Object) -> None:
         try:
@@ -196,7 +235,10 @@ class Kubernetes:
             meta = obj["metadata"]
             there = await self.get("v1", "Event", meta["namespace"], meta["name"])
             if there is not None:
-                again = {"count": (there.get("count") or 1) + 1, "lastTimestamp": obj["lastTimestamp"]}
+                again = {
+                    "count": (there.get("count") or 1) + 1,
+                    "lastTimestamp": obj["lastTimestamp"],
+                }
                 await self.patch(obj, again)
 
     # --- beyond it
@@ -220,20 +262,28 @@ class Kubernetes:
         happened in between is forgotten: begin again.
         """
         path = await self._path(api_version, kind, namespace)
-        selectors = {"fieldSelector": f"metadata.name={name}" if name else "", "labelSelector": labels}
+        selectors = {
+            "fieldSelector": f"metadata.name={name}" if name else "",
+            "labelSelector": labels,
+        }
         query = {how: one for how, one in selectors.items() if one}
         partial = keep is metadata
         # A list first: a watch that begins by itself and asks for bookmarks is refused by an older etcd (seen: 1.34 on 3.4).
         rest, version = "", ""
         while not version or rest:
             page = {**query, "limit": str(PAGE), **({"continue": rest} if rest else {})}
-            code, there = await self._ask("GET", path, query=page, accept=_METADATA_LIST if partial else _JSON)
+            code, there = await self._ask(
+                "GET", path, query=page, accept=_METADATA_LIST if partial else _JSON
+            )
             if code == 404:
                 self._found.pop((api_version, kind), None)
                 raise NoSuchKind(api_version, kind)
             for item in _accepted(code, there).get("items") or ():
                 yield "ADDED", keep({**item, "apiVersion": api_version, "kind": kind})
-            rest, version = there["metadata"].get("continue") or "", there["metadata"]["resourceVersion"]
+            rest, version = (
+                there["metadata"].get("continue") or "",
+                there["metadata"]["resourceVersion"],
+            )
             del there
         yield "LISTED", {}
         query |= {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
@@ -248,9 +298,14 @@ class Kubernetes:
                 if change["type"] == "ERROR":
                     _accepted(int(change["object"].get("code") or 500), change["object"])
                 if change["type"] != "BOOKMARK":
-                    yield change["type"], keep({**change["object"], "apiVersion": api_version, "kind": kind})
+                    yield (
+                        change["type"],
+                        keep({**change["object"], "apiVersion": api_version, "kind": kind}),
+                    )
 
-    async def log(self, namespace: str, pod: str, container: str, most: int) -> AsyncGenerator[bytes, None]:
+    async def log(
+        self, namespace: str, pod: str, container: str, most: int
+    ) -> AsyncGenerator[bytes, None]:
         """A container's log from its beginning, at most `most` bytes, as they come; each line behind the time at which the runtime had
         it (RFC 3339). Of the file that the kubelet writes now: an older one that it has rotated away is not there. Raises as `get` does;
         ApiError 404 where the pod is gone, 400 where the container has no log."""
@@ -267,16 +322,24 @@ class Kubernetes:
 
     async def _of(self, obj: Object) -> str:
         meta = obj["metadata"]
-        return await self._path(obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
+        return await self._path(
+            obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"]
+        )
 
-    async def _path(self, api_version: str, kind: str, namespace: str, name: str | None = None) -> str:
+    async def _path(
+        self, api_version: str, kind: str, namespace: str, name: str | None = None
+    ) -> str:
         """An object's path, or its kind's (no name). Raises ValueError for an empty name, whose path would be the kind's: to delete
         there is to delete all."""
         if name == "":
             raise ValueError(f"{kind} in {namespace or 'the cluster'}: the name is empty")
         resource = await self._resource(api_version, kind)
-        place = f"/namespaces/{quote(namespace, safe='')}" if resource.namespaced and namespace else ""
-        return f"{_base(api_version)}{place}/{resource.plural}" + (f"/{quote(name, safe='')}" if name else "")
+        place = (
+            f"/namespaces/{quote(namespace, safe='')}" if resource.namespaced and namespace else ""
+        )
+        return f"{_base(api_version)}{place}/{resource.plural}" + (
+            f"/{quote(name, safe='')}" if name else ""
+        )
 
     async def _resource(self, api_version: str, kind: str) -> Resource:
         """The kind's resource: known, or asked of the cluster. Raises NoSuchKind."""
@@ -306,7 +369,9 @@ class Kubernetes:
         accept: str = _JSON,
     ) -> tuple[int, Object]:
         """The answer's HTTP status and JSON, whatever it says. Raises OSError or TimeoutError when there is none."""
-        async with self._sent(method, path, query=query, body=body, content=content, accept=accept) as response:
+        async with self._sent(
+            method, path, query=query, body=body, content=content, accept=accept
+        ) as response:
             return response.status, _parsed(await response.read())
 
     @asynccontextmanager
@@ -370,7 +435,11 @@ def _parsed(raw: bytes) -> Object:
         answer = json.loads(raw)
     except ValueError:
         answer = None
-    return answer if isinstance(answer, dict) else {"kind": "Status", "message": raw.decode(errors="replace")[:1024]}
+    return (
+        answer
+        if isinstance(answer, dict)
+        else {"kind": "Status", "message": raw.decode(errors="replace")[:1024]}
+    )
 
 
 def _accepted(code: int, answer: Object) -> Object:

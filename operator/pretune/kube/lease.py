@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 NAME = "pretune-controller"
 DURATION = 15  # seconds after which an unrenewed lease may be taken
 RENEW = 5.0  # seconds between renewals
-GIVE_UP = 10.0  # seconds without a renewal after which the holder stops: well before another may begin
+GIVE_UP = (
+    10.0  # seconds without a renewal after which the holder stops: well before another may begin
+)
 RETRY = 2.0  # seconds between tries to take it, and the answer to one may take
 API, KIND = "coordination.k8s.io/v1", "Lease"
 
@@ -75,13 +77,17 @@ class Lease:
                         holder = await self._renew()
                     if holder != self._identity:
                         self._ref = None
-                        raise LostLeaseError(f"lease {self._namespace}/{NAME} was taken by {holder}")
+                        raise LostLeaseError(
+                            f"lease {self._namespace}/{NAME} was taken by {holder}"
+                        )
                     renewed, pause = began, RENEW
                     continue
             except (ApiError, OSError, TimeoutError) as error:
                 why = str(error) or type(error).__name__
             if clock() - renewed >= GIVE_UP:
-                raise LostLeaseError(f"lease {self._namespace}/{NAME} was not renewed for {GIVE_UP:.0f} s: {why}")
+                raise LostLeaseError(
+                    f"lease {self._namespace}/{NAME} was not renewed for {GIVE_UP:.0f} s: {why}"
+                )
             pause = 1.0
 
     async def release(self) -> None:
@@ -92,7 +98,12 @@ class Lease:
             async with asyncio.timeout(1.0):
                 await self._write(self._ref, {"holderIdentity": None, "leaseDurationSeconds": 1})
         except (ApiError, OSError, TimeoutError) as error:
-            log.info("lease %s/%s was not given back: %s", self._namespace, NAME, error or type(error).__name__)
+            log.info(
+                "lease %s/%s was not given back: %s",
+                self._namespace,
+                NAME,
+                error or type(error).__name__,
+            )
         self._ref = None
 
     # --- inside: each says who holds it then
@@ -122,7 +133,10 @@ class Lease:
                     return str(holder)
             new: Object = {"holderIdentity": self._identity, "leaseDurationSeconds": DURATION}
             if holder != self._identity:
-                new |= {"acquireTime": _now(), "leaseTransitions": (spec.get("leaseTransitions") or 0) + 1}
+                new |= {
+                    "acquireTime": _now(),
+                    "leaseTransitions": (spec.get("leaseTransitions") or 0) + 1,
+                }
             await self._write(found, new)
         except ApiError as error:
             if error.code != 409:

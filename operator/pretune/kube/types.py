@@ -71,7 +71,12 @@ class Cluster(Protocol):
         """Server-side apply, forced, with the field manager `pretune`; the object as stored."""
 
     async def patch(
-        self, ref: Object, patch: Mapping[str, Any], *, status: bool = False, strategic: bool = False
+        self,
+        ref: Object,
+        patch: Mapping[str, Any],
+        *,
+        status: bool = False,
+        strategic: bool = False,
     ) -> Object:
         """Merge patch of `ref` (or its status), or a strategic one, which can remove one item of a list; the object as stored.
 

@@ -25,7 +25,10 @@ _TEMPLATES = (
     "setHostnameAsFQDN",
     "overhead",
 )
-_NOBODYS = ("priority", "ephemeralContainers")  # a number that has to fit its class; a person's debugger
+_NOBODYS = (
+    "priority",
+    "ephemeralContainers",
+)  # a number that has to fit its class; a person's debugger
 
 # The ServiceAccount plugin's volume, with a random end: it makes another in a pod that is to have one.
 _TOKEN = re.compile(r"kube-api-access-[a-z0-9]{5}")
@@ -54,19 +57,31 @@ def admitted(template: Object, pod: Object) -> Object:
 
 
 def _without_tokens(spec: Object) -> None:
-    tokens = {one["name"] for one in spec["volumes"] if _TOKEN.fullmatch(one["name"]) and "projected" in one}
+    tokens = {
+        one["name"]
+        for one in spec["volumes"]
+        if _TOKEN.fullmatch(one["name"]) and "projected" in one
+    }
     spec["volumes"] = [one for one in spec["volumes"] if one["name"] not in tokens]
     for place in ("initContainers", "containers"):
         for one in spec.get(place) or ():
             if one.get("volumeMounts"):
-                one["volumeMounts"] = [mount for mount in one["volumeMounts"] if mount["name"] not in tokens]
+                one["volumeMounts"] = [
+                    mount for mount in one["volumeMounts"] if mount["name"] not in tokens
+                ]
 
 
 def _init_containers(spec: Object, written: Object) -> list[Object]:
-    author = {one["name"] for place in ("initContainers", "containers") for one in written.get(place) or ()}
+    author = {
+        one["name"]
+        for place in ("initContainers", "containers")
+        for one in written.get(place) or ()
+    }
     everyone = [*spec["initContainers"], *spec["containers"]]
     shared = _volumes(one for one in everyone if one["name"] in author)
-    return [one for one in spec["initContainers"] if one["name"] in author or _volumes([one]) & shared]
+    return [
+        one for one in spec["initContainers"] if one["name"] in author or _volumes([one]) & shared
+    ]
 
 
 def _volumes(containers: Iterable[Object]) -> set[str]:
@@ -80,5 +95,8 @@ def _made_with(pod: Object) -> dict[str, str]:
     for entry in meta.get("managedFields") or ():
         fields = entry.get("fieldsV1") or {}
         if "f:containers" in (fields.get("f:spec") or {}):
-            names |= {one.removeprefix("f:") for one in (fields.get("f:metadata") or {}).get("f:annotations") or ()}
+            names |= {
+                one.removeprefix("f:")
+                for one in (fields.get("f:metadata") or {}).get("f:annotations") or ()
+            }
     return {name: one for name, one in (meta.get("annotations") or {}).items() if name in names}

@@ -44,7 +44,13 @@ _FILE_CAPABILITIES = {"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"}
 
 
 def agent_container(
-    name: str, verb: str, engine: Object, task: Task, resources: Object, claim: Object, mounts: list[Object]
+    name: str,
+    verb: str,
+    engine: Object,
+    task: Task,
+    resources: Object,
+    claim: Object,
+    mounts: list[Object],
 ) -> Object:
     """A container that runs the agent's `verb` in the engine's image; its report is its termination message. claim: the mount of the
     claim, without its path."""
@@ -52,7 +58,11 @@ def agent_container(
         "name": name,
         "image": engine.get("image"),
         "imagePullPolicy": engine.get("imagePullPolicy"),
-        "command": ["/bin/sh", "-c", script(verb)],  # not by PATH, which the engine may have narrowed
+        "command": [
+            "/bin/sh",
+            "-c",
+            script(verb),
+        ],  # not by PATH, which the engine may have narrowed
         "env": [
             *path_variables(engine.get("env") or []),
             *task_variables(task),
@@ -73,7 +83,9 @@ def seed_container(
     name: str, engine: Object, task: Task, resources: Object, claim: str, mounts: list[Object]
 ) -> Object:
     """A container that runs seed, and ends well whatever happens. claim: the volume that the claim is mounted by, read-only."""
-    made = agent_container(name, SEED, engine, _short(task), resources, {"name": claim, "readOnly": True}, mounts)
+    made = agent_container(
+        name, SEED, engine, _short(task), resources, {"name": claim, "readOnly": True}, mounts
+    )
     return {**made, "terminationMessagePolicy": "File"}
 
 
@@ -148,7 +160,9 @@ def copied_resources(engine: Object) -> Object:
     """The engine's cpu, memory and ephemeral-storage: in an ordinary init container they add nothing to the pod's sum."""
     resources: Mapping[str, Any] = engine.get("resources") or {}
     copied = {
-        kind: {name: amount for name, amount in (resources.get(kind) or {}).items() if name in _COPIED}
+        kind: {
+            name: amount for name, amount in (resources.get(kind) or {}).items() if name in _COPIED
+        }
         for kind in ("limits", "requests")
     }
     return {kind: amounts for kind, amounts in copied.items() if amounts}
@@ -159,9 +173,13 @@ def security_context(engine: Object) -> Object:
 
     Passes Pod Security restricted where the engine does.
     """
-    made = copy.deepcopy({name: one for name, one in engine.items() if name not in ("privileged", "procMount")})
+    made = copy.deepcopy(
+        {name: one for name, one in engine.items() if name not in ("privileged", "procMount")}
+    )
     made["allowPrivilegeEscalation"] = False
     capabilities = made.get("capabilities") or {}
     if capabilities.get("add"):
-        capabilities["add"] = [one for one in capabilities["add"] if one.removeprefix("CAP_") in _FILE_CAPABILITIES]
+        capabilities["add"] = [
+            one for one in capabilities["add"] if one.removeprefix("CAP_") in _FILE_CAPABILITIES
+        ]
     return made

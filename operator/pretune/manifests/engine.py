@@ -20,7 +20,13 @@ _HANDLERS = ("httpGet", "exec", "grpc", "tcpSocket")
 def sidecar(container: Object) -> Object:
     """The container as a native sidecar. Its probes and hooks are left out: a startup probe would make those after it wait,
     a liveness probe would restart it, and nothing routes to it."""
-    left_out = ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle", "restartPolicyRules")
+    left_out = (
+        "startupProbe",
+        "livenessProbe",
+        "readinessProbe",
+        "lifecycle",
+        "restartPolicyRules",
+    )
     made = {name: copy.deepcopy(value) for name, value in container.items() if name not in left_out}
     return {**made, "restartPolicy": "Always"}
 
@@ -35,7 +41,10 @@ def engine_sidecar(engine: Object, deadline: int, override: str = TACTICS_MOUNT)
     made = sidecar(engine)
     made["env"] = _with(made.get("env") or [], {"name": cli.OVERRIDE, "value": override})
     if override == TACTICS_MOUNT:
-        made["volumeMounts"] = [*(made.get("volumeMounts") or ()), {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}]
+        made["volumeMounts"] = [
+            *(made.get("volumeMounts") or ()),
+            {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT},
+        ]
     made["terminationMessagePolicy"] = "FallbackToLogsOnError"
     made["startupProbe"] = {
         **copy.deepcopy(_question(engine)),
@@ -60,7 +69,14 @@ def ready_url(engine: Object) -> str | None:
         return None
     port = probe.get("port")
     if isinstance(port, str) and not port.isdigit():
-        port = next((one.get("containerPort") for one in engine.get("ports") or () if one.get("name") == port), None)
+        port = next(
+            (
+                one.get("containerPort")
+                for one in engine.get("ports") or ()
+                if one.get("name") == port
+            ),
+            None,
+        )
     if not port:
         return None
     host = probe.get("host") or "127.0.0.1"
@@ -84,7 +100,10 @@ def _question(engine: Object) -> dict[str, Any]:
         probe = engine.get(name) or {}
         if any(probe.get(one) for one in _HANDLERS):
             return {one: probe[one] for one in (*_HANDLERS, "timeoutSeconds") if probe.get(one)}
-    return {"httpGet": {"path": cli.HEALTH_PATH, "port": cli.port(words(engine))}, "timeoutSeconds": 5}
+    return {
+        "httpGet": {"path": cli.HEALTH_PATH, "port": cli.port(words(engine))},
+        "timeoutSeconds": 5,
+    }
 
 
 def _with(env: list[Object], variable: Mapping[str, str]) -> list[Object]:

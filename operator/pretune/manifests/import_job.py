@@ -5,12 +5,26 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from pretune.api.names import BUNDLE, CACHE, FINGERPRINT, IMPORT, IMPORT_CONTAINER, IMPORTING, ROLE, STORAGE
+from pretune.api.names import (
+    BUNDLE,
+    CACHE,
+    FINGERPRINT,
+    IMPORT,
+    IMPORT_CONTAINER,
+    IMPORTING,
+    ROLE,
+    STORAGE,
+)
 from pretune.api.spec import Spec, Target, claim_name, storage_place
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.manifests.admitted import admitted
-from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, SEAL_RESOURCES, agent_container
+from pretune.manifests.agent_container import (
+    AGENT_VOLUME,
+    CLAIM_VOLUME,
+    SEAL_RESOURCES,
+    agent_container,
+)
 from pretune.manifests.job import hashed_name, job_of
 from pretune.manifests.ours import strip
 from pretune.manifests.tuning_pod import GRACE, MESH_ANNOTATIONS, MESH_LABELS, distinct, scheduling
@@ -51,7 +65,11 @@ def import_job(
         made = admitted(template, example)
     bundle, (claim, folder) = inputs.bundle_id(), source
     labels = {CACHE: key.name, ROLE: IMPORTING, BUNDLE: bundle}
-    annotations = {FINGERPRINT: inputs.fingerprint, STORAGE: storage_place(key.name, spec), IMPORT: asked}
+    annotations = {
+        FINGERPRINT: inputs.fingerprint,
+        STORAGE: storage_place(key.name, spec),
+        IMPORT: asked,
+    }
     container = engine_of(made, engine)
     task = Task(
         cache=key.folder,
@@ -62,7 +80,10 @@ def import_job(
         source=folder,
     )
     pod = _pod(key, made, spec, target, container, task, claim, settings, agent_name, near)
-    pod["metadata"] = {"labels": {**labels, **MESH_LABELS}, "annotations": {**MESH_ANNOTATIONS, **annotations}}
+    pod["metadata"] = {
+        "labels": {**labels, **MESH_LABELS},
+        "annotations": {**MESH_ANNOTATIONS, **annotations},
+    }
     # The uid: the Job of a deleted cache of this name may still be on its way out, and is not to be waited for.
     name = hashed_name(key.name, IMPORTING, [cache["metadata"]["uid"], bundle, asked])
     return job_of(key, cache, name, labels, annotations, pod)
@@ -82,15 +103,26 @@ def _pod(
 ) -> Object:
     ours = claim_name(key.name, spec)
     same = source == ours  # a pod with two volumes of one claim never starts (kubernetes#122140)
-    mount = {"name": CLAIM_VOLUME if same else SOURCE_VOLUME, "mountPath": SOURCE_MOUNT, "readOnly": True}
+    mount = {
+        "name": CLAIM_VOLUME if same else SOURCE_VOLUME,
+        "mountPath": SOURCE_MOUNT,
+        "readOnly": True,
+    }
     small = {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
-    container = agent_container(IMPORT_CONTAINER, "import", engine, task, small, {"name": CLAIM_VOLUME}, mounts=[mount])
+    container = agent_container(
+        IMPORT_CONTAINER, "import", engine, task, small, {"name": CLAIM_VOLUME}, mounts=[mount]
+    )
     volumes: list[Object] = [
         {"name": CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": ours}},
         {"name": AGENT_VOLUME, "configMap": {"name": agent_name, "optional": True}},
     ]
     if not same:
-        volumes.append({"name": SOURCE_VOLUME, "persistentVolumeClaim": {"claimName": source, "readOnly": True}})
+        volumes.append(
+            {
+                "name": SOURCE_VOLUME,
+                "persistentVolumeClaim": {"claimName": source, "readOnly": True},
+            }
+        )
     pod = {name: copy.deepcopy(one) for name, one in template["spec"].items() if name in _KEPT}
     pod |= {
         "containers": [container],
@@ -102,16 +134,27 @@ def _pod(
         "enableServiceLinks": False,
         "priorityClassName": spec.priority_class or settings.priority_class,
     }
-    pod |= scheduling(template["spec"], spec, target) if near else _wishes(template["spec"], spec, target)
+    pod |= (
+        scheduling(template["spec"], spec, target)
+        if near
+        else _wishes(template["spec"], spec, target)
+    )
     return {"spec": {name: one for name, one in pod.items() if one not in ("", [])}}
 
 
 def _wishes(pod: Object, spec: Spec, target: Target) -> Object:
     """Tolerations, and a preference for the target's nodes."""
     labels = {**(pod.get("nodeSelector") or {}), **target.node_selector}
-    made: Object = {"tolerations": distinct(pod.get("tolerations") or (), target.tolerations, spec.tolerations)}
+    made: Object = {
+        "tolerations": distinct(pod.get("tolerations") or (), target.tolerations, spec.tolerations)
+    }
     if labels:
-        terms = [{"key": name, "operator": "In", "values": [value]} for name, value in sorted(labels.items())]
+        terms = [
+            {"key": name, "operator": "In", "values": [value]}
+            for name, value in sorted(labels.items())
+        ]
         preferred = [{"weight": 100, "preference": {"matchExpressions": terms}}]
-        made["affinity"] = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+        made["affinity"] = {
+            "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}
+        }
     return made

@@ -98,7 +98,9 @@ def proof_job(
     on_claim: the engine reads the bundle where it is, as consumers will, and not a copy of it (docs/decisions/0007).
     """
     purpose = PROVE_CLAIM if on_claim else PROVE_COPY
-    return _attempt(key, cache, template, target, f"p{proof}", settings, agent_name, example, purpose)
+    return _attempt(
+        key, cache, template, target, f"p{proof}", settings, agent_name, example, purpose
+    )
 
 
 def _attempt(
@@ -122,10 +124,16 @@ def _attempt(
     made = strip(template)
     if example is not None and any(one["name"] == engine for one in example["spec"]["containers"]):
         made = admitted(template, example)
-    pod = pod_template(key.name, key.folder, made, spec, target, inputs, settings, agent_name, purpose)
+    pod = pod_template(
+        key.name, key.folder, made, spec, target, inputs, settings, agent_name, purpose
+    )
     role, number = (TUNING if purpose == TUNE else PROOF), attempt.removeprefix("p")
     labels = {**spec.job_labels, CACHE: key.name, ROLE: role, BUNDLE: bundle, ATTEMPT: number}
-    annotations = {**spec.job_annotations, FINGERPRINT: inputs.fingerprint, STORAGE: storage_place(key.name, spec)}
+    annotations = {
+        **spec.job_annotations,
+        FINGERPRINT: inputs.fingerprint,
+        STORAGE: storage_place(key.name, spec),
+    }
     pod["metadata"] = {
         "labels": {**labels, **MESH_LABELS},
         "annotations": {**pod["metadata"]["annotations"], **annotations},
@@ -133,7 +141,9 @@ def _attempt(
     return job_of(key, cache, attempt_name(key.name, bundle, attempt), labels, annotations, pod)
 
 
-def inspect_job(key: Key, cache: Object, spec: Spec, ids: Sequence[str], question: str, settings: Settings) -> Object:
+def inspect_job(
+    key: Key, cache: Object, spec: Spec, ids: Sequence[str], question: str, settings: Settings
+) -> Object:
     """A Job without a GPU that says which of these bundles are on the claim. question: what makes two askings differ; it names
     the Job and stands in its annotation."""
     labels = {CACHE: key.name, ROLE: INSPECT}
@@ -143,23 +153,39 @@ def inspect_job(key: Key, cache: Object, spec: Spec, ids: Sequence[str], questio
 
 
 def prune_job(
-    key: Key, cache: Object, spec: Spec, ids: Sequence[str], writer: Mapping[str, Any], settings: Settings
+    key: Key,
+    cache: Object,
+    spec: Spec,
+    ids: Sequence[str],
+    writer: Mapping[str, Any],
+    settings: Settings,
 ) -> Object:
     """A Job without a GPU that removes these bundles' folders. writer: {uid, gid, groups} that seal recorded: whose files they are."""
     labels = {CACHE: key.name, ROLE: PRUNE}
     uid = int(writer.get("uid", 0))
-    owner: Object = {"runAsUser": uid, "runAsGroup": int(writer.get("gid", 0)), "runAsNonRoot": uid != 0}
+    owner: Object = {
+        "runAsUser": uid,
+        "runAsGroup": int(writer.get("gid", 0)),
+        "runAsNonRoot": uid != 0,
+    }
     if groups := sorted(set(writer.get("groups") or ())):
         owner["supplementalGroups"] = groups
     pod = _claim_pod(key, spec, PRUNE, ids, settings, owner, read_only=False)
     return _claim_job(key, cache, labels, json.dumps(sorted(ids)), pod)
 
 
-def _claim_job(key: Key, cache: Object, labels: dict[str, str], question: str, pod: Object) -> Object:
+def _claim_job(
+    key: Key, cache: Object, labels: dict[str, str], question: str, pod: Object
+) -> Object:
     role = labels[ROLE]
     pod["metadata"] = {"labels": {**labels, **MESH_LABELS}, "annotations": dict(MESH_ANNOTATIONS)}
     return job_of(
-        key, cache, hashed_name(key.name, role, [key.name, role, question]), labels, {QUESTION: question}, pod
+        key,
+        cache,
+        hashed_name(key.name, role, [key.name, role, question]),
+        labels,
+        {QUESTION: question},
+        pod,
     )
 
 
@@ -170,7 +196,13 @@ def hashed_name(cache: str, last: str, what: list[Any]) -> str:
 
 
 def _claim_pod(
-    key: Key, spec: Spec, verb: str, ids: Sequence[str], settings: Settings, user: Object, read_only: bool
+    key: Key,
+    spec: Spec,
+    verb: str,
+    ids: Sequence[str],
+    settings: Settings,
+    user: Object,
+    read_only: bool,
 ) -> Object:
     """A pod of the operator's own image that looks after the claim. It tolerates what the targets do: a claim may hold it to a GPU node."""
     claim = {"claimName": claim_name(key.name, spec), **({"readOnly": True} if read_only else {})}
@@ -186,7 +218,13 @@ def _claim_pod(
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": CLAIM_VOLUME, "mountPath": CLAIM_MOUNT, **({"readOnly": True} if read_only else {})}],
+        "volumeMounts": [
+            {
+                "name": CLAIM_VOLUME,
+                "mountPath": CLAIM_MOUNT,
+                **({"readOnly": True} if read_only else {}),
+            }
+        ],
     }
     pod = {
         "containers": [container],
@@ -204,7 +242,12 @@ def _claim_pod(
 
 
 def job_of(
-    key: Key, cache: Object, name: str, labels: Mapping[str, str], annotations: Mapping[str, str], pod: Object
+    key: Key,
+    cache: Object,
+    name: str,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    pod: Object,
 ) -> Object:
     """One pod at a time, never a second try by itself; an evicted or preempted pod is replaced and not counted (seen, facts)."""
     owner = {
@@ -231,7 +274,12 @@ def job_of(
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
-                "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+                "rules": [
+                    {
+                        "action": "Ignore",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    }
+                ]
             },
             "ttlSecondsAfterFinished": TTL,
             "template": pod,

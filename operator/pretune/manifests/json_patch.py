@@ -16,7 +16,8 @@ def patched(pod: Object, operations: Sequence[Operation]) -> Object:
     for operation in operations:
         assert operation["op"] == "add", operation["op"]
         *above, last = [
-            word.replace("~1", "/").replace("~0", "~") for word in operation["path"].removeprefix("/").split("/")
+            word.replace("~1", "/").replace("~0", "~")
+            for word in operation["path"].removeprefix("/").split("/")
         ]
         holder: Any = made
         for word in above:
@@ -46,7 +47,11 @@ def into(whole: Object, place: str, field: str, added: Mapping[str, str]) -> lis
     if holder.get(field) is None:
         return [{"op": "add", "path": f"/{place}/{field}", "value": added}]
     return [
-        {"op": "add", "path": f"/{place}/{field}/{name.replace('~', '~0').replace('/', '~1')}", "value": one}
+        {
+            "op": "add",
+            "path": f"/{place}/{field}/{name.replace('~', '~0').replace('/', '~1')}",
+            "value": one,
+        }
         for name, one in added.items()
     ]
 

@@ -70,7 +70,9 @@ def _is_given(pod: Object) -> bool:
     mode = ((pod.get("metadata") or {}).get("annotations") or {}).get(DELIVERY)
     if mode is not None:
         return mode in (READ_ONLY, OVERLAY)
-    return any(_is_seed(one) or (_mounts_ours(one) and _has_override(one)) for _, one in containers(pod))
+    return any(
+        _is_seed(one) or (_mounts_ours(one) and _has_override(one)) for _, one in containers(pod)
+    )
 
 
 def _is_seed(container: Object) -> bool:

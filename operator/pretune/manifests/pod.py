@@ -13,10 +13,25 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.admitted import admitted
-from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, copied_resources, seed_container
+from pretune.manifests.agent_container import (
+    AGENT_VOLUME,
+    CLAIM_VOLUME,
+    copied_resources,
+    seed_container,
+)
 from pretune.manifests.engine import TACTICS_VOLUME, tactics_on_claim
 from pretune.manifests.json_patch import Operation, into, onto, patched
-from pretune.manifests.ours import MOUNTS, NONE, OVERLAY, READ_ONLY, VOLUMES, containers, is_held, is_injected, strip
+from pretune.manifests.ours import (
+    MOUNTS,
+    NONE,
+    OVERLAY,
+    READ_ONLY,
+    VOLUMES,
+    containers,
+    is_held,
+    is_injected,
+    strip,
+)
 from pretune.podspec.template import words
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
@@ -84,7 +99,9 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
         source = {"claimName": delivery.claim, "readOnly": True}
         volumes.append({"name": claim, "persistentVolumeClaim": source})
     if delivery.mode == OVERLAY:
-        volumes.append({"name": AGENT_VOLUME, "configMap": {"name": delivery.agent, "optional": True}})
+        volumes.append(
+            {"name": AGENT_VOLUME, "configMap": {"name": delivery.agent, "optional": True}}
+        )
         volumes.append({"name": TACTICS_VOLUME, "emptyDir": {}})
         mount: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
         override = TACTICS_MOUNT
@@ -144,7 +161,10 @@ def _annotations(delivery: Delivery) -> dict[str, str]:
 def _has_room(pod: Object, annotations: Mapping[str, str]) -> bool:
     """Whether the API server takes the pod with these annotations added."""
     whole = {**((pod.get("metadata") or {}).get("annotations") or {}), **annotations}
-    return sum(len(name.encode()) + len((one or "").encode()) for name, one in whole.items()) <= _MOST_ANNOTATIONS
+    return (
+        sum(len(name.encode()) + len((one or "").encode()) for name, one in whole.items())
+        <= _MOST_ANNOTATIONS
+    )
 
 
 def _engine_index(pod: Object, name: str) -> int:
@@ -185,7 +205,9 @@ def _paths(container: Object) -> Iterator[str]:
         yield path
 
 
-@functools.lru_cache(4096)  # a third of what the webhook did for a pod; pods of one revision have the same paths
+@functools.lru_cache(
+    4096
+)  # a third of what the webhook did for a pod; pods of one revision have the same paths
 def _one_holds_the_other(one: str, other: str) -> bool:
     """Whether two paths are the same, or one lies below the other. The kubelet takes a relative path from the root."""
     parts = [posixpath.normpath(f"/{path}").strip("/").split("/") for path in (one, other)]

@@ -18,7 +18,14 @@ from pretune.manifests.agent_container import (
     copied_resources,
     seed_container,
 )
-from pretune.manifests.engine import TACTICS_VOLUME, engine_sidecar, ready_headers, ready_url, sidecar, tactics_on_claim
+from pretune.manifests.engine import (
+    TACTICS_VOLUME,
+    engine_sidecar,
+    ready_headers,
+    ready_url,
+    sidecar,
+    tactics_on_claim,
+)
 from pretune.podspec.template import engine_of, gpus, is_sidecar, required_terms, words
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
@@ -43,9 +50,7 @@ MESH_ANNOTATIONS = {
     "linkerd.io/inject": "disabled",
     "consul.hashicorp.com/connect-inject": "false",
 }
-_APPARMOR = (
-    "container.apparmor.security.beta.kubernetes.io/"  # + container: the API refuses one that names an absent container
-)
+_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"  # + container: the API refuses one that names an absent container
 
 
 TUNE, PROVE_COPY, PROVE_CLAIM = "tune", "prove a copy", "prove on the claim"  # what a pod is for
@@ -82,28 +87,41 @@ def pod_template(
     override = TACTICS_MOUNT
     if purpose == PROVE_CLAIM:
         override = tactics_on_claim(spec.claim.sub_path, folder, inputs.bundle_id())
-    kept, started = _kept(pod, engine, spec.keep_containers), engine_sidecar(engine, spec.deadline_seconds, override)
+    kept, started = (
+        _kept(pod, engine, spec.keep_containers),
+        engine_sidecar(engine, spec.deadline_seconds, override),
+    )
     pod_resources = bool(
         pod.get("resources")
     )  # then a container need not have its own, and ours must not exceed the pod's
     volumes = _used_volumes(pod, [*kept, started])
     claim = _claim_volume(volumes, [*kept, started], claim_name(cache, spec))
     copied = {} if pod_resources else copied_resources(engine)
-    small = {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
+    small = (
+        {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
+    )
     tactics: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
     looking = [] if purpose == PROVE_CLAIM else [{**tactics, "readOnly": True}]
     if purpose == TUNE:
-        check = agent_container(CHECK_CONTAINER, "check", engine, task, copied, {"name": claim}, mounts=[])
-        seal = agent_container(SEAL_CONTAINER, "seal", engine, task, small, {"name": claim}, mounts=looking)
+        check = agent_container(
+            CHECK_CONTAINER, "check", engine, task, copied, {"name": claim}, mounts=[]
+        )
+        seal = agent_container(
+            SEAL_CONTAINER, "seal", engine, task, small, {"name": claim}, mounts=looking
+        )
         init, last = [check, *kept, started], seal
     else:
-        last = agent_container(PROVE_CONTAINER, "prove", engine, task, small, {"name": claim}, mounts=looking)
+        last = agent_container(
+            PROVE_CONTAINER, "prove", engine, task, small, {"name": claim}, mounts=looking
+        )
         init = [*kept, started]
         if purpose == PROVE_CLAIM:
             mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
             started["volumeMounts"] = [*(started.get("volumeMounts") or ()), mount]
         else:  # as a consumer's, but that its proof is not there yet
-            asked = Task(cache=folder, subPath=spec.claim.sub_path, inputs=inputs, command=words(engine))
+            asked = Task(
+                cache=folder, subPath=spec.claim.sub_path, inputs=inputs, command=words(engine)
+            )
             init.insert(-1, seed_container(SEED_CONTAINER, engine, asked, copied, claim, [tactics]))
     made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
     made |= scheduling(pod, spec, target)
@@ -130,14 +148,19 @@ def _kept(pod: Object, engine: Object, keep: tuple[str, ...]) -> list[Object]:
 
     A kept container of the pod becomes a sidecar too: as a main one it would keep the Job from ever ending.
     """
-    init = [one for one in pod.get("initContainers") or () if not is_sidecar(one) or one["name"] in keep]
+    init = [
+        one for one in pod.get("initContainers") or () if not is_sidecar(one) or one["name"] in keep
+    ]
     beside = [one for one in pod["containers"] if one is not engine and one["name"] in keep]
     return [*copy.deepcopy(init), *(sidecar(one) for one in beside)]
 
 
 def _used_volumes(pod: Object, containers: Iterable[Object]) -> list[Object]:
     used = {
-        mount["name"] for one in containers for use in ("volumeMounts", "volumeDevices") for mount in one.get(use) or ()
+        mount["name"]
+        for one in containers
+        for use in ("volumeMounts", "volumeDevices")
+        for mount in one.get(use) or ()
     }
     return [copy.deepcopy(one) for one in pod.get("volumes") or () if one["name"] in used]
 
@@ -165,7 +188,9 @@ def scheduling(pod: Object, spec: Spec, target: Target) -> Object:
     """nodeSelector, node affinity and tolerations: the pod's own, with the target's terms and the cache's tolerations."""
     node = copy.deepcopy((pod.get("affinity") or {}).get("nodeAffinity") or {})
     if terms := required_terms(pod):
-        node["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": copy.deepcopy(terms)}
+        node["requiredDuringSchedulingIgnoredDuringExecution"] = {
+            "nodeSelectorTerms": copy.deepcopy(terms)
+        }
     made = {
         "nodeSelector": {**(pod.get("nodeSelector") or {}), **target.node_selector},
         "tolerations": distinct(pod.get("tolerations") or (), target.tolerations, spec.tolerations),
@@ -187,5 +212,9 @@ def _annotations(template: Object, containers: Iterable[Object]) -> dict[str, st
     """The template's annotations (networks, secret injectors, …), those of the meshes answered with no."""
     names = {one["name"] for one in containers}
     own = (template.get("metadata") or {}).get("annotations") or {}
-    kept = {name: one for name, one in own.items() if not name.startswith(_APPARMOR) or name[len(_APPARMOR) :] in names}
+    kept = {
+        name: one
+        for name, one in own.items()
+        if not name.startswith(_APPARMOR) or name[len(_APPARMOR) :] in names
+    }
     return {**kept, **MESH_ANNOTATIONS}

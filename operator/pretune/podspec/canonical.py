@@ -13,10 +13,13 @@ from typing import Any
 
 from pretune.api.types import Object
 
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?")
+_QUANTITY = re.compile(
+    r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?"
+)
 _BINARY = {f"{letter}i": 1024**power for power, letter in enumerate("KMGTPE", start=1)}
 _DECIMAL = {
-    letter: Fraction(1000) ** power for power, letter in zip((-3, -2, -1, 1, 2, 3, 4, 5, 6), "numkMGTPE", strict=True)
+    letter: Fraction(1000) ** power
+    for power, letter in zip((-3, -2, -1, 1, 2, 3, 4, 5, 6), "numkMGTPE", strict=True)
 }
 
 # What the kubelet replaces in env values: `$$` is one dollar, `$(NAME)` a variable that stands before.
@@ -39,7 +42,9 @@ def lean(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {name: lean(one) for name, one in value.items()}
         return {
-            name: one for name, one in kept.items() if one is not None and one is not False and one not in ("", {}, [])
+            name: one
+            for name, one in kept.items()
+            if one is not None and one is not False and one not in ("", {}, [])
         }
     return [lean(one) for one in value] if isinstance(value, list | tuple) else value
 
@@ -73,7 +78,9 @@ def environment(env: Iterable[Object], without: Sequence[str] = ()) -> dict[str,
             made[one["name"]] = _MARK + text(_source(one["valueFrom"]))
         else:
             made[one["name"]] = _REFERENCE.sub(
-                lambda found: "$" if found[1] is None else made.get(found[1], f"{_MARK}({found[1]})"),
+                lambda found: (
+                    "$" if found[1] is None else made.get(found[1], f"{_MARK}({found[1]})")
+                ),
                 one.get("value") or "",
             )
     return made
@@ -86,7 +93,10 @@ def _source(value_from: Object) -> Any:
         field.pop("apiVersion")
     resource = source.get("resourceFieldRef", {})
     try:
-        if quantity(resource.get("divisor", "")) in (0, 1):  # the default, stored as "0", divides by one
+        if quantity(resource.get("divisor", "")) in (
+            0,
+            1,
+        ):  # the default, stored as "0", divides by one
             resource.pop("divisor")
     except ValueError:
         pass  # none is given, or the API server will refuse it
@@ -98,7 +108,10 @@ def node_terms(terms: Iterable[Object]) -> list[Any]:
     return _ordered(
         lean(
             {
-                kind: _ordered({**one, "values": sorted(set(one.get("values") or ()))} for one in term.get(kind) or ())
+                kind: _ordered(
+                    {**one, "values": sorted(set(one.get("values") or ()))}
+                    for one in term.get(kind) or ()
+                )
                 for kind in ("matchExpressions", "matchFields")
             }
         )

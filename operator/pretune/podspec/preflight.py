@@ -22,7 +22,10 @@ _LEADER = "LWS_LEADER_ADDRESS"
 _PARTS = (
     (re.compile(r"nvidia\.com/gpu\.product"), re.compile(r"(.*-)?MIG-.*|.*-SHARED")),
     (re.compile(r"nvidia\.com/gpu\.sharing-strategy"), re.compile(r"(?!none$).+")),
-    (re.compile(r"cloud\.google\.com/gke-gpu-(sharing-strategy|partition-size)"), re.compile(r".+")),
+    (
+        re.compile(r"cloud\.google\.com/gke-gpu-(sharing-strategy|partition-size)"),
+        re.compile(r".+"),
+    ),
 )
 
 
@@ -77,7 +80,11 @@ def refusal(
 
 
 def kept_container_absent(copy: Copy) -> str | None:
-    names = [one["name"] for place in ("initContainers", "containers") for one in copy.pod.get(place) or ()]
+    names = [
+        one["name"]
+        for place in ("initContainers", "containers")
+        for one in copy.pod.get(place) or ()
+    ]
     for index, name in enumerate(copy.spec.keep_containers):
         if name not in names:
             return f"spec.tuning.keepContainers[{index}]: no container {name}; the pod has {', '.join(names)}"
@@ -109,7 +116,9 @@ def label_of_several_pods(copy: Copy) -> str | None:
 def flag_of_several_pods(copy: Copy) -> str | None:
     flag = cli.several_pods(words(copy.engine))
     return (
-        f"{copy.at_engine}.{_field_of(copy.engine, flag)}: {flag}: the engine is one of several pods" if flag else None
+        f"{copy.at_engine}.{_field_of(copy.engine, flag)}: {flag}: the engine is one of several pods"
+        if flag
+        else None
     )
 
 
@@ -148,7 +157,9 @@ def part_of_a_gpu(copy: Copy) -> str | None:
             return f"{copy.at_engine}.resources: {name}: a part of a GPU"
     index = copy.spec.targets.index(copy.target) if copy.target in copy.spec.targets else 0
     own = {
-        name: one for name, one in (copy.pod.get("nodeSelector") or {}).items() if name not in copy.target.node_selector
+        name: one
+        for name, one in (copy.pod.get("nodeSelector") or {}).items()
+        if name not in copy.target.node_selector
     }
     asked = [
         (f"spec.targets[{index}].nodeSelector", dict(copy.target.node_selector)),

@@ -26,15 +26,24 @@ def engine_of(template: Object, engine_container: str) -> Object:
         for one in containers:
             if one["name"] == engine_container:
                 return one  # type: ignore[no-any-return]
-        raise Refused("EngineNotFound", f"spec.engineContainer: no container {engine_container}; the pod has {names}")
-    asking = [one for one in containers if gpu_resources(one)] or [one for one in containers if device_claims(one)]
+        raise Refused(
+            "EngineNotFound",
+            f"spec.engineContainer: no container {engine_container}; the pod has {names}",
+        )
+    asking = [one for one in containers if gpu_resources(one)] or [
+        one for one in containers if device_claims(one)
+    ]
     if not asking:
         raise Refused(
-            "EngineNotFound", f"no container asks for a GPU; name the engine in spec.engineContainer: one of {names}"
+            "EngineNotFound",
+            f"no container asks for a GPU; name the engine in spec.engineContainer: one of {names}",
         )
     if len(asking) > 1:
         several = ", ".join(one["name"] for one in asking)
-        raise Refused("EngineAmbiguous", f"containers {several} ask for a GPU; name the engine in spec.engineContainer")
+        raise Refused(
+            "EngineAmbiguous",
+            f"containers {several} ask for a GPU; name the engine in spec.engineContainer",
+        )
     return asking[0]  # type: ignore[no-any-return]
 
 
@@ -51,7 +60,9 @@ def gpu_resources(container: Object) -> dict[str, int]:
             try:
                 counts[name] = math.ceil(canonical.quantity(asked[name]))
             except ValueError as error:
-                raise Refused("SourceInvalid", f"container {container['name']}: resources: {name}: {error}") from None
+                raise Refused(
+                    "SourceInvalid", f"container {container['name']}: resources: {name}: {error}"
+                ) from None
     return {name: count for name, count in counts.items() if count > 0}
 
 
@@ -88,13 +99,29 @@ def required_terms(pod: Object) -> list[Object]:
     if not terms:
         return [{"matchFields": [here]}]
     return [
-        {**one, "matchFields": [*(one.get("matchFields") or ()), here]} if canonical.lean(one) else one for one in terms
+        {**one, "matchFields": [*(one.get("matchFields") or ()), here]}
+        if canonical.lean(one)
+        else one
+        for one in terms
     ]
 
 
 # The first word of a tag that is put on something else every day; a commit or a date behind it makes it one of its kind.
 _MOVING = (
-    *("canary", "current", "dev", "devel", "develop", "edge", "head", "latest", "main", "master", "nightly", "rolling"),
+    *(
+        "canary",
+        "current",
+        "dev",
+        "devel",
+        "develop",
+        "edge",
+        "head",
+        "latest",
+        "main",
+        "master",
+        "nightly",
+        "rolling",
+    ),
     *("snapshot", "stable", "trunk", "unstable"),
 )
 _FIXED = re.compile(r"[0-9a-f]{7,40}|[0-9]{6,8}")
@@ -106,4 +133,8 @@ def moving_tag(image: str) -> str | None:
     words = re.split(r"[-_.]", tag.lower())
     if not image or "@" in image:
         return None
-    return None if tag and (words[0] not in _MOVING or any(_FIXED.fullmatch(one) for one in words)) else tag
+    return (
+        None
+        if tag and (words[0] not in _MOVING or any(_FIXED.fullmatch(one) for one in words))
+        else tag
+    )

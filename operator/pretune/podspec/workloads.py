@@ -16,7 +16,12 @@ MAP: Any = {"*": str}
 _ENTRIES: Any = [{"name": str}]
 _RESOURCES: Any = {"limits": {}, "requests": {}, "claims": _ENTRIES}
 _PROBE: Any = {
-    "httpGet": {"path": str, "host": str, "scheme": str, "httpHeaders": [{"name": str, "value": str}]},
+    "httpGet": {
+        "path": str,
+        "host": str,
+        "scheme": str,
+        "httpHeaders": [{"name": str, "value": str}],
+    },
     "exec": {},
     "grpc": {},
     "tcpSocket": {},
@@ -48,10 +53,16 @@ _TEMPLATE: Any = {
         "nodeName": str,
         "nodeSelector": MAP,
         "tolerations": [{}],
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _TERMS}}},
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _TERMS}
+            }
+        },
     },
 }
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # of an object, as the API server takes it
+_NAME = re.compile(
+    r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+)  # of an object, as the API server takes it
 _KINDS: dict[Any, str] = {dict: "an object", list: "a list", str: "a string"}
 
 
@@ -108,12 +119,16 @@ def _conform(value: Any, shape: Any, path: str) -> None:
                 _conform(one, inner, f"{path}.{name}")
 
 
-REVISION_LABEL = (
-    "controller-revision-hash"  # set on each pod by the StatefulSet and DaemonSet controllers before it is made
-)
+REVISION_LABEL = "controller-revision-hash"  # set on each pod by the StatefulSet and DaemonSet controllers before it is made
 
-_HOLDS_TEMPLATE = {"ReplicaSet": "apps", "Job": "batch"}  # owner kinds with the template inside, and their API group
-_HAS_REVISIONS = ("StatefulSet", "DaemonSet")  # of apps: the set may be at a newer revision than its pod
+_HOLDS_TEMPLATE = {
+    "ReplicaSet": "apps",
+    "Job": "batch",
+}  # owner kinds with the template inside, and their API group
+_HAS_REVISIONS = (
+    "StatefulSet",
+    "DaemonSet",
+)  # of apps: the set may be at a newer revision than its pod
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def decide(seen: Observed, now: float) -> Plan:
         return deletion.afterlife(seen, now)
     if seen.cache["metadata"].get("deletionTimestamp"):
         held = [one for one in seen.consumers if is_held(one)]
-        return Plan(after=tuple(release.release_all(held)), look_again=release.LET_GO if held else None)
+        return Plan(
+            after=tuple(release.release_all(held)), look_again=release.LET_GO if held else None
+        )
     made = seen.claim is None
     seen = _with_outcomes(seen)
     draft = Draft(seen, now, claim_made=made and seen.claim is not None)
@@ -85,7 +87,11 @@ def _with_outcomes(seen: Observed) -> Observed:
         if made["kind"] == "PersistentVolumeClaim":
             claim = made
         elif made["kind"] == "ConfigMap":
-            agents = [one for one in agents if one["metadata"]["name"] != made["metadata"]["name"]] + [made]
-        elif made["kind"] == "Job" and all(one["metadata"]["uid"] != made["metadata"]["uid"] for one in jobs):
+            agents = [
+                one for one in agents if one["metadata"]["name"] != made["metadata"]["name"]
+            ] + [made]
+        elif made["kind"] == "Job" and all(
+            one["metadata"]["uid"] != made["metadata"]["uid"] for one in jobs
+        ):
             jobs.append(made)
     return replace(seen, claim=claim, jobs=tuple(jobs), agents=tuple(agents))

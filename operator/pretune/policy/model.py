@@ -42,19 +42,33 @@ class Observed:
     consumers: tuple[
         Object, ...
     ] = ()  # pods with the cache's label and no role: of any phase, cut down (controller/observe.py)
-    origins: Mapping[str, Origin] = field(default_factory=dict)  # by sources.origin_key() of a consumer
+    origins: Mapping[str, Origin] = field(
+        default_factory=dict
+    )  # by sources.origin_key() of a consumer
     examples: Mapping[str, Object] = field(default_factory=dict)
     """By the same key: one whole consumer pod, as admission left it; only where a bundle of its template is not sealed."""
     pod_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
     """By pod uid: of consumers that were given a bundle and do not start (policy/pods/start_failures.suspect), five at most."""
-    job_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)  # by Job uid: of Jobs without a pod
+    job_events: Mapping[str, tuple[Object, ...]] = field(
+        default_factory=dict
+    )  # by Job uid: of Jobs without a pod
     agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
-    agents_named: frozenset[str] = frozenset()  # agent ConfigMaps that some pod of the namespace names
+    agents_named: frozenset[str] = (
+        frozenset()
+    )  # agent ConfigMaps that some pod of the namespace names
     namespace_has_caches: bool = True
-    held: tuple[Object, ...] = ()  # consumers behind our gate, cut down; read only when the cache is gone
-    claim_users: frozenset[str] = frozenset()  # pods of any phase that name the claim; read only when the cache is gone
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by Action.name
-    starts: Mapping[str, Told] | None = None  # by EngineStart.key: what logs have told so far; None: none are read
+    held: tuple[
+        Object, ...
+    ] = ()  # consumers behind our gate, cut down; read only when the cache is gone
+    claim_users: frozenset[str] = (
+        frozenset()
+    )  # pods of any phase that name the claim; read only when the cache is gone
+    outcomes: Mapping[str, Outcome] = field(
+        default_factory=dict
+    )  # of this run's actions, by Action.name
+    starts: Mapping[str, Told] | None = (
+        None  # by EngineStart.key: what logs have told so far; None: none are read
+    )
 
     @property
     def spec(self) -> Spec:
@@ -69,7 +83,10 @@ class Origin:
     kind: str  # ReplicaSet | StatefulSet | DaemonSet | Job: the controlling owner; Pod: the pod is its own template
     name: str
     template: Object | Refused  # {metadata, spec}; Refused: it could not be had, and why
-    order: tuple[int, str] = (0, "")  # the newer revision is the larger: (revision number, creation time)
+    order: tuple[int, str] = (
+        0,
+        "",
+    )  # the newer revision is the larger: (revision number, creation time)
     workload: Object | None = (
         None  # the Deployment above a ReplicaSet, else the owner: kind, metadata, spec without its template;
         # not read where spec.source.workloadRef names one of apps, which is Observed.source_workload
@@ -112,7 +129,9 @@ class Told:
     """What became of reading one start's log."""
 
     said: Start
-    differs: tuple[str, ...] = ()  # variables and flags in which the pod differs from its template, of one that tuned
+    differs: tuple[
+        str, ...
+    ] = ()  # variables and flags in which the pod differs from its template, of one that tuned
 
 
 # --- what is wanted
@@ -152,7 +171,9 @@ class Patch(Action):
 class Delete(Action):
     """Delete with background propagation, only as long as it has this uid (and version, where one is given); 404 is no error."""
 
-    object: Object = field(default_factory=dict)  # apiVersion, kind, metadata.{namespace,name,uid[,resourceVersion]}
+    object: Object = field(
+        default_factory=dict
+    )  # apiVersion, kind, metadata.{namespace,name,uid[,resourceVersion]}
 
 
 @dataclass(frozen=True)
@@ -169,9 +190,13 @@ class Plan:
     time, in any order), then events."""
 
     actions: tuple[Action, ...] = ()
-    status: Mapping[str, Any] | None = None  # the whole status wanted; None: nothing to write (no cache)
+    status: Mapping[str, Any] | None = (
+        None  # the whole status wanted; None: nothing to write (no cache)
+    )
     after: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
     look_again: float | None = None  # seconds from now
     released: tuple[Released, ...] = ()
-    starts: tuple[EngineStart, ...] = ()  # whose logs are worth reading; all that is known of others may be forgotten
+    starts: tuple[
+        EngineStart, ...
+    ] = ()  # whose logs are worth reading; all that is known of others may be forgotten

@@ -38,7 +38,9 @@ ON_CLAIM = frozenset({SEALED, PROVING})
 ATTEMPTS = frozenset({TUNING, PROOF})  # roles of what occupies a target's node
 
 # Told by an attempt about the image or its release: final for the bundle, and the user's to mend.
-TOLD_BY_CHECK = frozenset({"ReleaseTooOld", "SharedLayout", "NoPython", "UnsafePath", "IdCollision"})
+TOLD_BY_CHECK = frozenset(
+    {"ReleaseTooOld", "SharedLayout", "NoPython", "UnsafePath", "IdCollision"}
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,14 @@ class Draft:
         self.seen, self.now = seen, now
         self.cache, self.spec = seen.cache, Spec.of(seen.cache)
         status = self.cache.get("status") or {}
-        self.bundles: dict[str, Object] = {one["id"]: copy.deepcopy(one) for one in status.get("bundles") or ()}
+        self.bundles: dict[str, Object] = {
+            one["id"]: copy.deepcopy(one) for one in status.get("bundles") or ()
+        }
         stored = status.get("storage") or {}
         self.known_place: str = place(stored.get("claimUID", ""), stored.get("subPath", ""))
-        self.known = {one["id"]: (one.get("state"), one.get("reason")) for one in self.bundles.values()}
+        self.known = {
+            one["id"]: (one.get("state"), one.get("reason")) for one in self.bundles.values()
+        }
         self.actions: list[Action] = []
         self.after: list[Action] = []
         self.events: list[Event] = []
@@ -135,7 +141,10 @@ class Draft:
     def forget(self, record: Object, why: str) -> None:
         """A bundle that may not be on the claim any more is wanted anew: from the next run on, since a status that still calls it
         sealed would end the new attempt."""
-        self.warn("Retrying", f"bundle {record['id']}: {why}; it is tuned again if it is wanted and not there")
+        self.warn(
+            "Retrying",
+            f"bundle {record['id']}: {why}; it is tuned again if it is wanted and not there",
+        )
         self.bundles[record["id"]] = {
             **{name: record[name] for name in ("id", "fingerprint", "target")},
             "state": PENDING,
@@ -149,7 +158,9 @@ class Draft:
 
     def drop_jobs(self, bundle: str) -> None:
         """Before the status forgets a bundle its Jobs go: their pods' reports speak of what is not on the claim any more."""
-        self.actions += [delete(job) for role in (TUNING, PROOF) for job in self.attempts(bundle, role).values()]
+        self.actions += [
+            delete(job) for role in (TUNING, PROOF) for job in self.attempts(bundle, role).values()
+        ]
 
     def warn(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
@@ -162,20 +173,34 @@ class Draft:
         return {
             int(job["metadata"]["labels"][ATTEMPT]): job
             for job in self.jobs
-            if _label(job, ROLE) == role and _label(job, BUNDLE) == bundle and job not in self.elsewhere
+            if _label(job, ROLE) == role
+            and _label(job, BUNDLE) == bundle
+            and job not in self.elsewhere
         }
 
     def pods(self, bundle: str) -> list[Object]:
         """Every pod that tunes or proves a bundle, by its label, whoever made it."""
-        return [pod for pod in self.seen.pods if _label(pod, ROLE) in ATTEMPTS and _label(pod, BUNDLE) == bundle]
+        return [
+            pod
+            for pod in self.seen.pods
+            if _label(pod, ROLE) in ATTEMPTS and _label(pod, BUNDLE) == bundle
+        ]
 
     def tried(self) -> set[str]:
         """Bundles that our Jobs try, or tried, to make or to prove."""
-        return {_label(job, BUNDLE) for job in self.jobs if _label(job, ROLE) in ATTEMPTS and job not in self.elsewhere}
+        return {
+            _label(job, BUNDLE)
+            for job in self.jobs
+            if _label(job, ROLE) in ATTEMPTS and job not in self.elsewhere
+        }
 
     def live(self, bundle: str, roles: Collection[str] = ATTEMPTS) -> bool:
         """An attempt or a proof is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""
-        jobs = [job for job in self.seen.jobs if _label(job, ROLE) in roles and _label(job, BUNDLE) == bundle]
+        jobs = [
+            job
+            for job in self.seen.jobs
+            if _label(job, ROLE) in roles and _label(job, BUNDLE) == bundle
+        ]
         pods = [pod for pod in self.pods(bundle) if _label(pod, ROLE) in roles]
         return any(not self.gone(pod) for pod in pods) or any(self._may_go_on(job) for job in jobs)
 
@@ -191,7 +216,11 @@ class Draft:
             return True
         if job_over(job):
             return False
-        pods = [pod for pod in self.seen.pods if owner_uid(pod) == job["metadata"]["uid"] and not finished(pod)]
+        pods = [
+            pod
+            for pod in self.seen.pods
+            if owner_uid(pod) == job["metadata"]["uid"] and not finished(pod)
+        ]
         return not (ended_by_us(job) and pods and all(self.gone(pod) for pod in pods))
 
     def end(self, job: Object) -> None:
@@ -203,7 +232,9 @@ class Draft:
         if (job.get("spec") or {}).get("suspend"):
             self.after.append(delete(job))
         elif not ended_by_us(job):
-            self.after.append(Patch(f"end Job {name}", reference(job), {"spec": {"activeDeadlineSeconds": 1}}))
+            self.after.append(
+                Patch(f"end Job {name}", reference(job), {"spec": {"activeDeadlineSeconds": 1}})
+            )
 
     def outcome(self, action: Action) -> Outcome | None:
         return self.seen.outcomes.get(action.name)
@@ -261,7 +292,11 @@ def failure(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
     """Take note of a failed attempt: another one, or the end."""
-    number, limit, before = record["attempts"], draft.spec.max_attempts, failure(record).get("reason")
+    number, limit, before = (
+        record["attempts"],
+        draft.spec.max_attempts,
+        failure(record).get("reason"),
+    )
     note_failure(draft, record, number, reason, message)
     text = f"attempt {number} of {limit}: {reason}: {message}"
     if reason in TOLD_BY_CHECK:
@@ -270,12 +305,19 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
         draft.say(record, FAILED, reason, f"attempt {number} of {limit}: {message}")
     else:
         draft.warn(reason, f"bundle {record['id']}: {text}")
-        draft.say(record, PENDING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}")
+        draft.say(
+            record, PENDING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}"
+        )
 
 
 def note_failure(draft: Draft, record: Object, number: int, reason: str, message: str) -> None:
     """`number`: of the attempt, or of the proof of a bundle that is on the claim already."""
-    record["lastFailure"] = {"attempt": number, "at": stamp(draft.now), "reason": reason, "message": message[:1024]}
+    record["lastFailure"] = {
+        "attempt": number,
+        "at": stamp(draft.now),
+        "reason": reason,
+        "message": message[:1024],
+    }
     for forgotten in ("pod", "disruptions"):
         record.pop(forgotten, None)
 

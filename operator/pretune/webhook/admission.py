@@ -52,7 +52,9 @@ class Answer:
         fields: Object = {"allowed": True}
         if self.patch:
             fields["patchType"] = "JSONPatch"
-            fields["patch"] = base64.b64encode(json.dumps(self.patch, separators=(",", ":")).encode()).decode()
+            fields["patch"] = base64.b64encode(
+                json.dumps(self.patch, separators=(",", ":")).encode()
+            ).decode()
         if self.warnings:
             fields["warnings"] = self.warnings
         return json.dumps(fields)[1:-1]
@@ -61,7 +63,9 @@ class Answer:
 class Admission:
     """Judges the requests of AdmissionReviews (admission.k8s.io/v1)."""
 
-    def __init__(self, revisions: Revisions, caches: Caches, controller: Controller, agent_name: str) -> None:
+    def __init__(
+        self, revisions: Revisions, caches: Caches, controller: Controller, agent_name: str
+    ) -> None:
         self._revisions, self._caches, self._controller = revisions, caches, controller
         self._agent = agent_name
         # Each with the pod that it was given for.
@@ -73,7 +77,11 @@ class Admission:
 
     def trouble(self) -> str:
         """Why the webhook is not ready; ""."""
-        return "" if self._caches.listed and self._controller.listed else "caches and lease were not read yet"
+        return (
+            ""
+            if self._caches.listed and self._controller.listed
+            else "caches and lease were not read yet"
+        )
 
     async def answer(self, request: Object) -> Answer:
         """Never raises. The request's object is ours to change."""
@@ -87,20 +95,33 @@ class Admission:
     async def _answer(self, request: Object) -> Answer:
         pod = request.get("object") or {}
         labels = (pod.get("metadata") or {}).get("labels") or {}
-        if request.get("operation") != "CREATE" or CACHE not in labels or ROLE in labels or is_injected(pod):
+        if (
+            request.get("operation") != "CREATE"
+            or CACHE not in labels
+            or ROLE in labels
+            or is_injected(pod)
+        ):
             return Answer(NONE, SKIPPED)
         if trouble := self.trouble():
-            return Answer(NONE, FAILED, warnings=(_short(f"pretune: {trouble}: the pod starts without its bundle"),))
+            return Answer(
+                NONE,
+                FAILED,
+                warnings=(_short(f"pretune: {trouble}: the pod starts without its bundle"),),
+            )
         namespace, name = request["namespace"], labels[CACHE]
         cache, alive = self._caches.get(namespace, name), self.alive()
         if cache is None:
-            return self._decided(request, delivery(namespace, None, pod, pod, "", alive, self._agent))
+            return self._decided(
+                request, delivery(namespace, None, pod, pod, "", alive, self._agent)
+            )
         origin, revision = await self._revisions.of(namespace, pod)
         _name_token(pod)
         same = (revision, cache["metadata"]["uid"], cache["metadata"]["resourceVersion"], alive)
         known, answer = self._answers.get(same) or (None, None)
         if answer is None or known != pod:
-            given = delivery(namespace, cache, pod, origin.template, origin.kind, alive, self._agent)
+            given = delivery(
+                namespace, cache, pod, origin.template, origin.kind, alive, self._agent
+            )
             answer = self._decided(request, given)
             if revision is not None and not isinstance(origin.template, Refused):
                 # The revision's other pods are mostly alike, and what is said of one holds for them, while the cache is as it was.
@@ -118,7 +139,11 @@ class Admission:
 def _name_token(pod: Object) -> None:
     """Give the ServiceAccount plugin's volume one name in all pods: its end is random, and nothing that we add says it."""
     spec = pod["spec"]
-    tokens = {one["name"] for one in spec.get("volumes") or () if one["name"].startswith(TOKEN) and "projected" in one}
+    tokens = {
+        one["name"]
+        for one in spec.get("volumes") or ()
+        if one["name"].startswith(TOKEN) and "projected" in one
+    }
     if not tokens:
         return
     for holder in (spec["volumes"], *(one.get("volumeMounts") or () for _, one in containers(pod))):
@@ -148,4 +173,6 @@ def _who(request: Object) -> str:
 def _where(error: Exception) -> str:
     """What went wrong, without its message: that may quote an env value."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"
+    return (
+        f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"
+    )

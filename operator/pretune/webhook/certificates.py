@@ -65,7 +65,9 @@ class Certificates:
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             if self._refused != (found, str(error)):
                 log.warning(
-                    "%s; the certificate that was read before is kept, until %s", self._sentence(error), self._until()
+                    "%s; the certificate that was read before is kept, until %s",
+                    self._sentence(error),
+                    self._until(),
                 )
                 self._refused = found, str(error)
             return
@@ -82,11 +84,17 @@ class Certificates:
                 context.load_cert_chain(certificate, key, password=_no_password)
         self._pair, self.ends = pair, ends
         if self.left < SOON:
-            log.warning("the certificate in %s is valid until %s only: is it renewed?", self._folder, self._until())
+            log.warning(
+                "the certificate in %s is valid until %s only: is it renewed?",
+                self._folder,
+                self._until(),
+            )
 
     def _sentence(self, error: Exception) -> str:
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return f"{self._folder}: tls.crt and tls.key cannot be used: {words or type(error).__name__}"
+        return (
+            f"{self._folder}: tls.crt and tls.key cannot be used: {words or type(error).__name__}"
+        )
 
     def _until(self) -> str:
         return datetime.fromtimestamp(self.ends, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -127,8 +135,12 @@ def not_after(pem: bytes) -> float:
         fields = [
             one for one in _parts(certificate[0][1]) if one[0] != 0xA0
         ]  # without its version, which may be left out
-        kind, value = _parts(fields[3][1])[1]  # serial number, algorithm, issuer, validity: (not before, not after)
-        form = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}[kind]  # UTCTime until 2049, GeneralizedTime
+        kind, value = _parts(fields[3][1])[
+            1
+        ]  # serial number, algorithm, issuer, validity: (not before, not after)
+        form = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}[
+            kind
+        ]  # UTCTime until 2049, GeneralizedTime
         return datetime.strptime(value.decode("ascii"), form).replace(tzinfo=UTC).timestamp()
     except (ValueError, LookupError) as error:
         raise ValueError(f"tls.crt holds no certificate ({type(error).__name__})") from None

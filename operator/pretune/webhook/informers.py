@@ -19,12 +19,17 @@ from pretune.kube.types import ApiError, whole
 
 log = logging.getLogger(__name__)
 
-SHORTEST, LONGEST = 1.0, 10.0  # seconds before a watch that failed is tried again; doubled from the one to the other
+SHORTEST, LONGEST = (
+    1.0,
+    10.0,
+)  # seconds before a watch that failed is tried again; doubled from the one to the other
 BRIEF = 5.0  # seconds below which a stream that has ended counts as failed, error or not
 DOWN, LISTED = "DOWN", "LISTED"
 
 Stream = Callable[[], AsyncIterator[tuple[str, Object]]]
-Tell = Callable[[str, Object], None]  # cluster.Kubernetes.watch's changes, and (DOWN, {}) when a stream has ended
+Tell = Callable[
+    [str, Object], None
+]  # cluster.Kubernetes.watch's changes, and (DOWN, {}) when a stream has ended
 
 
 async def follow(what: str, stream: Stream, tell: Tell) -> None:
@@ -41,7 +46,9 @@ async def follow(what: str, stream: Stream, tell: Tell) -> None:
                     log.info("%s: the watch is open again", what)
                     said = ""
         except (ApiError, OSError, ValueError) as error:  # ValueError: a line was cut off
-            quiet = listed and isinstance(error, TimeoutError)  # nothing happened: looked at anew, to be sure
+            quiet = listed and isinstance(
+                error, TimeoutError
+            )  # nothing happened: looked at anew, to be sure
             why = "" if quiet else str(error) or type(error).__name__
         tell(DOWN, {})
         if why and why != said:
@@ -60,7 +67,9 @@ class Caches:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._objects: dict[tuple[str, str], Object] = {}
-        self._list: dict[tuple[str, str], Object] | None = {}  # while what is there is told; None: what changes is
+        self._list: (
+            dict[tuple[str, str], Object] | None
+        ) = {}  # while what is there is told; None: what changes is
         self._down: float | None = None  # since when nothing is told, on our clock
         self.listed = False  # at least once
 
@@ -132,7 +141,9 @@ def cut(cache: Object) -> Object:
 
 async def watch_caches(cluster: Kubernetes, caches: Caches) -> None:
     """Until cancelled."""
-    await follow("caches", lambda: cluster.watch(f"{GROUP}/{VERSION}", KIND, "", keep=cut), caches.tell)
+    await follow(
+        "caches", lambda: cluster.watch(f"{GROUP}/{VERSION}", KIND, "", keep=cut), caches.tell
+    )
 
 
 async def watch_controller(cluster: Kubernetes, namespace: str, controller: Controller) -> None:
@@ -140,6 +151,8 @@ async def watch_controller(cluster: Kubernetes, namespace: str, controller: Cont
     silent = DURATION + lease.RENEW
     await follow(
         f"lease {namespace}/{lease.NAME}",
-        lambda: cluster.watch(lease.API, lease.KIND, namespace, lease.NAME, keep=whole, silent=silent),
+        lambda: cluster.watch(
+            lease.API, lease.KIND, namespace, lease.NAME, keep=whole, silent=silent
+        ),
         controller.tell,
     )

@@ -42,7 +42,9 @@ async def run(settings: Webhook) -> None:
 
         async with (
             serve_health(settings.health_port, ready=trouble, metrics=metrics.exposition),
-            serve(settings.port, certificates.context, application(admission.answer, metrics.admitted)),
+            serve(
+                settings.port, certificates.context, application(admission.answer, metrics.admitted)
+            ),
         ):
             log.info("asked at port %d%s", settings.port, PATH)
             await stop.wait()

@@ -12,7 +12,9 @@ _ADMISSION = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 
 
 class WebhookMetrics(Metrics):
     def __init__(
-        self, certificate_ends: Callable[[], float] = lambda: 0, controller_alive: Callable[[], bool] = lambda: False
+        self,
+        certificate_ends: Callable[[], float] = lambda: 0,
+        controller_alive: Callable[[], bool] = lambda: False,
     ) -> None:
         """certificate_ends: Unix seconds. controller_alive: whether its lease was renewed within 15 s, so that pods may be held."""
         super().__init__()
@@ -28,7 +30,8 @@ class WebhookMetrics(Metrics):
             ("delivery", "reason"),
         )
         self._errors = self._counter(
-            "pretune_admission_errors", "Pods that were left as they came because of an error of the webhook's own."
+            "pretune_admission_errors",
+            "Pods that were left as they came because of an error of the webhook's own.",
         )
         self._pulled(
             "pretune_certificate_expiry_timestamp_seconds",

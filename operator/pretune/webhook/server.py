@@ -15,19 +15,27 @@ from pretune.api.types import Object
 from pretune.webhook.admission import Answer
 
 PATH = "/pods"
-LARGEST = 16 << 20  # bytes of a request: the API server takes objects of 3 MB, and asks about them in JSON
+LARGEST = (
+    16 << 20
+)  # bytes of a request: the API server takes objects of 3 MB, and asks about them in JSON
 KEPT = 120.0  # seconds that an idle connection is kept: the API server closes it after 90, and is not to meet one that we close
 PARTING = 5.0  # seconds, once we have to end, in which every connection that is used is closed with its answer
 ENDING = 5.0  # seconds that requests may take to end after that
 
 
-Judge = Callable[[Object], Awaitable[Answer]]  # an AdmissionReview's request -> the answer; never raises
-Count = Callable[[str, str, float], None]  # of each answer its mode, its reason, and the seconds that it took
+Judge = Callable[
+    [Object], Awaitable[Answer]
+]  # an AdmissionReview's request -> the answer; never raises
+Count = Callable[
+    [str, str, float], None
+]  # of each answer its mode, its reason, and the seconds that it took
 
 
 # --- over HTTPS
 
-REVIEW = '{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": %s, %s}}'
+REVIEW = (
+    '{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": %s, %s}}'
+)
 
 
 def application(judge: Judge, count: Count | None = None) -> web.Application:

@@ -80,7 +80,9 @@ class Revisions:
             known = await self._shared(key, namespace, pod, ref, float("inf") if fixed else BRIEFLY)
         return known, key if fixed else None
 
-    async def _shared(self, key: Hashable, namespace: str, pod: Object, ref: Ref, believed: float) -> Origin:
+    async def _shared(
+        self, key: Hashable, namespace: str, pod: Object, ref: Ref, believed: float
+    ) -> Origin:
         if key not in self._reading:
 
             async def read() -> Origin:
@@ -93,7 +95,9 @@ class Revisions:
                     del self._reading[key]
 
             self._reading[key] = asyncio.create_task(read())
-        return await asyncio.shield(self._reading[key])  # where one request gives up, another may still wait
+        return await asyncio.shield(
+            self._reading[key]
+        )  # where one request gives up, another may still wait
 
     async def _read(self, namespace: str, pod: Object, ref: Ref) -> Origin:
         try:

@@ -37,14 +37,26 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fidelity.matrix")
     parser.add_argument("releases", nargs="*")
     parser.add_argument("--keep", action="store_true", help="leave installed what was installed")
-    parser.add_argument("--engines", type=int, default=AT_A_TIME, help="how many start at a time (%(default)s)")
-    parser.add_argument("--only-document", action="store_true", help="make the document of the results that are there")
+    parser.add_argument(
+        "--engines", type=int, default=AT_A_TIME, help="how many start at a time (%(default)s)"
+    )
+    parser.add_argument(
+        "--only-document",
+        action="store_true",
+        help="make the document of the results that are there",
+    )
     asked = parser.parse_args(words)
     if unknown := set(asked.releases) - set(RELEASES):
         parser.error(f"no release {', '.join(sorted(unknown))}; there are {', '.join(RELEASES)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made on the cluster is removed
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # what was made on the cluster is removed
     try:
-        odd = 0 if asked.only_document else run(asked.releases or list(RELEASES), asked.keep, asked.engines)
+        odd = (
+            0
+            if asked.only_document
+            else run(asked.releases or list(RELEASES), asked.keep, asked.engines)
+        )
     except KeyboardInterrupt:
         say("ended")
         os._exit(1)  # threads that wait for a pod would keep the tests' lock meanwhile

@@ -12,7 +12,9 @@ from typing import Any
 ANOTHER_FLASHINFER = "0.7.1"  # no pinned release has it
 
 
-def copied(source: Path, target: Path, folder: str, change: Callable[[Path], None], **versions: str) -> None:
+def copied(
+    source: Path, target: Path, folder: str, change: Callable[[Path], None], **versions: str
+) -> None:
     """The bundle `source` as `target` of the cache whose folder on the claim is `folder`, with its tactics changed by `change`, and a
     manifest that fits, with these versions: found there, it is adopted as any bundle is."""
     shutil.copytree(source, target)
@@ -24,7 +26,9 @@ def copied(source: Path, target: Path, folder: str, change: Callable[[Path], Non
     change(tactics)
     manifest["cache"] = folder
     manifest["versions"] |= versions
-    part["folders"] = sorted(str(one.relative_to(tactics)) for one in tactics.rglob("*") if one.is_dir())
+    part["folders"] = sorted(
+        str(one.relative_to(tactics)) for one in tactics.rglob("*") if one.is_dir()
+    )
     part["files"] = [
         {
             "path": str(one.relative_to(tactics)),
@@ -56,7 +60,9 @@ def of_another_flashinfer(tactics: Path) -> None:
         changed += 1
     for file in sorted(tactics.glob("v2/*/manifest.json")):
         data = json.loads(file.read_text())
-        assert _environment(data) == file.parent.name, f"{file.parent.name} is not named as expected of {data}"
+        assert _environment(data) == file.parent.name, (
+            f"{file.parent.name} is not named as expected of {data}"
+        )
         _another(data)
         file.write_text(json.dumps(data, indent=2, sort_keys=True))
         file.parent.rename(file.parent.with_name(_environment(data)))
@@ -70,4 +76,6 @@ def _another(metadata: dict[str, Any]) -> None:
 
 
 def _environment(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()[:16]

@@ -95,7 +95,9 @@ def _short(outcome: Outcome) -> str:
 def _unexpected(all_played: list[Played]) -> Iterator[str]:
     yield from ("## Where a run differs from what was expected", "")
     found = [
-        f"- {one.release}, {cell}: {'; '.join(said)}" for one in all_played for cell, said in differences(one).items()
+        f"- {one.release}, {cell}: {'; '.join(said)}"
+        for one in all_played
+        for cell, said in differences(one).items()
     ]
     yield from found or ["Nowhere."]
     yield ""
@@ -125,7 +127,9 @@ def _cell(name: str, sentence: str, all_played: list[Played]) -> Iterator[str]:
 def _details(name: str, played: Played) -> Iterator[str]:
     """Its first line goes on behind the releases' names."""
     outcome = played.cells[name]
-    yield f"started, {_timed(name, played)}." if outcome.started else f"ended with `{outcome.error}`."
+    yield (
+        f"started, {_timed(name, played)}." if outcome.started else f"ended with `{outcome.error}`."
+    )
     yield f"  - Folder: {_code(outcome.before) or 'empty'}; then {_code(outcome.changed) or 'no change'}."
     usual = () if name in ("cold", "nothing to tune") else played.cells["cold"].operator
     told = [one for one in outcome.operator if one not in usual]
@@ -139,7 +143,11 @@ def _timed(name: str, played: Played) -> str:
     number = played.cells[name].profiled or 0
     if name == "image swapped":
         return "all timed by the other release" if number else "nothing timed"
-    whole = {0: "nothing timed", played.one: "one operation timed", 2 * played.one: "both operations timed"}
+    whole = {
+        0: "nothing timed",
+        played.one: "one operation timed",
+        2 * played.one: "both operations timed",
+    }
     return whole.get(number, f"{number} times asked")
 
 

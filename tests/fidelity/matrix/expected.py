@@ -36,7 +36,9 @@ def expected(release: str) -> dict[str, Expected]:
         "cold": Expected(1, "+", _tuned(layout), ("Sealed", layout)),
         "no bundle": Expected(1, "+", _tuned(layout), ("Overlay: NotSealedYet", "seed: NoBundle")),
         "nothing to tune": Expected(0, "", (), ("None: NothingToTune", "NothingToTune", "Empty")),
-        "image swapped": Expected(1, "+", (), ("Overlay: Given", "seed: VersionsDiffer"), of_another=True),
+        "image swapped": Expected(
+            1, "+", (), ("Overlay: Given", "seed: VersionsDiffer"), of_another=True
+        ),
     }
     return common | (_managed() if layout == MANAGED else _files(release, layout)) | _two(release)
 
@@ -48,7 +50,9 @@ def _managed() -> dict[str, Expected]:
     other = Expected(1, "", ("Failed to persist",), given)
     by_hand = ("None: OverrideSet",)
     return {
-        "read-only by hand, another configuration": replace(warm, operator=("not asked",)),  # the store knows no keys
+        "read-only by hand, another configuration": replace(
+            warm, operator=("not asked",)
+        ),  # the store knows no keys
         "warm": warm,
         "warm as another uid": warm,
         "an operation is missing": missing,
@@ -81,13 +85,19 @@ def _files(release: str, layout: str) -> dict[str, Expected]:
         "warm as another uid": warm,
         "an operation is missing": missing,
         "another GPU product": Expected(1, "+", ("Saved",), given) if key_has_gpu else other,
-        "another FlashInfer": Expected(1, "+", _tuned(layout), ("Overlay: Given", "seed: VersionsDiffer")),
+        "another FlashInfer": Expected(
+            1, "+", _tuned(layout), ("Overlay: Given", "seed: VersionsDiffer")
+        ),
         "another FlashInfer, untold": other,
         "read-only forced": replace(warm, operator=forced),
-        "read-only forced, an operation is missing": replace(missing if shared else crash, operator=forced),
+        "read-only forced, an operation is missing": replace(
+            missing if shared else crash, operator=forced
+        ),
         "read-only by hand": replace(crash if shared else warm, operator=by_hand),
         # Seen: 0.32 writes nothing where the file is another environment's, so it comes up.
-        "read-only by hand, another GPU product": replace(crash if shared else other, operator=by_hand),
+        "read-only by hand, another GPU product": replace(
+            crash if shared else other, operator=by_hand
+        ),
         "read-only by hand, another configuration": replace(crash, operator=("not asked",)),
     }
 
@@ -97,7 +107,9 @@ def _two(release: str) -> dict[str, Expected]:
     number = RELEASES[release].number
     names = ("two GPUs", "two GPUs, an operation is missing")
     if number < (0, 32):
-        refused = Expected(1, "", (), ("None: NotTunable", "ReleaseTooOld" if number < (0, 27) else "SharedLayout"))
+        refused = Expected(
+            1, "", (), ("None: NotTunable", "ReleaseTooOld" if number < (0, 27) else "SharedLayout")
+        )
         return dict(zip(names, (refused, replace(refused, operations=2)), strict=True))
     warm = Expected(0, "", ("Loaded",), ("Overlay: Given", "seed: Seeded"))
     tuned = Expected(1, "~", ("Loaded", "Saved"), warm.operator)

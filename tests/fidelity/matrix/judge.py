@@ -27,9 +27,15 @@ def differing(outcome: Outcome, wanted: Expected, one: int) -> list[str]:
         found.append(f"expected {wanted.operations * one} profiles, seen {outcome.profiled}")
     signs = "".join(sorted({line[0] for line in outcome.changed}))
     if signs != wanted.changes:
-        found.append(f"expected {_changes(wanted.changes)}, seen {'; '.join(outcome.changed) or 'no change'}")
+        found.append(
+            f"expected {_changes(wanted.changes)}, seen {'; '.join(outcome.changed) or 'no change'}"
+        )
     lines = [*outcome.said, outcome.error]
-    found += [f"expected a line with {part!r}" for part in wanted.says if not any(part in line for line in lines)]
+    found += [
+        f"expected a line with {part!r}"
+        for part in wanted.says
+        if not any(part in line for line in lines)
+    ]
     found += [
         f"expected the operator to say {part!r}"
         for part in wanted.operator

@@ -38,10 +38,16 @@ class Outcome:
     """One cell of one release."""
 
     started: bool  # it answered /health
-    profiled: int | None  # how often FlashInfer asked for a tactic's time; None: it ended before it could say so
-    said: list[str]  # vLLM's and FlashInfer's own lines about tactics, each once, without hashes and keys
+    profiled: (
+        int | None
+    )  # how often FlashInfer asked for a tactic's time; None: it ended before it could say so
+    said: list[
+        str
+    ]  # vLLM's and FlashInfer's own lines about tactics, each once, without hashes and keys
     error: str  # what it ended with; "" where it started
-    before: list[str]  # what lay in the override folder when it started: "21 × v2/ENV/entries/ENTRY.json 0444"
+    before: list[
+        str
+    ]  # what lay in the override folder when it started: "21 × v2/ENV/entries/ENTRY.json 0444"
     changed: list[
         str
     ]  # "+ …" new, "~ …" other content, "= …" same content, written again, "- …" gone; modes as they are then
@@ -67,7 +73,9 @@ class Played:
 
     def write(self, folder: Path = RESULTS) -> None:
         folder.mkdir(exist_ok=True)
-        (folder / f"{self.release}.json").write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        (folder / f"{self.release}.json").write_text(
+            json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        )
 
     @classmethod
     def read(cls, file: Path) -> Played:
@@ -95,7 +103,11 @@ def said(log: str) -> list[str]:
 def error(log: str) -> str:
     """The last line of its last traceback."""
     found = _ERROR.findall(log)
-    return _plain(": ".join(part for part in found[-1] if part))[:300] if found else "ended without a traceback"
+    return (
+        _plain(": ".join(part for part in found[-1] if part))[:300]
+        if found
+        else "ended without a traceback"
+    )
 
 
 def _plain(text: str) -> str:
@@ -106,7 +118,9 @@ def _plain(text: str) -> str:
 
 # --- what lies in a folder
 
-Files = dict[str, tuple[str, str, int]]  # relative path -> mode, sha256 ("" for an empty folder), when it was written
+Files = dict[
+    str, tuple[str, str, int]
+]  # relative path -> mode, sha256 ("" for an empty folder), when it was written
 
 
 def files(root: Path) -> Files:
@@ -133,10 +147,24 @@ def shown(before: Files, after: Files) -> tuple[list[str], list[str]]:
     made: Counter[str] = Counter()
     for path in sorted({*before, *after}):
         old, new = before.get(path), after.get(path)
-        sign = "+" if old is None else "-" if new is None else "~" if old[1] != new[1] else "=" if old != new else ""
-        if sign and not (sign == "-" and path.endswith("/")):  # an empty folder that is filled is told by its file
+        sign = (
+            "+"
+            if old is None
+            else "-"
+            if new is None
+            else "~"
+            if old[1] != new[1]
+            else "="
+            if old != new
+            else ""
+        )
+        if sign and not (
+            sign == "-" and path.endswith("/")
+        ):  # an empty folder that is filled is told by its file
             made[f"{sign} {names.of(path)} {(new or old or ('',))[0]}"] += 1
-    return [_counted(text, number) for text, number in was.items()], [_counted(*one) for one in made.items()]
+    return [_counted(text, number) for text, number in was.items()], [
+        _counted(*one) for one in made.items()
+    ]
 
 
 def _counted(text: str, number: int) -> str:

@@ -21,11 +21,29 @@ from tests.cluster.seen import given, seed_report
 from tests.cluster.workloads import autotune_cache
 from tests.fidelity.matrix import pods
 from tests.fidelity.matrix.cells import CELLS
-from tests.fidelity.matrix.copies import ANOTHER_FLASHINFER, copied, of_another_flashinfer, unchanged
-from tests.fidelity.matrix.outcome import WARM, Files, Outcome, Played, error, files, now, profiled, said, shown
+from tests.fidelity.matrix.copies import (
+    ANOTHER_FLASHINFER,
+    copied,
+    of_another_flashinfer,
+    unchanged,
+)
+from tests.fidelity.matrix.outcome import (
+    WARM,
+    Files,
+    Outcome,
+    Played,
+    error,
+    files,
+    now,
+    profiled,
+    said,
+    shown,
+)
 from tests.fidelity.matrix.stage import Stage, versions
 
-AT_A_TIME = len(os.sched_getaffinity(0)) + 1  # engines: each takes a core while it imports, and 1.1 GiB
+AT_A_TIME = (
+    len(os.sched_getaffinity(0)) + 1
+)  # engines: each takes a core while it imports, and 1.1 GiB
 PATIENCE = 400.0  # seconds for one engine, on a machine that does other things too
 CLAIM = "pretune-demo"
 TWO = ("two GPUs", "two GPUs, an operation is missing")
@@ -35,7 +53,10 @@ Say = Callable[[str], None]
 
 
 def play(
-    stage: Stage, cells: Sequence[str] = tuple(CELLS), say: Say = lambda text: None, at_a_time: int = AT_A_TIME
+    stage: Stage,
+    cells: Sequence[str] = tuple(CELLS),
+    say: Say = lambda text: None,
+    at_a_time: int = AT_A_TIME,
 ) -> Played:
     """All of the cells, so many engines at a time. Raises AssertionError where the cluster or the operator did not do what every cell
     needs; a cell that could not be played is among the missing, with the reason."""
@@ -49,7 +70,10 @@ def play(
 
 def _commit() -> str:
     ran = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return ran.stdout.strip()
 
@@ -121,15 +145,24 @@ class _Play:
         def holds(cache: Object) -> bool:
             return bool(condition(cache, kind).get("status") == "True")
 
-        return self.stage.kube.until("AutotuneCache", self.stage.namespace, name, holds, seconds, f"{kind}=True")
+        return self.stage.kube.until(
+            "AutotuneCache", self.stage.namespace, name, holds, seconds, f"{kind}=True"
+        )
 
     def _copies(self, template: Object, bundle: str) -> None:
         """Caches that find a bundle on the claim, of the same id: the id knows nothing of who made its files."""
-        volume, spec = self.stage.volume(self.stage.kube, CLAIM), {"storage": {"existingClaim": {"name": CLAIM}}}
+        volume, spec = (
+            self.stage.volume(self.stage.kube, CLAIM),
+            {"storage": {"existingClaim": {"name": CLAIM}}},
+        )
         source = volume / f"{self.stage.namespace}.demo/bundles" / bundle
 
         def adopted(
-            name: str, change: Callable[[Path], None], *cells: str, flashinfer: str | None = None, **more: object
+            name: str,
+            change: Callable[[Path], None],
+            *cells: str,
+            flashinfer: str | None = None,
+            **more: object,
         ) -> None:
             if not set(cells) & set(self.cells):
                 return
@@ -140,7 +173,9 @@ class _Play:
 
         forced = ("read-only forced", "read-only forced, an operation is missing")
         adopted("forced", unchanged, *forced, delivery={"mode": "ReadOnly"})
-        adopted("foreign", of_another_flashinfer, "another FlashInfer", flashinfer=ANOTHER_FLASHINFER)
+        adopted(
+            "foreign", of_another_flashinfer, "another FlashInfer", flashinfer=ANOTHER_FLASHINFER
+        )
         adopted("untold", of_another_flashinfer, "another FlashInfer, untold", flashinfer="")
 
     # --- the cells
@@ -148,13 +183,21 @@ class _Play:
     def _warm(self, workers: ThreadPoolExecutor, made: Object) -> None:
         consumer = self._consumer
         consumer(workers, "warm", made, "demo")
-        consumer(workers, "warm as another uid", made, "demo", change=lambda pod: pods.as_uid(pod, 2000))
+        consumer(
+            workers, "warm as another uid", made, "demo", change=lambda pod: pods.as_uid(pod, 2000)
+        )
         consumer(workers, "an operation is missing", made, "demo", operations=pods.MORE)
         consumer(workers, "another GPU product", made, "demo", gpu=pods.H100)
         consumer(workers, "another FlashInfer", made, "foreign")
         consumer(workers, "another FlashInfer, untold", made, "untold")
         consumer(workers, "read-only forced", made, "forced")
-        consumer(workers, "read-only forced, an operation is missing", made, "forced", operations=pods.MORE)
+        consumer(
+            workers,
+            "read-only forced, an operation is missing",
+            made,
+            "forced",
+            operations=pods.MORE,
+        )
 
     def _by_hand(self, workers: ThreadPoolExecutor, made: Object, bundle: str) -> None:
         folder = f"{self.stage.namespace}.demo/bundles/{bundle}/tactics"
@@ -163,10 +206,19 @@ class _Play:
             return pods.by_hand(pod, CLAIM, folder)
 
         self._consumer(workers, "read-only by hand", made, "demo", change=mounted)
-        self._consumer(workers, "read-only by hand, another GPU product", made, "demo", change=mounted, gpu=pods.H100)
+        self._consumer(
+            workers,
+            "read-only by hand, another GPU product",
+            made,
+            "demo",
+            change=mounted,
+            gpu=pods.H100,
+        )
         # With the label it would be an engine that is to be tuned.
         other = pods.with_words(made, "--max-num-seqs", "64")
-        self._consumer(workers, "read-only by hand, another configuration", other, "", change=mounted)
+        self._consumer(
+            workers, "read-only by hand, another configuration", other, "", change=mounted
+        )
 
     def _consumer(
         self,
@@ -179,7 +231,9 @@ class _Play:
     ) -> None:
         def run(kube: Kube) -> Outcome:
             return self._engine(
-                kube, cell, change(pods.consumer(made, self.stage.namespace, _name(cell), cache, **seen))
+                kube,
+                cell,
+                change(pods.consumer(made, self.stage.namespace, _name(cell), cache, **seen)),
             )
 
         self._start(workers, cell, run)
@@ -187,12 +241,18 @@ class _Play:
     def _swapped(self, kube: Kube, made: Object) -> Outcome:
         """Last: what all others mount must be what it was."""
         for name, mounted in self._mounted.items():
-            assert name == "image swapped" or mounted.wait(PATIENCE), f"{name}: its engine did not come to its start"
+            assert name == "image swapped" or mounted.wait(PATIENCE), (
+                f"{name}: its engine did not come to its start"
+            )
         self.stage.swap()
-        pod = pods.pulled_if_not_present(pods.consumer(made, self.stage.namespace, "image-swapped", "demo"))
+        pod = pods.pulled_if_not_present(
+            pods.consumer(made, self.stage.namespace, "image-swapped", "demo")
+        )
         return self._engine(kube, "image swapped", pod)
 
-    def _start(self, workers: ThreadPoolExecutor, cell: str, run: Callable[[Kube], Outcome]) -> None:
+    def _start(
+        self, workers: ThreadPoolExecutor, cell: str, run: Callable[[Kube], Outcome]
+    ) -> None:
         if cell not in self.cells:
             return
         self._mounted[cell] = threading.Event()
@@ -215,9 +275,13 @@ class _Play:
         pod = kube.until_one("Pod", self.stage.namespace, labels, _engine_runs, PATIENCE)
         self._mounted["cold"].set()
         log, seconds = _followed(kube, pod)
-        found = files(self.stage.tactics(pod))  # before seal is done: then nothing of the pod's is kept
+        found = files(
+            self.stage.tactics(pod)
+        )  # before seal is done: then nothing of the pod's is kept
         cache = self._sealed(kube, "demo")
-        return _outcome(log, seconds, {}, found, [*_of_cache(cache), _environment(cache), *_advice(cache)])
+        return _outcome(
+            log, seconds, {}, found, [*_of_cache(cache), _environment(cache), *_advice(cache)]
+        )
 
     def _engine(self, kube: Kube, cell: str, pod: Object) -> Outcome:
         """A consumer's."""
@@ -245,15 +309,26 @@ class _Play:
 
         def settled(one: Object) -> bool:
             refused = [bundle for bundle in bundles(one) if bundle["state"] == "Refused"]
-            seen = (one.get("status") or {}).get("observedGeneration") == one["metadata"]["generation"]
+            seen = (one.get("status") or {}).get("observedGeneration") == one["metadata"][
+                "generation"
+            ]
             return seen and bool(refused or condition(one, "Ready").get("status") == "True")
 
-        return kube.until("AutotuneCache", self.stage.namespace, cache, settled, PATIENCE, "Ready=True, or refused")
+        return kube.until(
+            "AutotuneCache",
+            self.stage.namespace,
+            cache,
+            settled,
+            PATIENCE,
+            "Ready=True, or refused",
+        )
 
     def _folder(self, kube: Kube, pod: Object) -> Path:
         """Where its override folder is on this machine: the emptyDir, or the bundle on the claim."""
         [engine] = [one for one in pod["spec"]["containers"] if one["name"] == pods.ENGINE]
-        place = next((one["value"] for one in engine.get("env") or () if one["name"] == pods.OVERRIDE), "")
+        place = next(
+            (one["value"] for one in engine.get("env") or () if one["name"] == pods.OVERRIDE), ""
+        )
         for root in ("/bundles/", "/pretune/claim/"):
             if place.startswith(root):
                 return self.stage.volume(kube, CLAIM) / place.removeprefix(root)
@@ -289,7 +364,12 @@ def _followed(kube: Kube, pod: Object) -> tuple[str, float]:
             if WARM in lines[-1]:
                 return "\n".join(lines), time.monotonic() - began
     kube.until(
-        "Pod", namespace, name, lambda one: "terminated" in (_engine_status(one).get("state") or {}), 30, "ended"
+        "Pod",
+        namespace,
+        name,
+        lambda one: "terminated" in (_engine_status(one).get("state") or {}),
+        30,
+        "ended",
     )
     return "\n".join(lines), time.monotonic() - began
 
@@ -298,7 +378,9 @@ def _outcome(log: str, seconds: float, before: Files, after: Files, operator: li
     started = WARM in log
     was, changed = shown(before, after)
     ended = "" if started else error(log)
-    return Outcome(started, profiled(log), said(log), ended, was, changed, operator, round(seconds, 1))
+    return Outcome(
+        started, profiled(log), said(log), ended, was, changed, operator, round(seconds, 1)
+    )
 
 
 # --- the operator's words, without what differs from run to run
@@ -319,7 +401,9 @@ def _of_cache(cache: Object) -> list[str]:
     ready = condition(cache, "Ready")
     words = [f"cache: Ready {ready.get('status')}: {ready.get('reason')}"]
     for one in bundles(cache)[:1]:
-        words.append(f"bundle: {one['state']}: {one['reason']}: {one.get('layout')}: {one.get('message')}")
+        words.append(
+            f"bundle: {one['state']}: {one['reason']}: {one.get('layout')}: {one.get('message')}"
+        )
     return [_plain(one) for one in words]
 
 
@@ -330,7 +414,9 @@ def _environment(cache: Object) -> str:
 
 
 def _advice(cache: Object) -> list[str]:
-    return [_plain(f"cache warns: {one['reason']}") for one in cache["status"].get("warnings") or ()]
+    return [
+        _plain(f"cache warns: {one['reason']}") for one in cache["status"].get("warnings") or ()
+    ]
 
 
 def _plain(text: str) -> str:

@@ -29,10 +29,17 @@ def template(image: str, site_packages: str, **env: str) -> Object:
         "command": ["/opt/venv/bin/vllm"],
         "args": ["serve", "/opt/models/tiny-qwen3"],
         "env": [*references, *({"name": name, "value": value} for name, value in env.items())],
-        "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"nvidia.com/gpu": "1", "memory": "4Gi"}},
+        "resources": {
+            "requests": {"cpu": "20m", "memory": "64Mi"},
+            "limits": {"nvidia.com/gpu": "1", "memory": "4Gi"},
+        },
         "securityContext": safe,
         "volumeMounts": [
-            {"name": "vllm", "mountPath": "/opt/venv/lib/python3.11/site-packages", "readOnly": True},
+            {
+                "name": "vllm",
+                "mountPath": "/opt/venv/lib/python3.11/site-packages",
+                "readOnly": True,
+            },
             {"name": "tmp", "mountPath": "/tmp"},
         ],
         "readinessProbe": {
@@ -52,9 +59,15 @@ def template(image: str, site_packages: str, **env: str) -> Object:
         "securityContext": safe,
     }
     return {
-        "metadata": {"annotations": {_SEEN["REHEARSAL_OPERATIONS"]: OPERATION, _SEEN["REHEARSAL_GPU"]: H200}},
+        "metadata": {
+            "annotations": {_SEEN["REHEARSAL_OPERATIONS"]: OPERATION, _SEEN["REHEARSAL_GPU"]: H200}
+        },
         "spec": {
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 1,
             "containers": [engine, keeper],
@@ -72,7 +85,12 @@ def source(made: Object) -> Object:
 
 
 def consumer(
-    made: Object, namespace: str, name: str, cache: str, operations: str = OPERATION, gpu: str = H200
+    made: Object,
+    namespace: str,
+    name: str,
+    cache: str,
+    operations: str = OPERATION,
+    gpu: str = H200,
 ) -> Object:
     """A pod of the template; it opted in where `cache` is given."""
     seen = {_SEEN["REHEARSAL_OPERATIONS"]: operations, _SEEN["REHEARSAL_GPU"]: gpu}

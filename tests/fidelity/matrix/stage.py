@@ -72,7 +72,10 @@ def image_of(release: str, name: str) -> None:
     """The rehearsal's image with the release's package metadata in it, as a real one has: check and seed read versions there. All else
     of the release is too large for an image here, and is mounted into the engine."""
     inside = "opt/venv/lib/python3.11/site-packages"
-    found = {f"{inside}/{one.parent.name}/METADATA": one.read_bytes() for one in metadata(release).values()}
+    found = {
+        f"{inside}/{one.parent.name}/METADATA": one.read_bytes()
+        for one in metadata(release).values()
+    }
     engine_as(name, release, of=IMAGE, more=found)
 
 
@@ -86,7 +89,8 @@ def metadata(release: str) -> dict[str, Path]:
     """Of what decides about tactics."""
     packages = installed(release)
     return {
-        name: next(packages.glob(f"{name}-*.dist-info")) / "METADATA" for name in ("vllm", "flashinfer_python", "torch")
+        name: next(packages.glob(f"{name}-*.dist-info")) / "METADATA"
+        for name in ("vllm", "flashinfer_python", "torch")
     }
 
 

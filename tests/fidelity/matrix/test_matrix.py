@@ -21,7 +21,15 @@ from tests.fidelity.matrix.judge import differences, differing
 from tests.fidelity.matrix.outcome import Outcome, error, files, profiled, said, shown
 from tests.fidelity.releases import RELEASES
 
-WARM = Outcome(True, 0, ["[Autotuner]: Loaded 21 configs from /x"], "", [], [], ["Overlay: Given: bundle ID is sealed"])
+WARM = Outcome(
+    True,
+    0,
+    ["[Autotuner]: Loaded 21 configs from /x"],
+    "",
+    [],
+    [],
+    ["Overlay: Given: bundle ID is sealed"],
+)
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -41,18 +49,31 @@ def test_nothing_that_was_seen_is_unexplained_and_what_was_not_is_said() -> None
     for release in RELEASES:
         cells = next((one.cells for one in results if one.release == release), None)
         assert cells is not None or f"`make fidelity RELEASES={release}`" in said
-        assert all(f"- {release}, {name}: " in said for name in CELLS if cells is not None and name not in cells)
+        assert all(
+            f"- {release}, {name}: " in said
+            for name in CELLS
+            if cells is not None and name not in cells
+        )
 
 
 @pytest.mark.parametrize(
     ("seen", "difference"),
     [
         (WARM, ""),
-        (replace(WARM, started=False, error="OSError: [Errno 30]"), "it ended: OSError: [Errno 30]"),
+        (
+            replace(WARM, started=False, error="OSError: [Errno 30]"),
+            "it ended: OSError: [Errno 30]",
+        ),
         (replace(WARM, profiled=105), "expected 0 profiles, seen 105"),
-        (replace(WARM, changed=["~ KEY/autotune_configs.json 0600"]), "expected no change, seen ~ KEY"),
+        (
+            replace(WARM, changed=["~ KEY/autotune_configs.json 0600"]),
+            "expected no change, seen ~ KEY",
+        ),
         (replace(WARM, said=[]), "expected a line with 'Loaded'"),
-        (replace(WARM, operator=["None: NoCache"]), "expected the operator to say 'Overlay: Given'"),
+        (
+            replace(WARM, operator=["None: NoCache"]),
+            "expected the operator to say 'Overlay: Given'",
+        ),
     ],
 )
 def test_what_is_not_as_expected_is_said(seen: Outcome, difference: str) -> None:
@@ -92,7 +113,9 @@ def _rewrite(root: Path) -> None:
         (lambda root: (root / "a/f.json").chmod(0o666), ["= a/f.json 0666"]),
         (lambda root: shutil.rmtree(root / "a"), ["- a/f.json 0600"]),
         (
-            lambda root: [_write(root, f"v2/{'0' * 16}/entries/{digit * 24}.json") for digit in "ab"],
+            lambda root: [
+                _write(root, f"v2/{'0' * 16}/entries/{digit * 24}.json") for digit in "ab"
+            ],
             ["+ 2 × v2/ENV/entries/ENTRY.json 0600"],
         ),
         (
@@ -150,12 +173,21 @@ def test_lines_about_tactics_are_told_without_what_differs_from_run_to_run() -> 
 
 
 @pytest.mark.parametrize("layout", ["Managed", "PerRank"])
-def test_a_copy_of_another_flashinfer_is_whole_and_differs_only_by_the_version(tmp_path: Path, layout: str) -> None:
+def test_a_copy_of_another_flashinfer_is_whole_and_differs_only_by_the_version(
+    tmp_path: Path, layout: str
+) -> None:
     env = {"cache_schema": "v2", "flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200"}
-    name = hashlib.sha256(json.dumps(env, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+    name = hashlib.sha256(
+        json.dumps(env, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()[:16]
     layouts: dict[str, dict[str, Any]] = {
-        "Managed": {f"v2/{name}/manifest.json": env, f"v2/{name}/entries/{'a' * 24}.json": {"key": "k"}},
-        "PerRank": {f"{'a' * 64}/autotune_configs_dp0_rank0.json": {"_metadata": env, "k": ["r", 1]}},
+        "Managed": {
+            f"v2/{name}/manifest.json": env,
+            f"v2/{name}/entries/{'a' * 24}.json": {"key": "k"},
+        },
+        "PerRank": {
+            f"{'a' * 64}/autotune_configs_dp0_rank0.json": {"_metadata": env, "k": ["r", 1]}
+        },
     }
     made = layouts[layout]
     source, target = tmp_path / "ns.demo/bundles/id", tmp_path / "ns.other/bundles/id"
@@ -175,7 +207,11 @@ def test_a_copy_of_another_flashinfer_is_whole_and_differs_only_by_the_version(t
     found = {path: (target / "tactics" / path).read_bytes() for path in files(target / "tactics")}
     listed = {one["path"]: one for one in manifest["parts"][0]["files"]}
     assert listed.keys() == found.keys() and len(found) == len(made)
-    assert all(hashlib.sha256(raw).hexdigest() == listed[path]["sha256"] for path, raw in found.items())
-    assert any(b"0.7.1" in raw for raw in found.values()) and not any(b"0.7.2.post1" in raw for raw in found.values())
+    assert all(
+        hashlib.sha256(raw).hexdigest() == listed[path]["sha256"] for path, raw in found.items()
+    )
+    assert any(b"0.7.1" in raw for raw in found.values()) and not any(
+        b"0.7.2.post1" in raw for raw in found.values()
+    )
     if layout == "Managed":
         assert not any(path.startswith(f"v2/{name}/") for path in found)

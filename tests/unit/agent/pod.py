@@ -31,16 +31,28 @@ STORE = "v2/89172486d811d057"
 def rank_file(entries: int, metadata: Any = None, **more: Any) -> bytes:
     """A v1 file as FlashInfer 0.7.2 writes it."""
     tuned = {
-        f"('op', 'Runner', (({n}, 8),), (torch.bfloat16,))": ["Runner", n, ["l2_cache_policy", "hot"]]
+        f"('op', 'Runner', (({n}, 8),), (torch.bfloat16,))": [
+            "Runner",
+            n,
+            ["l2_cache_policy", "hot"],
+        ]
         for n in range(entries)
     }
     return json.dumps(
-        {"_metadata": METADATA if metadata is None else metadata, **tuned, "_generation": "00", **more}, indent=2
+        {
+            "_metadata": METADATA if metadata is None else metadata,
+            **tuned,
+            "_generation": "00",
+            **more,
+        },
+        indent=2,
     ).encode()
 
 
 def ranks(count: int, entries: int = 3, key: str = KEY) -> dict[str, bytes]:
-    return {f"{key}/autotune_configs_dp0_rank{rank}.json": rank_file(entries) for rank in range(count)}
+    return {
+        f"{key}/autotune_configs_dp0_rank{rank}.json": rank_file(entries) for rank in range(count)
+    }
 
 
 def managed(entries: int) -> dict[str, bytes]:
@@ -48,7 +60,9 @@ def managed(entries: int) -> dict[str, bytes]:
     for n in range(entries):
         key = f"('op', 'Runner', (({n}, 8),))"
         name = hashlib.sha256(key.encode()).hexdigest()[:24]
-        files[f"{STORE}/entries/{name}.json"] = json.dumps({"key": key, "runner": "Runner", "tactic": n}).encode()
+        files[f"{STORE}/entries/{name}.json"] = json.dumps(
+            {"key": key, "runner": "Runner", "tactic": n}
+        ).encode()
     return files
 
 
@@ -57,7 +71,9 @@ class Pod:
 
     def __init__(self, root: Path) -> None:
         self.claim, self.tactics = root / "claim", root / "tactics"
-        self.proc = root / "proc"  # of a node that says nothing of its GPUs, unless a test writes it
+        self.proc = (
+            root / "proc"
+        )  # of a node that says nothing of its GPUs, unless a test writes it
         self.claim.mkdir()
         self.tactics.mkdir()
         self.said: list[str] = []
@@ -135,7 +151,11 @@ def snapshot(folder: Path) -> dict[str, tuple[Any, ...]]:
     for path in sorted([folder, *folder.rglob("*")]):
         status = path.lstat()
         content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
-        seen[str(path.relative_to(folder))] = (oct(status.st_mode), status.st_mtime_ns if content else None, content)
+        seen[str(path.relative_to(folder))] = (
+            oct(status.st_mode),
+            status.st_mtime_ns if content else None,
+            content,
+        )
     return seen
 
 
@@ -149,7 +169,10 @@ def content(folder: Path) -> dict[str, bytes | None]:
 
 @contextmanager
 def engine(
-    *answers: int, silent_from: int = 1000, at: str = "127.0.0.1", certificate: tuple[Path, Path] | None = None
+    *answers: int,
+    silent_from: int = 1000,
+    at: str = "127.0.0.1",
+    certificate: tuple[Path, Path] | None = None,
 ) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """An HTTP engine that gives these answers in turn, the last one for ever: its URL, and the headers of what was asked.
 
@@ -175,7 +198,9 @@ def engine(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/health", asked

@@ -21,7 +21,9 @@ def image(root: Path, vllm: str, flashinfer: str = "0.7.2.post1") -> list[str]:
         if version:
             folder = site / f"{name}-{version}.dist-info"
             folder.mkdir(parents=True)
-            (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n\nVersion: 9\n")
+            (folder / "METADATA").write_text(
+                f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n\nVersion: 9\n"
+            )
     python = root / "venv/bin/python3"
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_bytes(b"\x7fELF")
@@ -73,9 +75,13 @@ def test_folders_of_the_users_own_keep_their_mode(pod: Pod) -> None:
     assert stat.S_IMODE((pod.claim / "team").stat().st_mode) == 0o750
 
 
-@pytest.mark.parametrize("where", ["team", "team/pretune", f"team/pretune/{CACHE}", f"team/pretune/{CACHE}/bundles"])
+@pytest.mark.parametrize(
+    "where", ["team", "team/pretune", f"team/pretune/{CACHE}", f"team/pretune/{CACHE}/bundles"]
+)
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_a_link_or_file_on_the_way_is_named_and_not_followed(pod: Pod, tmp_path: Path, where: str, kind: str) -> None:
+def test_a_link_or_file_on_the_way_is_named_and_not_followed(
+    pod: Pod, tmp_path: Path, where: str, kind: str
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     place = pod.claim / where
@@ -101,7 +107,17 @@ def test_a_bundle_that_is_there_ends_the_attempt_with_its_own_data(pod: Pod) -> 
     before = snapshot(pod.bundles)
     found = pod.run("check", "pod-2", gpus=2)
     assert (found.by, found.reason) == ("check", "Sealed")
-    for field in ("id", "layout", "entries", "digest", "versions", "writer", "seconds", "at", "message"):
+    for field in (
+        "id",
+        "layout",
+        "entries",
+        "digest",
+        "versions",
+        "writer",
+        "seconds",
+        "at",
+        "message",
+    ):
         assert getattr(found, field) == getattr(sealed, field)
     assert snapshot(pod.bundles) == before and pod.staging() == []
 
@@ -117,7 +133,11 @@ def test_a_torn_bundle_does_not_end_the_attempt_and_is_said(pod: Pod) -> None:
     pod.sealed(ranks(1))
     (pod.bundle() / "manifest.json").unlink()
     report = pod.run("check")
-    assert report.reason == "Checked" and "torn bundle" in report.message and "manifest.json" in report.message
+    assert (
+        report.reason == "Checked"
+        and "torn bundle" in report.message
+        and "manifest.json" in report.message
+    )
 
 
 def test_a_bundle_of_another_id_is_no_answer(pod: Pod) -> None:

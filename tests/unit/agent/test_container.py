@@ -20,7 +20,17 @@ from pretune.manifests.agent_archive import agent
 from pretune.protocol import POD_UID_VARIABLE, TASK_VARIABLE, Report
 
 from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.pod import INPUTS, KEY, Pod, content, engine, managed, rank_file, ranks, snapshot
+from tests.unit.agent.pod import (
+    INPUTS,
+    KEY,
+    Pod,
+    content,
+    engine,
+    managed,
+    rank_file,
+    ranks,
+    snapshot,
+)
 
 AGENT_FILES = sorted(
     path
@@ -44,7 +54,12 @@ def _pythons() -> list[str]:
 
 
 def start(
-    pod: Pod, verb: str, *before: str, python: str = sys.executable, uid: str = "pod-1", **task: object
+    pod: Pod,
+    verb: str,
+    *before: str,
+    python: str = sys.executable,
+    uid: str = "pod-1",
+    **task: object,
 ) -> subprocess.Popen[str]:
     root = pod.claim.parent
     zipped = root / "agent.pyz"
@@ -55,7 +70,18 @@ def start(
     log.touch()
     log.chmod(0o666)
     whole = replace(pod.context().task, **task)  # type: ignore[arg-type]
-    command = [*before, python, "-I", "-S", str(zipped), verb, "--claim", str(pod.claim), "--tactics", str(pod.tactics)]
+    command = [
+        *before,
+        python,
+        "-I",
+        "-S",
+        str(zipped),
+        verb,
+        "--claim",
+        str(pod.claim),
+        "--tactics",
+        str(pod.tactics),
+    ]
     return subprocess.Popen(
         [*command, "--source", str(root), "--proc", str(pod.proc), "--termination-log", str(log)],
         env={TASK_VARIABLE: whole.dump(), POD_UID_VARIABLE: uid, "PATH": "/usr/bin:/bin"},
@@ -65,7 +91,9 @@ def start(
     )
 
 
-def act(pod: Pod, verb: str, *before: str, python: str = sys.executable, **task: object) -> tuple[int, Report, str]:
+def act(
+    pod: Pod, verb: str, *before: str, python: str = sys.executable, **task: object
+) -> tuple[int, Report, str]:
     with engine(200) as (url, _):
         process = start(pod, verb, *before, python=python, **{"ready": url, **task})
         said, _ = process.communicate(timeout=60)
@@ -99,7 +127,12 @@ def test_the_zipapp_does_every_verb_in_any_python(pod: Pod, python: str) -> None
         ("prune", 0, "Pruned"),
         ("seed", 0, "NoBundle"),
     ):
-        task = {"ids": [INPUTS.bundle_id()], "gpus": 2, "headers": {"X-Probe": "1"}, "source": "tactics"}
+        task = {
+            "ids": [INPUTS.bundle_id()],
+            "gpus": 2,
+            "headers": {"X-Probe": "1"},
+            "source": "tactics",
+        }
         got, report, said = act(pod, verb, python=python, **task)
         assert (got, report.reason) == (code, reason), said
         assert f"pretune {verb}: {reason}" in said
@@ -119,7 +152,12 @@ def test_two_seals_at_once_give_one_bundle_that_both_report(pod: Pod) -> None:
             both = [start(pod, "seal", uid=f"pod-{n}", ready=url) for n in (1, 2)]
             said = [one.communicate(timeout=60)[0] for one in both]
         assert [one.returncode for one in both] == [0, 0], said
-        digests = {line.split()[-1] for text in said for line in text.splitlines() if "is on the claim" in line}
+        digests = {
+            line.split()[-1]
+            for text in said
+            for line in text.splitlines()
+            if "is on the claim" in line
+        }
         assert digests == {pod.found().digest}
         assert pod.staging() == []
         assert pod.run("prune", ids=[INPUTS.bundle_id()]).reason == "Pruned"
@@ -151,10 +189,16 @@ def test_the_engines_uid_seals_its_0600_files_for_all_to_read(open_pod: Pod) -> 
     code, report, said = act(pod, "seal", *as_uid(1000, 2000, 3000), gpus=2)
     assert (code, report.reason) == (0, "Sealed"), said
     assert report.writer is not None
-    assert (report.writer.uid, report.writer.gid, report.writer.groups) == (1000, 1000, [2000, 3000])
+    assert (report.writer.uid, report.writer.gid, report.writer.groups) == (
+        1000,
+        1000,
+        [2000, 3000],
+    )
     # The rename of what became 0555 worked for a uid that is not root, and any other uid reads it.
     assert act(pod, "inspect", *as_uid(65532))[1].bundles[0].digest == report.digest
-    assert act(pod, "seed", *as_uid(1001), gpus=2)[1].reason == "SeedFailed"  # the engine's leftovers are another's
+    assert (
+        act(pod, "seed", *as_uid(1001), gpus=2)[1].reason == "SeedFailed"
+    )  # the engine's leftovers are another's
     shutil.rmtree(pod.tactics / KEY)
     assert act(pod, "seed", *as_uid(1001), gpus=2)[1].reason == "Seeded"
     assert content(pod.tactics) == content(pod.bundle() / "tactics")
@@ -185,7 +229,10 @@ def test_two_uids_share_a_cache_and_neither_removes_the_others_bundle(open_pod: 
     code, report, said = act(pod, "prune", *as_uid(1001), ids=[INPUTS.bundle_id()])
     assert (code, report.reason) == (1, "ReadOnlyClaim"), said
     assert snapshot(pod.bundle()) == before
-    assert act(pod, "prune", *as_uid(1000), ids=[INPUTS.bundle_id()])[:2] == (0, Report("prune", "Pruned", "1 removed"))
+    assert act(pod, "prune", *as_uid(1000), ids=[INPUTS.bundle_id()])[:2] == (
+        0,
+        Report("prune", "Pruned", "1 removed"),
+    )
 
 
 @needs_root
@@ -206,7 +253,9 @@ def test_a_torn_bundle_of_another_uid_is_said_and_stays(open_pod: Pod) -> None:
 
 
 @needs_root
-def test_a_claim_that_is_not_writable_is_said_with_the_uid(open_pod: Pod, mount: Callable[..., None]) -> None:
+def test_a_claim_that_is_not_writable_is_said_with_the_uid(
+    open_pod: Pod, mount: Callable[..., None]
+) -> None:
     pod = open_pod.wrote(ranks(1))
     pod.claim.chmod(0o755)
     for path in pod.tactics.rglob("*"):
@@ -238,7 +287,9 @@ def test_a_read_only_claim_with_our_folders_is_found_by_check_and_is_enough_for_
 
 
 @needs_root
-def test_a_full_claim_is_told_before_the_engine_starts(open_pod: Pod, mount: Callable[..., None]) -> None:
+def test_a_full_claim_is_told_before_the_engine_starts(
+    open_pod: Pod, mount: Callable[..., None]
+) -> None:
     mount("-t", "tmpfs", "-o", "size=16m,mode=0777", "none", str(open_pod.claim))
     assert act(open_pod, "check")[:2][0] == 0, "16 MiB are enough"
     (open_pod.claim / "other").write_bytes(b"x" * (13 << 20))
@@ -250,7 +301,9 @@ def test_a_full_claim_is_told_before_the_engine_starts(open_pod: Pod, mount: Cal
 def test_space_that_ends_while_sealing_publishes_nothing_and_is_given_back(
     open_pod: Pod, mount: Callable[..., None]
 ) -> None:
-    pod = open_pod.wrote({f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(2000) for rank in range(8)})
+    pod = open_pod.wrote(
+        {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(2000) for rank in range(8)}
+    )
     mount("-t", "tmpfs", "-o", "size=1m,mode=0777", "none", str(pod.claim))
     code, report, _ = act(pod, "seal", gpus=8)
     assert (code, report.reason) == (1, "NoSpace") and "enlarge the claim" in report.message
@@ -265,8 +318,12 @@ def test_a_claim_without_inodes_is_full_too(open_pod: Pod, mount: Callable[..., 
 
 
 @needs_root
-def test_no_space_in_the_pod_leaves_the_engine_an_empty_folder(open_pod: Pod, mount: Callable[..., None]) -> None:
-    pod = open_pod.wrote({f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(500) for rank in range(4)})
+def test_no_space_in_the_pod_leaves_the_engine_an_empty_folder(
+    open_pod: Pod, mount: Callable[..., None]
+) -> None:
+    pod = open_pod.wrote(
+        {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(500) for rank in range(4)}
+    )
     assert act(pod, "seal", gpus=4)[1].reason == "Sealed"
     mount("-t", "tmpfs", "-o", "size=64k,mode=0777", "none", str(pod.tactics))
     code, report, _ = act(pod, "seed", gpus=4)

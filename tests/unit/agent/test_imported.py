@@ -18,7 +18,17 @@ from pretune.engines.vllm.files import LARGEST_FILE
 from pretune.protocol import Inputs, Report
 
 from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.pod import INPUTS, KEY, METADATA, STORE, Pod, content, managed, rank_file, ranks
+from tests.unit.agent.pod import (
+    INPUTS,
+    KEY,
+    METADATA,
+    STORE,
+    Pod,
+    content,
+    managed,
+    rank_file,
+    ranks,
+)
 from tests.unit.agent.test_check import image
 from tests.unit.agent.test_killed import each_death
 
@@ -68,7 +78,17 @@ def in_the_image(pod: Pod, vllm_version: str, flashinfer: str = "0.7.2.post1") -
 @pytest.mark.parametrize(
     ("written", "at"),
     [
-        *((V1, at) for at in ("", ".cache", ".cache/vllm", ".cache/vllm/flashinfer_autotune_cache", V1[:-5], V1)),
+        *(
+            (V1, at)
+            for at in (
+                "",
+                ".cache",
+                ".cache/vllm",
+                ".cache/vllm/flashinfer_autotune_cache",
+                V1[:-5],
+                V1,
+            )
+        ),
         (V1, f"{V1}/{KEY}"),
         *((V1_CPU, at) for at in ("", V1_CPU[:-22], V1_CPU[:-12], V1_CPU)),
         ("tactics", "tactics"),
@@ -77,12 +97,21 @@ def in_the_image(pod: Pod, vllm_version: str, flashinfer: str = "0.7.2.post1") -
         ("home/vllm/" + V1, "home/vllm"),
     ],
 )
-def test_rank_files_are_found_from_wherever_on_the_way_to_them(pod: Pod, written: str, at: str) -> None:
+def test_rank_files_are_found_from_wherever_on_the_way_to_them(
+    pod: Pod, written: str, at: str
+) -> None:
     holds(pod, written, ranks(4, 7))
     report = bring(pod, at, gpus=4)
-    assert (report.reason, report.layout, report.entries, report.seconds) == ("Sealed", "PerRank", 7, 0), report
+    assert (report.reason, report.layout, report.entries, report.seconds) == (
+        "Sealed",
+        "PerRank",
+        7,
+        0,
+    ), report
     assert report.by == "import" and "7 entries in 4 rank files, imported from " in report.message
-    assert {path: data for path, data in content(pod.bundle() / "tactics").items() if data} == ranks(4, 7)
+    assert {
+        path: data for path, data in content(pod.bundle() / "tactics").items() if data
+    } == ranks(4, 7)
     assert pod.found().digest == report.digest and pod.staging() == []
 
 
@@ -94,11 +123,15 @@ def test_rank_files_are_found_from_wherever_on_the_way_to_them(pod: Pod, written
         ("", ""),
     ],
 )
-def test_a_managed_store_is_found_from_wherever_on_the_way_to_it(pod: Pod, written: str, at: str) -> None:
+def test_a_managed_store_is_found_from_wherever_on_the_way_to_it(
+    pod: Pod, written: str, at: str
+) -> None:
     holds(pod, written, managed(5))
     report = bring(pod, at)
     assert (report.reason, report.layout, report.entries) == ("Sealed", "Managed", 5), report
-    assert {path: data for path, data in content(pod.bundle() / "tactics").items() if data} == managed(5)
+    assert {
+        path: data for path, data in content(pod.bundle() / "tactics").items() if data
+    } == managed(5)
 
 
 def test_an_imported_bundle_is_one_like_any_other(pod: Pod) -> None:
@@ -122,9 +155,15 @@ def test_the_samples_that_flashinfer_wrote_are_imported(pod: Pod) -> None:
     shutil.copytree(Path(__file__).with_name("samples") / "v2root", source(pod) / "store")
     report = bring(pod, "store", inputs=ANYWHERE)
     assert (report.reason, report.entries) == ("Sealed", 10)
-    assert "GPU NVIDIA H200, not compared: the target names no nvidia.com/gpu.product" in report.message
+    assert (
+        "GPU NVIDIA H200, not compared: the target names no nvidia.com/gpu.product"
+        in report.message
+    )
     refused = bring(pod, "store")
-    assert "of GPU NVIDIA H200, and the target's nvidia.com/gpu.product is NVIDIA-B200" in refused.message
+    assert (
+        "of GPU NVIDIA H200, and the target's nvidia.com/gpu.product is NVIDIA-B200"
+        in refused.message
+    )
 
 
 def test_a_bundle_that_is_there_already_wins(pod: Pod) -> None:
@@ -148,7 +187,9 @@ def test_of_two_flashinfers_that_of_the_image_is_taken(pod: Pod) -> None:
     command = in_the_image(pod, "0.32.0")
     holds(pod, V1, ranks(1, 4))
     holds(
-        pod, V1.replace("0.7.2.post1", "0.7.0.post1"), {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(9, OLDER)}
+        pod,
+        V1.replace("0.7.2.post1", "0.7.0.post1"),
+        {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(9, OLDER)},
     )
     report = bring(pod, command=command)
     assert (report.reason, report.entries) == ("Sealed", 4)
@@ -156,13 +197,18 @@ def test_of_two_flashinfers_that_of_the_image_is_taken(pod: Pod) -> None:
 
 
 def test_of_two_gpus_that_of_the_target_is_taken(pod: Pod) -> None:
-    holds(pod, V1.replace("100a", "90a"), {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(9, H200)})
+    holds(
+        pod,
+        V1.replace("100a", "90a"),
+        {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(9, H200)},
+    )
     holds(pod, V1, ranks(1, 4))
     assert bring(pod).entries == 4
 
 
 @pytest.mark.parametrize(
-    ("gpus", "words", "layout"), [(1, (), "Managed"), (2, (), "PerRank"), (2, ("-tp", "2"), "PerRank")]
+    ("gpus", "words", "layout"),
+    [(1, (), "Managed"), (2, (), "PerRank"), (2, ("-tp", "2"), "PerRank")],
 )
 def test_where_033_wrote_both_that_of_so_many_gpus_is_taken(
     pod: Pod, gpus: int, words: tuple[str, ...], layout: str
@@ -177,9 +223,15 @@ def test_two_keys_that_fit_are_named_and_one_has_to_be_chosen(pod: Pod) -> None:
     holds(pod, V1, {**ranks(1, 4), **ranks(1, 5, OTHER_KEY)})
     report = bring(pod)
     assert report.reason == "ImportRefused" and not list(pod.folder.glob("bundles/*"))
-    assert "2 folders fit" in report.message and f"{V1}/abababababab…, {V1}/cdcdcdcdcdcd…; name it" in report.message
+    assert (
+        "2 folders fit" in report.message
+        and f"{V1}/abababababab…, {V1}/cdcdcdcdcdcd…; name it" in report.message
+    )
     assert bring(pod, f"{V1}/{OTHER_KEY}").entries == 5
-    assert set(content(pod.bundle() / "tactics")) == {OTHER_KEY, f"{OTHER_KEY}/autotune_configs_dp0_rank0.json"}
+    assert set(content(pod.bundle() / "tactics")) == {
+        OTHER_KEY,
+        f"{OTHER_KEY}/autotune_configs_dp0_rank0.json",
+    }
 
 
 def test_a_key_that_is_unsound_for_this_engine_leaves_the_other(pod: Pod) -> None:
@@ -200,7 +252,11 @@ def _other_gpu(pod: Pod) -> None:
 
 
 def _no_gpu(pod: Pod) -> None:
-    holds(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": "unknown"})})
+    holds(
+        pod,
+        V1,
+        {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": "unknown"})},
+    )
 
 
 def _corrupt(pod: Pod) -> None:
@@ -265,7 +321,12 @@ def _many(pod: Pod) -> None:
         ),
         (_nothing, "models/vllm", 1, "no tactics of vLLM at models/vllm: there is no such folder"),
         (_nothing, "../etc", 1, "'../etc' leads out of the claim"),
-        (_other_gpu, "", 1, "of GPU NVIDIA H200, and the target's nvidia.com/gpu.product is NVIDIA-B200"),
+        (
+            _other_gpu,
+            "",
+            1,
+            "of GPU NVIDIA H200, and the target's nvidia.com/gpu.product is NVIDIA-B200",
+        ),
         (_no_gpu, "", 1, "of GPU unknown, and the target's"),
         (_corrupt, "", 1, "CorruptFiles: "),
         (_no_entries, "", 1, "no tactics in it"),
@@ -275,7 +336,12 @@ def _many(pod: Pod) -> None:
         (_linked_file, "", 1, "UnsafeFiles: more.json is a link; it was not followed"),
         (_linked_key, "", 1, f"{KEY} is a link; it was not followed"),
         (_linked_cache, "", 1, ".cache is a link or no folder; it was not followed"),
-        (_too_large, "", 1, "UnsafeFiles: the engine left more than 256 MiB; the largest file is huge.bin"),
+        (
+            _too_large,
+            "",
+            1,
+            "UnsafeFiles: the engine left more than 256 MiB; the largest file is huge.bin",
+        ),
         (_large_file, "", 1, "larger than 8 MiB"),
         (_many, "", 1, "more than 200 folders of tactics below the claim's root: name one of them"),
     ],
@@ -308,7 +374,9 @@ def test_what_the_image_does_not_read_is_refused(
     assert report.reason == refused and all(one in report.message for one in words), report
 
 
-def test_without_a_word_on_flashinfer_the_default_roots_folder_says_it_and_an_override_folder_cannot(pod: Pod) -> None:
+def test_without_a_word_on_flashinfer_the_default_roots_folder_says_it_and_an_override_folder_cannot(
+    pod: Pod,
+) -> None:
     command = in_the_image(pod, "0.32.0")
     silent = {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {"gpu": "NVIDIA B200"})}
     holds(pod, "override", silent)
@@ -334,7 +402,10 @@ def test_a_source_that_changes_while_it_is_read_is_left_for_later(pod: Pod) -> N
             super().rename(source, name, to, new)
 
     report = bring(pod, disk=Writes())
-    assert report.reason == "ImportRefused" and "changes while it is read: an engine writes to it" in report.message
+    assert (
+        report.reason == "ImportRefused"
+        and "changes while it is read: an engine writes to it" in report.message
+    )
     assert pod.staging() == [] and pod.found() is None
 
 
@@ -364,7 +435,8 @@ def test_what_this_uid_may_not_read_is_said_with_its_owner(open_pod: Pod, locked
         report = Report.load(said.read())
     assert report is not None and report.reason == "ImportRefused"
     assert (
-        "belongs to uid 2000, gid 2000 (mode 0600), and uid 4711, gid 4711, as which the engine runs" in report.message
+        "belongs to uid 2000, gid 2000 (mode 0600), and uid 4711, gid 4711, as which the engine runs"
+        in report.message
     )
     assert str(barred.relative_to(source(pod))) in report.message
 
@@ -376,8 +448,14 @@ def test_a_folder_of_the_files_system_that_nobody_may_read_is_no_matter(pod: Pod
 
 
 @needs_root
-def test_our_own_claim_without_space_says_so_as_seal_does(open_pod: Pod, mount: Callable[..., None]) -> None:
-    holds(open_pod, V1, {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(2000) for rank in range(8)})
+def test_our_own_claim_without_space_says_so_as_seal_does(
+    open_pod: Pod, mount: Callable[..., None]
+) -> None:
+    holds(
+        open_pod,
+        V1,
+        {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(2000) for rank in range(8)},
+    )
     mount("-t", "tmpfs", "-o", "size=1m,mode=0777", "none", str(open_pod.claim))
     report = bring(open_pod, gpus=8)
     assert report.reason == "NoSpace" and "enlarge the claim" in report.message
@@ -385,7 +463,9 @@ def test_our_own_claim_without_space_says_so_as_seal_does(open_pod: Pod, mount: 
     assert bring(open_pod, gpus=8).reason == "ReadOnlyClaim"
 
 
-def test_an_import_killed_after_any_operation_leaves_the_bundle_whole_or_absent(tmp_path: Path) -> None:
+def test_an_import_killed_after_any_operation_leaves_the_bundle_whole_or_absent(
+    tmp_path: Path,
+) -> None:
     absent = whole = 0
 
     def check(pod: Pod) -> None:
@@ -393,7 +473,9 @@ def test_an_import_killed_after_any_operation_leaves_the_bundle_whole_or_absent(
         there = pod.found() is not None
         whole, absent = whole + there, absent + (not there)
         assert bring(pod, uid="pod-2", gpus=2).reason == "Sealed"
-        assert {path: data for path, data in content(pod.bundle() / "tactics").items() if data} == ranks(2)
+        assert {
+            path: data for path, data in content(pod.bundle() / "tactics").items() if data
+        } == ranks(2)
 
     def prepare(pod: Pod) -> None:
         holds(pod, V1, ranks(2))
@@ -453,7 +535,9 @@ def test_a_gpus_label_is_its_name_with_hyphens(words: list[str], shared: str) ->
         ),
     ],
 )  # fmt: skip
-def test_the_targets_gpus_are_read_from_its_node_terms(placement: dict[str, Any], products: list[str]) -> None:
+def test_the_targets_gpus_are_read_from_its_node_terms(
+    placement: dict[str, Any], products: list[str]
+) -> None:
     assert _products(json.loads(json.dumps(placement))) == products
 
 
@@ -472,5 +556,7 @@ def test_the_targets_gpus_are_read_from_its_node_terms(placement: dict[str, Any]
         ("0.1.dev1+g1234", 8, ["-tp", "8"], ("PerRank", "Shared")),
     ],
 )
-def test_the_layouts_that_a_release_reads(version: str, gpus: int, words: list[str], layouts: tuple[str, ...]) -> None:
+def test_the_layouts_that_a_release_reads(
+    version: str, gpus: int, words: list[str], layouts: tuple[str, ...]
+) -> None:
     assert releases.layouts(version, gpus, ["vllm", "serve", "m", *words]) == layouts

@@ -37,7 +37,18 @@ def test_an_answer_says_all_that_the_record_of_a_bundle_needs(pod: Pod) -> None:
     report = pod.run("inspect", ids=[INPUTS.bundle_id()])
     assert (report.reason, exit_code(report), report.more) == ("Inspected", 0, 0)
     (answer,) = report.bundles
-    for field in ("id", "layout", "entries", "digest", "versions", "writer", "seconds", "at", "message", "reason"):
+    for field in (
+        "id",
+        "layout",
+        "entries",
+        "digest",
+        "versions",
+        "writer",
+        "seconds",
+        "at",
+        "message",
+        "reason",
+    ):
         assert getattr(answer, field) == getattr(sealed, field)
     assert answer.fingerprint == INPUTS.fingerprint
     assert Report.load(report.dump()) == report
@@ -75,7 +86,9 @@ def test_a_look_that_failed_leaves_no_report_that_could_be_read_as_nothing_there
 
     monkeypatch.setenv("PRETUNE_TASK", pod.context(ids=[INPUTS.bundle_id()]).task.dump())
     log = tmp_path / "log"
-    assert main(["inspect", "--claim", str(tmp_path / "absent"), "--termination-log", str(log)]) == 1
+    assert (
+        main(["inspect", "--claim", str(tmp_path / "absent"), "--termination-log", str(log)]) == 1
+    )
     assert "InspectFailed" in log.read_text() and Report.load(log.read_text()) is None
 
 
@@ -90,7 +103,12 @@ reports = st.builds(
     entries=st.integers(0, 10**6),
     digest=st.just("sha256:" + "a" * 64),
     versions=st.builds(Versions, *[st.text(alphabet="0123456789.+", max_size=64)] * 4),
-    writer=st.builds(Writer, st.integers(0, 2**31), st.integers(0, 2**31), st.lists(st.integers(0, 2**31), max_size=8)),
+    writer=st.builds(
+        Writer,
+        st.integers(0, 2**31),
+        st.integers(0, 2**31),
+        st.lists(st.integers(0, 2**31), max_size=8),
+    ),
     seconds=st.integers(0, 10**5),
     at=st.just("2026-01-01T00:00:00Z"),
     fingerprint=st.just("f" * 64),
@@ -98,7 +116,9 @@ reports = st.builds(
 
 
 @given(st.lists(reports, max_size=12), texts)
-def test_any_answers_fit_and_none_of_the_first_eight_is_left_out(answers: list[Report], message: str) -> None:
+def test_any_answers_fit_and_none_of_the_first_eight_is_left_out(
+    answers: list[Report], message: str
+) -> None:
     report = fitting(answers, message)
     assert len(report.dump().encode()) <= ANSWER_BYTES
     assert [one.id for one in report.bundles] == [one.id for one in answers[:ANSWERS]]
@@ -116,7 +136,12 @@ def test_any_answers_fit_and_none_of_the_first_eight_is_left_out(answers: list[R
 def test_a_report_of_a_bundle_stays_within_its_bytes(report: Report) -> None:
     from dataclasses import replace
 
-    told = replace(report, by="seal", fingerprint="", versions=Versions("0.33.0", "0.7.2.post1", "13.0", "NVIDIA B200"))
+    told = replace(
+        report,
+        by="seal",
+        fingerprint="",
+        versions=Versions("0.33.0", "0.7.2.post1", "13.0", "NVIDIA B200"),
+    )
     assert len(told.dump().encode()) <= 700
     assert Report.load(told.dump()) is not None
 
@@ -167,7 +192,10 @@ def test_a_manifest_of_wrong_types_is_broken_and_nothing_worse(pod: Pod) -> None
     manifest.chmod(0o644)
     wrong: list[object] = [
         {**whole, "parts": None},
-        {**whole, "parts": [{**whole["parts"][0], "files": [{"path": 1, "size": "x", "sha256": None}]}]},
+        {
+            **whole,
+            "parts": [{**whole["parts"][0], "files": [{"path": 1, "size": "x", "sha256": None}]}],
+        },
         {**whole, "parts": [{**whole["parts"][0], "folders": [7]}]},
         {**whole, "parts": [{**whole["parts"][0], "name": "../x"}]},
         {**whole, "inputs": []},

@@ -62,7 +62,10 @@ def dies_at(operations: int, act: Callable[[Disk], Any]) -> bool:
 
 
 def each_death(
-    folder: Path, act: Callable[[Pod, Disk], Any], prepare: Callable[[Pod], Any], check: Callable[[Pod], None]
+    folder: Path,
+    act: Callable[[Pod, Disk], Any],
+    prepare: Callable[[Pod], Any],
+    check: Callable[[Pod], None],
 ) -> int:
     """Kills `act` after each of its operations in turn, each time in a world of its own; the number of operations."""
     for operations in range(1, 2000):
@@ -78,7 +81,9 @@ def each_death(
 
 FILES = {
     **ranks(2, 3),
-    "cd" * 32 + "/autotune_configs_dp0_rank0.json": ranks(1)[f"{KEY}/autotune_configs_dp0_rank0.json"],
+    "cd" * 32 + "/autotune_configs_dp0_rank0.json": ranks(1)[
+        f"{KEY}/autotune_configs_dp0_rank0.json"
+    ],
 }
 
 
@@ -112,7 +117,9 @@ def test_a_seal_killed_after_any_operation_leaves_its_bundle_whole_or_absent(
         pod.wrote(files)
         pod.run("check", "pod-1", gpus=2)
 
-    operations = each_death(tmp_path, lambda pod, disk: pod.run("seal", "pod-1", disk, gpus=2), prepare, check)
+    operations = each_death(
+        tmp_path, lambda pod, disk: pod.run("seal", "pod-1", disk, gpus=2), prepare, check
+    )
     assert operations > 15 and absent > 5 and whole > 3
 
 
@@ -129,7 +136,10 @@ def test_a_check_killed_after_any_operation_is_no_hindrance_to_the_next(tmp_path
         assert pod.run("seal", "pod-2").reason == "Sealed"
 
     operations = each_death(
-        tmp_path, lambda pod, disk: pod.run("check", "pod-1", disk), lambda pod: pod.wrote(ranks(1)), check
+        tmp_path,
+        lambda pod, disk: pod.run("check", "pod-1", disk),
+        lambda pod: pod.wrote(ranks(1)),
+        check,
     )
     assert operations > 10
 
@@ -195,11 +205,15 @@ def test_a_prune_killed_after_any_operation_leaves_bundles_whole_or_absent_and_t
         assert pod.run("prune", "pod-3", ids=ids).reason == "Pruned"
         assert list(pod.bundles.iterdir()) == [] and pod.staging() == []
 
-    operations = each_death(tmp_path, lambda pod, disk: pod.run("prune", "pod-2", disk, ids=ids), prepare, check)
+    operations = each_death(
+        tmp_path, lambda pod, disk: pod.run("prune", "pod-2", disk, ids=ids), prepare, check
+    )
     assert operations > 10
 
 
-def test_a_seed_killed_after_any_operation_starts_again_from_an_empty_folder(tmp_path: Path) -> None:
+def test_a_seed_killed_after_any_operation_starts_again_from_an_empty_folder(
+    tmp_path: Path,
+) -> None:
     def prepare(pod: Pod) -> None:
         pod.sealed(FILES, gpus=2)
         pod.wrote({})

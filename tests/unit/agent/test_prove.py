@@ -23,7 +23,19 @@ from pretune.engines.vllm.files import operation, read_tactics, tuned
 from pretune.protocol import Inputs, Report
 
 from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.pod import CACHE, INPUTS, KEY, METADATA, STORE, Pod, content, engine, managed, rank_file, ranks
+from tests.unit.agent.pod import (
+    CACHE,
+    INPUTS,
+    KEY,
+    METADATA,
+    STORE,
+    Pod,
+    content,
+    engine,
+    managed,
+    rank_file,
+    ranks,
+)
 from tests.unit.agent.test_check import image
 from tests.unit.agent.test_container import act
 from tests.unit.agent.test_killed import each_death
@@ -32,7 +44,12 @@ ID = INPUTS.bundle_id()
 SAMPLES = Path(__file__).with_name("samples")  # written by FlashInfer 0.7.2.post1 itself
 OTHER = Inputs("0f" * 32, "", "b200", {})
 SHARED = {f"{KEY}/autotune_configs.json": rank_file(5)}
-LAYOUTS: list[tuple[dict[str, bytes], int]] = [(managed(4), 1), (ranks(4, 5), 4), (ranks(1, 5), 1), (SHARED, 1)]
+LAYOUTS: list[tuple[dict[str, bytes], int]] = [
+    (managed(4), 1),
+    (ranks(4, 5), 4),
+    (ranks(1, 5), 1),
+    (SHARED, 1),
+]
 
 
 def proof(pod: Pod, inputs: Inputs = INPUTS) -> Path:
@@ -48,7 +65,9 @@ def started_from(pod: Pod, files: dict[str, bytes], gpus: int = 1) -> Pod:
 
 
 def tuned_by(op: str, entries: int) -> dict[str, Any]:
-    return {f"('{op}', 'Runner', (({n}, 8),), (torch.bfloat16,))": ["Runner", n] for n in range(entries)}
+    return {
+        f"('{op}', 'Runner', (({n}, 8),), (torch.bfloat16,))": ["Runner", n] for n in range(entries)
+    }
 
 
 @pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
@@ -58,10 +77,19 @@ def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
     started_from(pod, files, gpus)
     before = content(pod.bundles)
     report = pod.run("prove", "pod-2", gpus=gpus)
-    assert (report.reason, report.id, report.newEntries, report.proven) == ("Proven", ID, 0, True), report
+    assert (report.reason, report.id, report.newEntries, report.proven) == (
+        "Proven",
+        ID,
+        0,
+        True,
+    ), report
     assert report.digest == pod.found().digest and "none new" in report.message
     said = json.loads(proof(pod).read_text())
-    assert said.pop("at") and said == {"schema": "pretune.dev/proof/v1", "id": ID, "digest": report.digest}
+    assert said.pop("at") and said == {
+        "schema": "pretune.dev/proof/v1",
+        "id": ID,
+        "digest": report.digest,
+    }
     assert content(pod.bundles) == before and pod.staging() == []
 
 
@@ -108,13 +136,19 @@ def _another_tactic(pod: Pod) -> None:
 def _another_key(pod: Pod) -> None:
     (pod.tactics / ("cd" * 32)).mkdir()
     path = pod.tactics / ("cd" * 32) / "autotune_configs_dp0_rank0.json"
-    path.write_text(json.dumps({"_metadata": METADATA, **tuned_by("a", 1), **tuned_by("b", 3), **tuned_by("c", 2)}))
+    path.write_text(
+        json.dumps(
+            {"_metadata": METADATA, **tuned_by("a", 1), **tuned_by("b", 3), **tuned_by("c", 2)}
+        )
+    )
 
 
 def _many_operations(pod: Pod) -> None:
     path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
     data = json.loads(path.read_bytes())
-    path.write_text(json.dumps({**data, **{key: one for op in "abcde" for key, one in tuned_by(op, 1).items()}}))
+    path.write_text(
+        json.dumps({**data, **{key: one for op in "abcde" for key, one in tuned_by(op, 1).items()}})
+    )
 
 
 def _a_record(pod: Pod) -> None:
@@ -149,7 +183,11 @@ def _link(pod: Pod) -> None:
     [
         (_one_more_in_each_rank, 1, ["1 new entry (fused_moe 1)", "2 files changed", "rank0.json"]),
         (_another_tactic, 1, ["1 new entry (op 1)", "1 file changed"]),
-        (_another_key, 6, ["6 new entries (b 3, c 2, a 1)", "1 file made: cdcdcdcdcdcd…/", "1 folder made"]),
+        (
+            _another_key,
+            6,
+            ["6 new entries (b 3, c 2, a 1)", "1 file made: cdcdcdcdcdcd…/", "1 folder made"],
+        ),
         (_many_operations, 5, ["5 new entries (a 1, b 1, c 1, 2 other operations)"]),
         (_a_record, 2, ["2 new entries (replay 2)"]),
         (_reordered, 0, ["no new entries", "1 file changed"]),
@@ -165,7 +203,11 @@ def test_what_the_engine_tuned_again_is_counted_and_named_and_no_proof_is_left(
     started_from(pod, ranks(2), 2)
     does(pod)
     report = pod.run("prove", "pod-2", gpus=2)
-    assert (report.reason, report.newEntries, report.proven) == ("NotReproducible", entries, False), report
+    assert (report.reason, report.newEntries, report.proven) == (
+        "NotReproducible",
+        entries,
+        False,
+    ), report
     for word in words:
         assert word in report.message, report.message
     assert len(report.dump().encode()) <= 700
@@ -179,14 +221,21 @@ def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: 
         (pod.tactics / STORE / "entries" / f"{name}.json").write_text(json.dumps(made))
     report = pod.run("prove")
     assert (report.reason, report.newEntries) == ("NotReproducible", 3)
-    assert "3 new entries (mm_fp4 2, fused_moe 1); 3 files made: v2/89172486d811d057/entries/1" in report.message
+    assert (
+        "3 new entries (mm_fp4 2, fused_moe 1); 3 files made: v2/89172486d811d057/entries/1"
+        in report.message
+    )
 
 
 def test_a_read_only_engine_has_no_copy_so_the_bundle_on_the_claim_is_what_counts(pod: Pod) -> None:
     pod.sealed(ranks(1))
     pod.wrote({})
     report = pod.run("prove", onClaim=True)
-    assert report.reason == "Proven" and "warm" not in report.message and "cannot be seen" in report.message
+    assert (
+        report.reason == "Proven"
+        and "warm" not in report.message
+        and "cannot be seen" in report.message
+    )
     assert pod.run("prove", inputs=OTHER, onClaim=True).reason == "ProofFailed"
 
 
@@ -227,7 +276,9 @@ def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_nobody_touched(
     with engine(200) as (url, _):
         report = pod.run("prove", ready=url, gpus=gpus, onClaim=on_claim)
     assert (report.reason, report.id, report.newEntries) == ("NotReproducible", ID, 0), report
-    assert report.message.startswith(f"GPU differs: the bundle is of {B200}, the node has {H200}; FlashInfer refuses")
+    assert report.message.startswith(
+        f"GPU differs: the bundle is of {B200}, the node has {H200}; FlashInfer refuses"
+    )
     assert not proof(pod).exists() and pod.found() is not None
 
 
@@ -237,8 +288,16 @@ def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_nobody_touched(
     [
         ([B200], "Proven", ""),
         ([B200] * 8, "Proven", ""),
-        ([H200, B200], "Proven", f"; GPU not compared: the node has {B200}, {H200}, the bundle is of {B200}"),
-        ([H200, H100], "NotReproducible", f"the bundle is of {B200}, the node has {H100}, {H200}; FlashInfer refuses"),
+        (
+            [H200, B200],
+            "Proven",
+            f"; GPU not compared: the node has {B200}, {H200}, the bundle is of {B200}",
+        ),
+        (
+            [H200, H100],
+            "NotReproducible",
+            f"the bundle is of {B200}, the node has {H100}, {H200}; FlashInfer refuses",
+        ),
         (["NVIDIA B200X"], "NotReproducible", "the node has NVIDIA B200X;"),
         (["NVIDIA B"], "NotReproducible", "the node has NVIDIA B;"),
         ([], "Proven", "; GPU not compared: the node's cannot be told here"),
@@ -254,15 +313,28 @@ def test_the_gpu_is_compared_as_far_as_the_kernel_driver_names_the_nodes(
     started_from(pod, ranks(1))
     node_has(pod, *models)
     report = pod.run("prove", onClaim=on_claim)
-    assert (report.reason, proof(pod).exists()) == (reason, reason == "Proven") and words in report.message, report
+    assert (report.reason, proof(pod).exists()) == (
+        reason,
+        reason == "Proven",
+    ) and words in report.message, report
     assert ("not compared" in report.message) == ("not compared" in words)
 
 
 @pytest.mark.parametrize(
     ("gpu", "model", "reason", "words"),
     [
-        (f"{H100} MIG 1g.10gb", H100, "Proven", "GPU not compared: the bundle is of NVIDIA H100 80GB HBM3 MIG 1g.10gb"),
-        (f"{H100} MIG 1g.10gb", H200, "NotReproducible", f"the bundle is of {H100} MIG 1g.10gb, the node has {H200}"),
+        (
+            f"{H100} MIG 1g.10gb",
+            H100,
+            "Proven",
+            "GPU not compared: the bundle is of NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        ),
+        (
+            f"{H100} MIG 1g.10gb",
+            H200,
+            "NotReproducible",
+            f"the bundle is of {H100} MIG 1g.10gb, the node has {H200}",
+        ),
         ("unknown", H200, "Proven", "GPU not compared: the bundle's files name none"),
         ("N" * 70, "N" * 70, "Proven", "none changed"),
     ],
@@ -270,7 +342,9 @@ def test_the_gpu_is_compared_as_far_as_the_kernel_driver_names_the_nodes(
 def test_a_slice_is_of_its_gpu_and_a_bundle_without_a_gpu_of_any(
     pod: Pod, gpu: str, model: str, reason: str, words: str
 ) -> None:
-    started_from(pod, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": gpu})})
+    started_from(
+        pod, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": gpu})}
+    )
     node_has(pod, model)
     report = pod.run("prove")
     assert report.reason == reason and words in report.message, report
@@ -282,7 +356,10 @@ def test_the_gpu_is_compared_before_the_files(pod: Pod) -> None:
     _one_more_in_each_rank(pod)
     node_has(pod, H200)
     report = pod.run("prove", gpus=2)
-    assert (report.reason, report.newEntries) == ("NotReproducible", 0) and "GPU differs" in report.message
+    assert (report.reason, report.newEntries) == (
+        "NotReproducible",
+        0,
+    ) and "GPU differs" in report.message
 
 
 def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod: Pod) -> None:
@@ -297,15 +374,32 @@ def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod:
     ("sealed", "here", "words"),
     [
         (("0.32.0", "0.7.0"), ("0.32.0", "0.7.0"), ""),
-        (("0.32.0", "0.7.0"), ("0.32.0", "0.7.1"), f"FlashInfer 0.7.1 in the image, 0.7.0 in bundle {ID}: its engine"),
-        (("0.32.0", "0.7.0"), ("0.33.0", "0.7.0"), f"vLLM 0.33.0 in the image, 0.32.0 in bundle {ID}: its engine"),
+        (
+            ("0.32.0", "0.7.0"),
+            ("0.32.0", "0.7.1"),
+            f"FlashInfer 0.7.1 in the image, 0.7.0 in bundle {ID}: its engine",
+        ),
+        (
+            ("0.32.0", "0.7.0"),
+            ("0.33.0", "0.7.0"),
+            f"vLLM 0.33.0 in the image, 0.32.0 in bundle {ID}: its engine",
+        ),
         (("0.32.0", "0.7.0"), ("", ""), ""),
         (("", ""), ("0.32.0", "0.7.2.post1"), ""),
-        (("", ""), ("0.32.0", "0.7.1"), f"FlashInfer 0.7.1 in the image, 0.7.2.post1 in bundle {ID}"),
+        (
+            ("", ""),
+            ("0.32.0", "0.7.1"),
+            f"FlashInfer 0.7.1 in the image, 0.7.2.post1 in bundle {ID}",
+        ),
     ],
 )
 def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
-    pod: Pod, tmp_path: Path, sealed: tuple[str, str], here: tuple[str, str], words: str, on_claim: bool
+    pod: Pod,
+    tmp_path: Path,
+    sealed: tuple[str, str],
+    here: tuple[str, str],
+    words: str,
+    on_claim: bool,
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -313,7 +407,9 @@ def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
     pod.wrote({})
     assert pod.run("seed").reason == "Seeded"
     report = pod.run("prove", command=image(tmp_path / "b", *here), onClaim=on_claim)
-    assert report.reason == ("NotReproducible" if words else "Proven") and words in report.message, report
+    assert (
+        report.reason == ("NotReproducible" if words else "Proven") and words in report.message
+    ), report
     assert (report.newEntries, proof(pod).exists()) == (0, not words)
 
 
@@ -338,7 +434,11 @@ def test_an_engine_that_does_not_answer_before_or_after_is_not_warm_and_not_judg
     started_from(pod, ranks(1))
     with engine(*answers) as (url, _):
         report = pod.run("prove", ready=url)
-    assert report.reason == "ProofFailed" and "answered 500" in report.message and not proof(pod).exists()
+    assert (
+        report.reason == "ProofFailed"
+        and "answered 500" in report.message
+        and not proof(pod).exists()
+    )
     with engine(200) as (url, asked):
         assert pod.run("prove", ready=url).reason == "Proven"
     assert len(asked) == 2
@@ -455,7 +555,9 @@ def _deep(path: Path) -> None:
         Path.unlink,
     ],
 )
-def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(pod: Pod, spoil: Callable[[Path], None]) -> None:
+def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(
+    pod: Pod, spoil: Callable[[Path], None]
+) -> None:
     started_from(pod, ranks(1))
     assert pod.run("prove").reason == "Proven"
     proof(pod).chmod(0o644)
@@ -541,7 +643,10 @@ def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: Po
     proof(pod).chmod(0o644)
     _of_another_digest(proof(pod))
     report = as_another("prove")
-    assert report.reason == "ReadOnlyClaim" and "belongs to uid 0, so uid 4711 may not replace it" in report.message
+    assert (
+        report.reason == "ReadOnlyClaim"
+        and "belongs to uid 0, so uid 4711 may not replace it" in report.message
+    )
 
 
 # --- killed
@@ -570,7 +675,9 @@ def test_a_prove_killed_after_any_operation_leaves_the_bundle_proven_or_not_and_
         assert pod.run("prove", "pod-9", gpus=2).reason == "Proven"
         assert pod.run("seed", "pod-8", proven=True).reason == "Seeded"
 
-    operations = each_death(tmp_path, lambda pod, disk: pod.run("prove", "pod-1", disk, gpus=2), prepare, check)
+    operations = each_death(
+        tmp_path, lambda pod, disk: pod.run("prove", "pod-1", disk, gpus=2), prepare, check
+    )
     assert operations > 8 and proven > 2 and not_proven > 4
 
 
@@ -584,7 +691,9 @@ def test_a_prune_killed_anywhere_leaves_no_bundle_proven_that_was_not(tmp_path: 
         assert pod.run("prune", "pod-2", ids=[ID]).reason == "Pruned"
         assert list(pod.bundles.iterdir()) == [] and list((pod.folder / "proofs").iterdir()) == []
 
-    each_death(tmp_path, lambda pod, disk: pod.run("prune", "pod-1", disk, ids=[ID]), prepare, check)
+    each_death(
+        tmp_path, lambda pod, disk: pod.run("prune", "pod-1", disk, ids=[ID]), prepare, check
+    )
 
 
 def test_the_proof_is_synced_before_its_rename_and_its_folder_after(pod: Pod) -> None:
@@ -617,8 +726,12 @@ def test_the_proof_is_synced_before_its_rename_and_its_folder_after(pod: Pod) ->
 # --- laws
 
 
-KEYS = st.text(alphabet="abc", min_size=1, max_size=3).map(lambda name: f"('{name}', 'Runner', ((1, 8),))")
-CONFIGS = st.dictionaries(KEYS, st.tuples(st.just("Runner"), st.integers(0, 3)).map(list), max_size=6)
+KEYS = st.text(alphabet="abc", min_size=1, max_size=3).map(
+    lambda name: f"('{name}', 'Runner', ((1, 8),))"
+)
+CONFIGS = st.dictionaries(
+    KEYS, st.tuples(st.just("Runner"), st.integers(0, 3)).map(list), max_size=6
+)
 
 
 @given(before=CONFIGS, after=CONFIGS)
@@ -626,7 +739,10 @@ def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     had, has = (
-        tuned(f"{KEY}/autotune_configs_dp0_rank0.json", json.dumps({"_metadata": METADATA, **one}).encode())
+        tuned(
+            f"{KEY}/autotune_configs_dp0_rank0.json",
+            json.dumps({"_metadata": METADATA, **one}).encode(),
+        )
         for one in (before, after)
     )
     assert {key for key, tactic in has.items() if had.get(key) != tactic} == {
@@ -651,7 +767,11 @@ def test_a_bundle_is_proven_exactly_where_every_tactics_file_is_as_it_was_sealed
     with tempfile.TemporaryDirectory() as root:
         pod = started_from(Pod(Path(root)), {path: written(had)})
         files = {} if has is None else {path: written(has)}
-        made = {beside: written({"('x', 'R')": ["R", 1]}) if beside.endswith(".json") else b"words"} if beside else {}
+        made = (
+            {beside: written({"('x', 'R')": ["R", 1]}) if beside.endswith(".json") else b"words"}
+            if beside
+            else {}
+        )
         pod.wrote({**files, **made}, folders=() if files else (KEY,))
         report = pod.run("prove")
         new = {key for key, one in (has or {}).items() if had.get(key) != one}
@@ -662,9 +782,13 @@ def test_a_bundle_is_proven_exactly_where_every_tactics_file_is_as_it_was_sealed
 
 
 @given(CONFIGS)
-def test_each_entry_has_an_operation_and_neither_order_nor_metadata_is_one(configs: dict[str, Any]) -> None:
+def test_each_entry_has_an_operation_and_neither_order_nor_metadata_is_one(
+    configs: dict[str, Any],
+) -> None:
     path = f"{KEY}/autotune_configs.json"
-    entries = tuned(path, json.dumps({"_metadata": METADATA, "_generation": "x", **configs}).encode())
+    entries = tuned(
+        path, json.dumps({"_metadata": METADATA, "_generation": "x", **configs}).encode()
+    )
     assert entries == tuned(path, json.dumps(dict(reversed(configs.items()))).encode())
     assert {operation(key) for key in entries} == {key.split("'")[1] for key in configs}
 
@@ -672,7 +796,9 @@ def test_each_entry_has_an_operation_and_neither_order_nor_metadata_is_one(confi
 def test_the_samples_that_flashinfer_wrote_have_as_many_entries_as_are_counted() -> None:
     v1 = SAMPLES / "v1" / "autotune_configs_dp0_rank0.json"
     path = f"{KEY}/{v1.name}"
-    assert len(tuned(path, v1.read_bytes())) == read_tactics([path], lambda _: v1.read_bytes()).entries
+    assert (
+        len(tuned(path, v1.read_bytes())) == read_tactics([path], lambda _: v1.read_bytes()).entries
+    )
     store = SAMPLES / "v2root"
     paths = [str(one.relative_to(store)) for one in store.rglob("*.json")]
     entries = {key for one in paths for key in tuned(one, (store / one).read_bytes())}
@@ -681,6 +807,10 @@ def test_the_samples_that_flashinfer_wrote_have_as_many_entries_as_are_counted()
 
 
 def test_the_reasons_of_a_proof_are_in_the_closed_list() -> None:
-    assert {"NotReproducible", "ProofFailed", "NoSpace", "ReadOnlyClaim", "UnsafePath"} <= set(REASONS)
+    assert {"NotReproducible", "ProofFailed", "NoSpace", "ReadOnlyClaim", "UnsafePath"} <= set(
+        REASONS
+    )
     assert REASONS["ProofFailed"].retried and not REASONS["NotReproducible"].retried
-    assert replace(Report("prove", "NotReproducible"), newEntries=3).dump().endswith('"newEntries":3}')
+    assert (
+        replace(Report("prove", "NotReproducible"), newEntries=3).dump().endswith('"newEntries":3}')
+    )

@@ -27,7 +27,13 @@ from tests.unit.agent.pod import INPUTS, KEY, STORE, Pod, content, engine, manag
         (ranks(4, 191), 4, "PerRank", 191, "191 entries in 4 rank files"),
         (ranks(1, 1), 1, "PerRank", 1, "1 entry in 1 rank file"),
         (ranks(2), 4, "PerRank", 3, "3 entries in 2 rank files, fewer than the 4 GPUs"),
-        ({f"{KEY}/autotune_configs.json": rank_file(20)}, 1, "Shared", 20, "20 entries in a shared file"),
+        (
+            {f"{KEY}/autotune_configs.json": rank_file(20)},
+            1,
+            "Shared",
+            20,
+            "20 entries in a shared file",
+        ),
         (
             {**ranks(2), f"{KEY}/autotune_configs.json": rank_file(1)},
             2,
@@ -44,8 +50,14 @@ def test_publishes_each_layout_as_the_engine_wrote_it(
     assert (report.reason, report.layout, report.entries) == ("Sealed", layout, entries)
     assert report.message == message + ", vLLM's version unknown"
     assert content(pod.bundle() / "tactics") == content(pod.tactics)
-    assert pod.found().digest == report.digest == digest((pod.bundle() / "manifest.json").read_bytes())
-    assert report.versions and (report.versions.flashinfer, report.versions.cuda, report.versions.gpu) == (
+    assert (
+        pod.found().digest == report.digest == digest((pod.bundle() / "manifest.json").read_bytes())
+    )
+    assert report.versions and (
+        report.versions.flashinfer,
+        report.versions.cuda,
+        report.versions.gpu,
+    ) == (
         "0.7.2.post1",
         "13.0",
         "NVIDIA B200",
@@ -84,7 +96,11 @@ def test_the_manifest_holds_what_adoption_and_prune_need(pod: Pod) -> None:
     pod.run("check", "pod-1")
     report = pod.wrote(ranks(1)).run("seal", "pod-1")
     manifest = Manifest.load((pod.bundle() / "manifest.json").read_bytes())
-    assert (manifest.id, manifest.inputs, manifest.cache) == (INPUTS.bundle_id(), INPUTS, "inference.qwen3")
+    assert (manifest.id, manifest.inputs, manifest.cache) == (
+        INPUTS.bundle_id(),
+        INPUTS,
+        "inference.qwen3",
+    )
     assert (manifest.writer.uid, manifest.writer.gid, manifest.writer.groups) == (
         os.geteuid(),
         os.getegid(),
@@ -116,7 +132,9 @@ def test_temporary_and_foreign_files_are_left_out_and_said(pod: Pod) -> None:
     )
     report = pod.run("seal")
     assert "3 temporary files left out, 1 file of no known form left out" in report.message
-    assert {path for path, data in content(pod.bundle() / "tactics").items() if data is not None} == set(kept)
+    assert {
+        path for path, data in content(pod.bundle() / "tactics").items() if data is not None
+    } == set(kept)
 
 
 # --- refused
@@ -217,10 +235,34 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
             "CorruptFiles",
             "dp0_rank0.json: no JSON",
         ),
-        ({f"{KEY}/autotune_configs_dp0_rank0.json": b""}, 1, [], "CorruptFiles", "dp0_rank0.json: no JSON"),
-        ({f"{KEY}/autotune_configs_dp0_rank0.json": b"[]"}, 1, [], "CorruptFiles", "not a JSON object"),
-        ({f"{KEY}/autotune_configs_dp0_rank0.json": b"[" * 100_000}, 1, [], "CorruptFiles", "no JSON"),
-        ({f"{KEY}/autotune_configs_dp0_rank0.json": b'{"a":"b"}'}, 1, [], "CorruptFiles", "a has no [runner, tactic]"),
+        (
+            {f"{KEY}/autotune_configs_dp0_rank0.json": b""},
+            1,
+            [],
+            "CorruptFiles",
+            "dp0_rank0.json: no JSON",
+        ),
+        (
+            {f"{KEY}/autotune_configs_dp0_rank0.json": b"[]"},
+            1,
+            [],
+            "CorruptFiles",
+            "not a JSON object",
+        ),
+        (
+            {f"{KEY}/autotune_configs_dp0_rank0.json": b"[" * 100_000},
+            1,
+            [],
+            "CorruptFiles",
+            "no JSON",
+        ),
+        (
+            {f"{KEY}/autotune_configs_dp0_rank0.json": b'{"a":"b"}'},
+            1,
+            [],
+            "CorruptFiles",
+            "a has no [runner, tactic]",
+        ),
         (
             {f"{KEY}/autotune_configs_dp0_rank0.json": b'{"a":"' + b"b" * (9 << 20)},
             1,
@@ -228,7 +270,13 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
             "CorruptFiles",
             "larger than 8 MiB",
         ),
-        ({f"{STORE}/entries/{'ab' * 12}.json": b"{}"}, 1, [], "CorruptFiles", "without key, runner or tactic"),
+        (
+            {f"{STORE}/entries/{'ab' * 12}.json": b"{}"},
+            1,
+            [],
+            "CorruptFiles",
+            "without key, runner or tactic",
+        ),
         (
             {path: data for path, data in managed(2).items() if "entries" in path},
             1,
@@ -244,7 +292,13 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
             "IncompleteRanks",
             "dp0_rank2.json is missing",
         ),
-        (ranks(3), 4, ["vllm", "serve", "m", "-tp", "4"], "IncompleteRanks", "dp0_rank3.json is missing"),
+        (
+            ranks(3),
+            4,
+            ["vllm", "serve", "m", "-tp", "4"],
+            "IncompleteRanks",
+            "dp0_rank3.json is missing",
+        ),
         (
             {**ranks(1), f"{KEY}/autotune_configs_dp0_rank1.json": rank_file(5)},
             2,
@@ -253,7 +307,10 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
             "rank0.json has 3 entries",
         ),
         (
-            {**ranks(1), f"{KEY}/autotune_configs_dp0_rank1.json": rank_file(3, {"gpu": "NVIDIA H200"})},
+            {
+                **ranks(1),
+                f"{KEY}/autotune_configs_dp0_rank1.json": rank_file(3, {"gpu": "NVIDIA H200"}),
+            },
             2,
             [],
             "IncompleteRanks",
@@ -276,7 +333,10 @@ def test_what_is_not_whole_fails_with_its_path_and_is_not_published(
 
 def test_an_http_engine_is_asked_before_and_after_with_the_probes_headers(pod: Pod) -> None:
     with engine(200) as (url, asked):
-        assert pod.wrote(ranks(1)).run("seal", ready=url, headers={"Authorization": "Bearer x"}).reason == "Sealed"
+        assert (
+            pod.wrote(ranks(1)).run("seal", ready=url, headers={"Authorization": "Bearer x"}).reason
+            == "Sealed"
+        )
     assert [one["Authorization"] for one in asked] == ["Bearer x", "Bearer x"]
 
 
@@ -334,7 +394,9 @@ def test_one_reset_connection_is_no_dead_engine(pod: Pod, monkeypatch: pytest.Mo
         assert pod.wrote(ranks(1)).run("seal", ready=url).reason == "Sealed"
 
 
-def test_an_engine_that_died_is_named_with_what_the_connection_said(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_died_is_named_with_what_the_connection_said(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     with engine(200) as (url, _):
         pass
@@ -357,7 +419,10 @@ class _Writing(Disk):
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_an_engine_that_still_writes_publishes_nothing(pod: Pod, ready: bool) -> None:
-    for path in (f"{KEY}/autotune_configs_dp0_rank0.json", f"{KEY}/autotune_configs_dp0_rank1.json"):
+    for path in (
+        f"{KEY}/autotune_configs_dp0_rank0.json",
+        f"{KEY}/autotune_configs_dp0_rank1.json",
+    ):
         with engine(200) as (url, _):
             pod.wrote(ranks(1))
             report = pod.run("seal", disk=_Writing(pod, path), ready=url if ready else None)
@@ -396,7 +461,9 @@ def test_a_foreign_file_may_go_on_changing(pod: Pod) -> None:
     assert pod.run("seal", disk=_Writing(pod, "engine.log")).reason == "Sealed"
 
 
-def test_an_engine_without_http_is_waited_for_until_its_folder_rests(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_http_is_waited_for_until_its_folder_rests(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pod.wrote(ranks(1))
     later = [rank_file(4), rank_file(5)]
 
@@ -414,7 +481,12 @@ def test_an_engine_without_http_is_waited_for_until_its_folder_rests(pod: Pod, m
 def test_the_first_bundle_wins_and_the_second_seal_reports_it(pod: Pod) -> None:
     first = pod.sealed(ranks(1, 3))
     second = pod.wrote(ranks(1, 9)).run("seal", "pod-2")
-    assert (second.reason, second.entries, second.digest, second.at) == ("Sealed", 3, first.digest, first.at)
+    assert (second.reason, second.entries, second.digest, second.at) == (
+        "Sealed",
+        3,
+        first.digest,
+        first.at,
+    )
 
 
 def test_a_bundle_sealed_while_the_second_one_stages_wins(pod: Pod) -> None:
@@ -467,7 +539,9 @@ def test_a_torn_bundle_is_replaced(pod: Pod, wreck: str) -> None:
     assert pod.staging() == []
 
 
-def test_a_bundle_sealed_in_place_of_the_torn_one_that_is_being_removed_is_put_back(pod: Pod, tmp_path: Path) -> None:
+def test_a_bundle_sealed_in_place_of_the_torn_one_that_is_being_removed_is_put_back(
+    pod: Pod, tmp_path: Path
+) -> None:
     pod.sealed(ranks(1))
     whole = tmp_path / "whole"
     shutil.copytree(pod.bundle(), whole)
@@ -507,7 +581,11 @@ def test_a_bundle_of_a_newer_release_is_not_taken_for_a_torn_one(pod: Pod) -> No
     pod.sealed(ranks(1))
     manifest = pod.bundle() / "manifest.json"
     manifest.chmod(0o644)
-    manifest.write_bytes(json.dumps({**json.loads(manifest.read_bytes()), "schema": "pretune.dev/bundle/v2"}).encode())
+    manifest.write_bytes(
+        json.dumps(
+            {**json.loads(manifest.read_bytes()), "schema": "pretune.dev/bundle/v2"}
+        ).encode()
+    )
     report = pod.run("seal", "pod-2")
     assert report.reason == "IdCollision" and "pretune.dev/bundle/v2" in report.message
 

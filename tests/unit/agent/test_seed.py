@@ -14,12 +14,24 @@ from pretune.agent.__main__ import exit_code
 from pretune.agent.claim.fs import Disk, Folder
 from pretune.protocol import Inputs
 
-from tests.unit.agent.pod import INPUTS, KEY, STORE, Pod, content, managed, rank_file, ranks, snapshot
+from tests.unit.agent.pod import (
+    INPUTS,
+    KEY,
+    STORE,
+    Pod,
+    content,
+    managed,
+    rank_file,
+    ranks,
+    snapshot,
+)
 from tests.unit.agent.test_check import image
 
 
 @pytest.mark.parametrize("files", [ranks(4, 9), managed(12), managed(300), {}])
-def test_the_folder_holds_exactly_the_bundle_and_the_engine_may_write_in_it(pod: Pod, files: dict[str, bytes]) -> None:
+def test_the_folder_holds_exactly_the_bundle_and_the_engine_may_write_in_it(
+    pod: Pod, files: dict[str, bytes]
+) -> None:
     pod.wrote(files, folders=("ef" * 32,)).run("seal", gpus=4)
     pod.wrote({"left/over": b"x"})
     before = snapshot(pod.bundles)
@@ -39,7 +51,9 @@ def _spoil(pod: Pod, change: Callable[[Path], None]) -> None:
 
 def _absolute(bundle: Path) -> None:
     text = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(text.replace(f"{KEY}/autotune_configs_dp0_rank1.json", "../../../etc/passwd"))
+    (bundle / "manifest.json").write_text(
+        text.replace(f"{KEY}/autotune_configs_dp0_rank1.json", "../../../etc/passwd")
+    )
 
 
 def _linked(bundle: Path) -> None:
@@ -53,9 +67,14 @@ def _linked(bundle: Path) -> None:
     [
         (lambda bundle: (bundle / "manifest.json").unlink(), "CorruptBundle"),
         (lambda bundle: (bundle / "manifest.json").write_bytes(b"{}"), "CorruptBundle"),
-        (lambda bundle: (bundle / "tactics" / KEY / "autotune_configs_dp0_rank1.json").unlink(), "CorruptBundle"),
         (
-            lambda bundle: (bundle / "tactics" / KEY / "autotune_configs_dp0_rank1.json").write_bytes(b"{}"),
+            lambda bundle: (bundle / "tactics" / KEY / "autotune_configs_dp0_rank1.json").unlink(),
+            "CorruptBundle",
+        ),
+        (
+            lambda bundle: (
+                bundle / "tactics" / KEY / "autotune_configs_dp0_rank1.json"
+            ).write_bytes(b"{}"),
             "CorruptBundle",
         ),
         (_absolute, "CorruptBundle"),
@@ -81,7 +100,10 @@ def test_a_claim_without_our_folder_is_no_bundle(pod: Pod) -> None:
 def test_no_claim_at_all_is_told(pod: Pod) -> None:
     pod.claim.rmdir()
     report = pod.run("seed")
-    assert (report.reason, exit_code(report)) == ("SeedFailed", 0) and "No such file" in report.message
+    assert (report.reason, exit_code(report)) == (
+        "SeedFailed",
+        0,
+    ) and "No such file" in report.message
 
 
 def test_other_inputs_under_the_id_are_not_seeded(pod: Pod) -> None:
@@ -141,8 +163,12 @@ def test_a_byte_after_a_whole_number_of_blocks_is_not_overlooked(pod: Pod) -> No
     assert content(pod.tactics) == {}
 
 
-@pytest.mark.parametrize("change", [lambda raw: raw[:-1], lambda raw: raw + b" ", lambda raw: b" " + raw[1:]])
-def test_one_byte_anywhere_in_one_of_many_files_empties_the_folder(pod: Pod, change: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    "change", [lambda raw: raw[:-1], lambda raw: raw + b" ", lambda raw: b" " + raw[1:]]
+)
+def test_one_byte_anywhere_in_one_of_many_files_empties_the_folder(
+    pod: Pod, change: Callable[[bytes], bytes]
+) -> None:
     pod.sealed(managed(300))
 
     def spoil(bundle: Path) -> None:
@@ -165,7 +191,9 @@ def test_a_folder_that_is_gone_from_the_bundle_is_named(pod: Pod) -> None:
 class SlowDisk(Disk):
     """Each file and each block takes this long; the first file of each thread waits for `go`."""
 
-    def __init__(self, file: float = 0.0, block: float = 0.0, go: threading.Event | None = None) -> None:
+    def __init__(
+        self, file: float = 0.0, block: float = 0.0, go: threading.Event | None = None
+    ) -> None:
         self.of_file, self.of_block, self.go = file, block, go
         self.threads: set[int] = set()
 
@@ -185,11 +213,16 @@ class SlowDisk(Disk):
     ("files", "disk"),
     [
         (managed(300), SlowDisk(file=0.02)),
-        ({path: raw.ljust(40 * seed.BLOCK) for path, raw in managed(3).items()}, SlowDisk(block=0.1)),
+        (
+            {path: raw.ljust(40 * seed.BLOCK) for path, raw in managed(3).items()},
+            SlowDisk(block=0.1),
+        ),
     ],
     ids=["many files", "large files"],
 )
-def test_what_takes_too_long_is_given_up_with_an_empty_folder(pod: Pod, files: dict[str, bytes], disk: Disk) -> None:
+def test_what_takes_too_long_is_given_up_with_an_empty_folder(
+    pod: Pod, files: dict[str, bytes], disk: Disk
+) -> None:
     pod.sealed(files)
     context = pod.context(disk=disk)
     context.limit = 0.2
@@ -208,7 +241,9 @@ def test_several_files_are_copied_at_a_time(pod: Pod) -> None:
     assert len(disk.threads) == seed.WORKERS
 
 
-def test_where_no_more_threads_may_be_started_fewer_do_it(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_more_threads_may_be_started_fewer_do_it(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pod.sealed(managed(60))
     pod.wrote({})
     started = []
@@ -226,7 +261,9 @@ def test_where_no_more_threads_may_be_started_fewer_do_it(pod: Pod, monkeypatch:
     assert content(pod.tactics) == content(pod.bundle() / "tactics")
 
 
-def test_a_call_that_does_not_return_is_not_waited_for(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_does_not_return_is_not_waited_for(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(seed, "_STUCK", 0.1)
     pod.sealed(managed(30))
     go = threading.Event()
@@ -244,5 +281,9 @@ def test_an_error_that_nobody_foresaw_is_reported_too(pod: Pod) -> None:
 
     pod.sealed({f"{KEY}/autotune_configs_dp0_rank{n}.json": rank_file(3) for n in range(30)})
     report = pod.run("seed", disk=Odd())
-    assert (report.reason, report.message, exit_code(report)) == ("SeedFailed", "MemoryError: odd", 0)
+    assert (report.reason, report.message, exit_code(report)) == (
+        "SeedFailed",
+        "MemoryError: odd",
+        0,
+    )
     assert content(pod.tactics) == {}

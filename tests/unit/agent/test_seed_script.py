@@ -24,7 +24,9 @@ from tests.unit.agent.test_check import image
 from tests.unit.agent.test_container import act, as_uid
 
 SHELLS = [one for one in ("dash", "bash", "busybox") if shutil.which(one)]
-PYTHONS = str(Path(os.path.realpath(sys.executable)).parent)  # its folder: on PATH python3 is this one
+PYTHONS = str(
+    Path(os.path.realpath(sys.executable)).parent
+)  # its folder: on PATH python3 is this one
 TOOLS = "/usr/bin:/bin"
 
 
@@ -128,7 +130,11 @@ def test_an_image_with_an_old_python_starts_cold(pod: Pod, tmp_path: Path) -> No
     (old / "python3").write_text("#!/bin/sh\nexit 1\n")
     (old / "python3").chmod(0o755)
     code, report, _ = run(pod, path=f"{old}:{TOOLS}")
-    assert (code, report.reason, report.message) == (0, "NoPython", "python3 in the image is older than 3.8")
+    assert (code, report.reason, report.message) == (
+        0,
+        "NoPython",
+        "python3 in the image is older than 3.8",
+    )
 
 
 def test_a_config_map_that_was_not_there_is_said(pod: Pod) -> None:
@@ -146,7 +152,9 @@ def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: Pod) ->
     process = start(pod, "unshare", "--pid", "--fork", "--kill-child")
     while not list(pod.tactics.iterdir()):
         time.sleep(0.01)
-    inner = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()  # of unshare: the shell
+    inner = Path(
+        f"/proc/{process.pid}/task/{process.pid}/children"
+    ).read_text()  # of unshare: the shell
     os.kill(int(inner), signal.SIGTERM)
     began = time.monotonic()
     process.communicate(timeout=60)
@@ -156,7 +164,9 @@ def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: Pod) ->
 
 @needs_root
 @pytest.mark.parametrize("uid", [0, 1000])
-def test_a_read_only_claim_is_enough_for_any_uid(open_pod: Pod, mount: Callable[..., None], uid: int) -> None:
+def test_a_read_only_claim_is_enough_for_any_uid(
+    open_pod: Pod, mount: Callable[..., None], uid: int
+) -> None:
     pod = open_pod.wrote(managed(30))
     assert act(pod, "seal")[1].reason == "Sealed"
     pod.wrote({})
@@ -171,7 +181,9 @@ def test_a_read_only_claim_is_enough_for_any_uid(open_pod: Pod, mount: Callable[
 
 @needs_root
 def test_a_full_folder_is_emptied_and_said(open_pod: Pod, mount: Callable[..., None]) -> None:
-    pod = open_pod.wrote({f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(500) for rank in range(4)})
+    pod = open_pod.wrote(
+        {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(500) for rank in range(4)}
+    )
     assert act(pod, "seal", gpus=4)[1].reason == "Sealed"
     mount("-t", "tmpfs", "-o", "size=64k,mode=0777", "none", str(pod.tactics))
     code, report, said = run(pod, *as_uid(1000), gpus=4)
@@ -198,7 +210,9 @@ def dead(open_pod: Pod) -> Iterator[Pod]:
     server = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
     at = str(open_pod.claim).encode()
-    assert libc.mount(b"dead", at, b"fuse", 0, options.encode()) == 0, os.strerror(ctypes.get_errno())
+    assert libc.mount(b"dead", at, b"fuse", 0, options.encode()) == 0, os.strerror(
+        ctypes.get_errno()
+    )
     yield open_pod
     os.close(server)  # whoever waits gets ENOTCONN
     libc.umount2(at, 2)
@@ -212,7 +226,11 @@ def test_a_claim_that_does_not_answer_is_not_waited_for(dead: Pod, uid: int) -> 
     (pod.tactics / "left").chmod(0o777)
     began = time.monotonic()
     code, report, said = run(pod, *(as_uid(uid) if uid else ()), limit=0.5)
-    assert (code, report.reason, report.message) == (0, "TooSlow", "the claim did not answer within 0 s"), said
+    assert (code, report.reason, report.message) == (
+        0,
+        "TooSlow",
+        "the claim did not answer within 0 s",
+    ), said
     assert time.monotonic() - began < 0.5 + seed._STUCK + 2
     assert content(pod.tactics) == {}
 
@@ -229,6 +247,8 @@ def test_memory_does_not_grow_with_the_bundle(pod: Pod) -> None:
     big = b'{"key": "k", "runner": "r", "tactic": 1}'.ljust(8 << 20)
     pod.sealed({path: big if "entries" in path else raw for path, raw in managed(16).items()})
     pod.wrote({})
-    _, report, said = run(pod, sys.executable, "-I", "-S", "-c", MEASURED)  # a process of its own: ours is large
+    _, report, said = run(
+        pod, sys.executable, "-I", "-S", "-c", MEASURED
+    )  # a process of its own: ours is large
     assert report.reason == "Seeded"
     assert int(said.split("KiB:")[1]) < 32 * 1024, said

@@ -21,7 +21,11 @@ def package(site: Path, name: str, version: str) -> None:
 
 
 def python(
-    prefix: Path, release: str = "3.12", vllm: str = "", site: str = "site-packages", flashinfer: str = ""
+    prefix: Path,
+    release: str = "3.12",
+    vllm: str = "",
+    site: str = "site-packages",
+    flashinfer: str = "",
 ) -> Path:
     """An interpreter that is never run, and its packages."""
     binary = prefix / f"bin/python{release}"
@@ -55,7 +59,8 @@ def image(tmp_path: Path) -> Path:
     long = f"#!/bin/sh\n'''exec' \"{own}\" \"$0\" \"$@\"\n' '''\nimport sys\n"
     script(tmp_path / "entry/long", long)
     script(
-        tmp_path / "entry/hands-on", f'#!/bin/bash\nset -e\n# exec nothing\nexec {tmp_path}/opt/bin/vllm serve "$@"\n'
+        tmp_path / "entry/hands-on",
+        f'#!/bin/bash\nset -e\n# exec nothing\nexec {tmp_path}/opt/bin/vllm serve "$@"\n',
     )
     script(tmp_path / "entry/opaque", "#!/bin/bash\nsource /env\nrun-it\n")
     script(tmp_path / "entry/binary", "\x7fELF")
@@ -73,7 +78,11 @@ def image(tmp_path: Path) -> Path:
         (["{}/opt/bin/python3", "-m", "vllm.entrypoints"], "usr", "0.33.0"),
         (["{}/opt/bin/python3.12", "x.py"], "usr", "0.33.0"),
         (["/bin/sh", "-c", "exec {}/opt/bin/vllm serve m --port 1"], "usr", "0.33.0"),
-        (["/bin/bash", "-lc", "source /env; set -e\nnumactl -N 0 {}/opt/bin/vllm serve m"], "usr", "0.33.0"),
+        (
+            ["/bin/bash", "-lc", "source /env; set -e\nnumactl -N 0 {}/opt/bin/vllm serve m"],
+            "usr",
+            "0.33.0",
+        ),
         (["tini", "-g", "--", "{}/opt/bin/vllm", "serve"], "usr", "0.33.0"),
         (["{}/entry/long", "serve"], "usr", "0.33.0"),
         (["{}/entry/env"], "opt", "0.33.0"),
@@ -87,7 +96,9 @@ def image(tmp_path: Path) -> Path:
         (["/absent/vllm"], "", ""),
     ],
 )
-def test_the_engines_own_interpreter_decides(image: Path, command: list[str], path: str, version: str) -> None:
+def test_the_engines_own_interpreter_decides(
+    image: Path, command: list[str], path: str, version: str
+) -> None:
     found = image_versions(
         [word.format(image) for word in command],
         os.pathsep.join(f"{image}/{one}/bin" for one in path.split(":") if one),
@@ -101,7 +112,9 @@ def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> N
     environment = tmp_path / "venv"
     (environment / "bin").mkdir(parents=True)
     (environment / "bin/python").symlink_to(base)
-    (environment / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    (environment / "pyvenv.cfg").write_text(
+        f"home = {base.parent}\ninclude-system-site-packages = false\n"
+    )
     site = environment / "lib/python3.12/site-packages"
     package(site, "vllm", "0.33.0")
     linked = tmp_path / "elsewhere/python3"
@@ -110,7 +123,9 @@ def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> N
     for program in (environment / "bin/python", linked):
         assert image_versions([str(program), "-m", "vllm"], "").vllm == "0.33.0"
         assert site_folders(str(program)) == [str(site)]
-    (environment / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = true\n")
+    (environment / "pyvenv.cfg").write_text(
+        f"home = {base.parent}\ninclude-system-site-packages = true\n"
+    )
     assert len(site_folders(str(linked))) == 2
 
 
@@ -151,7 +166,9 @@ def test_what_is_found_is_what_the_interpreter_itself_says(tmp_path: Path) -> No
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     own = tmp_path / "venv/bin/python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = subprocess.run([own, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    site = subprocess.run(
+        [own, "-I", "-c", ask], check=True, capture_output=True, text=True
+    ).stdout.strip()
     package(Path(site), "vllm", "0.33.0")
     said = subprocess.run(
         [own, "-I", "-c", "import importlib.metadata as m; print(m.version('vllm'))"],

@@ -33,7 +33,9 @@ def start(number: int = 1, since: float = NOW - 60, ready: float = NOW, **more: 
 
 def timed(*lines: str, at: float = NOW - 50) -> bytes:
     """As the kubelet gives them, a second apart."""
-    return "".join(f"{stamp(at + index)[:-1]}.123456789Z {line}" for index, line in enumerate(lines)).encode()
+    return "".join(
+        f"{stamp(at + index)[:-1]}.123456789Z {line}" for index, line in enumerate(lines)
+    ).encode()
 
 
 WARM_LOG = timed(USING, loaded(), STARTS, ENDS, READY)
@@ -44,14 +46,19 @@ class Node:
     """Logs by the pod's name: bytes, or what is raised; in turn, where there are several. Notes who asked."""
 
     def __init__(self, **logs: Any) -> None:
-        self.logs = {name.replace("_", "-"): one if isinstance(one, list) else [one] for name, one in logs.items()}
+        self.logs = {
+            name.replace("_", "-"): one if isinstance(one, list) else [one]
+            for name, one in logs.items()
+        }
         self.asked: list[str] = []
         self.closed = self.given = 0
         self.now = self.most = 0
         self.pods: dict[str, Object] = {}
         self.hold: asyncio.Event | None = None
 
-    async def log(self, namespace: str, pod: str, container: str, most: int) -> AsyncGenerator[bytes, None]:
+    async def log(
+        self, namespace: str, pod: str, container: str, most: int
+    ) -> AsyncGenerator[bytes, None]:
         assert (namespace, container, most) == (KEY.namespace, "vllm", MOST)
         self.asked.append(pod)
         self.now += 1
@@ -122,7 +129,9 @@ def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
         assert heard.woken == [KEY]
 
     heard = reading(node, body)
-    assert sorted(node.asked) == ["pod-1", "pod-2"] and sorted(heard.counted) == sorted([WARM, TUNED])
+    assert sorted(node.asked) == ["pod-1", "pod-2"] and sorted(heard.counted) == sorted(
+        [WARM, TUNED]
+    )
 
 
 def test_a_restarted_engine_is_another_start_and_what_is_gone_is_forgotten() -> None:
@@ -218,7 +227,8 @@ def test_what_cannot_be_read_is_unknown_counted_and_said_once(
 
 
 @pytest.mark.parametrize(
-    "error", [ApiError(500, "InternalError", "dial tcp: timeout"), ConnectionError("x"), TimeoutError()]
+    "error",
+    [ApiError(500, "InternalError", "dial tcp: timeout"), ConnectionError("x"), TimeoutError()],
 )
 def test_a_node_that_does_not_answer_is_asked_again_a_few_times(error: Exception) -> None:
     node = Node(pod_1=[error, error, WARM_LOG], pod_2=error)
@@ -319,7 +329,9 @@ def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() 
     node = Node(pod_1=TUNED_LOG, pod_2=TUNED_LOG, pod_3=TUNED_LOG)
     pod = {
         "metadata": {"uid": "uid-1"},
-        "spec": {"containers": [{"name": "proxy"}, {**ENGINE, "env": [{"name": "A", "value": "secret"}]}]},
+        "spec": {
+            "containers": [{"name": "proxy"}, {**ENGINE, "env": [{"name": "A", "value": "secret"}]}]
+        },
     }
     node.pods = {"pod-1": pod, "pod-2": {**pod, "metadata": {"uid": "another"}}}
 
@@ -342,7 +354,9 @@ def test_no_more_than_so_many_starts_are_remembered(monkeypatch: pytest.MonkeyPa
         for _ in range(2):
             reader.follow(KEY, [start(number) for number in range(9)])
             await asyncio.sleep(1)
-            assert sorted(results(reader)) == sorted([WARM] * 5 + [UNKNOWN] * 4), "nobody waits for the last four"
+            assert sorted(results(reader)) == sorted([WARM] * 5 + [UNKNOWN] * 4), (
+                "nobody waits for the last four"
+            )
         assert heard.woken == [KEY]
         for _ in range(2):
             reader.follow(OTHER, [start(9)])
@@ -402,7 +416,9 @@ def test_no_line_of_a_log_is_kept_or_logged(caplog: pytest.LogCaptureFixture) ->
 # --- its place in a reconcile
 
 
-def look(monkeypatch: pytest.MonkeyPatch, reader: Starts | None, wanted: tuple[EngineStart, ...]) -> list[Observed]:
+def look(
+    monkeypatch: pytest.MonkeyPatch, reader: Starts | None, wanted: tuple[EngineStart, ...]
+) -> list[Observed]:
     """One look at a cache, whose decision is that these starts are worth reading; what the decision saw."""
     world, seen = Server(Clock(NOW)), []
     world.create(cache())
@@ -416,7 +432,9 @@ def look(monkeypatch: pytest.MonkeyPatch, reader: Starts | None, wanted: tuple[E
     return seen
 
 
-def test_a_look_sees_what_is_known_and_leaves_the_rest_to_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_sees_what_is_known_and_leaves_the_rest_to_the_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     node = Node()
     reader = Starts(node.log, node.get, lambda key: None)
     [seen] = look(monkeypatch, reader, (start(1),))

@@ -46,7 +46,9 @@ class Woken:
 
 def handle(woken: Woken, handler: str, **told: Any) -> None:
     registry: Any = handlers(woken, woken, woken)  # type: ignore[arg-type]
-    found = next(one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler)
+    found = next(
+        one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler
+    )
     asyncio.run(found(**told))
 
 
@@ -76,7 +78,15 @@ def test_a_consumers_news_is_none_of_the_caches_events_and_always_heard() -> Non
     """Our own status write is kept from waking its key by the cache's version alone."""
     woken = Woken()
     woken.written = "7"
-    obj = {"metadata": {"namespace": "ns", "name": "p", "uid": "u", "resourceVersion": "7", "labels": {CACHE: "demo"}}}
+    obj = {
+        "metadata": {
+            "namespace": "ns",
+            "name": "p",
+            "uid": "u",
+            "resourceVersion": "7",
+            "labels": {CACHE: "demo"},
+        }
+    }
 
     async def watch() -> AsyncIterator[tuple[str, Any]]:
         yield "ADDED", obj
@@ -95,13 +105,18 @@ def test_a_consumers_news_is_none_of_the_caches_events_and_always_heard() -> Non
 
 def test_kopf_watches_no_pods() -> None:
     registry: Any = handlers(Woken(), Woken(), Woken())  # type: ignore[arg-type]
-    watched = {one.selector.any_name or one.selector.plural for one in registry._watching.get_all_handlers()}
+    watched = {
+        one.selector.any_name or one.selector.plural
+        for one in registry._watching.get_all_handlers()
+    }
     assert watched == {"autotunecaches", "jobs", "persistentvolumeclaims"}
 
 
 def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
     woken = Woken()
-    handle(woken, "part", namespace="ns", labels={CACHE: "", "app": "x"})  # valid, and no cache's name
+    handle(
+        woken, "part", namespace="ns", labels={CACHE: "", "app": "x"}
+    )  # valid, and no cache's name
     handle(woken, "part", namespace="ns", labels={CACHE: "demo", "app": "x"})
     assert woken.keys == [Key("ns", "demo")]
 
@@ -121,7 +136,9 @@ def test_jobs_pods_and_claims_are_filtered_by_the_api_server() -> None:
     ("key", "scheme", "token"),
     [("bearer abc", "Bearer", "abc"), ("Bearer abc\n", "Bearer", "abc"), ("", None, None)],
 )
-def test_kopf_reaches_the_same_cluster_as_the_same_identity(key: str, scheme: str | None, token: str | None) -> None:
+def test_kopf_reaches_the_same_cluster_as_the_same_identity(
+    key: str, scheme: str | None, token: str | None
+) -> None:
     config = Configuration(host="https://10.0.0.1:443")
     config.ssl_ca_cert, config.cert_file, config.key_file = "ca.crt", "me.crt", "me.key"
     if key:
@@ -132,6 +149,8 @@ def test_kopf_reaches_the_same_cluster_as_the_same_identity(key: str, scheme: st
     assert (info.scheme, info.token) == (scheme, token)
 
 
-@pytest.mark.parametrize(("stuck", "words"), [(0.0, ""), (DEAD - 1, ""), (DEAD, "the queue has not moved for 60 s")])
+@pytest.mark.parametrize(
+    ("stuck", "words"), [(0.0, ""), (DEAD - 1, ""), (DEAD, "the queue has not moved for 60 s")]
+)
 def test_the_kubelet_is_told_when_the_queue_does_not_move(stuck: float, words: str) -> None:
     assert trouble(Woken(stuck)) == words  # type: ignore[arg-type]

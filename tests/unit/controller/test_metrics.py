@@ -45,7 +45,12 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def look(
-    metrics: ControllerMetrics, before: Object | None, after: Object | None, *pods: Pod, now: float = NOW, **status: Any
+    metrics: ControllerMetrics,
+    before: Object | None,
+    after: Object | None,
+    *pods: Pod,
+    now: float = NOW,
+    **status: Any,
 ) -> None:
     """One run, which read a record as `before` and wrote it as `after`; None: there was none."""
     read = cache({"bundles": [before] if before else []})
@@ -68,7 +73,9 @@ def failed(reason: str = "EngineFailed", attempt: int = 1, state: str = names.PE
 
 def pod(number: int = 1, gpus: int = 4, started: float = NOW - 120) -> Pod:
     made = Pod(BUNDLE, number).but(status={"startTime": stamp(started)})
-    made.object["spec"]["initContainers"][-1]["resources"] = {"limits": {"nvidia.com/gpu": str(gpus)}}
+    made.object["spec"]["initContainers"][-1]["resources"] = {
+        "limits": {"nvidia.com/gpu": str(gpus)}
+    }
     return made
 
 
@@ -78,7 +85,10 @@ def reported(number: int = 1, by: str = "seal") -> Pod:
 
 
 def attempts(metrics: ControllerMetrics) -> dict[str, float]:
-    return {dict(labels)["reason"]: number for labels, number in samples(metrics, "pretune_attempts_total").items()}
+    return {
+        dict(labels)["reason"]: number
+        for labels, number in samples(metrics, "pretune_attempts_total").items()
+    }
 
 
 # --- attempts
@@ -119,7 +129,9 @@ def test_a_bundle_that_was_found_by_an_attempt_took_no_time_to_tune() -> None:
         ("wanted again", record(BUNDLE, names.RETIRED)),
     ],
 )
-def test_a_bundle_that_no_attempt_of_this_run_made_is_no_attempt(case: str, before: Object | None) -> None:
+def test_a_bundle_that_no_attempt_of_this_run_made_is_no_attempt(
+    case: str, before: Object | None
+) -> None:
     metrics = ControllerMetrics()
     lingering = [reported(1)] if before and before["attempts"] else []
     look(metrics, before, sealed(attempts=before["attempts"] if before else 0), *lingering)
@@ -142,15 +154,25 @@ def test_each_failed_attempt_counts_once_by_its_reason() -> None:
     ("case", "pods", "spent"),
     [
         ("it still runs", [pod(started=NOW - 120)], 120 * 4),
-        ("it has ended", [pod(started=NOW - 120).ended(ENGINE, 1).but(status={"phase": "Failed"})], 115 * 4),
-        ("a container of it has ended", [pod(started=NOW - 120).ended(names.CHECK_CONTAINER)], 120 * 4),
+        (
+            "it has ended",
+            [pod(started=NOW - 120).ended(ENGINE, 1).but(status={"phase": "Failed"})],
+            115 * 4,
+        ),
+        (
+            "a container of it has ended",
+            [pod(started=NOW - 120).ended(names.CHECK_CONTAINER)],
+            120 * 4,
+        ),
         ("it never had a node", [Pod(BUNDLE)], 0),
         ("its pod is gone", [], 0),
         ("another attempt's pod", [pod(number=2)], 0),
         ("evicted, and made again", [pod(started=NOW - 120), pod(started=NOW - 20)], 140 * 4),
     ],
 )
-def test_a_failed_attempt_took_its_pods_gpus_from_start_to_end(case: str, pods: list[Pod], spent: float) -> None:
+def test_a_failed_attempt_took_its_pods_gpus_from_start_to_end(
+    case: str, pods: list[Pod], spent: float
+) -> None:
     metrics = ControllerMetrics()
     look(metrics, tuning(), failed(), *pods)
     assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == spent, case
@@ -159,10 +181,20 @@ def test_a_failed_attempt_took_its_pods_gpus_from_start_to_end(case: str, pods: 
 @pytest.mark.parametrize(
     ("case", "before", "after", "expected"),
     [
-        ("nothing wants it any more", tuning(), record(BUNDLE, names.PENDING, reason="Superseded"), True),
+        (
+            "nothing wants it any more",
+            tuning(),
+            record(BUNDLE, names.PENDING, reason="Superseded"),
+            True,
+        ),
         ("its record goes then", record(BUNDLE, names.PENDING, reason="Superseded"), None, False),
         ("its record goes at once", tuning(), None, True),
-        ("its place has changed", tuning(), record(BUNDLE, names.PENDING, attempts=0, reason="Inspecting"), True),
+        (
+            "its place has changed",
+            tuning(),
+            record(BUNDLE, names.PENDING, attempts=0, reason="Inspecting"),
+            True,
+        ),
         ("it was sealed long ago", sealed(), None, False),
         ("it had failed", failed(), None, False),
         ("it goes on", tuning(), tuning(message="later"), False),
@@ -193,12 +225,16 @@ def test_a_caches_bundles_and_consumers_are_told_as_its_status_has_them() -> Non
     metrics = ControllerMetrics()
     consumers = {"seeded": 6, "cold": 1, "held": 2, "stale": 0, "ready": 5}
     look(metrics, None, sealed(), consumers=consumers)
-    assert {dict(labels)["state"]: number for labels, number in samples(metrics, "pretune_bundles").items()} == {
+    assert {
+        dict(labels)["state"]: number
+        for labels, number in samples(metrics, "pretune_bundles").items()
+    } == {
         **dict.fromkeys(names.STATES, 0.0),
         "Sealed": 1.0,
     }
     assert {
-        dict(labels)["state"]: number for labels, number in samples(metrics, "pretune_consumers").items()
+        dict(labels)["state"]: number
+        for labels, number in samples(metrics, "pretune_consumers").items()
     } == consumers
     assert value(metrics, "pretune_held_pods", **HERE) == 2
     look(metrics, sealed(), None)
@@ -230,7 +266,11 @@ def test_a_cache_that_is_being_deleted_keeps_its_series_until_it_is_gone() -> No
 
 def test_releases_and_rescues_are_counted_of_what_was_carried_out() -> None:
     metrics = ControllerMetrics()
-    target = {"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "n", "name": "p", "uid": "u"}}
+    target = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": "n", "name": "p", "uid": "u"},
+    }
     after = (
         Delete("delete Pod p", target),
         Delete("delete Job j", {**target, "kind": "Job"}),
@@ -251,7 +291,10 @@ def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_d
     """A conflict, then a release that the API server refuses, then all goes well: one attempt, one hold."""
     metrics, world = ControllerMetrics(), Server(Clock(NOW))
     world.create(cache({"bundles": [tuning()]}))
-    gate = {"metadata": {"namespace": KEY.namespace, "name": "p"}, "spec": {"schedulingGates": [{"name": names.HOLD}]}}
+    gate = {
+        "metadata": {"namespace": KEY.namespace, "name": "p"},
+        "spec": {"schedulingGates": [{"name": names.HOLD}]},
+    }
     waiting = world.create({"apiVersion": "v1", "kind": "Pod", **gate})
     plan = Plan(
         status={"bundles": [failed()]},
@@ -276,7 +319,11 @@ def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_d
     monkeypatch.setattr(pretune.controller.reconcile, "decide", decide)
 
     def run() -> None:
-        asyncio.run(pretune.controller.reconcile.reconcile(KEY, Client(world), SETTINGS, world.clock, metrics))
+        asyncio.run(
+            pretune.controller.reconcile.reconcile(
+                KEY, Client(world), SETTINGS, world.clock, metrics
+            )
+        )
 
     with pytest.raises(ApiError, match="webhook failed"):
         run()
@@ -308,7 +355,9 @@ async def test_a_look_is_timed_however_it_ends() -> None:
 
 def test_what_the_process_knows_is_asked_for_when_somebody_looks() -> None:
     state = {"depth": 3, "stuck": 0.5, "leader": False}
-    metrics = ControllerMetrics(lambda: state["depth"], lambda: state["stuck"], lambda: bool(state["leader"]))
+    metrics = ControllerMetrics(
+        lambda: state["depth"], lambda: state["stuck"], lambda: bool(state["leader"])
+    )
     names = ("pretune_queue_depth", "pretune_queue_stuck_seconds", "pretune_leader")
     assert [value(metrics, name) for name in names] == [3, 0.5, 0]
     state |= {"depth": 0, "leader": True}
@@ -324,7 +373,13 @@ def test_starts_are_counted_by_what_their_logs_say_and_forgotten_with_their_cach
     for result in ("warm", "warm", "tuned"):
         metrics.start(KEY, result)
     metrics.unread("Forbidden")
-    look(metrics, None, sealed(), consumers={"warm": 2, "partial": 0, "tuned": 1}, gpuSecondsSaved=640)
+    look(
+        metrics,
+        None,
+        sealed(),
+        consumers={"warm": 2, "partial": 0, "tuned": 1},
+        gpuSecondsSaved=640,
+    )
     assert value(metrics, "pretune_starts_total", **HERE, result="warm") == 2
     assert value(metrics, "pretune_consumers", **HERE, state="tuned") == 1
     assert value(metrics, "pretune_gpu_seconds_saved", **HERE) == 640
@@ -377,7 +432,9 @@ def rows(text: str) -> set[tuple[str, str, tuple[str, ...]]]:
 def declared(metrics: Metrics) -> dict[tuple[str, str, tuple[str, ...]], str]:
     """The same of the metrics themselves, and their help texts."""
     found = {}
-    for one in metrics.registry._collector_to_names:  # the metrics, whether they have samples or not
+    for (
+        one
+    ) in metrics.registry._collector_to_names:  # the metrics, whether they have samples or not
         if hasattr(one, "_labelnames"):
             ending = "_total" if one._type == "counter" else ""
             found[(f"{one._name}{ending}", one._type, tuple(one._labelnames))] = one._documentation
@@ -387,7 +444,9 @@ def declared(metrics: Metrics) -> dict[tuple[str, str, tuple[str, ...]], str]:
 def test_every_metric_has_a_help_text_and_stands_in_the_document_with_kind_and_labels() -> None:
     controller, webhook = declared(ControllerMetrics()), declared(WebhookMetrics())
     assert len(controller) > 10 and len(webhook) >= 5
-    assert all(text.endswith(".") and len(text) > 20 for text in [*controller.values(), *webhook.values()])
+    assert all(
+        text.endswith(".") and len(text) > 20 for text in [*controller.values(), *webhook.values()]
+    )
     first, second = DOCUMENT.read_text().split("## Webhook")
     assert rows(first) == set(controller)
     assert rows(second) == set(webhook)
@@ -397,7 +456,15 @@ def test_the_document_names_every_value_of_a_label_that_is_ours() -> None:
     text = DOCUMENT.read_text()
     assert all(
         f"`{one}`" in text
-        for one in (*names.STATES, *CONSUMERS, "Found", "Superseded", "Skipped", "ReadOnly", "Overlay")
+        for one in (
+            *names.STATES,
+            *CONSUMERS,
+            "Found",
+            "Superseded",
+            "Skipped",
+            "ReadOnly",
+            "Overlay",
+        )
     )
     assert {"Sealed", "TimedOut", "Failed"} <= {cause for cause, _, _ in CHECKS}
 

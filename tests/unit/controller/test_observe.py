@@ -33,12 +33,18 @@ class Forbidding(Client):
 
     async def list(self, api_version: str, kind: str, namespace: str, **how: Any) -> list[Object]:
         found = await super().list(api_version, kind, namespace, **how)
-        self.calls[-1] = " ".join([self.calls[-1], *(how[part] for part in ("labels", "fields") if how.get(part))])
+        self.calls[-1] = " ".join(
+            [self.calls[-1], *(how[part] for part in ("labels", "fields") if how.get(part))]
+        )
         return found
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         if kind in self.forbidden:
-            raise ApiError(403, "Forbidden", f'{kind.lower()}s "{name}" is forbidden: User "pretune" cannot get it')
+            raise ApiError(
+                403,
+                "Forbidden",
+                f'{kind.lower()}s "{name}" is forbidden: User "pretune" cannot get it',
+            )
         return await super().get(api_version, kind, namespace, name)
 
 
@@ -52,7 +58,9 @@ def server(*objects: Object) -> Server:
     return world
 
 
-def look(world: Server, forbidden: tuple[str, ...] = (), now: float = NOW) -> tuple[Observed, list[str]]:
+def look(
+    world: Server, forbidden: tuple[str, ...] = (), now: float = NOW
+) -> tuple[Observed, list[str]]:
     """What is seen, and the calls that it took."""
     client = Forbidding(world)
     client.forbidden = forbidden
@@ -64,7 +72,12 @@ def deployment(**more: Any) -> Object:
 
 
 def workload(kind: str, spec: Object, api_version: str = "apps/v1") -> Object:
-    return {"apiVersion": api_version, "kind": kind, "metadata": {"namespace": NS, "name": "qwen3"}, "spec": spec}
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {"namespace": NS, "name": "qwen3"},
+        "spec": spec,
+    }
 
 
 def refers_to(kind: str, api_version: str = "apps/v1") -> Object:
@@ -74,17 +87,31 @@ def refers_to(kind: str, api_version: str = "apps/v1") -> Object:
 def pod(name: str, *, labels: Object | None = None, **spec: Any) -> Object:
     meta = {"namespace": NS, "name": name, "labels": labels or {}}
     containers = [{"name": "vllm", "image": "x", "env": [{"name": "TOKEN", "value": SECRET}]}]
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": containers, **spec}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": meta,
+        "spec": {"containers": containers, **spec},
+    }
 
 
 def config_map(name: str) -> Object:
     meta = {"namespace": NS, "name": name, "labels": {names.ROLE: "agent"}}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "binaryData": {"agent.pyz": "AAAA"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": meta,
+        "binaryData": {"agent.pyz": "AAAA"},
+    }
 
 
 def mounting(name: str, claim_name: str = "", config: str = "") -> Object:
-    volumes = [{"name": "c", "persistentVolumeClaim": {"claimName": claim_name}}] if claim_name else []
-    return pod(name, volumes=volumes + ([{"name": "a", "configMap": {"name": config}}] if config else []))
+    volumes = (
+        [{"name": "c", "persistentVolumeClaim": {"claimName": claim_name}}] if claim_name else []
+    )
+    return pod(
+        name, volumes=volumes + ([{"name": "a", "configMap": {"name": config}}] if config else [])
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +147,10 @@ def mounting(name: str, claim_name: str = "", config: str = "") -> Object:
             [deployment()],
             ("Deployment",),
             "SourceForbidden",
-            ["Deployment inference/qwen3", 'deployments "qwen3" is forbidden: User "pretune" cannot get it'],
+            [
+                "Deployment inference/qwen3",
+                'deployments "qwen3" is forbidden: User "pretune" cannot get it',
+            ],
         ),
         (
             "a template without containers",
@@ -134,7 +164,12 @@ def mounting(name: str, claim_name: str = "", config: str = "") -> Object:
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
 )
 def test_a_source_that_cannot_be_had_is_refused_by_name(
-    case: str, the_cache: Object, objects: list[Object], forbidden: tuple[str, ...], reason: str, words: list[str]
+    case: str,
+    the_cache: Object,
+    objects: list[Object],
+    forbidden: tuple[str, ...],
+    reason: str,
+    words: list[str],
 ) -> None:
     source = look(server(the_cache, *objects), forbidden)[0].source
     assert isinstance(source, Refused)
@@ -169,7 +204,9 @@ def test_pods_of_ours_and_consumers_are_told_apart_by_the_role() -> None:
     seen = look(server(cache(), claim(), tuning, consumer, stranger))[0]
     assert [one["metadata"]["name"] for one in seen.pods] == ["pod"]
     assert [one["metadata"]["name"] for one in seen.consumers] == ["serving-1"]
-    assert seen.pods[0]["status"]["initContainerStatuses"] == tuning["status"]["initContainerStatuses"]
+    assert (
+        seen.pods[0]["status"]["initContainerStatuses"] == tuning["status"]["initContainerStatuses"]
+    )
     assert [one["name"] for one in seen.pods[0]["spec"]["initContainers"]][-1] == "vllm"
 
 
@@ -201,8 +238,16 @@ def test_an_object_is_seen_with_its_kind_and_without_managed_fields() -> None:
         assert "managedFields" not in one["metadata"]
 
 
-PENDING = {**claim(), "spec": {**claim()["spec"], "storageClassName": "slow"}, "status": {"phase": "Pending"}}
-CLASS = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"namespace": "", "name": "slow"}}
+PENDING = {
+    **claim(),
+    "spec": {**claim()["spec"], "storageClassName": "slow"},
+    "status": {"phase": "Pending"},
+}
+CLASS = {
+    "apiVersion": "storage.k8s.io/v1",
+    "kind": "StorageClass",
+    "metadata": {"namespace": "", "name": "slow"},
+}
 
 
 def event(about: Object, message: str) -> Object:
@@ -252,7 +297,9 @@ def test_a_job_is_asked_why_it_has_no_pod(
         world.create(one.but(ownerReferences=[owner]).object)
     world.create(event(made, "exceeded quota"))
     events = look(world, now=NOW + age)[0].job_events
-    assert ([one["message"] for one in events.get(made["metadata"]["uid"], ())] == ["exceeded quota"]) == asked
+    assert (
+        [one["message"] for one in events.get(made["metadata"]["uid"], ())] == ["exceeded quota"]
+    ) == asked
 
 
 MINE, ANYBODYS = f"list Pod {CACHE}={KEY.name}", "list Pod"
@@ -260,14 +307,18 @@ MINE, ANYBODYS = f"list Pod {CACHE}={KEY.name}", "list Pod"
 
 def test_every_pod_of_the_namespace_is_read_only_where_an_old_agent_could_go() -> None:
     current = agent()[0]
-    world = server(cache(), claim(), config_map(current), mounting("serving", config="pretune-agent-old"))
+    world = server(
+        cache(), claim(), config_map(current), mounting("serving", config="pretune-agent-old")
+    )
     seen, calls = look(world)
     assert [one["metadata"]["name"] for one in seen.agents] == [current]
     assert MINE in calls and ANYBODYS not in calls
     world.create(config_map("pretune-agent-old"))
     seen, calls = look(world)
     assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS in calls
-    world.create({**mounting("mine", config="pretune-agent-old"), "metadata": labelled("mine", KEY.name)})
+    world.create(
+        {**mounting("mine", config="pretune-agent-old"), "metadata": labelled("mine", KEY.name)}
+    )
     seen, calls = look(world)
     assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS not in calls
 
@@ -279,7 +330,11 @@ def test_no_byte_of_an_agent_is_read() -> None:
 
 def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_it() -> None:
     done = mounting("done", claim_name="pretune-qwen3")
-    world = server(claim(), {**done, "status": {"phase": "Succeeded"}}, mounting("other", claim_name="pretune-else"))
+    world = server(
+        claim(),
+        {**done, "status": {"phase": "Succeeded"}},
+        mounting("other", claim_name="pretune-else"),
+    )
     seen = look(world)[0]
     assert seen.cache is None and seen.claim is not None
     assert seen.claim_users == {"done"}
@@ -289,7 +344,9 @@ def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_
 def test_without_its_cache_agents_are_kept_for_the_others_of_the_namespace() -> None:
     other = cache()
     other["metadata"]["name"] = "other"
-    seen = look(server(other, config_map("pretune-agent-old"), mounting("p", config="pretune-agent-old")))[0]
+    seen = look(
+        server(other, config_map("pretune-agent-old"), mounting("p", config="pretune-agent-old"))
+    )[0]
     assert seen.namespace_has_caches and seen.agents_named == {"pretune-agent-old"}
 
 
@@ -300,7 +357,9 @@ def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(oth
     around = [other, config_map(agent()[0])] if others else []
     seen, calls = look(server(*around, pod("p", labels={names.CACHE: KEY.name})))
     assert seen.cache is None and seen.claim is None and seen.held == ()
-    assert [one for one in calls if "list Pod" in one] == [f"list Pod {CACHE}={KEY.name},!{ROLE} status.phase=Pending"]
+    assert [one for one in calls if "list Pod" in one] == [
+        f"list Pod {CACHE}={KEY.name},!{ROLE} status.phase=Pending"
+    ]
     assert not [one for one in calls if "list Event" in one]
 
 
@@ -310,7 +369,10 @@ def test_the_last_cache_gone_the_current_agent_is_kept_for_the_pods_that_name_it
 
 
 def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
-    gates, labels = {"schedulingGates": [{"name": "kueue"}, {"name": names.HOLD}]}, {names.CACHE: KEY.name}
+    gates, labels = (
+        {"schedulingGates": [{"name": "kueue"}, {"name": names.HOLD}]},
+        {names.CACHE: KEY.name},
+    )
     seen = look(
         server(
             pod("held", labels=labels, **gates),
@@ -325,15 +387,26 @@ def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
     assert SECRET not in json.dumps(seen.held)
 
 
-def test_without_its_cache_pods_with_a_bundle_that_do_not_start_are_seen_with_their_events() -> None:
+def test_without_its_cache_pods_with_a_bundle_that_do_not_start_are_seen_with_their_events() -> (
+    None
+):
     stuck = pod("stuck", labels={names.CACHE: KEY.name}, nodeName="n")
     stuck["metadata"]["annotations"] = {names.BUNDLE: "3f9c2a7be1d0-b200"}
-    stuck["status"] = {"phase": "Pending", "conditions": [{"type": "PodReadyToStartContainers", "status": "False"}]}
+    stuck["status"] = {
+        "phase": "Pending",
+        "conditions": [{"type": "PodReadyToStartContainers", "status": "False"}],
+    }
     world = server(stuck)
     uid = world.get("v1", "Pod", NS, "stuck")["metadata"]["uid"]
     meta = {"namespace": NS, "name": "e"}
     world.create(
-        {"apiVersion": "v1", "kind": "Event", "metadata": meta, "involvedObject": {"uid": uid}, "reason": "FailedMount"}
+        {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": meta,
+            "involvedObject": {"uid": uid},
+            "reason": "FailedMount",
+        }
     )
     seen = look(world, now=NOW + 100)[0]
     assert [one["metadata"]["name"] for one in seen.consumers] == ["stuck"]
@@ -354,18 +427,35 @@ def labelled(name: str, the_cache: str) -> Object:
 
 def rollout(world: Server, name: str = "a", **engine: Any) -> Object:
     """A ReplicaSet without a Deployment."""
-    meta = {"namespace": NS, "name": name, "annotations": {"deployment.kubernetes.io/revision": "2"}}
+    meta = {
+        "namespace": NS,
+        "name": name,
+        "annotations": {"deployment.kubernetes.io/revision": "2"},
+    }
     spec = {"template": template(**engine)}
-    return world.create({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec})
+    return world.create(
+        {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec}
+    )
 
 
-def consumer(world: Server, name: str, owner: Object | None, status: Object | None = None, **meta: Any) -> Object:
+def consumer(
+    world: Server, name: str, owner: Object | None, status: Object | None = None, **meta: Any
+) -> Object:
     if owner is not None:
-        ref = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"]}
+        ref = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": owner["metadata"]["name"],
+        }
         meta["ownerReferences"] = [{**ref, "uid": owner["metadata"]["uid"], "controller": True}]
     spec = pod(name)["spec"]
     spec["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
-    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {**labelled(name, KEY.name), **meta}, "spec": spec}
+    made = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**labelled(name, KEY.name), **meta},
+        "spec": spec,
+    }
     made = world.create(made)
     return world.patch(made, {"status": status}, status=True) if status else made
 
@@ -379,11 +469,16 @@ def test_an_origin_is_read_once_however_many_pods_it_has() -> None:
         for number in range(3):
             consumer(world, f"{owner['metadata']['name']}-{number}", owner, RUNS)
     seen, calls = look(world)
-    assert {name: one.template["spec"]["containers"][0]["image"] for name, one in seen.origins.items()} == {  # type: ignore[index]
+    assert {
+        name: one.template["spec"]["containers"][0]["image"] for name, one in seen.origins.items()
+    } == {  # type: ignore[index]
         "ReplicaSet/a": "vllm:1",
         "ReplicaSet/b": "vllm:2",
     }
-    assert sorted(one for one in calls if "ReplicaSet" in one) == ["get ReplicaSet a", "get ReplicaSet b"]
+    assert sorted(one for one in calls if "ReplicaSet" in one) == [
+        "get ReplicaSet a",
+        "get ReplicaSet b",
+    ]
 
 
 def test_nobody_asks_where_pods_came_from_that_have_ended_or_are_ending() -> None:
@@ -391,7 +486,9 @@ def test_nobody_asks_where_pods_came_from_that_have_ended_or_are_ending() -> Non
     consumer(world, "done", rollout(world, "a"), {"phase": "Succeeded"})
     consumer(world, "failed", rollout(world, "b"), {"phase": "Failed"})
     leaving = consumer(world, "leaving", rollout(world, "c"), RUNS)
-    world.objects["v1", "Pod", NS, leaving["metadata"]["name"]]["metadata"]["deletionTimestamp"] = stamp(NOW)
+    world.objects["v1", "Pod", NS, leaving["metadata"]["name"]]["metadata"]["deletionTimestamp"] = (
+        stamp(NOW)
+    )
     seen, calls = look(world)
     assert len(seen.consumers) == 3
     assert seen.origins == {} and seen.examples == {}
@@ -406,7 +503,9 @@ def test_an_owner_that_cannot_be_read_is_refused_in_its_place() -> None:
 
 
 @pytest.mark.parametrize(("ref", "read"), [("Deployment", False), ("ReplicaSet", True), ("", True)])
-def test_the_workload_above_is_read_for_advice_unless_the_source_is_it(ref: str, read: bool) -> None:
+def test_the_workload_above_is_read_for_advice_unless_the_source_is_it(
+    ref: str, read: bool
+) -> None:
     source = {"workloadRef": {"apiVersion": "apps/v1", "kind": ref, "name": "a"}} if ref else None
     world = server(cache(source=source), claim())
     consumer(world, "a-1", rollout(world), RUNS)
@@ -415,7 +514,9 @@ def test_the_workload_above_is_read_for_advice_unless_the_source_is_it(ref: str,
 
 
 def test_the_sources_workload_is_seen_without_its_template() -> None:
-    the_deployment = workload("Deployment", {"template": template(), "progressDeadlineSeconds": 600})
+    the_deployment = workload(
+        "Deployment", {"template": template(), "progressDeadlineSeconds": 600}
+    )
     seen = look(server(refers_to("Deployment"), the_deployment))[0].source_workload
     assert seen is not None and seen["spec"] == {"progressDeadlineSeconds": 600}
     assert look(server(cache()))[0].source_workload is None
@@ -429,7 +530,9 @@ def test_a_sources_workload_without_a_template_is_seen_nevertheless() -> None:
 def tuned(*templates: Object, state: str = names.SEALED, **spec: Any) -> Object:
     """The status that says so."""
     of = Spec.of(cache(**spec))
-    ids = [identity.inputs(one, of, target).bundle_id() for one in templates for target in of.targets]
+    ids = [
+        identity.inputs(one, of, target).bundle_id() for one in templates for target in of.targets
+    ]
     return {"bundles": [{"id": one, "state": state} for one in ids]}
 
 
@@ -453,7 +556,9 @@ TWO = [{"name": "a", "nodeSelector": {"gpu": "a"}}, {"name": "b", "nodeSelector"
 def test_a_whole_pod_and_the_claims_of_its_template_are_read_only_while_a_bundle_of_it_is_not_sealed(
     case: str, status: Object | None, spec: Object, read: bool
 ) -> None:
-    world = server(cache(status, source=None, **spec), claim(), claim(name="models", modes=("ReadOnlyMany",)))
+    world = server(
+        cache(status, source=None, **spec), claim(), claim(name="models", modes=("ReadOnlyMany",))
+    )
     owner = rollout(world)
     volumes = [{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}]
     world.patch(owner, {"spec": {"template": {"spec": {"volumes": volumes}}}})
@@ -485,7 +590,11 @@ def test_a_pod_that_is_gone_by_now_or_another_one_is_no_example() -> None:
 
     async def get(api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         found = world.get(api_version, kind, namespace, name)
-        return {**found, "metadata": {**found["metadata"], "uid": "another"}} if found and kind == "Pod" else found
+        return (
+            {**found, "metadata": {**found["metadata"], "uid": "another"}}
+            if found and kind == "Pod"
+            else found
+        )
 
     client.get = get  # type: ignore[method-assign]
     assert asyncio.run(observe(KEY, client, SETTINGS, NOW)).examples == {}
@@ -563,7 +672,10 @@ def test_a_consumer_is_cut_down_to_what_is_decided_on() -> None:
     assert cut["spec"] == {
         **{name: WHOLE["spec"][name] for name in ("nodeName", "nodeSelector", "schedulingGates")},
         "volumes": [
-            {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}},
+            {
+                "name": "pretune-claim",
+                "persistentVolumeClaim": {"claimName": "c", "readOnly": True},
+            },
             {"name": "pretune-agent", "configMap": {"name": "pretune-agent-0"}},
             {"name": "scratch", "ephemeral": {}},
         ],
@@ -633,7 +745,11 @@ def test_the_events_of_claims_jobs_and_pods_are_not_mixed_up() -> None:
     seen = look(world, now=NOW + 61)[0]
     assert [one["message"] for one in seen.claim_events] == ["claim"]
     for number, one in enumerate(jobs):
-        assert [said["message"] for said in seen.job_events[one["metadata"]["uid"]]] == [f"job-{number}"]
+        assert [said["message"] for said in seen.job_events[one["metadata"]["uid"]]] == [
+            f"job-{number}"
+        ]
     for number, one in enumerate(seen.consumers):
-        assert [said["message"] for said in seen.pod_events[one["metadata"]["uid"]]] == [f"unmounted-{number}"]
+        assert [said["message"] for said in seen.pod_events[one["metadata"]["uid"]]] == [
+            f"unmounted-{number}"
+        ]
     assert len(seen.job_events) == len(seen.pod_events) == 2

@@ -57,13 +57,20 @@ def act(world: Server, *actions: Action) -> dict[str, Outcome]:
     return asyncio.run(carry_out(KEY, actions, Client(world)))
 
 
-def play(world: Server, decide: Decide, monkeypatch: pytest.MonkeyPatch, client: Client | None = None) -> Any:
+def play(
+    world: Server, decide: Decide, monkeypatch: pytest.MonkeyPatch, client: Client | None = None
+) -> Any:
     monkeypatch.setattr(pretune.controller.reconcile, "decide", decide)
     return asyncio.run(reconcile(KEY, client or Client(world), SETTINGS, world.clock))
 
 
 def status_of(world: Server) -> Object:
-    return world.objects["pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name].get("status") or {}
+    return (
+        world.objects["pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name].get(
+            "status"
+        )
+        or {}
+    )
 
 
 # --- actions
@@ -101,11 +108,16 @@ def test_any_other_answer_is_an_error(world: Server, code: int) -> None:
 
 
 def reference(obj: Object, uid: str) -> Object:
-    return {**{name: obj[name] for name in ("apiVersion", "kind")}, "metadata": {**obj["metadata"], "uid": uid}}
+    return {
+        **{name: obj[name] for name in ("apiVersion", "kind")},
+        "metadata": {**obj["metadata"], "uid": uid},
+    }
 
 
 @pytest.mark.parametrize("action", [Patch, Delete])
-def test_another_object_of_the_same_name_is_neither_changed_nor_deleted(world: Server, action: type[Action]) -> None:
+def test_another_object_of_the_same_name_is_neither_changed_nor_deleted(
+    world: Server, action: type[Action]
+) -> None:
     made = world.create(JOB)
     before = len(world.writes)
     more = {"patch": {"spec": {"activeDeadlineSeconds": 1}}} if action is Patch else {}
@@ -126,18 +138,26 @@ def test_what_is_gone_already_needs_nothing(world: Server, action: Action) -> No
 def gated(world: Server, name: str) -> Object:
     gates = [{"name": "kueue.x-k8s.io/admission"}, {"name": HOLD}]
     meta = {"namespace": KEY.namespace, "name": name}
-    return world.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"schedulingGates": gates}})
+    return world.create(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"schedulingGates": gates}}
+    )
 
 
 def released(pod: Object) -> Patch:
     return Patch(
-        f"release Pod {pod['metadata']['name']}", reference(pod, pod["metadata"]["uid"]), release(), strategic=True
+        f"release Pod {pod['metadata']['name']}",
+        reference(pod, pod["metadata"]["uid"]),
+        release(),
+        strategic=True,
     )
 
 
 def gates(world: Server) -> dict[str, list[str]]:
     found = world.list("v1", "Pod", KEY.namespace)
-    return {one["metadata"]["name"]: [gate["name"] for gate in one["spec"]["schedulingGates"]] for one in found}
+    return {
+        one["metadata"]["name"]: [gate["name"] for gate in one["spec"]["schedulingGates"]]
+        for one in found
+    }
 
 
 KUEUES = ["kueue.x-k8s.io/admission"]
@@ -163,7 +183,9 @@ def test_pods_that_are_gone_or_others_by_now_are_no_error(world: Server) -> None
 
 
 @pytest.mark.parametrize("code", [403, 422, 429, 500, 503])
-def test_a_pod_that_is_refused_holds_up_no_other(world: Server, code: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pod_that_is_refused_holds_up_no_other(
+    world: Server, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
     pods = [gated(world, f"p{n}") for n in range(40)]
 
     def admit(verb: str, obj: Object) -> None:
@@ -250,7 +272,10 @@ def test_a_release_is_told_though_what_else_comes_after_the_status_fails(
             raise ApiError(503, "", "try again")
 
     world.admission.append(admit)
-    after = Patch("end Job", reference(JOB, made["metadata"]["uid"]), {"spec": {"suspend": True}}), released(pod)
+    after = (
+        Patch("end Job", reference(JOB, made["metadata"]["uid"]), {"spec": {"suspend": True}}),
+        released(pod),
+    )
     plan = Plan(status={"n": 1}, after=after, events=(Event("Released", "1 pod"),))
     with pytest.raises(ApiError, match="try again"):
         play(world, lambda seen, now: plan, monkeypatch)
@@ -258,7 +283,9 @@ def test_a_release_is_told_though_what_else_comes_after_the_status_fails(
 
 
 @pytest.mark.parametrize(
-    ("code", "looks"), [(403, 1), (409, 3), (422, 1), (503, 1)], ids=["refused", "conflict", "invalid", "busy"]
+    ("code", "looks"),
+    [(403, 1), (409, 3), (422, 1), (503, 1)],
+    ids=["refused", "conflict", "invalid", "busy"],
 )
 def test_a_status_that_cannot_be_written_holds_nobody_and_ends_nothing(
     world: Server, monkeypatch: pytest.MonkeyPatch, code: int, looks: int
@@ -306,8 +333,17 @@ def test_a_release_that_fails_beside_a_status_that_is_never_written_is_an_error(
 
 def aged(world: Server, name: str, age: float, cache: str = KEY.name) -> None:
     meta = {"namespace": KEY.namespace, "name": name, "labels": {CACHE: cache}}
-    world.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"schedulingGates": [{"name": HOLD}]}})
-    world.objects["v1", "Pod", KEY.namespace, name]["metadata"]["creationTimestamp"] = stamp(NOW - age)
+    world.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": meta,
+            "spec": {"schedulingGates": [{"name": HOLD}]},
+        }
+    )
+    world.objects["v1", "Pod", KEY.namespace, name]["metadata"]["creationTimestamp"] = stamp(
+        NOW - age
+    )
 
 
 def let_go(world: Server) -> set[str]:
@@ -369,7 +405,10 @@ async def hanging() -> None:
 def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(
     world: Server, answer: Callable[[], Awaitable[None]], error: type[Exception], said: str
 ) -> None:
-    source = {"template": None, "workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}}
+    source = {
+        "template": None,
+        "workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"},
+    }
     world.patch(cache_ref(), {"spec": {"source": source}})
     aged(world, "held", 3601)
     client = Client(world)
@@ -398,7 +437,9 @@ def test_pods_that_cannot_be_let_go_either_are_no_event_and_cost_little_time(
     assert world.events == [] and let_go(world) == set()
 
 
-def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_ends_them(world: Server) -> None:
+def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_ends_them(
+    world: Server,
+) -> None:
     client = Client(world)
 
     async def silent(*_: Any, **more: Any) -> Any:
@@ -415,7 +456,9 @@ def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_end
     assert virtual.run(story()) == LOOK + LET_GO < LIMIT
 
 
-def test_the_first_error_is_told_whatever_else_fails(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_error_is_told_whatever_else_fails(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refused(key: Key, cluster: Cluster) -> tuple[Object, ...]:
         raise ApiError(503, "", "try again")
 
@@ -427,20 +470,35 @@ def test_the_first_error_is_told_whatever_else_fails(world: Server, monkeypatch:
 # --- pods that no look finds any more
 
 
-def stray(world: Server, name: str, namespace: str = KEY.namespace, node: str = "", **labels: str) -> None:
+def stray(
+    world: Server, name: str, namespace: str = KEY.namespace, node: str = "", **labels: str
+) -> None:
     meta = {"namespace": namespace, "name": name, "labels": labels}
     spec = {
         "schedulingGates": [*({"name": one} for one in KUEUES), {"name": HOLD}],
         **({"nodeName": node} if node else {}),
     }
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec, "status": {"phase": "Pending"}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": meta,
+        "spec": spec,
+        "status": {"phase": "Pending"},
+    }
     world.create(pod)
     world.patch(pod, {"status": pod["status"]}, status=True)
 
 
-def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no_other(world: Server) -> None:
+def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no_other(
+    world: Server,
+) -> None:
     parts = {CACHE: "qwen3", ROLE: "tuning"}
-    for name, labels in {"bare": {}, "empty": {CACHE: ""}, "part": parts, "held": {CACHE: "qwen3"}}.items():
+    for name, labels in {
+        "bare": {},
+        "empty": {CACHE: ""},
+        "part": parts,
+        "held": {CACHE: "qwen3"},
+    }.items():
         stray(world, name, **labels)
     stray(world, "bare", "another")
     for name in ("bare", "empty", "part", "held", "gone"):
@@ -448,9 +506,13 @@ def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no
         asyncio.run(free(Client(world), KEY.namespace, name))
         expected = {name: KUEUES} if name in before and name != "held" else {}
         assert gates(world) == {**before, **expected}
-    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [2]
+    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [
+        2
+    ]
     asyncio.run(free(Client(world)))
-    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [1]
+    assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [
+        1
+    ]
     assert gates(world)["held"] == [*KUEUES, HOLD]
 
 
@@ -464,12 +526,17 @@ def test_a_pod_that_cannot_be_freed_is_an_error_so_that_it_is_tried_again(world:
 # --- the story
 
 
-def test_a_refusal_is_decided_on_in_the_same_run(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_decided_on_in_the_same_run(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refuse(world, "Job", 403)
 
     def decide(seen: Observed, now: float) -> Plan:
         said = seen.outcomes.get("create Job")
-        return Plan(actions=(Create("create Job", JOB),), status={"said": said.message if said else "nothing yet"})
+        return Plan(
+            actions=(Create("create Job", JOB),),
+            status={"said": said.message if said else "nothing yet"},
+        )
 
     play(world, decide, monkeypatch)
     assert status_of(world) == {"said": "exceeded quota: gpus"}
@@ -496,7 +563,9 @@ def test_the_status_is_written_once_between_the_actions_and_what_comes_after(
     ]
 
 
-def test_a_status_that_says_what_is_there_is_not_written(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_that_says_what_is_there_is_not_written(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decide(seen: Observed, now: float) -> Plan:
         return Plan(status={"list": ({"a": 1, "empty": None},), "empty": None, "map": {"b": {}}})
 
@@ -506,7 +575,9 @@ def test_a_status_that_says_what_is_there_is_not_written(world: Server, monkeypa
         assert len(client.writes) == writes
 
 
-def test_a_field_that_is_no_longer_wanted_goes(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_field_that_is_no_longer_wanted_goes(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 2}}
     play(world, lambda seen, now: Plan(status=first), monkeypatch)
     assert status_of(world) == first
@@ -524,7 +595,10 @@ def test_a_cache_that_changed_meanwhile_is_observed_again_at_once_before_anythin
         generations.append(seen.cache["metadata"]["generation"])
         if len(generations) == 1:  # a person's edit, after our read
             world.patch(cache_ref(), {"spec": {"revision": "2"}})
-        return Plan(status={"observedGeneration": generations[-1]}, events=(Event("Tuning", str(generations[-1])),))
+        return Plan(
+            status={"observedGeneration": generations[-1]},
+            events=(Event("Tuning", str(generations[-1])),),
+        )
 
     play(world, decide, monkeypatch)
     assert generations == [1, 2]
@@ -546,7 +620,9 @@ def test_a_cache_that_others_write_to_all_the_time_is_left_to_the_queue(
     assert len(looks) == 3 and status_of(world) == {}
 
 
-def test_a_cache_that_is_deleted_meanwhile_is_looked_at_as_gone(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_deleted_meanwhile_is_looked_at_as_gone(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decide(seen: Observed, now: float) -> Plan:
         if seen.cache is None:
             return Plan(look_again=30.0)
@@ -556,7 +632,9 @@ def test_a_cache_that_is_deleted_meanwhile_is_looked_at_as_gone(world: Server, m
     assert play(world, decide, monkeypatch) == 30.0
 
 
-def test_an_error_while_acting_leaves_the_status_as_it_was(world: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_acting_leaves_the_status_as_it_was(
+    world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refuse(world, "Job", 503)
     with pytest.raises(ApiError):
         play(world, lambda seen, now: Plan((Create("create Job", JOB),), {"n": 1}), monkeypatch)
@@ -578,14 +656,18 @@ def cache_ref() -> Object:
 
 VALUES: Any = st.recursive(
     st.one_of(st.integers(0, 2), st.sampled_from(["", "a"]), st.booleans()),
-    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from("abc"), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2), st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 OBJECTS: Any = st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4)
 
 
 @given(old=OBJECTS, new=OBJECTS)
-def test_the_difference_makes_one_out_of_the_other_and_is_empty_only_between_equals(old: Object, new: Object) -> None:
+def test_the_difference_makes_one_out_of_the_other_and_is_empty_only_between_equals(
+    old: Object, new: Object
+) -> None:
     patch = difference(old, new)
     assert _merge(old, patch) == new
     assert bool(patch) == (old != new)

@@ -21,7 +21,14 @@ ONE, TWO = Named(PLACE, "one"), Named(PLACE, "two")
 
 
 def deployment(generation: int, version: int = 1, uid: str = "u", name: str = "one") -> Object:
-    return {"metadata": {"name": name, "uid": uid, "generation": generation, "resourceVersion": str(version)}}
+    return {
+        "metadata": {
+            "name": name,
+            "uid": uid,
+            "generation": generation,
+            "resourceVersion": str(version),
+        }
+    }
 
 
 def claim(version: int) -> Object:
@@ -98,12 +105,20 @@ def there(generation: int = 1, **more: Any) -> list[Any]:
         ("only its status changes", [[*there(), ("MODIFIED", deployment(1, 2))]], 1),
         ("it is deleted", [[*there(), GONE]], 2),
         ("it is made anew", [[*there(), GONE, ("ADDED", deployment(1, 9, "other"))]], 3),
-        ("another of the namespace changes", [[*there(), ("MODIFIED", deployment(2, name="other"))]], 1),
+        (
+            "another of the namespace changes",
+            [[*there(), ("MODIFIED", deployment(2, name="other"))]],
+            1,
+        ),
         ("the stream ends and nothing was missed", [there(), there(version=5)], 1),
         ("the stream ends and a change was missed", [there(), there(2)], 2),
         ("the stream ends and its end was missed", [there(), [LISTED]], 2),
         ("the stream ends, and again, while it is not there", [[LISTED], [LISTED], [LISTED]], 1),
-        ("a kind that counts no changes of its spec", [[("ADDED", claim(1)), LISTED, ("MODIFIED", claim(2))]], 2),
+        (
+            "a kind that counts no changes of its spec",
+            [[("ADDED", claim(1)), LISTED, ("MODIFIED", claim(2))]],
+            2,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -121,7 +136,9 @@ def test_a_key_is_woken_when(case: str, streams: list[list[Any]], wakes: int) ->
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_watched_is_tried_again(case: str, error: Exception, again: list[float]) -> None:
+def test_what_cannot_be_watched_is_tried_again(
+    case: str, error: Exception, again: list[float]
+) -> None:
     streams = Streams([error], [error], there())
     assert [key for _, key in play(streams, one_names_it)] == [A]
     assert [at for at, _ in streams.opened] == again
@@ -148,10 +165,15 @@ def test_several_names_of_a_namespace_share_a_watch_and_each_wakes_its_own() -> 
         assert streams.open == [""]
         watching.follow(C, [Named(PLACE, "three")])
         await asyncio.sleep(10)
-        assert [name for _, name in streams.opened] == ["one", ""]  # the third joins the watch that runs
+        assert [name for _, name in streams.opened] == [
+            "one",
+            "",
+        ]  # the third joins the watch that runs
 
     two = ("ADDED", deployment(1, name="two")), ("MODIFIED", deployment(2, name="two"))
-    streams = Streams(there(), [two[0], *there(), 5, two[1], ("DELETED", deployment(1, name="three"))], stay=True)
+    streams = Streams(
+        there(), [two[0], *there(), 5, two[1], ("DELETED", deployment(1, name="three"))], stay=True
+    )
     woken = [key for _, key in play(streams, story)]
     assert woken.count(A) == 1  # known since the first watch
     assert woken.count(B) == 2  # it was told, and its object changed
@@ -187,7 +209,9 @@ def test_a_cache_names_its_workload_and_a_claim_of_the_users() -> None:
     assert named(cache()) == frozenset()
 
 
-def test_a_stream_that_lived_for_long_is_followed_by_the_next_at_once_a_short_one_after_a_second() -> None:
+def test_a_stream_that_lived_for_long_is_followed_by_the_next_at_once_a_short_one_after_a_second() -> (
+    None
+):
     streams = Streams([LISTED], [LISTED, 600], there())
     play(streams, one_names_it_for_long)
     assert [at for at, _ in streams.opened] == [0, 1, 601]
@@ -228,7 +252,9 @@ def woken(*streams: list[Any]) -> list[tuple[float, Key, bool]]:
     return told(*streams)[0]
 
 
-def told(*streams: list[Any], fail: int = 0) -> tuple[list[tuple[float, Key, bool]], list[tuple[float, str]]]:
+def told(
+    *streams: list[Any], fail: int = 0
+) -> tuple[list[tuple[float, Key, bool]], list[tuple[float, str]]]:
     """That, and whom it frees, when; "/" is everybody. The first `fail` tries to free fail."""
     found: list[tuple[float, Key, bool]] = []
     freed: list[tuple[float, str]] = []
@@ -302,7 +328,9 @@ HELD = {REASON: "Held: bundle b is being tuned"}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_news_of_a_pod_is_urgent_where_others_wait_for_it(case: str, changes: list[Any], urgent: list[bool]) -> None:
+def test_news_of_a_pod_is_urgent_where_others_wait_for_it(
+    case: str, changes: list[Any], urgent: list[bool]
+) -> None:
     assert [one for _, _, one in woken([LISTED, *changes])] == urgent
 
 
@@ -311,7 +339,9 @@ def test_a_pod_that_was_held_before_the_controller_began_is_urgent_too() -> None
 
 
 def test_pods_that_cannot_be_watched_are_tried_again() -> None:
-    found = woken([ApiError(403, "Forbidden", "")], [ApiError(410, "Expired", "")], [("ADDED", pod()), LISTED])
+    found = woken(
+        [ApiError(403, "Forbidden", "")], [ApiError(410, "Expired", "")], [("ADDED", pod()), LISTED]
+    )
     assert found == [(UNREADABLE + UNREADABLE, A, False)]
 
 
@@ -331,15 +361,21 @@ GIVEN: Object = {**PART, "annotations": {DELIVERY: "Overlay"}}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_a_pod_that_no_look_finds_any_more_is_freed(case: str, changes: list[Any], freed: list[str]) -> None:
+def test_a_pod_that_no_look_finds_any_more_is_freed(
+    case: str, changes: list[Any], freed: list[str]
+) -> None:
     assert [one for _, one in told([*changes])[1]] == freed
 
 
 def test_at_the_beginning_of_each_stream_whoever_was_lost_meanwhile_is_freed() -> None:
-    assert [one for _, one in told([("ADDED", pod()), LISTED, 700], [("ADDED", pod()), LISTED])[1]] == ["/", "/"]
+    assert [
+        one for _, one in told([("ADDED", pod()), LISTED, 700], [("ADDED", pod()), LISTED])[1]
+    ] == ["/", "/"]
 
 
-def test_freeing_is_tried_until_it_succeeds_and_holds_up_no_news(caplog: pytest.LogCaptureFixture) -> None:
+def test_freeing_is_tried_until_it_succeeds_and_holds_up_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     found, freed = told([("DELETED", pod()), 5, ("ADDED", pod(name="q", cache="b"))], fail=2)
     assert freed == [(0, "ns/p"), (1, "ns/p"), (3, "ns/p")]
     assert (5, B, False) in found

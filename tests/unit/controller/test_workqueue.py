@@ -23,7 +23,9 @@ class Work:
 
     def __init__(self, answers: dict[Key, list[Any]] | None = None, takes: float = 0.0) -> None:
         self.answers, self.takes = answers or {}, takes
-        self.runs: list[tuple[Key, float, float]] = []  # key, beginning, end, in seconds from the start
+        self.runs: list[
+            tuple[Key, float, float]
+        ] = []  # key, beginning, end, in seconds from the start
 
     async def __call__(self, key: Key) -> float | None:
         began = now()
@@ -72,9 +74,24 @@ def wakes(
     [
         ("an event runs its key at once", [], [5], [5]),
         ("events that come together are one run", [], [5, 5, 5], [5]),
-        ("three runs at once, then one a second", [], [5, 5.01, 5.02, 5.03, 5.04], [5, 5.01, 5.02, 6]),
-        ("a storm costs a run a second", [], [n / 10 for n in range(40)], [0, 0.1, 0.2, 1, 2, 3, 4]),
-        ("after some quiet the three are there again", [], [0, 0.1, 0.2, 9, 9.1, 9.2], [0, 0.1, 0.2, 9, 9.1, 9.2]),
+        (
+            "three runs at once, then one a second",
+            [],
+            [5, 5.01, 5.02, 5.03, 5.04],
+            [5, 5.01, 5.02, 6],
+        ),
+        (
+            "a storm costs a run a second",
+            [],
+            [n / 10 for n in range(40)],
+            [0, 0.1, 0.2, 1, 2, 3, 4],
+        ),
+        (
+            "after some quiet the three are there again",
+            [],
+            [0, 0.1, 0.2, 9, 9.1, 9.2],
+            [0, 0.1, 0.2, 9, 9.1, 9.2],
+        ),
         ("a run says when to look again", [30], [0], [0, 30]),
         ("an event comes before that", [30, None], [0, 10], [0, 10]),
         ("a later answer replaces an earlier one", [30, 50], [0, 10], [0, 10, 60]),
@@ -111,7 +128,9 @@ def test_a_key_runs(case: str, answers: list[Any], events: list[float], runs: li
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_an_urgent_event_runs_its_key(case: str, events: list[float], urgent: list[float], runs: list[float]) -> None:
+def test_an_urgent_event_runs_its_key(
+    case: str, events: list[float], urgent: list[float], runs: list[float]
+) -> None:
     assert play(Work(), wakes(*events, urgent=tuple(urgent))).began() == pytest.approx(runs)
 
 
@@ -186,7 +205,9 @@ def test_a_queue_is_stuck_only_while_keys_wait_and_nothing_moves() -> None:
         await asyncio.sleep(20)
         said.append(queue.stuck())  # one waits since 20 s
         await asyncio.sleep(60)
-        said.append(queue.stuck())  # it runs; the first was ended after two minutes, and waits again since 9 s
+        said.append(
+            queue.stuck()
+        )  # it runs; the first was ended after two minutes, and waits again since 9 s
 
     play(Work(takes=1000.0), story, workers=1)
     assert said == [0, 0, 20, 9]
@@ -241,7 +262,9 @@ ANSWERS = st.one_of(st.none(), st.floats(0, 20), st.just(OSError("x")))
 
 
 @given(
-    events=st.lists(st.tuples(st.sampled_from([A, B]), st.floats(0, 30), st.booleans()), max_size=25),
+    events=st.lists(
+        st.tuples(st.sampled_from([A, B]), st.floats(0, 30), st.booleans()), max_size=25
+    ),
     answers=st.lists(ANSWERS, max_size=20),
     takes=st.sampled_from([0.0, 0.3, 3.0]),
     workers=st.integers(1, 3),

@@ -35,7 +35,9 @@ class Api:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         what = f"{request.method} {request.path}"
         raw = await request.read()
-        self.asked.append((what, dict(request.query), json.loads(raw) if raw else None, request.headers))
+        self.asked.append(
+            (what, dict(request.query), json.loads(raw) if raw else None, request.headers)
+        )
         if what not in self.answers:
             return web.Response(status=404, text="404 page not found\n")
         answers = self.answers[what]
@@ -49,7 +51,9 @@ class Api:
         )
 
     def play(
-        self, story: Callable[[Kubernetes], Awaitable[Any]], token: str | Callable[[Any], None] = "bearer t"
+        self,
+        story: Callable[[Kubernetes], Awaitable[Any]],
+        token: str | Callable[[Any], None] = "bearer t",
     ) -> Any:
         async def all_of_it() -> Any:
             app = web.Application()
@@ -68,18 +72,30 @@ class Api:
 
 
 def status(code: int, reason: str, message: str, **details: Any) -> Answer:
-    return code, {"kind": "Status", "reason": reason, "message": message, "code": code, "details": details}
+    return code, {
+        "kind": "Status",
+        "reason": reason,
+        "message": message,
+        "code": code,
+        "details": details,
+    }
 
 
 def job(**meta: Any) -> Any:
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"namespace": "ns", "name": "j", **meta}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"namespace": "ns", "name": "j", **meta},
+    }
 
 
 JOBS = "/apis/batch/v1/namespaces/ns/jobs"
 
 
 def test_an_object_that_is_not_there_is_none() -> None:
-    api = Api().on(f"GET {JOBS}/j", status(404, "NotFound", 'jobs.batch "j" not found', name="j", kind="jobs"))
+    api = Api().on(
+        f"GET {JOBS}/j", status(404, "NotFound", 'jobs.batch "j" not found', name="j", kind="jobs")
+    )
     assert api.play(lambda cluster: cluster.get("batch/v1", "Job", "ns", "j")) is None
 
 
@@ -92,7 +108,8 @@ def test_an_empty_name_is_never_taken_for_all_objects_of_a_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [(404, "404 page not found\n"), status(404, "NotFound", "could not find the resource")]
+    "answer",
+    [(404, "404 page not found\n"), status(404, "NotFound", "could not find the resource")],
 )
 def test_a_resource_that_is_not_there_is_no_such_kind(answer: Answer) -> None:
     api = Api().on(f"GET {JOBS}/j", answer)
@@ -123,7 +140,9 @@ def test_where_a_kind_is_found_is_asked_of_the_cluster_once() -> None:
                 await cluster.get(version, kind, "ns", "m")
 
     api.play(story)
-    assert [what for what, *_ in api.asked].count("GET /apis/serving.example/v1") == 3  # Model, Fleet, Ghost
+    assert [what for what, *_ in api.asked].count(
+        "GET /apis/serving.example/v1"
+    ) == 3  # Model, Fleet, Ghost
 
 
 def test_what_the_api_server_says_is_kept_word_for_word() -> None:
@@ -153,12 +172,17 @@ def test_nobody_who_answers_is_a_connection_error() -> None:
 
 
 def page(*names: str, more: str = "") -> Answer:
-    return 200, {"metadata": {"continue": more}, "items": [{"metadata": {"name": name}, "spec": {}} for name in names]}
+    return 200, {
+        "metadata": {"continue": more},
+        "items": [{"metadata": {"name": name}, "spec": {}} for name in names],
+    }
 
 
 def test_a_list_is_read_in_pages_and_each_item_is_told_its_kind() -> None:
     api = Api().on(f"GET {JOBS}", page("a", "b", more="next"), page("c"))
-    found = api.play(lambda cluster: cluster.list("batch/v1", "Job", "ns", labels="x=y", keep=lambda one: one))
+    found = api.play(
+        lambda cluster: cluster.list("batch/v1", "Job", "ns", labels="x=y", keep=lambda one: one)
+    )
     assert [(one["kind"], one["apiVersion"], one["metadata"]["name"]) for one in found] == [
         ("Job", "batch/v1", name) for name in "abc"
     ]
@@ -208,15 +232,21 @@ def test_a_strategic_patch_says_so_and_holds_to_the_uid() -> None:
     assert headers["Content-Type"] == "application/strategic-merge-patch+json"
 
 
-def test_another_object_of_that_name_is_a_conflict_though_it_is_said_as_an_immutable_field() -> None:
+def test_another_object_of_that_name_is_a_conflict_though_it_is_said_as_an_immutable_field() -> (
+    None
+):
     causes = [{"field": "metadata.uid", "message": "field is immutable"}]
-    api = Api().on(f"PATCH {JOBS}/j", status(422, "Invalid", "metadata.uid: field is immutable", causes=causes))
+    api = Api().on(
+        f"PATCH {JOBS}/j", status(422, "Invalid", "metadata.uid: field is immutable", causes=causes)
+    )
     with pytest.raises(ApiError) as refused:
         api.play(lambda cluster: cluster.patch(job(uid="u"), {"spec": {}}))
     assert refused.value.code == 409
 
 
-def test_a_deletion_holds_to_the_uid_leaves_dependents_to_the_background_and_needs_nothing_there() -> None:
+def test_a_deletion_holds_to_the_uid_leaves_dependents_to_the_background_and_needs_nothing_there() -> (
+    None
+):
     api = Api().on(f"DELETE {JOBS}/j", status(404, "NotFound", "", name="j"))
     api.play(lambda cluster: cluster.delete(job(uid="u")))
     assert api.asked[0][2]["preconditions"] == {"uid": "u"}
@@ -246,7 +276,9 @@ def test_an_event_of_another_reason_or_message_is_another_event() -> None:
 def test_an_event_that_cannot_be_written_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     api = Api().on(f"POST {EVENTS}", status(403, "Forbidden", "no right"))
     api.play(lambda cluster: cluster.event(cache(), Event("Tuning", "since now")))
-    assert "inference/qwen3: event Tuning was not written: 403 Forbidden: no right" in caplog.messages
+    assert (
+        "inference/qwen3: event Tuning was not written: 403 Forbidden: no right" in caplog.messages
+    )
 
 
 def test_each_request_carries_the_token_as_it_is_by_then() -> None:
@@ -261,13 +293,19 @@ def test_each_request_carries_the_token_as_it_is_by_then() -> None:
             await cluster.get("batch/v1", "Job", "ns", "j")
 
     api.play(story, token=renew)
-    assert [headers["Authorization"] for *_, headers in api.asked] == ["bearer first", "bearer second"]
+    assert [headers["Authorization"] for *_, headers in api.asked] == [
+        "bearer first",
+        "bearer second",
+    ]
 
 
 def change(kind: str, version: str) -> Any:
     return {
         "type": kind,
-        "object": {"kind": "PartialObjectMetadata", "metadata": {"name": "j", "resourceVersion": version}},
+        "object": {
+            "kind": "PartialObjectMetadata",
+            "metadata": {"name": "j", "resourceVersion": version},
+        },
     }
 
 
@@ -283,9 +321,14 @@ def watched(api: Api) -> list[tuple[str, str]]:
 
 
 def test_a_watch_tells_what_is_there_and_then_what_changes_without_bookmarks() -> None:
-    there = {"metadata": {"resourceVersion": "5"}, "items": [{"metadata": {"name": "j", "resourceVersion": "3"}}]}
+    there = {
+        "metadata": {"resourceVersion": "5"},
+        "items": [{"metadata": {"name": "j", "resourceVersion": "3"}}],
+    }
     api = Api().on(
-        f"GET {JOBS}", (200, there), (200, [change("BOOKMARK", "6"), change("MODIFIED", "7"), change("DELETED", "8")])
+        f"GET {JOBS}",
+        (200, there),
+        (200, [change("BOOKMARK", "6"), change("MODIFIED", "7"), change("DELETED", "8")]),
     )
     assert watched(api) == [("ADDED", "3"), ("LISTED", ""), ("MODIFIED", "7"), ("DELETED", "8")]
     first, second = (query for _, query, *_ in api.asked)
@@ -296,7 +339,9 @@ def test_a_watch_tells_what_is_there_and_then_what_changes_without_bookmarks() -
 
 def test_a_watch_of_what_is_not_there_lists_nothing_first() -> None:
     api = Api().on(
-        f"GET {JOBS}", (200, {"metadata": {"resourceVersion": "5"}, "items": []}), (200, [change("ADDED", "7")])
+        f"GET {JOBS}",
+        (200, {"metadata": {"resourceVersion": "5"}, "items": []}),
+        (200, [change("ADDED", "7")]),
     )
     assert watched(api) == [("LISTED", ""), ("ADDED", "7")]
 
@@ -311,11 +356,22 @@ def changes(api: Api, **more: Any) -> list[tuple[str, Any]]:
 
 def test_whole_objects_are_watched_where_they_are_asked_for_in_pages_and_cut_down() -> None:
     def answer(version: str, **more: Any) -> Any:
-        return {"metadata": {"resourceVersion": "5", **more}, "items": [{"metadata": {"name": version}, "spec": 1}]}
+        return {
+            "metadata": {"resourceVersion": "5", **more},
+            "items": [{"metadata": {"name": version}, "spec": 1}],
+        }
 
-    stream = [{"type": "MODIFIED", "object": {"kind": "Job", "metadata": {"name": "b"}, "spec": 2, "status": 3}}]
+    stream = [
+        {
+            "type": "MODIFIED",
+            "object": {"kind": "Job", "metadata": {"name": "b"}, "spec": 2, "status": 3},
+        }
+    ]
     api = Api().on(
-        "GET /apis/batch/v1/jobs", (200, answer("a", **{"continue": "more"})), (200, answer("b")), (200, stream)
+        "GET /apis/batch/v1/jobs",
+        (200, answer("a", **{"continue": "more"})),
+        (200, answer("b")),
+        (200, stream),
     )
     assert changes(api, keep=lambda one: (one["kind"], one["metadata"]["name"], one["spec"])) == [
         ("ADDED", ("Job", "a", 1)),
@@ -328,16 +384,25 @@ def test_whole_objects_are_watched_where_they_are_asked_for_in_pages_and_cut_dow
 
 
 def test_a_watch_lists_and_follows_what_matches_its_labels() -> None:
-    api = Api().on("GET /apis/batch/v1/jobs", (200, {"metadata": {"resourceVersion": "5"}}), (200, []))
+    api = Api().on(
+        "GET /apis/batch/v1/jobs", (200, {"metadata": {"resourceVersion": "5"}}), (200, [])
+    )
     changes(api, labels="a=b")
     assert [query.get("labelSelector") for _, query, *_ in api.asked] == ["a=b", "a=b"]
     assert not any("fieldSelector" in query for _, query, *_ in api.asked)
 
 
 def test_a_watch_reads_an_object_of_any_size() -> None:
-    large = {"type": "ADDED", "object": {"metadata": {"name": "j", "annotations": {"a": "x" * 3_000_000}}}}
-    api = Api().on("GET /apis/batch/v1/jobs", (200, {"metadata": {"resourceVersion": "5"}}), (200, [large]))
-    assert [len(obj["metadata"]["annotations"]["a"]) for kind, obj in changes(api) if kind == "ADDED"] == [3_000_000]
+    large = {
+        "type": "ADDED",
+        "object": {"metadata": {"name": "j", "annotations": {"a": "x" * 3_000_000}}},
+    }
+    api = Api().on(
+        "GET /apis/batch/v1/jobs", (200, {"metadata": {"resourceVersion": "5"}}), (200, [large])
+    )
+    assert [
+        len(obj["metadata"]["annotations"]["a"]) for kind, obj in changes(api) if kind == "ADDED"
+    ] == [3_000_000]
 
 
 def test_a_watch_that_says_nothing_for_too_long_is_dead() -> None:
@@ -357,8 +422,13 @@ def test_a_watch_that_says_nothing_for_too_long_is_dead() -> None:
 
 
 def test_a_watch_that_was_forgotten_is_an_error() -> None:
-    gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}}
-    api = Api().on(f"GET {JOBS}", (200, {"metadata": {"resourceVersion": "5"}, "items": []}), (200, [gone]))
+    gone = {
+        "type": "ERROR",
+        "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"},
+    }
+    api = Api().on(
+        f"GET {JOBS}", (200, {"metadata": {"resourceVersion": "5"}, "items": []}), (200, [gone])
+    )
     with pytest.raises(ApiError, match="410"):
         watched(api)
 
@@ -402,9 +472,12 @@ def test_a_log_is_asked_for_with_the_times_of_its_lines_and_no_more_of_it_than_i
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"), [(403, "Forbidden"), (404, "NotFound"), (400, "BadRequest"), (500, "InternalError")]
+    ("code", "reason"),
+    [(403, "Forbidden"), (404, "NotFound"), (400, "BadRequest"), (500, "InternalError")],
 )
-def test_a_log_that_is_refused_is_an_error_with_the_api_servers_words(code: int, reason: str) -> None:
+def test_a_log_that_is_refused_is_an_error_with_the_api_servers_words(
+    code: int, reason: str
+) -> None:
     api = Api().on(LOG, status(code, reason, "why not"))
     with pytest.raises(ApiError, match="why not") as refused:
         api.play(log_of)

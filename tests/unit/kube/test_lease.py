@@ -40,7 +40,9 @@ class OneLease:
         if ref["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", "")
         spec = {**self.lease["spec"], **patch["spec"]}
-        return self._store({**self.lease, "spec": {name: one for name, one in spec.items() if one is not None}})
+        return self._store(
+            {**self.lease, "spec": {name: one for name, one in spec.items() if one is not None}}
+        )
 
     def _store(self, obj: Object) -> Object:
         self.writes += 1
@@ -68,7 +70,9 @@ def moving() -> bool:
     return True
 
 
-def test_the_first_works_and_the_second_waits_until_the_first_is_silent_for_the_lease_s_time() -> None:
+def test_the_first_works_and_the_second_waits_until_the_first_is_silent_for_the_lease_s_time() -> (
+    None
+):
     async def story(cluster: OneLease) -> None:
         await lease(cluster, "one").acquire()
         assert now() == 0
@@ -124,7 +128,9 @@ def test_of_two_that_see_it_free_one_gets_it() -> None:
     play(story)
 
 
-@pytest.mark.parametrize("error", [ApiError(500, "", "etcd"), ConnectionError("refused"), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [ApiError(500, "", "etcd"), ConnectionError("refused"), TimeoutError()]
+)
 def test_who_cannot_renew_stops_before_another_may_begin(error: Exception) -> None:
     async def story(cluster: OneLease) -> None:
         first = lease(cluster, "one")
@@ -174,7 +180,9 @@ def test_who_finds_it_taken_stops_at_once_and_leaves_it_alone() -> None:
         first = lease(cluster, "one")
         await first.acquire()
         assert cluster.lease is not None
-        cluster._store({**cluster.lease, "spec": {**cluster.lease["spec"], "holderIdentity": "two"}})
+        cluster._store(
+            {**cluster.lease, "spec": {**cluster.lease["spec"], "holderIdentity": "two"}}
+        )
         with pytest.raises(LostLeaseError, match="two"):
             await first.hold(moving)
         assert now() == RENEW

@@ -13,7 +13,19 @@ from pretune.manifests.job import tuning_job
 from pretune.manifests.pod import admitted, inject, patched
 from pretune.podspec import identity
 
-from tests.unit.builders import AGENT, DEFAULT, KEY, SETTINGS, cache, engine, law, spec, stored, template, templates
+from tests.unit.builders import (
+    AGENT,
+    DEFAULT,
+    KEY,
+    SETTINGS,
+    cache,
+    engine,
+    law,
+    spec,
+    stored,
+    template,
+    templates,
+)
 from tests.unit.manifests.test_pod import HELD, READ_ONLY
 
 TOKEN = "kube-api-access-x7k2p"
@@ -43,7 +55,11 @@ def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
     """Its pod on the cluster: a storage initialiser, a mirror and a mesh were there, then we, the scheduler and the kubelet."""
     pod = stored(written())
     spec_ = pod["spec"]
-    token = {"name": TOKEN, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
+    token = {
+        "name": TOKEN,
+        "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+        "readOnly": True,
+    }
     warm, (vllm, proxy) = spec_["initContainers"][0], spec_["containers"]
     vllm["image"] = "mirror/vllm:1"
     vllm["env"] = [{"name": "AWS_ROLE_ARN", "value": "role"}]
@@ -54,7 +70,12 @@ def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
         {"name": "istio-init", "image": "mesh:1", "args": ["istio-iptables"]},
         {"name": "storage-initializer", "image": "fetch:2", "volumeMounts": [MODEL, token]},
         warm,
-        {"name": "istio-proxy", "image": "mesh:1", "restartPolicy": "Always", "volumeMounts": [token]},
+        {
+            "name": "istio-proxy",
+            "image": "mesh:1",
+            "restartPolicy": "Always",
+            "volumeMounts": [token],
+        },
     ]
     spec_["volumes"] += [
         {"name": "model", "emptyDir": {}},
@@ -75,7 +96,11 @@ def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
         "imagePullSecrets": [{"name": "mirror"}],
         "hostname": "qwen3-0",
         "nodeSelector": {"gpu": "b200", "namespace-wide": "a"},
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}
+            }
+        },
         "tolerations": [
             *pod["spec"]["tolerations"],
             {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"},
@@ -107,7 +132,9 @@ def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
     return json.loads(json.dumps(pod))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("injected", [HELD, READ_ONLY, None], ids=["held", "read-only", "left alone"])
+@pytest.mark.parametrize(
+    "injected", [HELD, READ_ONLY, None], ids=["held", "read-only", "left alone"]
+)
 def test_what_admission_made_is_kept_and_what_is_the_pods_alone_is_not(injected: Any) -> None:
     made = admitted(written(), arrived(injected=injected))
     pod = made["spec"]
@@ -123,7 +150,10 @@ def test_what_admission_made_is_kept_and_what_is_the_pods_alone_is_not(injected:
     assert proxy["volumeMounts"] == []
     assert [one["name"] for one in pod["initContainers"]] == ["storage-initializer", "warm"]
     assert pod["initContainers"][0]["volumeMounts"] == [MODEL]
-    assert pod["volumes"] == [{"name": "scratch", "emptyDir": {}}, {"name": "model", "emptyDir": {}}]
+    assert pod["volumes"] == [
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "model", "emptyDir": {}},
+    ]
     assert pod["runtimeClassName"] == "nvidia" and pod["imagePullSecrets"] == [{"name": "mirror"}]
     for name in ("nodeSelector", "tolerations", "priorityClassName"):
         assert pod[name] == written()["spec"][name]
@@ -138,7 +168,8 @@ def test_without_the_record_of_who_wrote_what_annotations_are_the_templates() ->
 def test_a_volume_of_a_tokens_name_that_is_none_stays() -> None:
     pod = arrived()
     pod["spec"]["volumes"] = [
-        {"name": TOKEN, "emptyDir": {}} if one["name"] == TOKEN else one for one in pod["spec"]["volumes"]
+        {"name": TOKEN, "emptyDir": {}} if one["name"] == TOKEN else one
+        for one in pod["spec"]["volumes"]
     ]
     made = admitted(written(), pod)["spec"]
     assert TOKEN in [one["name"] for one in made["volumes"]]
@@ -149,8 +180,12 @@ def test_an_init_container_that_serves_one_of_the_authors_stays() -> None:
     pod = arrived()
     mount = {"name": "secrets", "mountPath": "/s"}
     pod["spec"]["volumes"].append({"name": "secrets", "emptyDir": {}})
-    next(one for one in pod["spec"]["initContainers"] if one["name"] == "warm")["volumeMounts"].append(mount)
-    pod["spec"]["initContainers"].insert(0, {"name": "secrets", "image": "vault:1", "volumeMounts": [mount]})
+    next(one for one in pod["spec"]["initContainers"] if one["name"] == "warm")[
+        "volumeMounts"
+    ].append(mount)
+    pod["spec"]["initContainers"].insert(
+        0, {"name": "secrets", "image": "vault:1", "volumeMounts": [mount]}
+    )
     kept = [one["name"] for one in admitted(written(), pod)["spec"]["initContainers"]]
     assert kept == ["secrets", "storage-initializer", "warm"]
 
@@ -183,13 +218,18 @@ def test_the_jobs_pod_is_the_examples_and_its_bundle_the_templates() -> None:
     plain = tuned(written(), None)
     for one in ("name", "labels", "annotations"):
         assert job["metadata"][one] == plain["metadata"][one]
-    assert job["metadata"]["annotations"][names.FINGERPRINT] == identity.fingerprint(written(), "vllm")
+    assert job["metadata"]["annotations"][names.FINGERPRINT] == identity.fingerprint(
+        written(), "vllm"
+    )
     pod = job["spec"]["template"]["spec"]
     check, *before, vllm = pod["initContainers"]
     assert [one["name"] for one in before] == ["storage-initializer", "warm"]
     assert check["image"] == vllm["image"] == "mirror/vllm:1"
     assert check["resources"]["limits"] == {"cpu": "4", "memory": "8Gi"}
-    assert [one["name"] for one in vllm["env"]] == ["AWS_ROLE_ARN", "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"]
+    assert [one["name"] for one in vllm["env"]] == [
+        "AWS_ROLE_ARN",
+        "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR",
+    ]
     assert [one["name"] for one in pod["volumes"]] == [
         "scratch", "model", "pretune-claim", "pretune-tactics", "pretune-agent",
     ]  # fmt: skip
@@ -198,7 +238,9 @@ def test_the_jobs_pod_is_the_examples_and_its_bundle_the_templates() -> None:
 
 def test_the_engine_is_that_of_the_template_also_where_admission_added_another_with_a_gpu() -> None:
     pod = arrived()
-    pod["spec"]["containers"].append({"name": "probe", "resources": {"limits": {"nvidia.com/gpu": "1"}}})
+    pod["spec"]["containers"].append(
+        {"name": "probe", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    )
     vllm = tuned(written(), pod)["spec"]["template"]["spec"]["initContainers"][-1]
     assert (vllm["name"], vllm["image"]) == ("vllm", "mirror/vllm:1")
 
@@ -226,12 +268,30 @@ def test_a_claim_that_the_engine_mounts_too_is_one_volume_which_the_agent_writes
     source = {"claimName": "shared", **({"readOnly": True} if read_only else {})}
     pod = (
         engine(volumeMounts=[{"name": "models", "mountPath": "/models"}])
-        .init("fetch", volumeMounts=[{"name": "models", "mountPath": "/m"}, {"name": "other", "mountPath": "/o"}])
-        .pod(volumes=[{"name": "models", "persistentVolumeClaim": source}, {"name": "other", "emptyDir": {}}])
+        .init(
+            "fetch",
+            volumeMounts=[
+                {"name": "models", "mountPath": "/m"},
+                {"name": "other", "mountPath": "/o"},
+            ],
+        )
+        .pod(
+            volumes=[
+                {"name": "models", "persistentVolumeClaim": source},
+                {"name": "other", "emptyDir": {}},
+            ]
+        )
     )
-    made = tuned(pod, None, storage={"existingClaim": {"name": "shared"}})["spec"]["template"]["spec"]
+    made = tuned(pod, None, storage={"existingClaim": {"name": "shared"}})["spec"]["template"][
+        "spec"
+    ]
     check, fetch, vllm = made["initContainers"]
-    assert [one["name"] for one in made["volumes"]] == ["models", "other", "pretune-tactics", "pretune-agent"]
+    assert [one["name"] for one in made["volumes"]] == [
+        "models",
+        "other",
+        "pretune-tactics",
+        "pretune-agent",
+    ]
     assert made["volumes"][0]["persistentVolumeClaim"] == {"claimName": "shared"}
     own = {"readOnly": True} if read_only else {}
     assert vllm["volumeMounts"][0] == {"name": "models", "mountPath": "/models", **own}

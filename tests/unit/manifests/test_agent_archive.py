@@ -27,7 +27,9 @@ def test_the_name_is_that_of_the_content() -> None:
     assert name == f"pretune-agent-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
-def test_the_same_files_make_the_same_bytes_whatever_their_dates_and_modes(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_same_files_make_the_same_bytes_whatever_their_dates_and_modes(
+    tmp_path: Path, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
     copied = tmp_path / "pretune"
     for file in [*ROOT.glob("*.py"), *ROOT.glob("agent/**/*.py"), *ROOT.glob("engines/**/*.py")]:
         target = copied / file.relative_to(ROOT)
@@ -51,11 +53,17 @@ def test_it_holds_the_agent_the_engines_and_the_protocol_and_nothing_of_the_cont
         for file in (ROOT / part).rglob("*.py")
         if file.name != "log.py"  # the controller reads logs: a change there is no other agent
     }
-    assert {one.filename for one in entries()} == {"__main__.py", "pretune/__init__.py", "pretune/protocol.py"} | ours
+    assert {one.filename for one in entries()} == {
+        "__main__.py",
+        "pretune/__init__.py",
+        "pretune/protocol.py",
+    } | ours
 
 
 def test_it_fits_a_config_map_with_room() -> None:
-    assert len(agent_archive.config_map("inference")["binaryData"]["agent.pyz"]) < 512 * 1024  # of 1 MiB
+    assert (
+        len(agent_archive.config_map("inference")["binaryData"]["agent.pyz"]) < 512 * 1024
+    )  # of 1 MiB
 
 
 def test_a_plain_python_runs_what_is_in_it(tmp_path: Path) -> None:
@@ -63,7 +71,11 @@ def test_a_plain_python_runs_what_is_in_it(tmp_path: Path) -> None:
     file.write_bytes(agent_archive.agent()[1])
     code = f"import sys; sys.path.insert(0, {str(file)!r}); import pretune.protocol as w; print(w.Inputs('f', '', 't', {{}}).bundle_id())"
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+        [sys.executable, "-I", "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
     assert done.stdout.strip() == Inputs("f", "", "t", {}).bundle_id()
 
@@ -72,11 +84,18 @@ def test_its_main_runs_the_agents_main(tmp_path: Path) -> None:
     """A stand-in for pretune.agent says what it was given: this is about the zip's own first file."""
     zip_file = tmp_path / "agent.pyz"
     with zipfile.ZipFile(zip_file, "w") as archive:
-        archive.writestr("__main__.py", zipfile.ZipFile(io.BytesIO(agent_archive.agent()[1])).read("__main__.py"))
+        archive.writestr(
+            "__main__.py", zipfile.ZipFile(io.BytesIO(agent_archive.agent()[1])).read("__main__.py")
+        )
         archive.writestr("pretune/__init__.py", "")
         archive.writestr("pretune/agent/__init__.py", "")
-        archive.writestr("pretune/agent/__main__.py", "import sys; assert __name__ == '__main__'; print(sys.argv[1:])")
-    done = subprocess.run([sys.executable, "-I", "-S", zip_file, "check"], capture_output=True, text=True, check=True)
+        archive.writestr(
+            "pretune/agent/__main__.py",
+            "import sys; assert __name__ == '__main__'; print(sys.argv[1:])",
+        )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", zip_file, "check"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "['check']"
 
 

@@ -35,8 +35,14 @@ def test_a_class_is_named_as_asked_and_an_empty_name_is_not_the_default_class(na
 
 def test_size_mode_and_what_becomes_of_it_are_as_asked() -> None:
     asked = made(size=2**30, accessModes=["ReadWriteOnce"], whenDeleted="Retain")
-    assert asked["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1073741824"}}}
-    assert asked["metadata"]["annotations"] == {"pretune.dev/when-deleted": "Retain", "pretune.dev/size": "1073741824"}
+    assert asked["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1073741824"}},
+    }
+    assert asked["metadata"]["annotations"] == {
+        "pretune.dev/when-deleted": "Retain",
+        "pretune.dev/size": "1073741824",
+    }
 
 
 def test_a_claim_has_no_owner_so_that_it_outlives_its_cache_while_pods_name_it() -> None:

@@ -41,7 +41,9 @@ from tests.unit.builders import (
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
-def tuned(pod: Object, target: Target = DEFAULT, settings: Settings = SETTINGS, **fields: Any) -> Object:
+def tuned(
+    pod: Object, target: Target = DEFAULT, settings: Settings = SETTINGS, **fields: Any
+) -> Object:
     """The Job that tunes a template whose engine is its container "vllm"."""
     return tuning_job(KEY, cache(engineContainer="vllm", **fields), pod, target, 1, settings, AGENT)
 
@@ -76,7 +78,9 @@ def expanded(value: str) -> str:
 
 
 def task_of(container: Object) -> Task:
-    return Task.load(expanded(next(one["value"] for one in container["env"] if one["name"] == "PRETUNE_TASK")))
+    return Task.load(
+        expanded(next(one["value"] for one in container["env"] if one["name"] == "PRETUNE_TASK"))
+    )
 
 
 def env_of(container: Object) -> dict[str, Any]:
@@ -87,7 +91,9 @@ def env_of(container: Object) -> dict[str, Any]:
 
 
 @law(templates())
-def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place(pod: Object) -> None:
+def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place(
+    pod: Object,
+) -> None:
     served, tuning = pod["spec"]["containers"][0], engine_in(tuned(pod))
     probes = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
     ours = (*probes, "restartPolicy", "env", "volumeMounts", "terminationMessagePolicy")
@@ -107,7 +113,12 @@ def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place
 def test_the_job_tunes_what_its_fingerprint_says(pod: Object) -> None:
     """What runs before and as the engine in the Job has the fingerprint of the template, were it a template itself."""
     job = tuned(pod)
-    copied = {"spec": {"containers": [engine_in(job)], "initContainers": pod_of(job)["initContainers"][1:-1]}}
+    copied = {
+        "spec": {
+            "containers": [engine_in(job)],
+            "initContainers": pod_of(job)["initContainers"][1:-1],
+        }
+    }
     assert identity.fingerprint(copied, "vllm") == job["metadata"]["annotations"][names.FINGERPRINT]
 
 
@@ -117,8 +128,13 @@ def test_the_job_of_a_template_as_stored_is_that_of_the_template_as_written(pod:
 
 
 @law(templates())
-def test_making_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them(pod: Object) -> None:
-    the_cache, before = cache(engineContainer="vllm", tuning={"tolerations": [{"key": "x"}]}), copy.deepcopy(pod)
+def test_making_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them(
+    pod: Object,
+) -> None:
+    the_cache, before = (
+        cache(engineContainer="vllm", tuning={"tolerations": [{"key": "x"}]}),
+        copy.deepcopy(pod),
+    )
     cache_before = copy.deepcopy(the_cache)
     job = tuning_job(KEY, the_cache, pod, DEFAULT, 1, SETTINGS, AGENT)
     assert (pod, the_cache) == (before, cache_before)
@@ -178,7 +194,11 @@ def test_labels_and_annotations_of_the_job_and_its_pod() -> None:
     assert job["metadata"]["labels"] == labels
     assert job["metadata"]["annotations"] == annotations
     assert job["spec"]["template"]["metadata"] == {
-        "labels": {**labels, "sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"},
+        "labels": {
+            **labels,
+            "sidecar.istio.io/inject": "false",
+            "kuma.io/sidecar-injection": "disabled",
+        },
         "annotations": {
             "k8s.v1.cni.cncf.io/networks": "rdma",
             "sidecar.istio.io/inject": "false",
@@ -201,13 +221,18 @@ def test_an_apparmor_annotation_goes_with_its_container_since_the_api_refuses_it
 def test_two_caches_work_in_two_folders_of_one_claim() -> None:
     shared = {"storage": {"existingClaim": {"name": "shared", "subPath": "pretune"}}}
     jobs = [
-        tuning_job(Key(namespace, name), cache(name, **shared), engine(), DEFAULT, 1, SETTINGS, AGENT)
+        tuning_job(
+            Key(namespace, name), cache(name, **shared), engine(), DEFAULT, 1, SETTINGS, AGENT
+        )
         for namespace, name in (("a", "b"), ("a", "c"), ("b", "c"))
     ]
     tasks = [task_of(seal_in(job)) for job in jobs]
     assert [one.cache for one in tasks] == ["a.b", "a.c", "b.c"]
     assert {one.subPath for one in tasks} == {"pretune"}
-    assert all(volume(job, "pretune-claim")["persistentVolumeClaim"] == {"claimName": "shared"} for job in jobs)
+    assert all(
+        volume(job, "pretune-claim")["persistentVolumeClaim"] == {"claimName": "shared"}
+        for job in jobs
+    )
 
 
 def volume(job: Object, name: str) -> Object:
@@ -234,7 +259,9 @@ def test_a_proof_starts_the_engine_as_the_attempt_did_but_for_where_its_tactics_
 
 
 @law(templates(), st.booleans())
-def test_what_starts_before_it_and_what_the_pod_is_are_the_attempts_too(pod: Object, on_claim: bool) -> None:
+def test_what_starts_before_it_and_what_the_pod_is_are_the_attempts_too(
+    pod: Object, on_claim: bool
+) -> None:
     tuning, proving = pod_of(tuned(pod)), pod_of(proof(pod, on_claim))
     before = proving["initContainers"][: -1 if on_claim else -2]
     assert before == tuning["initContainers"][1:-1]
@@ -262,7 +289,9 @@ def test_seed_and_prove_are_told_what_they_need_and_mount_no_more_than_that() ->
     assert (seed["name"], prove["name"]) == ("pretune-seed", "pretune-prove")
     assert seed["volumeMounts"] == [agent, {**claim, "readOnly": True}, tactics]
     assert prove["volumeMounts"] == [agent, claim, {**tactics, "readOnly": True}]
-    assert "readOnly" not in volume(job, "pretune-claim")["persistentVolumeClaim"], "prove writes the proof there"
+    assert "readOnly" not in volume(job, "pretune-claim")["persistentVolumeClaim"], (
+        "prove writes the proof there"
+    )
     inputs = identity.inputs(pod, spec(), DEFAULT)
     words = ["serve", "qwen3", "--port", "9"]
     assert task_of(seed) == Task("inference.qwen3", inputs=inputs, command=words)
@@ -302,7 +331,9 @@ IDS = st.builds(
 
 
 @law(CACHES, IDS, st.integers(1, 20))
-def test_a_jobs_name_is_a_dns_label_for_any_cache_target_and_attempt(name: str, bundle: str, attempt: int) -> None:
+def test_a_jobs_name_is_a_dns_label_for_any_cache_target_and_attempt(
+    name: str, bundle: str, attempt: int
+) -> None:
     assert LABEL.fullmatch(attempt_name(name, bundle, attempt))
 
 
@@ -320,7 +351,9 @@ def test_no_two_attempts_share_a_name(attempts: list[tuple[str, str, int]]) -> N
         (("a", "0123456789ab-c-1", 2), ("a", "0123456789ab-c", 12)),
     ],
 )
-def test_names_that_could_be_read_in_two_ways_differ(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
+def test_names_that_could_be_read_in_two_ways_differ(
+    one: tuple[str, str, int], other: tuple[str, str, int]
+) -> None:
     assert attempt_name(*one) != attempt_name(*other)
 
 
@@ -340,7 +373,12 @@ def test_a_job_makes_one_pod_is_never_retried_by_itself_and_does_not_count_disru
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
-            "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+            "rules": [
+                {
+                    "action": "Ignore",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                }
+            ]
         },
         "ttlSecondsAfterFinished": 3600,
     }
@@ -359,7 +397,11 @@ def test_a_job_makes_one_pod_is_never_retried_by_itself_and_does_not_count_disru
 
 def test_the_deadline_is_on_the_pod_and_its_grace_is_short() -> None:
     pod = pod_of(tuned(engine(), tuning={"deadlineSeconds": 900}))
-    assert (pod["activeDeadlineSeconds"], pod["terminationGracePeriodSeconds"], pod["restartPolicy"]) == (
+    assert (
+        pod["activeDeadlineSeconds"],
+        pod["terminationGracePeriodSeconds"],
+        pod["restartPolicy"],
+    ) == (
         900,
         5,
         "Never",
@@ -403,7 +445,10 @@ PROBES: list[tuple[str, Template, Object, str | None]] = [
     ),
     (
         "a named port stays, and is resolved for seal",
-        engine(readinessProbe=web("api"), ports=[{"containerPort": 1}, {"name": "api", "containerPort": 8443}]),
+        engine(
+            readinessProbe=web("api"),
+            ports=[{"containerPort": 1}, {"name": "api", "containerPort": 8443}],
+        ),
         web("api"),
         "http://127.0.0.1:8443/health",
     ),
@@ -420,7 +465,12 @@ PROBES: list[tuple[str, Template, Object, str | None]] = [
         {"httpGet": {"port": 8000}},
         "http://127.0.0.1:8000/",
     ),
-    ("exec", engine(readinessProbe={"exec": {"command": ["ok"]}}), {"exec": {"command": ["ok"]}}, None),
+    (
+        "exec",
+        engine(readinessProbe={"exec": {"command": ["ok"]}}),
+        {"exec": {"command": ["ok"]}},
+        None,
+    ),
     ("grpc", engine(readinessProbe={"grpc": {"port": 1}}), {"grpc": {"port": 1}}, None),
     ("tcp", engine(readinessProbe={"tcpSocket": {"port": 1}}), {"tcpSocket": {"port": 1}}, None),
     ("none", engine(), {**web(8000), "timeoutSeconds": 5}, "http://127.0.0.1:8000/health"),
@@ -439,8 +489,12 @@ PROBES: list[tuple[str, Template, Object, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("pod", "handler", "url"), [one[1:] for one in PROBES], ids=[one[0] for one in PROBES])
-def test_the_engine_has_started_when_it_would_be_ready(pod: Template, handler: Object, url: str | None) -> None:
+@pytest.mark.parametrize(
+    ("pod", "handler", "url"), [one[1:] for one in PROBES], ids=[one[0] for one in PROBES]
+)
+def test_the_engine_has_started_when_it_would_be_ready(
+    pod: Template, handler: Object, url: str | None
+) -> None:
     job = tuned(pod, tuning={"deadlineSeconds": 600})
     assert engine_in(job)["startupProbe"] == {
         **handler,
@@ -470,9 +524,15 @@ def test_what_starts_before_the_engine_keeps_its_order_and_only_init_containers_
     beside = [one["name"] for one in pod["spec"]["containers"][1:]]
     keep = [*(one["name"] for one in init), *beside][::2] + more
     job = tuned(pod, tuning={"keepContainers": keep})
-    wanted = [one["name"] for one in init if one.get("restartPolicy") != "Always" or one["name"] in keep]
+    wanted = [
+        one["name"] for one in init if one.get("restartPolicy") != "Always" or one["name"] in keep
+    ]
     wanted += [name for name in beside if name in keep]
-    assert [one["name"] for one in pod_of(job)["initContainers"]] == ["pretune-check", *wanted, "vllm"]
+    assert [one["name"] for one in pod_of(job)["initContainers"]] == [
+        "pretune-check",
+        *wanted,
+        "vllm",
+    ]
     assert [one["name"] for one in pod_of(job)["containers"]] == ["pretune-seal"]
 
 
@@ -487,16 +547,22 @@ def test_init_containers_and_kept_sidecars_stay_as_they_are_and_a_kept_container
     pod.init("metrics", restartPolicy="Always").container(
         "store", startupProbe=web(1), livenessProbe=web(1), args=["-x"]
     )
-    before = pod_of(tuned(pod, tuning={"keepContainers": ["cloud", "store"]}))["initContainers"][1:-1]
+    before = pod_of(tuned(pod, tuning={"keepContainers": ["cloud", "store"]}))["initContainers"][
+        1:-1
+    ]
     assert before[:2] == pod["spec"]["initContainers"][:2]
-    assert before[2:] == [{"name": "store", "image": "vllm:1", "args": ["-x"], "restartPolicy": "Always"}]
+    assert before[2:] == [
+        {"name": "store", "image": "vllm:1", "args": ["-x"], "restartPolicy": "Always"}
+    ]
 
 
 @law(templates())
 def test_every_mount_has_its_volume_and_no_volume_is_there_for_nothing(pod: Object) -> None:
     made = pod_of(tuned(pod))
     mounted = {
-        mount["name"] for one in made["initContainers"] + made["containers"] for mount in one.get("volumeMounts", [])
+        mount["name"]
+        for one in made["initContainers"] + made["containers"]
+        for mount in one.get("volumeMounts", [])
     }
     assert {one["name"] for one in made["volumes"]} == mounted
     assert len(made["volumes"]) == len(mounted)
@@ -526,13 +592,21 @@ def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
         "topologySpreadConstraints": [{"maxSkew": 1}],
         "schedulingGates": [{"name": "gate"}],
         "readinessGates": [{"conditionType": "Routed"}],
-        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "host"}]}},
+        "affinity": {
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "host"}]
+            }
+        },
         "terminationGracePeriodSeconds": 600,
         "restartPolicy": "Always",
         "automountServiceAccountToken": True,
     }
     made = pod_of(tuned(engine().pod(**kept, **dropped)))
-    ours = {name: one for name, one in made.items() if name not in (*kept, "initContainers", "containers", "volumes")}
+    ours = {
+        name: one
+        for name, one in made.items()
+        if name not in (*kept, "initContainers", "containers", "volumes")
+    }
     assert {name: made[name] for name in kept} == kept
     assert ours == {
         "restartPolicy": "Never",
@@ -544,34 +618,48 @@ def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
 
 
 def test_the_token_that_an_engine_mounts_itself_stays() -> None:
-    token = {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+    token = {
+        "name": "token",
+        "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]},
+    }
     pod = engine(volumeMounts=[{"name": "token", "mountPath": "/token"}]).pod(volumes=[token])
     assert volume(tuned(pod), "token") == token
 
 
 @pytest.mark.parametrize(
-    ("asked", "installed", "priority"), [("mine", "chart", "mine"), ("", "chart", "chart"), ("", "", None)]
+    ("asked", "installed", "priority"),
+    [("mine", "chart", "mine"), ("", "chart", "chart"), ("", "", None)],
 )
 def test_the_priority_class_is_the_caches_else_the_charts_else_none(
     asked: str, installed: str, priority: str | None
 ) -> None:
     settings = Settings(operator_image="o", priority_class=installed)
-    job = tuned(engine(), settings=settings, tuning={"podTemplate": {"spec": {"priorityClassName": asked}}})
+    job = tuned(
+        engine(), settings=settings, tuning={"podTemplate": {"spec": {"priorityClassName": asked}}}
+    )
     assert pod_of(job).get("priorityClassName") == priority
 
 
 def test_the_targets_terms_are_laid_over_the_pods_own() -> None:
     mine, taint, ours = ({"key": key, "operator": "Exists"} for key in ("mine", "gpu", "ours"))
-    pod = engine().pod(nodeSelector={"product": "H200", "zone": "a"}, tolerations=[mine, taint], nodeName="node0")
+    pod = engine().pod(
+        nodeSelector={"product": "H200", "zone": "a"}, tolerations=[mine, taint], nodeName="node0"
+    )
     target = Target("b200", {"product": "B200"}, (taint,))
-    made = pod_of(tuned(pod, target, tuning={"podTemplate": {"spec": {"tolerations": [ours, mine]}}}))
+    made = pod_of(
+        tuned(pod, target, tuning={"podTemplate": {"spec": {"tolerations": [ours, mine]}}})
+    )
     assert made["nodeSelector"] == {"product": "B200", "zone": "a"}
     assert made["tolerations"] == [mine, taint, ours]
     assert made["affinity"] == {
         "nodeAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": {
                 "nodeSelectorTerms": [
-                    {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node0"]}]}
+                    {
+                        "matchFields": [
+                            {"key": "metadata.name", "operator": "In", "values": ["node0"]}
+                        ]
+                    }
                 ]
             }
         }
@@ -587,7 +675,11 @@ def test_only_the_engine_keeps_its_gpus(pod: Object) -> None:
     for one in (check_in(job), seal_in(job)):
         assert identity.gpus(one) == 0
         assert env_of(one)["NVIDIA_VISIBLE_DEVICES"] == "void"
-    assert identity.gpus(engine_in(job)) == identity.gpus(pod["spec"]["containers"][0]) == task_of(seal_in(job)).gpus
+    assert (
+        identity.gpus(engine_in(job))
+        == identity.gpus(pod["spec"]["containers"][0])
+        == task_of(seal_in(job)).gpus
+    )
 
 
 @law(templates())
@@ -604,8 +696,14 @@ def test_seal_is_small_and_its_requests_are_its_limits_so_that_a_guaranteed_pod_
     assert resources["limits"] == resources["requests"] == {"cpu": "500m", "memory": "256Mi"}
 
 
-def test_where_the_pod_has_resources_of_its_own_ours_ask_for_none_since_they_could_exceed_them() -> None:
-    job = tuned(engine(resources={"limits": {"cpu": 1}}).pod(resources={"limits": {"cpu": 1, "memory": "1Gi"}}))
+def test_where_the_pod_has_resources_of_its_own_ours_ask_for_none_since_they_could_exceed_them() -> (
+    None
+):
+    job = tuned(
+        engine(resources={"limits": {"cpu": 1}}).pod(
+            resources={"limits": {"cpu": 1, "memory": "1Gi"}}
+        )
+    )
     assert check_in(job)["resources"] == seal_in(job)["resources"] == {}
 
 
@@ -647,7 +745,9 @@ def test_check_and_seal_run_in_the_engines_image_with_its_path() -> None:
 
 
 @law(templates())
-def test_the_task_arrives_as_it_was_meant_whatever_dollars_the_engines_words_hold(pod: Object) -> None:
+def test_the_task_arrives_as_it_was_meant_whatever_dollars_the_engines_words_hold(
+    pod: Object,
+) -> None:
     served = pod["spec"]["containers"][0]
     for one in (check_in(tuned(pod)), seal_in(tuned(pod))):
         task = task_of(one)
@@ -682,7 +782,10 @@ def test_the_task_arrives_as_it_was_meant_whatever_dollars_the_engines_words_hol
                 "capabilities": {"add": ["IPC_LOCK", "SYS_ADMIN", "DAC_OVERRIDE"], "drop": ["ALL"]},
                 "allowPrivilegeEscalation": True,
             },
-            {"capabilities": {"add": ["DAC_OVERRIDE"], "drop": ["ALL"]}, "allowPrivilegeEscalation": False},
+            {
+                "capabilities": {"add": ["DAC_OVERRIDE"], "drop": ["ALL"]},
+                "allowPrivilegeEscalation": False,
+            },
         ),
     ],
     ids=["none", "privileged", "restricted", "capabilities"],
@@ -711,9 +814,15 @@ def run_script(tmp_path: Any, python: str | None, agent: bool = True) -> tuple[i
     if agent:
         (tmp_path / "agent.pyz").touch()
     done = subprocess.run(
-        ["/bin/sh", "-c", text], env={"PATH": str(tmp_path / "bin")}, capture_output=True, check=False
+        ["/bin/sh", "-c", text],
+        env={"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        check=False,
     )
-    read = [(tmp_path / name).read_text() if (tmp_path / name).exists() else "" for name in ("log", "said")]
+    read = [
+        (tmp_path / name).read_text() if (tmp_path / name).exists() else ""
+        for name in ("log", "said")
+    ]
     return done.returncode, read[0], read[1].strip()
 
 
@@ -756,24 +865,42 @@ def test_inspect_reads_the_claim_in_the_operators_image_as_nobody() -> None:
     pod, (container,) = pod_of(job), pod_of(job)["containers"]
     assert container["image"] == "registry/pretune:1"
     assert container["command"] == ["python3", "-m", "pretune.agent", "inspect"]
-    assert task_of(container) == Task(cache="inference.qwen3", subPath="pretune", ids=["a-1", "b-2"])
+    assert task_of(container) == Task(
+        cache="inference.qwen3", subPath="pretune", ids=["a-1", "b-2"]
+    )
     assert pod["volumes"] == [
-        {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "shared", "readOnly": True}}
+        {
+            "name": "pretune-claim",
+            "persistentVolumeClaim": {"claimName": "shared", "readOnly": True},
+        }
     ]
-    assert container["volumeMounts"] == [{"name": "pretune-claim", "mountPath": "/pretune/claim", "readOnly": True}]
+    assert container["volumeMounts"] == [
+        {"name": "pretune-claim", "mountPath": "/pretune/claim", "readOnly": True}
+    ]
     assert pod["securityContext"]["runAsUser"] == 65532
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
     assert job["metadata"]["annotations"] == {"pretune.dev/question": "q"}
-    assert job["metadata"]["labels"] == {"pretune.dev/cache": "qwen3", "pretune.dev/role": "inspect"}
-    assert job["spec"]["template"]["metadata"]["labels"].items() >= job["metadata"]["labels"].items()
+    assert job["metadata"]["labels"] == {
+        "pretune.dev/cache": "qwen3",
+        "pretune.dev/role": "inspect",
+    }
+    assert (
+        job["spec"]["template"]["metadata"]["labels"].items() >= job["metadata"]["labels"].items()
+    )
 
 
 def test_another_question_is_another_job_and_the_same_one_the_same() -> None:
-    assert asked()["metadata"]["name"] == asked()["metadata"]["name"] != asked(question="r")["metadata"]["name"]
+    assert (
+        asked()["metadata"]["name"]
+        == asked()["metadata"]["name"]
+        != asked(question="r")["metadata"]["name"]
+    )
 
 
 def test_prune_runs_as_who_wrote_the_files_and_mounts_the_claim_to_write() -> None:
-    job = prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100, "groups": [44, 44, 5]}, SETTINGS)
+    job = prune_job(
+        KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100, "groups": [44, 44, 5]}, SETTINGS
+    )
     pod, (container,) = pod_of(job), pod_of(job)["containers"]
     assert pod["securityContext"] == {
         "runAsUser": 1000,
@@ -782,7 +909,9 @@ def test_prune_runs_as_who_wrote_the_files_and_mounts_the_claim_to_write() -> No
         "supplementalGroups": [5, 44],
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    assert pod["volumes"] == [{"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "pretune-qwen3"}}]
+    assert pod["volumes"] == [
+        {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "pretune-qwen3"}}
+    ]
     assert container["volumeMounts"] == [{"name": "pretune-claim", "mountPath": "/pretune/claim"}]
     assert container["command"][-1] == "prune"
     assert task_of(container).ids == ["a-1"]
@@ -806,7 +935,11 @@ def small_jobs() -> list[Object]:
 @pytest.mark.parametrize("job", small_jobs(), ids=["inspect", "prune"])
 def test_jobs_on_the_claim_are_short_small_and_fit_for_pod_security_restricted(job: Object) -> None:
     pod, (container,) = pod_of(job), pod_of(job)["containers"]
-    assert (pod["activeDeadlineSeconds"], pod["automountServiceAccountToken"], pod["restartPolicy"]) == (
+    assert (
+        pod["activeDeadlineSeconds"],
+        pod["automountServiceAccountToken"],
+        pod["restartPolicy"],
+    ) == (
         300,
         False,
         "Never",
@@ -824,9 +957,13 @@ def test_jobs_on_the_claim_are_short_small_and_fit_for_pod_security_restricted(j
     assert job["metadata"]["ownerReferences"][0]["uid"] == "uid-of-qwen3"
 
 
-def test_jobs_on_the_claim_tolerate_what_the_targets_do_since_the_claim_may_hold_them_to_a_gpu_node() -> None:
+def test_jobs_on_the_claim_tolerate_what_the_targets_do_since_the_claim_may_hold_them_to_a_gpu_node() -> (
+    None
+):
     taint = {"key": "nvidia.com/gpu", "operator": "Exists"}
-    job = asked({"targets": [{"name": "a", "tolerations": [taint]}, {"name": "b", "tolerations": [taint]}]})
+    job = asked(
+        {"targets": [{"name": "a", "tolerations": [taint]}, {"name": "b", "tolerations": [taint]}]}
+    )
     assert pod_of(job)["tolerations"] == [taint]
 
 
@@ -846,7 +983,11 @@ def test_names_of_small_jobs_are_dns_labels_too(name: str) -> None:
 def full() -> Template:
     return (
         template()
-        .init("fetch", command=["get", "model"], volumeMounts=[{"name": "models", "mountPath": "/models"}])
+        .init(
+            "fetch",
+            command=["get", "model"],
+            volumeMounts=[{"name": "models", "mountPath": "/models"}],
+        )
         .container(
             "vllm",
             ports=[{"name": "http", "containerPort": 8000}],

@@ -16,7 +16,16 @@ from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.agent_container import script
 from pretune.manifests.json_patch import copied, into
-from pretune.manifests.pod import Delivery, collision, inject, is_held, is_injected, patched, release, strip
+from pretune.manifests.pod import (
+    Delivery,
+    collision,
+    inject,
+    is_held,
+    is_injected,
+    patched,
+    release,
+    strip,
+)
 from pretune.podspec import identity
 from pretune.protocol import Inputs, Report, Task
 
@@ -39,7 +48,9 @@ READ_ONLY = Delivery("ReadOnly", **GIVEN)
 HELD = Delivery("Overlay", **{**GIVEN, "reason": "Held", "message": ""}, held=True)
 LEFT_ALONE = Delivery("None", "OverrideSet", "container vllm sets it")
 DELIVERIES = (OVERLAY, READ_ONLY, HELD, LEFT_ALONE)
-each_delivery = pytest.mark.parametrize("delivery", DELIVERIES, ids=("Overlay", "ReadOnly", "Held", "None"))
+each_delivery = pytest.mark.parametrize(
+    "delivery", DELIVERIES, ids=("Overlay", "ReadOnly", "Held", "None")
+)
 
 
 def given(pod: Object, delivery: Delivery = OVERLAY) -> Object:
@@ -67,12 +78,20 @@ def test_overlay_gives_a_folder_that_seed_fills_and_the_engine_may_write() -> No
     pod = given(pod_of(engine()))
     spec = pod["spec"]
     assert spec["volumes"] == [
-        {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "pretune-qwen3", "readOnly": True}},
-        {"name": "pretune-agent", "configMap": {"name": "pretune-agent-0123456789ab", "optional": True}},
+        {
+            "name": "pretune-claim",
+            "persistentVolumeClaim": {"claimName": "pretune-qwen3", "readOnly": True},
+        },
+        {
+            "name": "pretune-agent",
+            "configMap": {"name": "pretune-agent-0123456789ab", "optional": True},
+        },
         {"name": "pretune-tactics", "emptyDir": {}},
     ]
     assert engine_in(pod)["env"] == [{"name": OVERRIDE, "value": "/pretune/tactics"}]
-    assert engine_in(pod)["volumeMounts"] == [{"name": "pretune-tactics", "mountPath": "/pretune/tactics"}]
+    assert engine_in(pod)["volumeMounts"] == [
+        {"name": "pretune-tactics", "mountPath": "/pretune/tactics"}
+    ]
     assert seed_in(pod)["name"] == "pretune-seed"
     assert seed_in(pod)["volumeMounts"] == [
         {"name": "pretune-agent", "mountPath": "/pretune/agent", "readOnly": True},
@@ -91,12 +110,19 @@ def test_overlay_gives_a_folder_that_seed_fills_and_the_engine_may_write() -> No
         ("a$(HOME)", "/pretune/claim/a$$(HOME)/inference.qwen3"),
     ],
 )
-def test_read_only_points_the_engine_into_the_claim_and_adds_no_container(sub_path: str, folder: str) -> None:
+def test_read_only_points_the_engine_into_the_claim_and_adds_no_container(
+    sub_path: str, folder: str
+) -> None:
     pod = given(pod_of(engine()), Delivery("ReadOnly", **GIVEN, sub_path=sub_path))
     assert pod["spec"]["volumes"] == [
-        {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": "pretune-qwen3", "readOnly": True}}
+        {
+            "name": "pretune-claim",
+            "persistentVolumeClaim": {"claimName": "pretune-qwen3", "readOnly": True},
+        }
     ]
-    assert engine_in(pod)["env"] == [{"name": OVERRIDE, "value": f"{folder}/bundles/{BUNDLE}/tactics"}]
+    assert engine_in(pod)["env"] == [
+        {"name": OVERRIDE, "value": f"{folder}/bundles/{BUNDLE}/tactics"}
+    ]
     assert engine_in(pod)["volumeMounts"] == [
         {"name": "pretune-claim", "mountPath": "/pretune/claim", "readOnly": True}
     ]
@@ -108,16 +134,26 @@ def test_read_only_points_the_engine_into_the_claim_and_adds_no_container(sub_pa
     [
         (
             OVERLAY,
-            {names.BUNDLE: BUNDLE, names.DELIVERY: "Overlay", names.REASON: f"Given: bundle {BUNDLE}"},
+            {
+                names.BUNDLE: BUNDLE,
+                names.DELIVERY: "Overlay",
+                names.REASON: f"Given: bundle {BUNDLE}",
+            },
         ),
         (HELD, {names.BUNDLE: BUNDLE, names.DELIVERY: "Overlay", names.REASON: "Held"}),
         (LEFT_ALONE, {names.DELIVERY: "None", names.REASON: "OverrideSet: container vllm sets it"}),
     ],
 )
-def test_the_annotations_say_what_was_given_and_why(delivery: Delivery, annotations: dict[str, str]) -> None:
+def test_the_annotations_say_what_was_given_and_why(
+    delivery: Delivery, annotations: dict[str, str]
+) -> None:
     pod = pod_of(engine())
     pod["metadata"]["annotations"] = {"own": "1", names.TARGET: "b200"}
-    assert given(pod, delivery)["metadata"]["annotations"] == {"own": "1", names.TARGET: "b200", **annotations}
+    assert given(pod, delivery)["metadata"]["annotations"] == {
+        "own": "1",
+        names.TARGET: "b200",
+        **annotations,
+    }
 
 
 def test_a_pod_that_is_left_alone_gets_annotations_and_nothing_else() -> None:
@@ -126,7 +162,9 @@ def test_a_pod_that_is_left_alone_gets_annotations_and_nothing_else() -> None:
 
 
 def test_a_held_pod_gets_our_gate_beside_those_of_others() -> None:
-    assert given(pod_of(engine()), HELD)["spec"]["schedulingGates"] == [{"name": "pretune.dev/hold"}]
+    assert given(pod_of(engine()), HELD)["spec"]["schedulingGates"] == [
+        {"name": "pretune.dev/hold"}
+    ]
     queued = pod_of(engine().pod(schedulingGates=[{"name": "kueue.x-k8s.io/admission"}]))
     gates = given(queued, HELD)["spec"]["schedulingGates"]
     assert gates == [{"name": "kueue.x-k8s.io/admission"}, {"name": "pretune.dev/hold"}]
@@ -138,16 +176,28 @@ def test_a_pod_with_a_node_gets_no_gate_since_the_api_refuses_both() -> None:
 
 def test_seed_is_the_last_init_container() -> None:
     pod = pod_of(engine().init("fetch").init("mesh", restartPolicy="Always"))
-    assert [one["name"] for one in given(pod)["spec"]["initContainers"]] == ["fetch", "mesh", "pretune-seed"]
+    assert [one["name"] for one in given(pod)["spec"]["initContainers"]] == [
+        "fetch",
+        "mesh",
+        "pretune-seed",
+    ]
 
 
 def test_a_claim_that_the_pod_has_already_is_mounted_by_its_own_volume() -> None:
     """A pod with two volumes of one claim never starts (seen on Kubernetes 1.34)."""
     models = {"name": "models", "persistentVolumeClaim": {"claimName": "pretune-qwen3"}}
-    pod = pod_of(engine(volumeMounts=[{"name": "models", "mountPath": "/models"}]).pod(volumes=[models]))
+    pod = pod_of(
+        engine(volumeMounts=[{"name": "models", "mountPath": "/models"}]).pod(volumes=[models])
+    )
     overlay, read_only = given(pod), given(pod, READ_ONLY)
-    assert [one["name"] for one in overlay["spec"]["volumes"]] == ["models", "pretune-agent", "pretune-tactics"]
-    assert {"name": "models", "readOnly": True, "mountPath": "/pretune/claim"} in seed_in(overlay)["volumeMounts"]
+    assert [one["name"] for one in overlay["spec"]["volumes"]] == [
+        "models",
+        "pretune-agent",
+        "pretune-tactics",
+    ]
+    assert {"name": "models", "readOnly": True, "mountPath": "/pretune/claim"} in seed_in(overlay)[
+        "volumeMounts"
+    ]
     assert read_only["spec"]["volumes"] == [models]
     assert engine_in(read_only)["volumeMounts"] == [
         {"name": "models", "mountPath": "/models"},
@@ -175,7 +225,11 @@ def test_annotations_that_would_be_too_many_are_not_added() -> None:
 
 
 def test_seed_runs_in_the_engines_image_as_its_user_without_its_gpus() -> None:
-    secure = {"runAsUser": 1000, "privileged": True, "capabilities": {"add": ["IPC_LOCK"], "drop": ["ALL"]}}
+    secure = {
+        "runAsUser": 1000,
+        "privileged": True,
+        "capabilities": {"add": ["IPC_LOCK"], "drop": ["ALL"]},
+    }
     pod = engine(image="vllm@sha256:0", imagePullPolicy="Always", securityContext=secure).env(
         HOME="/h", A="1", PATH="$(HOME)/bin"
     )
@@ -228,7 +282,10 @@ RESOURCES: list[tuple[Object | None, Object]] = [
         {"limits": {"cpu": "8", "memory": "64Gi"}, "requests": {"cpu": "8", "memory": "64Gi"}},
     ),
     (
-        {"limits": {"memory": "9Gi", "hugepages-2Mi": "1Gi"}, "requests": {"cpu": 1, "ephemeral-storage": "1Gi"}},
+        {
+            "limits": {"memory": "9Gi", "hugepages-2Mi": "1Gi"},
+            "requests": {"cpu": 1, "ephemeral-storage": "1Gi"},
+        },
         {"limits": {"memory": "9Gi"}, "requests": {"cpu": 1, "ephemeral-storage": "1Gi"}},
     ),
     ({"limits": None, "requests": None, "claims": [{"name": "gpu"}]}, {}),
@@ -247,17 +304,26 @@ def test_seed_asks_for_what_the_engine_does_so_that_no_quota_and_no_class_change
 def qos(pod: Object) -> str:
     """The pod's class as the kubelet computes it (core/v1/helper/qos): of cpu and memory of all containers and init containers."""
     whole = [
-        one.get("resources") or {} for one in [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
+        one.get("resources") or {}
+        for one in [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
     ]
     asked = [
-        {(kind, name): str(amount) for kind in ("limits", "requests") for name, amount in (one.get(kind) or {}).items()}
+        {
+            (kind, name): str(amount)
+            for kind in ("limits", "requests")
+            for name, amount in (one.get(kind) or {}).items()
+        }
         for one in whole
     ]
-    asked = [{what: amount for what, amount in one.items() if what[1] in ("cpu", "memory")} for one in asked]
+    asked = [
+        {what: amount for what, amount in one.items() if what[1] in ("cpu", "memory")}
+        for one in asked
+    ]
     if not any(asked):
         return "BestEffort"
     full = all(
-        one.get(("limits", name)) and one.get(("requests", name), one[("limits", name)]) == one[("limits", name)]
+        one.get(("limits", name))
+        and one.get(("requests", name), one[("limits", name)]) == one[("limits", name)]
         for one in asked
         for name in ("cpu", "memory")
     )
@@ -296,10 +362,19 @@ PODS: dict[str, Object] = {
     )
     .init("fetch")
     .pod(volumes=[{"name": "shm", "emptyDir": {}}], schedulingGates=[{"name": "other/gate"}]),
-    "generateName": {**engine(), "metadata": {"generateName": "qwen3-", "labels": {names.CACHE: "qwen3"}}},
+    "generateName": {
+        **engine(),
+        "metadata": {"generateName": "qwen3-", "labels": {names.CACHE: "qwen3"}},
+    },
     "env twice": engine().env(A="1").env(A="2", B="$(A)"),
-    "fields of tomorrow": {**engine(tomorrow=[{"x": None}]).pod(ofTomorrow={"a": []}), "more": {"b": None}},
-    "the engine is not the first": Template(metadata={}, spec={}).container("proxy").container("vllm").gpus(1),
+    "fields of tomorrow": {
+        **engine(tomorrow=[{"x": None}]).pod(ofTomorrow={"a": []}),
+        "more": {"b": None},
+    },
+    "the engine is not the first": Template(metadata={}, spec={})
+    .container("proxy")
+    .container("vllm")
+    .gpus(1),
     "no metadata": {"spec": engine()["spec"]},
 }
 
@@ -317,7 +392,9 @@ def test_strip_is_the_inverse(pod: Object, delivery: Delivery) -> None:
 
 @each_delivery
 @pytest.mark.parametrize("empty", [False, True], ids=("null", "empty"))
-def test_lists_that_are_null_or_empty_are_as_good_as_absent(delivery: Delivery, empty: bool) -> None:
+def test_lists_that_are_null_or_empty_are_as_good_as_absent(
+    delivery: Delivery, empty: bool
+) -> None:
     nothing: list[Object] | None = [] if empty else None
     template = engine(env=nothing, volumeMounts=nothing)
     pod = pod_of(template.pod(volumes=nothing, initContainers=nothing, schedulingGates=nothing))
@@ -331,7 +408,14 @@ def lean(pod: Object) -> Object:
     """Without what the API server never sends: lists and maps of those that we add to, when they are empty or null."""
     made = copied(pod)
     for holder in (made["metadata"], made["spec"], *made["spec"]["containers"]):
-        for name in ("annotations", "volumes", "initContainers", "schedulingGates", "env", "volumeMounts"):
+        for name in (
+            "annotations",
+            "volumes",
+            "initContainers",
+            "schedulingGates",
+            "env",
+            "volumeMounts",
+        ):
             if name in holder and not holder[name]:
                 del holder[name]
     return made
@@ -350,7 +434,10 @@ def test_what_others_added_to_the_injected_pod_stays() -> None:
         one.setdefault("env", []).append({"name": "MESH", "value": "1"})
         one.setdefault("volumeMounts", []).append({"name": "mesh", "mountPath": "/mesh"})
     seed = next(one for one in spec["initContainers"] if one["name"] == "pretune-seed")
-    seed |= {"terminationMessagePath": "/dev/termination-log", "resources": {"limits": {"cpu": "1"}}}
+    seed |= {
+        "terminationMessagePath": "/dev/termination-log",
+        "resources": {"limits": {"cpu": "1"}},
+    }
     spec["initContainers"].reverse()
     engine_in(pod)["volumeMounts"].reverse()
     engine_in(pod)["env"].reverse()
@@ -385,7 +472,9 @@ def test_a_mount_of_our_volume_that_another_webhook_made_goes_with_the_volume() 
     """The API refuses a mount without its volume."""
     plain = pod_of(engine().container("proxy"))
     pod = given(plain)
-    pod["spec"]["containers"][1]["volumeMounts"] = [{"name": "pretune-tactics", "mountPath": "/all/pretune-tactics"}]
+    pod["spec"]["containers"][1]["volumeMounts"] = [
+        {"name": "pretune-tactics", "mountPath": "/all/pretune-tactics"}
+    ]
     assert strip(pod) == plain
 
 
@@ -397,7 +486,9 @@ def test_a_pod_is_given_something_once_only(delivery: Delivery) -> None:
         assert inject(pod, again) == []
 
 
-@pytest.mark.parametrize("delivery", [OVERLAY, READ_ONLY, HELD], ids=("Overlay", "ReadOnly", "Held"))
+@pytest.mark.parametrize(
+    "delivery", [OVERLAY, READ_ONLY, HELD], ids=("Overlay", "ReadOnly", "Held")
+)
 def test_a_copied_manifest_without_its_annotations_is_known_by_its_form(delivery: Delivery) -> None:
     pod = given(pod_of(engine()), delivery)
     del pod["metadata"]["annotations"]
@@ -418,13 +509,17 @@ def test_our_parts_are_known_one_by_one() -> None:
 
 def test_what_a_left_alone_pod_has_of_its_own_under_our_names_stays() -> None:
     """Also where, by hand, it looks like ours in every respect: the annotation knows better."""
-    own = engine(volumeMounts=[{"name": "pretune-claim", "mountPath": "/pretune/claim"}]).init("pretune-seed")
+    own = engine(volumeMounts=[{"name": "pretune-claim", "mountPath": "/pretune/claim"}]).init(
+        "pretune-seed"
+    )
     own.pod(volumes=[{"name": "pretune-claim", "emptyDir": {}}])
     pod = pod_of(own)
     assert not is_injected(pod) and strip(pod) == pod
     assert lean(strip(given(pod, LEFT_ALONE))) == lean(pod)
     engine_in(pod)["env"] = [{"name": OVERRIDE, "value": "/pretune/claim/mine"}]
-    left = patched(pod, [{"op": "add", "path": "/metadata/annotations", "value": {names.DELIVERY: "None"}}])
+    left = patched(
+        pod, [{"op": "add", "path": "/metadata/annotations", "value": {names.DELIVERY: "None"}}]
+    )
     assert strip(left)["spec"] == pod["spec"]
 
 
@@ -485,7 +580,9 @@ def test_another_containers_mounts_are_its_own_matter() -> None:
 def released(pod: Object) -> Object:
     """As the API server does it: schedulingGates is a list-map by name, and a list that becomes empty is gone."""
     made = copied(pod)
-    removed = [one["name"] for one in release()["spec"]["schedulingGates"] if one["$patch"] == "delete"]
+    removed = [
+        one["name"] for one in release()["spec"]["schedulingGates"] if one["$patch"] == "delete"
+    ]
     made["spec"]["schedulingGates"] = [
         one for one in made["spec"].get("schedulingGates") or () if one["name"] not in removed
     ]
@@ -517,19 +614,34 @@ def test_a_pod_without_our_gate_is_not_held(gates: list[Object] | None) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("/metadata/annotations/a~1b~0c", "x", {"metadata": {"annotations": {"a/b~c": "x", "old": "1"}}}),
+        (
+            "/metadata/annotations/a~1b~0c",
+            "x",
+            {"metadata": {"annotations": {"a/b~c": "x", "old": "1"}}},
+        ),
         ("/metadata/annotations", {"a": "x"}, {"metadata": {"annotations": {"a": "x"}}}),
         (
             "/spec/containers/0/env",
             [{"name": "A"}],
             {"spec": {"containers": [{"name": "vllm", "env": [{"name": "A"}]}]}},
         ),
-        ("/spec/containers/-", {"name": "last"}, {"spec": {"containers": [{"name": "vllm"}, {"name": "last"}]}}),
-        ("/spec/containers/0", {"name": "first"}, {"spec": {"containers": [{"name": "first"}, {"name": "vllm"}]}}),
+        (
+            "/spec/containers/-",
+            {"name": "last"},
+            {"spec": {"containers": [{"name": "vllm"}, {"name": "last"}]}},
+        ),
+        (
+            "/spec/containers/0",
+            {"name": "first"},
+            {"spec": {"containers": [{"name": "first"}, {"name": "vllm"}]}},
+        ),
     ],
 )
 def test_patched_does_what_the_rfc_says(path: str, value: Any, expected: Object) -> None:
-    pod: Object = {"metadata": {"annotations": {"old": "1"}}, "spec": {"containers": [{"name": "vllm"}]}}
+    pod: Object = {
+        "metadata": {"annotations": {"old": "1"}},
+        "spec": {"containers": [{"name": "vllm"}]},
+    }
     before = copy.deepcopy(pod)
     made = patched(pod, [{"op": "add", "path": path, "value": value}])
     assert pod == before
@@ -568,11 +680,17 @@ def test_the_script_is_one_of_any_posix_shell() -> None:
 def test_fingerprints_do_not_know_of_us() -> None:
     for delivery in DELIVERIES:
         pod = pod_of(engine().init("fetch"))
-        assert identity.fingerprint(given(pod, delivery), "vllm") == identity.fingerprint(pod, "vllm")
+        assert identity.fingerprint(given(pod, delivery), "vllm") == identity.fingerprint(
+            pod, "vllm"
+        )
 
 
 def test_reports_of_the_script_are_reports() -> None:
-    told = [line.partition(" || ")[2] or line for line in script("seed").splitlines() if " || say " in line]
+    told = [
+        line.partition(" || ")[2] or line
+        for line in script("seed").splitlines()
+        if " || say " in line
+    ]
     reports = [Report.load(shlex.split(line)[1]) for line in told]
     assert [(one.by, one.reason) for one in reports if one] == [
         ("seed", "NoPython"),

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from pretune.api.names import HOLD
 from pretune.api.types import Object
-from pretune.manifests.pod import NONE, Delivery, collision, inject, is_held, is_injected, patched, strip
+from pretune.manifests.pod import (
+    NONE,
+    Delivery,
+    collision,
+    inject,
+    is_held,
+    is_injected,
+    patched,
+    strip,
+)
 from pretune.podspec import identity
 
 from tests.unit.any_pod import Chance, touched
@@ -55,11 +64,15 @@ def holds(pod: Object, delivery: Delivery, others: int) -> None:
 
     stripped = strip(whole)
     if pod == plain:
-        assert stripped == pod, "strip is the inverse, to the letter where the API server sent the pod"
+        assert stripped == pod, (
+            "strip is the inverse, to the letter where the API server sent the pod"
+        )
     assert lean(stripped) == plain, "strip is the inverse"
     assert strip(pod) == pod, "strip of what is not ours"
     assert is_injected(whole) and not is_injected(pod)
-    assert inject(whole, delivery) == inject(whole, DELIVERIES[others % len(DELIVERIES)]) == [], "idempotent"
+    assert inject(whole, delivery) == inject(whole, DELIVERIES[others % len(DELIVERIES)]) == [], (
+        "idempotent"
+    )
 
     assert identity.fingerprint(whole, "vllm") == identity.fingerprint(pod, "vllm")
     assert identity.required_terms(whole["spec"]) == identity.required_terms(pod["spec"])
@@ -69,11 +82,13 @@ def holds(pod: Object, delivery: Delivery, others: int) -> None:
     assert is_held(whole) == (delivery.held and "nodeName" not in pod["spec"])
     gates = [one["name"] for one in pod["spec"].get("schedulingGates") or ()]
     let_go = released(whole)
-    assert [one["name"] for one in let_go["spec"].get("schedulingGates") or ()] == gates, "the gates of others stay"
+    assert [one["name"] for one in let_go["spec"].get("schedulingGates") or ()] == gates, (
+        "the gates of others stay"
+    )
     if delivery.held:
-        assert lean(let_go) == lean(patched(pod, [one for one in patch if HOLD not in json.dumps(one)])), (
-            "release is all"
-        )
+        assert lean(let_go) == lean(
+            patched(pod, [one for one in patch if HOLD not in json.dumps(one)])
+        ), "release is all"
 
     touched(whole, others)
     touched(pod, others)
@@ -84,11 +99,15 @@ def adds_only(pod: Object, patch: list[dict[str, Any]]) -> None:
     """No operation but `add`, and none onto something that is there."""
     for operation in patch:
         assert operation["op"] == "add"
-        *above, last = [one.replace("~1", "/").replace("~0", "~") for one in operation["path"][1:].split("/")]
+        *above, last = [
+            one.replace("~1", "/").replace("~0", "~") for one in operation["path"][1:].split("/")
+        ]
         holder: Any = pod
         for word in above:
             holder = holder[int(word)] if isinstance(holder, list) else holder[word]
-        assert last == "-" if isinstance(holder, list) else holder.get(last) is None, operation["path"]
+        assert last == "-" if isinstance(holder, list) else holder.get(last) is None, operation[
+            "path"
+        ]
 
 
 def unique(pod: Object, whole: Object) -> None:
@@ -103,7 +122,11 @@ def _volumes(pod: Object) -> list[Any]:
 
 
 def _containers(pod: Object) -> list[Any]:
-    return [one["name"] for place in ("initContainers", "containers") for one in pod["spec"].get(place) or ()]
+    return [
+        one["name"]
+        for place in ("initContainers", "containers")
+        for one in pod["spec"].get(place) or ()
+    ]
 
 
 def _mounts(pod: Object) -> list[Any]:

@@ -43,7 +43,12 @@ def test_the_engine_is_the_container_that_the_cache_names_even_without_a_gpu() -
 
 def test_a_device_claim_tells_the_engine_only_where_no_container_asks_for_a_gpu_resource() -> None:
     claims = {"claims": [{"name": "device"}]}
-    assert identity.engine_of(template().container("proxy").container("vllm", resources=claims), "")["name"] == "vllm"
+    assert (
+        identity.engine_of(template().container("proxy").container("vllm", resources=claims), "")[
+            "name"
+        ]
+        == "vllm"
+    )
     network = template().container("router", resources=claims).container("vllm").gpus(1)
     assert identity.engine_of(network, "")["name"] == "vllm"
 
@@ -51,11 +56,31 @@ def test_a_device_claim_tells_the_engine_only_where_no_container_asks_for_a_gpu_
 @pytest.mark.parametrize(
     ("pod", "named", "reason", "words"),
     [
-        (template().container("a").container("b"), "", "EngineNotFound", ["no container asks for a GPU", "a, b"]),
-        (engine().container("proxy"), "gone", "EngineNotFound", ["spec.engineContainer", "gone", "vllm, proxy"]),
-        (engine().container("draft").gpus(1).container("proxy"), "", "EngineAmbiguous", ["vllm, draft ask"]),
+        (
+            template().container("a").container("b"),
+            "",
+            "EngineNotFound",
+            ["no container asks for a GPU", "a, b"],
+        ),
+        (
+            engine().container("proxy"),
+            "gone",
+            "EngineNotFound",
+            ["spec.engineContainer", "gone", "vllm, proxy"],
+        ),
+        (
+            engine().container("draft").gpus(1).container("proxy"),
+            "",
+            "EngineAmbiguous",
+            ["vllm, draft ask"],
+        ),
         (engine().gpus(0), "", "EngineNotFound", ["no container asks for a GPU"]),
-        (engine().gpus("many"), "", "SourceInvalid", ["container vllm", "nvidia.com/gpu", "'many'"]),
+        (
+            engine().gpus("many"),
+            "",
+            "SourceInvalid",
+            ["container vllm", "nvidia.com/gpu", "'many'"],
+        ),
     ],
 )
 def test_an_engine_that_cannot_be_told_is_refused_with_the_containers_named(
@@ -82,7 +107,9 @@ def test_an_engine_that_cannot_be_told_is_refused_with_the_containers_named(
         ({}, 0),
     ],
 )
-def test_gpus_are_counted_wherever_the_container_asks_for_them(resources: Object, count: int) -> None:
+def test_gpus_are_counted_wherever_the_container_asks_for_them(
+    resources: Object, count: int
+) -> None:
     assert identity.gpus({"name": "vllm", "resources": resources}) == count
 
 
@@ -90,13 +117,18 @@ def test_gpus_are_counted_wherever_the_container_asks_for_them(resources: Object
 
 
 @law(templates())
-def test_what_the_author_wrote_and_what_the_api_server_stored_have_one_fingerprint(pod: Object) -> None:
+def test_what_the_author_wrote_and_what_the_api_server_stored_have_one_fingerprint(
+    pod: Object,
+) -> None:
     assert fingerprint(pod) == fingerprint(stored(pod))
 
 
-def test_a_deployment_that_a_real_api_server_stored_has_the_fingerprint_of_what_was_written() -> None:
+def test_a_deployment_that_a_real_api_server_stored_has_the_fingerprint_of_what_was_written() -> (
+    None
+):
     written, kept = (
-        json.loads((DATA / name).read_text())["spec"]["template"] for name in ("written.json", "stored.json")
+        json.loads((DATA / name).read_text())["spec"]["template"]
+        for name in ("written.json", "stored.json")
     )
     assert written != kept
     assert fingerprint(written) == fingerprint(kept)
@@ -115,7 +147,11 @@ def rich() -> Template:
         .init("fetch", "fetch:1", command=["get", "model"])
         .env(FROM="s3")
         .init("convert", "convert:1")
-        .container("vllm", command=["vllm"], envFrom=[{"configMapRef": {"name": "a"}}, {"secretRef": {"name": "b"}}])
+        .container(
+            "vllm",
+            command=["vllm"],
+            envFrom=[{"configMapRef": {"name": "a"}}, {"secretRef": {"name": "b"}}],
+        )
         .args("serve", "qwen3", "--tp=8")
         .gpus(8)
         .env(A="1", TOKEN={"secretKeyRef": {"name": "hf", "key": "token"}}, B="$(A)/b")
@@ -136,21 +172,33 @@ def changed(change: Any) -> Object:
 SAME = {
     "a label": lambda p: p["metadata"]["labels"].update(version="2"),
     "an annotation": lambda p: p["metadata"].update(annotations={"restartedAt": "now"}),
-    "another container": lambda p: p["spec"]["containers"].append({"name": "proxy", "image": "proxy:2"}),
+    "another container": lambda p: p["spec"]["containers"].append(
+        {"name": "proxy", "image": "proxy:2"}
+    ),
     "a native sidecar": lambda p: p["spec"]["initContainers"].insert(
         0, {"name": "router", "image": "r:1", "restartPolicy": "Always"}
     ),
     "the engine's name": lambda p: engine_at(p).update(name="server"),
     "probes": lambda p: engine_at(p).update(livenessProbe={"exec": {"command": ["true"]}}),
-    "mounts": lambda p: engine_at(p).update(volumeMounts=[{"name": "models", "mountPath": "/models"}]),
+    "mounts": lambda p: engine_at(p).update(
+        volumeMounts=[{"name": "models", "mountPath": "/models"}]
+    ),
     "cpu": lambda p: engine_at(p)["resources"]["limits"].update(cpu=4),
-    "the GPUs' spelling": lambda p: engine_at(p).update(resources={"requests": {"nvidia.com/gpu": "8e0"}}),
-    "the override variable": lambda p: engine_at(p)["env"].append({"name": OVERRIDE, "value": "/elsewhere"}),
-    "the override variable, first": lambda p: engine_at(p)["env"].insert(0, {"name": OVERRIDE, "value": "/elsewhere"}),
+    "the GPUs' spelling": lambda p: engine_at(p).update(
+        resources={"requests": {"nvidia.com/gpu": "8e0"}}
+    ),
+    "the override variable": lambda p: engine_at(p)["env"].append(
+        {"name": OVERRIDE, "value": "/elsewhere"}
+    ),
+    "the override variable, first": lambda p: engine_at(p)["env"].insert(
+        0, {"name": OVERRIDE, "value": "/elsewhere"}
+    ),
     "a value that a later one of its name hides": lambda p: engine_at(p)["env"].insert(
         0, {"name": "B", "value": "old"}
     ),
-    "the order of env where nothing refers to it": lambda p: engine_at(p)["env"].insert(0, engine_at(p)["env"].pop(1)),
+    "the order of env where nothing refers to it": lambda p: engine_at(p)["env"].insert(
+        0, engine_at(p)["env"].pop(1)
+    ),
     "a reference written out": lambda p: engine_at(p)["env"][2].update(value="1/b"),
 }
 
@@ -158,18 +206,28 @@ OTHER = {
     "the image": lambda p: engine_at(p).update(image="vllm:2"),
     "the command": lambda p: engine_at(p).update(command=["python3", "-m", "vllm"]),
     "the order of args": lambda p: engine_at(p)["args"].reverse(),
-    "an arg moved to the command": lambda p: engine_at(p).update(command=["vllm", "serve"], args=["qwen3", "--tp=8"]),
+    "an arg moved to the command": lambda p: engine_at(p).update(
+        command=["vllm", "serve"], args=["qwen3", "--tp=8"]
+    ),
     "an empty arg": lambda p: engine_at(p)["args"].append(""),
     "an env value": lambda p: engine_at(p)["env"][0].update(value="2"),
     "an empty env value": lambda p: engine_at(p)["env"].append({"name": "C", "value": ""}),
-    "which secret": lambda p: engine_at(p)["env"][1]["valueFrom"]["secretKeyRef"].update(name="other"),
+    "which secret": lambda p: engine_at(p)["env"][1]["valueFrom"]["secretKeyRef"].update(
+        name="other"
+    ),
     "what a reference finds": lambda p: engine_at(p)["env"].insert(0, engine_at(p)["env"].pop(2)),
     "a dollar that is meant": lambda p: engine_at(p)["env"][2].update(value="$$(A)/b"),
     "the order of envFrom": lambda p: engine_at(p)["envFrom"].reverse(),
     "the GPU count": lambda p: engine_at(p)["resources"]["limits"].update({"nvidia.com/gpu": 4}),
-    "the kind of GPU": lambda p: engine_at(p).update(resources={"limits": {"nvidia.com/mig-1g.10gb": 8}}),
-    "the image of an init container": lambda p: p["spec"]["initContainers"][0].update(image="fetch:2"),
-    "the env of an init container": lambda p: p["spec"]["initContainers"][0]["env"][0].update(value="gcs"),
+    "the kind of GPU": lambda p: engine_at(p).update(
+        resources={"limits": {"nvidia.com/mig-1g.10gb": 8}}
+    ),
+    "the image of an init container": lambda p: p["spec"]["initContainers"][0].update(
+        image="fetch:2"
+    ),
+    "the env of an init container": lambda p: p["spec"]["initContainers"][0]["env"][0].update(
+        value="gcs"
+    ),
     "the order of init containers": lambda p: p["spec"]["initContainers"].reverse(),
     "an init container's override variable": lambda p: p["spec"]["initContainers"][0]["env"].append(
         {"name": OVERRIDE, "value": "/elsewhere"}
@@ -235,7 +293,9 @@ def expanded(value: str, known: dict[str, str]) -> str:
         (("0", 0, "0m"), Fraction(0)),
     ],
 )
-def test_a_quantity_is_a_number_however_it_is_spelled(spellings: tuple[Any, ...], value: Fraction) -> None:
+def test_a_quantity_is_a_number_however_it_is_spelled(
+    spellings: tuple[Any, ...], value: Fraction
+) -> None:
     assert [canonical.quantity(one) for one in spellings] == [value] * len(spellings)
 
 
@@ -253,12 +313,17 @@ def term(key: str, *values: str, operator: str = "In") -> Object:
 
 
 def requiring(*terms: Object) -> Object:
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}}
+    return {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}
+        }
+    }
 
 
 def test_the_targets_node_selector_is_laid_over_the_pods_own() -> None:
     pod = engine().pod(
-        nodeSelector={"product": "H200", "zone": "a"}, affinity=requiring({"matchExpressions": [term("x", "1")]})
+        nodeSelector={"product": "H200", "zone": "a"},
+        affinity=requiring({"matchExpressions": [term("x", "1")]}),
     )
     assert identity.placement(pod, Target("b200", {"product": "B200"})) == {
         "nodeSelector": {"product": "B200", "zone": "a"},
@@ -278,14 +343,29 @@ def test_a_label_with_an_empty_value_is_a_term_too() -> None:
 
 def test_neither_order_nor_repetition_of_node_terms_counts() -> None:
     one = {"matchExpressions": [term("product", "B200", "H200"), term("zone", operator="Exists")]}
-    turned = {"matchExpressions": [term("zone", operator="Exists"), term("product", "H200", "B200", "H200")]}
+    turned = {
+        "matchExpressions": [
+            term("zone", operator="Exists"),
+            term("product", "H200", "B200", "H200"),
+        ]
+    }
     two = {"matchFields": [term("metadata.name", "node0")]}
     ways = [requiring(one, two), requiring(two, turned), requiring(two, one, turned)]
-    assert len({canonical.text(identity.placement(engine().pod(affinity=way), DEFAULT)) for way in ways}) == 1
+    assert (
+        len(
+            {
+                canonical.text(identity.placement(engine().pod(affinity=way), DEFAULT))
+                for way in ways
+            }
+        )
+        == 1
+    )
 
 
 def test_a_node_name_is_a_required_term() -> None:
-    pinned, elsewhere = (identity.placement(engine().pod(nodeName=name), DEFAULT) for name in ("node0", "node1"))
+    pinned, elsewhere = (
+        identity.placement(engine().pod(nodeName=name), DEFAULT) for name in ("node0", "node1")
+    )
     assert pinned == {"nodeAffinity": [{"matchFields": [term("metadata.name", "node0")]}]}
     assert pinned != elsewhere
 
@@ -293,7 +373,9 @@ def test_a_node_name_is_a_required_term() -> None:
 def test_a_node_name_is_asked_of_each_alternative() -> None:
     pod = engine().pod(
         nodeName="node0",
-        affinity=requiring({"matchExpressions": [term("a", "1")]}, {"matchExpressions": [term("b", "2")]}),
+        affinity=requiring(
+            {"matchExpressions": [term("a", "1")]}, {"matchExpressions": [term("b", "2")]}
+        ),
     )
     terms = identity.placement(pod, DEFAULT)["nodeAffinity"]
     assert [one["matchFields"] for one in terms] == [[term("metadata.name", "node0")]] * 2
@@ -301,7 +383,9 @@ def test_a_node_name_is_asked_of_each_alternative() -> None:
 
 def test_no_two_images_products_revisions_or_targets_share_a_bundle() -> None:
     ids = [
-        identity.inputs(engine(image=image), spec(revision=revision), Target(name, {"product": product})).bundle_id()
+        identity.inputs(
+            engine(image=image), spec(revision=revision), Target(name, {"product": product})
+        ).bundle_id()
         for image, revision, name, product in itertools.product(
             ["v:1", "v:2"], ["", "again"], ["a", "b"], ["H200", "B200"]
         )
@@ -311,7 +395,9 @@ def test_no_two_images_products_revisions_or_targets_share_a_bundle() -> None:
 
 @law(templates(), templates())
 def test_two_templates_share_a_bundle_only_with_equal_inputs(one: Object, other: Object) -> None:
-    this, that = (identity.inputs(pod, spec(engineContainer="vllm"), DEFAULT) for pod in (one, other))
+    this, that = (
+        identity.inputs(pod, spec(engineContainer="vllm"), DEFAULT) for pod in (one, other)
+    )
     assert (this.bundle_id() == that.bundle_id()) == (this == that)
     if one["spec"]["containers"][0]["image"] != other["spec"]["containers"][0]["image"]:
         assert this.bundle_id() != that.bundle_id()
@@ -321,7 +407,9 @@ def test_two_templates_share_a_bundle_only_with_equal_inputs(one: Object, other:
 
 
 def deployment() -> Object:
-    return {"source": {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "qwen3"}}}
+    return {
+        "source": {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "qwen3"}}
+    }
 
 
 HERE = "Deployment qwen3: spec.template"
@@ -332,15 +420,31 @@ REFUSED: list[tuple[Template, str, str]] = [
         "MultiPodEngine",
         ".metadata.labels: leaderworkerset.sigs.k8s.io/name:",
     ),
-    (engine().labels(**{"ray.io__cluster": "q"}), "MultiPodEngine", ".metadata.labels: ray.io/cluster:"),
+    (
+        engine().labels(**{"ray.io__cluster": "q"}),
+        "MultiPodEngine",
+        ".metadata.labels: ray.io/cluster:",
+    ),
     (
         engine().labels(**{"jobset.sigs.k8s.io__jobset-name": "q"}),
         "MultiPodEngine",
         ".metadata.labels: jobset.sigs.k8s.io/jobset-name:",
     ),
-    (engine().labels(**{"grove.io__podclique": "q"}), "MultiPodEngine", ".metadata.labels: grove.io/podclique:"),
-    (engine().args("serve", "q", "--nnodes=2"), "MultiPodEngine", ".spec.containers[0].args: --nnodes 2:"),
-    (engine().args("serve", "q", "--nnodes", "2"), "MultiPodEngine", ".spec.containers[0].args: --nnodes 2:"),
+    (
+        engine().labels(**{"grove.io__podclique": "q"}),
+        "MultiPodEngine",
+        ".metadata.labels: grove.io/podclique:",
+    ),
+    (
+        engine().args("serve", "q", "--nnodes=2"),
+        "MultiPodEngine",
+        ".spec.containers[0].args: --nnodes 2:",
+    ),
+    (
+        engine().args("serve", "q", "--nnodes", "2"),
+        "MultiPodEngine",
+        ".spec.containers[0].args: --nnodes 2:",
+    ),
     (engine().args("serve", "q", "--nnodes", "1"), "", ""),
     (
         engine(command=["vllm", "serve", "q", "--headless"]),
@@ -357,8 +461,16 @@ REFUSED: list[tuple[Template, str, str]] = [
         "MultiPodEngine",
         ".spec.containers[0].args: LWS_LEADER_ADDRESS:",
     ),
-    (engine().env(MASTER="$(LWS_LEADER_ADDRESS)"), "MultiPodEngine", ".spec.containers[0].env[0]: LWS_LEADER_ADDRESS:"),
-    (engine().env(DYN_NAMESPACE="prod"), "SelfRegistering", ".spec.containers[0].env: DYN_NAMESPACE:"),
+    (
+        engine().env(MASTER="$(LWS_LEADER_ADDRESS)"),
+        "MultiPodEngine",
+        ".spec.containers[0].env[0]: LWS_LEADER_ADDRESS:",
+    ),
+    (
+        engine().env(DYN_NAMESPACE="prod"),
+        "SelfRegistering",
+        ".spec.containers[0].env: DYN_NAMESPACE:",
+    ),
     (
         engine(command=["python3", "-m", "dynamo.vllm"]),
         "SelfRegistering",
@@ -381,14 +493,18 @@ REFUSED: list[tuple[Template, str, str]] = [
     ),
     (
         engine().pod(
-            affinity=requiring({"matchExpressions": [term("nvidia.com/gpu.product", "H200", "H200-MIG-1g.18gb")]})
+            affinity=requiring(
+                {"matchExpressions": [term("nvidia.com/gpu.product", "H200", "H200-MIG-1g.18gb")]}
+            )
         ),
         "SharedGPU",
         ".spec.affinity.nodeAffinity: nvidia.com/gpu.product: H200-MIG-1g.18gb:",
     ),
     (
         engine().pod(
-            affinity=requiring({"matchExpressions": [term("nvidia.com/gpu.product", "A-SHARED", operator="NotIn")]})
+            affinity=requiring(
+                {"matchExpressions": [term("nvidia.com/gpu.product", "A-SHARED", operator="NotIn")]}
+            )
         ),
         "",
         "",
@@ -401,7 +517,10 @@ REFUSED: list[tuple[Template, str, str]] = [
     ),
     (
         engine().pod(
-            resourceClaims=[{"name": "a", "resourceClaimTemplateName": "t"}, {"name": "b", "resourceClaimName": "mine"}]
+            resourceClaims=[
+                {"name": "a", "resourceClaimTemplateName": "t"},
+                {"name": "b", "resourceClaimName": "mine"},
+            ]
         ),
         "SharedResourceClaim",
         ".spec.resourceClaims[1].resourceClaimName: mine:",
@@ -431,9 +550,13 @@ REFUSED: list[tuple[Template, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("pod", "reason", "words"), REFUSED, ids=[f"{i}-{one[1] or 'fine'}" for i, one in enumerate(REFUSED)]
+    ("pod", "reason", "words"),
+    REFUSED,
+    ids=[f"{i}-{one[1] or 'fine'}" for i, one in enumerate(REFUSED)],
 )
-def test_what_cannot_be_tuned_as_a_copy_is_refused_with_the_field(pod: Template, reason: str, words: str) -> None:
+def test_what_cannot_be_tuned_as_a_copy_is_refused_with_the_field(
+    pod: Template, reason: str, words: str
+) -> None:
     claims = {"once": ["ReadWriteOncePod"], "many": ["ReadWriteMany"]}
     refused = identity.refusal(pod, spec(**deployment()), DEFAULT, claims)
     assert (refused.reason if refused else "") == reason
@@ -460,10 +583,17 @@ def test_a_risk_that_is_taken_knowingly_is_not_refused(pod: Template, allow: str
 
 
 def test_a_target_of_a_shared_product_is_refused_by_its_own_field() -> None:
-    two = spec(targets=[{"name": "a"}, {"name": "b", "nodeSelector": {"nvidia.com/gpu.product": "L4-SHARED"}}])
+    two = spec(
+        targets=[
+            {"name": "a"},
+            {"name": "b", "nodeSelector": {"nvidia.com/gpu.product": "L4-SHARED"}},
+        ]
+    )
     refused = identity.refusal(engine(), two, two.targets[1])
     assert refused is not None
-    assert refused.message.startswith("spec.targets[1].nodeSelector: nvidia.com/gpu.product: L4-SHARED")
+    assert refused.message.startswith(
+        "spec.targets[1].nodeSelector: nvidia.com/gpu.product: L4-SHARED"
+    )
     assert identity.refusal(engine(), two, two.targets[0]) is None
 
 
@@ -474,10 +604,15 @@ def test_a_target_may_lead_away_from_the_templates_shared_product() -> None:
 
 def test_a_container_to_keep_that_is_not_there_is_refused_with_the_names() -> None:
     refused = identity.refusal(
-        engine().container("proxy"), spec(engineContainer="vllm", tuning={"keepContainers": ["gone"]}), DEFAULT
+        engine().container("proxy"),
+        spec(engineContainer="vllm", tuning={"keepContainers": ["gone"]}),
+        DEFAULT,
     )
     assert refused is not None
-    assert refused.message == "spec.tuning.keepContainers[0]: no container gone; the pod has vllm, proxy"
+    assert (
+        refused.message
+        == "spec.tuning.keepContainers[0]: no container gone; the pod has vllm, proxy"
+    )
 
 
 @law(templates())
@@ -524,7 +659,10 @@ ANYWHERE: list[Object] = [{"name": "any"}, TWO[0]]
 def test_the_target_of_a_consumer(
     case: str, targets: list[Object] | None, selector: Any, named: str | None, target: str | None
 ) -> None:
-    pod: Object = {"metadata": {"annotations": None if named is None else {TARGET: named}}, "spec": {}}
+    pod: Object = {
+        "metadata": {"annotations": None if named is None else {TARGET: named}},
+        "spec": {},
+    }
     if selector is not None:
         pod["spec"]["nodeSelector"] = selector
     found = identity.target_of(pod, spec(**({"targets": targets} if targets else {})))

@@ -18,7 +18,11 @@ def workload(template: Any, kind: str = "Deployment") -> Object:
 
 
 def inline(template: Any) -> Object:
-    return {"kind": "AutotuneCache", "metadata": {"name": "qwen3"}, "spec": {"source": {"template": template}}}
+    return {
+        "kind": "AutotuneCache",
+        "metadata": {"name": "qwen3"},
+        "spec": {"source": {"template": template}},
+    }
 
 
 @law(templates())
@@ -28,7 +32,11 @@ def test_the_template_is_handed_on_as_its_author_wrote_it(pod: Object) -> None:
 
 
 def test_nulls_are_left_out_as_the_api_server_does_and_the_source_stays_as_it_is() -> None:
-    source = inline(engine(command=None, env=[{"name": "A", "value": None}]).pod(nodeSelector=None, volumes=None))
+    source = inline(
+        engine(command=None, env=[{"name": "A", "value": None}]).pod(
+            nodeSelector=None, volumes=None
+        )
+    )
     before = copy.deepcopy(source)
     pod = workloads.template_of(source)["spec"]
     assert set(pod) == {"containers"}
@@ -54,7 +62,9 @@ def test_an_object_without_a_pod_template_is_not_supported_and_named(source: Obj
     with pytest.raises(Refused) as refused:
         workloads.template_of(source)
     assert refused.value.reason == "SourceNotSupported"
-    assert refused.value.message.startswith(f"{source['kind']} qwen3: spec.template is no pod template")
+    assert refused.value.message.startswith(
+        f"{source['kind']} qwen3: spec.template is no pod template"
+    )
 
 
 WRONG = [
@@ -66,12 +76,21 @@ WRONG = [
     (engine().args("serve", 8), ".spec.containers[0].args[1] must be a string"),  # type: ignore[arg-type]
     (engine(env={"A": "1"}), ".spec.containers[0].env must be a list"),
     (engine(env=[{"name": "A", "value": 1}]), ".spec.containers[0].env[0].value must be a string"),
-    (engine().having(resources={"limits": 8}), ".spec.containers[0].resources.limits must be an object"),
-    (engine(readinessProbe={"httpGet": "/health"}), ".spec.containers[0].readinessProbe.httpGet must be an object"),
+    (
+        engine().having(resources={"limits": 8}),
+        ".spec.containers[0].resources.limits must be an object",
+    ),
+    (
+        engine(readinessProbe={"httpGet": "/health"}),
+        ".spec.containers[0].readinessProbe.httpGet must be an object",
+    ),
     (engine(volumeMounts=[{}]), ".spec.containers[0].volumeMounts[0].name: Required value"),
     (engine().pod(nodeSelector={"gpu": True}), ".spec.nodeSelector.gpu must be a string"),
     (engine().pod(initContainers=[{"name": 8}]), ".spec.initContainers[0].name must be a string"),
-    ({"spec": engine()["spec"], "metadata": {"labels": {"a": 1}}}, ".metadata.labels.a must be a string"),
+    (
+        {"spec": engine()["spec"], "metadata": {"labels": {"a": 1}}},
+        ".metadata.labels.a must be a string",
+    ),
 ]
 
 
@@ -96,11 +115,22 @@ def test_what_the_api_server_stored_is_always_of_the_form(pod: Object) -> None:
 
 
 def pod(*owners: Object, name: str = "p", **labels: str) -> Object:
-    return {"metadata": {"name": name, "ownerReferences": list(owners), "labels": labels}, "spec": {}}
+    return {
+        "metadata": {"name": name, "ownerReferences": list(owners), "labels": labels},
+        "spec": {},
+    }
 
 
-def owner(kind: str, version: str = "apps/v1", *, name: str = "o", controller: bool = True) -> Object:
-    return {"apiVersion": version, "kind": kind, "name": name, "uid": f"uid-{name}", "controller": controller}
+def owner(
+    kind: str, version: str = "apps/v1", *, name: str = "o", controller: bool = True
+) -> Object:
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "name": name,
+        "uid": f"uid-{name}",
+        "controller": controller,
+    }
 
 
 HASH = {"controller-revision-hash": "o-7f"}
@@ -132,7 +162,9 @@ def ref(kind: str, name: str, of: str = "", version: str = "apps/v1") -> workloa
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_a_pods_template_is_its_controllers_or_its_own(case: str, of: Object, expected: workloads.Ref | None) -> None:
+def test_a_pods_template_is_its_controllers_or_its_own(
+    case: str, of: Object, expected: workloads.Ref | None
+) -> None:
     assert workloads.origin_of(of) == expected
     assert workloads.origin_key(of) == (f"{expected.kind}/{expected.name}" if expected else "Pod/p")
 
@@ -140,4 +172,7 @@ def test_a_pods_template_is_its_controllers_or_its_own(case: str, of: Object, ex
 def test_a_pod_that_has_neither_a_name_nor_labels_yet_has_an_origin() -> None:
     assert workloads.origin_of({"metadata": {"generateName": "p-"}, "spec": {}}) is None
     assert workloads.origin_key({"metadata": {"generateName": "p-"}, "spec": {}}) == "Pod/"
-    assert workloads.origin_of({"metadata": {"ownerReferences": [owner("DaemonSet")]}, "spec": {}}) is None
+    assert (
+        workloads.origin_of({"metadata": {"ownerReferences": [owner("DaemonSet")]}, "spec": {}})
+        is None
+    )

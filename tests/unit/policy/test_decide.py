@@ -66,7 +66,9 @@ RWO = ("ReadWriteOnce",)
     ],
     ids=str,
 )
-def test_a_claim_is_judged(the_claim: Any, more: Any, is_ready: bool, reason: str, stalled: bool) -> None:
+def test_a_claim_is_judged(
+    the_claim: Any, more: Any, is_ready: bool, reason: str, stalled: bool
+) -> None:
     verdict = judge(Draft(seen(claim=the_claim, **more), NOW))
     assert (verdict.ready, verdict.reason, verdict.stalled) == (is_ready, reason, stalled)
     assert f"pretune-{KEY.name}" in verdict.message
@@ -74,7 +76,9 @@ def test_a_claim_is_judged(the_claim: Any, more: Any, is_ready: bool, reason: st
 
 
 def test_one_node_is_enough_for_who_says_so() -> None:
-    assert judge(Draft(seen(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)).ready
+    assert judge(
+        Draft(seen(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)
+    ).ready
 
 
 def test_a_claim_of_the_users_is_never_made() -> None:
@@ -86,7 +90,9 @@ def test_a_claim_of_the_users_is_never_made() -> None:
 def test_a_changed_size_or_end_is_brought_to_our_claim() -> None:
     assert not action_names(decide(seen(), NOW).actions, Apply)
     grown = cache(storage={"claim": {"size": "2Gi"}})
-    assert action_names(decide(seen(grown), NOW).actions, Apply) == [f"apply PersistentVolumeClaim pretune-{KEY.name}"]
+    assert action_names(decide(seen(grown), NOW).actions, Apply) == [
+        f"apply PersistentVolumeClaim pretune-{KEY.name}"
+    ]
 
 
 # --- starting
@@ -125,7 +131,9 @@ def test_a_known_claim_gets_an_attempt_and_the_agent_before_it() -> None:
     plan = decide(seen(**given, outcomes={agent.name: Outcome(200, "", made)}), NOW)
     assert [type(one) for one in plan.actions] == [Create] and plan.look_again == 0
     assert decide(seen(cache(KNOWN)), NOW).actions == plan.actions
-    refused = decide(seen(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW)
+    refused = decide(
+        seen(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW
+    )
     assert not action_names(refused.actions, Create) and ready(refused) == ("False", "PodRefused")
 
 
@@ -136,7 +144,9 @@ def test_the_agent_is_there_though_nothing_is_to_be_tuned() -> None:
     assert ready(plan) == ("True", "Sealed")
     assert action_names(plan.actions, Apply) == ["apply ConfigMap pretune-agent-0"]
     outcome = Outcome(403, "exceeded quota: configmaps")
-    refused = decide(seen(cache(status_of(kept)), agents=(), outcomes={plan.actions[0].name: outcome}), NOW)
+    refused = decide(
+        seen(cache(status_of(kept)), agents=(), outcomes={plan.actions[0].name: outcome}), NOW
+    )
     assert [one.reason for one in refused.events] == ["AgentMissing"] and refused.look_again == 30
 
 
@@ -162,7 +172,12 @@ def test_targets_go_one_after_another_but_a_waiting_one_holds_up_nobody() -> Non
     first, second = ids(the_cache)
     for pod, started in (
         (Pod(first, of=job(first)).running("vllm"), False),
-        (Pod(first, of=job(first)).but(nodeName=None).condition("PodScheduled", "False", message="no GPU"), True),
+        (
+            Pod(first, of=job(first))
+            .but(nodeName=None)
+            .condition("PodScheduled", "False", message="no GPU"),
+            True,
+        ),
     ):
         plan = decide(seen(the_cache, jobs=(job(first),), pods=(pod.object,)), NOW)
         assert bool(action_names(plan.actions, Create)) == started
@@ -181,7 +196,12 @@ def test_a_source_that_is_gone_stalls_and_ends_no_attempt() -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
     gone = Refused("SourceNotFound", "Deployment serving")
-    plan = decide(seen(the_cache, source=gone, jobs=(job(bundle),), pods=(Pod(bundle).running("vllm").object,)), NOW)
+    plan = decide(
+        seen(
+            the_cache, source=gone, jobs=(job(bundle),), pods=(Pod(bundle).running("vllm").object,)
+        ),
+        NOW,
+    )
     assert ready(plan, "Stalled") == ("True", "SourceNotFound")
     assert not plan.after
 
@@ -189,9 +209,14 @@ def test_a_source_that_is_gone_stalls_and_ends_no_attempt() -> None:
 def test_what_nothing_wants_gives_its_gpu_back() -> None:
     the_cache = cache(status_of(record("0123456789ab-default", "Tuning")))
     old = job("0123456789ab-default")
-    plan = decide(seen(the_cache, jobs=(old,), pods=(Pod("0123456789ab-default").running("vllm").object,)), NOW)
+    plan = decide(
+        seen(the_cache, jobs=(old,), pods=(Pod("0123456789ab-default").running("vllm").object,)),
+        NOW,
+    )
     assert action_names(plan.after, Patch) == [f"end Job {old['metadata']['name']}"]
-    assert not action_names(plan.actions, Create)  # one attempt per target: the new one waits for its end
+    assert not action_names(
+        plan.actions, Create
+    )  # one attempt per target: the new one waits for its end
 
 
 # --- what became of it
@@ -222,7 +247,9 @@ def test_a_report_of_seal_makes_the_bundle_sealed_before_its_job_ends() -> None:
 def test_what_check_finds_on_the_claim_is_adopted_and_its_job_removed() -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
-    plan = settled(Pod(bundle).ended(CHECK_CONTAINER, 1, sealed_report(bundle, "check")), bundle, the_cache)
+    plan = settled(
+        Pod(bundle).ended(CHECK_CONTAINER, 1, sealed_report(bundle, "check")), bundle, the_cache
+    )
     assert ready(plan) == ("True", "Sealed")
     assert action_names(plan.after, Delete)
 
@@ -258,13 +285,17 @@ def test_a_failed_attempt_is_remembered_before_it_is_ended_and_tried_again_in_it
         ("ReleaseTooOld", 1, None, "Refused"),
     ],
 )
-def test_which_failures_are_tried_again(reason: str, attempt: int, before: str | None, state: str) -> None:
+def test_which_failures_are_tried_again(
+    reason: str, attempt: int, before: str | None, state: str
+) -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
     last = {"attempt": attempt - 1, "at": stamp(NOW - 999), "reason": before, "message": ""}
     old = record(bundle, "Tuning", attempts=attempt, **({"lastFailure": last} if before else {}))
     this = job(bundle, attempt)
-    pod = Pod(bundle, attempt, this).ended(SEAL_CONTAINER, 1, Report(by="seal", reason=reason, message="so it is"))
+    pod = Pod(bundle, attempt, this).ended(
+        SEAL_CONTAINER, 1, Report(by="seal", reason=reason, message="so it is")
+    )
     plan = decide(seen(cache(status_of(old)), jobs=(this,), pods=(pod.object,)), NOW)
     assert plan.status is not None
     assert plan.status["bundles"][0]["state"] == state
@@ -287,7 +318,11 @@ def asked(the_cache: Object) -> tuple[Object, Object]:
     [create] = [one for one in decide(seen(the_cache), NOW).actions if isinstance(one, Create)]
     stored = {
         **create.object,
-        "metadata": {**create.object["metadata"], "uid": "inspect", "creationTimestamp": stamp(NOW)},
+        "metadata": {
+            **create.object["metadata"],
+            "uid": "inspect",
+            "creationTimestamp": stamp(NOW),
+        },
     }
     pod = Pod(of=stored).object
     pod["metadata"]["labels"] = {names.CACHE: KEY.name, names.ROLE: names.INSPECT}
@@ -298,13 +333,22 @@ def answered(the_cache: Object, *found: Report) -> Plan:
     stored, pod = asked(the_cache)
     report = Report(by="inspect", reason="Inspected", bundles=list(found))
     end = {"terminated": {"exitCode": 0, "message": report.dump(), "finishedAt": stamp(NOW)}}
-    pod["status"] = {"phase": "Succeeded", "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}]}
+    pod["status"] = {
+        "phase": "Succeeded",
+        "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}],
+    }
     return decide(seen(the_cache, jobs=(stored,), pods=(pod,)), NOW)
 
 
 def found(the_cache: Object) -> Report:
     [want] = wants(Draft(seen(the_cache), NOW), ()).bundles
-    return Report(**{**vars(sealed_report(want.id, "inspect")), "fingerprint": want.inputs.fingerprint, "bundles": []})
+    return Report(
+        **{
+            **vars(sealed_report(want.id, "inspect")),
+            "fingerprint": want.inputs.fingerprint,
+            "bundles": [],
+        }
+    )
 
 
 def test_a_bundle_that_is_on_the_claim_is_adopted_and_never_tuned_again() -> None:
@@ -331,7 +375,10 @@ def test_an_empty_answer_is_remembered_before_an_attempt_starts() -> None:
 def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles() -> None:
     [bundle] = ids(cache())
     sealed = cache(
-        {"storage": {"claimUID": "another"}, "bundles": [record(bundle, layout="Managed", sealedAt=stamp(NOW))]}
+        {
+            "storage": {"claimUID": "another"},
+            "bundles": [record(bundle, layout="Managed", sealedAt=stamp(NOW))],
+        }
     )
     plan = answered(sealed)
     assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
@@ -355,11 +402,19 @@ def test_bundles_beyond_the_newest_ones_retire_unless_somebody_wants_or_names_th
     assert plan.status is not None
     states = {one["id"]: one["state"] for one in plan.status["bundles"]}
     retired = [one for one in states if states[one] == "Retired"]
-    assert retired == [old(2)["id"], old(3)["id"]]  # 4 and 5 are the newest, 1 has a pod, `kept` is wanted
+    assert retired == [
+        old(2)["id"],
+        old(3)["id"],
+    ]  # 4 and 5 are the newest, 1 has a pod, `kept` is wanted
 
 
 def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
-    gone = old(1, "Retired", retiredAt=stamp(NOW - RETIREMENT + 1), writer={"uid": 1234, "gid": 5, "groups": [6]})
+    gone = old(
+        1,
+        "Retired",
+        retiredAt=stamp(NOW - RETIREMENT + 1),
+        writer={"uid": 1234, "gid": 5, "groups": [6]},
+    )
     [bundle] = ids(cache())
     the_cache = cache(status_of(record(bundle, layout="Managed", sealedAt=stamp(NOW)), gone))
     assert not decide(seen(the_cache), NOW).actions
@@ -377,7 +432,9 @@ def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
 
 def test_a_retired_bundle_that_is_wanted_again_comes_back() -> None:
     [bundle] = ids(cache())
-    retired = record(bundle, "Retired", retiredAt=stamp(NOW), layout="Managed", sealedAt=stamp(NOW), entries=3)
+    retired = record(
+        bundle, "Retired", retiredAt=stamp(NOW), layout="Managed", sealedAt=stamp(NOW), entries=3
+    )
     assert ready(decide(seen(cache(status_of(retired))), NOW)) == ("True", "Sealed")
 
 
@@ -404,7 +461,9 @@ def test_conditions_keep_their_time_until_they_flip() -> None:
     first = decide(seen(the_cache), NOW).status
     again = decide(seen(cache(first)), NOW + 100).status  # type: ignore[arg-type]
     assert first is not None and again is not None
-    times = [[one["lastTransitionTime"] for one in status["conditions"]] for status in (first, again)]
+    times = [
+        [one["lastTransitionTime"] for one in status["conditions"]] for status in (first, again)
+    ]
     assert times[0] == times[1]
 
 

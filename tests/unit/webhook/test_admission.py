@@ -81,7 +81,13 @@ def template() -> Object:
 def pod(**spec: Any) -> Object:
     """As a ReplicaSet makes it, and the API server sends it before it has a name."""
     made = template()
-    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "qwen3-1", "uid": "rs", "controller": True}
+    owner = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "name": "qwen3-1",
+        "uid": "rs",
+        "controller": True,
+    }
     made["metadata"] |= {"generateName": "qwen3-1-", "ownerReferences": [owner]}
     made["spec"] |= spec
     return {"apiVersion": "v1", "kind": "Pod", **made}
@@ -128,7 +134,12 @@ class Cluster:
         if self.error:
             raise self.error
         meta = {"namespace": namespace, "name": name, "uid": "rs"}
-        return {"apiVersion": api_version, "kind": kind, "metadata": meta, "spec": {"template": template()}}
+        return {
+            "apiVersion": api_version,
+            "kind": kind,
+            "metadata": meta,
+            "spec": {"template": template()},
+        }
 
 
 class Hook:
@@ -136,9 +147,15 @@ class Hook:
 
     def __init__(self) -> None:
         self.now = 0.0  # its own clock: some hooks are made long before their test
-        self.cluster, self.caches, self.controller = Cluster(), Caches(lambda: self.now), Controller(lambda: self.now)
+        self.cluster, self.caches, self.controller = (
+            Cluster(),
+            Caches(lambda: self.now),
+            Controller(lambda: self.now),
+        )
         self.counted: list[str] = []
-        self.admission = Admission(Revisions(self.cluster), self.caches, self.controller, "pretune-agent-0")  # type: ignore[arg-type]
+        self.admission = Admission(
+            Revisions(self.cluster), self.caches, self.controller, "pretune-agent-0"
+        )  # type: ignore[arg-type]
 
     def knowing(self, *caches: Object) -> Hook:
         for one in caches:
@@ -161,7 +178,10 @@ class Hook:
         async def story() -> list[Any]:
             port, app = free_port(), application(self.admission.answer, self.count)
             trust = ssl.create_default_context(cafile=str(tls / "tls.crt"))
-            async with serve(port, Certificates(tls).context, app), aiohttp.ClientSession() as session:
+            async with (
+                serve(port, Certificates(tls).context, app),
+                aiohttp.ClientSession() as session,
+            ):
 
                 async def ask(one: Any) -> Any:
                     body = one if isinstance(one, bytes) else json.dumps(one).encode()
@@ -231,12 +251,18 @@ def test_a_pod_is_given_what_was_decided_and_says_so(
     (response,) = the_hook.asked(tls, review(pod()))
     made = after(pod(), response)
     notes = made["metadata"]["annotations"]
-    assert notes[DELIVERY] == mode and notes[REASON].startswith(f"{reason}: ") and is_held(made) == held
+    assert (
+        notes[DELIVERY] == mode
+        and notes[REASON].startswith(f"{reason}: ")
+        and is_held(made) == held
+    )
     assert notes.get(BUNDLE) == (None if mode == "None" else needed())
     assert ("warnings" in response) == (mode == "None")
     assert the_hook.counted == [reason] and reason in DELIVERIES
     (line,) = caplog.messages
-    assert line.startswith(f"inference/qwen3: pod inference/qwen3-1-… of ReplicaSet qwen3-1: {reason}: ")
+    assert line.startswith(
+        f"inference/qwen3: pod inference/qwen3-1-… of ReplicaSet qwen3-1: {reason}: "
+    )
     assert SECRET not in line
 
 
@@ -253,7 +279,9 @@ def test_a_pod_is_given_what_was_decided_and_says_so(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_none_of_our_business_goes_as_it_came(case: str, the_pod: Any, request_: Object, tls: Path) -> None:
+def test_what_is_none_of_our_business_goes_as_it_came(
+    case: str, the_pod: Any, request_: Object, tls: Path
+) -> None:
     the_hook = hook()
     assert the_hook.asked(tls, review(the_pod, **request_)) == [{"uid": "u-1", "allowed": True}]
     assert the_hook.counted == [SKIPPED] and the_hook.cluster.read == 0
@@ -263,7 +291,9 @@ def test_what_is_none_of_our_business_goes_as_it_came(case: str, the_pod: Any, r
 def test_a_pod_that_was_answered_for_is_not_touched_again(the_hook: Hook, tls: Path) -> None:
     (first,) = the_hook.asked(tls, review(pod()))
     made = after(pod(), first)
-    made["spec"]["containers"].append({"name": "sidecar"})  # another webhook's, after which we are asked anew
+    made["spec"]["containers"].append(
+        {"name": "sidecar"}
+    )  # another webhook's, after which we are asked anew
     assert the_hook.asked(tls, review(made)) == [{"uid": "u-1", "allowed": True}]
 
 
@@ -302,7 +332,10 @@ def test_nothing_is_done_before_caches_and_lease_were_read(tls: Path) -> None:
     for the_hook in (Hook().alive(), Hook().knowing(cache())):
         assert the_hook.admission.trouble() == "caches and lease were not read yet"
         (response,) = the_hook.asked(tls, review(pod()))
-        assert "patch" not in response and "the pod starts without its bundle" in response["warnings"][0]
+        assert (
+            "patch" not in response
+            and "the pod starts without its bundle" in response["warnings"][0]
+        )
         assert the_hook.counted == [FAILED]
     assert hook().admission.trouble() == ""
 
@@ -316,7 +349,10 @@ def test_nobody_is_held_by_a_webhook_that_sees_nothing_any_more(blind: str, tls:
     the_hook.now = 16.0
     (response,) = the_hook.asked(tls, review(pod()))
     made = after(pod(), response)
-    assert not is_held(made) and "nobody could release the pod" in made["metadata"]["annotations"][REASON]
+    assert (
+        not is_held(made)
+        and "nobody could release the pod" in made["metadata"]["annotations"][REASON]
+    )
 
 
 def with_token(end: str) -> Object:
@@ -352,7 +388,9 @@ def test_pods_of_a_revision_that_are_alike_are_decided_about_once(
 ) -> None:
     caplog.set_level("INFO", "pretune.webhook.admission")
     counting, the_hook = Counting(monkeypatch), hook()
-    first, second, third = the_hook.asked(tls, *(review(with_token(end)) for end in ("abcde", "fghij", "fghij")))
+    first, second, third = the_hook.asked(
+        tls, *(review(with_token(end)) for end in ("abcde", "fghij", "fghij"))
+    )
     assert first == second == third and counting.decided == 1 and the_hook.cluster.read == 1
     assert len(caplog.messages) == 1 and the_hook.counted == ["Held"] * 3
     made = after(with_token("fghij"), second)
@@ -367,7 +405,9 @@ def test_a_pod_that_differs_from_the_first_of_its_revision_has_an_answer_of_its_
     mirrored, taken = with_token("abcde"), with_token("abcde")
     mirrored["spec"]["containers"][0]["image"] = "mirror/vllm:2"
     taken["spec"]["volumes"][0]["name"] = "pretune-claim"
-    plain, other, alone = the_hook.asked(tls, review(with_token("abcde")), review(mirrored), review(taken))
+    plain, other, alone = the_hook.asked(
+        tls, review(with_token("abcde")), review(mirrored), review(taken)
+    )
     assert counting.decided == 3
     assert after(mirrored, other)["spec"]["initContainers"][-1]["image"] == "mirror/vllm:2"
     assert after(with_token("abcde"), plain)["spec"]["initContainers"][-1]["image"] == "vllm:2"
@@ -384,7 +424,9 @@ def test_what_was_said_holds_only_while_all_is_as_it_was(tls: Path) -> None:
     assert reason() == "Held"
     the_hook.controller.tell("MODIFIED", {"spec": {"holderIdentity": "", "renewTime": "later"}})
     assert reason() == "NotSealedYet"
-    the_hook.controller.tell("MODIFIED", {"spec": {"holderIdentity": "b", "renewTime": "later still"}})
+    the_hook.controller.tell(
+        "MODIFIED", {"spec": {"holderIdentity": "b", "renewTime": "later still"}}
+    )
     assert reason() == "Held"
     sealed_now = cache(1, sealed())
     sealed_now["metadata"]["resourceVersion"] = "2"  # its status: the generation is the same
@@ -414,7 +456,12 @@ def test_an_owner_that_could_not_be_read_is_forgotten_at_once(tls: Path) -> None
 @pytest.mark.parametrize(
     ("fault", "words", "least", "most"),
     [
-        ({"error": ApiError(403, "Forbidden", "no right")}, "ReplicaSet inference/qwen3-1: no right", 0.0, 1.0),
+        (
+            {"error": ApiError(403, "Forbidden", "no right")},
+            "ReplicaSet inference/qwen3-1: no right",
+            0.0,
+            1.0,
+        ),
         ({"error": ConnectionError("refused")}, "ReplicaSet inference/qwen3-1: refused", 0.0, 1.0),
         ({"slow": 30.0}, "ReplicaSet inference/qwen3-1: no answer within 1.5 s", 1.4, 2.0),
     ],
@@ -435,7 +482,9 @@ def test_pods_whose_owner_cannot_be_read_are_left_alone_in_time_with_one_read(
     assert the_hook.cluster.read == 1
 
 
-def test_an_answer_is_given_in_time_whatever_hangs(tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_given_in_time_whatever_hangs(
+    tls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def hangs(*_: Any) -> Any:
         await asyncio.sleep(60)
 
@@ -484,7 +533,12 @@ def test_a_pod_that_cannot_be_read_goes_as_it_came_with_one_line_in_the_log(
     assert the_hook.asked(tls, review(the_pod)) == [{"uid": "u-1", "allowed": True}]
     assert the_hook.counted == [FAILED]
     (line,) = caplog.messages
-    assert line.startswith("pod inference/") and "left as it came: " in line and SECRET not in line and "\n" not in line
+    assert (
+        line.startswith("pod inference/")
+        and "left as it came: " in line
+        and SECRET not in line
+        and "\n" not in line
+    )
 
 
 @pytest.mark.parametrize(
@@ -504,17 +558,24 @@ def test_a_failure_is_told_by_its_place_not_by_its_words(caplog: pytest.LogCaptu
     the_hook = hook()
     the_hook.admission._caches = careless = Careless(time.monotonic)
     careless.listed = True
-    assert asyncio.run(the_hook.admission.answer(review(pod())["request"])) == Answer("None", FAILED)
+    assert asyncio.run(the_hook.admission.answer(review(pod())["request"])) == Answer(
+        "None", FAILED
+    )
     (line,) = caplog.messages
     assert "ValueError at test_admission.py:" in line and " in get" in line and SECRET not in line
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "x", "CREATE", "vllm", CACHE]),
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from(["", "x", "CREATE", "vllm", CACHE]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["metadata", "spec", "labels", "name", "env", "containers", CACHE]), inner, max_size=4
+            st.sampled_from(["metadata", "spec", "labels", "name", "env", "containers", CACHE]),
+            inner,
+            max_size=4,
         )
     ),
     max_leaves=12,
@@ -525,8 +586,16 @@ JSON = st.recursive(
 def test_nothing_that_is_asked_makes_it_fail(meta: Any, spec: Any) -> None:
     async def story() -> None:
         the_hook = hook(hold={"when": "Always"})
-        for the_pod in (meta, {"metadata": meta, "spec": spec}, broken(spec=spec), broken(metadata=meta)):
-            for one in (review(the_pod), {"request": {"uid": "u-1", **(spec if isinstance(spec, dict) else {})}}):
+        for the_pod in (
+            meta,
+            {"metadata": meta, "spec": spec},
+            broken(spec=spec),
+            broken(metadata=meta),
+        ):
+            for one in (
+                review(the_pod),
+                {"request": {"uid": "u-1", **(spec if isinstance(spec, dict) else {})}},
+            ):
                 answer = await the_hook.admission.answer(one["request"])
                 json.loads(server.REVIEW % ('"u-1"', answer.response))
 
@@ -560,9 +629,13 @@ class Api:
             self.reading.set()
             await asyncio.sleep(self.delay)
             meta = {"namespace": "inference", "name": "qwen3-1", "uid": "rs"}
-            return web.json_response({"kind": "ReplicaSet", "metadata": meta, "spec": {"template": template()}})
+            return web.json_response(
+                {"kind": "ReplicaSet", "metadata": meta, "spec": {"template": template()}}
+            )
         if not request.query.get("watch"):
-            return web.json_response({"metadata": {"resourceVersion": "5"}, "items": self.listed[request.path]})
+            return web.json_response(
+                {"metadata": {"resourceVersion": "5"}, "items": self.listed[request.path]}
+            )
         response, told = web.StreamResponse(), asyncio.Queue[Object | None]()
         await response.prepare(request)
         self.streams.append((request.path, told))
@@ -627,7 +700,9 @@ class Process:
             "PRETUNE_HEALTH_PORT": str(self.health),
         }
         words = (sys.executable, "-m", "pretune", "webhook")
-        process = await asyncio.create_subprocess_exec(*words, env=environment, stderr=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            *words, env=environment, stderr=asyncio.subprocess.PIPE
+        )
         try:
             async with aiohttp.ClientSession() as self.session:
                 yield process
@@ -660,7 +735,9 @@ async def until(what: Callable[[], Awaitable[Any]], wanted: Any) -> None:
     raise AssertionError(f"{found!r} is not {wanted!r}")
 
 
-def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(tls: Path, tmp_path: Path) -> None:
+def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(
+    tls: Path, tmp_path: Path
+) -> None:
     async def story() -> tuple[int | None, str]:
         api, port = Api(), free_port()
         process = Process(tls, port)
@@ -670,7 +747,9 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(tls: Path, tmp
             api.listed = {CACHES: [cache()], LEASES: [a_lease(1)]}
             server = await api.start(port)
             await until(lambda: process.page("/readyz"), (200, "ok\n"))
-            assert await process.reason() == "NotSealedYet"  # the controller was not seen to live yet
+            assert (
+                await process.reason() == "NotSealedYet"
+            )  # the controller was not seen to live yet
             await api.say(LEASES, "MODIFIED", a_lease(2))
             await until(process.reason, "Held")
             await api.say(CACHES, "MODIFIED", cache(2, sealed()))
@@ -692,8 +771,13 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(tls: Path, tmp
             await until(process.reason, "Given")
             _, numbers = await process.page("/metrics")
             assert 'pretune_admissions_total{delivery="ReadOnly",reason="Given"}' in numbers
-            ends = float(re.findall(r"^pretune_certificate_expiry_timestamp_seconds (.*)$", numbers, re.M)[0])
-            assert abs(ends - time.time() - 9 * 86400) < 600 and "\npretune_controller_alive 0.0\n" in numbers
+            ends = float(
+                re.findall(r"^pretune_certificate_expiry_timestamp_seconds (.*)$", numbers, re.M)[0]
+            )
+            assert (
+                abs(ends - time.time() - 9 * 86400) < 600
+                and "\npretune_controller_alive 0.0\n" in numbers
+            )
             running.send_signal(signal.SIGTERM)
             code = await asyncio.wait_for(running.wait(), 10)
             assert running.stderr is not None
@@ -718,7 +802,9 @@ def test_what_is_asked_already_is_answered_before_the_end(tls: Path, tmp_path: P
             await api.reading.wait()
             running.send_signal(signal.SIGTERM)
             await until(lambda: process.page("/readyz"), (503, "stopping\n"))
-            late = await process.reason()  # who asks meanwhile, since the Service still led here, is answered too
+            late = (
+                await process.reason()
+            )  # who asks meanwhile, since the Service still led here, is answered too
             answer = await asked
             assert late == answer
             code = await asyncio.wait_for(running.wait(), 10)
@@ -730,15 +816,23 @@ def test_what_is_asked_already_is_answered_before_the_end(tls: Path, tmp_path: P
 
 
 def run_webhook(tls: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "operator"), "PRETUNE_CERTIFICATES": str(tls)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[3] / "operator"),
+        "PRETUNE_CERTIFICATES": str(tls),
+    }
     words: Sequence[str] = (sys.executable, "-m", "pretune", "webhook")
-    return subprocess.run(words, env={**env, **environment}, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        words, env={**env, **environment}, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_a_webhook_without_certificate_ends_with_the_reason(tmp_path: Path) -> None:
     ended = run_webhook(tmp_path)
     assert ended.returncode == 1
-    assert f"{tmp_path}: tls.crt and tls.key cannot be used: No such file or directory" in ended.stderr
+    assert (
+        f"{tmp_path}: tls.crt and tls.key cannot be used: No such file or directory" in ended.stderr
+    )
     assert "Traceback" not in ended.stderr
 
 
@@ -759,7 +853,9 @@ def test_at_the_end_each_connection_is_parted_with_by_an_answer_and_none_is_cut(
         async with aiohttp.ClientSession() as session:
 
             async def ask() -> None:
-                async with session.post(f"https://localhost:{port}/pods", data=body, ssl=trust) as answer:
+                async with session.post(
+                    f"https://localhost:{port}/pods", data=body, ssl=trust
+                ) as answer:
                     assert answer.status == 200
                     said.append(answer.headers.get("Connection"))
 

@@ -21,7 +21,16 @@ def make(folder: Path, name: str, days: int = 30) -> Path:
     """A self-signed pair in a folder of its own."""
     made = folder / name
     made.mkdir(exist_ok=True)
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
     command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-days", str(days)]
     command += ["-keyout", str(made / "tls.key"), "-out", str(made / "tls.crt")]
     subprocess.run(command, check=True, capture_output=True)
@@ -74,7 +83,10 @@ def shown(context: ssl.SSLContext) -> str:
 def common_name(port: int, trust: Path | None = None) -> str:
     client = ssl.create_default_context()
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection(("127.0.0.1", port)) as plain, client.wrap_socket(plain) as secure:
+    with (
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        client.wrap_socket(plain) as secure,
+    ):
         der = secure.getpeercert(binary_form=True)
     assert der
     command = ["openssl", "x509", "-inform", "DER", "-noout", "-subject", "-nameopt", "multiline"]
@@ -82,7 +94,9 @@ def common_name(port: int, trust: Path | None = None) -> str:
     return text.rpartition("= ")[2].strip()
 
 
-def test_a_client_is_shown_the_new_pair_once_the_mount_was_swapped(mount: Path, pairs: Path) -> None:
+def test_a_client_is_shown_the_new_pair_once_the_mount_was_swapped(
+    mount: Path, pairs: Path
+) -> None:
     ours = Certificates(mount)
     context = ours.context
     assert shown(context) == "first"
@@ -91,7 +105,9 @@ def test_a_client_is_shown_the_new_pair_once_the_mount_was_swapped(mount: Path, 
     assert shown(context) == "second" and ours.context is context
 
 
-def test_the_files_are_looked_at_every_few_seconds(mount: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_are_looked_at_every_few_seconds(
+    mount: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(certificates, "EVERY", 0.05)
 
     async def story() -> tuple[str, str]:
@@ -106,7 +122,9 @@ def test_the_files_are_looked_at_every_few_seconds(mount: Path, pairs: Path, mon
         server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=ours.context)
         port = server.sockets[0].getsockname()[1]
         trust = ssl.create_default_context(cafile=str(pairs / "first" / "tls.crt"))
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust, server_hostname="first")
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trust, server_hostname="first"
+        )
         await connected.wait()
         swap(mount, pairs / "second")
         for _ in range(100):
@@ -143,7 +161,9 @@ def test_what_does_not_fit_leaves_the_old_pair_and_is_said_once(
     change(tmp_path, pairs / "second")  # type: ignore[operator]
     for _ in range(3):
         ours.look()
-    assert [str(tmp_path) in message and "is kept" in message for message in caplog.messages] == [True]
+    assert [str(tmp_path) in message and "is kept" in message for message in caplog.messages] == [
+        True
+    ]
     assert shown(ours.context) == "first"
     copied(tmp_path, pairs / "second")
     ours.look()
@@ -165,7 +185,9 @@ def test_another_fault_is_said_again_and_so_is_the_same_one_after_a_good_pair(
 
 
 def test_without_a_pair_to_begin_with_there_is_no_webhook(tmp_path: Path, pairs: Path) -> None:
-    with pytest.raises(CertificateError, match=r"tls.crt and tls.key cannot be used: No such file or directory"):
+    with pytest.raises(
+        CertificateError, match=r"tls.crt and tls.key cannot be used: No such file or directory"
+    ):
         Certificates(tmp_path)
     copied(tmp_path, pairs / "first")
     (tmp_path / "tls.key").write_bytes((pairs / "second" / "tls.key").read_bytes())
@@ -173,22 +195,30 @@ def test_without_a_pair_to_begin_with_there_is_no_webhook(tmp_path: Path, pairs:
         Certificates(tmp_path)
 
 
-def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(tmp_path: Path, pairs: Path) -> None:
+def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(
+    tmp_path: Path, pairs: Path
+) -> None:
     copied(tmp_path, pairs / "first")
     command = ["openssl", "ec", "-aes256", "-passout", "pass:x", "-out", str(tmp_path / "tls.key")]
-    subprocess.run([*command, "-in", str(pairs / "first" / "tls.key")], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-in", str(pairs / "first" / "tls.key")], check=True, capture_output=True
+    )
     with pytest.raises(CertificateError, match="the key has a password"):
         Certificates(tmp_path)
 
 
-@pytest.mark.parametrize("days", [1, 365, 20_000])  # the last ends after 2049, when the time is written otherwise
+@pytest.mark.parametrize(
+    "days", [1, 365, 20_000]
+)  # the last ends after 2049, when the time is written otherwise
 def test_when_a_certificate_ends(days: int, tmp_path: Path) -> None:
     pair = make(tmp_path, "any", days)
     assert abs(not_after((pair / "tls.crt").read_bytes()) - time.time() - days * DAY) < 60
 
 
 def test_of_a_chain_the_first_certificate_counts(tmp_path: Path, pairs: Path) -> None:
-    short, long = (make(tmp_path, name, days) / "tls.crt" for name, days in (("leaf", 3), ("ca", 900)))
+    short, long = (
+        make(tmp_path, name, days) / "tls.crt" for name, days in (("leaf", 3), ("ca", 900))
+    )
     chain = b"some text\n" + short.read_bytes() + long.read_bytes()
     assert not_after(chain) == not_after(short.read_bytes())
 

@@ -24,7 +24,10 @@ class Clock:
 
 
 def lease(renewed: int, holder: str | None = "a") -> Object:
-    return {"metadata": {"name": "lease"}, "spec": {"holderIdentity": holder, "renewTime": f"12:00:{renewed:02}"}}
+    return {
+        "metadata": {"name": "lease"},
+        "spec": {"holderIdentity": holder, "renewTime": f"12:00:{renewed:02}"},
+    }
 
 
 def told(*story: Told) -> bool:
@@ -100,7 +103,9 @@ def cache(name: str, version: int = 1, namespace: str = "ns") -> Object:
 def knows(caches: Caches) -> list[str]:
     names = [(space, name) for space in ("ns", "other") for name in ("a", "b")]
     found = [caches.get(*place) for place in names]
-    return [f"{one['metadata']['name']}{one['metadata']['resourceVersion']}" for one in found if one]
+    return [
+        f"{one['metadata']['name']}{one['metadata']['resourceVersion']}" for one in found if one
+    ]
 
 
 A, B = ("ADDED", cache("a")), ("ADDED", cache("b"))
@@ -123,7 +128,9 @@ A, B = ("ADDED", cache("a")), ("ADDED", cache("b"))
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_of_the_caches_is_known(case: str, story: list[tuple[str, Object]], known: list[str]) -> None:
+def test_of_the_caches_is_known(
+    case: str, story: list[tuple[str, Object]], known: list[str]
+) -> None:
     caches = Caches(Clock())
     for change, obj in story:
         caches.tell(change, obj)
@@ -199,7 +206,9 @@ def play(streams: Streams) -> list[str]:
     heard: list[str] = []
 
     async def story() -> None:
-        following = asyncio.create_task(follow("caches", streams, lambda change, _: heard.append(change)))
+        following = asyncio.create_task(
+            follow("caches", streams, lambda change, _: heard.append(change))
+        )
         await asyncio.sleep(300)
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
@@ -208,7 +217,11 @@ def play(streams: Streams) -> list[str]:
     return heard
 
 
-FORBIDDEN, GONE, REFUSED = ApiError(403, "Forbidden", "no"), ApiError(410, "Expired", ""), ConnectionError("refused")
+FORBIDDEN, GONE, REFUSED = (
+    ApiError(403, "Forbidden", "no"),
+    ApiError(410, "Expired", ""),
+    ConnectionError("refused"),
+)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +230,11 @@ FORBIDDEN, GONE, REFUSED = ApiError(403, "Forbidden", "no"), ApiError(410, "Expi
         ("the API server ends it after a while", [[LISTED, 60]], [0, 60]),
         ("it is silent, which is looked into at once", [[LISTED, 20, TimeoutError()]], [0, 20]),
         ("it ends again and again", [[LISTED]] * 5, [0, 1, 3, 7, 15, 25]),
-        ("the API server restarts", [[LISTED, 60, ConnectionError("reset")], [REFUSED], [REFUSED]], [0, 61, 63, 67]),
+        (
+            "the API server restarts",
+            [[LISTED, 60, ConnectionError("reset")], [REFUSED], [REFUSED]],
+            [0, 61, 63, 67],
+        ),
         ("what happened meanwhile is forgotten", [[LISTED, 60, GONE]], [0, 61]),
         ("it may not be read", [[FORBIDDEN]] * 6, [0, 1, 3, 7, 15, 15 + LONGEST, 15 + 2 * LONGEST]),
         ("it may be listed and not watched", [[LISTED, FORBIDDEN]] * 3, [0, 1, 3, 7]),
@@ -226,16 +243,30 @@ FORBIDDEN, GONE, REFUSED = ApiError(403, "Forbidden", "no"), ApiError(410, "Expi
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_watch_that_ends_is_opened_again(case: str, streams: list[list[Any]], opened: list[float]) -> None:
+def test_a_watch_that_ends_is_opened_again(
+    case: str, streams: list[list[Any]], opened: list[float]
+) -> None:
     played = Streams(*streams)
     heard = play(played)
     assert played.opened == opened
     assert heard.count(DOWN) == len(streams)
 
 
-def test_why_a_watch_ended_is_said_once_and_so_is_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_why_a_watch_ended_is_said_once_and_so_is_that_it_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO")
-    play(Streams([REFUSED], [REFUSED], [REFUSED], [LISTED, 9, TimeoutError()], [LISTED, 60], [REFUSED], [LISTED, 60]))
+    play(
+        Streams(
+            [REFUSED],
+            [REFUSED],
+            [REFUSED],
+            [LISTED, 9, TimeoutError()],
+            [LISTED, 60],
+            [REFUSED],
+            [LISTED, 60],
+        )
+    )
     words = ["the watch ended: refused", "the watch is open again"]
     assert [message.removeprefix("caches: ") for message in caplog.messages] == words * 2
 

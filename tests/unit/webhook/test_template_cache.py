@@ -38,16 +38,26 @@ class Api:
         if kind == "ControllerRevision":
             meta |= {
                 "uid": "other",
-                "ownerReferences": [{"kind": "StatefulSet", "name": "s", "uid": "uid", "controller": True}],
+                "ownerReferences": [
+                    {"kind": "StatefulSet", "name": "s", "uid": "uid", "controller": True}
+                ],
             }
-            return {"apiVersion": api_version, "kind": kind, "metadata": meta, "data": {"spec": made}}
+            return {
+                "apiVersion": api_version,
+                "kind": kind,
+                "metadata": meta,
+                "data": {"spec": made},
+            }
         return {"apiVersion": api_version, "kind": kind, "metadata": meta, "spec": made}
 
 
 def pod(kind: str = "ReplicaSet", name: str = "rs", **labels: str) -> Object:
     version = "batch/v1" if kind == "Job" else "apps/v1"
     owner = {"apiVersion": version, "kind": kind, "name": name, "uid": "uid", "controller": True}
-    return {**template(), "metadata": {"generateName": f"{name}-", "labels": labels, "ownerReferences": [owner]}}
+    return {
+        **template(),
+        "metadata": {"generateName": f"{name}-", "labels": labels, "ownerReferences": [owner]},
+    }
 
 
 def deployed(revision: str = "1") -> Object:
@@ -70,9 +80,23 @@ def play(api: Api, story: Callable[[Revisions], Awaitable[Any]]) -> Any:
         ("a Deployment's revision", deployed(), deployed(), 9999, 1, True),
         ("two revisions", deployed(), deployed("2"), 0, 2, True),
         ("a StatefulSet's revision", STATEFUL, STATEFUL, 9999, 1, True),
-        ("a ReplicaSet without Deployment, whose template may change", pod(), pod(), BRIEFLY, 2, False),
+        (
+            "a ReplicaSet without Deployment, whose template may change",
+            pod(),
+            pod(),
+            BRIEFLY,
+            2,
+            False,
+        ),
         ("the same, at once", pod(), pod(), BRIEFLY / 2, 1, False),
-        ("a Job, whose template may change while it is suspended", pod("Job"), pod("Job"), BRIEFLY, 2, False),
+        (
+            "a Job, whose template may change while it is suspended",
+            pod("Job"),
+            pod("Job"),
+            BRIEFLY,
+            2,
+            False,
+        ),
         ("the same, at once", pod("Job"), pod("Job"), BRIEFLY / 2, 1, False),
         ("a bare pod", template(), template(), 0, 0, False),
     ],
@@ -139,15 +163,25 @@ def test_a_request_that_gives_up_does_not_end_the_read_for_the_others() -> None:
 @pytest.mark.parametrize(
     ("case", "fault", "words"),
     [
-        ("forbidden", {"error": ApiError(403, "Forbidden", "no right")}, "ReplicaSet ns/rs: no right"),
-        ("broken", {"error": ApiError(500, "InternalError", "etcd")}, "ReplicaSet ns/rs: 500 InternalError: etcd"),
+        (
+            "forbidden",
+            {"error": ApiError(403, "Forbidden", "no right")},
+            "ReplicaSet ns/rs: no right",
+        ),
+        (
+            "broken",
+            {"error": ApiError(500, "InternalError", "etcd")},
+            "ReplicaSet ns/rs: 500 InternalError: etcd",
+        ),
         ("unreachable", {"error": ConnectionError("refused")}, "ReplicaSet ns/rs: refused"),
         ("silent", {"slow": 60.0}, f"ReplicaSet ns/rs: no answer within {TIMEOUT} s"),
         ("absent", {"absent": True}, "ReplicaSet ns/rs is not there"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(case: str, fault: Object, words: str) -> None:
+def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(
+    case: str, fault: Object, words: str
+) -> None:
     api = Api()
     for name, value in fault.items():
         setattr(api, name, value)
@@ -160,7 +194,11 @@ def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(case: str, 
         return bad, took, (await revisions.of("ns", deployed()))[0]
 
     bad, took, good = play(api, story)
-    assert isinstance(bad.template, Refused) and bad.template.message == words and bad.kind == "ReplicaSet"
+    assert (
+        isinstance(bad.template, Refused)
+        and bad.template.message == words
+        and bad.kind == "ReplicaSet"
+    )
     assert took <= TIMEOUT and not isinstance(good.template, Refused)
 
 

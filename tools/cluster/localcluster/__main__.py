@@ -16,7 +16,10 @@ def main(arguments: list[str]) -> int:
     """Carry out one command; returns the exit code."""
     try:
         if os.geteuid() != 0:
-            raise StepError("the cluster needs root: it makes containers, bridges and mounts", "run it with sudo")
+            raise StepError(
+                "the cluster needs root: it makes containers, bridges and mounts",
+                "run it with sudo",
+            )
         with locked(LOCK):
             match arguments:
                 case ["up"]:

@@ -28,7 +28,9 @@ class Api:
         self._tls = ssl.create_default_context(cafile=str(PKI / "ca.crt"))
         self._token = (PKI / "admin.token").read_text().strip()
 
-    def call(self, method: str, path: str, body: Object | None = None, content: str = "application/json") -> Object:
+    def call(
+        self, method: str, path: str, body: Object | None = None, content: str = "application/json"
+    ) -> Object:
         """One request; the object that was answered. Raises ApiError for an error status, OSError without a server."""
         response = self._send(method, path, body, content, timeout=10)
         answer: Object = json.loads(response.read())
@@ -50,7 +52,9 @@ class Api:
     def _send(
         self, method: str, path: str, body: Object | None, content: str, timeout: float
     ) -> http.client.HTTPResponse:
-        connection = http.client.HTTPSConnection(API_ADDRESS, 6443, timeout=timeout, context=self._tls)
+        connection = http.client.HTTPSConnection(
+            API_ADDRESS, 6443, timeout=timeout, context=self._tls
+        )
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content}
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         response = connection.getresponse()

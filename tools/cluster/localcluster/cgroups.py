@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")  # what a kubelet asks for under v2
+CONTROLLERS = (
+    "cpuset",
+    "cpu",
+    "io",
+    "memory",
+    "hugetlb",
+    "pids",
+)  # what a kubelet asks for under v2
 
 
 def make_cgroup(name: str) -> None:

@@ -50,7 +50,9 @@ def _from_path(client: str) -> Path:
     found = shutil.which(client)
     if found is None:
         machine = platform.machine()
-        raise StepError(f"there is no {client} on PATH", f"install {client} for {machine} and run this again")
+        raise StepError(
+            f"there is no {client} on PATH", f"install {client} for {machine} and run this again"
+        )
     return Path(found)
 
 
@@ -60,7 +62,10 @@ def _download(target: Path) -> None:
     partial.mkdir(parents=True)
     with step(f"download {' and '.join(CLIENTS)}", log="clients") as log:
         options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
-        run([*pip(), "download", *options, f"--dest={partial}", f"--requirement={REQUIREMENTS}"], log)
+        run(
+            [*pip(), "download", *options, f"--dest={partial}", f"--requirement={REQUIREMENTS}"],
+            log,
+        )
         for wheel in list(partial.glob("*.whl")):
             _unpack(wheel, partial)
             wheel.unlink()

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from localcluster.kubectl import api_ready
-from localcluster.places import API_ADDRESS, CONFIG, ETCD, ETCD_PEER, LOGS, PKI, SERVICE_RANGE, STATE
+from localcluster.places import (
+    API_ADDRESS,
+    CONFIG,
+    ETCD,
+    ETCD_PEER,
+    LOGS,
+    PKI,
+    SERVICE_RANGE,
+    STATE,
+)
 from localcluster.processes import answers, start, stop, wait_until
 from localcluster.steps import build_folder
 
@@ -52,7 +61,13 @@ def start_control_plane() -> None:
             f"--audit-log-path={LOGS / 'audit.log'}",
         ],
     )
-    wait_until(api_ready, 60, "the API server", LOGS / "kube-apiserver.log", needs=("etcd", "kube-apiserver"))
+    wait_until(
+        api_ready,
+        60,
+        "the API server",
+        LOGS / "kube-apiserver.log",
+        needs=("etcd", "kube-apiserver"),
+    )
     start(
         "kube-controller-manager",
         [
@@ -84,5 +99,9 @@ def restart(program: str) -> None:
     if (
         program == "kube-apiserver"
     ):  # a large process takes a moment to die, and its successor would find the port taken
-        wait_until(lambda: not answers((API_ADDRESS, 6443)), 30, "the killed API server has let go of its port")
+        wait_until(
+            lambda: not answers((API_ADDRESS, 6443)),
+            30,
+            "the killed API server has let go of its port",
+        )
     start_control_plane()

@@ -28,9 +28,21 @@ def make_identities() -> None:
     if (PKI / "complete").exists():
         return
     PKI.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _openssl("req", "-x509", *_new_key("ca"), "-days", DAYS, "-subj", "/CN=pretune-cluster", "-out", PKI / "ca.crt")
+    _openssl(
+        "req",
+        "-x509",
+        *_new_key("ca"),
+        "-days",
+        DAYS,
+        "-subj",
+        "/CN=pretune-cluster",
+        "-out",
+        PKI / "ca.crt",
+    )
     _certificate("api", "/CN=kube-apiserver", NAMES)
-    _certificate("to-kubelet", "/O=system:masters/CN=apiserver-to-kubelet", "extendedKeyUsage=clientAuth")
+    _certificate(
+        "to-kubelet", "/O=system:masters/CN=apiserver-to-kubelet", "extendedKeyUsage=clientAuth"
+    )
     _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", PKI / "sa.key")
     rows = []
     for name, (user, group) in CLIENTS.items():
@@ -51,9 +63,27 @@ def _certificate(name: str, subject: str, extension: str) -> None:
     request, extensions = PKI / f"{name}.csr", PKI / f"{name}.ext"
     extensions.write_text(extension)
     _openssl("req", *_new_key(name), "-subj", subject, "-out", request)
-    signed_by: list[str | Path] = ["-CA", PKI / "ca.crt", "-CAkey", PKI / "ca.key", "-CAcreateserial"]
+    signed_by: list[str | Path] = [
+        "-CA",
+        PKI / "ca.crt",
+        "-CAkey",
+        PKI / "ca.key",
+        "-CAcreateserial",
+    ]
     out = PKI / f"{name}.crt"
-    _openssl("x509", "-req", "-in", request, *signed_by, "-days", DAYS, "-extfile", extensions, "-out", out)
+    _openssl(
+        "x509",
+        "-req",
+        "-in",
+        request,
+        *signed_by,
+        "-days",
+        DAYS,
+        "-extfile",
+        extensions,
+        "-out",
+        out,
+    )
 
 
 def _kubeconfig(name: str, token: str) -> dict[str, object]:
@@ -61,7 +91,9 @@ def _kubeconfig(name: str, token: str) -> dict[str, object]:
     return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "pretune", "cluster": {"server": API_SERVER, "certificate-authority-data": ca}}],
+        "clusters": [
+            {"name": "pretune", "cluster": {"server": API_SERVER, "certificate-authority-data": ca}}
+        ],
         "users": [{"name": name, "user": {"token": token}}],
         "contexts": [{"name": "pretune", "context": {"cluster": "pretune", "user": name}}],
         "current-context": "pretune",

@@ -36,13 +36,23 @@ def load_images(node: Node) -> None:
             continue
         with step(f"load the image {archive.stem} into {node.name}"):
             done = subprocess.run(
-                ["ctr", "--address", str(node.socket), "--namespace", "k8s.io", "images", "import", str(archive)],
+                [
+                    "ctr",
+                    "--address",
+                    str(node.socket),
+                    "--namespace",
+                    "k8s.io",
+                    "images",
+                    "import",
+                    str(archive),
+                ],
                 capture_output=True,
                 text=True,
             )
             if done.returncode:
                 raise StepError(
-                    f"containerd refused {archive}: {done.stderr.strip()}", "remove that file; build it again"
+                    f"containerd refused {archive}: {done.stderr.strip()}",
+                    "remove that file; build it again",
                 )
         mark.write_text(version)
 
@@ -62,10 +72,14 @@ def ensure_pause() -> None:
     with step("build the image pause"), tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "pause"
         done = subprocess.run(
-            ["gcc", "-Os", "-static", "-s", "-o", program, CONFIG / "pause.c"], capture_output=True, text=True
+            ["gcc", "-Os", "-static", "-s", "-o", program, CONFIG / "pause.c"],
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
-            raise StepError(f"gcc could not build pause.c: {done.stderr.strip()}", "is libc6-dev installed?")
+            raise StepError(
+                f"gcc could not build pause.c: {done.stderr.strip()}", "is libc6-dev installed?"
+            )
         partial = archive.with_suffix(".partial")
         partial.write_bytes(_image(PAUSE, {"pause": program.read_bytes()}, ["/pause"]))
         partial.replace(archive)
@@ -94,7 +108,10 @@ def _image(name: str, programs: dict[str, bytes], entrypoint: list[str]) -> byte
         "application/vnd.oci.image.config.v1+json",
     )
     media_type = "application/vnd.oci.image.manifest.v1+json"
-    manifest = document({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer]}, media_type)
+    manifest = document(
+        {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer]},
+        media_type,
+    )
     manifest["annotations"] = {"org.opencontainers.image.ref.name": name}
     files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [manifest]}).encode()
@@ -112,5 +129,7 @@ def _tar(files: dict[str, bytes], mode: int) -> bytes:
 
 
 def _architecture() -> str:
-    machine = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
+    machine = subprocess.run(
+        ["dpkg", "--print-architecture"], capture_output=True, text=True
+    ).stdout.strip()
     return machine or "amd64"

@@ -60,7 +60,10 @@ def keep_gpus(api: Api, node: Object) -> None:
     """Write the GPUs into a node's status where they are missing."""
     status = node.get("status", {})
     wanted = {"nvidia.com/gpu": str(GPUS)}
-    if all(status.get(field, {}).get("nvidia.com/gpu") == str(GPUS) for field in ("capacity", "allocatable")):
+    if all(
+        status.get(field, {}).get("nvidia.com/gpu") == str(GPUS)
+        for field in ("capacity", "allocatable")
+    ):
         return
     path = f"/api/v1/nodes/{node['metadata']['name']}/status"
     api.call("PATCH", path, {"status": {"capacity": wanted, "allocatable": wanted}}, MERGE_PATCH)
@@ -70,11 +73,15 @@ def provision(api: Api, claim: Object) -> None:
     """Make the folder and the volume of a claim that asks us for one and has none."""
     meta, spec = claim["metadata"], claim["spec"]
     asked = meta.get("annotations", {})
-    if asked.get("volume.kubernetes.io/storage-provisioner") != PROVISIONER or spec.get("volumeName"):
+    if asked.get("volume.kubernetes.io/storage-provisioner") != PROVISIONER or spec.get(
+        "volumeName"
+    ):
         return
     if meta.get("deletionTimestamp"):
         return
-    storage_class = api.call("GET", f"/apis/storage.k8s.io/v1/storageclasses/{spec['storageClassName']}")
+    storage_class = api.call(
+        "GET", f"/apis/storage.k8s.io/v1/storageclasses/{spec['storageClassName']}"
+    )
     waits = storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
     if waits and "volume.kubernetes.io/selected-node" not in asked:
         return

@@ -32,7 +32,12 @@ def get(*arguments: str) -> dict[str, Any]:
 
 def apply(*objects: dict[str, Any]) -> None:
     """Create the objects, or change them to this."""
-    kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
+    kubectl(
+        "apply",
+        "-f",
+        "-",
+        stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}),
+    )
 
 
 def api_ready() -> bool:

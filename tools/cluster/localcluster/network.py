@@ -13,7 +13,11 @@ from localcluster.steps import StepError
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 EGRESS = "PRETUNE-EGRESS"
 TABLES = ("nat", "filter", "mangle")
-OURS = ("KUBE-", "CNI-", "PRETUNE-")  # chains of kube-proxy and the kubelet, of the portmap plugin, and our own
+OURS = (
+    "KUBE-",
+    "CNI-",
+    "PRETUNE-",
+)  # chains of kube-proxy and the kubelet, of the portmap plugin, and our own
 
 
 def make_bridge(node: Node) -> None:
@@ -63,9 +67,7 @@ def check_ports() -> None:
             try:
                 probe.bind(("", port))
             except OSError as error:
-                advice = (
-                    f"see who it is with `ss -ltnp 'sport = :{port}'`; another Kubernetes on this machine has to go"
-                )
+                advice = f"see who it is with `ss -ltnp 'sport = :{port}'`; another Kubernetes on this machine has to go"
                 raise StepError(f"port {port} is not free: {error.strerror}", advice) from error
 
 
@@ -73,7 +75,9 @@ def remove_chains() -> None:
     """Remove the cluster's chains, and the rules that jump to them, from all tables; others' rules are not touched."""
     for family in ("iptables", "ip6tables"):
         for table in TABLES:
-            saved = subprocess.run([f"{family}-save", "-t", table], capture_output=True, text=True).stdout
+            saved = subprocess.run(
+                [f"{family}-save", "-t", table], capture_output=True, text=True
+            ).stdout
             commands = list(_removal(saved.splitlines()))
             if commands:
                 script = "\n".join([f"*{table}", *commands, "COMMIT", ""])
@@ -87,7 +91,11 @@ def _removal(saved: Iterable[str]) -> Iterable[str]:
         words = line.split()
         if line.startswith(":") and words[0][1:].startswith(OURS):
             chains.append(words[0][1:])
-        elif line.startswith("-A") and not words[1].startswith(OURS) and any(word.startswith(OURS) for word in words):
+        elif (
+            line.startswith("-A")
+            and not words[1].startswith(OURS)
+            and any(word.startswith(OURS) for word in words)
+        ):
             yield f"-D{line[2:]}"
     yield from (f"-F {chain}" for chain in chains)
     yield from (f"-X {chain}" for chain in chains)

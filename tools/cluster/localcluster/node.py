@@ -30,7 +30,13 @@ def start_node(node: Node) -> None:
     shutil.copy(_configure("cni.conflist", node), node.folder / "cni" / "10-bridge.conflist")
     containerd, kubelet = node_programs(node)
     start(containerd, ["containerd", "--config", configured["containerd.toml"]])
-    wait_until(partial(answers, str(node.socket)), 20, containerd, LOGS / f"{containerd}.log", needs=(containerd,))
+    wait_until(
+        partial(answers, str(node.socket)),
+        20,
+        containerd,
+        LOGS / f"{containerd}.log",
+        needs=(containerd,),
+    )
     load_images(node)
     start(
         kubelet,

@@ -32,7 +32,8 @@ def ensure_packages(names: Iterable[str]) -> None:
         return
     if shutil.which("apt-get") is None:
         raise StepError(
-            f"these are not installed: {' '.join(missing)}", "use Debian 12, or install their equals by hand"
+            f"these are not installed: {' '.join(missing)}",
+            "use Debian 12, or install their equals by hand",
         )
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     with step(f"install {' '.join(missing)}", log="packages") as log:
@@ -50,5 +51,7 @@ def pip() -> list[str]:
 
 
 def _installed(name: str) -> bool:
-    asked = subprocess.run(["dpkg-query", "-W", "-f=${db:Status-Status}", name], capture_output=True, text=True)
+    asked = subprocess.run(
+        ["dpkg-query", "-W", "-f=${db:Status-Status}", name], capture_output=True, text=True
+    )
     return asked.stdout == "installed"

@@ -16,7 +16,9 @@ LOGS = STATE / "logs"
 VOLUMES = STATE / "volumes"  # one folder for each claim
 ADMIN = PKI / "admin.kubeconfig"
 
-API_ADDRESS = "10.244.0.1"  # the first bridge's: reachable from the machine and from pods, not from outside
+API_ADDRESS = (
+    "10.244.0.1"  # the first bridge's: reachable from the machine and from pods, not from outside
+)
 API_SERVER = f"https://{API_ADDRESS}:6443"
 POD_RANGE = "10.244.0.0/16"
 SERVICE_RANGE = "10.96.0.0/16"

@@ -68,7 +68,12 @@ def start(name: str, command: Sequence[str | Path], env: dict[str, str] | None =
             env={**os.environ, **(env or {})},
             start_new_session=True,
         )
-    record = {"pid": child.pid, "boot": _boot(), "started": started_at(child.pid), "command": str(command[0])}
+    record = {
+        "pid": child.pid,
+        "boot": _boot(),
+        "started": started_at(child.pid),
+        "command": str(command[0]),
+    }
     (RECORDS / f"{name}.json").write_text(json.dumps(record))
 
 
@@ -106,7 +111,11 @@ def answers(address: str | tuple[str, int]) -> bool:
 
 
 def wait_until(
-    holds: Callable[[], bool], seconds: float, what: str, log: Path | None = None, needs: Sequence[str] = ()
+    holds: Callable[[], bool],
+    seconds: float,
+    what: str,
+    log: Path | None = None,
+    needs: Sequence[str] = (),
 ) -> None:
     """Wait until the condition holds; StepError when it takes longer, or when a program that it needs ends meanwhile."""
     deadline = time.monotonic() + seconds

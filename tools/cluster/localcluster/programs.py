@@ -43,7 +43,9 @@ def _linker_flags() -> str:
         for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
         for name, value in {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor}.items()
     }
-    return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in sorted(variables.items()))])
+    return " ".join(
+        ["-s", "-w", *(f"-X {name}={value}" for name, value in sorted(variables.items()))]
+    )
 
 
 def _key() -> str:
@@ -56,14 +58,19 @@ def _key() -> str:
 
 def _build(built: Path) -> None:
     if shutil.which("go") is None:
-        raise StepError("Go is not installed", "install Go 1.26 or newer (go.dev/doc/install) and run this again")
+        raise StepError(
+            "Go is not installed",
+            "install Go 1.26 or newer (go.dev/doc/install) and run this again",
+        )
     partial = built.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with step("download the source of Kubernetes", log="build-kubernetes") as log:
         packages = _list_packages(log)
     compiled = _count_packages(log, packages)
-    with step("build Kubernetes from source (minutes, once)", log="build-kubernetes", progress=compiled) as log:
+    with step(
+        "build Kubernetes from source (minutes, once)", log="build-kubernetes", progress=compiled
+    ) as log:
         # -v: a line for each package that is compiled, which is what the progress is read from.
         command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", _linker_flags()]
         run([*command, "-o", f"{partial}/", *PACKAGES], log, cwd=MODULE, env=ENVIRONMENT)
@@ -92,6 +99,8 @@ def _count_packages(log: Path, packages: set[str]) -> Callable[[], str]:
 
     def count() -> str:
         named = packages & set(log.read_bytes()[begin:].decode(errors="replace").splitlines())
-        return f"{len(named)} of {len(packages)} packages" if len(named) < len(packages) else "linking"
+        return (
+            f"{len(named)} of {len(packages)} packages" if len(named) < len(packages) else "linking"
+        )
 
     return count

@@ -54,7 +54,9 @@ def step(title: str, log: str = STORY, progress: Callable[[], str] | None = None
     done = threading.Event()
     _unfinished.append(done)
     show = progress or _last_line(file if log != STORY else None)
-    reporter = threading.Thread(target=_report_progress, args=(title, show, started, done), daemon=True)
+    reporter = threading.Thread(
+        target=_report_progress, args=(title, show, started, done), daemon=True
+    )
     reporter.start()
     failed = True
     try:
@@ -68,15 +70,23 @@ def step(title: str, log: str = STORY, progress: Callable[[], str] | None = None
         done.set()
         reporter.join()
         _unfinished.remove(done)
-        print(f"{time.monotonic() - started:7.1f} s  {'FAILED  ' if failed else ''}{title}", flush=True)
+        print(
+            f"{time.monotonic() - started:7.1f} s  {'FAILED  ' if failed else ''}{title}",
+            flush=True,
+        )
 
 
-def _report_progress(title: str, progress: Callable[[], str], started: float, done: threading.Event) -> None:
+def _report_progress(
+    title: str, progress: Callable[[], str], started: float, done: threading.Event
+) -> None:
     while not done.wait(PROGRESS_SECONDS):
         if _unfinished[-1] is not done:
             continue
         detail = progress()
-        print(f"{time.monotonic() - started:7.1f} s  … {title}{f': {detail}' if detail else ''}", flush=True)
+        print(
+            f"{time.monotonic() - started:7.1f} s  … {title}{f': {detail}' if detail else ''}",
+            flush=True,
+        )
 
 
 def _last_line(log: Path | None) -> Callable[[], str]:
@@ -85,7 +95,9 @@ def _last_line(log: Path | None) -> Callable[[], str]:
 
     def read() -> str:
         lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log else []
-        said = next((line for line in reversed(lines) if line.strip() and not line.startswith("$ ")), "")
+        said = next(
+            (line for line in reversed(lines) if line.strip() and not line.startswith("$ ")), ""
+        )
         return said.strip()[:DETAIL_COLUMNS]
 
     return read
@@ -105,13 +117,22 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def run(
-    command: Sequence[str | Path], log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> None:
     """Run a program with its output appended to the log. Raises StepError for an exit code other than 0."""
     with log.open("a") as out:
         print("$", *command, file=out, flush=True)
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd, env={**os.environ, **(env or {})}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
         )
     if done.returncode:
         raise StepError(f"{Path(command[0]).name} ended with exit code {done.returncode}", log=log)

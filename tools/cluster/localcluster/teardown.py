@@ -52,7 +52,9 @@ def tear_down() -> None:
     shutil.rmtree(RUNTIME, ignore_errors=True)
     shutil.rmtree(STATE, ignore_errors=True)
     if STATE.exists():
-        raise StepError(f"{STATE} could not be removed whole", f"see what is in use with `fuser -vm {STATE}`")
+        raise StepError(
+            f"{STATE} could not be removed whole", f"see what is in use with `fuser -vm {STATE}`"
+        )
 
 
 def _end_containers() -> None:
@@ -73,10 +75,14 @@ def _end_containers() -> None:
     children = {child: started_at(child) for shim in shims for child in _children(shim)}
     for pid in (*shims, *children):
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # a container's first process takes the others of its pid namespace along
+            os.kill(
+                pid, signal.SIGKILL
+            )  # a container's first process takes the others of its pid namespace along
     ending = {**shims, **children}
     wait_until(
-        lambda: not any(start is not None and started_at(pid) == start for pid, start in ending.items()),
+        lambda: (
+            not any(start is not None and started_at(pid) == start for pid, start in ending.items())
+        ),
         20,
         "containers to end",
     )
@@ -99,7 +105,10 @@ def _children(pid: int) -> list[int]:
 def _unmount() -> None:
     """Unmount all that is mounted below our folders, the deepest first."""
     for _ in range(3):  # mounts lie upon mounts
-        points = [_unescaped(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        points = [
+            _unescaped(line.split()[4])
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        ]
         ours = [point for point in points if point.startswith((f"{STATE}/", f"{RUNTIME}/"))]
         if not ours:
             return

@@ -33,7 +33,12 @@ def bring_up(count: int) -> None:
     ensure_programs()
     ensure_pause()
     nodes = [node for node in NODES if node.index < count or node.folder.exists()]
-    wanted = [*PROGRAMS, "kube-proxy", "keeper", *(program for node in nodes for program in node_programs(node))]
+    wanted = [
+        *PROGRAMS,
+        "kube-proxy",
+        "keeper",
+        *(program for node in nodes for program in node_programs(node)),
+    ]
     if all(running(name) is not None for name in wanted) and api_ready():
         for node in nodes:
             load_images(node)
@@ -52,11 +57,18 @@ def _start(nodes: list[Node]) -> None:
         _prepare(nodes)
     else:
         ended = [name for name in recorded() if running(name) is None]
-        print(f"           these have ended and are started again: {' '.join(ended) or 'none'}", flush=True)
+        print(
+            f"           these have ended and are started again: {' '.join(ended) or 'none'}",
+            flush=True,
+        )
     with step("start the control plane"):
         start_control_plane()
     with step("start the nodes"):
-        start("keeper", [sys.executable, "-m", "localcluster.keeper"], {"PYTHONPATH": str(STATE / "keeper")})
+        start(
+            "keeper",
+            [sys.executable, "-m", "localcluster.keeper"],
+            {"PYTHONPATH": str(STATE / "keeper")},
+        )
         _declare()
         for node in nodes:
             start_node(node)
@@ -77,7 +89,9 @@ def _prepare(nodes: list[Node]) -> None:
         # A copy: the cluster outlives the checkout that started it.
         package = STATE / "keeper" / "localcluster"
         shutil.copytree(
-            CHECKOUT / "tools" / "cluster" / "localcluster", package, ignore=shutil.ignore_patterns("*.pyc")
+            CHECKOUT / "tools" / "cluster" / "localcluster",
+            package,
+            ignore=shutil.ignore_patterns("*.pyc"),
         )
 
 
@@ -85,16 +99,24 @@ def _declare() -> None:
     """The mark of a test cluster, and the StorageClasses."""
     mark: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace"}
     mark["metadata"] = {"name": "kube-system", "labels": {TEST_CLUSTER: "true"}}
-    apply(mark, _storage_class("local-rwx", "Immediate", default=True), _storage_class("local-rwx-wait"))
+    apply(
+        mark,
+        _storage_class("local-rwx", "Immediate", default=True),
+        _storage_class("local-rwx-wait"),
+    )
 
 
-def _storage_class(name: str, binding: str = "WaitForFirstConsumer", default: bool = False) -> dict[str, Any]:
+def _storage_class(
+    name: str, binding: str = "WaitForFirstConsumer", default: bool = False
+) -> dict[str, Any]:
     return {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
         "metadata": {
             "name": name,
-            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"} if default else {},
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}
+            if default
+            else {},
         },
         "provisioner": "pretune.dev/local",
         "volumeBindingMode": binding,
@@ -105,7 +127,13 @@ def _storage_class(name: str, binding: str = "WaitForFirstConsumer", default: bo
 def _wait_for_nodes(nodes: list[Node]) -> None:
     for node in nodes:
         programs = node_programs(node)
-        wait_until(partial(_ready, node), 90, f"{node.name} to be ready", LOGS / f"{programs[1]}.log", needs=programs)
+        wait_until(
+            partial(_ready, node),
+            90,
+            f"{node.name} to be ready",
+            LOGS / f"{programs[1]}.log",
+            needs=programs,
+        )
         if PRODUCT not in get("node", node.name)["metadata"]["labels"]:
             label(node.name, node.product)
 
@@ -117,7 +145,9 @@ def _ready(node: Node) -> bool:
     for found in get("nodes")["items"]:
         if found["metadata"]["name"] == node.name:
             status = found["status"]
-            ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
+            ready = any(
+                c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", [])
+            )
             gpus = status.get("allocatable", {}).get("nvidia.com/gpu") == str(GPUS)
             return ready and gpus and not found["spec"].get("taints")
     return False

@@ -80,10 +80,16 @@ class Folder:
         with self.walk(folders) as parent:
             try:
                 # O_NONBLOCK: the open of a FIFO would wait for its writer
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent.fd)
+                fd = os.open(
+                    name,
+                    os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+                    dir_fd=parent.fd,
+                )
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENXIO):
-                    raise Problem("UnsafePath", "%s is a link or a socket" % parent.path(name)) from None
+                    raise Problem(
+                        "UnsafePath", "%s is a link or a socket" % parent.path(name)
+                    ) from None
                 raise
         seen = os.fstat(fd)
         if not stat.S_ISREG(seen.st_mode):
@@ -122,7 +128,10 @@ class Disk:
     def create(self, parent: Folder, name: str, mode: int = 0o600) -> int:
         """A new file, for writing; FileExistsError when anything of that name is there."""
         return os.open(
-            name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent.fd
+            name,
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            mode,
+            dir_fd=parent.fd,
         )
 
     def write(self, fd: int, data: Union[bytes, memoryview]) -> None:

@@ -77,7 +77,11 @@ def _in_the_way(folder: Folder, file: str, error: OSError) -> Exception:
     there = folder.lstat(file)
     if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
         return Problem("UnsafePath", "%s is a folder: remove it" % folder.path(file))
-    if error.errno in (errno.EPERM, errno.EACCES) and there is not None and there.st_uid != os.geteuid():
+    if (
+        error.errno in (errno.EPERM, errno.EACCES)
+        and there is not None
+        and there.st_uid != os.geteuid()
+    ):
         return Problem(
             "ReadOnlyClaim",
             "%s is of an earlier bundle and belongs to uid %d, so uid %d may not replace it: remove it"
@@ -104,4 +108,7 @@ def _unlink(folder: Folder, file: str, disk: Disk) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:  # another uid's: it proves nothing without its bundle
-        print("pretune: %s is left: %s" % (folder.path(file), os.strerror(error.errno or 0)), flush=True)
+        print(
+            "pretune: %s is left: %s" % (folder.path(file), os.strerror(error.errno or 0)),
+            flush=True,
+        )

@@ -54,10 +54,15 @@ def put(
             return winner
         disk.mkdir(staging, BUNDLE)
         with staging.folder(BUNDLE) as new:
-            files = fill(new, PART, found.files, seen.folders, lambda path: same(folder, path, digests), disk)
+            files = fill(
+                new, PART, found.files, seen.folders, lambda path: same(folder, path, digests), disk
+            )
             _read_back(new, files, seen.folders)
             manifest = _manifest(
-                context, found, Part(PART, cli.OVERRIDE, found.layout, found.entries, files, seen.folders), staging
+                context,
+                found,
+                Part(PART, cli.OVERRIDE, found.layout, found.entries, files, seen.folders),
+                staging,
             )
             write(new, MANIFEST, manifest.dump(), disk)
             disk.fsync(new.fd)
@@ -88,4 +93,6 @@ def _read_back(new: Folder, files: Sequence[File], folders: Sequence[str]) -> No
     try:
         prove(new, PART, files, folders)
     except Torn as torn:
-        raise Problem("SealFailed", "the claim gives back other bytes than were written: %s" % torn) from None
+        raise Problem(
+            "SealFailed", "the claim gives back other bytes than were written: %s" % torn
+        ) from None

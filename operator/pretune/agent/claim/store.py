@@ -86,7 +86,9 @@ def on_claim(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            raise Problem("NoSpace", "%s: %s; enlarge the claim" % (doing, error.strerror)) from None
+            raise Problem(
+                "NoSpace", "%s: %s; enlarge the claim" % (doing, error.strerror)
+            ) from None
         if error.errno in NOT_WRITABLE:
             raise Problem(
                 "ReadOnlyClaim",
@@ -147,7 +149,9 @@ def make_store(root: str, sub_path: str, cache: str, disk: Disk) -> Store:
         with folder:
             folder = make_folder(folder, name, disk, ours=name == cache)
     try:
-        return Store(folder, make_folder(folder, "bundles", disk), make_folder(folder, ".staging", disk))
+        return Store(
+            folder, make_folder(folder, "bundles", disk), make_folder(folder, ".staging", disk)
+        )
     except BaseException:
         os.close(folder.fd)
         raise
@@ -224,8 +228,15 @@ def head(bundles: Folder, name: str, inputs: Optional[Inputs] = None) -> Optiona
 def _known_schema(name: str, raw: bytes) -> None:
     data = json.loads(raw.decode("utf-8"))
     schema = data.get("schema")
-    if isinstance(schema, str) and schema != SCHEMA and schema.startswith(SCHEMA.rsplit("/", 1)[0] + "/"):
-        raise Problem("IdCollision", "bundle %s on the claim is of another pretune release (%s)" % (name, schema))
+    if (
+        isinstance(schema, str)
+        and schema != SCHEMA
+        and schema.startswith(SCHEMA.rsplit("/", 1)[0] + "/")
+    ):
+        raise Problem(
+            "IdCollision",
+            "bundle %s on the claim is of another pretune release (%s)" % (name, schema),
+        )
 
 
 def _check_shape(name: str, manifest: Manifest) -> None:
@@ -250,13 +261,19 @@ def prove(bundle: Folder, part: str, files: Sequence[File], folders: Sequence[st
     try:
         with bundle.folder(part) as folder:
             there = scan(folder)
-            if sorted(there.folders) != sorted(folders) or sorted(there.files) != sorted(file.path for file in files):
+            if sorted(there.folders) != sorted(folders) or sorted(there.files) != sorted(
+                file.path for file in files
+            ):
                 odd = sorted(
-                    set(there.folders + list(there.files)) ^ set([file.path for file in files] + list(folders))
+                    set(there.folders + list(there.files))
+                    ^ set([file.path for file in files] + list(folders))
                 )
                 raise Torn("%s/%s is missing or not of this bundle" % (part, odd[0] if odd else ""))
             for file in files:
-                if there.files[file.path][0] != file.size or sha256(folder, file.path) != file.sha256:
+                if (
+                    there.files[file.path][0] != file.size
+                    or sha256(folder, file.path) != file.sha256
+                ):
                     raise Torn("%s/%s is not what was sealed" % (part, file.path))
     except FileNotFoundError as error:
         raise Torn("%s: %s" % (part, error.strerror)) from None
@@ -363,7 +380,9 @@ def sweep(store: Store, mine: str, bundle: str, disk: Disk) -> None:
         try:
             if name.startswith(GONE):
                 remove(store.staging, name, disk)
-            elif now - seen.st_mtime > STALE_SECONDS or (bundle and _attempts(store, name) == bundle):
+            elif now - seen.st_mtime > STALE_SECONDS or (
+                bundle and _attempts(store, name) == bundle
+            ):
                 discard(store, store.staging, name, disk)
         except (OSError, Problem):
             continue  # another uid's, or swept by another pod just now
@@ -379,7 +398,12 @@ def _attempts(store: Store, name: str) -> str:
 
 
 def fill(
-    parent: Folder, name: str, files: Sequence[str], folders: Sequence[str], read: Callable[[str], bytes], disk: Disk
+    parent: Folder,
+    name: str,
+    files: Sequence[str],
+    folders: Sequence[str],
+    read: Callable[[str], bytes],
+    disk: Disk,
 ) -> List[File]:
     """A new folder with these files and folders, written and synced: files first, then folders from the deepest up.
 

@@ -23,8 +23,14 @@ def other_versions(manifest: Manifest, context: Context) -> str:
 
     A version that cannot be told, here or when it was sealed, passes.
     """
-    image, sealed = image_versions(context.task.command, context.path, context.pythonpath), manifest.versions
-    for what, here, there in (("vLLM", image.vllm, sealed.vllm), ("FlashInfer", image.flashinfer, sealed.flashinfer)):
+    image, sealed = (
+        image_versions(context.task.command, context.path, context.pythonpath),
+        manifest.versions,
+    )
+    for what, here, there in (
+        ("vLLM", image.vllm, sealed.vllm),
+        ("FlashInfer", image.flashinfer, sealed.flashinfer),
+    ):
         if here and there and here != there:
             return "%s %s in the image, %s in bundle %s" % (what, here, there, manifest.id)
     return ""
@@ -44,12 +50,18 @@ def other_gpu(gpu: str, proc: str) -> Tuple[str, str]:
     names = ", ".join(sorted(models))
     if not any(_is(gpu, model) for model in models):
         return (
-            "the bundle is of %s, the node has %s; FlashInfer refuses its files and tunes anew" % (gpu, names),
+            "the bundle is of %s, the node has %s; FlashInfer refuses its files and tunes anew"
+            % (gpu, names),
             "",
         )
     if len(models) > 1:
         return "", "the node has %s, the bundle is of %s" % (names, gpu)
-    return "", "" if gpu in models else "the bundle is of %s, and the node's slices cannot be told here" % gpu
+    return (
+        "",
+        ""
+        if gpu in models
+        else "the bundle is of %s, and the node's slices cannot be told here" % gpu,
+    )
 
 
 def _is(gpu: str, model: str) -> bool:
@@ -62,7 +74,9 @@ def _models(proc: str) -> Optional[Set[str]]:
     found: Set[str] = set()
     try:
         for name in os.listdir(top):
-            with open(os.path.join(top, name, "information"), encoding="utf-8", errors="replace") as file:
+            with open(
+                os.path.join(top, name, "information"), encoding="utf-8", errors="replace"
+            ) as file:
                 said = _MODEL.search(file.read(4096))
             if said is None or said.group(1) == "Unknown":
                 return None

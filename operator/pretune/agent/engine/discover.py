@@ -52,7 +52,9 @@ class Search:
             found.update(self._in(root))
             if len(found) > MOST:
                 raise Problem(
-                    "ImportRefused", "more than %d folders of tactics below %s: name one of them" % (MOST, shown(at))
+                    "ImportRefused",
+                    "more than %d folders of tactics below %s: name one of them"
+                    % (MOST, shown(at)),
                 )
         return sorted(found, key=lambda one: one.path)
 
@@ -71,7 +73,12 @@ class Search:
 
     def _around(self, at: Tuple[str, ...]) -> Iterator[Written]:
         """Where the folder is not above tactics, but one of them."""
-        if len(at) > 1 and at[-2] == "v2" and files.ENVIRONMENT_FOLDER.fullmatch(at[-1]) and self._is_store(at):
+        if (
+            len(at) > 1
+            and at[-2] == "v2"
+            and files.ENVIRONMENT_FOLDER.fullmatch(at[-1])
+            and self._is_store(at)
+        ):
             yield Written(at[:-2], at[-2:])
         elif at and at[-1] == "v2":
             yield from (one for one in self._in(at[:-1]) if one.inner[0] == "v2")
@@ -106,7 +113,11 @@ class Search:
                 seen = folder.lstat(name)
                 if seen is not None and stat.S_ISDIR(seen.st_mode):
                     found.append(name)
-                elif seen is not None and stat.S_ISLNK(seen.st_mode) and files.KEY_FOLDER.fullmatch(name):
+                elif (
+                    seen is not None
+                    and stat.S_ISLNK(seen.st_mode)
+                    and files.KEY_FOLDER.fullmatch(name)
+                ):
                     self._note("%s is a link; it was not followed" % "/".join((*at, name)))
         return found
 
@@ -173,9 +184,12 @@ def may_not_read(top: Folder, at: Tuple[str, ...]) -> str:
 
 
 def _whose(path: str, seen: os.stat_result) -> str:
-    return "%s belongs to uid %d, gid %d (mode %04o), and uid %d, gid %d, as which the engine runs, may not read it" % (
-        *(path, seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode)),
-        *(os.geteuid(), os.getegid()),
+    return (
+        "%s belongs to uid %d, gid %d (mode %04o), and uid %d, gid %d, as which the engine runs, may not read it"
+        % (
+            *(path, seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode)),
+            *(os.geteuid(), os.getegid()),
+        )
     )
 
 

@@ -10,7 +10,9 @@ from typing import List, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 
-def ask(url: str, headers: Mapping[str, str], tries: int = 3, pause: float = 1.0, timeout: float = 10.0) -> str:
+def ask(
+    url: str, headers: Mapping[str, str], tries: int = 3, pause: float = 1.0, timeout: float = 10.0
+) -> str:
     """ "" when the URL answers 200 to 399, else what it said; certificates are not verified, redirects not followed.
 
     Like the kubelet it needs no proxy and takes any redirect for an answer. Several tries: one reset connection is no dead engine.
@@ -37,7 +39,13 @@ def _hosts(host: str) -> List[str]:
     if host not in ("127.0.0.1", "localhost"):
         return [host]
     try:
-        return [host, *sorted({str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)} - {host})]
+        return [
+            host,
+            *sorted(
+                {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)}
+                - {host}
+            ),
+        ]
     except OSError:
         return [host]
 
@@ -54,7 +62,9 @@ def _get(parts: SplitResult, host: str, headers: Mapping[str, str], timeout: flo
         connection = http.client.HTTPConnection(host, parts.port, timeout=timeout)
     try:
         target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-        connection.request("GET", target, headers={"User-Agent": "kube-probe/pretune", "Accept": "*/*", **headers})
+        connection.request(
+            "GET", target, headers={"User-Agent": "kube-probe/pretune", "Accept": "*/*", **headers}
+        )
         return connection.getresponse().status
     finally:
         connection.close()

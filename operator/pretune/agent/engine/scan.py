@@ -21,7 +21,9 @@ class Changed(Exception):
 class Scan:
     """Relative paths. Two scans are equal when no file was made, removed, replaced or written between them."""
 
-    files: Dict[str, Tuple[int, int, int]] = field(default_factory=dict)  # size in bytes, mtime in ns, inode
+    files: Dict[str, Tuple[int, int, int]] = field(
+        default_factory=dict
+    )  # size in bytes, mtime in ns, inode
     folders: List[str] = field(default_factory=list)
 
 
@@ -36,7 +38,9 @@ def scan(root: Folder) -> Scan:
     if sum(size for size, _, _ in found.files.values()) > MOST_BYTES:
         largest = max(found.files, key=lambda path: found.files[path][0])
         raise Problem(
-            "UnsafeFiles", "the engine left more than %d MiB; the largest file is %s" % (MOST_BYTES >> 20, largest)
+            "UnsafeFiles",
+            "the engine left more than %d MiB; the largest file is %s"
+            % (MOST_BYTES >> 20, largest),
         )
     return found
 
@@ -51,7 +55,10 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
         if not sane(name):
             raise Problem("UnsafeFiles", "%s: not a name that an engine gives" % ascii(path)[:200])
         if len(found.files) + len(found.folders) >= MOST_FILES:
-            raise Problem("UnsafeFiles", "the engine left more than %d files; one too many is %s" % (MOST_FILES, path))
+            raise Problem(
+                "UnsafeFiles",
+                "the engine left more than %d files; one too many is %s" % (MOST_FILES, path),
+            )
         try:
             seen = folder.lstat(name)
         except PermissionError as error:
@@ -73,7 +80,9 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
             with below:
                 _scan(below, path + "/", depth + 1, found)
         else:
-            raise Problem("UnsafeFiles", "%s is %s; it was not followed" % (path, _kind(seen.st_mode)))
+            raise Problem(
+                "UnsafeFiles", "%s is %s; it was not followed" % (path, _kind(seen.st_mode))
+            )
 
 
 def read(root: Folder, path: str, limit: int) -> bytes:
@@ -90,7 +99,10 @@ def read(root: Folder, path: str, limit: int) -> bytes:
 
 
 def _unreadable(path: str, error: OSError) -> Problem:
-    return Problem("UnreadableFiles", "%s: %s, though this container has the engine's uid" % (path, error.strerror))
+    return Problem(
+        "UnreadableFiles",
+        "%s: %s, though this container has the engine's uid" % (path, error.strerror),
+    )
 
 
 def _kind(mode: int) -> str:

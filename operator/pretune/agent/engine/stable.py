@@ -36,7 +36,10 @@ def same_tactics(one: Optional[Scan], other: Optional[Scan]) -> bool:
     """Whether nothing that belongs into a bundle changed between two looks; what is foreign may (a log, say)."""
     if one is None or other is None:
         return False
-    left, right = ({path: seen for path, seen in look.files.items() if files.known(path)} for look in (one, other))
+    left, right = (
+        {path: seen for path, seen in look.files.items() if files.known(path)}
+        for look in (one, other)
+    )
     return left == right
 
 
@@ -51,7 +54,10 @@ def quiet(folder: Folder, context: Context) -> Scan:
         if now is not None and same_tactics(now, last):
             return now
         last = now
-    raise Problem("EngineNotReady", "the engine still writes its tactics after %.0f s" % (LOOKS * context.settle))
+    raise Problem(
+        "EngineNotReady",
+        "the engine still writes its tactics after %.0f s" % (LOOKS * context.settle),
+    )
 
 
 def judge(folder: Folder, seen: Scan, context: Context) -> Tuple[files.Tactics, Dict[str, str]]:
@@ -64,7 +70,9 @@ def judge(folder: Folder, seen: Scan, context: Context) -> Tuple[files.Tactics, 
         return data
 
     try:
-        return files.read_tactics(list(seen.files), reader, context.task.gpus, context.task.command), digests
+        return files.read_tactics(
+            list(seen.files), reader, context.task.gpus, context.task.command
+        ), digests
     except files.Unsound as error:
         raise Problem(error.reason, error.message) from None
     except Changed as error:
@@ -78,7 +86,9 @@ def same(folder: Folder, path: str, digests: Dict[str, str]) -> bytes:
     try:
         data = read(folder, path, files.LARGEST_FILE)
     except (Changed, OSError) as error:
-        raise Problem("EngineNotReady", "%s changed while it was copied: %s" % (path, error)) from None
+        raise Problem(
+            "EngineNotReady", "%s changed while it was copied: %s" % (path, error)
+        ) from None
     if hashlib.sha256(data).hexdigest() != digests[path]:
         raise Problem("EngineNotReady", "%s changed while it was copied" % path)
     return data

@@ -43,7 +43,11 @@ def image_versions(command: Sequence[str], path: str, pythonpath: str = "") -> V
 def _interpreters(command: Sequence[str], path: str) -> Iterator[str]:
     """The one that the command itself names: where it has no vLLM, none is known. Else candidates, the best first."""
     words = cli.words_of(command)
-    named = [word for word in words if word.rsplit("/", 1)[-1] == "vllm" or _PYTHON.match(word.rsplit("/", 1)[-1])]
+    named = [
+        word
+        for word in words
+        if word.rsplit("/", 1)[-1] == "vllm" or _PYTHON.match(word.rsplit("/", 1)[-1])
+    ]
     for word in named[:1] + words[:1] + ["vllm", "python3"]:
         program = _which(word, path)
         interpreter = program and _interpreter(program, path)
@@ -55,7 +59,11 @@ def _interpreters(command: Sequence[str], path: str) -> Iterator[str]:
 
 def _which(word: str, path: str) -> Optional[str]:
     """The executable file that a word names; its folders are not resolved."""
-    candidates = [word] if "/" in word else [os.path.join(one or ".", word) for one in path.split(os.pathsep)]
+    candidates = (
+        [word]
+        if "/" in word
+        else [os.path.join(one or ".", word) for one in path.split(os.pathsep)]
+    )
     for candidate in candidates:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return os.path.abspath(candidate)
@@ -80,7 +88,9 @@ def _interpreter(program: str, path: str) -> Optional[str]:
     elif words and os.path.basename(words[0]) in ("sh", "bash", "dash"):
         long = _LONG_SHEBANG.search(head)
         target = next((one for one in long.groups() if one), b"") if long else b""
-        named = _which(target.decode(errors="replace"), path) if target else _handed_on(program, path)
+        named = (
+            _which(target.decode(errors="replace"), path) if target else _handed_on(program, path)
+        )
     else:
         named = _which(words[0], path) if words else None
     return named if named and _PYTHON.match(os.path.basename(named)) else None
@@ -120,12 +130,20 @@ def site_folders(interpreter: str) -> List[str]:
     own = True
     for step in steps:
         prefix = os.path.dirname(os.path.dirname(step))
-        config = _first_file(os.path.join(prefix, "pyvenv.cfg"), os.path.join(os.path.dirname(step), "pyvenv.cfg"))
+        config = _first_file(
+            os.path.join(prefix, "pyvenv.cfg"), os.path.join(os.path.dirname(step), "pyvenv.cfg")
+        )
         if config:
-            prefixes = [os.path.dirname(config) if os.path.dirname(config) != os.path.dirname(step) else prefix]
+            prefixes = [
+                os.path.dirname(config)
+                if os.path.dirname(config) != os.path.dirname(step)
+                else prefix
+            ]
             own = _says_system_packages(config)
             if own:
-                prefixes += [os.path.dirname(os.path.dirname(one)) for one in steps[steps.index(step) + 1 :]]
+                prefixes += [
+                    os.path.dirname(os.path.dirname(one)) for one in steps[steps.index(step) + 1 :]
+                ]
             break
         prefixes.append(prefix)
     release = re.match(r"python(3\.\d+)$", os.path.basename(steps[-1]))
@@ -144,7 +162,9 @@ def _links(path: str) -> List[str]:
     """The path, and what each link leads to, to the real file."""
     steps = [os.path.abspath(path)]
     while os.path.islink(steps[-1]) and len(steps) < 40:
-        steps.append(os.path.normpath(os.path.join(os.path.dirname(steps[-1]), os.readlink(steps[-1]))))
+        steps.append(
+            os.path.normpath(os.path.join(os.path.dirname(steps[-1]), os.readlink(steps[-1])))
+        )
     return steps + ([os.path.realpath(path)] if os.path.realpath(path) not in steps else [])
 
 
@@ -155,7 +175,10 @@ def _first_file(*paths: str) -> Optional[str]:
 def _says_system_packages(config: str) -> bool:
     try:
         with open(config, encoding="utf-8", errors="replace") as file:
-            return re.search(r"(?im)^include-system-site-packages\s*=\s*true\s*$", file.read(65536)) is not None
+            return (
+                re.search(r"(?im)^include-system-site-packages\s*=\s*true\s*$", file.read(65536))
+                is not None
+            )
     except OSError:
         return False
 
@@ -169,15 +192,20 @@ def _pythons(lib: str, release: str) -> List[str]:
     fitting = [
         name
         for name in names
-        if re.match(r"python3(\.\d+)?$", name) and (not release or name in ("python" + release, "python3"))
+        if re.match(r"python3(\.\d+)?$", name)
+        and (not release or name in ("python" + release, "python3"))
     ]
-    return sorted(fitting, key=lambda name: [-int(part) for part in re.findall(r"\d+", name)[1:]] or [0])
+    return sorted(
+        fitting, key=lambda name: [-int(part) for part in re.findall(r"\d+", name)[1:]] or [0]
+    )
 
 
 def _version(folder: str, package: str) -> str:
     """The version of a distribution in this folder: of its dist-info, or an older egg-info."""
     stem = package.replace("-", "[-_.]")
-    known = re.compile(r"%s-[^-]+(\.dist-info|(-py3\.\d+)?\.egg-info)$|%s\.egg-info$" % (stem, stem), re.IGNORECASE)
+    known = re.compile(
+        r"%s-[^-]+(\.dist-info|(-py3\.\d+)?\.egg-info)$|%s\.egg-info$" % (stem, stem), re.IGNORECASE
+    )
     try:
         names = sorted(name for name in os.listdir(folder) if known.match(name))
     except OSError:
@@ -186,9 +214,12 @@ def _version(folder: str, package: str) -> str:
         for file in ("METADATA", "PKG-INFO", ""):
             try:
                 with open(
-                    os.path.join(folder, name, file) if file else os.path.join(folder, name), encoding="utf-8"
+                    os.path.join(folder, name, file) if file else os.path.join(folder, name),
+                    encoding="utf-8",
                 ) as text:
-                    found = re.search(r"^Version:[ \t]*(\S+)", text.read(65536).split("\n\n", 1)[0], re.MULTILINE)
+                    found = re.search(
+                        r"^Version:[ \t]*(\S+)", text.read(65536).split("\n\n", 1)[0], re.MULTILINE
+                    )
             except (OSError, UnicodeDecodeError):
                 continue
             if found:

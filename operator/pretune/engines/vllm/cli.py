@@ -52,7 +52,9 @@ def _flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
         if equals:
             yield name.replace("_", "-"), value
         else:
-            has_value = re.match(r"[^-;&|()<>]", following)  # the next flag, or the end of a script's command
+            has_value = re.match(
+                r"[^-;&|()<>]", following
+            )  # the next flag, or the end of a script's command
             yield name.replace("_", "-"), following if has_value else None
 
 
@@ -78,7 +80,13 @@ def several_pods(words: Sequence[str]) -> Optional[str]:
     size, local = _number(words, "--data-parallel-size", "-dp"), None
     for name, value in _flags(words):
         shown = name if value is None else "%s %s" % (name, value)
-        if name in ("--headless", "--data-parallel-external-lb", "-dpe", "--data-parallel-rank", "-dpn"):
+        if name in (
+            "--headless",
+            "--data-parallel-external-lb",
+            "-dpe",
+            "--data-parallel-rank",
+            "-dpn",
+        ):
             return shown
         if name in ("--nnodes", "--ray-cluster-size") and value != "1":
             return shown
@@ -127,6 +135,8 @@ def registers_itself(words: Sequence[str], env: Mapping[str, str]) -> Optional[s
     for flag, given in _flags(words):
         if flag == "--kv-transfer-config" and given and _REGISTERING.search(given):
             return flag
-        if flag.startswith("--kv-transfer-config.") and _REGISTERING.search(flag + "=" + (given or "")):
+        if flag.startswith("--kv-transfer-config.") and _REGISTERING.search(
+            flag + "=" + (given or "")
+        ):
             return flag
     return None

@@ -50,7 +50,9 @@ _TEMPORARY = re.compile(r"(\.autotuner_|\.autotune_|\.autotune_configs[^/]*\.jso
 
 def known(path: str) -> bool:
     """Whether a file of this relative path is one of a layout's: it belongs into a bundle."""
-    return any(one.match(path) for one in (_MANAGED_MANIFEST, _MANAGED_ENTRY, _RANK_FILE, _SHARED_FILE))
+    return any(
+        one.match(path) for one in (_MANAGED_MANIFEST, _MANAGED_ENTRY, _RANK_FILE, _SHARED_FILE)
+    )
 
 
 _OPERATION = re.compile(r"\(\s*'([^']{1,120})'")
@@ -59,7 +61,11 @@ _OPERATION = re.compile(r"\(\s*'([^']{1,120})'")
 def place_of(path: str) -> str:
     """The folder within which an entry's key is unique: vLLM's key folder, or an environment's folder of a managed store."""
     parts = path.split("/")
-    return "/".join(parts[:2]) if _MANAGED_ENTRY.match(path) or _MANAGED_MANIFEST.match(path) else parts[0]
+    return (
+        "/".join(parts[:2])
+        if _MANAGED_ENTRY.match(path) or _MANAGED_MANIFEST.match(path)
+        else parts[0]
+    )
 
 
 def tuned(path: str, raw: bytes) -> Dict[str, str]:
@@ -114,7 +120,10 @@ class Tactics:
         found = {
             MANAGED: "%s in a managed store" % _count(self.entries, "entry", "entries"),
             PER_RANK: "%s in %s"
-            % (_count(self.entries, "entry", "entries"), _count(self.rank_files, "rank file", "rank files")),
+            % (
+                _count(self.entries, "entry", "entries"),
+                _count(self.rank_files, "rank file", "rank files"),
+            ),
             SHARED: "%s in a shared file" % _count(self.entries, "entry", "entries"),
             EMPTY: NOTHING_TUNED,
         }[self.layout]
@@ -177,7 +186,8 @@ def read_tactics(
             foreign.append(path)
     if managed and not any(_MANAGED_MANIFEST.match(path) for path in managed):
         raise Unsound(
-            "CorruptFiles", "%s: a managed store without its manifest.json" % managed[0].split("/entries/")[0]
+            "CorruptFiles",
+            "%s: a managed store without its manifest.json" % managed[0].split("/entries/")[0],
         )
 
     tensor = _number(words, "--tensor-parallel-size", "-tp")
@@ -200,7 +210,8 @@ def read_tactics(
     if foreign and not entries:
         raise Unsound(
             "CorruptFiles",
-            "%s: not a file of any vLLM release that this pretune knows, and nothing else was tuned" % foreign[0],
+            "%s: not a file of any vLLM release that this pretune knows, and nothing else was tuned"
+            % foreign[0],
         )
 
     rank_files = sum(len(files) for files in ranks.values())
@@ -217,7 +228,9 @@ def read_tactics(
         layout=layout,
         entries=entries,
         files=sorted(
-            managed + [one.path for files in ranks.values() for one in files.values()] + [one.path for one in shared]
+            managed
+            + [one.path for files in ranks.values() for one in files.values()]
+            + [one.path for one in shared]
         ),
         notes=notes,
         rank_files=rank_files,
@@ -239,7 +252,10 @@ def _said(metadata: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _document(path: str, raw: bytes) -> Dict[str, Any]:
     if len(raw) > LARGEST_FILE:
-        raise Unsound("CorruptFiles", "%s: larger than %d MiB, no tactics file is" % (path, LARGEST_FILE >> 20))
+        raise Unsound(
+            "CorruptFiles",
+            "%s: larger than %d MiB, no tactics file is" % (path, LARGEST_FILE >> 20),
+        )
     try:
         data = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -251,7 +267,11 @@ def _document(path: str, raw: bytes) -> Dict[str, Any]:
 
 def _managed_entry(path: str, raw: bytes) -> None:
     data = _document(path, raw)
-    if not isinstance(data.get("key"), str) or not isinstance(data.get("runner"), str) or "tactic" not in data:
+    if (
+        not isinstance(data.get("key"), str)
+        or not isinstance(data.get("runner"), str)
+        or "tactic" not in data
+    ):
         raise Unsound("CorruptFiles", "%s: an entry without key, runner or tactic" % path)
 
 
@@ -269,11 +289,19 @@ def _configs(path: str, raw: bytes) -> _File:
             raise Unsound("CorruptFiles", "%s: %.80s has no [runner, tactic]" % (path, name))
     recorded = sum(len(one) for one in records.values() if isinstance(one, dict))
     operations = Counter(operation(name) for name in tuned)
-    operations.update({str(space)[:120]: len(one) for space, one in records.items() if isinstance(one, dict) and one})
+    operations.update(
+        {
+            str(space)[:120]: len(one)
+            for space, one in records.items()
+            if isinstance(one, dict) and one
+        }
+    )
     return _File(path, metadata or {}, len(data), len(tuned) + recorded, operations)
 
 
-def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tensor: Optional[int], pipeline: int) -> int:
+def _one_engines_entries(
+    key: str, files: Mapping[Tuple[int, int], _File], tensor: Optional[int], pipeline: int
+) -> int:
     """The rank rule over one key folder, by (dp, rank); gives the entries that the engine loads from it.
 
     On a warm start vLLM compares `_metadata` and the number of keys over its tuning group: all ranks, or with a pipeline the stage's
@@ -283,10 +311,13 @@ def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tenso
     for one in files.values():
         if one.metadata != first.metadata:
             odd = sorted(
-                n for n in set(one.metadata) | set(first.metadata) if one.metadata.get(n) != first.metadata.get(n)
+                n
+                for n in set(one.metadata) | set(first.metadata)
+                if one.metadata.get(n) != first.metadata.get(n)
             )
             raise Unsound(
-                "IncompleteRanks", "%s and %s differ in _metadata: %s" % (first.path, one.path, ", ".join(odd))
+                "IncompleteRanks",
+                "%s and %s differ in _metadata: %s" % (first.path, one.path, ", ".join(odd)),
             )
 
     by_dp: Dict[int, Set[int]] = {}
@@ -296,11 +327,14 @@ def _one_engines_entries(key: str, files: Mapping[Tuple[int, int], _File], tenso
     if missing:
         raise Unsound(
             "IncompleteRanks",
-            "%s/autotune_configs_%s.json is missing, other ranks of its group are there" % (key, missing),
+            "%s/autotune_configs_%s.json is missing, other ranks of its group are there"
+            % (key, missing),
         )
 
     groups = _tuning_groups(files, tensor, pipeline)
-    loaded = {_block(rank, tensor, pipeline) for dp, rank in files if dp == min(by_dp)}  # the blocks of one replica
+    loaded = {
+        _block(rank, tensor, pipeline) for dp, rank in files if dp == min(by_dp)
+    }  # the blocks of one replica
     for members in groups.values():
         for one in members:
             if one.compared != members[0].compared:
@@ -333,7 +367,11 @@ def _unlike(files: Mapping[Tuple[int, int], _File], tensor: Optional[int], pipel
         for one in members:
             odd = sorted(set(one.operations.items()) ^ set(members[0].operations.items()))
             if odd:
-                return "%s and %s hold unlike entries of %s" % (members[0].path, one.path, odd[0][0])
+                return "%s and %s hold unlike entries of %s" % (
+                    members[0].path,
+                    one.path,
+                    odd[0][0],
+                )
     return ""
 
 
@@ -345,15 +383,21 @@ def _missing(by_dp: Mapping[int, Set[int]], tensor: Optional[int], pipeline: int
     for dp in range(max(by_dp)):
         if dp not in by_dp:
             return "dp%d_rank0" % dp
-    everywhere: List[Tuple[int, int]] = [(rank, dp) for dp, ranks in by_dp.items() for rank in ranks]
+    everywhere: List[Tuple[int, int]] = [
+        (rank, dp) for dp, ranks in by_dp.items() for rank in ranks
+    ]
     counts_on = len(by_dp) > 1 and len({rank for rank, _ in everywhere}) == len(everywhere)
-    worlds: List[Tuple[int, Set[int]]] = [(0, {rank for rank, _ in everywhere})] if counts_on else sorted(by_dp.items())
+    worlds: List[Tuple[int, Set[int]]] = (
+        [(0, {rank for rank, _ in everywhere})] if counts_on else sorted(by_dp.items())
+    )
     size = max(max(ranks) for _, ranks in worlds) + 1
     block = tensor or 1
     size = -(-size // block) * block  # a block is there whole: the last one too
     for dp, ranks in worlds:
         for rank in range(size):
-            stage_is_silent = pipeline > 1 and not any(other // block == rank // block for other in ranks)
+            stage_is_silent = pipeline > 1 and not any(
+                other // block == rank // block for other in ranks
+            )
             if rank not in ranks and not stage_is_silent:
                 owner = max([d for r, d in everywhere if r < rank] or [0]) if counts_on else dp
                 return "dp%d_rank%d" % (owner, rank)

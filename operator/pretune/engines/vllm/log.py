@@ -28,15 +28,23 @@ _TIME = re.compile(
 )  # the kubelet's, where it was asked for
 _PATH = r"((?:/|~)[^\s\"'\\;,()]*)"
 _USING = re.compile(r"Using FlashInfer autotune cache file: " + _PATH)
-_ATTACHED = re.compile(r"Managed autotune cache attached for this process: .{0,200}?env_dir=['\"\\]*" + _PATH)
+_ATTACHED = re.compile(
+    r"Managed autotune cache attached for this process: .{0,200}?env_dir=['\"\\]*" + _PATH
+)
 _LOADED = re.compile(r"\[Autotuner\]: Loaded (\d{1,9}) configs from " + _PATH)
 _PRELOADED = re.compile(r"\[Autotuner\]: Preloaded (\d{1,9})/(\d{1,9}) managed cache entries")
 _SAVED = re.compile(
-    r"\[Autotuner\]: Saved \d{1,9} configs to " + _PATH + r" \((-?\d{1,9}) new, (\d{1,9}) from previous"
+    r"\[Autotuner\]: Saved \d{1,9} configs to "
+    + _PATH
+    + r" \((-?\d{1,9}) new, (\d{1,9}) from previous"
 )
 _FOREIGN = "was created in a different environment ("
-_DIFFERS = re.compile(r"(\w{1,64}): saved=(.{0,200}?) vs current=(.{0,200}?)(?=, \w{1,64}: saved=|\)\.)")
-_BAR = re.compile(r"\[AutoTuner\]: Tuning (\S{1,200}):\s{1,8}\d{1,3}%\|[^|]{0,200}\|\s{0,8}(\d{1,9})/\d{1,9}")
+_DIFFERS = re.compile(
+    r"(\w{1,64}): saved=(.{0,200}?) vs current=(.{0,200}?)(?=, \w{1,64}: saved=|\)\.)"
+)
+_BAR = re.compile(
+    r"\[AutoTuner\]: Tuning (\S{1,200}):\s{1,8}\d{1,3}%\|[^|]{0,200}\|\s{0,8}(\d{1,9})/\d{1,9}"
+)
 _READ_ONLY = re.compile(r"\[Errno 30\]|Read-only file system")
 _READY = re.compile(
     r"Application startup complete|Uvicorn running on |Starting vLLM (?:API )?server(?: \d+)? on |rehearsal: listening on port"
@@ -64,14 +72,18 @@ class Start:
     loaded: int = 0  # entries that it had and kept; of several ranks, the largest number
     new: int = 0  # entries that it tuned all the same, at most so many; of several ranks, the largest number
     operations: Tuple[str, ...] = ()  # that it tuned, as its progress bars name them
-    folders: Tuple[str, ...] = ()  # names of the key folders, or of the managed store's environments, that it looked in
+    folders: Tuple[
+        str, ...
+    ] = ()  # names of the key folders, or of the managed store's environments, that it looked in
     managed: bool = False  # it uses FlashInfer's store
     differences: Tuple[Difference, ...] = ()  # why it refused what was there
     read_only: bool = False  # it could not write
     off: bool = False  # autotuning was switched off
     swept: bool = False  # it went through its operations, tuning what is missing
     ready: bool = False  # the log goes as far as the engine's readiness
-    began: Optional[float] = None  # Unix seconds of the first line, where the kubelet's times stand before each
+    began: Optional[float] = (
+        None  # Unix seconds of the first line, where the kubelet's times stand before each
+    )
 
 
 class Reader:
@@ -81,7 +93,9 @@ class Reader:
     def __init__(self, until: Optional[float] = None) -> None:
         self._until = until
         self._line = bytearray()
-        self._loaded: Dict[str, int] = {}  # by path; what was saved there too says itself what was from before
+        self._loaded: Dict[
+            str, int
+        ] = {}  # by path; what was saved there too says itself what was from before
         self._saved: Dict[str, Tuple[int, int]] = {}  # by path: new, from before
         self._preloaded = 0
         self._bars: Dict[str, int] = {}  # by operation: where its bar is
@@ -181,7 +195,9 @@ class Reader:
             self._refusals += 1
             for name, saved, current in _DIFFERS.findall(line.partition(_FOREIGN)[2][: 20 * WORD]):
                 if len(self._differences) < MOST:
-                    self._differences.setdefault(name, Difference(name, saved[:WORD], current[:WORD]))
+                    self._differences.setdefault(
+                        name, Difference(name, saved[:WORD], current[:WORD])
+                    )
         self._managed = self._managed or "Using FlashInfer managed autotune cache" in line
         self._swept = self._swept or "[Autotuner]: Autotuning process starts" in line
         self._off = self._off or "Skipping FlashInfer autotune because it is disabled" in line
@@ -207,6 +223,8 @@ class Reader:
 
 def _seconds(stamped: "re.Match[str]") -> Optional[float]:
     try:
-        return datetime.fromisoformat(stamped.group(1) + stamped.group(2).replace("Z", "+00:00")).timestamp()
+        return datetime.fromisoformat(
+            stamped.group(1) + stamped.group(2).replace("Z", "+00:00")
+        ).timestamp()
     except ValueError:  # no such day
         return None

@@ -33,11 +33,16 @@ def support(version: str, gpus: int) -> Tuple[str, str]:
     found = re.match(r"(\d+)\.(\d+)", version)
     if not version:
         return "", "vLLM's version unknown"
-    if not found or version.startswith("0.1.dev"):  # what setuptools-scm calls a build of a clone without tags
+    if not found or version.startswith(
+        "0.1.dev"
+    ):  # what setuptools-scm calls a build of a clone without tags
         return "", "vLLM's version %s does not tell its release" % version
     release = (int(found.group(1)), int(found.group(2)))
     if release < FIRST_RELEASE:
-        return "ReleaseTooOld", "vLLM %s in the image does not persist tactics; 0.25 and newer do" % version
+        return (
+            "ReleaseTooOld",
+            "vLLM %s in the image does not persist tactics; 0.25 and newer do" % version,
+        )
     if release < FIRST_DISTRIBUTED and gpus > 1:
         return (
             "ReleaseTooOld",
@@ -60,7 +65,11 @@ def layouts(version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ..
     on one GPU a file a rank only with a FlashInfer that has no managed store.
     """
     found = re.match(r"(\d+)\.(\d+)", version)
-    release = (int(found.group(1)), int(found.group(2))) if found and not version.startswith("0.1.dev") else None
+    release = (
+        (int(found.group(1)), int(found.group(2)))
+        if found and not version.startswith("0.1.dev")
+        else None
+    )
     if release is not None and release < FIRST_PER_RANK:
         return (SHARED,)
     if release is not None and release < FIRST_MANAGED:
@@ -68,5 +77,7 @@ def layouts(version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ..
     ranks = (_number(words, "--tensor-parallel-size", "-tp") or 1) * (
         _number(words, "--pipeline-parallel-size", "-pp") or 1
     )
-    managed_first = (MANAGED, PER_RANK) if gpus <= 1 else (PER_RANK, MANAGED) if ranks == 1 else (PER_RANK,)
+    managed_first = (
+        (MANAGED, PER_RANK) if gpus <= 1 else (PER_RANK, MANAGED) if ranks == 1 else (PER_RANK,)
+    )
     return managed_first if release is not None else (*managed_first, SHARED)

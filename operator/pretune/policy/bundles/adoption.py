@@ -27,7 +27,16 @@ from pretune.policy.bundles import proofs
 from pretune.policy.bundles.attempt_state import job_over, report_of, statuses
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
-from pretune.policy.plan_builder import ON_CLAIM, Draft, Wanted, delete, fail, failure, owner_uid, question
+from pretune.policy.plan_builder import (
+    ON_CLAIM,
+    Draft,
+    Wanted,
+    delete,
+    fail,
+    failure,
+    owner_uid,
+    question,
+)
 from pretune.protocol import ANSWERS, Report
 
 PATIENCE = 300.0  # seconds that an inspect Job may take; then the attempt's own check looks
@@ -36,7 +45,11 @@ PATIENCE = 300.0  # seconds that an inspect Job may take; then the attempt's own
 def adopt(draft: Draft, record: Object, report: Report, fingerprint: str) -> None:
     """A bundle is on the claim: its record says what the manifest says."""
     record["fingerprint"] = record.get("fingerprint") or fingerprint
-    record["layout"], record["entries"], record["digest"] = report.layout, report.entries, report.digest
+    record["layout"], record["entries"], record["digest"] = (
+        report.layout,
+        report.entries,
+        report.digest,
+    )
     record["tunedSeconds"], record["sealedAt"] = report.seconds, report.at
     if report.versions is not None:
         record["environment"] = asdict(report.versions)
@@ -52,7 +65,9 @@ def adopt(draft: Draft, record: Object, report: Report, fingerprint: str) -> Non
     kept = ("lastFailure",) if record["state"] == PROVING and not report.proven else ()
     for forgotten in {"pod", "disruptions", "lastFailure", "retiredAt"} - set(kept):
         record.pop(forgotten, None)
-    draft.say(record, SEALED, "NothingToTune" if report.layout == "Empty" else "Sealed", report.message)
+    draft.say(
+        record, SEALED, "NothingToTune" if report.layout == "Empty" else "Sealed", report.message
+    )
 
 
 def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
@@ -61,7 +76,9 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
     status.storage names the place that the status knows: a claim that was made empty for us, or one that was asked.
     """
     here = draft.place
-    made = draft.claim_made or (draft.seen.claim is None and not draft.spec.claim.existing)  # ours, in this very run
+    made = draft.claim_made or (
+        draft.seen.claim is None and not draft.spec.claim.existing
+    )  # ours, in this very run
     if made or (here and here != draft.known_place and storage.ready and storage.empty):
         _forget(draft, list(draft.bundles), f"claim {draft.claim_name} is made anew")
         draft.known_place = here
@@ -84,12 +101,16 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
             draft.after.append(delete(job))
     if not storage.ready:
         for one in lost:
-            draft.say(draft.bundles[one], _waiting(draft.bundles[one]), "WaitingForClaim", storage.message)
+            draft.say(
+                draft.bundles[one], _waiting(draft.bundles[one]), "WaitingForClaim", storage.message
+            )
     if not asked or not storage.ready:
         return
     if current is None:
         spec = draft.spec
-        job = inspect_job(draft.seen.key, draft.cache, spec, sorted(asked), text, draft.seen.settings)
+        job = inspect_job(
+            draft.seen.key, draft.cache, spec, sorted(asked), text, draft.seen.settings
+        )
         action = Create(f"create Job {job['metadata']['name']}", job)
         draft.actions.append(action)
         refused = draft.outcome(action)
@@ -129,7 +150,9 @@ def _may_be_there(draft: Draft, record: Object) -> bool:
 def _answer(draft: Draft, job: Object) -> tuple[Report | None, bool]:
     """What inspect reported, and whether there is no use in waiting any longer."""
     for pod in draft.seen.pods:
-        if owner_uid(pod) == job["metadata"]["uid"] and (report := report_of(statuses(pod).get(AGENT_CONTAINER))):
+        if owner_uid(pod) == job["metadata"]["uid"] and (
+            report := report_of(statuses(pod).get(AGENT_CONTAINER))
+        ):
             return report, True
     until = seconds(job["metadata"]["creationTimestamp"]) + PATIENCE
     draft.at(until)
@@ -142,23 +165,36 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
     found = {one.id: one for one in (report.bundles if report else ())}
     for bundle, answer in found.items():
         record = draft.record(bundle, answer.fingerprint)
-        if record["state"] in (PENDING, TUNING_STATE, *ON_CLAIM) and record["fingerprint"] == answer.fingerprint:
+        if (
+            record["state"] in (PENDING, TUNING_STATE, *ON_CLAIM)
+            and record["fingerprint"] == answer.fingerprint
+        ):
             unheard = record["state"] == PROVING and _lost(draft, record)
             adopt(draft, record, answer, answer.fingerprint)
             if unheard and not answer.proven:
                 proofs.fail(draft, record, "ReportLost", f"{_GONE} no proof of this bundle")
     missing = asked - set(found)
     if missing and len(asked & set(found)) >= ANSWERS:
-        draft.known_place = ""  # there may be more than one report holds: the missing ones are asked for again
+        draft.known_place = (
+            ""  # there may be more than one report holds: the missing ones are asked for again
+        )
         draft.asking |= missing
         draft.at(draft.now)
         return
-    fresh = {one for one in asked if draft.bundles[one]["state"] == PENDING and not _lost(draft, draft.bundles[one])}
+    fresh = {
+        one
+        for one in asked
+        if draft.bundles[one]["state"] == PENDING and not _lost(draft, draft.bundles[one])
+    }
     for bundle in sorted(missing - fresh):
         if draft.bundles[bundle]["state"] not in ON_CLAIM and _lost(draft, draft.bundles[bundle]):
             fail(draft, draft.bundles[bundle], "ReportLost", f"{_GONE} no such bundle")
     sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] in ON_CLAIM]
-    _forget(draft, sealed, f"claim {draft.claim_name} does not hold it" if report else "the claim could not be read")
+    _forget(
+        draft,
+        sealed,
+        f"claim {draft.claim_name} does not hold it" if report else "the claim could not be read",
+    )
     draft.known_place = draft.place
     if fresh:  # tuned from the next run on, which is at once: the status remembers the place first
         _wait(draft, fresh, "the claim does not hold it")
@@ -182,7 +218,9 @@ def _forget(draft: Draft, bundles: list[str], why: str) -> None:
 def _try_again(draft: Draft) -> None:
     """What failed in another place may do well in this one."""
     for record in list(draft.bundles.values()):
-        if record["state"] == FAILED or (record["state"] == REFUSED and record["reason"] == "UnsafePath"):
+        if record["state"] == FAILED or (
+            record["state"] == REFUSED and record["reason"] == "UnsafePath"
+        ):
             draft.forget(record, "spec.storage was changed")
 
 

@@ -21,9 +21,20 @@ LINGER = 30.0  # seconds that a pod may outlive its report
 LOST = 600.0  # seconds that a pod may be Terminating past its grace
 DISRUPTIONS = 6  # pods of one attempt that may be evicted or preempted; the last of them ends it
 
-ANSWERS_OF_OURS = ("Checked", "Proven", "Inspected", "Pruned")  # reasons of a report that are no reason of a bundle
+ANSWERS_OF_OURS = (
+    "Checked",
+    "Proven",
+    "Inspected",
+    "Pruned",
+)  # reasons of a report that are no reason of a bundle
 
-_CANNOT_PULL = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
+_CANNOT_PULL = (
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+)
 _CANNOT_MAKE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _CANNOT_START = ("StartError", "ContainerCannotRun")
 
@@ -70,7 +81,9 @@ def statuses(pod: Object) -> dict[str, Object]:
     """Container statuses by container name, init containers included."""
     status = pod.get("status") or {}
     return {
-        one["name"]: one for part in ("initContainerStatuses", "containerStatuses") for one in status.get(part) or ()
+        one["name"]: one
+        for part in ("initContainerStatuses", "containerStatuses")
+        for one in status.get(part) or ()
     }
 
 
@@ -91,7 +104,10 @@ def job_over(job: Object) -> bool:
 
 
 def condition(pod: Object, kind: str) -> Object | None:
-    return next((one for one in (pod.get("status") or {}).get("conditions") or () if one["type"] == kind), None)
+    return next(
+        (one for one in (pod.get("status") or {}).get("conditions") or () if one["type"] == kind),
+        None,
+    )
 
 
 def terminated(status: Object | None) -> Object | None:
@@ -102,7 +118,11 @@ def report_of(status: Object | None) -> Report | None:
     """The report that one of our containers left, once it has ended. One with a reason that we do not know is none."""
     end = terminated(status)
     report = Report.load(end["message"]) if end and end.get("message") else None
-    known = report is not None and isinstance(report.reason, str) and report.reason in {*REASONS, *ANSWERS_OF_OURS}
+    known = (
+        report is not None
+        and isinstance(report.reason, str)
+        and report.reason in {*REASONS, *ANSWERS_OF_OURS}
+    )
     return report if known else None
 
 
@@ -143,7 +163,11 @@ def crashes(pod: Object) -> int:
 def last_words(status: Object) -> str:
     """`exit code 1 (Error): …the end of its termination message`."""
     end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
-    code, reason, words = end.get("exitCode"), end.get("reason", ""), (end.get("message") or "").strip()
+    code, reason, words = (
+        end.get("exitCode"),
+        end.get("reason", ""),
+        (end.get("message") or "").strip(),
+    )
     text = f"exit code {code}" if code is not None else "ended"
     if reason and reason != "Error":
         text += f" ({reason})"
@@ -166,7 +190,10 @@ def reported(a: Attempt) -> Standing | None:
     if report is not None:
         restarts = int((found.get(engine_name(a.pod)) or {}).get("restartCount", 0))
         if restarts:
-            return over("EngineFailed", f"the engine restarted {restarts} times before its files were sealed")
+            return over(
+                "EngineFailed",
+                f"the engine restarted {restarts} times before its files were sealed",
+            )
         return over(report.reason, report.message, report)
     report = report_of(found.get(CHECK_CONTAINER))
     if report is not None and report.reason != "Checked":
@@ -180,7 +207,10 @@ def node_lost(a: Attempt) -> Standing | None:
     # deletionTimestamp already includes the grace period
     if a.now - seconds(ends) >= LOST:
         node = (a.pod.get("spec") or {}).get("nodeName", "its node")
-        return over("NodeLost", f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes")
+        return over(
+            "NodeLost",
+            f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes",
+        )
     return None
 
 
@@ -200,7 +230,10 @@ def disrupted(a: Attempt) -> Standing | None:
     if gone := a.pod["metadata"].get("deletionTimestamp"):
         look = seconds(gone) + LOST
     return Standing(
-        "Pending", "WaitingForPod", f"pod {lost} was disrupted ({why}); the next one is made when it is gone", look=look
+        "Pending",
+        "WaitingForPod",
+        f"pod {lost} was disrupted ({why}); the next one is made when it is gone",
+        look=look,
     )
 
 
@@ -216,7 +249,10 @@ def overdue(a: Attempt) -> Standing | None:
         if engine.get("restartCount", 0) or terminated(engine)
         else "the engine had not started"
     )
-    return over("EngineNotReady", f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended")
+    return over(
+        "EngineNotReady",
+        f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended",
+    )
 
 
 def cannot_pull(a: Attempt) -> Standing | None:
@@ -237,7 +273,10 @@ def _waiting(a: Attempt, reasons: tuple[str, ...], ours: str) -> Standing | None
     for name, status in statuses(a.pod or {}).items():
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in reasons:
-            return over(ours, f"container {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": "))
+            return over(
+                ours,
+                f"container {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": "),
+            )
     return None
 
 
@@ -263,7 +302,9 @@ def init_failed(a: Attempt) -> Standing | None:
     for status in (a.pod.get("status") or {}).get("initContainerStatuses") or ():
         end = terminated(status) or (status.get("lastState") or {}).get("terminated")
         if end and end.get("exitCode") != 0 and status["name"] != engine_name(a.pod):
-            return over("InitContainerFailed", f"init container {status['name']}: {last_words(status)}")
+            return over(
+                "InitContainerFailed", f"init container {status['name']}: {last_words(status)}"
+            )
     return None
 
 
@@ -299,18 +340,28 @@ def unscheduled(a: Attempt) -> Standing | None:
     if (a.pod.get("spec") or {}).get("nodeName") or (scheduled and scheduled["status"] == "True"):
         return None
     if scheduled and scheduled.get("reason") == "SchedulingGated":
-        return Standing("Pending", "Queued", "the pod has a scheduling gate: its queue has not admitted it yet")
+        return Standing(
+            "Pending", "Queued", "the pod has a scheduling gate: its queue has not admitted it yet"
+        )
     if scheduled is None:
         return Standing(
             "Pending", "WaitingForPod", "the Job is made"
         )  # without_pod's words: no status write for an instant
-    return Standing("Pending", "WaitingForNode", scheduled.get("message") or "the scheduler has not placed the pod yet")
+    return Standing(
+        "Pending",
+        "WaitingForNode",
+        scheduled.get("message") or "the scheduler has not placed the pod yet",
+    )
 
 
 def sealing(a: Attempt) -> Standing | None:
     if (running := since(a, SEAL_CONTAINER)) is None:
         return None
-    return Standing("Tuning", "Sealing", f"the engine is ready; its files are checked and published since {running}")
+    return Standing(
+        "Tuning",
+        "Sealing",
+        f"the engine is ready; its files are checked and published since {running}",
+    )
 
 
 def tuning(a: Attempt) -> Standing | None:
@@ -342,7 +393,9 @@ def pulling(a: Attempt) -> Standing | None:
     if a.pod is None:
         return None
     node = (a.pod.get("spec") or {}).get("nodeName") or "a node"
-    return Standing("Tuning", "Pulling", f"{node} pulls images, mounts volumes and runs init containers")
+    return Standing(
+        "Tuning", "Pulling", f"{node} pulls images, mounts volumes and runs init containers"
+    )
 
 
 def without_pod(a: Attempt) -> Standing:
@@ -350,12 +403,20 @@ def without_pod(a: Attempt) -> Standing:
     if a.job is None or job_over(a.job):
         return over("ReportLost", "the pod was gone before its report could be read")
     if (a.job.get("spec") or {}).get("suspend"):
-        return Standing("Pending", "Queued", "the Job is suspended: its queue has not admitted it yet")
+        return Standing(
+            "Pending", "Queued", "the Job is suspended: its queue has not admitted it yet"
+        )
     shown = seconds(a.job["metadata"]["creationTimestamp"]) + POD_GRACE
-    refusals = [one for one in a.events if one.get("reason") == "FailedCreate" and one.get("message")]
+    refusals = [
+        one for one in a.events if one.get("reason") == "FailedCreate" and one.get("message")
+    ]
     if refusals and a.now >= shown:
-        newest = max(refusals, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
-        return Standing("Pending", "PodRefused", _without_pod_name(newest["message"]), look=a.now + EVENTS)
+        newest = max(
+            refusals, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")
+        )
+        return Standing(
+            "Pending", "PodRefused", _without_pod_name(newest["message"]), look=a.now + EVENTS
+        )
     look = shown if a.now < shown else a.now + EVENTS
     return Standing("Pending", "WaitingForPod", "the Job is made", look=look)
 

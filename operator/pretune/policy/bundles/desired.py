@@ -22,8 +22,12 @@ class Wants:
     """What should be there. The newest source's come first: Ready speaks of those."""
 
     bundles: tuple[Wanted, ...] = ()
-    refused: Refused | None = None  # the source, or the engine in it, cannot be told: nothing is started or ended
-    churn: str = ""  # TooManyFingerprints' words: more than FINGERPRINTS of one target are asked for
+    refused: Refused | None = (
+        None  # the source, or the engine in it, cannot be told: nothing is started or ended
+    )
+    churn: str = (
+        ""  # TooManyFingerprints' words: more than FINGERPRINTS of one target are asked for
+    )
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,14 @@ def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Origin, Object]]
     for origin in found.values():
         made[_workload(origin)] = max(made.get(_workload(origin), ""), origin.order[1])
     # Revision numbers are one workload's own; a rollback makes an old revision the newest.
-    ranked = sorted(found.items(), key=lambda item: (made[_workload(item[1])], item[1].order, item[0]), reverse=True)
-    return [(key, one, one.template) for key, one in ranked if not isinstance(one.template, Refused)], refused
+    ranked = sorted(
+        found.items(),
+        key=lambda item: (made[_workload(item[1])], item[1].order, item[0]),
+        reverse=True,
+    )
+    return [
+        (key, one, one.template) for key, one in ranked if not isinstance(one.template, Refused)
+    ], refused
 
 
 def _workload(origin: Origin) -> str:
@@ -93,7 +103,9 @@ def _want(draft: Draft, source: _Source, target: Target, keys: dict[str, str]) -
     refusal = identity.refusal(source.template, draft.spec, target, draft.seen.source_claims)
     bundle = inputs.bundle_id()
     key = source.key or keys.get(bundle, "")
-    return Wanted(bundle, inputs, target, source.template, refusal, source.current, source.made, key)
+    return Wanted(
+        bundle, inputs, target, source.template, refusal, source.current, source.made, key
+    )
 
 
 def _capped(draft: Draft, bundles: list[Wanted], waited_for: set[str]) -> Wants:
@@ -102,7 +114,14 @@ def _capped(draft: Draft, bundles: list[Wanted], waited_for: set[str]) -> Wants:
     churn = ""
     for target in draft.spec.targets:
         mine = [one for one in bundles if one.target.name == target.name]
-        ranked = sorted(mine, key=lambda one: (not one.current, one.id not in waited_for, one.id not in draft.bundles))
+        ranked = sorted(
+            mine,
+            key=lambda one: (
+                not one.current,
+                one.id not in waited_for,
+                one.id not in draft.bundles,
+            ),
+        )
         kept += [one for one in mine if one in ranked[:FINGERPRINTS]]
         if len(mine) > FINGERPRINTS:
             churn = churn or (

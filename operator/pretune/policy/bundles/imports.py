@@ -56,10 +56,13 @@ def source_of(value: str) -> tuple[str, str]:
     claim, _, path = value.partition("/")
     if not _CLAIM.fullmatch(claim):
         raise Refused(
-            "ImportRefused", f"annotation {IMPORT}: {claim!r} is no claim's name; it is <claim>[/<path in it>]"
+            "ImportRefused",
+            f"annotation {IMPORT}: {claim!r} is no claim's name; it is <claim>[/<path in it>]",
         )
     if len(value) >= LONGEST or not path.isprintable():
-        raise Refused("ImportRefused", f"annotation {IMPORT}: {path[:80]!r}… is no path of a folder")
+        raise Refused(
+            "ImportRefused", f"annotation {IMPORT}: {path[:80]!r}… is no path of a folder"
+        )
     if ".." in path.split("/"):
         raise Refused("ImportRefused", f"annotation {IMPORT}: {path!r} leads out of the claim")
     return claim, path
@@ -67,7 +70,9 @@ def source_of(value: str) -> tuple[str, str]:
 
 def asked(draft: Draft) -> str:
     """The annotation's value, "" where there is none; cut where the status could not hold it, which source_of refuses."""
-    return str((draft.cache["metadata"].get("annotations") or {}).get(IMPORT) or "").strip()[:LONGEST]
+    return str((draft.cache["metadata"].get("annotations") or {}).get(IMPORT) or "").strip()[
+        :LONGEST
+    ]
 
 
 # --- what became of it
@@ -79,7 +84,12 @@ def settle(draft: Draft) -> None:
     for job in _jobs(draft):
         record = draft.bundles.get(job["metadata"]["labels"][BUNDLE])
         value = _from(job)
-        if record is None or record["state"] != PENDING or _done(record, value) or value != asked(draft):
+        if (
+            record is None
+            or record["state"] != PENDING
+            or _done(record, value)
+            or value != asked(draft)
+        ):
             draft.after.append(delete(job))
             continue
         standing = read(_attempt(draft, job), CHECKS)
@@ -152,7 +162,8 @@ def _note(record: Object, value: str, reason: str, message: str) -> None:
 def _refused(draft: Draft, record: Object, value: str, reason: str, message: str) -> None:
     _note(record, value, reason, message)
     draft.warn(
-        "ImportRefused", f"bundle {record['id']}: nothing was imported from {value}: {message}; it is tuned as usual"
+        "ImportRefused",
+        f"bundle {record['id']}: nothing was imported from {value}: {message}; it is tuned as usual",
     )
     draft.say(record, PENDING, "Queued", f"nothing was imported from {value}: {message}")
 
@@ -182,7 +193,16 @@ def comes_first(draft: Draft, want: Wanted, record: Object, storage: Storage) ->
     seen = draft.seen
     try:
         job = import_job(
-            *(seen.key, draft.cache, want.template, want.target, value, source, seen.settings, seen.agent_name),
+            *(
+                seen.key,
+                draft.cache,
+                want.template,
+                want.target,
+                value,
+                source,
+                seen.settings,
+                seen.agent_name,
+            ),
             seen.examples.get(want.origin),
             near=storage.empty,
         )
@@ -203,10 +223,18 @@ def _taken(draft: Draft, want: Wanted, value: str) -> bool:
     for record in draft.bundles.values():
         noted = record.get("import") or {}
         mine = record["id"] == want.id or record.get("target") != want.target.name
-        if not mine and noted.get("from") == value and noted.get("reason") in ("Sealed", "AlreadyImported"):
-            message = f"{value} was imported already, into the bundle of another engine of this target"
+        if (
+            not mine
+            and noted.get("from") == value
+            and noted.get("reason") in ("Sealed", "AlreadyImported")
+        ):
+            message = (
+                f"{value} was imported already, into the bundle of another engine of this target"
+            )
             _note(draft.bundles[want.id], value, "AlreadyImported", message)
-            draft.events.append(Event("AlreadyImported", f"bundle {want.id}: {message}; it is tuned as usual"))
+            draft.events.append(
+                Event("AlreadyImported", f"bundle {want.id}: {message}; it is tuned as usual")
+            )
             return True
     return False
 
@@ -224,7 +252,11 @@ def import_silent(a: Attempt) -> Standing | None:
 
 
 def overlong(a: Attempt) -> Standing | None:
-    return over("ImportRefused", f"it did not end within {LIMIT:.0f} s") if a.now >= _made(a) + LIMIT else None
+    return (
+        over("ImportRefused", f"it did not end within {LIMIT:.0f} s")
+        if a.now >= _made(a) + LIMIT
+        else None
+    )
 
 
 def late(a: Attempt) -> Standing | None:

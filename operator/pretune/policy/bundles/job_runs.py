@@ -65,7 +65,9 @@ def create(draft: Draft, record: Object, job: Object, made: str, state: str = PE
         draft.say(record, state, "WaitingForPod", made)
         return 201
     if outcome.code == 409:
-        draft.say(record, state, "NameTaken", f"Job {name} belongs to another object; it is waited for")
+        draft.say(
+            record, state, "NameTaken", f"Job {name} belongs to another object; it is waited for"
+        )
         draft.at(draft.now + 10)
     else:
         draft.say(record, state, "PodRefused", outcome.message)

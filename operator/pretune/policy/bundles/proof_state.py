@@ -35,8 +35,12 @@ from pretune.policy.bundles.attempt_state import (
 )
 from pretune.protocol import Report
 
-JUDGED = frozenset({"NotReproducible", "WarmHang", "WarmCrash"})  # a second proof of the same files would say the same
-TWICE = frozenset({"WarmHang", "WarmCrash"})  # a node's bad moment looks the same: they judge when they repeat
+JUDGED = frozenset(
+    {"NotReproducible", "WarmHang", "WarmCrash"}
+)  # a second proof of the same files would say the same
+TWICE = frozenset(
+    {"WarmHang", "WarmCrash"}
+)  # a node's bad moment looks the same: they judge when they repeat
 MORE = 60.0  # seconds that a warm start may take longer than the cold one did
 
 
@@ -48,7 +52,11 @@ def unseeded(a: Attempt) -> Standing | None:
     report = Report.load(end["message"])
     if report is not None and report.reason == "Seeded":
         return None
-    said = f"{report.reason}: {report.message}" if report is not None else end["message"].strip()[-400:]
+    said = (
+        f"{report.reason}: {report.message}"
+        if report is not None
+        else end["message"].strip()[-400:]
+    )
     return over("ProofFailed", f"container {SEED_CONTAINER} could not hand out the bundle: {said}")
 
 
@@ -68,7 +76,9 @@ def deleted(a: Attempt) -> Standing | None:
     """By a person, or with its Job: what its containers say then is only that they were killed."""
     if a.pod is None or not finished(a.pod) or not a.pod["metadata"].get("deletionTimestamp"):
         return None
-    return over("ProofFailed", f"pod {a.pod['metadata']['name']} was deleted before it had reported")
+    return over(
+        "ProofFailed", f"pod {a.pod['metadata']['name']} was deleted before it had reported"
+    )
 
 
 def hung(a: Attempt) -> Standing | None:
@@ -85,7 +95,9 @@ def hung(a: Attempt) -> Standing | None:
     took = (seconds(end["finishedAt"]) if end.get("finishedAt") else a.now) - seconds(begun)
     if not a.cold:
         return (
-            over("WarmHang", f"the engine was not ready {took:.0f} s after its start from the bundle")
+            over(
+                "WarmHang", f"the engine was not ready {took:.0f} s after its start from the bundle"
+            )
             if overtime
             else None
         )
@@ -115,7 +127,11 @@ def crashed(a: Attempt) -> Standing | None:
 def comparing(a: Attempt) -> Standing | None:
     if (running := since(a, PROVE_CONTAINER)) is None:
         return None
-    return Standing("Tuning", "Proving", f"the engine is ready; its folder is compared with the bundle since {running}")
+    return Standing(
+        "Tuning",
+        "Proving",
+        f"the engine is ready; its folder is compared with the bundle since {running}",
+    )
 
 
 def starting(a: Attempt) -> Standing | None:

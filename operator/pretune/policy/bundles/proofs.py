@@ -26,7 +26,9 @@ from pretune.policy.plan_builder import Draft, Wanted, ended_by_us, failure, nex
 
 def may_be_given(record: Mapping[str, Any], spec: Spec) -> bool:
     """Whether a pod may start with this bundle: sealed, and proven where that is asked for. An empty one has nothing to prove."""
-    proven = record.get("proven") or record.get("layout") == "Empty" or spec.verify != "BeforeRelease"
+    proven = (
+        record.get("proven") or record.get("layout") == "Empty" or spec.verify != "BeforeRelease"
+    )
     return record.get("state") == SEALED and bool(proven)
 
 
@@ -64,7 +66,9 @@ def withhold(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
     for record in draft.bundles.values():
         if is_withheld(record) and not is_judged(record):
             record.pop("lastFailure", None)
-            draft.say(record, SEALED, "Sealed", f"{_entries(record)}, not proven (spec.verify is Never)")
+            draft.say(
+                record, SEALED, "Sealed", f"{_entries(record)}, not proven (spec.verify is Never)"
+            )
 
 
 _WHY = "the engine is started from the bundle once more before any pod gets it (spec.verify)"
@@ -84,15 +88,21 @@ def settle(draft: Draft) -> None:
         jobs = draft.attempts(bundle, PROOF)
         if jobs or "proofs" in record:
             record["proofs"] = max([record.get("proofs", 0), *jobs])
-        open_ = record.get("proofs", 0) > failure(record).get("attempt", 0) and not record.get("proven")
+        open_ = record.get("proofs", 0) > failure(record).get("attempt", 0) and not record.get(
+            "proven"
+        )
         if record["state"] == PROVING and open_:
             _read(draft, record, jobs.get(record["proofs"]))
             continue
         to_be_withheld = record["state"] == SEALED and not may_be_given(record, draft.spec)
-        if record["state"] != PENDING and not to_be_withheld:  # else a status that was lost comes back to it
+        if (
+            record["state"] != PENDING and not to_be_withheld
+        ):  # else a status that was lost comes back to it
             tidy(draft, bundle, jobs.values())
         if record["state"] == SEALED and not to_be_withheld and open_ and not draft.live(bundle):
-            forget(draft, record)  # it was ended in its middle: asked for again, the next one is the first
+            forget(
+                draft, record
+            )  # it was ended in its middle: asked for again, the next one is the first
 
 
 def forget(draft: Draft, record: Object) -> None:
@@ -108,30 +118,48 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
     number, pod = record["proofs"], pod_of(draft, record, job)
     if job is not None and ended_by_us(job) and not (pod is not None and has_reported(pod)):
         if draft.live(record["id"]):  # what its pod says now is our doing
-            draft.say(record, PROVING, "Queued", f"proof {number} was ended; waits for its pod to be gone")
+            draft.say(
+                record, PROVING, "Queued", f"proof {number} was ended; waits for its pod to be gone"
+            )
         else:
             forget(draft, record)
             draft.at(draft.now)
         return
     count_disruptions(record, pod)
     if job is None and draft.live(record["id"]):
-        draft.say(record, PROVING, "WaitingForPod", f"proof {number}: its Job is gone; waiting for its pod to end")
+        draft.say(
+            record,
+            PROVING,
+            "WaitingForPod",
+            f"proof {number}: its Job is gone; waiting for its pod to end",
+        )
         return
     events = draft.seen.job_events.get(job["metadata"]["uid"], ()) if job else ()
     cold = float(record.get("coldSeconds") or 0)
     standing = read(
-        Attempt(number, job, pod, events, record.get("disruptions", 0), draft.now, cold), proof_state.CHECKS
+        Attempt(number, job, pod, events, record.get("disruptions", 0), draft.now, cold),
+        proof_state.CHECKS,
     )
     draft.at(standing.look)
     if standing.state != "Over":
         reason = standing.reason if standing.state == "Pending" else "Proving"
-        draft.say(record, PROVING, reason, f"proof {number} of {draft.spec.max_attempts}: {standing.message}")
+        draft.say(
+            record,
+            PROVING,
+            reason,
+            f"proof {number} of {draft.spec.max_attempts}: {standing.message}",
+        )
         return
     if standing.reason == "ReportLost":
         return  # only the claim knows: adoption asks it
     report = standing.report
     if report is not None and report.digest not in ("", record.get("digest")):
-        fail(draft, record, "ProofFailed", f"the proof was of another bundle on the claim, {report.digest}")
+        fail(
+            draft,
+            record,
+            "ProofFailed",
+            f"the proof was of another bundle on the claim, {report.digest}",
+        )
     elif report is not None and report.reason == "Proven":
         assert pod is not None
         _proven(draft, record, start_seconds(pod, PROVE_CONTAINER))
@@ -164,17 +192,28 @@ def _proven(draft: Draft, record: Object, warm: int | None) -> None:
 def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
     """Take note of a proof that failed: the verdict, another one, or the end. A crash or a hang may be its node's, once."""
     number, limit = record["proofs"], draft.spec.max_attempts
-    if reason in TWICE and number < limit and not str(failure(record).get("message", "")).startswith(f"{reason}: "):
+    if (
+        reason in TWICE
+        and number < limit
+        and not str(failure(record).get("message", "")).startswith(f"{reason}: ")
+    ):
         reason, message = "ProofFailed", f"{reason}: {message}"
     note_failure(draft, record, number, reason, message)
     if reason in JUDGED:
         draft.say(record, FAILED, reason, f"proof {number}: {message}; no pod is given this bundle")
     elif number >= limit:
-        draft.say(record, FAILED, reason, f"proof {number} of {limit}: {message}; no pod is given this bundle")
+        draft.say(
+            record,
+            FAILED,
+            reason,
+            f"proof {number} of {limit}: {message}; no pod is given this bundle",
+        )
     else:
         text = f"proof {number} of {limit}: {reason}: {message}"
         draft.warn(reason, f"bundle {record['id']}: {text}")
-        draft.say(record, PROVING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}")
+        draft.say(
+            record, PROVING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}"
+        )
         draft.at(next_try(record))
 
 
@@ -197,7 +236,15 @@ def begin(draft: Draft, want: Wanted, record: Object) -> None:
         example = seen.examples.get(want.origin)
         on_claim = draft.spec.delivery == "ReadOnly" and record.get("layout") == "PerRank"
         job = proof_job(
-            seen.key, draft.cache, want.template, want.target, number, seen.settings, seen.agent_name, example, on_claim
+            seen.key,
+            draft.cache,
+            want.template,
+            want.target,
+            number,
+            seen.settings,
+            seen.agent_name,
+            example,
+            on_claim,
         )
     except Refused as refused:
         draft.say(record, PROVING, "PodRefused", f"{refused.reason}: {refused.message}")

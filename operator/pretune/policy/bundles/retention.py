@@ -33,7 +33,9 @@ def pruned(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
                 draft.drop_jobs(bundle)
                 del draft.bundles[bundle]
                 draft.events.append(Event("Unwanted", f"bundle {bundle}: its folder was deleted"))
-            elif record is not None and (record["state"] in (SEALED, RETIRED) or is_withheld(record)):
+            elif record is not None and (
+                record["state"] in (SEALED, RETIRED) or is_withheld(record)
+            ):
                 draft.forget(record, f"its folder is deleted by Job {job['metadata']['name']}")
                 draft.known_place = ""
             if over:
@@ -47,21 +49,35 @@ def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
     ids = {want.id for want in bundles}
     named = _named(draft)
     newest: dict[str, list[str]] = {}
-    for record in sorted(draft.bundles.values(), key=lambda one: (one.get("sealedAt", ""), one["id"]), reverse=True):
+    for record in sorted(
+        draft.bundles.values(), key=lambda one: (one.get("sealedAt", ""), one["id"]), reverse=True
+    ):
         if record["state"] == SEALED:
             newest.setdefault(record["target"], []).append(record["id"])
     kept = {one for ranked in newest.values() for one in ranked[: draft.spec.history_limit]}
     for record in draft.bundles.values():
         if record["state"] == SEALED and record["id"] not in ids | named | kept:
             _retire(draft, record)
-        elif record["state"] == RETIRED and record["id"] in ids | named and not _prunes(draft, record["id"]):
+        elif (
+            record["state"] == RETIRED
+            and record["id"] in ids | named
+            and not _prunes(draft, record["id"])
+        ):
             record.pop("retiredAt")
             if is_judged(record):
                 last = failure(record)
-                draft.say(record, FAILED, last["reason"], f"{last['message']}; no pod is given this bundle")
+                draft.say(
+                    record,
+                    FAILED,
+                    last["reason"],
+                    f"{last['message']}; no pod is given this bundle",
+                )
             else:
                 draft.say(
-                    record, SEALED, "NothingToTune" if record.get("layout") == "Empty" else "Sealed", "wanted again"
+                    record,
+                    SEALED,
+                    "NothingToTune" if record.get("layout") == "Empty" else "Sealed",
+                    "wanted again",
                 )
 
 
@@ -73,7 +89,9 @@ def give_up(draft: Draft, record: Object) -> None:
 
 def _retire(draft: Draft, record: Object) -> None:
     record["retiredAt"] = stamp(draft.now)
-    draft.say(record, RETIRED, "Unwanted", f"its folder is deleted after {stamp(draft.now + RETIREMENT)}")
+    draft.say(
+        record, RETIRED, "Unwanted", f"its folder is deleted after {stamp(draft.now + RETIREMENT)}"
+    )
 
 
 def _named(draft: Draft) -> set[str | None]:
@@ -89,27 +107,43 @@ def prune(draft: Draft, storage: Storage) -> None:
         if jobs:
             if all(job_over(job) for job in jobs):
                 name = jobs[0]["metadata"]["name"]
-                draft.say(record, RETIRED, "Unwanted", f"Job {name} could not delete its folder; see its log")
+                draft.say(
+                    record,
+                    RETIRED,
+                    "Unwanted",
+                    f"Job {name} could not delete its folder; see its log",
+                )
                 draft.at(draft.now + RETIREMENT)
         elif draft.now < due:
             draft.at(due)
         elif storage.ready and not draft.spec.suspend:
             writer = record.get("writer") or {"uid": 65532, "gid": 65532, "groups": []}
-            job = prune_job(draft.seen.key, draft.cache, draft.spec, [record["id"]], writer, draft.seen.settings)
+            job = prune_job(
+                draft.seen.key, draft.cache, draft.spec, [record["id"]], writer, draft.seen.settings
+            )
             action = Create(f"create Job {job['metadata']['name']}", job)
             draft.actions.append(action)
             refused = draft.outcome(action)
             if refused is not None and refused.code not in (201, 409):
-                draft.say(record, RETIRED, "Unwanted", f"its folder cannot be deleted: {refused.message}")
+                draft.say(
+                    record, RETIRED, "Unwanted", f"its folder cannot be deleted: {refused.message}"
+                )
                 draft.at(draft.now + 30)
 
 
 def _asked(job: Object) -> list[str]:
-    return [str(one) for one in json.loads((job["metadata"].get("annotations") or {}).get(QUESTION) or "[]")]
+    return [
+        str(one)
+        for one in json.loads((job["metadata"].get("annotations") or {}).get(QUESTION) or "[]")
+    ]
 
 
 def _prunes(draft: Draft, bundle: str) -> list[Object]:
-    return [job for job in draft.jobs if job["metadata"]["labels"].get(ROLE) == PRUNE and bundle in _asked(job)]
+    return [
+        job
+        for job in draft.jobs
+        if job["metadata"]["labels"].get(ROLE) == PRUNE and bundle in _asked(job)
+    ]
 
 
 def _complete(job: Object) -> bool:

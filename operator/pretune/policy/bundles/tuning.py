@@ -28,14 +28,32 @@ from pretune.policy.bundles.attempt_state import Attempt, Standing, finished
 from pretune.policy.bundles.job_runs import count_disruptions, create, pod_of, tidy
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
-from pretune.policy.plan_builder import Draft, Wanted, delete, fail, failure, fingerprint_of, next_try, owner_uid
+from pretune.policy.plan_builder import (
+    Draft,
+    Wanted,
+    delete,
+    fail,
+    failure,
+    fingerprint_of,
+    next_try,
+    owner_uid,
+)
 from pretune.policy.pods.consumers import Consumer
 
 MISSED = 120.0  # seconds that a bundle is kept in the making though no pod asks for it
-SETTLE = 300.0  # seconds after a seal in which a rollout may still replace the pods of an older revision
+SETTLE = (
+    300.0  # seconds after a seal in which a rollout may still replace the pods of an older revision
+)
 
 TOLD_BY_TEMPLATE = frozenset(
-    {"MultiPodEngine", "SelfRegistering", "SharedGPU", "SharedResourceClaim", "SingleUseClaim", "SourceInvalid"}
+    {
+        "MultiPodEngine",
+        "SelfRegistering",
+        "SharedGPU",
+        "SharedResourceClaim",
+        "SingleUseClaim",
+        "SourceInvalid",
+    }
 )
 
 
@@ -56,7 +74,9 @@ def settle(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
             known = jobs or draft.attempts(bundle, PROOF)
             record = draft.record(bundle, fingerprint_of(known[max(known)]))
         record["attempts"] = max([record.get("attempts", 0), *jobs])
-        if record["state"] in (PENDING, TUNING_STATE) and record["attempts"] > failure(record).get("attempt", 0):
+        if record["state"] in (PENDING, TUNING_STATE) and record["attempts"] > failure(record).get(
+            "attempt", 0
+        ):
             _read(draft, record, jobs.get(record["attempts"]))
         else:
             tidy(draft, bundle, jobs.values())
@@ -67,10 +87,17 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
     number, pod = record["attempts"], pod_of(draft, record, job)
     count_disruptions(record, pod)
     if job is None and draft.live(record["id"]):
-        draft.say(record, PENDING, "WaitingForPod", f"attempt {number}: its Job is gone; waiting for its pod to end")
+        draft.say(
+            record,
+            PENDING,
+            "WaitingForPod",
+            f"attempt {number}: its Job is gone; waiting for its pod to end",
+        )
         return
     events = draft.seen.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    standing = attempts.read(Attempt(number, job, pod, events, record.get("disruptions", 0), draft.now))
+    standing = attempts.read(
+        Attempt(number, job, pod, events, record.get("disruptions", 0), draft.now)
+    )
     draft.at(standing.look)
     if standing.state != "Over":
         message = f"attempt {number} of {draft.spec.max_attempts}: {standing.message}"
@@ -86,7 +113,9 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
         draft.end(job)
 
 
-def _sealed(draft: Draft, record: Object, standing: Standing, job: Object | None, pod: Object | None) -> None:
+def _sealed(
+    draft: Draft, record: Object, standing: Standing, job: Object | None, pod: Object | None
+) -> None:
     assert standing.report is not None and pod is not None and job is not None
     adopt(draft, record, standing.report, fingerprint_of(job))
     if standing.report.by == "check":
@@ -107,16 +136,26 @@ def refuse(draft: Draft, bundles: Iterable[Wanted]) -> None:
     """What cannot be tuned as a copy is said before any Job; a template or `allow` that changed takes it back."""
     for want in bundles:
         record = draft.record(want.id, want.inputs.fingerprint, want.target.name)
-        if want.refusal is not None and record["state"] in (PENDING, PROVING, REFUSED) and not draft.live(want.id):
+        if (
+            want.refusal is not None
+            and record["state"] in (PENDING, PROVING, REFUSED)
+            and not draft.live(want.id)
+        ):
             if record["state"] == PROVING:
                 proofs.forget(draft, record)
             draft.say(record, REFUSED, want.refusal.reason, want.refusal.message)
             record.pop("digest", None)  # allowed again, an attempt's check finds it on the claim
-        elif want.refusal is None and record["state"] == REFUSED and record["reason"] in TOLD_BY_TEMPLATE:
+        elif (
+            want.refusal is None
+            and record["state"] == REFUSED
+            and record["reason"] in TOLD_BY_TEMPLATE
+        ):
             draft.say(record, PENDING, "Queued", "")
 
 
-def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage, pods: Sequence[Consumer]) -> None:
+def start(
+    draft: Draft, bundles: tuple[Wanted, ...], storage: Storage, pods: Sequence[Consumer]
+) -> None:
     """At most one attempt per target, and one that occupies a node per cache; what only waits for a node holds up nobody."""
     waited_for = {one.bundle for one in pods if one.held}
     for want in bundles:
@@ -155,10 +194,20 @@ def start(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage, pods: Seq
 def _wait_for_end(draft: Draft, record: Object) -> None:
     """Our own last attempt ends by itself. Somebody else's of that bundle is said: no report of it counts."""
     ours = {job["metadata"]["uid"] for job in _jobs(draft, record["id"])}
-    living = [pod for pod in draft.pods(record["id"]) if not finished(pod) and owner_uid(pod) not in ours]
+    living = [
+        pod for pod in draft.pods(record["id"]) if not finished(pod) and owner_uid(pod) not in ours
+    ]
     if living or not ours:
-        names = ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in living)) or "its Job is not deleted yet"
-        draft.say(record, record["state"], "NameTaken", f"an attempt that is not this cache's still lives: {names}")
+        names = (
+            ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in living))
+            or "its Job is not deleted yet"
+        )
+        draft.say(
+            record,
+            record["state"],
+            "NameTaken",
+            f"an attempt that is not this cache's still lives: {names}",
+        )
     ends = [
         seconds(since) + attempts.LOST
         for pod in draft.pods(record["id"])
@@ -172,7 +221,11 @@ def _busy(draft: Draft, want: Wanted) -> str | None:
     for other, record in draft.bundles.items():
         if other == want.id or not (draft.live(other) or other in draft.started):
             continue
-        waits = record["state"] in (PENDING, PROVING) and record["reason"] in ("WaitingForNode", "PodRefused", "Queued")
+        waits = record["state"] in (PENDING, PROVING) and record["reason"] in (
+            "WaitingForNode",
+            "PodRefused",
+            "Queued",
+        )
         if record.get("target") == want.target.name or not waits:
             return other
     return None
@@ -184,7 +237,11 @@ def _rollout(draft: Draft, want: Wanted, bundles: Iterable[Wanted]) -> str | Non
         record = draft.bundles[newest.id]
         if want.current or not newest.current or newest.target.name != want.target.name:
             continue
-        until = _given_since(draft, record) + SETTLE if record["state"] == SEALED and record.get("sealedAt") else 0.0
+        until = (
+            _given_since(draft, record) + SETTLE
+            if record["state"] == SEALED and record.get("sealedAt")
+            else 0.0
+        )
         if record["state"] in (PENDING, TUNING_STATE, PROVING) or draft.now < until:
             draft.at(until or None)
             return newest.id
@@ -207,12 +264,24 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
     seen, number = draft.seen, record["attempts"] + 1
     if not agent_configmap.is_there(draft):  # the next run, at once, makes the Job
         message = agent_configmap.refusal(draft)
-        draft.say(record, PENDING, "PodRefused" if message else "WaitingForPod", message or _made(draft, number))
+        draft.say(
+            record,
+            PENDING,
+            "PodRefused" if message else "WaitingForPod",
+            message or _made(draft, number),
+        )
         return
     try:
         example = seen.examples.get(want.origin)
         job = tuning_job(
-            seen.key, draft.cache, want.template, want.target, number, seen.settings, seen.agent_name, example
+            seen.key,
+            draft.cache,
+            want.template,
+            want.target,
+            number,
+            seen.settings,
+            seen.agent_name,
+            example,
         )
     except Refused as refused:
         draft.say(record, REFUSED, refused.reason, refused.message)
@@ -243,8 +312,15 @@ def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
         if proofs.is_withheld(record):
             _give_up(draft, record)
         elif draft.live(bundle):
-            draft.say(record, PENDING, "Superseded", "nothing wants this bundle any more; its attempt ends")
-        elif "undeliverable" not in record:  # else its pods, which come back without us, would be given it again
+            draft.say(
+                record,
+                PENDING,
+                "Superseded",
+                "nothing wants this bundle any more; its attempt ends",
+            )
+        elif (
+            "undeliverable" not in record
+        ):  # else its pods, which come back without us, would be given it again
             draft.drop_jobs(bundle)  # wanted again it is no attempt that failed
             del draft.bundles[bundle]
 
@@ -253,7 +329,9 @@ def _give_up(draft: Draft, record: Object) -> None:
     """A bundle that is on the claim, and was never given to a pod that named it here: its folder goes like any other's."""
     if draft.live(record["id"]):
         if record["state"] == PROVING:
-            draft.say(record, PROVING, "Superseded", "nothing wants this bundle any more; its proof ends")
+            draft.say(
+                record, PROVING, "Superseded", "nothing wants this bundle any more; its proof ends"
+            )
         return
     proofs.forget(draft, record)
     retention.give_up(draft, record)
@@ -268,8 +346,13 @@ def _may_be_wanted_again(draft: Draft, record: Object, bundles: tuple[Wanted, ..
     A newer revision, and a source that was changed, are clear words."""
     if draft.seen.source is not None:
         return False
-    started = max((job["metadata"]["creationTimestamp"] for job in _jobs(draft, record["id"])), default="")
-    if any(want.current and want.target.name == record["target"] and want.made > started > "" for want in bundles):
+    started = max(
+        (job["metadata"]["creationTimestamp"] for job in _jobs(draft, record["id"])), default=""
+    )
+    if any(
+        want.current and want.target.name == record["target"] and want.made > started > ""
+        for want in bundles
+    ):
         return False
     until = seconds(record.setdefault("unwantedSince", stamp(draft.now))) + MISSED
     draft.at(until if until > draft.now else None)

@@ -48,6 +48,8 @@ def unnamed(seen: Observed) -> list[Action]:
 def replaced(draft: Draft) -> list[Action]:
     """unnamed(), once the current one has been there for a while: during an upgrade a webhook of the release before still gives
     pods its own."""
-    current = next((one for one in draft.seen.agents if one["metadata"]["name"] == draft.seen.agent_name), None)
+    current = next(
+        (one for one in draft.seen.agents if one["metadata"]["name"] == draft.seen.agent_name), None
+    )
     made = (current or {"metadata": {}})["metadata"].get("creationTimestamp")
     return unnamed(draft.seen) if made and draft.now >= seconds(made) + UPGRADE else []

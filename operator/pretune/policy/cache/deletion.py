@@ -38,7 +38,11 @@ def afterlife(seen: Observed, now: float) -> Plan:
         look = LOOK
     rescued, due = _rescue(seen, now)
     looks = [one for one in (look, due, LET_GO if seen.held else None) if one is not None]
-    return Plan(tuple(actions), after=(*release_all(seen.held), *rescued), look_again=min(looks, default=None))
+    return Plan(
+        tuple(actions),
+        after=(*release_all(seen.held), *rescued),
+        look_again=min(looks, default=None),
+    )
 
 
 def _rescue(seen: Observed, now: float) -> tuple[list[Action], float | None]:

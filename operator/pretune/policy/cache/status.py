@@ -16,7 +16,11 @@ Condition = tuple[str, str, str, str]  # type, status, reason, message
 
 
 def status(
-    draft: Draft, wants: Wants, storage: Storage, consumers: Mapping[str, object], warnings: Sequence[Object]
+    draft: Draft,
+    wants: Wants,
+    storage: Storage,
+    consumers: Mapping[str, object],
+    warnings: Sequence[Object],
 ) -> Object:
     """The whole status wanted. Ready and the summary speak of the newest source's bundles, one a target."""
     records = [draft.bundles[want.id] for want in wants.bundles if want.current]
@@ -51,35 +55,79 @@ def _judge(draft: Draft, records: list[Object], wants: Wants, storage: Storage) 
     return judged
 
 
-def _of_bundles(draft: Draft, records: list[Object], wants: Wants, storage: Storage) -> list[Condition]:
+def _of_bundles(
+    draft: Draft, records: list[Object], wants: Wants, storage: Storage
+) -> list[Condition]:
     """Ready, Reconciling, Stalled, StorageReady."""
     stored: Condition = ("StorageReady", str(storage.ready), storage.reason, storage.message)
     if wants.refused is not None:
         stalled = (wants.refused.reason, wants.refused.message)
-        return [("Ready", "False", *stalled), ("Reconciling", "False", *stalled), ("Stalled", "True", *stalled), stored]
+        return [
+            ("Ready", "False", *stalled),
+            ("Reconciling", "False", *stalled),
+            ("Stalled", "True", *stalled),
+            stored,
+        ]
     if not records:
-        said = ("NoSource", "spec.source is not set, and no living pod has the label pretune.dev/cache with this name")
-        return [("Ready", "Unknown", *said), ("Reconciling", "False", *said), ("Stalled", "False", *said), stored]
+        said = (
+            "NoSource",
+            "spec.source is not set, and no living pod has the label pretune.dev/cache with this name",
+        )
+        return [
+            ("Ready", "Unknown", *said),
+            ("Reconciling", "False", *said),
+            ("Stalled", "False", *said),
+            stored,
+        ]
     blocked = [one for one in records if one["state"] in (FAILED, REFUSED)]
     open_ = [one for one in records if one["state"] in (PENDING, TUNING_STATE, PROVING)]
     if storage.stalled:
         said = (storage.reason, storage.message)
-        return [("Ready", "False", *said), ("Reconciling", "False", *said), ("Stalled", "True", *said), stored]
+        return [
+            ("Ready", "False", *said),
+            ("Reconciling", "False", *said),
+            ("Stalled", "True", *said),
+            stored,
+        ]
     if any(one["id"] in draft.asking for one in records) and not blocked and not open_:
         said = ("Inspecting", "the claim is read for the bundles that another one held")
-        return [("Ready", "False", *said), ("Reconciling", "True", *said), ("Stalled", "False", *said), stored]
+        return [
+            ("Ready", "False", *said),
+            ("Reconciling", "True", *said),
+            ("Stalled", "False", *said),
+            stored,
+        ]
     if not blocked and not open_:
         if not storage.ready:
             said = ("WaitingForClaim", storage.message)
-            return [("Ready", "False", *said), ("Reconciling", "True", *said), ("Stalled", "False", *said), stored]
-        reason = "NothingToTune" if all(one["reason"] == "NothingToTune" for one in records) else "Sealed"
+            return [
+                ("Ready", "False", *said),
+                ("Reconciling", "True", *said),
+                ("Stalled", "False", *said),
+                stored,
+            ]
+        reason = (
+            "NothingToTune"
+            if all(one["reason"] == "NothingToTune" for one in records)
+            else "Sealed"
+        )
         said = (reason, _words(records))
-        return [("Ready", "True", *said), ("Reconciling", "False", *said), ("Stalled", "False", *said), stored]
+        return [
+            ("Ready", "True", *said),
+            ("Reconciling", "False", *said),
+            ("Stalled", "False", *said),
+            stored,
+        ]
     first = (blocked or sorted(open_, key=lambda one: one["state"] == PENDING))[0]
     said = (first["reason"], _words([*blocked, *open_]))
     moving = any(one["reason"] != "Suspended" for one in open_)
-    reconciling = (next((one["reason"] for one in open_), first["reason"]), _words(open_) or said[1])
-    stuck = (first["reason"], _words(blocked)) if blocked else ("Reconciling", "it goes on by itself")
+    reconciling = (
+        next((one["reason"] for one in open_), first["reason"]),
+        _words(open_) or said[1],
+    )
+    stuck = (
+        (first["reason"], _words(blocked)) if blocked else ("Reconciling", "it goes on by itself")
+    )
     if not blocked:
         stuck = said
     return [
@@ -110,7 +158,9 @@ def _conditions(draft: Draft, wanted: list[Condition]) -> list[Object]:
                 "status": state,
                 "reason": reason,
                 "message": message[:4096],
-                "lastTransitionTime": old["lastTransitionTime"] if same and old else stamp(draft.now),
+                "lastTransitionTime": old["lastTransitionTime"]
+                if same and old
+                else stamp(draft.now),
                 "observedGeneration": draft.cache["metadata"]["generation"],
             }
         )

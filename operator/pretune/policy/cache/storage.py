@@ -29,20 +29,32 @@ def judge(draft: Draft) -> Storage:
     seen, spec = draft.seen, draft.spec
     name, found = draft.claim_name, seen.claim
     if found is not None and found["metadata"].get("deletionTimestamp"):
-        draft.after += [delete(job) for job in draft.jobs if job_over(job)]  # their pods would hold it until their ttl
+        draft.after += [
+            delete(job) for job in draft.jobs if job_over(job)
+        ]  # their pods would hold it until their ttl
         return Storage(
-            False, "ClaimTerminating", f"claim {name} is being deleted; it goes when no pod uses it any more"
+            False,
+            "ClaimTerminating",
+            f"claim {name} is being deleted; it goes when no pod uses it any more",
         )
     if spec.claim.existing:
         if found is None:
             return Storage(
-                False, "ClaimNotFound", f"spec.storage.existingClaim.name: no claim {name} in this namespace", True
+                False,
+                "ClaimNotFound",
+                f"spec.storage.existingClaim.name: no claim {name} in this namespace",
+                True,
             )
         return _usable(draft, found)
     if found is None:
         return _make(draft, name)
     if (found["metadata"].get("labels") or {}).get(CACHE) != seen.key.name:
-        return Storage(False, "ClaimNotOurs", f"claim {name} is there without the label {CACHE}={seen.key.name}", True)
+        return Storage(
+            False,
+            "ClaimNotOurs",
+            f"claim {name} is there without the label {CACHE}={seen.key.name}",
+            True,
+        )
     _follow(draft, found)
     return _usable(draft, found)
 
@@ -71,7 +83,11 @@ def _follow(draft: Draft, found: Object) -> None:
 
 
 def _usable(draft: Draft, found: Object) -> Storage:
-    name, spec, status = found["metadata"]["name"], found.get("spec") or {}, found.get("status") or {}
+    name, spec, status = (
+        found["metadata"]["name"],
+        found.get("spec") or {},
+        found.get("status") or {},
+    )
     modes = set(spec.get("accessModes") or ())
     if modes == {"ReadWriteOncePod"}:
         return Storage(
@@ -101,7 +117,12 @@ def _usable(draft: Draft, found: Object) -> Storage:
     if phase == "Bound":
         return Storage(True, "Bound", f"claim {name} is bound")
     if (draft.seen.storage_class or {}).get("volumeBindingMode") == "WaitForFirstConsumer":
-        return Storage(True, "WaitForFirstConsumer", f"claim {name} binds when the tuning pod is scheduled", empty=True)
+        return Storage(
+            True,
+            "WaitForFirstConsumer",
+            f"claim {name} binds when the tuning pod is scheduled",
+            empty=True,
+        )
     newest = max(
         (one for one in draft.seen.claim_events if one.get("message")),
         key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""),

@@ -42,7 +42,9 @@ class Engine:
     @property
     def cold(self) -> int:
         """Seconds that a cold start took; 0 where none was seen."""
-        return int(self.record.get("tunedSeconds") or 0) if self.record.get("state") == SEALED else 0
+        return (
+            int(self.record.get("tunedSeconds") or 0) if self.record.get("state") == SEALED else 0
+        )
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,15 @@ def advice(draft: Draft, bundles: tuple[Wanted, ...], stale: int) -> list[Object
         said |= {found for check in WORKLOAD_CHECKS if (found := check(workload))}
     if stale:
         said.add(stale_image(stale))
-    warnings = [{"reason": reason, "message": _cut(message)} for reason, message in sorted(said)][:MOST]
+    warnings = [{"reason": reason, "message": _cut(message)} for reason, message in sorted(said)][
+        :MOST
+    ]
     before = (draft.cache.get("status") or {}).get("warnings") or ()
     known = {_subject(one) for one in before}
     draft.events += [
-        Event(one["reason"], one["message"], warning=True) for one in warnings if _subject(one) not in known
+        Event(one["reason"], one["message"], warning=True)
+        for one in warnings
+        if _subject(one) not in known
     ]
     assert all(one["reason"] in ADVICE for one in warnings)
     return warnings
@@ -160,7 +166,10 @@ def progress_deadline_short(workload: Workload) -> Said | None:
     if workload.object.get("kind") != "Deployment" or not _may_be_held(workload):
         return None
     start = max(START, workload.cold)
-    deadline, enough = workload.own.get("progressDeadlineSeconds", DEADLINE), spec.hold.timeout + start
+    deadline, enough = (
+        workload.own.get("progressDeadlineSeconds", DEADLINE),
+        spec.hold.timeout + start,
+    )
     if deadline >= enough:
         return None
     return (
@@ -202,4 +211,7 @@ def stale_image(stale: int) -> Said:
 
 
 ENGINE_CHECKS: tuple[Callable[[Engine], Said | None], ...] = (startup_probe_short, moving_tag)
-WORKLOAD_CHECKS: tuple[Callable[[Workload], Said | None], ...] = (progress_deadline_short, label_in_selector)
+WORKLOAD_CHECKS: tuple[Callable[[Workload], Said | None], ...] = (
+    progress_deadline_short,
+    label_in_selector,
+)

@@ -58,18 +58,24 @@ Check = Callable[[Held], str | None]
 def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage) -> None:
     """Release whoever need not, or must not, wait any longer; look again when the next one's time is over."""
     let_go: dict[tuple[str, str, str], list[float]] = {}
-    free = sorted((one for one in pods if one.living and not one.held), key=lambda one: not one.ready)
+    free = sorted(
+        (one for one in pods if one.living and not one.held), key=lambda one: not one.ready
+    )
     for pod in pods:
         if not pod.held:
             continue
         cause, why = judge(Held(pod, draft, wants, storage, free))
         if not cause:
             until = pod.created + draft.spec.hold.timeout
-            draft.at(until if until > draft.now else None)  # past it onFailure: Keep waits for news alone
+            draft.at(
+                until if until > draft.now else None
+            )  # past it onFailure: Keep waits for news alone
             continue
         waited = max(0.0, draft.now - pod.created)
         draft.at(draft.now + LET_GO)
-        draft.after.append(Patch(f"release Pod {pod.name}", reference(pod.pod), release(), strategic=True))
+        draft.after.append(
+            Patch(f"release Pod {pod.name}", reference(pod.pod), release(), strategic=True)
+        )
         draft.released.append(Released(cause, waited))
         let_go.setdefault((pod.given or pod.bundle, cause, why), []).append(waited)
     for (bundle, cause, why), waits in sorted(let_go.items()):
@@ -87,9 +93,13 @@ def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) 
         if pod.held:
             bundle = pod.given or pod.bundle
             waiting[bundle] = waiting.get(bundle, 0) + 1
-    words = ", ".join(f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items()))
+    words = ", ".join(
+        f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items())
+    )
     limit = f"{draft.spec.hold.timeout} s (spec.hold.timeoutSeconds)"
-    draft.events.append(Event("Held", f"{words}: they start when it is sealed, at the latest after {limit}"))
+    draft.events.append(
+        Event("Held", f"{words}: they start when it is sealed, at the latest after {limit}")
+    )
 
 
 def judge(held: Held) -> tuple[str, str]:
@@ -103,7 +113,10 @@ def judge(held: Held) -> tuple[str, str]:
 
 def release_all(pods: Sequence[Object]) -> list[Any]:
     """Every one of these: their cache is gone."""
-    return [Patch(f"release Pod {one['metadata']['name']}", reference(one), release(), strategic=True) for one in pods]
+    return [
+        Patch(f"release Pod {one['metadata']['name']}", reference(one), release(), strategic=True)
+        for one in pods
+    ]
 
 
 def _pods(number: int) -> str:
@@ -143,7 +156,9 @@ def unserved(held: Held) -> str | None:
     flips = [
         seconds(found["lastTransitionTime"])
         for one in held.others
-        if one.running and (found := condition(one.pod, "Ready")) and found.get("lastTransitionTime")
+        if one.running
+        and (found := condition(one.pod, "Ready"))
+        and found.get("lastTransitionTime")
     ]
     if flips and held.draft.now < max(flips) + UNREADY:
         held.draft.at(max(flips) + UNREADY)
@@ -166,12 +181,20 @@ def source_refused(held: Held) -> str | None:
 def not_wanted(held: Held) -> str | None:
     if any(want.id == held.bundle for want in held.wants.bundles):
         return None
-    return f"TooManyFingerprints: {held.wants.churn}" if held.wants.churn else "nothing tunes its bundle"
+    return (
+        f"TooManyFingerprints: {held.wants.churn}"
+        if held.wants.churn
+        else "nothing tunes its bundle"
+    )
 
 
 def failed(held: Held) -> str | None:
     record = held.record
-    return f"{record['reason']}: {record['message']}" if record.get("state") in (FAILED, REFUSED) else None
+    return (
+        f"{record['reason']}: {record['message']}"
+        if record.get("state") in (FAILED, REFUSED)
+        else None
+    )
 
 
 def undeliverable(held: Held) -> str | None:
@@ -197,7 +220,11 @@ def storage_not_ready(held: Held) -> str | None:
 
 def timed_out(held: Held) -> str | None:
     limit = held.draft.spec.hold.timeout
-    return f"spec.hold.timeoutSeconds ({limit} s) is over" if held.draft.now >= held.pod.created + limit else None
+    return (
+        f"spec.hold.timeoutSeconds ({limit} s) is over"
+        if held.draft.now >= held.pod.created + limit
+        else None
+    )
 
 
 # cause, whether spec.hold.onFailure: Keep makes the pod wait on, and the check.

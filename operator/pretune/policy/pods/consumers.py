@@ -62,7 +62,11 @@ class Consumer:
     @property
     def running(self) -> bool:
         """It was let go and has a node: whoever comes after it need not wait."""
-        return self.living and not is_held(self.pod) and bool((self.pod.get("spec") or {}).get("nodeName"))
+        return (
+            self.living
+            and not is_held(self.pod)
+            and bool((self.pod.get("spec") or {}).get("nodeName"))
+        )
 
     @property
     def ready(self) -> bool:
@@ -74,18 +78,26 @@ class Consumer:
         """Its engine has started, at least once."""
         status = self._engine_status
         state = status.get("state") or {}
-        return self.living and bool(state.get("running") or state.get("terminated") or status.get("restartCount"))
+        return self.living and bool(
+            state.get("running") or state.get("terminated") or status.get("restartCount")
+        )
 
     @property
     def since(self) -> str:
         """When its engine started last (RFC 3339), or ""."""
-        return str(((self._engine_status.get("state") or {}).get("running") or {}).get("startedAt") or "")
+        return str(
+            ((self._engine_status.get("state") or {}).get("running") or {}).get("startedAt") or ""
+        )
 
     @property
     def ready_since(self) -> float | None:
         """When it became ready last (Unix seconds); None: it is not, or that was not said."""
         found = condition(self.pod, "Ready") or {}
-        return seconds(found["lastTransitionTime"]) if self.ready and found.get("lastTransitionTime") else None
+        return (
+            seconds(found["lastTransitionTime"])
+            if self.ready and found.get("lastTransitionTime")
+            else None
+        )
 
     @property
     def seeded(self) -> bool:
@@ -151,11 +163,15 @@ def note(draft: Draft, pods: Sequence[Consumer]) -> None:
                 record.pop(name, None)
 
 
-def count(draft: Draft, pods: Sequence[Consumer], more: Mapping[str, object]) -> Mapping[str, object]:
+def count(
+    draft: Draft, pods: Sequence[Consumer], more: Mapping[str, object]
+) -> Mapping[str, object]:
     """status.consumers, with what else is told of them; as it was, while it is younger than COUNTED."""
     now: dict[str, object] = {
         "seeded": sum(one.seeded for one in pods),
-        "cold": sum(one.started and not one.seeded and not _nothing_to_give(draft, one) for one in pods),
+        "cold": sum(
+            one.started and not one.seeded and not _nothing_to_give(draft, one) for one in pods
+        ),
         "held": sum(one.held for one in pods),
         "stale": stale(draft, pods),
         "ready": sum(one.ready for one in pods),
@@ -179,7 +195,9 @@ def _nothing_to_give(draft: Draft, one: Consumer) -> bool:
 def stale(draft: Draft, pods: Sequence[Consumer]) -> int:
     """Pods that run with a bundle which was tuned in another image of the same name: its tag has moved."""
     return sum(
-        one.seeded and _digest(one.image) not in ("", _digest(draft.bundles.get(one.given, {}).get("engineImage", "")))
+        one.seeded
+        and _digest(one.image)
+        not in ("", _digest(draft.bundles.get(one.given, {}).get("engineImage", "")))
         for one in pods
         if draft.bundles.get(one.given, {}).get("engineImage")
     )

@@ -110,16 +110,23 @@ def _mode(a: Arrival) -> tuple[str, str]:
         return OVERLAY, ""
     if asked == READ_ONLY and layout == "Shared":
         words = "vLLM of this release writes to its one file at each start: the pod gets a copy"
-        return OVERLAY, f"pretune: spec.delivery.mode ReadOnly is not possible with layout Shared: {words}"
+        return (
+            OVERLAY,
+            f"pretune: spec.delivery.mode ReadOnly is not possible with layout Shared: {words}",
+        )
     if asked == READ_ONLY and layout == "PerRank" and a.of_unknown_origin:
         words = "an engine that looks for another key folder would crash on it: the pod gets a copy (spec.verify BeforeRelease proves it)"
         return (
             OVERLAY,
             f"pretune: spec.delivery.mode ReadOnly is not used: bundle {a.want.bundle} was imported and is not proven: {words}",
         )
-    if (a.cache.get("status") or {}).get("observedGeneration") != a.cache["metadata"].get("generation"):
+    if (a.cache.get("status") or {}).get("observedGeneration") != a.cache["metadata"].get(
+        "generation"
+    ):
         return OVERLAY, ""
-    if a.condition("Ready").get("reason") == "Inspecting" or (asked != READ_ONLY and a.may_have_moved):
+    if a.condition("Ready").get("reason") == "Inspecting" or (
+        asked != READ_ONLY and a.may_have_moved
+    ):
         return OVERLAY, ""
     fit = ("Managed", "PerRank") if asked == READ_ONLY else ("Managed",)
     return (READ_ONLY if layout in fit else OVERLAY), ""
@@ -156,13 +163,18 @@ class Arrival:
     @cached_property
     def engine(self) -> Object | None:
         """The engine as it arrives, by the name that it has in the template: admission may have changed the pod."""
-        return next((one for one in self.pod["spec"]["containers"] if one["name"] == self.want.engine), None)
+        return next(
+            (one for one in self.pod["spec"]["containers"] if one["name"] == self.want.engine), None
+        )
 
     @property
     def may_have_moved(self) -> bool:
         """Whether the image may be other content by now than what was tuned; one that is never pulled is what its node was given."""
         image = self.engine or {}
-        return image.get("imagePullPolicy") != "Never" and moving_tag(image.get("image") or "") is not None
+        return (
+            image.get("imagePullPolicy") != "Never"
+            and moving_tag(image.get("image") or "") is not None
+        )
 
     @property
     def records(self) -> list[Object]:
@@ -278,7 +290,11 @@ def storage_not_ready(a: Arrival) -> str | None:
     found = a.condition("StorageReady")
     if found.get("status") == "True":
         return None
-    return f"{found['reason']}: {found['message']}" if found else f"the storage of cache {a.key} was not looked at yet"
+    return (
+        f"{found['reason']}: {found['message']}"
+        if found
+        else f"the storage of cache {a.key} was not looked at yet"
+    )
 
 
 def _words(a: Arrival) -> str:
@@ -315,7 +331,9 @@ def nothing_serves(a: Arrival) -> str | None:
     if a.spec.hold.when == "Always":
         return None
     others = [one for one in a.records if one.get("fingerprint") != a.want.inputs.fingerprint]
-    return None if any(one.get("serving") for one in others) else "no pod of another revision serves"
+    return (
+        None if any(one.get("serving") for one in others) else "no pod of another revision serves"
+    )
 
 
 def runs_already(a: Arrival) -> str | None:
@@ -334,11 +352,19 @@ def would_be_missed(a: Arrival) -> str | None:
 
 
 def has_node(a: Arrival) -> str | None:
-    return "spec.nodeName is set, which no scheduling gate goes with" if a.pod["spec"].get("nodeName") else None
+    return (
+        "spec.nodeName is set, which no scheduling gate goes with"
+        if a.pod["spec"].get("nodeName")
+        else None
+    )
 
 
 def nobody_releases(a: Arrival) -> str | None:
-    return None if a.alive else "the controller has not renewed its lease, so that nobody could release the pod"
+    return (
+        None
+        if a.alive
+        else "the controller has not renewed its lease, so that nobody could release the pod"
+    )
 
 
 def will_not_be_tuned(a: Arrival) -> str | None:
@@ -349,7 +375,11 @@ def will_not_be_tuned(a: Arrival) -> str | None:
 
 def attempt_cannot_start(a: Arrival) -> str | None:
     """Held pods count in a quota: what they use up may be what the attempt lacks."""
-    return f"the attempt cannot start: {a.record['message']}" if a.record.get("reason") == "PodRefused" else None
+    return (
+        f"the attempt cannot start: {a.record['message']}"
+        if a.record.get("reason") == "PodRefused"
+        else None
+    )
 
 
 UNHELD: tuple[Check, ...] = (

@@ -38,7 +38,9 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
     stuck: dict[str, list[Stuck]] = {}
     unread: dict[str, list[Consumer]] = {}
     for pod in pods:
-        waits = pod.pod["spec"].get("schedulingGates") or pod.pod["metadata"].get("deletionTimestamp")
+        waits = pod.pod["spec"].get("schedulingGates") or pod.pod["metadata"].get(
+            "deletionTimestamp"
+        )
         if waits or not pod.given or pod.ready:
             continue
         trouble = _look(draft, pod)
@@ -52,7 +54,11 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
 
 def _is_unread(draft: Draft, pod: Object) -> bool:
     """It waits for volumes like those of others, and only its events, which were not read, tell of what exactly."""
-    return pod["metadata"]["uid"] not in draft.seen.pod_events and suspect(pod, draft.now) and not unmade(pod)
+    return (
+        pod["metadata"]["uid"] not in draft.seen.pod_events
+        and suspect(pod, draft.now)
+        and not unmade(pod)
+    )
 
 
 def _look(draft: Draft, consumer: Consumer) -> Trouble | None:
@@ -87,13 +93,17 @@ def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[
     if told:
         why = trouble or (stuck[0][1] if stuck else None)
         words = f"{why.reason}: {why.message}" if why else f"{mark['reason']}: {mark['message']}"
-        draft.warn("Rescued", f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}")
+        draft.warn(
+            "Rescued", f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}"
+        )
 
 
 def take_away(pod: Object) -> Action:
     """Deletes a pod, only as it was seen: by the time that we get to it, it may have started after all."""
     ref = reference(pod)
-    ref["metadata"] |= {name: one for name, one in pod["metadata"].items() if name == "resourceVersion"}
+    ref["metadata"] |= {
+        name: one for name, one in pod["metadata"].items() if name == "resourceVersion"
+    }
     return Delete(f"delete Pod {pod['metadata']['name']}", ref)
 
 
@@ -118,7 +128,9 @@ def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
         return True
     if claim is None:
         return False
-    bound = (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get("deletionTimestamp")
+    bound = (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get(
+        "deletionTimestamp"
+    )
     return (
         mark.get("claimUID", "") != claim["metadata"]["uid"]
         or (bound and mark["reason"] in ("ClaimPending", "ClaimLost"))
@@ -144,6 +156,8 @@ def _done(pods: Sequence[Consumer]) -> str:
     if not bare:
         return "deleted: what comes in its place starts without us"
     mine = (
-        "no controller owns it" if len(pods) == 1 else f"no controller owns {', '.join(one.name for one in bare[:5])}"
+        "no controller owns it"
+        if len(pods) == 1
+        else f"no controller owns {', '.join(one.name for one in bare[:5])}"
     )
     return f"{mine}: delete it and make it anew, and it starts without us"

@@ -26,7 +26,9 @@ BACKOFF = (
     300.0,
 )  # seconds that the kubelet waits before a second restart, doubled for each more up to the last; the first is at once
 LASTING = 30.0  # seconds after which a volume's failure is no hiccup: it is tried again after 0.5 s, 1 s, 2 s …
-RETRIES = 150.0  # seconds within which the kubelet tries each volume again (its backoff ends at 122 s)
+RETRIES = (
+    150.0  # seconds within which the kubelet tries each volume again (its backoff ends at 122 s)
+)
 RECENT = 600.0  # seconds that an ended pod bears witness: Jobs keep theirs for ever
 LOOKS = 15.0, 300.0  # seconds between looks at events, which nothing wakes for: at first, at last
 
@@ -80,12 +82,18 @@ class Pod:
     @property
     def volume(self) -> str:
         """The PersistentVolume's name, by which the kubelet speaks of our claim; "" where it is not known."""
-        return str(((self.known_claim or {}).get("spec") or {}).get("volumeName", "")) if self.our_claim else ""
+        return (
+            str(((self.known_claim or {}).get("spec") or {}).get("volumeName", ""))
+            if self.our_claim
+            else ""
+        )
 
     @property
     def was_held(self) -> bool:
         """The webhook gave it our gate: it says so in the pod's reason."""
-        return str((self.object["metadata"].get("annotations") or {}).get(REASON, "")).startswith("Held")
+        return str((self.object["metadata"].get("annotations") or {}).get(REASON, "")).startswith(
+            "Held"
+        )
 
     @property
     def chosen(self) -> bool:
@@ -119,7 +127,12 @@ def suspect(pod: Object, now: float) -> bool:
     Not where its containers wait for an image, nor where the scheduler speaks of other things: those are never our storage's fault.
     """
     given = (pod["metadata"].get("annotations") or {}).get(BUNDLE)
-    return bool(given) and _free(pod) and (_is_waiting(pod) or unmade(pod)) and now >= since(pod) + PATIENCE
+    return (
+        bool(given)
+        and _free(pod)
+        and (_is_waiting(pod) or unmade(pod))
+        and now >= since(pod) + PATIENCE
+    )
 
 
 def since(pod: Object) -> float:
@@ -162,7 +175,9 @@ def _volumes_wait(pod: Object) -> bool:
     sandbox = condition(pod, "PodReadyToStartContainers")
     if sandbox is not None:
         return bool(sandbox["status"] != "True")
-    return not any(_ever_ran(one) for one in (pod.get("status") or {}).get("containerStatuses") or ())
+    return not any(
+        _ever_ran(one) for one in (pod.get("status") or {}).get("containerStatuses") or ()
+    )
 
 
 def unmade(pod: Object) -> bool:
@@ -224,7 +239,11 @@ def unschedulable(pod: Pod) -> Trouble | None:
     begun = since(pod.object)
     if pod.events:
         begun = max(
-            begun, min((_first(one) for one in pod.events if _blames(pod, str(one.get("message")))), default=pod.now)
+            begun,
+            min(
+                (_first(one) for one in pod.events if _blames(pod, str(one.get("message")))),
+                default=pod.now,
+            ),
         )
     elif pod.events is None and pod.was_held:
         begun = pod.now  # not read: there are many
@@ -242,23 +261,43 @@ def _blames(pod: Pod, message: str) -> str:
         if "not found" in message.partition(f'"{pod.our_claim}"')[2][:12]:
             return "ClaimNotFound" if claim is None else ""
         if "is being deleted" in message:
-            return "ClaimTerminating" if not mine or (claim and claim["metadata"].get("deletionTimestamp")) else ""
-        return "ClaimLost" if "bound to non-existent" in message and (not mine or pod.phase == "Lost") else ""
+            return (
+                "ClaimTerminating"
+                if not mine or (claim and claim["metadata"].get("deletionTimestamp"))
+                else ""
+            )
+        return (
+            "ClaimLost"
+            if "bound to non-existent" in message and (not mine or pod.phase == "Lost")
+            else ""
+        )
     if pod.phase == "Pending" and any(words in message for words in _UNBOUND):
         return "ClaimPending"
-    if len(pod.claims) == 1 and any(words in message for words in _UNREACHABLE) and not _waits_for_more(pod, message):
+    if (
+        len(pod.claims) == 1
+        and any(words in message for words in _UNREACHABLE)
+        and not _waits_for_more(pod, message)
+    ):
         return "ClaimPending" if pod.phase == "Pending" else "VolumeUnreachable"
     return ""
 
 
 def _waits_for_more(pod: Pod, message: str) -> bool:
     """A node may be missing for what the scheduler asks after volumes, devices above all (spec.resourceClaims)."""
-    return bool((pod.object.get("spec") or {}).get("resourceClaims")) or any(words in message for words in _LATER)
+    return bool((pod.object.get("spec") or {}).get("resourceClaims")) or any(
+        words in message for words in _LATER
+    )
 
 
 def never_provisioned(pod: Pod) -> Trouble | None:
     """A node is chosen, and the scheduler waits, up to ten minutes without a word, for a volume that its provisioner refuses to make."""
-    if pod.placed or finished(pod.object) or pod.phase != "Pending" or not pod.chosen or _scheduler_says(pod.object):
+    if (
+        pod.placed
+        or finished(pod.object)
+        or pod.phase != "Pending"
+        or not pod.chosen
+        or _scheduler_says(pod.object)
+    ):
         return None
     failures = [one for one in pod.claim_events if one.get("reason") == "ProvisioningFailed"]
     if not failures or _last(max(failures, key=_last)) < pod.now - RECENT:
@@ -281,7 +320,9 @@ def unmounted(pod: Pod) -> Trouble | None:
     if finished(pod.object) or not pod.events or not _volumes_wait(pod.object):
         return None
     begun, newest = since(pod.object), {}
-    for event in sorted((one for one in pod.events if one.get("reason") in MOUNT_EVENTS), key=_last):
+    for event in sorted(
+        (one for one in pod.events if one.get("reason") in MOUNT_EVENTS), key=_last
+    ):
         if _last(event) >= begun + LASTING:
             newest.update(dict.fromkeys(_volumes(str(event.get("message"))), event))
     ours = _ours(pod)
@@ -289,9 +330,15 @@ def unmounted(pod: Pod) -> Trouble | None:
     if not failing:
         return None
     last = max(failing, key=_last)
-    if any(_last(event) >= _last(last) - RETRIES for name, event in newest.items() if name not in ours):
+    if any(
+        _last(event) >= _last(last) - RETRIES for name, event in newest.items() if name not in ours
+    ):
         return None
-    return Trouble("MountFailed", _cut(f"{_claim(pod)}: the kubelet says: {last.get('message')}"), begun + PATIENCE)
+    return Trouble(
+        "MountFailed",
+        _cut(f"{_claim(pod)}: the kubelet says: {last.get('message')}"),
+        begun + PATIENCE,
+    )
 
 
 def _ours(pod: Pod) -> set[str]:
@@ -303,12 +350,19 @@ def _ours(pod: Pod) -> set[str]:
 def _volumes(message: str) -> set[str]:
     """The volumes that an event is about: one by its name, or those that are not mounted yet."""
     several = _UNMOUNTED.search(message)
-    return set(several[1].replace(",", " ").split()) if several else set(_FOR_VOLUME.findall(message))
+    return (
+        set(several[1].replace(",", " ").split()) if several else set(_FOR_VOLUME.findall(message))
+    )
 
 
 _NOT_MADE = ("CreateContainerError", "RunContainerError")
-_NOT_STARTED = ("StartError", "ContainerCannotRun")  # of ends, by containerd and by others: its program never ran
-_REFUSED = re.compile(r"Error: (?!ErrImage|ImagePull)\S+ \S")  # not `Error: ErrImagePull`, an event of the same reason
+_NOT_STARTED = (
+    "StartError",
+    "ContainerCannotRun",
+)  # of ends, by containerd and by others: its program never ran
+_REFUSED = re.compile(
+    r"Error: (?!ErrImage|ImagePull)\S+ \S"
+)  # not `Error: ErrImagePull`, an event of the same reason
 SEED = "SeedCannotRun"
 
 
@@ -323,7 +377,10 @@ def seed_fails(pod: Pod) -> Trouble | None:
         return _ended(pod, end)
     restarts = int(status.get("restartCount") or 0)
     if waiting.get("reason") in _NOT_MADE:
-        words, begun = waiting, _failing_since(last, restarts) if _is_own(last) else _unmade_since(pod)
+        words, begun = (
+            waiting,
+            _failing_since(last, restarts) if _is_own(last) else _unmade_since(pod),
+        )
     elif end or waiting.get("reason") == "CrashLoopBackOff":
         words = end or last
         if not _is_own(words) or (restarts < RESTARTS and words.get("reason") not in _NOT_STARTED):
@@ -333,7 +390,9 @@ def seed_fails(pod: Pod) -> Trouble | None:
             begun = min(begun, _failing_since(last, restarts - 1))
     else:
         return None
-    return Trouble(SEED, _cut(f"container {SEED_CONTAINER}: {_end(words)}"), max(_turn(pod), begun) + PATIENCE)
+    return Trouble(
+        SEED, _cut(f"container {SEED_CONTAINER}: {_end(words)}"), max(_turn(pod), begun) + PATIENCE
+    )
 
 
 def _is_own(end: Mapping[str, Any]) -> bool:
@@ -344,20 +403,26 @@ def _is_own(end: Mapping[str, Any]) -> bool:
 def _failing_since(end: Mapping[str, Any], restarts: int) -> float:
     """When it ended first, at the latest: its status tells of the newest ends alone, and the kubelet waited between them."""
     first, last = BACKOFF
-    return seconds(end["finishedAt"]) - sum(min(first * 2.0**one, last) for one in range(restarts - 1))
+    return seconds(end["finishedAt"]) - sum(
+        min(first * 2.0**one, last) for one in range(restarts - 1)
+    )
 
 
 def _unmade_since(pod: Pod) -> float:
     """When the runtime refused to make it first; now, where no event tells of it (or none was read): it may be a hiccup."""
     refused = [
-        one for one in pod.events or () if one.get("reason") == "Failed" and _REFUSED.match(str(one.get("message")))
+        one
+        for one in pod.events or ()
+        if one.get("reason") == "Failed" and _REFUSED.match(str(one.get("message")))
     ]
     return min((_first(one) for one in refused), default=pod.now)
 
 
 def _ended(pod: Pod, end: Mapping[str, Any]) -> Trouble | None:
     """A pod that failed by seed alone. Killed from outside (evicted, out of time), it says nothing of seed."""
-    disrupted = condition(pod.object, "DisruptionTarget") or (pod.object.get("status") or {}).get("reason")
+    disrupted = condition(pod.object, "DisruptionTarget") or (pod.object.get("status") or {}).get(
+        "reason"
+    )
     if disrupted or not _is_own(end):
         return None
     when = seconds(end["finishedAt"])
@@ -368,23 +433,34 @@ def _ended(pod: Pod, end: Mapping[str, Any]) -> Trouble | None:
 
 def seed_hangs(pod: Pod) -> Trouble | None:
     """Seed runs and runs: it sleeps in the kernel, on storage that does not answer. The storage's fault, which ends, not the image's."""
-    running = ((statuses(pod.object).get(SEED_CONTAINER) or {}).get("state") or {}).get("running") or {}
+    running = ((statuses(pod.object).get(SEED_CONTAINER) or {}).get("state") or {}).get(
+        "running"
+    ) or {}
     if finished(pod.object) or not running.get("startedAt"):
         return None
     begun = seconds(running["startedAt"])
-    message = f"container {SEED_CONTAINER} runs for more than {HANG:.0f} s: the claim does not answer"
+    message = (
+        f"container {SEED_CONTAINER} runs for more than {HANG:.0f} s: the claim does not answer"
+    )
     return Trouble("MountFailed", message, begun + HANG)
 
 
 def engine_cannot_mount(pod: Pod) -> Trouble | None:
     """The volume is mounted on the node, and no container can be made with it (a stale handle, say)."""
-    marks = [one for one in (pod.volume and f"/{pod.volume}", f"/{CLAIM_VOLUME}/", "/pretune/claim") if one]
+    marks = [
+        one
+        for one in (pod.volume and f"/{pod.volume}", f"/{CLAIM_VOLUME}/", "/pretune/claim")
+        if one
+    ]
     for status in [] if finished(pod.object) else pod.engines:
         waiting = (status.get("state") or {}).get("waiting") or {}
         message = str(waiting.get("message") or "")
         if waiting.get("reason") in _NOT_MADE and any(mark in message for mark in marks):
             ends = (status.get("lastState") or {}).get("terminated") or {}
-            due = max(_turn(pod), seconds(ends["finishedAt"]) if ends.get("finishedAt") else 0.0) + PATIENCE
+            due = (
+                max(_turn(pod), seconds(ends["finishedAt"]) if ends.get("finishedAt") else 0.0)
+                + PATIENCE
+            )
             return Trouble("MountFailed", _cut(f"container {status['name']}: {_end(waiting)}"), due)
     return None
 
@@ -396,7 +472,9 @@ def _turn(pod: Pod) -> float:
         if status["name"] == SEED_CONTAINER and (terminated(status) or {}).get("exitCode", 1) != 0:
             break
         state = status.get("state") or {}
-        when = (state.get("terminated") or {}).get("finishedAt") or (state.get("running") or {}).get("startedAt")
+        when = (state.get("terminated") or {}).get("finishedAt") or (
+            state.get("running") or {}
+        ).get("startedAt")
         if when:
             times.append(seconds(when))
     return max(times)

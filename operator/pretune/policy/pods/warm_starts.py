@@ -38,7 +38,11 @@ def worth_reading(draft: Draft, pods: Sequence[Consumer]) -> tuple[EngineStart, 
 
 
 def _is_told(one: Consumer) -> bool:
-    return one.ready and bool(one.given and one.since and one.ready_since) and one.mode in (OVERLAY, READ_ONLY)
+    return (
+        one.ready
+        and bool(one.given and one.since and one.ready_since)
+        and one.mode in (OVERLAY, READ_ONLY)
+    )
 
 
 def _start(one: Consumer) -> EngineStart:
@@ -87,19 +91,31 @@ def told(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
 def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
     """The event TunedAgain, when the status newly counts pods that tuned: one for each bundle and factor."""
     before: Mapping[str, int] = (draft.cache.get("status") or {}).get("consumers") or {}
-    if not any(int(str(counted.get(name, 0))) > before.get(name, 0) for name in (log.TUNED, log.PARTIAL)):
+    if not any(
+        int(str(counted.get(name, 0))) > before.get(name, 0) for name in (log.TUNED, log.PARTIAL)
+    ):
         return
     groups: dict[tuple[str, str, str], list[Consumer]] = {}
     warm = _warm_folders(draft, pods)
     for one in pods:
-        answer = draft.seen.starts.get(_start(one).key) if draft.seen.starts and _is_told(one) else None
-        if answer is not None and answer.said.result in (log.TUNED, log.PARTIAL) and _was_promised(one):
+        answer = (
+            draft.seen.starts.get(_start(one).key) if draft.seen.starts and _is_told(one) else None
+        )
+        if (
+            answer is not None
+            and answer.said.result in (log.TUNED, log.PARTIAL)
+            and _was_promised(one)
+        ):
             why = factor(draft, one, warm.get(one.given, set()))
             groups.setdefault((one.given, answer.said.result, why), []).append(one)
     for (bundle, result, why), some in sorted(groups.items()):
         how = "tuned all of it again" if result == log.TUNED else "tuned some of it again"
         draft.events.append(
-            Event("TunedAgain", f"bundle {bundle}: {_names(some)} had it and {how}, by the engine's log: {why}", True)
+            Event(
+                "TunedAgain",
+                f"bundle {bundle}: {_names(some)} had it and {how}, by the engine's log: {why}",
+                True,
+            )
         )
 
 
@@ -152,11 +168,15 @@ def factor(draft: Draft, one: Consumer, warm: set[str]) -> str:
         number = "1 entry is" if said.new == 1 else f"{said.new} entries at most are"
         return f"{moved}{number} not in the bundle, of {operations}"
     if warm & set(said.folders):
-        where = f"it looked in {_short(said.folders)}, where other pods found it, and loaded nothing"
+        where = (
+            f"it looked in {_short(said.folders)}, where other pods found it, and loaded nothing"
+        )
         return f"{moved}{where}: its ranks did not agree, or it may not read the files"
     if said.managed:
         return f"{moved}{_other_store(said, warm)}"
-    return f"{moved}{_other_key(said, warm)}{_what_differs(answer.differs, _references(_engine(one)))}"
+    return (
+        f"{moved}{_other_key(said, warm)}{_what_differs(answer.differs, _references(_engine(one)))}"
+    )
 
 
 def _other_store(said: log.Start, warm: set[str]) -> str:
@@ -175,7 +195,10 @@ def _other_key(said: log.Start, warm: set[str]) -> str:
 
 
 def _short(folders: Iterable[str]) -> str:
-    return ", ".join(sorted(f"{name[:12]}…" if len(name) > 12 else name for name in folders)) or "(not named)"
+    return (
+        ", ".join(sorted(f"{name[:12]}…" if len(name) > 12 else name for name in folders))
+        or "(not named)"
+    )
 
 
 def _what_differs(differs: Sequence[str], references: Sequence[str]) -> str:
@@ -191,7 +214,10 @@ def _what_differs(differs: Sequence[str], references: Sequence[str]) -> str:
 
 def differences(engine: Object, template: Object) -> tuple[str, ...]:
     """Where a container differs from the template's: names of variables and flags, never a value. What we add ourselves does not count."""
-    here, there = canonical.program(engine, without=(OVERRIDE,)), canonical.program(template, without=(OVERRIDE,))
+    here, there = (
+        canonical.program(engine, without=(OVERRIDE,)),
+        canonical.program(template, without=(OVERRIDE,)),
+    )
     names = [
         f"env {name}"
         for name in sorted({**here["env"], **there["env"]})
@@ -201,7 +227,11 @@ def differences(engine: Object, template: Object) -> tuple[str, ...]:
         mine, others = list(engine.get(part) or ()), list(template.get(part) or ())
         if mine != others:
             names.append(" ".join([part, *_flags(mine, others)]))
-    names += [part for part in ("image", "envFrom") if canonical.text(here[part]) != canonical.text(there[part])]
+    names += [
+        part
+        for part in ("image", "envFrom")
+        if canonical.text(here[part]) != canonical.text(there[part])
+    ]
     return tuple(names)
 
 
@@ -229,7 +259,9 @@ def _references(engine: Object | None) -> list[str]:
     for one in engine.get("env") or ():
         source = next(iter(one.get("valueFrom") or ()), "")
         if source and (
-            one["name"].startswith("VLLM_") or f"$({one['name']})" in words or f"$({one['name']})" in values
+            one["name"].startswith("VLLM_")
+            or f"$({one['name']})" in words
+            or f"$({one['name']})" in values
         ):
             found.append(f"env {one['name']} ({source})")
     return [*found, *("envFrom" for _ in (engine.get("envFrom") or ())[:1])]
@@ -251,13 +283,19 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
     """
     status = draft.cache.get("status") or {}
     total, until = int(status.get("gpuSecondsSaved") or 0), str(status.get("savedUntil") or "")
-    gains = {bundle: each for bundle, record in draft.bundles.items() if (each := worth(record)) is not None}
+    gains = {
+        bundle: each
+        for bundle, record in draft.bundles.items()
+        if (each := worth(record)) is not None
+    }
     before = seconds(until) if until else -math.inf
     patience = max((cold for _, cold in gains.values()), default=0.0) + SETTLE
     horizon = math.floor(draft.now - patience)
     counted = 0
     for one in pods:
-        if one.given not in gains or not (one.ready and one.seeded and one.since and one.ready_since):
+        if one.given not in gains or not (
+            one.ready and one.seeded and one.since and one.ready_since
+        ):
             continue
         gain, cold = gains[one.given]
         began = seconds(one.since)

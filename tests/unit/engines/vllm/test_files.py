@@ -59,7 +59,10 @@ def test_the_port_is_read_as_vllm_reads_it(words: list[str], port: int) -> None:
         (script("if true; then exec vllm serve m --headless; fi"), "--headless"),
         ([*SERVE, "--data-parallel-size", "4"], None),
         ([*SERVE, "--data-parallel-size", "4", "--data-parallel-size-local", "4"], None),
-        ([*SERVE, "--data-parallel-size", "4", "--data-parallel-size-local", "2"], "--data-parallel-size-local 2"),
+        (
+            [*SERVE, "--data-parallel-size", "4", "--data-parallel-size-local", "2"],
+            "--data-parallel-size-local 2",
+        ),
         ([*SERVE, "-dp", "4", "-dpl", "$N"], "-dpl $N"),
         ([*SERVE, "--data-parallel-rank", "0"], "--data-parallel-rank 0"),
         ([*SERVE, "--data-parallel-start-rank", "2"], "--data-parallel-start-rank 2"),
@@ -68,7 +71,10 @@ def test_the_port_is_read_as_vllm_reads_it(words: list[str], port: int) -> None:
             script("ray start --address=$LWS_LEADER_ADDRESS:6379 --block"),
             "ray start --address $LWS_LEADER_ADDRESS:6379",
         ),
-        (script("bash multi-node-serving.sh leader --ray_cluster_size=2; vllm serve m"), "--ray-cluster-size 2"),
+        (
+            script("bash multi-node-serving.sh leader --ray_cluster_size=2; vllm serve m"),
+            "--ray-cluster-size 2",
+        ),
         ([*SERVE, "--distributed-executor-backend", "ray"], None),
     ],
 )
@@ -91,8 +97,16 @@ def test_an_engine_of_several_pods_is_known_by_its_flag(words: list[str], flag: 
         (SERVE, {"LMCACHE_REMOTE_URL": "redis://r:6379"}, None),
         (SERVE, {"LMCACHE_REMOTE_URL": "mooncakestore://m:1"}, "LMCACHE_REMOTE_URL"),
         (SERVE, {"MOONCAKE_CONFIG_PATH": "/m.json"}, "MOONCAKE_CONFIG_PATH"),
-        ([*SERVE, "--kv-transfer-config", '{"kv_connector": "MooncakeConnector"}'], {}, "--kv-transfer-config"),
-        ([*SERVE, '--kv_transfer_config={"kv_connector_extra_config":{"proxy_ip":"p"}}'], {}, "--kv-transfer-config"),
+        (
+            [*SERVE, "--kv-transfer-config", '{"kv_connector": "MooncakeConnector"}'],
+            {},
+            "--kv-transfer-config",
+        ),
+        (
+            [*SERVE, '--kv_transfer_config={"kv_connector_extra_config":{"proxy_ip":"p"}}'],
+            {},
+            "--kv-transfer-config",
+        ),
         ([*SERVE, "--kv-transfer-config", '{"kv_connector": "LMCacheConnectorV1"}'], {}, None),
         (
             [*SERVE, "--kv-transfer-config.kv_connector", "MooncakeStoreConnector"],
@@ -128,7 +142,9 @@ def test_an_engine_that_registers_itself_is_known_by_its_variable_or_flag(
         ("dev", 8, ""),
     ],
 )
-def test_a_release_is_refused_by_version_and_number_of_gpus(version: str, gpus: int, reason: str) -> None:
+def test_a_release_is_refused_by_version_and_number_of_gpus(
+    version: str, gpus: int, reason: str
+) -> None:
     told, message = releases.support(version, gpus)
     assert told == reason
     if reason:
@@ -151,7 +167,9 @@ def world(tp: int, pp: int, dp: int, counts_on: bool, entries: int = 3) -> dict[
         for rank in range(tp * pp):
             shown = rank + replica * tp * pp if counts_on else rank
             stage = rank // tp
-            files[f"{KEY}/autotune_configs_dp{replica}_rank{shown}.json"] = rank_file(entries + stage)
+            files[f"{KEY}/autotune_configs_dp{replica}_rank{shown}.json"] = rank_file(
+                entries + stage
+            )
     return files
 
 
@@ -164,7 +182,9 @@ def told(files: Mapping[str, bytes], command: list[str]) -> Tactics:
 
 
 @given(sizes)
-def test_a_whole_engines_files_pass_and_count_what_one_engine_loads(size: tuple[int, int, int, bool]) -> None:
+def test_a_whole_engines_files_pass_and_count_what_one_engine_loads(
+    size: tuple[int, int, int, bool],
+) -> None:
     tp, pp, dp, _ = size
     found = told(world(*size), words(tp, pp))
     assert (found.layout, found.rank_files) == ("PerRank", tp * pp * dp)
@@ -204,14 +224,21 @@ def test_ranks_with_as_many_entries_of_other_operations_are_told() -> None:
     other = rank_file(3).replace(b"('op', 'Runner', ((2,", b"('another_op', 'Runner', ((2,")
     files = {**ranks(2), f"{KEY}/autotune_configs_dp0_rank1.json": other}
     found = told(files, SERVE)
-    assert found.unlike.endswith("rank1.json hold unlike entries of another_op") and found.unlike in found.message()
+    assert (
+        found.unlike.endswith("rank1.json hold unlike entries of another_op")
+        and found.unlike in found.message()
+    )
     assert not told(ranks(2), SERVE).unlike
     stages = {**ranks(1), f"{KEY}/autotune_configs_dp0_rank1.json": other}
     assert not told(stages, words(1, 2)).unlike, "stages tune operations of their own"
 
 
 def test_a_pipeline_stage_that_tuned_nothing_may_be_silent() -> None:
-    files = {path: data for path, data in world(2, 2, 1, False).items() if "rank2" not in path and "rank3" not in path}
+    files = {
+        path: data
+        for path, data in world(2, 2, 1, False).items()
+        if "rank2" not in path and "rank3" not in path
+    }
     assert told(files, words(2, 2)).entries == 3
 
 
@@ -222,12 +249,18 @@ def test_the_order_of_a_listing_changes_nothing(paths: list[str]) -> None:
 
 
 def test_records_of_products_count_as_tuned() -> None:
-    files = {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(0, _records={"moe": {"a": 1, "b": 2}})}
+    files = {
+        f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(0, _records={"moe": {"a": 1, "b": 2}})
+    }
     assert (told(files, SERVE).layout, told(files, SERVE).entries) == ("PerRank", 2)
 
 
 def test_what_flashinfer_could_not_tell_stays_unknown() -> None:
-    files = {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(1, {"gpu": "NVIDIA H200", "cuda_version": "unknown"})}
+    files = {
+        f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(
+            1, {"gpu": "NVIDIA H200", "cuda_version": "unknown"}
+        )
+    }
     found = told(files, SERVE)
     assert (found.gpu, found.cuda, found.flashinfer) == ("NVIDIA H200", "", "")
 

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from pretune.engines.vllm.log import LONGEST, MOST, PARTIAL, TUNED, UNKNOWN, WARM, Difference, Reader, Start
+from pretune.engines.vllm.log import (
+    LONGEST,
+    MOST,
+    PARTIAL,
+    TUNED,
+    UNKNOWN,
+    WARM,
+    Difference,
+    Reader,
+    Start,
+)
 
 from tests.unit.builders import law
 
@@ -37,9 +47,7 @@ def loaded(number: int = 21, path: str = FILE) -> str:
 
 
 def saved(new: int, before: int = 0, path: str = FILE) -> str:
-    return (
-        f"{FLASHINFER}[Autotuner]: Saved {new + before} configs to {path} ({new} new, {before} from previous config)\n"
-    )
+    return f"{FLASHINFER}[Autotuner]: Saved {new + before} configs to {path} ({new} new, {before} from previous config)\n"
 
 
 def bar(operation: str = "toy_gemm", first: int = 0, total: int = 21) -> str:
@@ -165,7 +173,12 @@ def stamped(at: int, line: str) -> str:
 
 def test_with_the_kubelets_times_what_came_later_is_not_looked_at_either() -> None:
     midnight = 1795392000.0
-    log = stamped(3, loaded()) + stamped(59, STARTS) + stamped(61, bar("served")) + stamped(62, saved(3, 21))
+    log = (
+        stamped(3, loaded())
+        + stamped(59, STARTS)
+        + stamped(61, bar("served"))
+        + stamped(62, saved(3, 21))
+    )
     told = read(log, until=midnight + 60)
     assert told.result == WARM and told.ready and told.began == midnight + 3
     assert read(log, until=midnight + 62).result == PARTIAL
@@ -201,18 +214,35 @@ def pieces(log: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 
 FOREIGN = refused("gpu: saved=A vs current=B")
-LINES = (USING, loaded(), saved(3, 18), bar(), STARTS, ATTACHED, PRELOADED, READY, FOREIGN, "\r", "\n", "\r\n")
+LINES = (
+    USING,
+    loaded(),
+    saved(3, 18),
+    bar(),
+    STARTS,
+    ATTACHED,
+    PRELOADED,
+    READY,
+    FOREIGN,
+    "\r",
+    "\n",
+    "\r\n",
+)
 NOISE = st.binary(max_size=60) | st.sampled_from([one.encode() for one in LINES])
 
 
 @law(st.lists(NOISE, max_size=12), st.lists(st.integers(0, 10**6), max_size=30))
-def test_in_whatever_chunks_it_comes_the_answer_is_the_same(parts: list[bytes], cuts: list[int]) -> None:
+def test_in_whatever_chunks_it_comes_the_answer_is_the_same(
+    parts: list[bytes], cuts: list[int]
+) -> None:
     log = b"".join(parts)
     assert fed(log, pieces(log, cuts)) == read(log)
 
 
 @law(st.lists(NOISE, max_size=8), st.integers(0, 10**6))
-def test_a_log_that_is_cut_off_anywhere_is_read_as_far_as_it_goes(parts: list[bytes], cut: int) -> None:
+def test_a_log_that_is_cut_off_anywhere_is_read_as_far_as_it_goes(
+    parts: list[bytes], cut: int
+) -> None:
     log = b"".join(parts)
     assert read(log[: cut % (len(log) + 1)]).result in (WARM, PARTIAL, TUNED, UNKNOWN)
 
@@ -233,12 +263,43 @@ MEBIBYTE = 1 << 20
         (b"\r" * MEBIBYTE, 100),
         (random.Random(1).randbytes(MEBIBYTE), 2),
         ((bar() * 400).encode(), 2),
-        (b"".join(f"[AutoTuner]: Tuning op{number}: 10%|  | {number}/900\n".encode() for number in range(9000)), 2),
-        (b"".join(loaded(3, f"/pretune/{number}/{'y' * 300}.json").encode() for number in range(9000)), 1),
-        (b"".join(saved(3, 1, f"/pretune/{number}/{'y' * 7000}.json").encode() for number in range(600)), 1),
-        ((refused(", ".join(f"n{number}: saved=a vs current=b" for number in range(900))) * 50).encode(), 2),
+        (
+            b"".join(
+                f"[AutoTuner]: Tuning op{number}: 10%|  | {number}/900\n".encode()
+                for number in range(9000)
+            ),
+            2,
+        ),
+        (
+            b"".join(
+                loaded(3, f"/pretune/{number}/{'y' * 300}.json").encode() for number in range(9000)
+            ),
+            1,
+        ),
+        (
+            b"".join(
+                saved(3, 1, f"/pretune/{number}/{'y' * 7000}.json").encode()
+                for number in range(600)
+            ),
+            1,
+        ),
+        (
+            (
+                refused(", ".join(f"n{number}: saved=a vs current=b" for number in range(900))) * 50
+            ).encode(),
+            2,
+        ),
     ],
-    ids=["one line", "returns", "binary", "bars", "operations", "paths", "long paths", "differences"],
+    ids=[
+        "one line",
+        "returns",
+        "binary",
+        "bars",
+        "operations",
+        "paths",
+        "long paths",
+        "differences",
+    ],
 )
 def test_hundreds_of_megabytes_of_anything_stay_small(chunk: bytes, times: int) -> None:
     reader = Reader()
@@ -249,7 +310,9 @@ def test_hundreds_of_megabytes_of_anything_stay_small(chunk: bytes, times: int) 
     tracemalloc.stop()
     assert most < 2 * MEBIBYTE
     told = reader.told()
-    assert len(told.operations) <= MOST and len(told.folders) <= MOST and len(told.differences) <= MOST
+    assert (
+        len(told.operations) <= MOST and len(told.folders) <= MOST and len(told.differences) <= MOST
+    )
     assert all(len(one) <= 120 for one in (*told.operations, *told.folders))
     assert len(reader._line) <= LONGEST
 
@@ -268,7 +331,9 @@ def test_hundreds_of_megabytes_of_anything_stay_small(chunk: bytes, times: int) 
     ],
 )
 def test_no_line_takes_long(word: str) -> None:
-    log = ("FlashInfer Cache file was created in a different environment (" + word * 2000)[:LONGEST] + "\n"
+    log = ("FlashInfer Cache file was created in a different environment (" + word * 2000)[
+        :LONGEST
+    ] + "\n"
     began = time.process_time()
     for _ in range(20):
         read(log)
@@ -288,9 +353,19 @@ def real(release: str, situation: str) -> Start:
 @pytest.mark.parametrize("release", RELEASES)
 def test_each_releases_own_logs_are_understood(release: str) -> None:
     cold, warm, part = (real(release, situation) for situation in ("cold", "warm", "part"))
-    assert (cold.result, cold.loaded, cold.operations, cold.swept) == (TUNED, 0, ("toy_gemm_0",), True)
+    assert (cold.result, cold.loaded, cold.operations, cold.swept) == (
+        TUNED,
+        0,
+        ("toy_gemm_0",),
+        True,
+    )
     assert (warm.result, warm.loaded, warm.new, warm.operations) == (WARM, cold.new, 0, ())
-    assert (part.result, part.loaded, part.new, part.operations) == (PARTIAL, cold.new, cold.new, ("toy_gemm_1",))
+    assert (part.result, part.loaded, part.new, part.operations) == (
+        PARTIAL,
+        cold.new,
+        cold.new,
+        ("toy_gemm_1",),
+    )
     assert len(cold.folders) == 1 and cold.folders == warm.folders == part.folders
     assert real(release, "off").off and real(release, "off").result == UNKNOWN
     assert cold.managed is (release == "0.33.0")
@@ -324,6 +399,8 @@ def test_each_releases_own_ranks_are_one_answer(release: str) -> None:
 
 
 @law(st.sampled_from(sorted(LOGS.glob("*.txt"))), st.lists(st.integers(0, 10**6), max_size=30))
-def test_in_whatever_chunks_a_real_log_comes_the_answer_is_the_same(file: Path, cuts: list[int]) -> None:
+def test_in_whatever_chunks_a_real_log_comes_the_answer_is_the_same(
+    file: Path, cuts: list[int]
+) -> None:
     log = file.read_bytes()
     assert fed(log, pieces(log, cuts)) == read(log)

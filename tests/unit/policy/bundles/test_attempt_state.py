@@ -30,13 +30,29 @@ QUOTA = 'Error creating: pods "qwen3-1-x7k2p" is forbidden: exceeded quota: gpus
 TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is made"),
     ("a suspended Job", None, {"job": job("b", suspend=True)}, "Pending", "Queued", "suspended"),
-    ("quota", None, {"events": (failed_create(QUOTA),)}, "Pending", "PodRefused", "exceeded quota: gpus"),
+    (
+        "quota",
+        None,
+        {"events": (failed_create(QUOTA),)},
+        "Pending",
+        "PodRefused",
+        "exceeded quota: gpus",
+    ),
     ("no Job any more", None, {"job": None}, "Over", "ReportLost", "gone"),
-    ("a finished Job without its pod", None, {"job": job("b", over="Complete")}, "Over", "ReportLost", "gone"),
+    (
+        "a finished Job without its pod",
+        None,
+        {"job": job("b", over="Complete")},
+        "Over",
+        "ReportLost",
+        "gone",
+    ),
     ("just made", POD.but(nodeName=None), {}, "Pending", "WaitingForPod", "made"),
     (
         "no node fits",
-        POD.but(nodeName=None).condition("PodScheduled", "False", message="0/3 nodes: 3 Insufficient nvidia.com/gpu"),
+        POD.but(nodeName=None).condition(
+            "PodScheduled", "False", message="0/3 nodes: 3 Insufficient nvidia.com/gpu"
+        ),
         {},
         "Pending",
         "WaitingForNode",
@@ -51,7 +67,14 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "scheduling gate",
     ),
     ("on its node", POD, {}, "Tuning", "Pulling", "node0"),
-    ("the first pull failed", POD.waiting(ENGINE, "ErrImagePull", "x"), {}, "Tuning", "Pulling", ""),
+    (
+        "the first pull failed",
+        POD.waiting(ENGINE, "ErrImagePull", "x"),
+        {},
+        "Tuning",
+        "Pulling",
+        "",
+    ),
     (
         "pulls keep failing",
         POD.waiting(ENGINE, "ImagePullBackOff", "no such"),
@@ -60,7 +83,14 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "ImagePullFailed",
         "no such",
     ),
-    ("no image name", POD.waiting(ENGINE, "InvalidImageName", "x:"), {}, "Over", "ImagePullFailed", "container vllm"),
+    (
+        "no image name",
+        POD.waiting(ENGINE, "InvalidImageName", "x:"),
+        {},
+        "Over",
+        "ImagePullFailed",
+        "container vllm",
+    ),
     (
         "a Secret is missing",
         POD.waiting("download", "CreateContainerConfigError", 'secret "hf" not found'),
@@ -71,16 +101,40 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     ),
     (
         "a wrong command",
-        POD.container(ENGINE, {"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: vlm"}}),
+        POD.container(
+            ENGINE,
+            {"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: vlm"}},
+        ),
         {},
         "Over",
         "ContainerConfigError",
         "exec: vlm",
     ),
     ("check runs", POD.running(CHECK_CONTAINER), {}, "Tuning", "Checking", ""),
-    ("check refuses", POD.ended(CHECK_CONTAINER, 1, REFUSED), {}, "Over", "ReleaseTooOld", "vLLM 0.24.0"),
-    ("check adopts", POD.ended(CHECK_CONTAINER, 1, sealed_report("b", "check")), {}, "Over", "Sealed", "20 entries"),
-    ("check dies", POD.ended(CHECK_CONTAINER, 137, message="killed"), {}, "Over", "SealFailed", "killed"),
+    (
+        "check refuses",
+        POD.ended(CHECK_CONTAINER, 1, REFUSED),
+        {},
+        "Over",
+        "ReleaseTooOld",
+        "vLLM 0.24.0",
+    ),
+    (
+        "check adopts",
+        POD.ended(CHECK_CONTAINER, 1, sealed_report("b", "check")),
+        {},
+        "Over",
+        "Sealed",
+        "20 entries",
+    ),
+    (
+        "check dies",
+        POD.ended(CHECK_CONTAINER, 137, message="killed"),
+        {},
+        "Over",
+        "SealFailed",
+        "killed",
+    ),
     (
         "an init container fails",
         CHECKED.ended("download", 3, message="no disk"),
@@ -90,16 +144,34 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "no disk",
     ),
     ("the engine tunes", CHECKED.running(ENGINE), {}, "Tuning", "Tuning", stamp(NOW - 30)),
-    ("the engine exits", CHECKED.ended(ENGINE, 1, message=WORDS), {}, "Over", "EngineFailed", WORDS),
+    (
+        "the engine exits",
+        CHECKED.ended(ENGINE, 1, message=WORDS),
+        {},
+        "Over",
+        "EngineFailed",
+        WORDS,
+    ),
     (
         "the engine is started again",
-        CHECKED.running(ENGINE, restartCount=1, lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+        CHECKED.running(
+            ENGINE,
+            restartCount=1,
+            lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+        ),
         {},
         "Over",
         "EngineFailed",
         "exit code 137 (OOMKilled)",
     ),
-    ("seal works", CHECKED.running(ENGINE).running(SEAL_CONTAINER), {}, "Tuning", "Sealing", stamp(NOW - 30)),
+    (
+        "seal works",
+        CHECKED.running(ENGINE).running(SEAL_CONTAINER),
+        {},
+        "Tuning",
+        "Sealing",
+        stamp(NOW - 30),
+    ),
     (
         "seal reports",
         CHECKED.running(ENGINE).ended(SEAL_CONTAINER, report=sealed_report("b")),
@@ -132,7 +204,14 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "SealFailed",
         "Traceback",
     ),
-    ("evicted", CHECKED.running(ENGINE).condition(**EVICTED), {}, "Pending", "WaitingForPod", "preempted"),
+    (
+        "evicted",
+        CHECKED.running(ENGINE).condition(**EVICTED),
+        {},
+        "Pending",
+        "WaitingForPod",
+        "preempted",
+    ),
     (
         "evicted, and the engine was killed by it",
         CHECKED.ended(ENGINE, 137).condition(**EVICTED).but(status={"phase": "Failed"}),
@@ -157,8 +236,22 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "Disrupted",
         "6 pods",
     ),
-    ("deleted by hand", POD.but(deletionTimestamp=stamp(NOW + 5)), {}, "Pending", "WaitingForPod", "being deleted"),
-    ("its node is gone", POD.but(deletionTimestamp=stamp(NOW - LOST)), {}, "Over", "NodeLost", "node0"),
+    (
+        "deleted by hand",
+        POD.but(deletionTimestamp=stamp(NOW + 5)),
+        {},
+        "Pending",
+        "WaitingForPod",
+        "being deleted",
+    ),
+    (
+        "its node is gone",
+        POD.but(deletionTimestamp=stamp(NOW - LOST)),
+        {},
+        "Over",
+        "NodeLost",
+        "node0",
+    ),
     (
         "the deadline",
         CHECKED.ended(ENGINE, 137).but(status={"phase": "Failed", "reason": "DeadlineExceeded"}),
@@ -169,7 +262,13 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     ),
     (
         "the kubelet refuses the pod",
-        POD.but(status={"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no devices"}),
+        POD.but(
+            status={
+                "phase": "Failed",
+                "reason": "UnexpectedAdmissionError",
+                "message": "no devices",
+            }
+        ),
         {},
         "Over",
         "JobFailed",
@@ -179,9 +278,13 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("pod", "more", "state", "reason", "words"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+    ("pod", "more", "state", "reason", "words"),
+    [row[1:] for row in TABLE],
+    ids=[row[0] for row in TABLE],
 )
-def test_an_attempt_is_read(pod: Pod | None, more: dict[str, Any], state: str, reason: str, words: str) -> None:
+def test_an_attempt_is_read(
+    pod: Pod | None, more: dict[str, Any], state: str, reason: str, words: str
+) -> None:
     given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
     standing = read(Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given))
     assert (standing.state, standing.reason) == (state, reason)
@@ -212,5 +315,7 @@ def test_every_check_answers_some_row_of_the_table() -> None:
             given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
             attempt = Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given)
             standing = next((said for one in rest if (said := one(attempt)) is not None), None)
-            answers.append(standing is not None and standing.reason == reason and words in standing.message)
+            answers.append(
+                standing is not None and standing.reason == reason and words in standing.message
+            )
         assert not all(answers), check.__name__

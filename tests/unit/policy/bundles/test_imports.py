@@ -64,9 +64,13 @@ class Importer(Pod):
         self.object["spec"] |= {"initContainers": [], "containers": [{"name": IMPORT_CONTAINER}]}
 
 
-def report(reason: str = "Sealed", message: str = "20 entries in a managed store", **more: Any) -> Report:
+def report(
+    reason: str = "Sealed", message: str = "20 entries in a managed store", **more: Any
+) -> Report:
     sealed = (
-        {"layout": "Managed", "entries": 20, "digest": "sha256:1", "at": stamp(NOW - 6)} if reason == "Sealed" else {}
+        {"layout": "Managed", "entries": 20, "digest": "sha256:1", "at": stamp(NOW - 6)}
+        if reason == "Sealed"
+        else {}
     )
     return Report("import", reason, message, **{**sealed, **more})
 
@@ -80,7 +84,10 @@ def noted(reason: str, value: str = FROM) -> Any:
 
 
 def with_record(the_cache: Object, **more: Any) -> Object:
-    return asking(status=status_of({**pending(the_cache), **more}), value=the_cache["metadata"]["annotations"][IMPORT])
+    return asking(
+        status=status_of({**pending(the_cache), **more}),
+        value=the_cache["metadata"]["annotations"][IMPORT],
+    )
 
 
 # --- its beginning
@@ -89,9 +96,16 @@ def with_record(the_cache: Object, **more: Any) -> Object:
 def test_an_import_goes_before_the_first_attempt_and_needs_no_gpu() -> None:
     plan = decide(seen(asking()), NOW)
     [job] = made(plan)
-    assert job["metadata"]["labels"][names.ROLE] == "import" and job["metadata"]["annotations"][IMPORT] == FROM
+    assert (
+        job["metadata"]["labels"][names.ROLE] == "import"
+        and job["metadata"]["annotations"][IMPORT] == FROM
+    )
     assert "nvidia.com/gpu" not in str(job)
-    assert (of(plan)["state"], of(plan)["reason"], of(plan)["attempts"]) == ("Pending", "Importing", 0)
+    assert (of(plan)["state"], of(plan)["reason"], of(plan)["attempts"]) == (
+        "Pending",
+        "Importing",
+        0,
+    )
     assert FROM in of(plan)["message"]
 
 
@@ -104,7 +118,9 @@ def test_an_older_revisions_bundle_is_tuned_since_the_folder_is_of_one_engine() 
 
 
 def test_without_the_annotation_it_is_tuned() -> None:
-    assert [one["metadata"]["labels"][names.ROLE] for one in made(decide(seen(cache(dict(KNOWN))), NOW))] == ["tuning"]
+    assert [
+        one["metadata"]["labels"][names.ROLE] for one in made(decide(seen(cache(dict(KNOWN))), NOW))
+    ] == ["tuning"]
 
 
 @pytest.mark.parametrize(
@@ -120,11 +136,19 @@ def test_it_is_not_begun_while(why: str, spec: Object, more: Any, reason: str) -
     assert made(plan) == [] and of(plan)["reason"] == reason, why
 
 
-@pytest.mark.parametrize("state", [names.SEALED, names.FAILED, names.REFUSED, names.RETIRED, names.TUNING_STATE])
+@pytest.mark.parametrize(
+    "state", [names.SEALED, names.FAILED, names.REFUSED, names.RETIRED, names.TUNING_STATE]
+)
 def test_only_a_bundle_that_is_to_be_tuned_is_imported(state: str) -> None:
     known = {"retiredAt": stamp(NOW - 5)} if state == names.RETIRED else {}
-    the_cache = asking(status=status_of(record(ids(asking())[0], state, sealedAt=stamp(NOW - 60), **known)))
-    jobs = [one for one in made(decide(seen(the_cache), NOW)) if one["metadata"]["labels"][names.ROLE] == "import"]
+    the_cache = asking(
+        status=status_of(record(ids(asking())[0], state, sealedAt=stamp(NOW - 60), **known))
+    )
+    jobs = [
+        one
+        for one in made(decide(seen(the_cache), NOW))
+        if one["metadata"]["labels"][names.ROLE] == "import"
+    ]
     assert jobs == []
 
 
@@ -142,7 +166,9 @@ def test_a_value_that_cannot_be_meant_is_said_and_the_bundle_tuned(value: str, w
     plan = decide(seen(asking(value)), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
     said = of(plan)["import"]
-    assert said["reason"] == "ImportRefused" and words in said["message"] and len(said["from"]) <= 1024
+    assert (
+        said["reason"] == "ImportRefused" and words in said["message"] and len(said["from"]) <= 1024
+    )
     [event] = [one for one in plan.events if one.reason == "ImportRefused"]
     assert event.warning and words in event.message
     after = decide(seen(asking(value, status=plan.status)), NOW)
@@ -154,8 +180,14 @@ def test_a_job_that_the_api_server_does_not_take_is_no_reason_to_wait(code: int)
     the_cache = asking()
     first = decide(seen(the_cache), NOW)
     [action] = [one for one in first.actions if isinstance(one, Create)]
-    plan = decide(seen(the_cache, outcomes={action.name: Outcome(code, "forbidden: no claims of others")}), NOW)
-    assert of(plan)["import"]["reason"] == "ImportRefused" and "no claims of others" in of(plan)["import"]["message"]
+    plan = decide(
+        seen(the_cache, outcomes={action.name: Outcome(code, "forbidden: no claims of others")}),
+        NOW,
+    )
+    assert (
+        of(plan)["import"]["reason"] == "ImportRefused"
+        and "no claims of others" in of(plan)["import"]["message"]
+    )
     assert "tuning" in str(made(decide(seen(asking(status=plan.status)), NOW)))
 
 
@@ -177,7 +209,10 @@ def test_an_import_of_one_target_does_not_keep_another_from_being_tuned() -> Non
     second = ids(asking(targets=two))[1]
     known = record(second, names.PENDING, attempts=0, **noted("ImportRefused"))
     plan = decide(seen(asking(status=status_of(known), targets=two)), NOW)
-    assert sorted(one["metadata"]["labels"][names.ROLE] for one in made(plan)) == ["import", "tuning"]
+    assert sorted(one["metadata"]["labels"][names.ROLE] for one in made(plan)) == [
+        "import",
+        "tuning",
+    ]
 
 
 # --- what became of it
@@ -195,12 +230,25 @@ IMPORTER = Importer(JOB)
 
 
 def test_a_success_is_a_sealed_bundle_like_any_other() -> None:
-    plan = settled(IMPORTER.ended(IMPORT_CONTAINER, report=report(), imageID="docker-pullable://vllm@sha256:9"))
+    plan = settled(
+        IMPORTER.ended(IMPORT_CONTAINER, report=report(), imageID="docker-pullable://vllm@sha256:9")
+    )
     one = of(plan)
-    assert (one["state"], one["layout"], one["entries"], one["digest"]) == ("Sealed", "Managed", 20, "sha256:1")
+    assert (one["state"], one["layout"], one["entries"], one["digest"]) == (
+        "Sealed",
+        "Managed",
+        20,
+        "sha256:1",
+    )
     assert (one["tunedSeconds"], one["engineImage"], one["attempts"]) == (0, "vllm@sha256:9", 0)
-    assert one["import"] == {"from": FROM, "reason": "Sealed", "message": "20 entries in a managed store"}
-    assert [each.name for each in plan.after if isinstance(each, Delete)] == [f"delete Job {JOB['metadata']['name']}"]
+    assert one["import"] == {
+        "from": FROM,
+        "reason": "Sealed",
+        "message": "20 entries in a managed store",
+    }
+    assert [each.name for each in plan.after if isinstance(each, Delete)] == [
+        f"delete Job {JOB['metadata']['name']}"
+    ]
     assert made(plan) == [] and "coldSeconds" not in one
 
 
@@ -223,7 +271,9 @@ def test_with_verify_it_is_proven_like_any_other() -> None:
     job = import_of(the_cache)
     the_cache["status"] = status_of(pending(the_cache))
     pod = Importer(job).ended(IMPORT_CONTAINER, report=report())
-    assert of(decide(seen(the_cache, jobs=(job,), pods=(pod.object,)), NOW))["state"] == names.PROVING
+    assert (
+        of(decide(seen(the_cache, jobs=(job,), pods=(pod.object,)), NOW))["state"] == names.PROVING
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,13 +304,18 @@ def test_a_refusal_is_noted_and_told_once_and_the_bundle_tuned_at_once(
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
     [event] = [one for one in plan.events if one.reason == "ImportRefused"]
     assert event.warning and words in event.message and "tuned as usual" in event.message
-    again = decide(seen(asking(status=plan.status), jobs=(import_of(asking(), over="Failed"),)), NOW)
+    again = decide(
+        seen(asking(status=plan.status), jobs=(import_of(asking(), over="Failed"),)), NOW
+    )
     assert [one["metadata"]["labels"][names.ROLE] for one in made(again)] == ["tuning"]
     assert not [one for one in again.events if one.reason == "ImportRefused"]
 
 
 UNPLACED = IMPORTER.but(nodeName="").condition(
-    "PodScheduled", "False", reason="Unschedulable", message='persistentvolumeclaim "home" not found'
+    "PodScheduled",
+    "False",
+    reason="Unschedulable",
+    message='persistentvolumeclaim "home" not found',
 )
 
 
@@ -269,24 +324,50 @@ UNPLACED = IMPORTER.but(nodeName="").condition(
     [
         (UNPLACED, 60, False, 'persistentvolumeclaim "home" not found'),
         (UNPLACED, 119, False, 'persistentvolumeclaim "home" not found'),
-        (UNPLACED, 120, True, 'its pod has no node after 120 s: persistentvolumeclaim "home" not found'),
+        (
+            UNPLACED,
+            120,
+            True,
+            'its pod has no node after 120 s: persistentvolumeclaim "home" not found',
+        ),
         (None, 60, False, "the Job is made"),
         (None, 120, True, "its pod has no node after 120 s"),
         (IMPORTER.condition("PodScheduled"), 300, False, "node0 pulls images, mounts volumes"),
-        (IMPORTER.condition("PodScheduled"), 720, True, "has not started after 720 s; the events of pod pod say why"),
+        (
+            IMPORTER.condition("PodScheduled"),
+            720,
+            True,
+            "has not started after 720 s; the events of pod pod say why",
+        ),
         (IMPORTER.running(IMPORT_CONTAINER), 800, False, "the folder is checked since"),
-        (IMPORTER.running(IMPORT_CONTAINER), 120 + 600 + DEADLINE, True, "it did not end within 1620 s"),
-        (IMPORTER.condition("DisruptionTarget", message="evicted"), 300, False, "was disrupted (evicted)"),
+        (
+            IMPORTER.running(IMPORT_CONTAINER),
+            120 + 600 + DEADLINE,
+            True,
+            "it did not end within 1620 s",
+        ),
+        (
+            IMPORTER.condition("DisruptionTarget", message="evicted"),
+            300,
+            False,
+            "was disrupted (evicted)",
+        ),
     ],
 )
-def test_it_is_waited_for_and_not_for_ever(pod: Pod | None, age: float, over: bool, words: str) -> None:
+def test_it_is_waited_for_and_not_for_ever(
+    pod: Pod | None, age: float, over: bool, words: str
+) -> None:
     plan = settled(pod, import_of(asking(), age=age))
     if over:
         assert words in of(plan)["import"]["message"]
         assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
         assert action_names(plan.after, Delete)
     else:
-        assert of(plan)["reason"] == "Importing" and words in of(plan)["message"] and "import" not in of(plan)
+        assert (
+            of(plan)["reason"] == "Importing"
+            and words in of(plan)["message"]
+            and "import" not in of(plan)
+        )
         assert FROM in of(plan)["message"] and made(plan) == [] and not plan.after
         assert plan.look_again is not None and plan.look_again <= 1620 - age
 
@@ -294,7 +375,10 @@ def test_it_is_waited_for_and_not_for_ever(pod: Pod | None, age: float, over: bo
 def test_what_keeps_its_pod_from_being_made_is_said_and_ends_it() -> None:
     events = {JOB["metadata"]["uid"]: ({"reason": "FailedCreate", "message": "exceeded quota"},)}
     assert "exceeded quota" in of(settled(None, job_events=events))["message"]
-    assert "exceeded quota" in of(settled(None, import_of(asking(), age=200), job_events=events))["import"]["message"]
+    assert (
+        "exceeded quota"
+        in of(settled(None, import_of(asking(), age=200), job_events=events))["import"]["message"]
+    )
 
 
 def test_a_report_counts_whatever_became_of_the_pod_after_it() -> None:
@@ -307,16 +391,25 @@ def test_an_import_that_nobody_asks_for_any_more_ends(value: str) -> None:
     old = import_of(asking())
     the_cache = with_record(asking())
     the_cache["metadata"]["annotations"] = {IMPORT: value} if value else {}
-    plan = decide(seen(the_cache, jobs=(old,), pods=(IMPORTER.running(IMPORT_CONTAINER).object,)), NOW)
+    plan = decide(
+        seen(the_cache, jobs=(old,), pods=(IMPORTER.running(IMPORT_CONTAINER).object,)), NOW
+    )
     assert action_names(plan.after, Delete) == [f"delete Job {old['metadata']['name']}"]
-    assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["import" if value else "tuning"]
+    assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == [
+        "import" if value else "tuning"
+    ]
 
 
 def test_another_value_is_another_try() -> None:
     the_cache = asking(
-        "other/folder", status=status_of({**pending(asking()), "import": {"from": FROM, "reason": "ImportRefused"}})
+        "other/folder",
+        status=status_of(
+            {**pending(asking()), "import": {"from": FROM, "reason": "ImportRefused"}}
+        ),
     )
-    assert [one["metadata"]["labels"][names.ROLE] for one in made(decide(seen(the_cache), NOW))] == ["import"]
+    assert [
+        one["metadata"]["labels"][names.ROLE] for one in made(decide(seen(the_cache), NOW))
+    ] == ["import"]
 
 
 def test_a_bundle_that_is_not_on_the_claim_any_more_is_imported_anew() -> None:
@@ -352,22 +445,40 @@ def test_one_folder_goes_into_one_engines_bundle_and_its_successors_are_tuned(re
     plan = decide(seen(asking(status=status_of(older))), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
     new = of(plan, ids(asking())[0])
-    assert new["import"]["reason"] == "AlreadyImported" and not [one for one in plan.events if one.warning]
+    assert new["import"]["reason"] == "AlreadyImported" and not [
+        one for one in plan.events if one.warning
+    ]
     other = record("0123456789ab-h200", sealedAt=stamp(NOW - 999), **noted(reason))
-    assert "import" in str(made(decide(seen(asking(status=status_of(other))), NOW))), "another target's says nothing"
+    assert "import" in str(made(decide(seen(asking(status=status_of(other))), NOW))), (
+        "another target's says nothing"
+    )
     refused = {**older, "import": {"from": FROM, "reason": "ImportRefused"}}
-    assert "import" in str(made(decide(seen(asking(status=status_of(refused))), NOW))), "nor one that did not fit"
+    assert "import" in str(made(decide(seen(asking(status=status_of(refused))), NOW))), (
+        "nor one that did not fit"
+    )
 
 
 # --- the Job
 
 
 def job_for(
-    the_cache: Object, the_template: Object, source: str = FROM, target: spec.Target | None = None, **more: Any
+    the_cache: Object,
+    the_template: Object,
+    source: str = FROM,
+    target: spec.Target | None = None,
+    **more: Any,
 ) -> Object:
     parts = source.partition("/")
     return import_job(
-        KEY, the_cache, the_template, target or spec.Target(), source, (parts[0], parts[2]), SETTINGS, AGENT, **more
+        KEY,
+        the_cache,
+        the_template,
+        target or spec.Target(),
+        source,
+        (parts[0], parts[2]),
+        SETTINGS,
+        AGENT,
+        **more,
     )
 
 
@@ -377,7 +488,9 @@ def task_of(job: Object) -> Task:
     return Task.load(value.replace("$$", "$"))
 
 
-RICH = template(command=["vllm"], securityContext={"runAsUser": 1000}, env=[{"name": "PATH", "value": "/opt"}])
+RICH = template(
+    command=["vllm"], securityContext={"runAsUser": 1000}, env=[{"name": "PATH", "value": "/opt"}]
+)
 RICH["spec"] |= {
     "securityContext": {"fsGroup": 1000},
     "imagePullSecrets": [{"name": "pull"}],
@@ -387,41 +500,63 @@ RICH["spec"] |= {
     "runtimeClassName": "nvidia",
     "initContainers": [{"name": "download", "image": "fetch:1"}],
 }
-H200 = spec.Target("h200", {"nvidia.com/gpu.product": "NVIDIA-H200"}, ({"key": "h200", "operator": "Exists"},))
+H200 = spec.Target(
+    "h200", {"nvidia.com/gpu.product": "NVIDIA-H200"}, ({"key": "h200", "operator": "Exists"},)
+)
 
 
 @pytest.mark.parametrize("near", [False, True])
 @pytest.mark.parametrize("source", [FROM, "home", f"pretune-{KEY.name}/elsewhere"])
 def test_the_api_knows_every_field_of_an_import_job(near: bool, source: str) -> None:
-    kubernetes_validate.validate(job_for(cache(), RICH, source, H200, near=near), "1.34", strict=True)
+    kubernetes_validate.validate(
+        job_for(cache(), RICH, source, H200, near=near), "1.34", strict=True
+    )
 
 
 def test_its_pod_is_the_engines_image_and_uid_with_both_claims_and_nothing_of_the_engine() -> None:
     job = job_for(cache(), RICH, target=H200)
     pod = job["spec"]["template"]["spec"]
     [container] = pod["containers"]
-    assert (container["name"], container["image"]) == (IMPORT_CONTAINER, "vllm:1") and "initContainers" not in pod
-    assert container["securityContext"]["runAsUser"] == 1000 and pod["securityContext"] == {"fsGroup": 1000}
+    assert (container["name"], container["image"]) == (
+        IMPORT_CONTAINER,
+        "vllm:1",
+    ) and "initContainers" not in pod
+    assert container["securityContext"]["runAsUser"] == 1000 and pod["securityContext"] == {
+        "fsGroup": 1000
+    }
     assert {one["name"]: one.get("persistentVolumeClaim") for one in pod["volumes"]} == {
         "pretune-claim": {"claimName": f"pretune-{KEY.name}"},
         "pretune-agent": None,
         "pretune-source": {"claimName": "home", "readOnly": True},
     }
     mounts = {one["mountPath"]: one for one in container["volumeMounts"]}
-    assert mounts[SOURCE_MOUNT] == {"name": "pretune-source", "mountPath": SOURCE_MOUNT, "readOnly": True}
+    assert mounts[SOURCE_MOUNT] == {
+        "name": "pretune-source",
+        "mountPath": SOURCE_MOUNT,
+        "readOnly": True,
+    }
     assert not mounts["/pretune/claim"].get("readOnly")
-    assert not any(name.startswith("nvidia") for one in container["resources"].values() for name in one)
+    assert not any(
+        name.startswith("nvidia") for one in container["resources"].values() for name in one
+    )
     assert pod["restartPolicy"] == "Never" and pod["activeDeadlineSeconds"] == DEADLINE
     assert "runtimeClassName" not in pod and pod["automountServiceAccountToken"] is False
     task = task_of(job)
     assert (task.source, task.gpus, task.command) == ("vllm/.cache", 1, ["vllm", "serve", "qwen3"])
-    assert task.inputs is not None and task.inputs.bundle_id() == job["metadata"]["labels"][names.BUNDLE]
+    assert (
+        task.inputs is not None
+        and task.inputs.bundle_id() == job["metadata"]["labels"][names.BUNDLE]
+    )
 
 
-def test_a_folder_of_our_own_claim_is_one_volume_since_a_pod_with_two_of_a_claim_never_starts() -> None:
+def test_a_folder_of_our_own_claim_is_one_volume_since_a_pod_with_two_of_a_claim_never_starts() -> (
+    None
+):
     pod = job_for(cache(), RICH, f"pretune-{KEY.name}/elsewhere")["spec"]["template"]["spec"]
     assert [one["name"] for one in pod["volumes"]] == ["pretune-claim", "pretune-agent"]
-    assert {one["mountPath"]: bool(one.get("readOnly")) for one in pod["containers"][0]["volumeMounts"]} == {
+    assert {
+        one["mountPath"]: bool(one.get("readOnly")) for one in pod["containers"][0]["volumeMounts"]
+    } == {
         "/pretune/agent": True,
         "/pretune/claim": False,
         SOURCE_MOUNT: True,
@@ -432,10 +567,17 @@ def test_it_may_run_anywhere_and_prefers_the_targets_nodes_unless_it_binds_our_c
     anywhere = job_for(cache(), RICH, target=H200)["spec"]["template"]["spec"]
     assert "nodeSelector" not in anywhere and len(anywhere["tolerations"]) == 2
     [term] = anywhere["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
-    assert [one["key"] for one in term["preference"]["matchExpressions"]] == ["nvidia.com/gpu.product", "zone"]
+    assert [one["key"] for one in term["preference"]["matchExpressions"]] == [
+        "nvidia.com/gpu.product",
+        "zone",
+    ]
     near = job_for(cache(), RICH, target=H200, near=True)["spec"]["template"]["spec"]
     assert near["nodeSelector"] == {"zone": "a", "nvidia.com/gpu.product": "NVIDIA-H200"}
-    waits = seen(asking(), claim=claim("Pending"), storage_class={"volumeBindingMode": "WaitForFirstConsumer"})
+    waits = seen(
+        asking(),
+        claim=claim("Pending"),
+        storage_class={"volumeBindingMode": "WaitForFirstConsumer"},
+    )
     assert "affinity" not in made(decide(waits, NOW))[0]["spec"]["template"]["spec"]
 
 

@@ -25,16 +25,26 @@ from tests.unit.pods import Consumer
 COLD = 300.0
 SEEDED = Report("seed", "Seeded", "20 entries")
 PROVEN = Report(
-    "prove", "Proven", "warm: 20 entries in 1 files, none new and none changed", digest="sha256:1", proven=True
+    "prove",
+    "Proven",
+    "warm: 20 entries in 1 files, none new and none changed",
+    digest="sha256:1",
+    proven=True,
 )
-DIFFERS = Report("prove", "NotReproducible", "2 new entries (fused_moe 2); 1 file changed: a", newEntries=2)
+DIFFERS = Report(
+    "prove", "NotReproducible", "2 new entries (fused_moe 2); 1 file changed: a", newEntries=2
+)
 WORDS = "ValueError: invalid tactic 7"
 
 
 def proof_pod(bundle: str = "b-default", number: int = 1, of: Object | None = None) -> Pod:
     pod = Pod(bundle, number, of or job(bundle, number, role=PROOF))
     pod.object["metadata"]["labels"][names.ROLE] = PROOF
-    pod.object["spec"]["initContainers"] = [{"name": "download"}, {"name": SEED_CONTAINER}, {"name": ENGINE}]
+    pod.object["spec"]["initContainers"] = [
+        {"name": "download"},
+        {"name": SEED_CONTAINER},
+        {"name": ENGINE},
+    ]
     pod.object["spec"]["containers"] = [{"name": PROVE_CONTAINER}]
     return pod
 
@@ -51,10 +61,19 @@ READY = since(WARM, 30, started=True)
 LATE = COLD + MORE
 EVICTED = {"kind": "DisruptionTarget", "reason": "PreemptionByScheduler", "message": "preempted"}
 OVERTIME = {"phase": "Failed", "reason": "DeadlineExceeded"}
-KILLED = {"exitCode": 137, "reason": "Error", "startedAt": stamp(NOW - 5000), "finishedAt": stamp(NOW)}
+KILLED = {
+    "exitCode": 137,
+    "reason": "Error",
+    "startedAt": stamp(NOW - 5000),
+    "finishedAt": stamp(NOW),
+}
 SOON_KILLED = {**KILLED, "startedAt": stamp(NOW - 100)}
 BEFORE = {"lastState": {"terminated": {"exitCode": 139, "message": WORDS}}}
-RESTARTED = {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": "The container could not be located"}
+RESTARTED = {
+    "exitCode": 137,
+    "reason": "ContainerStatusUnknown",
+    "message": "The container could not be located",
+}
 
 
 # name, pod, what else, state, reason, a part of the message
@@ -202,14 +221,24 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
 
 
 def attempt(pod: Pod | None, more: dict[str, Any]) -> Attempt:
-    given: dict[str, Any] = {"job": job("b", role=PROOF), "events": (), "disruptions": 0, "cold": COLD, **more}
+    given: dict[str, Any] = {
+        "job": job("b", role=PROOF),
+        "events": (),
+        "disruptions": 0,
+        "cold": COLD,
+        **more,
+    }
     return Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given)
 
 
 @pytest.mark.parametrize(
-    ("pod", "more", "state", "reason", "words"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+    ("pod", "more", "state", "reason", "words"),
+    [row[1:] for row in TABLE],
+    ids=[row[0] for row in TABLE],
 )
-def test_a_proof_is_read(pod: Pod | None, more: dict[str, Any], state: str, reason: str, words: str) -> None:
+def test_a_proof_is_read(
+    pod: Pod | None, more: dict[str, Any], state: str, reason: str, words: str
+) -> None:
     standing = read(attempt(pod, more), CHECKS)
     assert (standing.state, standing.reason) == (state, reason)
     assert words in standing.message
@@ -223,8 +252,12 @@ def test_every_check_answers_some_row_of_the_table() -> None:
         rest = [one for one in CHECKS if one is not check]
         answers = []
         for _, pod, more, _, reason, words in TABLE:
-            standing = next((said for one in rest if (said := one(attempt(pod, more))) is not None), None)
-            answers.append(standing is not None and standing.reason == reason and words in standing.message)
+            standing = next(
+                (said for one in rest if (said := one(attempt(pod, more))) is not None), None
+            )
+            answers.append(
+                standing is not None and standing.reason == reason and words in standing.message
+            )
         assert not all(answers), check.__name__
 
 
@@ -244,7 +277,13 @@ def the_id(the_cache: Object) -> str:
 
 
 BUNDLE = the_id(cache())
-FIGURES = {"layout": "PerRank", "entries": 20, "digest": "sha256:1", "sealedAt": stamp(NOW - 400), "coldSeconds": 300}
+FIGURES = {
+    "layout": "PerRank",
+    "entries": 20,
+    "digest": "sha256:1",
+    "sealedAt": stamp(NOW - 400),
+    "coldSeconds": 300,
+}
 
 
 def bundle(state: str = PROVING, **more: Any) -> Object:
@@ -271,7 +310,11 @@ def proofs(plan: Plan) -> list[Object]:
 
 
 def settled(
-    pod: Pod | None, the_record: Object | None = None, spec: Object = ASKED, number: int = 1, **of_job: Any
+    pod: Pod | None,
+    the_record: Object | None = None,
+    spec: Object = ASKED,
+    number: int = 1,
+    **of_job: Any,
 ) -> Plan:
     this = job(BUNDLE, number, role=PROOF, **of_job)
     pods = () if pod is None else (pod.object,)
@@ -280,19 +323,30 @@ def settled(
 
 def of(pod: Pod, number: int = 1) -> Pod:
     """The same, of our bundle."""
-    other = pod.but(ownerReferences=[{"uid": job(BUNDLE, number, role=PROOF)["metadata"]["uid"], "controller": True}])
+    other = pod.but(
+        ownerReferences=[
+            {"uid": job(BUNDLE, number, role=PROOF)["metadata"]["uid"], "controller": True}
+        ]
+    )
     other.object["metadata"]["labels"] |= {names.BUNDLE: BUNDLE, names.ATTEMPT: str(number)}
     return other
 
 
 def test_what_is_sealed_and_not_proven_is_withheld_and_its_proof_begins_in_the_next_look() -> None:
     first = looked(bundle("Sealed"))
-    assert (told(first)["state"], told(first)["reason"]) == (PROVING, "Proving") and told(first)["gpus"] == 1
-    assert told(first)["message"].startswith("20 entries; the engine is started from the bundle once more")
+    assert (told(first)["state"], told(first)["reason"]) == (PROVING, "Proving") and told(first)[
+        "gpus"
+    ] == 1
+    assert told(first)["message"].startswith(
+        "20 entries; the engine is started from the bundle once more"
+    )
     assert not proofs(first) and first.look_again == 0
     assert [(one.reason, one.warning) for one in first.events] == [("Proving", False)]
     [made] = proofs(looked(told(first)))
-    assert made["metadata"]["name"] == f"qwen3-{BUNDLE}-p1" and made["metadata"]["labels"][names.ATTEMPT] == "1"
+    assert (
+        made["metadata"]["name"] == f"qwen3-{BUNDLE}-p1"
+        and made["metadata"]["labels"][names.ATTEMPT] == "1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,8 +361,15 @@ def test_what_needs_no_proof_is_sealed(more: Object, spec: Object) -> None:
 
 def test_a_proof_that_succeeds_says_what_it_is_worth() -> None:
     pod = of(since(WARM, 30, started=True))
-    end = {"exitCode": 0, "startedAt": stamp(NOW - 9), "finishedAt": stamp(NOW - 5), "message": PROVEN.dump()}
-    plan = settled(pod.container(PROVE_CONTAINER, {"terminated": end}), bundle(lastFailure={"attempt": 0}))
+    end = {
+        "exitCode": 0,
+        "startedAt": stamp(NOW - 9),
+        "finishedAt": stamp(NOW - 5),
+        "message": PROVEN.dump(),
+    }
+    plan = settled(
+        pod.container(PROVE_CONTAINER, {"terminated": end}), bundle(lastFailure={"attempt": 0})
+    )
     found = told(plan)
     figures = ("state", "reason", "proven", "proofs", "newEntries", "warmSeconds", "coldSeconds")
     assert tuple(found[one] for one in figures) == ("Sealed", "Sealed", True, 1, 0, 21, 300)
@@ -322,7 +383,11 @@ def test_a_proof_that_succeeds_says_what_it_is_worth() -> None:
 def test_a_report_about_another_bundle_proves_nothing() -> None:
     other = Report("prove", "Proven", "", digest="sha256:2", proven=True)
     found = told(settled(of(READY.ended(PROVE_CONTAINER, report=other))))
-    assert "proven" not in found and found["lastFailure"]["reason"] == "ProofFailed" and "sha256:2" in found["message"]
+    assert (
+        "proven" not in found
+        and found["lastFailure"]["reason"] == "ProofFailed"
+        and "sha256:2" in found["message"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -333,49 +398,87 @@ def test_a_report_about_another_bundle_proves_nothing() -> None:
         (WARM.ended(ENGINE, 1, message=WORDS), "WarmCrash", None),
     ],
 )
-def test_a_verdict_is_final_and_its_gpu_is_given_back(pod: Pod, reason: str, new: int | None) -> None:
+def test_a_verdict_is_final_and_its_gpu_is_given_back(
+    pod: Pod, reason: str, new: int | None
+) -> None:
     plan = settled(of(pod), spec={**ASKED, "tuning": {"maxAttempts": 1}})
     found = told(plan)
     assert (found["state"], found["reason"], found.get("newEntries")) == ("Failed", reason, new)
-    assert found["message"].endswith("; no pod is given this bundle") and action_names(plan.after, Patch)
+    assert found["message"].endswith("; no pod is given this bundle") and action_names(
+        plan.after, Patch
+    )
     assert [(one.reason, one.warning) for one in plan.events] == [(reason, True)]
     later = looked(found, now=NOW + 9999)
     assert told(later)["state"] == "Failed" and not later.actions
-    assert told(looked(found, spec={"verify": "Never"}))["state"] == "Failed", "nor is it good where nobody asks"
+    assert told(looked(found, spec={"verify": "Never"}))["state"] == "Failed", (
+        "nor is it good where nobody asks"
+    )
 
 
 @pytest.mark.parametrize(
-    ("pod", "reason"), [(since(WARM, LATE), "WarmHang"), (WARM.ended(ENGINE, 1, message=WORDS), "WarmCrash")]
+    ("pod", "reason"),
+    [(since(WARM, LATE), "WarmHang"), (WARM.ended(ENGINE, 1, message=WORDS), "WarmCrash")],
 )
-def test_a_hang_or_a_crash_may_be_its_nodes_and_judges_when_it_repeats(pod: Pod, reason: str) -> None:
+def test_a_hang_or_a_crash_may_be_its_nodes_and_judges_when_it_repeats(
+    pod: Pod, reason: str
+) -> None:
     plan = settled(of(pod))
     first = told(plan)
-    assert (first["state"], first["reason"], first["lastFailure"]["reason"]) == (PROVING, "Retrying", "ProofFailed")
+    assert (first["state"], first["reason"], first["lastFailure"]["reason"]) == (
+        PROVING,
+        "Retrying",
+        "ProofFailed",
+    )
     assert f"ProofFailed: {reason}: " in first["message"] and action_names(plan.after, Patch)
     assert told(looked(first, spec={"verify": "Never"}))["state"] == "Sealed", "no verdict yet"
     again = told(settled(of(pod, 2), {**first, "proofs": 2}, number=2))
     assert (again["state"], again["reason"]) == ("Failed", reason)
-    other = {**first, "proofs": 2, "lastFailure": {**first["lastFailure"], "message": "ProofFailed: another matter"}}
+    other = {
+        **first,
+        "proofs": 2,
+        "lastFailure": {**first["lastFailure"], "message": "ProofFailed: another matter"},
+    }
     assert told(settled(of(pod, 2), other, number=2))["state"] == PROVING
 
 
 def test_a_bundle_of_a_release_without_a_cold_time_has_that_of_its_tuning() -> None:
-    old = {name: value for name, value in bundle("Sealed").items() if name not in ("coldSeconds", "proofs")}
+    old = {
+        name: value
+        for name, value in bundle("Sealed").items()
+        if name not in ("coldSeconds", "proofs")
+    }
     assert told(looked({**old, "tunedSeconds": 321}))["coldSeconds"] == 321
 
 
-def test_what_is_not_the_bundles_fault_is_tried_again_in_its_time_as_often_as_attempts_are() -> None:
+def test_what_is_not_the_bundles_fault_is_tried_again_in_its_time_as_often_as_attempts_are() -> (
+    None
+):
     lost = of(POD.waiting(ENGINE, "ImagePullBackOff", "no such"))
     plan = settled(lost)
     first = told(plan)
-    assert (first["state"], first["reason"], first["lastFailure"]["attempt"]) == (PROVING, "Retrying", 1)
-    assert first["message"].startswith("proof 1 of 3: ImagePullFailed: container vllm") and action_names(
-        plan.after, Patch
+    assert (first["state"], first["reason"], first["lastFailure"]["attempt"]) == (
+        PROVING,
+        "Retrying",
+        1,
     )
+    assert first["message"].startswith(
+        "proof 1 of 3: ImagePullFailed: container vllm"
+    ) and action_names(plan.after, Patch)
     over = (job(BUNDLE, role=PROOF, over="Failed"),)
-    assert not proofs(looked(first, jobs=over, now=NOW + 29)) and proofs(looked(first, jobs=over, now=NOW + 30))
-    third = told(settled(of(POD.waiting(ENGINE, "ImagePullBackOff", "no such"), 3), {**first, "proofs": 3}, number=3))
-    assert (third["state"], third["reason"]) == ("Failed", "ImagePullFailed") and "proof 3 of 3" in third["message"]
+    assert not proofs(looked(first, jobs=over, now=NOW + 29)) and proofs(
+        looked(first, jobs=over, now=NOW + 30)
+    )
+    third = told(
+        settled(
+            of(POD.waiting(ENGINE, "ImagePullBackOff", "no such"), 3),
+            {**first, "proofs": 3},
+            number=3,
+        )
+    )
+    assert (third["state"], third["reason"]) == (
+        "Failed",
+        "ImagePullFailed",
+    ) and "proof 3 of 3" in third["message"]
     free = told(looked(third, spec={"verify": "Never"}))
     assert free["state"] == "Sealed" and "lastFailure" not in free, "it was never judged"
 
@@ -383,7 +486,11 @@ def test_what_is_not_the_bundles_fault_is_tried_again_in_its_time_as_often_as_at
 def test_what_we_ended_ourselves_is_no_verdict() -> None:
     killed = of(WARM.ended(ENGINE, 137)).but(status={"phase": "Failed"})
     gone = settled(killed, activeDeadlineSeconds=1, over="Failed")
-    assert told(gone)["state"] == PROVING and "proofs" not in told(gone) and action_names(gone.actions, Delete)
+    assert (
+        told(gone)["state"] == PROVING
+        and "proofs" not in told(gone)
+        and action_names(gone.actions, Delete)
+    )
     going = settled(of(RUNS), activeDeadlineSeconds=1)
     assert told(going)["reason"] == "Queued" and not going.actions
     reported = settled(of(READY.ended(PROVE_CONTAINER, report=PROVEN)), activeDeadlineSeconds=1)
@@ -394,9 +501,13 @@ def test_verify_switched_off_frees_the_bundle_at_once_and_ends_its_proof() -> No
     plan = settled(of(RUNS), spec={})
     assert told(plan)["state"] == "Sealed" and "not proven" in told(plan)["message"]
     later = settled(of(RUNS), told(plan), spec={})
-    assert action_names(later.after, Patch) == [f"end Job {job(BUNDLE, role=PROOF)['metadata']['name']}"]
+    assert action_names(later.after, Patch) == [
+        f"end Job {job(BUNDLE, role=PROOF)['metadata']['name']}"
+    ]
     over = looked(told(later), spec={}, jobs=(job(BUNDLE, role=PROOF, over="Failed"),))
-    assert action_names(over.actions, Delete) and "proofs" not in told(over), "asked for again, it begins anew"
+    assert action_names(over.actions, Delete) and "proofs" not in told(over), (
+        "asked for again, it begins anew"
+    )
 
 
 def test_nothing_is_begun_where_it_must_wait() -> None:
@@ -414,7 +525,10 @@ def test_a_proof_occupies_its_target_as_an_attempt_does() -> None:
     targets = [{"name": "a"}, {"name": "b", "nodeSelector": {"gpu": "b"}}]
     both = [want.id for want in wants(Draft(seen(cache(targets=targets)), NOW), ()).bundles]
     fields = {**FIGURES, "reason": "Proving"}
-    records = [record(both[0], PROVING, **fields), record(both[1], "Pending", attempts=0, reason="Queued")]
+    records = [
+        record(both[0], PROVING, **fields),
+        record(both[1], "Pending", attempts=0, reason="Queued"),
+    ]
     this = job(both[0], role=PROOF)
     running = of(RUNS).object
     running["metadata"]["labels"][names.BUNDLE] = both[0]
@@ -422,23 +536,34 @@ def test_a_proof_occupies_its_target_as_an_attempt_does() -> None:
     plan = looked(*records, spec={**ASKED, "targets": targets}, jobs=(this,), pods=(running,))
     assert not plan.actions and told(plan, both[1])["message"] == f"waits for {both[0]}"
     first = looked(*records, spec={**ASKED, "targets": targets})
-    assert len(action_names(first.actions, Create)) == 1 and proofs(first), "the proof goes first: pods wait for it"
+    assert len(action_names(first.actions, Create)) == 1 and proofs(first), (
+        "the proof goes first: pods wait for it"
+    )
 
 
 @pytest.mark.parametrize(
-    ("code", "reason", "again"), [(403, "PodRefused", 30), (409, "NameTaken", 10), (422, "Retrying", 30)]
+    ("code", "reason", "again"),
+    [(403, "PodRefused", 30), (409, "NameTaken", 10), (422, "Retrying", 30)],
 )
-def test_a_job_that_is_refused_is_said_and_the_bundle_stays_withheld(code: int, reason: str, again: float) -> None:
+def test_a_job_that_is_refused_is_said_and_the_bundle_stays_withheld(
+    code: int, reason: str, again: float
+) -> None:
     [action] = looked(bundle()).actions
     plan = looked(bundle(), outcomes={action.name: Outcome(code, "its words")})
     assert (told(plan)["state"], told(plan)["reason"]) == (PROVING, reason)
     assert plan.look_again is not None and plan.look_again <= again
     if code == 422:  # it will never be taken as it is: tried as often as attempts are
-        limit = {**told(plan), "proofs": 2, "lastFailure": {**told(plan)["lastFailure"], "attempt": 2}}
+        limit = {
+            **told(plan),
+            "proofs": 2,
+            "lastFailure": {**told(plan)["lastFailure"], "attempt": 2},
+        }
         due = NOW + 9999
         [action] = looked(limit, now=due).actions
         over = told(looked(limit, now=due, outcomes={action.name: Outcome(code, "its words")}))
-        assert (over["state"], over["reason"]) == ("Failed", "ProofFailed") and "its words" in over["message"]
+        assert (over["state"], over["reason"]) == ("Failed", "ProofFailed") and "its words" in over[
+            "message"
+        ]
 
 
 def test_a_lost_report_is_asked_of_the_claim() -> None:
@@ -447,15 +572,25 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
     plan = looked(bundle(), jobs=(over,))
     [create] = [one for one in plan.actions if isinstance(one, Create)]
     assert create.object["metadata"]["labels"][names.ROLE] == names.INSPECT and not proofs(plan)
-    asked = {**create.object, "metadata": {**create.object["metadata"], "uid": "i", "creationTimestamp": stamp(NOW)}}
+    asked = {
+        **create.object,
+        "metadata": {**create.object["metadata"], "uid": "i", "creationTimestamp": stamp(NOW)},
+    }
     [want] = wants(Draft(seen(cache()), NOW), ()).bundles
     for proven, state, reason in ((True, "Sealed", "Sealed"), (False, PROVING, "Retrying")):
-        base = {**vars(sealed_report(BUNDLE, "inspect")), "fingerprint": want.inputs.fingerprint, "bundles": []}
+        base = {
+            **vars(sealed_report(BUNDLE, "inspect")),
+            "fingerprint": want.inputs.fingerprint,
+            "bundles": [],
+        }
         report = Report("inspect", "Inspected", bundles=[Report(**{**base, "proven": proven})])
         pod = Pod(of=asked).object
         pod["metadata"]["labels"] = {names.CACHE: "qwen3", names.ROLE: names.INSPECT}
         end = {"terminated": {"exitCode": 0, "message": report.dump()}}
-        pod["status"] = {"phase": "Succeeded", "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}]}
+        pod["status"] = {
+            "phase": "Succeeded",
+            "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}],
+        }
         known = bundle(fingerprint=want.inputs.fingerprint)
         answered = told(looked(known, jobs=(over, asked), pods=(pod,)))
         assert (answered["state"], answered["reason"]) == (state, reason)
@@ -464,14 +599,19 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
 
 def test_what_nothing_wants_is_given_up_once_its_proof_is_over_and_no_pod_names_it() -> None:
     old = "0123456789ab-default"
-    for state, more in ((PROVING, {}), ("Failed", {"lastFailure": {"attempt": 1, "reason": "WarmHang"}, "proofs": 1})):
+    for state, more in (
+        (PROVING, {}),
+        ("Failed", {"lastFailure": {"attempt": 1, "reason": "WarmHang"}, "proofs": 1}),
+    ):
         kept = {**bundle(state, **more), "id": old, "target": "default"}
         running = of(RUNS).object
         running["metadata"]["labels"][names.BUNDLE] = old
         this = job(old, role=PROOF)
         running["metadata"]["ownerReferences"][0]["uid"] = this["metadata"]["uid"]
         going = looked(kept, jobs=(this,), pods=(running,))
-        assert told(going, old)["state"] == state and action_names(going.after, Patch), "its proof is ended first"
+        assert told(going, old)["state"] == state and action_names(going.after, Patch), (
+            "its proof is ended first"
+        )
         named = looked(kept, consumers=(Consumer().given(old).object,))
         assert told(named, old)["state"] == state
         plan = looked(kept)
@@ -480,7 +620,11 @@ def test_what_nothing_wants_is_given_up_once_its_proof_is_over_and_no_pod_names_
 
 def test_a_bad_bundle_that_comes_back_is_as_bad_as_it_was() -> None:
     last = {"attempt": 1, "at": stamp(NOW), "reason": "WarmHang", "message": "not ready"}
-    bad = told(looked(bundle("Retired", reason="Unwanted", retiredAt=stamp(NOW), proofs=1, lastFailure=last)))
+    bad = told(
+        looked(
+            bundle("Retired", reason="Unwanted", retiredAt=stamp(NOW), proofs=1, lastFailure=last)
+        )
+    )
     assert (bad["state"], bad["reason"]) == ("Failed", "WarmHang")
     good = told(looked(bundle("Retired", reason="Unwanted", retiredAt=stamp(NOW))))
     assert good["state"] == PROVING
@@ -490,12 +634,16 @@ def test_the_condition_says_where_it_is() -> None:
     plan = settled(of(RUNS))
     assert plan.status is not None
     found = {one["type"]: one for one in plan.status["conditions"]}
-    assert [(found[one]["status"], found[one]["reason"]) for one in ("Ready", "Reconciling", "Stalled")] == [
+    assert [
+        (found[one]["status"], found[one]["reason"]) for one in ("Ready", "Reconciling", "Stalled")
+    ] == [
         ("False", "Proving"),
         ("True", "Proving"),
         ("False", "Proving"),
     ]
-    assert found["Ready"]["message"].startswith("proof 1 of 3: the engine starts from the bundle since")
+    assert found["Ready"]["message"].startswith(
+        "proof 1 of 3: the engine starts from the bundle since"
+    )
     assert plan.status["summary"] == {"bundles": "0/1", "entries": 0}
 
 
@@ -556,11 +704,31 @@ LAST = {"attempt": 1, "at": stamp(NOW), "reason": "WarmHang", "message": ""}
     ("before", "after", "pods", "expected"),
     [
         (record(BUNDLE, "Tuning", **SEAL), bundle(**SEAL), [SEALED_POD], [("Sealed", 200)]),
-        (bundle(**SEAL), bundle("Sealed", proven=True, **PROOFS), [SAID, SEALED_POD], [("Proven", 400)]),
+        (
+            bundle(**SEAL),
+            bundle("Sealed", proven=True, **PROOFS),
+            [SAID, SEALED_POD],
+            [("Proven", 400)],
+        ),
         (bundle(**PROOFS), bundle("Sealed", proven=True, **PROOFS), [], []),
-        (bundle(**PROOFS), bundle("Failed", lastFailure=LAST, **PROOFS), [of(RUNS), SEALED_POD], [("WarmHang", 400)]),
-        (bundle("Failed", lastFailure=LAST, **PROOFS), bundle("Failed", lastFailure=LAST, **SEAL), [of(RUNS)], []),
-        (bundle(**PROOFS), bundle(**{**PROOFS, "reason": "Superseded"}), [of(RUNS)], [("Superseded", 400)]),
+        (
+            bundle(**PROOFS),
+            bundle("Failed", lastFailure=LAST, **PROOFS),
+            [of(RUNS), SEALED_POD],
+            [("WarmHang", 400)],
+        ),
+        (
+            bundle("Failed", lastFailure=LAST, **PROOFS),
+            bundle("Failed", lastFailure=LAST, **SEAL),
+            [of(RUNS)],
+            [],
+        ),
+        (
+            bundle(**PROOFS),
+            bundle(**{**PROOFS, "reason": "Superseded"}),
+            [of(RUNS)],
+            [("Superseded", 400)],
+        ),
         (bundle(**{**PROOFS, "reason": "Superseded"}), bundle("Retired", **SEAL), [of(RUNS)], []),
         (bundle("Sealed", **SEAL), bundle(**SEAL), [SEALED_POD], []),
         (bundle(**PROOFS), bundle("Sealed", **PROOFS), [of(RUNS)], []),

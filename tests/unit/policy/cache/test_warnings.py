@@ -56,7 +56,10 @@ def reasons(**case: Any) -> list[str]:
 
 
 def test_nothing_is_said_of_what_is_well() -> None:
-    assert said(workload=deployment(), tuned=900, engine={"startupProbe": {"failureThreshold": 120}}) == []
+    assert (
+        said(workload=deployment(), tuned=900, engine={"startupProbe": {"failureThreshold": 120}})
+        == []
+    )
 
 
 # --- progressDeadlineSeconds
@@ -69,10 +72,30 @@ def test_nothing_is_said_of_what_is_well() -> None:
         ("it sets none", {**deployment(), "spec": {}}, {}, True),
         ("long enough", deployment(progressDeadlineSeconds=3900), {}, False),
         ("no time left to start in", deployment(progressDeadlineSeconds=3899), {}, True),
-        ("a short hold", deployment(progressDeadlineSeconds=600), {"hold": {"timeoutSeconds": 300}}, False),
-        ("nobody is held", deployment(progressDeadlineSeconds=600), {"hold": {"when": "Never"}}, False),
-        ("nothing is delivered", deployment(progressDeadlineSeconds=600), {"delivery": {"mode": "None"}}, False),
-        ("nothing serves meanwhile", deployment(progressDeadlineSeconds=600, strategy={"type": "Recreate"}), {}, False),
+        (
+            "a short hold",
+            deployment(progressDeadlineSeconds=600),
+            {"hold": {"timeoutSeconds": 300}},
+            False,
+        ),
+        (
+            "nobody is held",
+            deployment(progressDeadlineSeconds=600),
+            {"hold": {"when": "Never"}},
+            False,
+        ),
+        (
+            "nothing is delivered",
+            deployment(progressDeadlineSeconds=600),
+            {"delivery": {"mode": "None"}},
+            False,
+        ),
+        (
+            "nothing serves meanwhile",
+            deployment(progressDeadlineSeconds=600, strategy={"type": "Recreate"}),
+            {},
+            False,
+        ),
         (
             "held all the same",
             deployment(progressDeadlineSeconds=600, strategy={"type": "Recreate"}),
@@ -101,7 +124,10 @@ def test_the_deadlines_line_is_named_with_its_sum() -> None:
 
 def test_workloads_of_consumers_are_looked_at_and_each_only_once() -> None:
     short = deployment("other", progressDeadlineSeconds=600)
-    origins = {f"ReplicaSet/{one}": Origin("ReplicaSet", one, template(), workload=short) for one in ("a", "b")}
+    origins = {
+        f"ReplicaSet/{one}": Origin("ReplicaSet", one, template(), workload=short)
+        for one in ("a", "b")
+    }
     [(_, message)] = said(origins=origins, workload=deployment())
     assert message.startswith("Deployment other: ")
 
@@ -113,8 +139,18 @@ def test_workloads_of_consumers_are_looked_at_and_each_only_once() -> None:
     ("case", "engine", "tuned", "expected"),
     [
         ("too short", {"startupProbe": {"failureThreshold": 30, "periodSeconds": 10}}, 301, True),
-        ("just enough", {"startupProbe": {"failureThreshold": 30, "periodSeconds": 10}}, 300, False),
-        ("its delay counts", {"startupProbe": {"initialDelaySeconds": 60, "failureThreshold": 30}}, 360, False),
+        (
+            "just enough",
+            {"startupProbe": {"failureThreshold": 30, "periodSeconds": 10}},
+            300,
+            False,
+        ),
+        (
+            "its delay counts",
+            {"startupProbe": {"initialDelaySeconds": 60, "failureThreshold": 30}},
+            360,
+            False,
+        ),
         ("the API's defaults", {"startupProbe": {"httpGet": {}}}, 31, True),
         ("liveness alone", {"livenessProbe": {"failureThreshold": 3}}, 300, True),
         (
@@ -157,7 +193,13 @@ def test_who_follows_the_advice_on_a_probe_is_not_advised_again(
     enough = int(found[0][1].replace("to at least ", "").rpartition("failureThreshold ")[2])
     better = {"periodSeconds": period, "failureThreshold": enough}
     assert (
-        said(engine={kind: probe, "startupProbe": {**(probe if kind == "startupProbe" else {}), **better}}, tuned=tuned)
+        said(
+            engine={
+                kind: probe,
+                "startupProbe": {**(probe if kind == "startupProbe" else {}), **better},
+            },
+            tuned=tuned,
+        )
         == []
     )
 
@@ -207,10 +249,20 @@ def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
     two = {
         "metadata": {},
         "spec": {
-            "containers": [*template()["spec"]["containers"], {**template()["spec"]["containers"][0], "name": "b"}]
+            "containers": [
+                *template()["spec"]["containers"],
+                {**template()["spec"]["containers"][0], "name": "b"},
+            ]
         },
     }
-    assert advice(draft, (Wanted(want.id, want.inputs, want.target, two, Refused("EngineAmbiguous", "")),), 0) == []
+    assert (
+        advice(
+            draft,
+            (Wanted(want.id, want.inputs, want.target, two, Refused("EngineAmbiguous", "")),),
+            0,
+        )
+        == []
+    )
 
 
 # --- selectors
@@ -221,14 +273,22 @@ def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
     [
         ({"matchLabels": {CACHE: "qwen3"}}, "matchLabels"),
         ({"matchExpressions": [{"key": CACHE, "operator": "Exists"}]}, "matchExpressions"),
-        ({"matchLabels": {"app": "qwen3"}, "matchExpressions": [{"key": "a", "operator": "Exists"}]}, ""),
+        (
+            {
+                "matchLabels": {"app": "qwen3"},
+                "matchExpressions": [{"key": "a", "operator": "Exists"}],
+            },
+            "",
+        ),
         ({}, ""),
     ],
 )
 def test_our_label_in_a_selector_is_told_with_its_field(selector: Object, field: str) -> None:
     found = said(workload=deployment(selector=selector, kind="StatefulSet"))
     assert [reason for reason, _ in found] == ["LabelInSelector"] * bool(field)
-    assert all(f"StatefulSet qwen3: spec.selector.{field} has {CACHE}" in message for _, message in found)
+    assert all(
+        f"StatefulSet qwen3: spec.selector.{field} has {CACHE}" in message for _, message in found
+    )
 
 
 # --- images
@@ -261,7 +321,10 @@ def test_a_warning_is_an_event_when_it_is_new_and_not_when_its_numbers_change() 
 def test_it_is_bounded_whatever_there_is() -> None:
     origins = {
         f"ReplicaSet/{one}": Origin(
-            "ReplicaSet", "a", template(), workload=deployment(f"d{one:02}", progressDeadlineSeconds=1)
+            "ReplicaSet",
+            "a",
+            template(),
+            workload=deployment(f"d{one:02}", progressDeadlineSeconds=1),
         )
         for one in range(40)
     }

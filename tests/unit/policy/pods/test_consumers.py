@@ -35,10 +35,14 @@ def plan(the_cache: Object, *pods: Consumer, now: float = NOW, **more: Any) -> P
 
 
 def sealed(owner: str, **more: Any) -> Object:
-    return record(bundle_of(owner), fingerprint=fingerprint_of(owner), sealedAt=stamp(NOW - 3600), **more)
+    return record(
+        bundle_of(owner), fingerprint=fingerprint_of(owner), sealedAt=stamp(NOW - 3600), **more
+    )
 
 
-def pending(owner: str, reason: str = "Tuning", state: str = names.TUNING_STATE, **more: Any) -> Object:
+def pending(
+    owner: str, reason: str = "Tuning", state: str = names.TUNING_STATE, **more: Any
+) -> Object:
     made = {"fingerprint": fingerprint_of(owner), "reason": reason, "message": "m", **more}
     return {**record(bundle_of(owner), state), **made}
 
@@ -81,10 +85,15 @@ def test_labelled_pods_are_the_source_when_the_cache_names_none() -> None:
 
 def test_without_source_and_pods_ready_is_unknown() -> None:
     made = plan(a_cache())
-    assert (condition(made, "Ready")["status"], condition(made, "Ready")["reason"]) == ("Unknown", "NoSource")
+    assert (condition(made, "Ready")["status"], condition(made, "Ready")["reason"]) == (
+        "Unknown",
+        "NoSource",
+    )
 
 
-@pytest.mark.parametrize("gone", [{"deletionTimestamp": stamp(NOW)}, {}], ids=["terminating", "finished"])
+@pytest.mark.parametrize(
+    "gone", [{"deletionTimestamp": stamp(NOW)}, {}], ids=["terminating", "finished"]
+)
 def test_pods_on_their_way_out_want_nothing(gone: Object) -> None:
     pod = NEW.meta(**gone) if gone else NEW.but(phase="Failed")
     assert not jobs(plan(a_cache(), pod))
@@ -127,12 +136,23 @@ def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None
     the_cache["status"]["conditions"] = []
     proof = job(bundle, role=names.PROOF, over="Complete")
     report = Report("prove", "Proven", digest="sha256:1")
-    pod = Pod(bundle, of=proof).ended(names.PROVE_CONTAINER, report=report).but(status={"phase": "Succeeded"}).object
+    pod = (
+        Pod(bundle, of=proof)
+        .ended(names.PROVE_CONTAINER, report=report)
+        .but(status={"phase": "Succeeded"})
+        .object
+    )
     pod["metadata"]["labels"][names.ROLE] = names.PROOF
     made = plan(
-        {**the_cache, "spec": {**the_cache["spec"], "verify": "BeforeRelease"}}, OLD, NEW, jobs=(proof,), pods=(pod,)
+        {**the_cache, "spec": {**the_cache["spec"], "verify": "BeforeRelease"}},
+        OLD,
+        NEW,
+        jobs=(proof,),
+        pods=(pod,),
     )
-    assert condition(made, "Ready")["status"] == "True" and not jobs(made), "this very look has made it so"
+    assert condition(made, "Ready")["status"] == "True" and not jobs(made), (
+        "this very look has made it so"
+    )
 
 
 def test_an_older_revision_that_pods_wait_for_is_tuned_at_once() -> None:
@@ -160,7 +180,9 @@ def churning(number: int) -> tuple[list[Consumer], dict[str, Any]]:
     return pods, origins
 
 
-def test_more_than_four_fingerprints_are_a_fault_that_names_the_variable_and_nobody_waits_for_the_rest() -> None:
+def test_more_than_four_fingerprints_are_a_fault_that_names_the_variable_and_nobody_waits_for_the_rest() -> (
+    None
+):
     pods, origins = churning(6)
     made = plan(a_cache(hold={"when": "Always"}), *pods, origins=origins)
     stalled = condition(made, "Stalled")
@@ -218,7 +240,9 @@ def test_a_source_that_was_changed_ends_the_attempt_at_once() -> None:
 
 def test_a_bundle_that_pods_could_not_start_with_is_not_forgotten_while_they_come_back() -> None:
     mark = {"reason": "MountFailed", "message": "m", "at": stamp(NOW - 60), "claimUID": "claim-uid"}
-    lost = pending("a", "Queued", names.PENDING, attempts=0, undeliverable=mark, unwantedSince=stamp(NOW - 500))
+    lost = pending(
+        "a", "Queued", names.PENDING, attempts=0, undeliverable=mark, unwantedSince=stamp(NOW - 500)
+    )
     made = plan(a_cache(lost))
     assert made.status is not None and made.status["bundles"][0]["undeliverable"] == mark
 
@@ -227,9 +251,15 @@ def test_revision_numbers_are_one_workloads_own() -> None:
     """Another Deployment's fiftieth revision is not newer than this one's second."""
     busy = {"kind": "Deployment", "metadata": {"name": "busy"}}
     calm = {"kind": "Deployment", "metadata": {"name": "calm"}}
-    origins = {**origin("old", 50, made=NOW - 900, workload=busy), **origin("a", 2, made=NOW - 60, workload=calm)}
+    origins = {
+        **origin("old", 50, made=NOW - 900, workload=busy),
+        **origin("a", 2, made=NOW - 60, workload=calm),
+    }
     assert jobs(plan(a_cache(), OLD, NEW, origins=origins)) == [bundle_of("a")]
-    back = {**origin("old", 3, made=NOW - 900, workload=calm), **origin("a", 2, made=NOW - 60, workload=calm)}
+    back = {
+        **origin("old", 3, made=NOW - 900, workload=calm),
+        **origin("a", 2, made=NOW - 60, workload=calm),
+    }
     assert jobs(plan(a_cache(), OLD, NEW, origins=back)) == [bundle_of("old")]  # a rollback
 
 
@@ -239,7 +269,9 @@ HELD = Consumer("a", age=100).held("kueue.x-k8s.io/admission")
 
 
 def test_a_held_pod_waits_while_its_bundle_is_made_and_older_pods_serve() -> None:
-    made = plan(a_cache(pending("a"), hold={"timeoutSeconds": 400}), OLD, HELD, jobs=(job(bundle_of("a")),))
+    made = plan(
+        a_cache(pending("a"), hold={"timeoutSeconds": 400}), OLD, HELD, jobs=(job(bundle_of("a")),)
+    )
     assert not released(made)
     assert made.look_again is not None and made.look_again <= 300
 
@@ -261,7 +293,9 @@ CAUSES: dict[str, tuple[Object, Object, str, bool]] = {
 @pytest.mark.parametrize("name", CAUSES)
 def test_a_held_pod_is_let_go(name: str) -> None:
     bundle, spec, cause, failure = CAUSES[name]
-    attempt = job(bundle_of("a")) if bundle["state"] in (names.PENDING, names.TUNING_STATE) else None
+    attempt = (
+        job(bundle_of("a")) if bundle["state"] in (names.PENDING, names.TUNING_STATE) else None
+    )
     more: dict[str, Any] = {"jobs": (attempt,)} if attempt else {}
     if name == "cannot start":
         refused = {
@@ -273,7 +307,9 @@ def test_a_held_pod_is_let_go(name: str) -> None:
     made = plan(a_cache(bundle, **spec), OLD, HELD, **more)
     assert released(made) == ["a-1"]
     assert [(one.cause, one.waited) for one in made.released] == [(cause, 100.0)]
-    assert made.look_again is not None and made.look_again <= LET_GO  # a patch that met a conflict is made again
+    assert (
+        made.look_again is not None and made.look_again <= LET_GO
+    )  # a patch that met a conflict is made again
     [event] = [one for one in made.events if one.reason == "Released"]
     assert "1 pod of bundle" in event.message and "waited 100 s" in event.message
     assert event.warning == (cause != "Sealed")
@@ -302,16 +338,22 @@ def test_a_pod_goes_on_waiting_for_what_it_was_given_and_for_nothing_else(on_fai
     hold = {"onFailure": on_failure}
     working = {"jobs": (job(bundle_of("a")),)}
     before = {**record("0123456789ab-default"), "fingerprint": fingerprint_of("a")}
-    gone = plan(a_cache(pending("a"), hold=hold), OLD, HELD.given("0123456789ab-default"), **working)
+    gone = plan(
+        a_cache(pending("a"), hold=hold), OLD, HELD.given("0123456789ab-default"), **working
+    )
     assert released(gone) == ["a-1"] and [one.cause for one in gone.released] == ["Outdated"]
-    there = plan(a_cache(pending("a"), before, hold=hold), OLD, HELD.given("0123456789ab-default"), **working)
+    there = plan(
+        a_cache(pending("a"), before, hold=hold), OLD, HELD.given("0123456789ab-default"), **working
+    )
     assert [one.cause for one in there.released] == ["Sealed"]
     own = plan(a_cache(pending("a"), hold=hold), OLD, HELD.given(bundle_of("a")), **working)
     assert not released(own)
 
 
 def test_a_source_that_is_broken_under_a_hold_lets_go() -> None:
-    broken = Refused("SourceNotFound", "spec.source.workloadRef: Deployment inference/qwen3 is not there")
+    broken = Refused(
+        "SourceNotFound", "spec.source.workloadRef: Deployment inference/qwen3 is not there"
+    )
     made = plan(a_cache(pending("a")), OLD, HELD, source=broken, jobs=(job(bundle_of("a")),))
     assert released(made) == ["a-1"]
 
@@ -337,11 +379,17 @@ def test_a_cache_that_is_deleted_lets_everybody_go() -> None:
 
 def test_holds_are_told_when_there_are_more() -> None:
     working = {"jobs": (job(bundle_of("a")),)}
-    [event] = [one for one in plan(a_cache(pending("a")), OLD, HELD, **working).events if one.reason == "Held"]
+    [event] = [
+        one
+        for one in plan(a_cache(pending("a")), OLD, HELD, **working).events
+        if one.reason == "Held"
+    ]
     assert bundle_of("a") in event.message and "1 pod" in event.message and not event.warning
     told = {"consumers": {**NOBODY, "held": 1, "observedAt": stamp(NOW)}}
     assert not [
-        one for one in plan(a_cache(pending("a"), status=told), OLD, HELD, **working).events if one.reason == "Held"
+        one
+        for one in plan(a_cache(pending("a"), status=told), OLD, HELD, **working).events
+        if one.reason == "Held"
     ]
 
 
@@ -371,12 +419,17 @@ def counts(the_plan: Plan) -> dict[str, Any]:
 )
 def test_a_consumer_is_counted_as_what_it_is(pod: Consumer, expected: dict[str, int]) -> None:
     hold = {"when": "Always"}
-    assert counts(plan(a_cache(pending("a"), hold=hold), pod, jobs=(job(bundle_of("a")),))) == {**NOBODY, **expected}
+    assert counts(plan(a_cache(pending("a"), hold=hold), pod, jobs=(job(bundle_of("a")),))) == {
+        **NOBODY,
+        **expected,
+    }
 
 
 def test_a_pod_whose_image_is_not_the_bundles_is_stale() -> None:
     made = {**sealed("a"), "engineImage": "registry/vllm@sha256:aa"}
-    same = Consumer("a", 1).given(made["id"]).runs("docker-pullable://mirror/vllm@sha256:aa").seeded()
+    same = (
+        Consumer("a", 1).given(made["id"]).runs("docker-pullable://mirror/vllm@sha256:aa").seeded()
+    )
     moved = Consumer("a", 2).given(made["id"]).runs("registry/vllm@sha256:bb").seeded()
     unknown = Consumer("a", 3).given(made["id"]).runs("").seeded()
     assert counts(plan(a_cache(made), same, moved, unknown)) == {**NOBODY, "seeded": 3, "stale": 1}
@@ -388,15 +441,22 @@ def test_a_pod_that_nothing_could_be_given_is_not_cold() -> None:
 
 def test_counts_are_written_every_ten_seconds_at_most() -> None:
     before = {**NOBODY, "observedAt": stamp(NOW - 4)}
-    made = plan(a_cache(sealed("a"), status={"consumers": before}), Consumer("a").given("x").ready().seeded())
+    made = plan(
+        a_cache(sealed("a"), status={"consumers": before}),
+        Consumer("a").given("x").ready().seeded(),
+    )
     assert made.status is not None and made.status["consumers"] == before
     assert made.look_again is not None and made.look_again <= COUNTED - 4
     later = plan(
-        a_cache(sealed("a"), status={"consumers": before}), Consumer("a").given("x").ready().seeded(), now=NOW + 6
+        a_cache(sealed("a"), status={"consumers": before}),
+        Consumer("a").given("x").ready().seeded(),
+        now=NOW + 6,
     )
     assert counts(later) == {**NOBODY, "seeded": 1, "ready": 1}
     same = plan(a_cache(sealed("a"), status={"consumers": before}), now=NOW + 3600)
-    assert same.status is not None and same.status["consumers"] == before  # nothing to say: nothing is written
+    assert (
+        same.status is not None and same.status["consumers"] == before
+    )  # nothing to say: nothing is written
 
 
 @pytest.mark.parametrize(
@@ -410,7 +470,9 @@ def test_counts_are_written_every_ten_seconds_at_most() -> None:
     ],
     ids=["held", "unscheduled", "runs", "ready", "terminating"],
 )
-def test_a_record_says_whether_pods_of_it_run_and_serve(pod: Consumer, flags: dict[str, bool]) -> None:
+def test_a_record_says_whether_pods_of_it_run_and_serve(
+    pod: Consumer, flags: dict[str, bool]
+) -> None:
     before = {**sealed("a"), "running": True, "serving": True}
     made = plan(a_cache(before), pod)
     assert made.status is not None

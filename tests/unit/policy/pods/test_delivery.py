@@ -19,8 +19,19 @@ from pretune.policy.pods.delivery import LEFT_ALONE, delivery, want
 from tests.unit.builders import engine, law, templates
 
 KEY, AGENT = Key("inference", "qwen3"), "pretune-agent-0"
-READY = {"type": "StorageReady", "status": "True", "reason": "Bound", "message": "claim pretune-qwen3 is Bound"}
-OTHER = {"id": "0ther-default", "fingerprint": "0", "target": "default", "state": "Sealed", "serving": True}
+READY = {
+    "type": "StorageReady",
+    "status": "True",
+    "reason": "Bound",
+    "message": "claim pretune-qwen3 is Bound",
+}
+OTHER = {
+    "id": "0ther-default",
+    "fingerprint": "0",
+    "target": "default",
+    "state": "Sealed",
+    "serving": True,
+}
 
 
 class World:
@@ -50,21 +61,32 @@ class World:
             setattr(self, name, value)
         return self
 
-    def record(self, state: str, reason: str = "Tuning", message: str = "since noon", **more: Any) -> World:
+    def record(
+        self, state: str, reason: str = "Tuning", message: str = "since noon", **more: Any
+    ) -> World:
         self.own = {"state": state, "reason": reason, "message": message, "attempts": 1, **more}
         return self
 
     def sealed(self, layout: str = "Managed", **more: Any) -> World:
-        return self.record("Sealed", "Sealed", "20 entries", layout=layout, **{"tunedSeconds": 300, **more})
+        return self.record(
+            "Sealed", "Sealed", "20 entries", layout=layout, **{"tunedSeconds": 300, **more}
+        )
 
     def stalled(self, reason: str) -> World:
         self.conditions.append(
-            {"type": "Stalled", "status": "True", "reason": reason, "message": "env A keeps changing"}
+            {
+                "type": "Stalled",
+                "status": "True",
+                "reason": reason,
+                "message": "env A keeps changing",
+            }
         )
         return self
 
     def storage(self, status: str, reason: str, message: str) -> World:
-        self.conditions = [{"type": "StorageReady", "status": status, "reason": reason, "message": message}]
+        self.conditions = [
+            {"type": "StorageReady", "status": status, "reason": reason, "message": message}
+        ]
         return self
 
     def cached(self, **meta: Any) -> World:
@@ -91,18 +113,32 @@ class World:
         if cache is not None:
             records = [*self.more]
             if self.own is not None:
-                fingerprint = identity.fingerprint(self.template, cache["spec"].get("engineContainer", ""))
-                records.append({"id": self.id(), "fingerprint": fingerprint, "target": "default", **self.own})
+                fingerprint = identity.fingerprint(
+                    self.template, cache["spec"].get("engineContainer", "")
+                )
+                records.append(
+                    {"id": self.id(), "fingerprint": fingerprint, "target": "default", **self.own}
+                )
             cache["status"].update(bundles=records, conditions=self.conditions)
         return cache
 
     def answer(self) -> Delivery:
         pod = copy.deepcopy(dict(self.pod or self.template))
-        return delivery(KEY.namespace, self.seen(), pod, self.template, self.owner, self.alive, AGENT)
+        return delivery(
+            KEY.namespace, self.seen(), pod, self.template, self.owner, self.alive, AGENT
+        )
 
 
-TARGETS = [{"name": "b", "nodeSelector": {"gpu": "b200"}}, {"name": "h", "nodeSelector": {"gpu": "h200"}}]
-BROKEN = {"reason": "ClaimNotFound", "message": "claim gone", "at": "2026-01-01T00:00:00Z", "claimUID": "c"}
+TARGETS = [
+    {"name": "b", "nodeSelector": {"gpu": "b200"}},
+    {"name": "h", "nodeSelector": {"gpu": "h200"}},
+]
+BROKEN = {
+    "reason": "ClaimNotFound",
+    "message": "claim gone",
+    "at": "2026-01-01T00:00:00Z",
+    "claimUID": "c",
+}
 
 
 FORBIDDEN = Refused("SourceForbidden", "ReplicaSet a/b: no right")
@@ -159,8 +195,12 @@ ALONE: list[tuple[str, World, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reason", "world", "words"), ALONE, ids=[f"{i}-{one[0]}" for i, one in enumerate(ALONE)])
-def test_a_pod_is_left_alone_with_the_reason_and_a_warning(reason: str, world: World, words: str) -> None:
+@pytest.mark.parametrize(
+    ("reason", "world", "words"), ALONE, ids=[f"{i}-{one[0]}" for i, one in enumerate(ALONE)]
+)
+def test_a_pod_is_left_alone_with_the_reason_and_a_warning(
+    reason: str, world: World, words: str
+) -> None:
     given = world.answer()
     assert (given.mode, given.reason, given.held) == ("None", reason, False)
     assert words in given.message
@@ -176,7 +216,11 @@ def test_a_retired_bundle_is_waited_for_since_being_wanted_brings_it_back() -> N
 
 def test_every_reason_is_met_in_these_tables() -> None:
     met = {reason for reason, *_ in ALONE} | {"Given", "Held", "NotSealedYet"}
-    assert met == set(DELIVERIES) == {reason for reason, _ in LEFT_ALONE} | {"Given", "Held", "NotSealedYet"}
+    assert (
+        met
+        == set(DELIVERIES)
+        == {reason for reason, _ in LEFT_ALONE} | {"Given", "Held", "NotSealedYet"}
+    )
 
 
 HELD: list[tuple[str, World]] = [
@@ -196,7 +240,9 @@ HELD: list[tuple[str, World]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "world"), HELD, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("case", "world"), HELD, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_pod_is_held(case: str, world: World) -> None:
     given = world.answer()
     assert (given.mode, given.reason, given.held) == ("Overlay", "Held", True)
@@ -209,7 +255,8 @@ def test_a_pod_is_held(case: str, world: World) -> None:
 def test_a_held_pod_says_how_long_it_waits_at_most() -> None:
     assert "at most 60 s" in World().spec(hold={"timeoutSeconds": 60}).answer().message
     assert (
-        "as long as it takes (spec.hold.onFailure is Keep)" in World().spec(hold={"onFailure": "Keep"}).answer().message
+        "as long as it takes (spec.hold.onFailure is Keep)"
+        in World().spec(hold={"onFailure": "Keep"}).answer().message
     )
 
 
@@ -233,8 +280,12 @@ NOT_HELD: list[tuple[str, World, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "world", "why"), NOT_HELD, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_pod_whose_bundle_is_not_there_yet_starts_at_once_when(case: str, world: World, why: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "world", "why"), NOT_HELD, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_pod_whose_bundle_is_not_there_yet_starts_at_once_when(
+    case: str, world: World, why: str
+) -> None:
     given = world.answer()
     assert (given.mode, given.reason, given.held) == ("Overlay", "NotSealedYet", False)
     assert (
@@ -296,7 +347,10 @@ def test_what_was_imported_is_mounted_only_where_another_engines_key_folder_woul
     assert (given.mode, given.reason) == (mode, "Given")
     if asked == "ReadOnly" and mode == "Overlay":
         [warning] = given.warnings
-        assert f"bundle {world.id()} was imported and is not proven" in warning and "spec.verify" in warning
+        assert (
+            f"bundle {world.id()} was imported and is not proven" in warning
+            and "spec.verify" in warning
+        )
     else:
         assert not given.warnings
 
@@ -313,7 +367,9 @@ UNPROVEN: list[tuple[str, World]] = [
 ]
 
 
-@pytest.mark.parametrize(("case", "world"), UNPROVEN, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("case", "world"), UNPROVEN, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_bundle_that_is_not_proven_yet_is_as_good_as_not_sealed(case: str, world: World) -> None:
     held = copy.deepcopy(world).spec(**VERIFY).answer()
     assert (held.mode, held.reason, held.held, held.proven) == ("Overlay", "Held", True, True)
@@ -321,15 +377,26 @@ def test_a_bundle_that_is_not_proven_yet_is_as_good_as_not_sealed(case: str, wor
     assert (free.mode, free.reason, free.proven) == ("Overlay", "NotSealedYet", True)
     assert "is not proven yet; the pod is not held" in free.message
     stopped = copy.deepcopy(world).spec(**VERIFY, suspend=True).answer()
-    assert (stopped.mode, stopped.reason) == ("None", "Suspended") and "is not proven" in stopped.message
+    assert (stopped.mode, stopped.reason) == (
+        "None",
+        "Suspended",
+    ) and "is not proven" in stopped.message
 
 
 def test_a_proven_bundle_is_given_and_an_empty_one_needs_no_proof() -> None:
     given = World().sealed(proven=True).spec(**VERIFY).answer()
     assert (given.mode, given.reason, given.proven) == ("ReadOnly", "Given", True)
     assert World().sealed("Empty").spec(**VERIFY).answer().reason == "NothingToTune"
-    bad = World().record("Failed", "WarmHang", "not ready 361 s after its start").spec(**VERIFY).answer()
-    assert (bad.mode, bad.reason) == ("None", "TuningFailed") and "WarmHang: not ready" in bad.message
+    bad = (
+        World()
+        .record("Failed", "WarmHang", "not ready 361 s after its start")
+        .spec(**VERIFY)
+        .answer()
+    )
+    assert (bad.mode, bad.reason) == (
+        "None",
+        "TuningFailed",
+    ) and "WarmHang: not ready" in bad.message
 
 
 def test_where_no_proof_is_asked_for_none_is_looked_at() -> None:
@@ -348,7 +415,9 @@ def test_where_no_proof_is_asked_for_none_is_looked_at() -> None:
         ("vllm:latest", "Always", "ReadOnly", "ReadOnly"),
     ],
 )
-def test_behind_a_tag_that_moves_may_be_a_release_that_writes(image: str, pull: str, asked: str, mode: str) -> None:
+def test_behind_a_tag_that_moves_may_be_a_release_that_writes(
+    image: str, pull: str, asked: str, mode: str
+) -> None:
     """Nobody compares versions where the bundle is mounted: such a release would not start at all."""
     fields = {"image": image, "imagePullPolicy": pull}
     world = World().set(template=engine(**fields)).sealed("Managed").spec(delivery={"mode": asked})
@@ -358,7 +427,9 @@ def test_behind_a_tag_that_moves_may_be_a_release_that_writes(image: str, pull: 
 @pytest.mark.parametrize("asked", ["Auto", "ReadOnly"])
 def test_a_claim_that_is_being_looked_at_is_not_mounted_read_only(asked: str) -> None:
     world = World().sealed("Managed").spec(delivery={"mode": asked})
-    world.conditions.append({"type": "Ready", "status": "False", "reason": "Inspecting", "message": ""})
+    world.conditions.append(
+        {"type": "Ready", "status": "False", "reason": "Inspecting", "message": ""}
+    )
     assert world.answer().mode == "Overlay"
 
 
@@ -392,7 +463,9 @@ def test_identity_is_the_templates_and_the_target_is_the_pods() -> None:
     def admitted(pod: Object) -> None:
         pod["spec"]["nodeSelector"] = {"gpu": "h200", "zone": "a"}
         pod["spec"]["containers"][0]["env"].append({"name": "POD_INDEX", "value": "7"})
-        pod["spec"].setdefault("initContainers", []).append({"name": "storage-initializer", "image": "kserve:1"})
+        pod["spec"].setdefault("initContainers", []).append(
+            {"name": "storage-initializer", "image": "kserve:1"}
+        )
 
     given = World().spec(targets=TARGETS).as_arrives(admitted).answer()
     template = World().template

@@ -36,7 +36,12 @@ def real(name: str, now: float = LATER, **more: Any) -> Pod:
     case = {**copy.deepcopy(SEEN[name]), **more}
     case["pod"]["metadata"]["annotations"] = {BUNDLE: "b"}
     return Pod(
-        case["pod"], tuple(case["events"]), case["claim"], tuple(case.get("claimEvents", ())), case["claimName"], now
+        case["pod"],
+        tuple(case["events"]),
+        case["claim"],
+        tuple(case.get("claimEvents", ())),
+        case["claimName"],
+        now,
     )
 
 
@@ -54,20 +59,50 @@ def changed(name: str, message: str, to: str) -> Pod:
     ("name", "reason", "words", "due"),
     [
         ("absent-claim", "ClaimNotFound", 'persistentvolumeclaim "absent" not found', "20:38:34"),
-        ("deleting", "ClaimTerminating", 'persistentvolumeclaim "deleting" is being deleted', "20:39:28"),
-        ("lost", "ClaimLost", 'bound to non-existent persistentvolume "rescue-lab-lost"', "20:39:28"),
+        (
+            "deleting",
+            "ClaimTerminating",
+            'persistentvolumeclaim "deleting" is being deleted',
+            "20:39:28",
+        ),
+        (
+            "lost",
+            "ClaimLost",
+            'bound to non-existent persistentvolume "rescue-lab-lost"',
+            "20:39:28",
+        ),
         ("never-bound", "ClaimPending", "unbound immediate PersistentVolumeClaims", "20:38:34"),
         ("never-wait", "ClaimPending", "binding volumes: context deadline exceeded", "20:48:35"),
         ("static-none", "ClaimPending", "didn't find available persistent volumes", "20:38:35"),
-        ("affinity", "VolumeUnreachable", "didn't match PersistentVolume's node affinity.", "20:38:44"),
-        ("gated-absent", "ClaimNotFound", "not found", "20:40:41"),  # let go at 20:39:41, two minutes after it was made
+        (
+            "affinity",
+            "VolumeUnreachable",
+            "didn't match PersistentVolume's node affinity.",
+            "20:38:44",
+        ),
+        (
+            "gated-absent",
+            "ClaimNotFound",
+            "not found",
+            "20:40:41",
+        ),  # let go at 20:39:41, two minutes after it was made
         ("gone-path", "MountFailed", "/tmp/rescue-lab-none is not a directory", "20:38:44"),
         ("nfs", "MountFailed", "unknown filesystem type 'nfs'", "20:38:44"),
-        ("csi", "MountFailed", "timed out waiting for external-attacher of none.example.com", "20:38:44"),
+        (
+            "csi",
+            "MountFailed",
+            "timed out waiting for external-attacher of none.example.com",
+            "20:38:44",
+        ),
         ("on-node-absent", "MountFailed", 'persistentvolumeclaims "absent" not found', "20:39:28"),
         ("on-node-never", "MountFailed", "PVC is not bound", "20:39:28"),
         ("no-sh", "SeedCannotRun", "StartError, exit code 128: failed to create", "20:39:37"),
-        ("seed-fails", "SeedCannotRun", "container pretune-seed: Error, exit code 3: bad", "20:39:11"),
+        (
+            "seed-fails",
+            "SeedCannotRun",
+            "container pretune-seed: Error, exit code 3: bad",
+            "20:39:11",
+        ),
         ("seed-hangs", "MountFailed", "runs for more than 90 s", "20:39:07"),
     ],
 )
@@ -101,18 +136,24 @@ def test_what_would_not_start_without_us_either_is_left_alone(name: str) -> None
 NODES = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."
 MANY = "0/9 nodes are available: 3 Insufficient nvidia.com/gpu, 6 node(s) had volume node affinity conflict."
 CPU_ONLY = "0/9 nodes are available: 3 %s, 6 node(s) didn't match PersistentVolume's node affinity."
-DEVICES = (
-    '"spec": {"resourceClaims": [{"name": "gpus", "resourceClaimName": "b200"}], "volumes": [{"name": "pretune-claim"'
-)
+DEVICES = '"spec": {"resourceClaims": [{"name": "gpus", "resourceClaimName": "b200"}], "volumes": [{"name": "pretune-claim"'
 NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 nodes are available: 9 no volume."
 
 
 @pytest.mark.parametrize(
     ("case", "pod", "reason"),
     [
-        ("older words, and other nodes without GPUs", changed("affinity", NODES, MANY), "VolumeUnreachable"),
+        (
+            "older words, and other nodes without GPUs",
+            changed("affinity", NODES, MANY),
+            "VolumeUnreachable",
+        ),
         *(
-            (f"nodes that volumes would let it have: {words}", changed("affinity", NODES, CPU_ONLY % words), "")
+            (
+                f"nodes that volumes would let it have: {words}",
+                changed("affinity", NODES, CPU_ONLY % words),
+                "",
+            )
             for words in (  # 1.34's, and those of DRA before 1.32 last
                 "node(s) didn't match pod topology spread constraints",
                 "node(s) didn't match pod topology spread constraints (missing required label)",
@@ -132,21 +173,39 @@ NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 
         (
             "not bound, and a GPU is waited for",
             changed(
-                "static-none", "0/1 nodes are available: ", "0/4 nodes are available: 3 cannot allocate all claims, "
+                "static-none",
+                "0/1 nodes are available: ",
+                "0/4 nodes are available: 3 cannot allocate all claims, ",
             ),
             "",
         ),
-        ("it asks for devices", changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES), ""),
+        (
+            "it asks for devices",
+            changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES),
+            "",
+        ),
         (
             "devices, and no claim",
             changed("absent-claim", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES),
             "ClaimNotFound",
         ),
         ("no GPU anywhere", changed("affinity", NODES, NONE), ""),
-        ("a second claim may be the one", changed("affinity", '"name": "kube', '"ephemeral": {}, "name": "kube'), ""),
-        ("the pod mounts that claim by itself", changed("absent-claim", '"pretune-claim"', '"models"'), ""),
+        (
+            "a second claim may be the one",
+            changed("affinity", '"name": "kube', '"ephemeral": {}, "name": "kube'),
+            "",
+        ),
+        (
+            "the pod mounts that claim by itself",
+            changed("absent-claim", '"pretune-claim"', '"models"'),
+            "",
+        ),
         ("mounted by itself, and failing", changed("gone-path", '"pretune-claim"', '"models"'), ""),
-        ("another claim is not found", changed("absent-claim", '\\"absent\\"', '\\"absent-2\\"'), ""),
+        (
+            "another claim is not found",
+            changed("absent-claim", '\\"absent\\"', '\\"absent-2\\"'),
+            "",
+        ),
         ("the claim came meanwhile", real("absent-claim", claim=SEEN["never-bound"]["claim"]), ""),
         ("the claim was bound meanwhile", changed("never-bound", '"Pending"}}', '"Bound"}}'), ""),
         ("a new claim came in its place", changed("deleting", "deletionTimestamp", "x"), ""),
@@ -156,11 +215,19 @@ NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 
             real("deleting", claimName="other", claim=None),
             "ClaimTerminating",
         ),
-        ("the claim is gone, the kubelet says so", real("on-node-never", claim=None), "MountFailed"),
+        (
+            "the claim is gone, the kubelet says so",
+            real("on-node-never", claim=None),
+            "MountFailed",
+        ),
         ("gone, and only its volume is named", real("gone-path", claim=None), ""),
         ("nothing was said yet", real("gone-path", events=[]), ""),
         ("the scheduler chooses", changed("never-wait", "SchedulerError", "SchedulingGated"), ""),
-        ("our container is pulled", changed("no-sh", '"CrashLoopBackOff"', '"ImagePullBackOff"'), ""),
+        (
+            "our container is pulled",
+            changed("no-sh", '"CrashLoopBackOff"', '"ImagePullBackOff"'),
+            "",
+        ),
     ],
 )
 def test_the_words_count_only_where_what_is_known_agrees(case: str, pod: Pod, reason: str) -> None:
@@ -174,7 +241,10 @@ def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
     failure = case["events"][-1]
     assert failure["reason"] == "FailedMount"
     begun = seconds("2026-11-22T20:37:44Z")
-    for last, expected in ((begun + start_failures.LASTING - 1, False), (begun + start_failures.LASTING, True)):
+    for last, expected in (
+        (begun + start_failures.LASTING - 1, False),
+        (begun + start_failures.LASTING, True),
+    ):
         failure["lastTimestamp"] = stamp(last)
         assert (judge(real("gone-path", **case)) is not None) is expected
 
@@ -223,7 +293,9 @@ def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_g
         "claim never-wait gets no volume: failed to provision volume: quota exceeded",
         seconds(at("20:41:00")),
     )
-    assert judge(real("never-wait", now=LATER + 600, **case)) is None  # long silent: it may work on it
+    assert (
+        judge(real("never-wait", now=LATER + 600, **case)) is None
+    )  # long silent: it may work on it
 
 
 # --- seed's own time
@@ -232,16 +304,25 @@ def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_g
 PULLED = seconds("2026-11-22T20:45:00Z")  # seven minutes after its sandbox
 
 
-def seed(state: Object, restarts: int = 0, last: Object | None = None, now: float = 0.0, **more: Any) -> Pod:
+def seed(
+    state: Object, restarts: int = 0, last: Object | None = None, now: float = 0.0, **more: Any
+) -> Pod:
     """A pod whose image came at PULLED, and then seed stood like this."""
     pod = real("no-sh", now=PULLED + now, **more)
     [status] = pod.object["status"]["initContainerStatuses"]
-    status.update(state=state, restartCount=restarts, lastState={"terminated": last} if last else {})
+    status.update(
+        state=state, restartCount=restarts, lastState={"terminated": last} if last else {}
+    )
     return pod
 
 
 def end(code: int, after: float = 0.0, reason: str = "Error") -> Object:
-    return {"exitCode": code, "reason": reason, "finishedAt": stamp(PULLED + after), "startedAt": stamp(PULLED)}
+    return {
+        "exitCode": code,
+        "reason": reason,
+        "finishedAt": stamp(PULLED + after),
+        "startedAt": stamp(PULLED),
+    }
 
 
 LOOP = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
@@ -256,7 +337,11 @@ NO_SHELL = end(128, reason="StartError")
         ("started anew once", seed(LOOP, 1, end(3, 1)), None),
         ("started anew twice, ten seconds later", seed(LOOP, 2, end(3, 12)), 2 + PATIENCE),
         ("three times: it failed for 30 s", seed(LOOP, 3, end(3, 33)), 3 + PATIENCE),
-        ("it ends badly for the third time", seed({"terminated": end(3, 12)}, 2, end(3, 1)), 1 + PATIENCE),
+        (
+            "it ends badly for the third time",
+            seed({"terminated": end(3, 12)}, 2, end(3, 1)),
+            1 + PATIENCE,
+        ),
         ("its restarts took longer", seed({"terminated": end(3, 47)}, 3, end(3, 17)), 7 + PATIENCE),
         ("killed before", seed({"terminated": end(3, 12)}, 2, end(137, 1)), 2 + PATIENCE),
         ("it runs again", seed({"running": {}}, 3, end(3, 33)), None),
@@ -266,14 +351,24 @@ NO_SHELL = end(128, reason="StartError")
         ("killed, and waits", seed(LOOP, 4, end(137)), None),
         ("it ended well, and is made anew with its node", seed(LOOP, 4, end(0)), None),
         ("no program: once is enough", seed({"terminated": NO_SHELL}), PATIENCE),
-        ("no program, other runtimes' words", seed({"terminated": end(127, reason="ContainerCannotRun")}), PATIENCE),
+        (
+            "no program, other runtimes' words",
+            seed({"terminated": end(127, reason="ContainerCannotRun")}),
+            PATIENCE,
+        ),
         ("no program, and waits", seed(LOOP, 3, end(128, 33, "StartError")), 3 + PATIENCE),
         ("refused after it could not run", seed(UNMADE, 1, NO_SHELL, now=45), PATIENCE),
-        ("refused after its node ended", seed(UNMADE, 1, end(255), now=45, events=[]), 45 + PATIENCE),
+        (
+            "refused after its node ended",
+            seed(UNMADE, 1, end(255), now=45, events=[]),
+            45 + PATIENCE,
+        ),
         ("refused, no event read", seed(UNMADE, now=5, events=[]), 5 + PATIENCE),
     ],
 )
-def test_seed_is_judged_by_how_long_it_fails_by_itself(case: str, pod: Pod, after: float | None) -> None:
+def test_seed_is_judged_by_how_long_it_fails_by_itself(
+    case: str, pod: Pod, after: float | None
+) -> None:
     """Its image may have been pulled for minutes before, and the kubelet starts it again: one bad end says little."""
     trouble = judge(pod)
     assert (trouble.due - PULLED if trouble else None) == after, case
@@ -283,14 +378,21 @@ def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_s
     """Its status has no time of it."""
 
     def at(after: float, message: str) -> Object:
-        return {"reason": "Failed", "message": message, "metadata": {"creationTimestamp": stamp(PULLED + after)}}
+        return {
+            "reason": "Failed",
+            "message": message,
+            "metadata": {"creationTimestamp": stamp(PULLED + after)},
+        }
 
     pulls = [
         at(-300, "Error: ErrImagePull"),
         at(-290, "Error: ImagePullBackOff"),
         at(-300, "Failed to pull image x: no route"),
     ]
-    refused = [at(2, "Error: context deadline exceeded"), at(12, "Error: failed to reserve container name x")]
+    refused = [
+        at(2, "Error: context deadline exceeded"),
+        at(12, "Error: failed to reserve container name x"),
+    ]
     trouble = judge(seed(UNMADE, now=40, events=[*pulls, *refused]))
     assert trouble == Trouble(
         "SeedCannotRun",
@@ -305,7 +407,10 @@ def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_s
 def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> None:
     """A model that is fetched for twenty minutes is no fault of seed's."""
     case = copy.deepcopy(SEEN["no-sh"])
-    fetch = {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T20:45:00Z"}}}
+    fetch = {
+        "name": "fetch",
+        "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T20:45:00Z"}},
+    }
     case["pod"]["status"]["initContainerStatuses"].insert(0, fetch)
     trouble = judge(real("no-sh", **case))
     assert trouble is not None
@@ -378,11 +483,15 @@ def consumer(ago: float = 300, node: str = "node0", **fields: Any) -> Object:
 
 SANDBOX, SCHEDULED = "PodReadyToStartContainers", "PodScheduled"
 RUNNING = [{"name": "vllm", "state": {"running": {"startedAt": stamp(NOW)}}}]
-RESTARTS = [{"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}]
+RESTARTS = [
+    {"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}
+]
 WAITING = [{"name": "vllm", "state": {"waiting": {"reason": "PodInitializing"}}, "restartCount": 0}]
 PULLS = {"waiting": {"reason": "ImagePullBackOff"}}
 BY_CLAIM = '0/1 nodes are available: persistentvolumeclaim "pretune-qwen3" not found. not found'
-BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"
+BY_GPU = (
+    "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"
+)
 
 
 @pytest.mark.parametrize(
@@ -413,9 +522,21 @@ BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/
             ),
             False,
         ),
-        ("given to its node just now", consumer(conditions=[condition(SCHEDULED, "True", PATIENCE - 1)]), False),
-        ("given to its node long ago", consumer(conditions=[condition(SCHEDULED, "True", PATIENCE)]), True),
-        ("its node was started anew just now", consumer(conditions=[condition(SANDBOX, "False", 5)]), False),
+        (
+            "given to its node just now",
+            consumer(conditions=[condition(SCHEDULED, "True", PATIENCE - 1)]),
+            False,
+        ),
+        (
+            "given to its node long ago",
+            consumer(conditions=[condition(SCHEDULED, "True", PATIENCE)]),
+            True,
+        ),
+        (
+            "its node was started anew just now",
+            consumer(conditions=[condition(SANDBOX, "False", 5)]),
+            False,
+        ),
         (
             "unschedulable by a claim",
             consumer(node="", conditions=[condition(SCHEDULED, "False", 200, message=BY_CLAIM)]),
@@ -430,7 +551,11 @@ BY_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/
         ("young", consumer(ago=PATIENCE - 1), False),
         ("left alone by the webhook", consumer(metadata={"annotations": {}}), False),
         ("held", consumer(spec={"schedulingGates": [{"name": "pretune.dev/hold"}]}), False),
-        ("gated by another", consumer(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}), False),
+        (
+            "gated by another",
+            consumer(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}),
+            False,
+        ),
         ("being deleted", consumer(metadata={"deletionTimestamp": stamp(NOW - 5)}), False),
         ("over", consumer(phase="Failed"), False),
     ],
@@ -448,14 +573,23 @@ GIVEN = "b-default"
 
 def stuck_pod(number: int = 1, **meta: Any) -> Consumer:
     """One that the kubelet cannot start: no /bin/sh."""
-    status = json.loads(re.sub(r"2026-11-22T[0-9:]*Z", stamp(NOW - 200), json.dumps(SEEN["no-sh"]["pod"]["status"])))
-    return Consumer("web", number, age=300).given(GIVEN).meta(**meta)._but(spec={"nodeName": "node0"}, status=status)
+    status = json.loads(
+        re.sub(r"2026-11-22T[0-9:]*Z", stamp(NOW - 200), json.dumps(SEEN["no-sh"]["pod"]["status"]))
+    )
+    return (
+        Consumer("web", number, age=300)
+        .given(GIVEN)
+        .meta(**meta)
+        ._but(spec={"nodeName": "node0"}, status=status)
+    )
 
 
 def unscheduled(number: int = 1, message: str = BY_CLAIM, **meta: Any) -> Consumer:
     """One that the scheduler cannot place because of our claim."""
     name = f"pretune-{KEY.name}"
-    volumes = [{"name": "pretune-claim", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}]
+    volumes = [
+        {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}
+    ]
     said = [condition(SCHEDULED, "False", 200, message=message, reason="Unschedulable")]
     return (
         Consumer("web", number, age=300)
@@ -477,24 +611,38 @@ def sealed(**more: Any) -> Object:
 
 
 def mark(reason: str = "MountFailed", **more: Any) -> Object:
-    return {"reason": reason, "message": "m", "at": stamp(NOW - 60), "claimUID": "claim-uid", **more}
+    return {
+        "reason": reason,
+        "message": "m",
+        "at": stamp(NOW - 60),
+        "claimUID": "claim-uid",
+        **more,
+    }
 
 
 def deleted(draft: Draft) -> list[str]:
     assert not draft.actions
     assert all(isinstance(one, Delete) for one in draft.after)
-    return [f"{one.object['metadata']['name']} {one.object['metadata']['uid']}" for one in draft.after]  # type: ignore[attr-defined]
+    return [
+        f"{one.object['metadata']['name']} {one.object['metadata']['uid']}" for one in draft.after
+    ]  # type: ignore[attr-defined]
 
 
 def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() -> None:
     draft = run(stuck_pod(1), stuck_pod(2), Consumer("web", 3).given(GIVEN).runs())
     assert deleted(draft) == ["web-1 uid-web-1", "web-2 uid-web-2"]
     found = draft.bundles[GIVEN]["undeliverable"]
-    assert (found["reason"], found["at"], found["claimUID"]) == ("SeedCannotRun", stamp(NOW), "claim-uid")
+    assert (found["reason"], found["at"], found["claimUID"]) == (
+        "SeedCannotRun",
+        stamp(NOW),
+        "claim-uid",
+    )
     assert "/bin/sh" in found["message"]
     [event] = draft.events
     assert (event.reason, event.warning) == ("Rescued", True)
-    assert event.message.startswith(f"bundle {GIVEN}: 2 pods (web-1, web-2) could not start: SeedCannotRun: ")
+    assert event.message.startswith(
+        f"bundle {GIVEN}: 2 pods (web-1, web-2) could not start: SeedCannotRun: "
+    )
     assert event.message.endswith("; deleted: what comes in its place starts without us")
 
 
@@ -516,7 +664,9 @@ def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() 
     assert deleted(first) == []
     assert "undeliverable" in first.bundles[GIVEN]
     [event] = first.events
-    assert event.message.endswith("; no controller owns it: delete it and make it anew, and it starts without us")
+    assert event.message.endswith(
+        "; no controller owns it: delete it and make it anew, and it starts without us"
+    )
     again = run(bare, record=first.bundles[GIVEN])
     assert (again.after, again.events) == ([], [])
 
@@ -530,7 +680,10 @@ def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
     assert deleted(draft) == []
     assert draft.bundles[GIVEN]["undeliverable"]["reason"] == "SeedCannotRun"
     assert draft.events[0].message.endswith("; the next ones start without us")
-    assert "undeliverable" not in run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 1))).bundles[GIVEN]
+    assert (
+        "undeliverable"
+        not in run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 1))).bundles[GIVEN]
+    )
 
 
 def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
@@ -568,7 +721,9 @@ def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
         events = ({**event, "metadata": {"creationTimestamp": stamp(NOW - ago)}},)
         assert deleted(run(pod, claim=None, pod_events={"uid-web-1": events})) == expected
     other = {**event, "message": BY_GPU, "metadata": {"creationTimestamp": stamp(NOW - 299)}}
-    assert deleted(run(pod, claim=None, pod_events={"uid-web-1": (other,)})) == []  # its words are not written yet
+    assert (
+        deleted(run(pod, claim=None, pod_events={"uid-web-1": (other,)})) == []
+    )  # its words are not written yet
 
 
 def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
@@ -576,27 +731,48 @@ def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
     failing = [_failing(number) for number in (1, 2, 3)]
     events = {"uid-web-2": tuple(SEEN["on-node-absent"]["events"])}
     late = seconds("2026-11-22T20:50:00Z")
-    assert deleted(run(*failing, now=late, pod_events=events)) == [f"web-{one} uid-web-{one}" for one in (2, 1, 3)]
-    assert deleted(run(*failing, now=late)) == []
-    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))))) == [
-        "web-1 uid-web-1"
+    assert deleted(run(*failing, now=late, pod_events=events)) == [
+        f"web-{one} uid-web-{one}" for one in (2, 1, 3)
     ]
-    assert deleted(run(failing[0], now=late, record=sealed(undeliverable=mark("SeedCannotRun")))) == []
+    assert deleted(run(*failing, now=late)) == []
+    assert deleted(
+        run(failing[0], now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))))
+    ) == ["web-1 uid-web-1"]
+    assert (
+        deleted(run(failing[0], now=late, record=sealed(undeliverable=mark("SeedCannotRun")))) == []
+    )
     read = {f"uid-web-{number}": () for number in (1, 2, 3)}
     assert (
-        deleted(run(*failing, now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))), pod_events=read)) == []
+        deleted(
+            run(
+                *failing,
+                now=late,
+                record=sealed(undeliverable=mark(at=stamp(late - 60))),
+                pod_events=read,
+            )
+        )
+        == []
     )
     unmade = stuck_pod()
     unmade.object["status"]["initContainerStatuses"][0].update(state=UNMADE, lastState={})
-    assert deleted(run(unmade, record=sealed(undeliverable=mark()))) == []  # its volumes are mounted
+    assert (
+        deleted(run(unmade, record=sealed(undeliverable=mark()))) == []
+    )  # its volumes are mounted
     held = [unscheduled(one).noted(**{REASON: "Held: 4 pods"}) for one in (1, 2)]
     assert deleted(run(*held, claim=None)) == []
-    assert deleted(run(*held, claim=None, record=sealed(undeliverable=mark("ClaimNotFound", claimUID="")))) != []
+    assert (
+        deleted(
+            run(*held, claim=None, record=sealed(undeliverable=mark("ClaimNotFound", claimUID="")))
+        )
+        != []
+    )
 
 
 def _failing(number: int) -> Consumer:
     """One whose claim the kubelet cannot mount, if its events say so."""
-    case = json.loads(json.dumps(SEEN["on-node-absent"]["pod"]).replace('"absent"', f'"pretune-{KEY.name}"'))
+    case = json.loads(
+        json.dumps(SEEN["on-node-absent"]["pod"]).replace('"absent"', f'"pretune-{KEY.name}"')
+    )
     return Consumer("web", number).given(GIVEN)._but(spec=case["spec"], status=case["status"])
 
 
@@ -617,17 +793,41 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
     [
         ("nothing changed", mark(), claim(), NOW - 3600, True),
         ("another claim", mark(claimUID="other"), claim(), NOW - 3600, False),
-        ("there was no claim", {**mark("ClaimNotFound"), "claimUID": ""}, claim(), NOW - 3600, False),
+        (
+            "there was no claim",
+            {**mark("ClaimNotFound"), "claimUID": ""},
+            claim(),
+            NOW - 3600,
+            False,
+        ),
         ("no claim now", mark(), None, NOW - 3600, True),
         ("bound at last", mark("ClaimPending"), claim(), NOW - 3600, False),
         ("bound again", mark("ClaimLost"), claim(), NOW - 3600, False),
         ("not bound yet", mark("ClaimPending"), claim("Pending"), NOW - 3600, True),
-        ("still being deleted", mark("ClaimTerminating"), claim(deletionTimestamp=stamp(NOW)), NOW - 3600, True),
+        (
+            "still being deleted",
+            mark("ClaimTerminating"),
+            claim(deletionTimestamp=stamp(NOW)),
+            NOW - 3600,
+            True,
+        ),
         ("sealed anew", mark(), claim(), NOW - 59, False),
         ("not yet an hour", mark(at=stamp(NOW - 3599)), claim(), NOW - 7200, True),
         ("an hour", mark(at=stamp(NOW - 3600)), claim(), NOW - 7200, False),
-        ("an hour, the same image", mark("SeedCannotRun", at=stamp(NOW - 3600)), claim(), NOW - 7200, True),
-        ("not yet six", mark("SeedCannotRun", at=stamp(NOW - 6 * 3600 + 1)), claim(), NOW - 86400, True),
+        (
+            "an hour, the same image",
+            mark("SeedCannotRun", at=stamp(NOW - 3600)),
+            claim(),
+            NOW - 7200,
+            True,
+        ),
+        (
+            "not yet six",
+            mark("SeedCannotRun", at=stamp(NOW - 6 * 3600 + 1)),
+            claim(),
+            NOW - 86400,
+            True,
+        ),
         (
             "six hours: a tag may have moved",
             mark("SeedCannotRun", at=stamp(NOW - 6 * 3600)),
@@ -640,7 +840,9 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
 def test_a_mark_is_taken_back_when_its_cause_is_gone(
     case: str, the_mark: Object, found: Object | None, sealed_at: float, stays: bool
 ) -> None:
-    draft = run(record=record(GIVEN, sealedAt=stamp(sealed_at), undeliverable=the_mark), claim=found)
+    draft = run(
+        record=record(GIVEN, sealedAt=stamp(sealed_at), undeliverable=the_mark), claim=found
+    )
     assert ("undeliverable" in draft.bundles[GIVEN]) is stays, case
 
 
@@ -654,12 +856,16 @@ def test_a_pod_whose_events_say_nothing_yet_is_looked_at_again_ever_more_seldom(
     for ago, expected in ((10, 50), (60, 15), (400, 100), (7200, 300)):
         pod = waiting.but(conditions=[condition(SANDBOX, "False", ago)])
         assert run(pod).look == NOW + expected
-    assert run(waiting.but(conditions=[condition(SANDBOX, "True", 400)])).look is None  # images and programs
+    assert (
+        run(waiting.but(conditions=[condition(SANDBOX, "True", 400)])).look is None
+    )  # images and programs
 
 
 def test_the_words_fit_into_the_status_whatever_the_runtime_says() -> None:
     pod = stuck_pod()
-    pod.object["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = "x " * 9000
+    pod.object["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = (
+        "x " * 9000
+    )
     assert len(run(pod).bundles[GIVEN]["undeliverable"]["message"]) <= 1024
 
 

@@ -31,9 +31,16 @@ def numbered(number: int, of: Consumer = GIVEN) -> Consumer:
 
 def a_cache(status: Object | None = None, **more: Any) -> Object:
     known = record(
-        BUNDLE, fingerprint=fingerprint_of("a"), sealedAt=stamp(NOW - 3600), layout="PerRank", entries=21, **more
+        BUNDLE,
+        fingerprint=fingerprint_of("a"),
+        sealedAt=stamp(NOW - 3600),
+        layout="PerRank",
+        entries=21,
+        **more,
     )
-    return cache({"storage": {"claimUID": "claim-uid"}, "bundles": [known], **(status or {})}, source=None)
+    return cache(
+        {"storage": {"claimUID": "claim-uid"}, "bundles": [known], **(status or {})}, source=None
+    )
 
 
 def plan(
@@ -44,7 +51,9 @@ def plan(
     of: dict[str, Any] | None = None,
 ) -> Plan:
     consumers = tuple(one.object for one in pods)
-    made = seen(the_cache or a_cache(), consumers=consumers, origins=of or origin("a"), starts=starts)
+    made = seen(
+        the_cache or a_cache(), consumers=consumers, origins=of or origin("a"), starts=starts
+    )
     return decide(made, now)
 
 
@@ -53,12 +62,19 @@ def key(pod: Consumer) -> str:
 
 
 def told(*pods: tuple[Consumer, Start | str], differs: tuple[str, ...] = ()) -> dict[str, Told]:
-    return {key(pod): Told(said if isinstance(said, Start) else Start(said), differs) for pod, said in pods}
+    return {
+        key(pod): Told(said if isinstance(said, Start) else Start(said), differs)
+        for pod, said in pods
+    }
 
 
 def counted(the_plan: Plan) -> dict[str, int]:
     assert the_plan.status is not None
-    return {name: one for name, one in the_plan.status["consumers"].items() if name in (WARM, PARTIAL, TUNED)}
+    return {
+        name: one
+        for name, one in the_plan.status["consumers"].items()
+        if name in (WARM, PARTIAL, TUNED)
+    }
 
 
 def events(the_plan: Plan) -> list[str]:
@@ -84,7 +100,14 @@ def test_the_log_of_each_ready_consumer_that_was_given_a_bundle_is_worth_reading
         GIVEN.meta(deletionTimestamp=stamp(NOW)),
         GIVEN.runs(waiting={"reason": "CrashLoopBackOff"}),
     ],
-    ids=["given nothing", "not ready", "no condition", "delivered nothing", "ending", "between two starts"],
+    ids=[
+        "given nothing",
+        "not ready",
+        "no condition",
+        "delivered nothing",
+        "ending",
+        "between two starts",
+    ],
 )
 def test_no_other_log_is(pod: Consumer) -> None:
     assert plan(pod, starts={}).starts == ()
@@ -132,7 +155,11 @@ def consumers(**numbers: int) -> Object:
 
 def test_while_an_answer_is_to_come_what_was_counted_stays() -> None:
     before = consumers(warm=3, partial=0, tuned=0)
-    assert counted(plan(*FOUR, starts={}, the_cache=a_cache(before))) == {WARM: 3, PARTIAL: 0, TUNED: 0}
+    assert counted(plan(*FOUR, starts={}, the_cache=a_cache(before))) == {
+        WARM: 3,
+        PARTIAL: 0,
+        TUNED: 0,
+    }
     assert counted(plan(*FOUR, starts={})) == {}
     assert not plan(*FOUR, starts={}, the_cache=a_cache(before)).events
 
@@ -153,19 +180,36 @@ def test_the_same_answers_write_no_new_status() -> None:
 ALL = Start(TUNED, new=21, operations=("toy_gemm",), folders=("c" * 64,))
 
 
-def test_pods_that_tuned_although_they_had_their_bundle_are_said_once_by_bundle_and_factor() -> None:
+def test_pods_that_tuned_although_they_had_their_bundle_are_said_once_by_bundle_and_factor() -> (
+    None
+):
     starts = told(*((one, ALL) for one in FOUR))
     [message] = events(plan(*FOUR, starts=starts))
-    assert message.startswith(f"bundle {BUNDLE}: pods a-0, a-1, a-2 and 1 more had it and tuned all of it again")
+    assert message.startswith(
+        f"bundle {BUNDLE}: pods a-0, a-1, a-2 and 1 more had it and tuned all of it again"
+    )
     said = a_cache(consumers(warm=0, partial=0, tuned=4))
     assert not events(plan(*FOUR, starts=starts, the_cache=said))
-    assert len(events(plan(*FOUR, starts=starts, the_cache=a_cache(consumers(warm=1, partial=0, tuned=3))))) == 1
+    assert (
+        len(
+            events(
+                plan(*FOUR, starts=starts, the_cache=a_cache(consumers(warm=1, partial=0, tuned=3)))
+            )
+        )
+        == 1
+    )
 
 
 def why(
-    said: Start, pod: Consumer = GIVEN, of: dict[str, Any] | None = None, differs: tuple[str, ...] = (), **more: Any
+    said: Start,
+    pod: Consumer = GIVEN,
+    of: dict[str, Any] | None = None,
+    differs: tuple[str, ...] = (),
+    **more: Any,
 ) -> str:
-    [message] = events(plan(pod, starts=told((pod, said), differs=differs), of=of, the_cache=a_cache(**more)))
+    [message] = events(
+        plan(pod, starts=told((pod, said), differs=differs), of=of, the_cache=a_cache(**more))
+    )
     return message
 
 
@@ -183,13 +227,24 @@ def test_what_flashinfer_refused_is_the_factor(difference: Difference, words: st
 
 def test_a_key_folder_that_the_bundle_lacks_is_the_factor_with_what_differs_in_the_pod() -> None:
     words = why(ALL, differs=("env VLLM_USE_DEEP_GEMM", "args --max-num-seqs"))
-    assert "key folder cccccccccccc…" in words and "env VLLM_USE_DEEP_GEMM, args --max-num-seqs" in words
-    reference = {"name": "SEQS", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['seqs']"}}}
+    assert (
+        "key folder cccccccccccc…" in words
+        and "env VLLM_USE_DEEP_GEMM, args --max-num-seqs" in words
+    )
+    reference = {
+        "name": "SEQS",
+        "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['seqs']"}},
+    }
     key_ref = {"name": "VLLM_X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
     other = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "t"}}}
-    written = template(image="vllm:a", args=["serve", "--max-num-seqs", "$(SEQS)"], env=[reference, key_ref, other])
+    written = template(
+        image="vllm:a", args=["serve", "--max-num-seqs", "$(SEQS)"], env=[reference, key_ref, other]
+    )
     words = why(ALL, of=origin("a", of=written))
-    assert "leaves open: env SEQS (fieldRef), env VLLM_X (secretKeyRef)" in words and "TOKEN" not in words
+    assert (
+        "leaves open: env SEQS (fieldRef), env VLLM_X (secretKeyRef)" in words
+        and "TOKEN" not in words
+    )
     assert "the template's: look for what they name" in why(ALL)
 
 
@@ -204,7 +259,10 @@ def test_one_that_looked_where_others_found_it_is_told_apart() -> None:
     other = numbered(2)
     starts = told((GIVEN, ALL), (other, Start(WARM, loaded=21, folders=ALL.folders)))
     [message] = events(plan(GIVEN, other, starts=starts))
-    assert "where other pods found it, and loaded nothing" in message and "none of that name" not in message
+    assert (
+        "where other pods found it, and loaded nothing" in message
+        and "none of that name" not in message
+    )
 
 
 def test_an_empty_store_names_what_its_folder_stands_for() -> None:
@@ -214,9 +272,13 @@ def test_an_empty_store_names_what_its_folder_stands_for() -> None:
 
 def test_a_part_that_was_tuned_is_named_by_its_operations() -> None:
     words = why(Start(PARTIAL, loaded=20, new=1, operations=("toy_gemm",)))
-    assert "tuned some of it again" in words and "1 entry is not in the bundle, of toy_gemm" in words
+    assert (
+        "tuned some of it again" in words and "1 entry is not in the bundle, of toy_gemm" in words
+    )
     words = why(Start(PARTIAL, loaded=20, new=3))
-    assert "3 entries at most are not in the bundle, of operations that the log does not name" in words
+    assert (
+        "3 entries at most are not in the bundle, of operations that the log does not name" in words
+    )
 
 
 def test_another_image_under_the_same_name_is_said_first() -> None:
@@ -228,7 +290,9 @@ def test_another_image_under_the_same_name_is_said_first() -> None:
 
 def reported(reason: str, message: str = "") -> Consumer:
     end = {"exitCode": 0, "message": Report("seed", reason, message).dump()}
-    return GIVEN.but(initContainerStatuses=[{"name": names.SEED_CONTAINER, "state": {"terminated": end}}])
+    return GIVEN.but(
+        initContainerStatuses=[{"name": names.SEED_CONTAINER, "state": {"terminated": end}}]
+    )
 
 
 def test_seeds_own_word_is_the_factor_where_it_left_the_folder_empty() -> None:
@@ -273,7 +337,9 @@ PROVEN = {"proven": True, "gpus": 1, "coldSeconds": 100, "warmSeconds": 20}
 
 def started(number: int, began: float, ready: float) -> Consumer:
     return numbered(number, GIVEN.ready(since=ready)).but(
-        containerStatuses=[{"name": ENGINE, "imageID": "", "state": {"running": {"startedAt": stamp(began)}}}]
+        containerStatuses=[
+            {"name": ENGINE, "imageID": "", "state": {"running": {"startedAt": stamp(began)}}}
+        ]
     )
 
 
@@ -323,7 +389,9 @@ def test_other_starts_save_nothing(pod: Consumer) -> None:
     assert saved(plan(pod, the_cache=a_cache(**PROVEN))) == (None, None)
 
 
-@pytest.mark.parametrize(("result", "counts"), [(TUNED, 0), (PARTIAL, 0), (WARM, 1), (UNKNOWN, 1), (None, 1)])
+@pytest.mark.parametrize(
+    ("result", "counts"), [(TUNED, 0), (PARTIAL, 0), (WARM, 1), (UNKNOWN, 1), (None, 1)]
+)
 def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts: int) -> None:
     pod, other = started(1, LONG_AGO, LONG_AGO + 25), started(2, LONG_AGO, LONG_AGO + 25)
     logs = {f"uid-2/{stamp(LONG_AGO)}": Told(Start(WARM))}
@@ -338,7 +406,9 @@ def test_each_gpu_counts() -> None:
 
 
 def test_a_slower_warm_start_takes_nothing_back() -> None:
-    made = plan(started(1, LONG_AGO, LONG_AGO + 25), the_cache=a_cache(**{**PROVEN, "warmSeconds": 130}))
+    made = plan(
+        started(1, LONG_AGO, LONG_AGO + 25), the_cache=a_cache(**{**PROVEN, "warmSeconds": 130})
+    )
     assert saved(made)[0] == 0
 
 
@@ -349,13 +419,21 @@ def test_a_start_that_may_still_flip_is_looked_at_again_when_its_time_is_over() 
 
 
 STARTS = st.lists(
-    st.tuples(st.integers(0, 5), st.integers(0, 3000), st.integers(1, 140), st.lists(st.integers(1, 300), max_size=3)),
+    st.tuples(
+        st.integers(0, 5),
+        st.integers(0, 3000),
+        st.integers(1, 140),
+        st.lists(st.integers(1, 300), max_size=3),
+    ),
     max_size=12,
 )  # pod, when its engine starts, how long it takes, when it flips after that
 
 
 @law(
-    STARTS, st.lists(st.integers(0, 4000), max_size=40), st.lists(st.integers(0, 30), max_size=40), st.integers(1, 120)
+    STARTS,
+    st.lists(st.integers(0, 4000), max_size=40),
+    st.lists(st.integers(0, 30), max_size=40),
+    st.integers(1, 120),
 )
 def test_however_often_decide_runs_each_start_is_counted_at_most_once(
     happened: list[tuple[int, int, int, list[int]]], looks: list[int], losses: list[int], cold: int
@@ -375,10 +453,14 @@ def test_however_often_decide_runs_each_start_is_counted_at_most_once(
                 turns = [began + took + sum(flips[:at]) for at in range(len(flips) + 1)]
                 if past := [one for one in turns if one <= look]:
                     pods.append(started(number, NOW + began, NOW + past[-1]))
-        made = plan(*pods, the_cache=a_cache(copy.deepcopy(status), **of_record), now=NOW + look).status
+        made = plan(
+            *pods, the_cache=a_cache(copy.deepcopy(status), **of_record), now=NOW + look
+        ).status
         assert made is not None
         if index not in losses:
-            status = {name: made[name] for name in ("gpuSecondsSaved", "savedUntil") if name in made}
+            status = {
+                name: made[name] for name in ("gpuSecondsSaved", "savedUntil") if name in made
+            }
             assert status.get("gpuSecondsSaved", 0) >= total
             total = status.get("gpuSecondsSaved", 0)
             assert seconds(status.get("savedUntil", stamp(NOW))) <= NOW + look
@@ -402,7 +484,12 @@ def test_looked_at_often_enough_each_start_is_counted() -> None:
 
 def test_three_thousand_pods_are_told_in_no_time() -> None:
     pods = [numbered(number) for number in range(3000)]
-    starts = told(*((one, ALL if index % 2 else Start(WARM, folders=("d" * 64,))) for index, one in enumerate(pods)))
+    starts = told(
+        *(
+            (one, ALL if index % 2 else Start(WARM, folders=("d" * 64,)))
+            for index, one in enumerate(pods)
+        )
+    )
     without, with_ = (_time(*pods, starts=given) for given in (None, starts))
     assert with_ - without < 1.0
 

@@ -20,7 +20,10 @@ from tests.fidelity.releases import RELEASES, interpreter
 from tests.fidelity.sides import MODEL, Rehearsals
 
 HERE = Path(__file__).parent
-ONE, OTHER = {"REHEARSAL_OPERATIONS": "toy_gemm_0"}, {"REHEARSAL_OPERATIONS": "toy_gemm_0,toy_gemm_1"}
+ONE, OTHER = (
+    {"REHEARSAL_OPERATIONS": "toy_gemm_0"},
+    {"REHEARSAL_OPERATIONS": "toy_gemm_0,toy_gemm_1"},
+)
 TP2 = ("--tensor-parallel-size", "2")
 PATIENCE = 120  # seconds
 
@@ -46,7 +49,9 @@ class _Release:
         self._start("cold", "one", **ONE)
         self._start("warm", "one", **ONE)
         self._start("part", self._copy("one", "part"), **OTHER)
-        self._start("other-gpu", self._copy("one", "gpu"), **ONE, REHEARSAL_GPU="NVIDIA H100 80GB HBM3")
+        self._start(
+            "other-gpu", self._copy("one", "gpu"), **ONE, REHEARSAL_GPU="NVIDIA H100 80GB HBM3"
+        )
         self._start("off", "off", "-O0", **ONE)
         if layout.one == "Managed":
             self._start("read-only", "new", read_only=True, **ONE)
@@ -56,16 +61,27 @@ class _Release:
         if layout.several == "PerRank":
             self._start("two-ranks-warm", "two", *TP2, **ONE)
 
-    def _start(self, situation: str, cache: str, *words: str, read_only: bool = False, **environ: str) -> None:
+    def _start(
+        self, situation: str, cache: str, *words: str, read_only: bool = False, **environ: str
+    ) -> None:
         root = self._running.read_only if read_only else self._running.writable
         (self._running.writable / cache).mkdir(exist_ok=True)
         end, said = self._running.run(
-            [MODEL, *words], {VARIABLE: str(root / cache), **environ}, powerless=False, patience=PATIENCE
+            [MODEL, *words],
+            {VARIABLE: str(root / cache), **environ},
+            powerless=False,
+            patience=PATIENCE,
         )
         assert end == "ready", f"{self._release} {situation}: {end}\n{said}"
         # Bytes: as text it would lose the returns with which progress bars are redrawn.
-        log = max((Path(self._folder) / "logs").iterdir(), key=lambda one: int(one.name)).read_bytes().decode()
-        (HERE / f"{self._release}.{situation}.txt").write_bytes(self._elsewhere(log, str(root / cache)).encode())
+        log = (
+            max((Path(self._folder) / "logs").iterdir(), key=lambda one: int(one.name))
+            .read_bytes()
+            .decode()
+        )
+        (HERE / f"{self._release}.{situation}.txt").write_bytes(
+            self._elsewhere(log, str(root / cache)).encode()
+        )
         print(self._release, situation)
 
     def _copy(self, cache: str, name: str) -> str:
@@ -73,7 +89,11 @@ class _Release:
         return name
 
     def _elsewhere(self, log: str, cache: str) -> str:
-        for place, name in ((cache, "/pretune/tactics"), (self._folder, "/tmp"), (str(HERE.parents[5]), "/opt")):
+        for place, name in (
+            (cache, "/pretune/tactics"),
+            (self._folder, "/tmp"),
+            (str(HERE.parents[5]), "/opt"),
+        ):
             log = log.replace(place, name)
         log = re.sub(r"/\S*/site-packages/", "/opt/venv/lib/python3.11/site-packages/", log)
         return re.sub(r"\b(?:\d{1,3}\.){3}\d{1,3}:\d+", "127.0.0.1:1", log)
