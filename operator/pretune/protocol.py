@@ -24,7 +24,8 @@ AGENT_FILE = "agent.pyz"  # the ConfigMap's key
 
 TOO_SLOW = 75  # seed's exit code where it may still be stuck in a read of the claim: its script clears the folder once more, and ends well
 
-# The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096 bytes (facts/kubernetes.md).
+# The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096 bytes
+# (docs/dev/facts-kubernetes.md).
 REPORT_BYTES = 700
 ANSWER_BYTES = 4000  # of inspect, which is alone in its pod
 ANSWERS = 8  # bundles that one inspect answers for, so that its report stays within ANSWER_BYTES

@@ -20,5 +20,5 @@ class Key:
 
     @property
     def folder(self) -> str:
-        """The cache's folder on a claim (design, section 7)."""
+        """The cache's folder on a claim."""
         return f"{self.namespace}.{self.name}"

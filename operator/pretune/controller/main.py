@@ -1,7 +1,7 @@
 """The controller: kopf says that something happened, the queue says when to look, reconcile does the rest.
 
 kopf's handlers only wake keys. `on.event` writes nothing to any object: no finalizer, no annotation, so that an uninstalled operator
-leaves nothing behind that could block a deletion (facts/kubernetes.md).
+leaves nothing behind that could block a deletion (docs/dev/facts-kubernetes.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The only module that talks to Kubernetes: plain dicts in, plain dicts out.
 
-The client's typed models reject unknown fields on write and drop them on read (facts/kubernetes.md), and its dynamic client keeps
+The client's typed models reject unknown fields on write and drop them on read
+(docs/dev/facts-kubernetes.md), and its dynamic client keeps
 what it discovers in a temporary file, which a read-only root has not. So only its configuration (service account, kubeconfig,
 renewal of tokens) and its HTTP session are used. `tests/sim` implements the same Protocol in memory.
 """
@@ -33,7 +34,7 @@ from pretune.kube.types import ApiError, Event, NoSuchKind, metadata, whole
 log = logging.getLogger(__name__)
 
 MANAGER = "pretune"  # field manager, and the name under which Events are reported
-PAGE = 500  # objects of one list request: 3,000 pods at once were 17 MB and 149 MiB resident (facts/kubernetes.md)
+PAGE = 500  # objects of one list request: 3,000 pods at once were 17 MB and 149 MiB resident
 CALL = aiohttp.ClientTimeout(total=30)
 # A watch sends a bookmark a minute even when nothing happens; a silent one is a dead connection.
 SILENT = 90.0  # seconds

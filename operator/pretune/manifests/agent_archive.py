@@ -1,4 +1,4 @@
-"""The agent as an immutable ConfigMap: a zip of this package's own files, which python3 in the engine's image runs (design, section 4)."""
+"""The agent as an immutable ConfigMap: a zip of this package's own files, which python3 in the engine's image runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""check, seal and seed: the agent, run in the engine's own image with its uid and PATH, and without its GPUs (design, section 4)."""
+"""check, seal and seed: the agent, run in the engine's own image with its uid and PATH, and without its GPUs."""
 
 from __future__ import annotations
 

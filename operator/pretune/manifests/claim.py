@@ -1,4 +1,4 @@
-"""The cache's own claim (design, section 7). Pure."""
+"""The cache's own claim. Pure."""
 
 from __future__ import annotations
 

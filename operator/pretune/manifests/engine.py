@@ -1,5 +1,5 @@
 """The engine in a tuning pod: the serving one, but for the override variable, probes, lifecycle hooks, its place and where its last
-words are taken from (invariant 10)."""
+words are taken from (docs/dev/invariants.md, 10)."""
 
 from __future__ import annotations
 

@@ -249,7 +249,8 @@ def job_of(
     annotations: Mapping[str, str],
     pod: Object,
 ) -> Object:
-    """One pod at a time, never a second try by itself; an evicted or preempted pod is replaced and not counted (seen, facts)."""
+    """One pod at a time, never a second try by itself; an evicted or preempted pod is replaced and not counted
+    (docs/dev/facts-kubernetes.md)."""
     owner = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": KIND,

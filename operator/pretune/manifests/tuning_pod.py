@@ -1,4 +1,4 @@
-"""The pod of an attempt or a proof, made from the serving pod's template (design, section 5): the engine beside ours, and nothing that
+"""The pod of an attempt or a proof, made from the serving pod's template: the engine beside ours, and nothing that
 serves."""
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One spelling for what an author wrote and for what the API server stored of it: both must give the same fingerprint.
 
-The API server drops empty fields, adds defaults (`fieldRef.apiVersion: v1`) and writes numbers as strings (facts/kubernetes.md).
+The API server drops empty fields, adds defaults (`fieldRef.apiVersion: v1`) and writes numbers as strings
+(docs/dev/facts-kubernetes.md).
 """
 
 from __future__ import annotations

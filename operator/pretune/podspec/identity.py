@@ -84,7 +84,7 @@ def target_of(pod: Object, spec: Spec) -> Target | None:
     spec.nodeSelector, a pod or its template.
 
     The only target of the cache; else the one that the annotation pretune.dev/target names; else the only one whose nodeSelector
-    the pod's own contains (design, section 6).
+    the pod's own contains.
     """
     if len(spec.targets) == 1:
         return spec.targets[0]

@@ -78,7 +78,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a consumer's pod template comes from, as its author wrote it (design, section 3 A)."""
+    """Where a consumer's pod template comes from, as its author wrote it (docs/dev/architecture.md)."""
 
     kind: str  # ReplicaSet | StatefulSet | DaemonSet | Job: the controlling owner; Pod: the pod is its own template
     name: str

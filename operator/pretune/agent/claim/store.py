@@ -1,4 +1,4 @@
-"""The bundles of one cache on its claim: found, proven, published, removed (design, section 7).
+"""The bundles of one cache on its claim: found, proven, published, removed.
 
     <subPath>/<namespace>.<cache>/bundles/<id>/{manifest.json,tactics/…}
     <subPath>/<namespace>.<cache>/proofs/<id>.json                          the engine started warm from it once (agent/proofs.py)

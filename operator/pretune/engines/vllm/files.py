@@ -1,6 +1,7 @@
 """All that pretune knows of vLLM: its variable, its flags, which releases persist tactics, and how their files look.
 
-Read in the sources of vLLM 0.22 to 0.33 and FlashInfer 0.6.11 to 0.7.2 (facts/vllm.md). Standard library only, Python 3.8,
+Read in the sources of vLLM 0.22 to 0.33 and FlashInfer 0.6.11 to 0.7.2 (docs/dev/facts-vllm.md).
+Standard library only, Python 3.8,
 and no I/O: the caller hands in words, names and a function that reads a file. The agent and the controller both use it.
 """
 

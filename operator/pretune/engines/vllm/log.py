@@ -1,6 +1,7 @@
 """What an engine's log says of its start: what it loaded, what it tuned all the same, and what kept it from loading.
 
-The lines are those of vLLM's `kernel_warmup.py` and FlashInfer's `autotuner.py` and `autotune_cache.py` (facts/vllm.md); real logs of each
+The lines are those of vLLM's `kernel_warmup.py` and FlashInfer's `autotuner.py` and `autotune_cache.py`
+(docs/dev/facts-vllm.md); real logs of each
 release are in tests/unit/engines/vllm/data/logs.
 Prefixes (process, rank, time, colours, JSON) vary, so each message is looked for anywhere in its line.
 Standard library only, no I/O, and bounded: whatever is fed, no more is kept than LONGEST bytes of one line and some short words.

@@ -281,7 +281,7 @@ def _waiting(a: Attempt, reasons: tuple[str, ...], ours: str) -> Standing | None
 
 
 def engine_failed(a: Attempt) -> Standing | None:
-    """One start only: a restart over half-written files can itself be the warm hang (design, section 5)."""
+    """One start only: a restart over half-written files can itself be the warm hang."""
     if a.pod is None or not crashes(a.pod):
         return None
     engine = engine_name(a.pod)

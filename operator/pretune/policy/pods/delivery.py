@@ -102,7 +102,7 @@ def _mode(a: Arrival) -> tuple[str, str]:
 
     ReadOnly only where the engine of that layout reads nothing but what is sealed; where the status speaks of this very spec, and
     nobody looks whether the claim still holds it (an engine without its folder could not start, while seed starts it cold); not what
-    another engine wrote, until a proof has shown that this one finds its key folder there (facts of vLLM: a miss crashes); and
+    another engine wrote, until a proof has shown that this one finds its key folder there (docs/dev/facts-vllm.md: a miss crashes); and
     where the image is still the one that was tuned: behind a moved tag may be a release that writes, and seed compares versions.
     """
     layout, asked = a.record.get("layout"), a.spec.delivery

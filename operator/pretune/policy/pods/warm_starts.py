@@ -180,7 +180,7 @@ def factor(draft: Draft, one: Consumer, warm: set[str]) -> str:
 
 
 def _other_store(said: log.Start, warm: set[str]) -> str:
-    """FlashInfer names the folder after the GPU and the versions of its libraries (facts/vllm.md)."""
+    """FlashInfer names the folder after the GPU and the versions of its libraries (docs/dev/facts-flashinfer.md)."""
     there = f", others found it in {_short(warm)}" if warm else ""
     return (
         f"its store {_short(said.folders)} has no entries{there}: the GPU, or the version of FlashInfer, CUDA, cuBLAS, cuDNN or CUTLASS,"
