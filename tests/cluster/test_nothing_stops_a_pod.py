@@ -1,5 +1,7 @@
-"""Invariants 3 and 4 on the real cluster: whatever of ours is broken, a pod that would start without us starts, in the stated time, and
-says why it starts as it does."""
+"""Whatever part of pretune is broken, a pod that would start without it starts, in the stated time.
+
+The pod says why it starts as it does. docs/dev/invariants.md, 3 and 4, on a real cluster.
+"""
 
 from __future__ import annotations
 

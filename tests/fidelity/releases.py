@@ -1,6 +1,7 @@
 """The vLLM releases whose own code is run: what each is made of, how it keeps its tactics, and an interpreter that has it.
 
-The versions come from images/rehearsal/releases.json, the layouts from facts/vllm.md; what the rehearsals show is held against them.
+The versions come from images/rehearsal/releases.json, the layouts from docs/dev/facts-vllm.md.
+Tests compare what the rehearsals show with them.
 """
 
 from __future__ import annotations

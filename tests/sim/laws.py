@@ -1,4 +1,7 @@
-"""What must hold at every moment, whoever was killed: the design's invariants 1, 2, 8 and 9, and the form of every status."""
+"""What must hold at every moment, whichever process was killed, and the form of every status.
+
+docs/dev/invariants.md: 1, 2, 8 and 9.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,7 @@ class Laws:
             )
 
     def _one_attempt(self) -> None:
-        """Invariant 1, proofs included. A pod whose node has not answered for ten minutes counts as gone."""
+        """docs/dev/invariants.md, 1, proofs included. A pod whose node has not answered for ten minutes counts as gone."""
         alive = Counter(
             pod["metadata"]["labels"][BUNDLE]
             for role in (TUNING, PROOF)
@@ -133,7 +136,7 @@ class Laws:
         return bool(since) and self.world.clock.now - seconds(since) >= LOST
 
     def _bundles_stay(self) -> None:
-        """Invariant 2: on one claim an id has one digest, until prune has removed it."""
+        """docs/dev/invariants.md, 2: on one claim an id has one digest, until prune has removed it."""
         for uid, volume in self.world.volumes.items():
             for place, bundle in volume.bundles.items():
                 before = self.sealed.setdefault((uid, place), bundle.digest)

@@ -1,4 +1,7 @@
-"""What consumers are promised (design, section 9: invariants 3, 4, 5, 8): at every write, after every look of the controller, at rest."""
+"""What consumers are promised: at every write, after every reconcile of the controller, at rest.
+
+docs/dev/invariants.md: 3, 4, 5 and 8.
+"""
 
 from __future__ import annotations
 
@@ -276,7 +279,7 @@ def without_us(pod: Object) -> Object:
 
 
 def _undone(was: Object, made: Object) -> None:
-    """Invariant 5."""
+    """docs/dev/invariants.md, 5."""
     if note(made, DELIVERY) == "None":
         return
     assert strip(made) == strip(was) == was, "strip is not the inverse of inject"

@@ -1,7 +1,8 @@
 """StatefulSets: one pod after another, each under its own name, from a ControllerRevision.
 
-What they do was read in kube-controller-manager's pkg/controller/statefulset, and seen (facts/kubernetes.md): a replaced pod that does
-not become ready stops everything, going back included.
+What they do was read in kube-controller-manager's pkg/controller/statefulset,
+and seen on a real cluster (docs/dev/facts-kubernetes.md): a replaced pod that does not become ready stops
+the rollout, and a rollback of it.
 """
 
 from __future__ import annotations

@@ -66,7 +66,10 @@ class Volume:
 
 
 class Storage:
-    """Seen (facts/kubernetes.md): an unscheduled pod, gated or not, does not protect a claim; an ended one that was scheduled does."""
+    """Whether a pod protects the claim. An unscheduled pod, gated or not, does not; an ended one that was scheduled does.
+
+    Seen on a real cluster: docs/dev/facts-kubernetes.md.
+    """
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground

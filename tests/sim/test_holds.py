@@ -1,4 +1,4 @@
-"""Journeys of pods that wait: for how long, for what, and what ends it (design, section 6; invariant 3)."""
+"""Journeys of pods that wait: for how long, for what, and what ends it (docs/dev/invariants.md, 3)."""
 
 from __future__ import annotations
 

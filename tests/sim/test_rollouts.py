@@ -1,4 +1,4 @@
-"""Journeys of pre-warmed rollouts: who waits, who does not, and that others serve meanwhile (design, sections 3 B and 6)."""
+"""Journeys of pre-warmed rollouts: who waits, who does not, and that others serve meanwhile."""
 
 from __future__ import annotations
 

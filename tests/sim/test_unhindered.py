@@ -1,5 +1,5 @@
 """Journeys in which something of ours fails: a pod that would start without us starts with us, in time, with a reason that a person
-finds (design, section 6; invariants 4 and 5)."""
+finds (docs/dev/invariants.md, 4 and 5)."""
 
 from __future__ import annotations
 

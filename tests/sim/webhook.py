@@ -106,7 +106,7 @@ class Webhook:
 
     @property
     def may_hold(self) -> bool:
-        """Whether somebody is there to release a pod, and it can know of it: what the design asks for, by the test's own clock."""
+        """Whether a controller can release a pod, as far as the webhook can know, by the test's own clock."""
         limits = (self.controller_died, self.blind)
         return all(since is None or self.clock.now - since < DURATION for since in limits)
 

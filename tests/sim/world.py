@@ -1,6 +1,6 @@
 """Everything beside the controller, room by room: storage, Jobs, workloads, kubelet; the webhook; and the faults that a test calls by name.
 
-What it imitates was seen on a real cluster (facts/kubernetes.md) or read in its source.
+What it imitates was seen on a real cluster (docs/dev/facts-kubernetes.md) or read in its source.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Invariant 2, from the inside: a process that dies after any of its operations leaves each bundle whole or absent."""
+"""docs/dev/invariants.md, 2, from the inside: a process that dies after any of its operations leaves each bundle whole or absent."""
 
 from __future__ import annotations
 

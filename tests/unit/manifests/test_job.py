@@ -1,4 +1,7 @@
-"""The tuning Job is the serving pod's copy, but for what the design names; inspect and prune are small and hold no GPU."""
+"""The tuning Job is a copy of the serving pod, except for the fields in docs/dev/invariants.md, 10.
+
+Inspect and prune Jobs are small and hold no GPU.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ def env_of(container: Object) -> dict[str, Any]:
     return {one["name"]: one.get("value", one.get("valueFrom")) for one in container.get("env", [])}
 
 
-# --- invariant 10
+# --- docs/dev/invariants.md, 10
 
 
 @law(templates())
@@ -159,7 +162,7 @@ def test_the_override_stays_where_it_stood_so_that_what_refers_to_it_finds_ours(
     assert [one["name"] for one in engine_in(tuned(pod))["env"]] == ["A", cli.OVERRIDE, "LOG"]
 
 
-# --- invariants 6 and 7
+# --- docs/dev/invariants.md, 6 and 7
 
 
 @law(templates())

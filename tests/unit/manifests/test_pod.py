@@ -1,4 +1,7 @@
-"""What a consumer is given, and that it can all be taken out again: invariant 5, and the half of 4 that is the pod's own form."""
+"""What a consumer is given, and that it can all be taken out again.
+
+docs/dev/invariants.md: 5, and the half of 4 that is the pod's own form.
+"""
 
 from __future__ import annotations
 

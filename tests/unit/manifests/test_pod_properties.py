@@ -1,4 +1,4 @@
-"""Invariant 5 over many pods: 100,000 by default, PRETUNE_PROPERTIES=1000000 for more. A failure names the pod's number."""
+"""docs/dev/invariants.md, 5, over many pods: 100,000 by default, PRETUNE_PROPERTIES=1000000 for more. A failure names the pod's number."""
 
 from __future__ import annotations
 
