@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 
 from tests.bench.harness import Bench, Watcher, cache, labelled, seal_ended, storage_ready
 from tests.bench.table import Row
@@ -76,7 +76,10 @@ def released(bench: Bench) -> list[Row]:
     """Both on pods of the same form; only who sends the patches differs."""
     with bench.namespace("release") as namespace:
         time.sleep(
-            max(0.0, seconds(bench.controller()["status"]["startTime"]) + SWEPT - time.time())
+            max(
+                0.0,
+                parse_timestamp(bench.controller()["status"]["startTime"]) + SWEPT - time.time(),
+            )
         )
         loops = {}
         for at_a_time in (1, 8):

@@ -12,7 +12,7 @@ from pretune.api.names import (
     SEAL_CONTAINER,
     SEED_CONTAINER,
 )
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.manifests.agent_container import AGENT_VOLUME
 from pretune.protocol import ANSWERS, Report
@@ -57,7 +57,7 @@ def publish(ground: Ground, pod: Object) -> Bundle:
             layout=ground.layout,
             entries=entries,
             message=f"{entries} entries in 1 rank file",
-            at=stamp(ground.clock.now),
+            at=format_timestamp(ground.clock.now),
             seconds=int(TUNES_FOR),
             versions=ground.versions.get(
                 next(one["image"] for one in pod["spec"]["containers"]), VERSIONS

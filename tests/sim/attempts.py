@@ -16,7 +16,7 @@ from pretune.api.names import (
     SEAL_CONTAINER,
     SEED_CONTAINER,
 )
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.protocol import Report
 
@@ -58,7 +58,7 @@ class Attempts:
             and not status(pod, engine(pod)).get("started")
             and not self._hangs(pod)
         ):
-            yield seconds(found["running"]["startedAt"]) + self._takes(pod)
+            yield parse_timestamp(found["running"]["startedAt"]) + self._takes(pod)
 
     def _is_warm(self, pod: Object) -> bool:
         """A proof's engine that has its bundle: copied, or read where it lies."""
@@ -93,7 +93,7 @@ class Attempts:
         if name == engine(pod):
             if self.ground.warm_crashes if self._is_warm(pod) else self.ground.engine_crashes:
                 return f"{name} crashes", lambda: self._crash(pod, name)
-            due = seconds(state(pod, name)["running"]["startedAt"]) + self._takes(pod)
+            due = parse_timestamp(state(pod, name)["running"]["startedAt"]) + self._takes(pod)
             if self._hangs(pod) or self.ground.clock.now < due:
                 return WAIT
         return f"{name} is ready", lambda: self.kubelet.ready(pod, name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Event, NoSuchKind, whole
 
@@ -157,7 +157,7 @@ class Server:
         self._uids += 1
         meta.update(
             uid=f"{self._uids:08x}-0000-4000-8000-000000000000",
-            creationTimestamp=stamp(self.clock.now),
+            creationTimestamp=format_timestamp(self.clock.now),
             generation=1,
         )
         meta.pop("deletionTimestamp", None)
@@ -226,7 +226,7 @@ class Server:
                 period = (
                     old["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
                 )
-                when = stamp(self.clock.now + (period if running else 0))
+                when = format_timestamp(self.clock.now + (period if running else 0))
                 self._store(
                     place, {**old, "metadata": {**meta, "deletionTimestamp": when}}, "delete", by
                 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pretune.api.names import PROOF, ROLE, TUNING
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.protocol import CLAIM_MOUNT, Versions
 
@@ -182,7 +182,7 @@ class Ground:
             "message": message,
             "lastTransitionTime": old["lastTransitionTime"]
             if same and old
-            else stamp(self.clock.now),
+            else format_timestamp(self.clock.now),
         }
         others = [one for one in pod["status"].get("conditions", ()) if one["type"] != kind]
         pod["status"]["conditions"] = [*others, new]
@@ -202,7 +202,7 @@ class Ground:
             "reason": reason,
             "message": message,
             "count": 1,
-            "lastTimestamp": stamp(self.clock.now),
+            "lastTimestamp": format_timestamp(self.clock.now),
         }
         old = self.server.stored("v1", "Event", meta["namespace"], name) if name else None
         if old is None:

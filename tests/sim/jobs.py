@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
 
@@ -51,7 +51,7 @@ class Jobs:
         for job in self.ground.stored("batch/v1", "Job"):
             spec, begun = job["spec"], (job.get("status") or {}).get("startTime")
             if "activeDeadlineSeconds" in spec and begun and not over(job):
-                yield seconds(begun) + spec["activeDeadlineSeconds"]
+                yield parse_timestamp(begun) + spec["activeDeadlineSeconds"]
             if over(job) and "ttlSecondsAfterFinished" in spec:
                 yield finished_at(job) + spec["ttlSecondsAfterFinished"]
 
@@ -97,9 +97,9 @@ class Jobs:
         if "template" not in spec:
             return None
         if not status.get("startTime"):
-            return "starts", lambda: self._status(job, {"startTime": stamp(now)})
+            return "starts", lambda: self._status(job, {"startTime": format_timestamp(now)})
         deadline = spec.get("activeDeadlineSeconds")
-        if deadline is not None and now >= seconds(status["startTime"]) + deadline:
+        if deadline is not None and now >= parse_timestamp(status["startTime"]) + deadline:
             return "is past its deadline", partial(
                 self._fail, job, "DeadlineExceeded", "Job was active longer than specified deadline"
             )
@@ -171,7 +171,7 @@ class Jobs:
         self._say(job, "FailureTarget", reason, message)
 
     def _say(self, job: Object, kind: str, reason: str, message: str) -> None:
-        now = stamp(self.ground.clock.now)
+        now = format_timestamp(self.ground.clock.now)
         found = [*(job.get("status") or {}).get("conditions", ())]
         found.append(
             {

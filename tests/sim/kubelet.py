@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 
 from tests.sim.attempts import Attempts
@@ -80,7 +80,7 @@ class Kubelet:
                 continue
             limit, start = pod["spec"].get("activeDeadlineSeconds"), pod["status"].get("startTime")
             if limit and start:
-                yield seconds(start) + limit
+                yield parse_timestamp(start) + limit
             if not _mounted(pod) and pod["metadata"]["uid"] in self._mount_at:
                 yield self._mount_at[pod["metadata"]["uid"]]
             for one in containers(pod):
@@ -100,7 +100,7 @@ class Kubelet:
         start, limit = pod["status"].get("startTime"), pod["spec"].get("activeDeadlineSeconds")
         if start is None:
             return "is accepted by its node", lambda: self._accept(pod)
-        if limit and self.clock.now >= seconds(start) + limit:
+        if limit and self.clock.now >= parse_timestamp(start) + limit:
             return "is past its deadline", lambda: self._deadline(pod)
         if move := self._mount(pod):
             return move
@@ -129,7 +129,7 @@ class Kubelet:
                 }
                 for one in pod["spec"].get(names, ())
             ]
-        pod["status"]["startTime"] = stamp(self.clock.now)
+        pod["status"]["startTime"] = format_timestamp(self.clock.now)
         if consumer(pod):
             self.ground.condition(pod, "Ready", "False", "ContainersNotReady", "")
         self.ground.condition(
@@ -164,7 +164,7 @@ class Kubelet:
         self.ground.write(pod)
 
     def _mount_fails(self, pod: Object) -> None:
-        tried = self.clock.now - seconds(pod["status"]["startTime"])
+        tried = self.clock.now - parse_timestamp(pod["status"]["startTime"])
         pause = next((one for one in MOUNT_AGAIN if one > tried), MOUNT_AGAIN[-1])
         self._mount_at[pod["metadata"]["uid"]] = self.clock.now + pause
         claim = self.ground.claim(pod, self._unmounted(pod))
@@ -247,7 +247,7 @@ class Kubelet:
         found = status(pod, name)
         if again:
             found["lastState"], found["restartCount"] = found["state"], found["restartCount"] + 1
-        found["state"] = {"running": {"startedAt": stamp(self.clock.now)}}
+        found["state"] = {"running": {"startedAt": format_timestamp(self.clock.now)}}
         image = next(one.get("image", "") for one in every_container(pod) if one["name"] == name)
         content = self.ground.content.get(image, image)
         found["imageID"] = (
@@ -271,12 +271,12 @@ class Kubelet:
         """A container ends."""
         pod = self.ground.fresh(pod)
         found = status(pod, name)
-        began = found["state"].get("running", {}).get("startedAt", stamp(self.clock.now))
+        began = found["state"].get("running", {}).get("startedAt", format_timestamp(self.clock.now))
         ended: dict[str, Any] = {
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
             "startedAt": began,
-            "finishedAt": stamp(self.clock.now),
+            "finishedAt": format_timestamp(self.clock.now),
         }
         if message:
             ended["message"] = message
@@ -322,7 +322,7 @@ class Kubelet:
                     "exitCode": code,
                     "reason": "Error",
                     "startedAt": began,
-                    "finishedAt": stamp(self.clock.now),
+                    "finishedAt": format_timestamp(self.clock.now),
                 }
                 found["state"] = {"terminated": ended}
         if said(pod, "Ready"):
@@ -335,7 +335,7 @@ def _restarts(pod: Object) -> bool:
 
 def _restart_at(found: Object) -> float:
     return (
-        seconds(found["state"]["terminated"]["finishedAt"])
+        parse_timestamp(found["state"]["terminated"]["finishedAt"])
         + RESTART[min(found["restartCount"], len(RESTART) - 1)]
     )
 

@@ -15,7 +15,7 @@ import jsonschema  # type: ignore[import-untyped]
 import yaml
 from pretune.api.names import BUNDLE, PROOF, ROLE, TUNING
 from pretune.api.reasons import ADVICE, REASONS
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 
 from tests.sim.cluster import Server, Write
@@ -133,7 +133,7 @@ class Laws:
 
     def _lost(self, pod: Object) -> bool:
         since = pod["metadata"].get("deletionTimestamp")
-        return bool(since) and self.world.clock.now - seconds(since) >= LOST
+        return bool(since) and self.world.clock.now - parse_timestamp(since) >= LOST
 
     def _bundles_stay(self) -> None:
         """docs/dev/invariants.md, 2: on one claim an id has one digest, until prune has removed it."""

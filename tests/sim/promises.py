@@ -8,7 +8,7 @@ from __future__ import annotations
 from pretune.api.names import BUNDLE, CACHE, DELIVERY, HOLD, KIND, SEALED
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.pod import inject, strip
 from pretune.podspec import identity
@@ -73,7 +73,7 @@ class Promises(Laws):
             if webhook.up and not webhook.lag and webhook.blind is None:
                 self._seen_clearly.add(uid)
                 cache = self._cache(pod)
-                if cache is not None and Spec.of(cache).verify == "BeforeRelease":
+                if cache is not None and Spec.from_cache(cache).verify == "BeforeRelease":
                     self._to_be_proven.add(uid)
             if is_held(pod):
                 self._may_be_held(pod)
@@ -95,7 +95,7 @@ class Promises(Laws):
             return
         cache = self._cache(pod)
         assert cache is not None, f"{name} is held for no cache"
-        spec, record = Spec.of(cache), self._record(pod)
+        spec, record = Spec.from_cache(cache), self._record(pod)
         assert not _is_given(record, spec), f"{name} is held although its bundle is sealed"
         if spec.hold.when == "WhenServing" and self.calm:
             assert controller(pod).get("kind") == "ReplicaSet", (
@@ -129,8 +129,8 @@ class Promises(Laws):
         if record:
             assert "undeliverable" in record, f"{name} was deleted before the status remembers why"
             if pod["metadata"]["uid"] in self._seen_clearly:
-                made = seconds(pod["metadata"]["creationTimestamp"])
-                assert made <= seconds(record["undeliverable"]["at"]), (
+                made = parse_timestamp(pod["metadata"]["creationTimestamp"])
+                assert made <= parse_timestamp(record["undeliverable"]["at"]), (
                     f"{name} was made after it was known, and deleted"
                 )
 
@@ -158,8 +158,9 @@ class Promises(Laws):
         name, cache = pod["metadata"]["name"], self._cache(pod)
         assert cache is not None, f"{name} is held, and its cache is gone"
         spec, until = (
-            Spec.of(cache),
-            seconds(pod["metadata"]["creationTimestamp"]) + Spec.of(cache).hold.timeout,
+            Spec.from_cache(cache),
+            parse_timestamp(pod["metadata"]["creationTimestamp"])
+            + Spec.from_cache(cache).hold.timeout,
         )
         assert not _is_given(self._record(pod), spec), (
             f"{name} is held although its bundle is sealed"
@@ -219,7 +220,7 @@ class Promises(Laws):
             if leaving(pod) or terminal(pod):
                 continue
             if is_held(pod):
-                kept = cache is not None and Spec.of(cache).hold.on_failure == "Keep"
+                kept = cache is not None and Spec.from_cache(cache).hold.on_failure == "Keep"
                 assert kept, f"{name} is held for ever"
                 continue
             assert not self.only_we_stop(pod) or not controller(pod), (
@@ -239,7 +240,7 @@ class Promises(Laws):
                 "held": sum(map(is_held, living)),
                 "ready": sum(map(ready, living)),
             }
-            if Spec.of(cache).engine_container not in ("", "vllm"):
+            if Spec.from_cache(cache).engine_container not in ("", "vllm"):
                 continue  # which container serves cannot be told
             assert told is not None, "status.consumers is not there"
             assert {name: told[name] for name in wanted} == wanted, (told, wanted)

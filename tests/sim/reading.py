@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pretune.api.names import CACHE, HOLD, PROOF, ROLE, TUNING
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.protocol import TASK_VARIABLE, Task
 
@@ -160,4 +160,4 @@ def over(job: Object) -> bool:
 def finished_at(job: Object) -> float:
     found = said(job, "Complete") or said(job, "Failed")
     assert found is not None
-    return seconds(found["lastTransitionTime"])
+    return parse_timestamp(found["lastTransitionTime"])

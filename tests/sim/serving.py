@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pretune.api.names import SEED_CONTAINER
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.protocol import CLAIM_MOUNT
@@ -37,7 +37,7 @@ class Serving:
                 "exitCode": 128,
                 "reason": "StartError",
                 "message": message,
-                "finishedAt": stamp(self.ground.clock.now),
+                "finishedAt": format_timestamp(self.ground.clock.now),
             }
             status(pod, name)["state"] = {"terminated": end}
         if name == engine(pod):
@@ -53,7 +53,7 @@ class Serving:
     def due(self, pod: Object) -> Iterator[float]:
         found = state(pod, engine(pod)).get("running")
         if found:
-            begun = seconds(found["startedAt"]) + self._start_takes(pod)
+            begun = parse_timestamp(found["startedAt"]) + self._start_takes(pod)
             yield begun
             if not _serves(pod):
                 yield begun + WORKS_FOR
@@ -72,11 +72,11 @@ class Serving:
             state(pod, name)["running"]["startedAt"],
         )
         if not status(pod, name).get("ready"):
-            due = self.ground.clock.now >= seconds(began) + takes
+            due = self.ground.clock.now >= parse_timestamp(began) + takes
             return (f"{name} is ready", lambda: self.kubelet.ready(pod, name)) if due else WAIT
         if _serves(pod):
             return None
-        over = self.ground.clock.now >= seconds(began) + takes + WORKS_FOR
+        over = self.ground.clock.now >= parse_timestamp(began) + takes + WORKS_FOR
         return (
             (f"{name} has done its work", lambda: self.kubelet.end(pod, name, 0, ""))
             if over

@@ -280,7 +280,7 @@ class Simulation:
         source = self.server.get(*DEPLOYMENT)
         if cache is None or source is None:
             return []
-        spec = Spec.of(cache)
+        spec = Spec.from_cache(cache)
         try:
             template = template_of(source)
             return [identity.inputs(template, spec, target).bundle_id() for target in spec.targets]
@@ -295,7 +295,7 @@ class Simulation:
         cache = self.server.get(*CACHE)
         if cache is None:
             return {}
-        spec = Spec.of(cache)
+        spec = Spec.from_cache(cache)
         folder = "/".join(filter(None, (spec.claim.sub_path, KEY.folder)))
         found = self.world.bundles(KEY.namespace, claim_name(KEY.name, spec))
         return {place[1]: one for place, one in found.items() if place[0] == folder}

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from pretune.api.names import FAILED, INSPECT, REFUSED, SEALED, TUNING
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.manifests.agent_archive import agent
 
 from tests.sim.simulation import CLAIM, FAR, Simulation, template
@@ -139,7 +139,7 @@ def test_failed_attempts_are_tried_again_after_30_and_120_seconds_and_the_third_
     assert record["state"] == FAILED and record["attempts"] == 3
     assert "exit code 1" in record["message"] and "CUDA error: out of memory" in record["message"]
     made = [one for one in sim.server.writes if (one.kind, one.verb) == ("Job", "create")]
-    begun = [seconds(one.object["metadata"]["creationTimestamp"]) for one in made]
+    begun = [parse_timestamp(one.object["metadata"]["creationTimestamp"]) for one in made]
     first, second = (later - earlier for earlier, later in itertools.pairwise(begun))
     assert 30 <= first < 45 and 120 <= second < 135
     assert sim.engine_starts == 3

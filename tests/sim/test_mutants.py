@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pretune import origin
 from pretune.api.names import PROOF
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.manifests.pod import Delivery, inject
 from pretune.podspec import workloads
 from pretune.policy.bundles import proof_state
@@ -174,7 +174,11 @@ def hourly(draft: Draft, when: float | None) -> None:
 def deleting(draft: Draft, pods: Any) -> None:
     for one in pods:
         if one.given in draft.bundles and one.started:
-            mark = {"reason": "MountFailed", "message": "says the mutant", "at": stamp(draft.now)}
+            mark = {
+                "reason": "MountFailed",
+                "message": "says the mutant",
+                "at": format_timestamp(draft.now),
+            }
             draft.bundles[one.given]["undeliverable"] = mark
             draft.after.append(delete(one.pod))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jsonpatch
 from pretune.api.names import KIND
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.lease import DURATION
 from pretune.manifests.agent_archive import agent
@@ -100,7 +100,7 @@ class Webhook:
         if self.controller_died is None:
             spec = {
                 "holderIdentity": "controller",
-                "renewTime": f"{stamp(self.clock.now)} {self.clock.now}",
+                "renewTime": f"{format_timestamp(self.clock.now)} {self.clock.now}",
             }
             self._controller.tell("MODIFIED", {"spec": spec})
 

@@ -83,7 +83,7 @@ def cache(name: str = KEY.name, **spec: Any) -> Object:
 
 
 def spec(**fields: Any) -> Spec:
-    return Spec.of(cache(**fields))
+    return Spec.from_cache(cache(**fields))
 
 
 DEFAULT = Target()

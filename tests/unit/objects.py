@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from pretune.api import names
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.policy.model import Observed
@@ -115,7 +115,7 @@ def job(
             "namespace": KEY.namespace,
             "name": name,
             "uid": uid or f"uid-{name}",
-            "creationTimestamp": stamp(NOW - 60),
+            "creationTimestamp": format_timestamp(NOW - 60),
             "labels": {
                 names.CACHE: KEY.name,
                 names.ROLE: role,
@@ -143,7 +143,7 @@ class Pod:
                 "namespace": KEY.namespace,
                 "name": "pod",
                 "uid": "pod-uid",
-                "creationTimestamp": stamp(NOW - 50),
+                "creationTimestamp": format_timestamp(NOW - 50),
                 "labels": {
                     names.CACHE: KEY.name,
                     names.ROLE: names.TUNING,
@@ -199,7 +199,7 @@ class Pod:
         return other
 
     def running(self, name: str, **more: Any) -> Pod:
-        return self.container(name, {"running": {"startedAt": stamp(NOW - 30)}}, **more)
+        return self.container(name, {"running": {"startedAt": format_timestamp(NOW - 30)}}, **more)
 
     def waiting(self, name: str, reason: str, message: str = "", **more: Any) -> Pod:
         return self.container(name, {"waiting": {"reason": reason, "message": message}}, **more)
@@ -211,7 +211,7 @@ class Pod:
         end = {
             "exitCode": code,
             "reason": "Completed" if code == 0 else "Error",
-            "finishedAt": stamp(NOW - 5),
+            "finishedAt": format_timestamp(NOW - 5),
         }
         return self.container(name, {"terminated": {**end, "message": words}}, **more)
 
@@ -225,5 +225,5 @@ def sealed_report(bundle: str, by: str = "seal") -> Report:
         layout="Managed",
         entries=20,
         digest="sha256:1",
-        at=stamp(NOW - 6),
+        at=format_timestamp(NOW - 6),
     )

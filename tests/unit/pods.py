@@ -8,7 +8,7 @@ from typing import Any
 from pretune.api import names
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, Target
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.podspec import identity
 from pretune.podspec.workloads import origin_key
 from pretune.policy.model import Origin
@@ -31,7 +31,7 @@ class Consumer:
                 "namespace": KEY.namespace,
                 "name": name,
                 "uid": f"uid-{name}",
-                "creationTimestamp": stamp(NOW - age),
+                "creationTimestamp": format_timestamp(NOW - age),
                 "labels": {names.CACHE: KEY.name, "pod-template-hash": owner},
                 "annotations": {},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": owner, "uid": f"uid-{owner}", "controller": True}],
@@ -63,14 +63,14 @@ class Consumer:
         status = {
             "name": ENGINE,
             "imageID": image,
-            "state": state or {"running": {"startedAt": stamp(NOW - 30)}},
+            "state": state or {"running": {"startedAt": format_timestamp(NOW - 30)}},
         }
         return self._but(
             spec={"nodeName": "node0"}, status={"phase": "Running", "containerStatuses": [status]}
         )
 
     def ready(self, status: str = "True", since: float = NOW - 30) -> Consumer:
-        one = {"type": "Ready", "status": status, "lastTransitionTime": stamp(since)}
+        one = {"type": "Ready", "status": status, "lastTransitionTime": format_timestamp(since)}
         return self.runs()._but(status={"conditions": [one]})
 
     def seeded(self, reason: str = "Seeded") -> Consumer:
@@ -92,14 +92,14 @@ def origin(
     """Origins of a ReplicaSet's pods; unless said otherwise its engine has the image `vllm:<owner>`."""
     written = template(image=f"vllm:{owner}") if of is None else of
     key = origin_key(Consumer(owner).object)
-    return {key: Origin("ReplicaSet", owner, written, (revision, stamp(made)), workload)}
+    return {key: Origin("ReplicaSet", owner, written, (revision, format_timestamp(made)), workload)}
 
 
 def bundle_of(
     owner: str = "a", the_cache: Object | None = None, target: Target | None = None
 ) -> str:
     """The id of the bundle that an origin's pods need."""
-    spec = Spec.of(the_cache or cache())
+    spec = Spec.from_cache(the_cache or cache())
     return identity.inputs(
         template(image=f"vllm:{owner}"), spec, target or spec.targets[0]
     ).bundle_id()

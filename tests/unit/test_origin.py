@@ -11,7 +11,7 @@ import pytest
 from pretune import origin
 from pretune.api import names, spec
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
 from pretune.podspec import identity
@@ -62,7 +62,7 @@ def pod_of(owner: Object | None, **labels: str) -> Object:
         "name": "serving-1",
         "uid": "u",
         "labels": labels,
-        "creationTimestamp": stamp(NOW),
+        "creationTimestamp": format_timestamp(NOW),
     }
     if owner is not None:
         meta["ownerReferences"] = controlled_by(owner)
@@ -113,7 +113,7 @@ def test_a_deployments_pod_has_its_replica_sets_template_not_the_deployments_new
 ) -> None:
     found, calls = ask(world, pod_of(rollout(world)[1]))
     assert (found.kind, found.name, found.template) == ("ReplicaSet", "serving", TEMPLATE)
-    assert found.order == (3, stamp(NOW)) and found.workload is None
+    assert found.order == (3, format_timestamp(NOW)) and found.workload is None
     assert calls == ["get ReplicaSet serving"]
 
 
@@ -121,7 +121,7 @@ def test_a_deployments_pod_has_its_replica_sets_template_not_the_deployments_new
 def test_the_revision_is_the_deployments_number_where_there_is_one(
     world: Server, said: str, number: int
 ) -> None:
-    assert ask(world, pod_of(rollout(world, said)[1]))[0].order == (number, stamp(NOW))
+    assert ask(world, pod_of(rollout(world, said)[1]))[0].order == (number, format_timestamp(NOW))
 
 
 @pytest.mark.parametrize(("kind", "label"), [("StatefulSet", "serving-7f"), ("DaemonSet", "7f")])
@@ -132,7 +132,7 @@ def test_a_sets_pod_has_the_template_of_its_own_revision_not_the_sets_newer_one(
         world, pod_of(revision(world, kind)[0], **{"controller-revision-hash": label})
     )
     assert (found.kind, found.name, found.template) == (kind, "serving", TEMPLATE)
-    assert found.order == (2, stamp(NOW)) and found.workload is None
+    assert found.order == (2, format_timestamp(NOW)) and found.workload is None
     assert calls == ["get ControllerRevision serving-7f"]
 
 
@@ -143,7 +143,7 @@ def test_a_jobs_pod_has_the_jobs_template(world: Server) -> None:
         "Job",
         "serving",
         TEMPLATE,
-        (0, stamp(NOW)),
+        (0, format_timestamp(NOW)),
     )
     assert found.workload is not None and found.workload["spec"] == {"backoffLimit": 0}
 
@@ -362,7 +362,7 @@ def test_a_pod_of_an_unknown_owner_is_its_own_template_without_what_is_not_its_a
     assert (found.kind, found.name, found.order, found.workload) == (
         "Pod",
         "serving-1",
-        (0, stamp(NOW)),
+        (0, format_timestamp(NOW)),
         None,
     )
     assert isinstance(found.template, dict)
@@ -413,7 +413,7 @@ def test_a_pod_that_is_being_made_asks_for_the_bundle_that_it_asks_for_later(wor
         {"name": names.SEED_CONTAINER, "env": [{"name": TASK_VARIABLE, "value": "{}"}]}
     ]
     one, other = ask(world, early)[0].template, ask(world, late)[0].template
-    parsed = spec.Spec.of({"spec": {"storage": {"claim": {}}}})
+    parsed = spec.Spec.from_cache({"spec": {"storage": {"claim": {}}}})
     assert isinstance(one, dict) and isinstance(other, dict)
     assert identity.inputs(one, parsed, parsed.targets[0]) == identity.inputs(
         other, parsed, parsed.targets[0]

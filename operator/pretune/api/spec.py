@@ -61,8 +61,8 @@ class Spec:
     suspend: bool
 
     @classmethod
-    def of(cls, cache: Object) -> Spec:
-        """From an AutotuneCache that the API server accepted."""
+    def from_cache(cls, cache: Object) -> Spec:
+        """Return the spec of an AutotuneCache that the API server accepted."""
         spec = cache.get("spec") or {}
         source, tuning, storage = (
             spec.get("source") or {},

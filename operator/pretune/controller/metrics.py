@@ -29,7 +29,7 @@ from pretune.api.names import (
     TUNING,
     TUNING_STATE,
 )
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.log import RESULTS, UNKNOWN
 from pretune.metrics_base import Metrics
@@ -327,8 +327,8 @@ def _spent(pods: list[Object], now: float) -> float:
                 for one in map(terminated, statuses(pod).values())
                 if one and one.get("finishedAt")
             ]
-            end = max(map(seconds, stops)) if finished(pod) and stops else now
-            total += max(0.0, end - seconds(begun)) * _gpus(pod)
+            end = max(map(parse_timestamp, stops)) if finished(pod) and stops else now
+            total += max(0.0, end - parse_timestamp(begun)) * _gpus(pod)
     return total
 
 

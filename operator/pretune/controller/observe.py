@@ -23,7 +23,7 @@ from pretune.api.names import (
 )
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, claim_name
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata
@@ -55,7 +55,7 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
     )
     if cache is None:
         return await _without_cache(key, cluster, settings, jobs, agents, now)
-    spec, current = Spec.of(cache), agent()[0]
+    spec, current = Spec.from_cache(cache), agent()[0]
     found, claim, (source, workload) = await asyncio.gather(
         cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", keep=_pod),
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, claim_name(key.name, spec)),
@@ -339,7 +339,7 @@ def _waits_for_pod(jobs: Iterable[Object], pods: Iterable[Object], now: float) -
         if job["metadata"]["uid"] not in owners
         and not job["spec"].get("suspend")
         and not any(one["status"] == "True" and one["type"] in _OVER for one in _conditions(job))
-        and now - seconds(job["metadata"]["creationTimestamp"]) >= POD_GRACE
+        and now - parse_timestamp(job["metadata"]["creationTimestamp"]) >= POD_GRACE
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pretune.api.names import CACHE, KIND, ROLE
 from pretune.api.spec import Spec
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.controller.log_reader import Starts
@@ -178,11 +178,11 @@ async def _let_go(key: Key, cluster: Cluster, now: float, why: Exception) -> Non
     cache, waiting = await asyncio.gather(
         cluster.get(API, KIND, key.namespace, key.name), held(key, cluster)
     )
-    hold = Spec.of(cache or {}).hold
+    hold = Spec.from_cache(cache or {}).hold
     overdue = [
         one
         for one in waiting
-        if now >= seconds(one["metadata"]["creationTimestamp"]) + hold.timeout
+        if now >= parse_timestamp(one["metadata"]["creationTimestamp"]) + hold.timeout
     ]
     if not overdue or hold.on_failure == "Keep":
         return

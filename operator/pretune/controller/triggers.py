@@ -49,7 +49,7 @@ Watch = Callable[
 
 def named(cache: Object) -> frozenset[Named]:
     """The objects that an AutotuneCache names in its spec."""
-    spec, namespace = Spec.of(cache), cache["metadata"]["namespace"]
+    spec, namespace = Spec.from_cache(cache), cache["metadata"]["namespace"]
     objects = set()
     if ref := spec.workload_ref:
         objects.add(Named(Place(ref["apiVersion"], ref["kind"], namespace), ref["name"]))

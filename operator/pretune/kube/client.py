@@ -27,7 +27,7 @@ from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import load_kube_config
 
 from pretune.api.names import GROUP, KIND, PLURAL, VERSION
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Event, NoSuchKind, metadata, whole
 
@@ -420,8 +420,8 @@ def event_object(cache: Object, event: Event, now: float) -> Object:
         "message": event.message if len(event.message) <= 1024 else event.message[:1023] + "…",
         "source": {"component": MANAGER},
         "reportingComponent": MANAGER,
-        "firstTimestamp": stamp(now),
-        "lastTimestamp": stamp(now),
+        "firstTimestamp": format_timestamp(now),
+        "lastTimestamp": format_timestamp(now),
         "count": 1,
     }
 

@@ -56,7 +56,7 @@ def import_job(
     tolerations, and the rest as a wish, since the image is there. near: as a must, where the claim is bound by this very pod: it has
     to be where the GPUs are. example: as for tuning_job. Raises Refused as identity.engine_of does.
     """
-    spec = Spec.of(cache)
+    spec = Spec.from_cache(cache)
     inputs = identity.inputs(template, spec, target)
     engine = identity.engine_of(template, spec.engine_container)["name"]
     spec = replace(spec, engine_container=engine)

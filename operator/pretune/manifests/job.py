@@ -114,7 +114,7 @@ def _attempt(
     example: Object | None,
     purpose: str,
 ) -> Object:
-    spec = Spec.of(cache)
+    spec = Spec.from_cache(cache)
     inputs = identity.inputs(template, spec, target)
     bundle = inputs.bundle_id()
     engine = identity.engine_of(template, spec.engine_container)[

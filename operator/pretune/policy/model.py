@@ -8,7 +8,7 @@ from typing import Any
 
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.engines.vllm.log import Start
@@ -73,7 +73,7 @@ class Observed:
     @property
     def spec(self) -> Spec:
         assert self.cache is not None
-        return Spec.of(self.cache)
+        return Spec.from_cache(self.cache)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class EngineStart:
     @property
     def began(self) -> float:
         """`since` in Unix seconds."""
-        return seconds(self.since)
+        return parse_timestamp(self.since)
 
 
 @dataclass(frozen=True)

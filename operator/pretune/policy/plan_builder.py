@@ -24,7 +24,7 @@ from pretune.api.names import (
 )
 from pretune.api.reasons import REASONS, Refused
 from pretune.api.spec import Spec, Target, claim_name, storage_place
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.policy.bundles.attempt_state import LOST, finished, job_over
@@ -63,7 +63,7 @@ class Draft:
     def __init__(self, seen: Observed, now: float, claim_made: bool = False) -> None:
         assert seen.cache is not None
         self.seen, self.now = seen, now
-        self.cache, self.spec = seen.cache, Spec.of(seen.cache)
+        self.cache, self.spec = seen.cache, Spec.from_cache(seen.cache)
         status = self.cache.get("status") or {}
         self.bundles: dict[str, Object] = {
             one["id"]: copy.deepcopy(one) for one in status.get("bundles") or ()
@@ -207,7 +207,7 @@ class Draft:
     def gone(self, pod: Object) -> bool:
         """Ended, or on a node that has not answered for ten minutes."""
         since = pod["metadata"].get("deletionTimestamp")
-        return finished(pod) or bool(since and self.now - seconds(since) >= LOST)
+        return finished(pod) or bool(since and self.now - parse_timestamp(since) >= LOST)
 
     def _may_go_on(self, job: Object) -> bool:
         """A Job that we have ended is not over before its pod is, which on a lost node may be never; it makes no other one.
@@ -306,7 +306,10 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
     else:
         draft.warn(reason, f"bundle {record['id']}: {text}")
         draft.say(
-            record, PENDING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}"
+            record,
+            PENDING,
+            "Retrying",
+            f"{text}; the next one starts at {format_timestamp(next_try(record))}",
         )
 
 
@@ -314,7 +317,7 @@ def note_failure(draft: Draft, record: Object, number: int, reason: str, message
     """`number`: of the attempt, or of the proof of a bundle that is on the claim already."""
     record["lastFailure"] = {
         "attempt": number,
-        "at": stamp(draft.now),
+        "at": format_timestamp(draft.now),
         "reason": reason,
         "message": message[:1024],
     }
@@ -325,4 +328,4 @@ def note_failure(draft: Draft, record: Object, number: int, reason: str, message
 def next_try(record: Object) -> float:
     """When a bundle may be tried (Unix seconds)."""
     last = failure(record)
-    return seconds(last["at"]) + BACKOFF * 4.0 ** (last["attempt"] - 1) if last else 0.0
+    return parse_timestamp(last["at"]) + BACKOFF * 4.0 ** (last["attempt"] - 1) if last else 0.0

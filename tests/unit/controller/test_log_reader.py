@@ -9,7 +9,7 @@ from typing import Any
 
 import pretune.controller.reconcile
 import pytest
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
 from pretune.controller import log_reader as module
 from pretune.controller.log_reader import AGAIN, AT_A_TIME, MOST, UNREADY, Starts
@@ -28,13 +28,15 @@ OTHER = Key("inference", "other")
 
 
 def start(number: int = 1, since: float = NOW - 60, ready: float = NOW, **more: Any) -> EngineStart:
-    return EngineStart(f"pod-{number}", f"uid-{number}", "vllm", stamp(since), ready, **more)
+    return EngineStart(
+        f"pod-{number}", f"uid-{number}", "vllm", format_timestamp(since), ready, **more
+    )
 
 
 def timed(*lines: str, at: float = NOW - 50) -> bytes:
     """As the kubelet gives them, a second apart."""
     return "".join(
-        f"{stamp(at + index)[:-1]}.123456789Z {line}" for index, line in enumerate(lines)
+        f"{format_timestamp(at + index)[:-1]}.123456789Z {line}" for index, line in enumerate(lines)
     ).encode()
 
 

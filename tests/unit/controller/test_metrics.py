@@ -10,7 +10,7 @@ from typing import Any
 import pretune.controller.reconcile
 import pytest
 from pretune.api import names
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller.metrics import CONSUMERS, ControllerMetrics
 from pretune.kube.types import ApiError, Event
@@ -67,12 +67,12 @@ def sealed(**more: Any) -> Object:
 
 
 def failed(reason: str = "EngineFailed", attempt: int = 1, state: str = names.PENDING) -> Object:
-    last = {"attempt": attempt, "at": stamp(NOW), "reason": reason, "message": "m"}
+    last = {"attempt": attempt, "at": format_timestamp(NOW), "reason": reason, "message": "m"}
     return record(BUNDLE, state, attempts=attempt, lastFailure=last)
 
 
 def pod(number: int = 1, gpus: int = 4, started: float = NOW - 120) -> Pod:
-    made = Pod(BUNDLE, number).but(status={"startTime": stamp(started)})
+    made = Pod(BUNDLE, number).but(status={"startTime": format_timestamp(started)})
     made.object["spec"]["initContainers"][-1]["resources"] = {
         "limits": {"nvidia.com/gpu": str(gpus)}
     }
@@ -114,7 +114,9 @@ def test_a_bundle_without_tactics_counts_as_such() -> None:
 def test_a_bundle_that_was_found_by_an_attempt_took_no_time_to_tune() -> None:
     """Check ends the attempt before the engine starts; the manifest's tunedSeconds are another attempt's."""
     metrics = ControllerMetrics()
-    found = reported(by="check").but(status={"phase": "Succeeded", "startTime": stamp(NOW - 7)})
+    found = reported(by="check").but(
+        status={"phase": "Succeeded", "startTime": format_timestamp(NOW - 7)}
+    )
     look(metrics, tuning(), sealed(), found)
     assert attempts(metrics) == {"Found": 1}
     assert value(metrics, "pretune_tuning_seconds_count") == 0

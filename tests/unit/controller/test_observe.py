@@ -11,7 +11,7 @@ from pretune.api import names
 from pretune.api.names import CACHE, ROLE
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller.observe import observe
 from pretune.kube.types import ApiError
@@ -258,7 +258,7 @@ def event(about: Object, message: str) -> Object:
         "involvedObject": {"uid": about["metadata"]["uid"]},
         "reason": "FailedCreate",
         "message": message,
-        "lastTimestamp": stamp(NOW),
+        "lastTimestamp": format_timestamp(NOW),
     }
 
 
@@ -487,7 +487,7 @@ def test_nobody_asks_where_pods_came_from_that_have_ended_or_are_ending() -> Non
     consumer(world, "failed", rollout(world, "b"), {"phase": "Failed"})
     leaving = consumer(world, "leaving", rollout(world, "c"), RUNS)
     world.objects["v1", "Pod", NS, leaving["metadata"]["name"]]["metadata"]["deletionTimestamp"] = (
-        stamp(NOW)
+        format_timestamp(NOW)
     )
     seen, calls = look(world)
     assert len(seen.consumers) == 3
@@ -529,7 +529,7 @@ def test_a_sources_workload_without_a_template_is_seen_nevertheless() -> None:
 
 def tuned(*templates: Object, state: str = names.SEALED, **spec: Any) -> Object:
     """The status that says so."""
-    of = Spec.of(cache(**spec))
+    of = Spec.from_cache(cache(**spec))
     ids = [
         identity.inputs(one, of, target).bundle_id() for one in templates for target in of.targets
     ]
@@ -620,7 +620,7 @@ WHOLE: Object = {
         "generateName": "a-",
         "annotations": {names.BUNDLE: "b", names.TARGET: "t", "kubectl.kubernetes.io/last-applied-configuration": SECRET},
         "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "a", "uid": "ua", "controller": True}],
-        "creationTimestamp": stamp(NOW),
+        "creationTimestamp": format_timestamp(NOW),
         "managedFields": [{"manager": "kubelet"}],
     },
     "spec": {
@@ -697,7 +697,11 @@ def test_a_consumer_is_cut_down_to_what_is_decided_on() -> None:
     assert SECRET not in json.dumps(cut)
 
 
-SANDBOX = {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": stamp(NOW)}
+SANDBOX = {
+    "type": "PodReadyToStartContainers",
+    "status": "False",
+    "lastTransitionTime": format_timestamp(NOW),
+}
 UNMOUNTED = {"phase": "Pending", "conditions": [SANDBOX]}
 
 

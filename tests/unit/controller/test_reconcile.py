@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pretune.api.names import CACHE, HOLD, ROLE
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
 from pretune.controller.reconcile import (
     LET_GO,
@@ -341,8 +341,8 @@ def aged(world: Server, name: str, age: float, cache: str = KEY.name) -> None:
             "spec": {"schedulingGates": [{"name": HOLD}]},
         }
     )
-    world.objects["v1", "Pod", KEY.namespace, name]["metadata"]["creationTimestamp"] = stamp(
-        NOW - age
+    world.objects["v1", "Pod", KEY.namespace, name]["metadata"]["creationTimestamp"] = (
+        format_timestamp(NOW - age)
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from pretune.api import names
 from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.desired import wants
 from pretune.policy.bundles.retention import RETIREMENT
@@ -45,7 +45,7 @@ def ready(plan: Plan, kind: str = "Ready") -> tuple[str, str]:
 # --- storage
 
 WAIT_CLASS = {"volumeBindingMode": "WaitForFirstConsumer"}
-EVENT = {"message": "no volume plugin", "lastTimestamp": stamp(NOW)}
+EVENT = {"message": "no volume plugin", "lastTimestamp": format_timestamp(NOW)}
 RWO = ("ReadWriteOnce",)
 
 
@@ -60,7 +60,7 @@ RWO = ("ReadWriteOnce",)
         (claim(modes=RWO), {}, False, "SingleNode", True),
         (claim(modes=("ReadWriteOncePod",)), {}, False, "SinglePod", True),
         (claim(modes=("ReadOnlyMany",)), {}, False, "ReadOnlyClaim", True),
-        (claim(deletionTimestamp=stamp(NOW)), {}, False, "ClaimTerminating", False),
+        (claim(deletionTimestamp=format_timestamp(NOW)), {}, False, "ClaimTerminating", False),
         (claim(labels={}), {}, False, "ClaimNotOurs", True),
         (None, {}, False, "ClaimPending", False),
     ],
@@ -290,7 +290,12 @@ def test_which_failures_are_tried_again(
 ) -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
-    last = {"attempt": attempt - 1, "at": stamp(NOW - 999), "reason": before, "message": ""}
+    last = {
+        "attempt": attempt - 1,
+        "at": format_timestamp(NOW - 999),
+        "reason": before,
+        "message": "",
+    }
     old = record(bundle, "Tuning", attempts=attempt, **({"lastFailure": last} if before else {}))
     this = job(bundle, attempt)
     pod = Pod(bundle, attempt, this).ended(
@@ -321,7 +326,7 @@ def asked(the_cache: Object) -> tuple[Object, Object]:
         "metadata": {
             **create.object["metadata"],
             "uid": "inspect",
-            "creationTimestamp": stamp(NOW),
+            "creationTimestamp": format_timestamp(NOW),
         },
     }
     pod = Pod(of=stored).object
@@ -332,7 +337,9 @@ def asked(the_cache: Object) -> tuple[Object, Object]:
 def answered(the_cache: Object, *found: Report) -> Plan:
     stored, pod = asked(the_cache)
     report = Report(by="inspect", reason="Inspected", bundles=list(found))
-    end = {"terminated": {"exitCode": 0, "message": report.dump(), "finishedAt": stamp(NOW)}}
+    end = {
+        "terminated": {"exitCode": 0, "message": report.dump(), "finishedAt": format_timestamp(NOW)}
+    }
     pod["status"] = {
         "phase": "Succeeded",
         "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}],
@@ -377,7 +384,7 @@ def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles(
     sealed = cache(
         {
             "storage": {"claimUID": "another"},
-            "bundles": [record(bundle, layout="Managed", sealedAt=stamp(NOW))],
+            "bundles": [record(bundle, layout="Managed", sealedAt=format_timestamp(NOW))],
         }
     )
     plan = answered(sealed)
@@ -389,13 +396,13 @@ def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles(
 
 
 def old(number: int, state: str = "Sealed", **more: Any) -> Object:
-    more.setdefault("sealedAt", stamp(NOW - 1000 + number))
+    more.setdefault("sealedAt", format_timestamp(NOW - 1000 + number))
     return record(f"{number:012x}-default", state, layout="Managed", **more)
 
 
 def test_bundles_beyond_the_newest_ones_retire_unless_somebody_wants_or_names_them() -> None:
     [bundle] = ids(cache())
-    kept = record(bundle, sealedAt=stamp(NOW - 5000), layout="Managed")
+    kept = record(bundle, sealedAt=format_timestamp(NOW - 5000), layout="Managed")
     consumer = Consumer().given(old(1)["id"]).object
     the_cache = cache(status_of(kept, *(old(n) for n in range(1, 6))), bundleHistoryLimit=2)
     plan = decide(seen(the_cache, consumers=(consumer,)), NOW)
@@ -412,18 +419,24 @@ def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
     gone = old(
         1,
         "Retired",
-        retiredAt=stamp(NOW - RETIREMENT + 1),
+        retiredAt=format_timestamp(NOW - RETIREMENT + 1),
         writer={"uid": 1234, "gid": 5, "groups": [6]},
     )
     [bundle] = ids(cache())
-    the_cache = cache(status_of(record(bundle, layout="Managed", sealedAt=stamp(NOW)), gone))
+    the_cache = cache(
+        status_of(record(bundle, layout="Managed", sealedAt=format_timestamp(NOW)), gone)
+    )
     assert not decide(seen(the_cache), NOW).actions
     [create] = decide(seen(the_cache), NOW + 1).actions
     assert isinstance(create, Create)
     context = create.object["spec"]["template"]["spec"]["securityContext"]
     assert (context["runAsUser"], context["runAsGroup"]) == (1234, 5)
     done = {**create.object, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
-    done["metadata"] = {**done["metadata"], "uid": "prune", "creationTimestamp": stamp(NOW)}
+    done["metadata"] = {
+        **done["metadata"],
+        "uid": "prune",
+        "creationTimestamp": format_timestamp(NOW),
+    }
     plan = decide(seen(the_cache, jobs=(done,)), NOW + 9)
     assert plan.status is not None
     assert [one["id"] for one in plan.status["bundles"]] == [bundle]
@@ -433,7 +446,12 @@ def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
 def test_a_retired_bundle_that_is_wanted_again_comes_back() -> None:
     [bundle] = ids(cache())
     retired = record(
-        bundle, "Retired", retiredAt=stamp(NOW), layout="Managed", sealedAt=stamp(NOW), entries=3
+        bundle,
+        "Retired",
+        retiredAt=format_timestamp(NOW),
+        layout="Managed",
+        sealedAt=format_timestamp(NOW),
+        entries=3,
     )
     assert ready(decide(seen(cache(status_of(retired))), NOW)) == ("True", "Sealed")
 
@@ -469,7 +487,9 @@ def test_conditions_keep_their_time_until_they_flip() -> None:
 
 def test_the_same_sight_gives_the_same_status() -> None:
     [bundle] = ids(cache())
-    sealed = cache(status_of(record(bundle, layout="Managed", sealedAt=stamp(NOW), entries=1)))
+    sealed = cache(
+        status_of(record(bundle, layout="Managed", sealedAt=format_timestamp(NOW), entries=1))
+    )
     plan = decide(seen(sealed), NOW)
     assert decide(seen(cache(plan.status)), NOW).status == plan.status  # type: ignore[arg-type]
     assert not plan.actions and not plan.after and not plan.events

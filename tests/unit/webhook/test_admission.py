@@ -220,7 +220,7 @@ def after(one: Object, response: Object) -> Object:
 
 
 def needed() -> str:
-    spec = Spec.of(cache())
+    spec = Spec.from_cache(cache())
     return want(template(), spec, spec.targets[0]).bundle
 
 

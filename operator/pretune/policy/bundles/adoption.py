@@ -20,7 +20,7 @@ from pretune.api.names import (
     TUNING,
     TUNING_STATE,
 )
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.job import inspect_job
 from pretune.policy.bundles import proofs
@@ -154,7 +154,7 @@ def _answer(draft: Draft, job: Object) -> tuple[Report | None, bool]:
             report := report_of(statuses(pod).get(AGENT_CONTAINER))
         ):
             return report, True
-    until = seconds(job["metadata"]["creationTimestamp"]) + PATIENCE
+    until = parse_timestamp(job["metadata"]["creationTimestamp"]) + PATIENCE
     draft.at(until)
     return None, job_over(job) or draft.now >= until
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import REASONS
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.protocol import Report
 
@@ -138,7 +138,7 @@ def ended_at(pod: Object) -> float | None:
     """When seal or prove ended (Unix seconds): what the pod does after that is lingering."""
     found = statuses(pod)
     end = terminated(found.get(SEAL_CONTAINER) or found.get(PROVE_CONTAINER))
-    return seconds(end["finishedAt"]) if end and end.get("finishedAt") else None
+    return parse_timestamp(end["finishedAt"]) if end and end.get("finishedAt") else None
 
 
 def start_seconds(pod: Object, last: str) -> int | None:
@@ -151,7 +151,7 @@ def _began(status: Object | None) -> float | None:
     """When a container that runs, or has ended, was started (Unix seconds)."""
     state = (status or {}).get("state") or {}
     at = (state.get("running") or state.get("terminated") or {}).get("startedAt")
-    return seconds(at) if at else None
+    return parse_timestamp(at) if at else None
 
 
 def crashes(pod: Object) -> int:
@@ -205,7 +205,7 @@ def node_lost(a: Attempt) -> Standing | None:
     if a.pod is None or finished(a.pod) or not (ends := a.pod["metadata"].get("deletionTimestamp")):
         return None
     # deletionTimestamp already includes the grace period
-    if a.now - seconds(ends) >= LOST:
+    if a.now - parse_timestamp(ends) >= LOST:
         node = (a.pod.get("spec") or {}).get("nodeName", "its node")
         return over(
             "NodeLost",
@@ -228,7 +228,7 @@ def disrupted(a: Attempt) -> Standing | None:
         return over("Disrupted", f"{lost} pods were evicted, preempted or deleted; the last: {why}")
     look = None
     if gone := a.pod["metadata"].get("deletionTimestamp"):
-        look = seconds(gone) + LOST
+        look = parse_timestamp(gone) + LOST
     return Standing(
         "Pending",
         "WaitingForPod",
@@ -406,7 +406,7 @@ def without_pod(a: Attempt) -> Standing:
         return Standing(
             "Pending", "Queued", "the Job is suspended: its queue has not admitted it yet"
         )
-    shown = seconds(a.job["metadata"]["creationTimestamp"]) + POD_GRACE
+    shown = parse_timestamp(a.job["metadata"]["creationTimestamp"]) + POD_GRACE
     refusals = [
         one for one in a.events if one.get("reason") == "FailedCreate" and one.get("message")
     ]

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from pretune.api.names import BUNDLE, IMPORT, IMPORT_CONTAINER, IMPORTING, PENDING, ROLE
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.import_job import DEADLINE, import_job
@@ -95,7 +95,7 @@ def settle(draft: Draft) -> None:
         standing = read(_attempt(draft, job), CHECKS)
         draft.at(standing.look)
         if standing.state != "Over":
-            draft.at(seconds(job["metadata"]["creationTimestamp"]) + LIMIT)
+            draft.at(parse_timestamp(job["metadata"]["creationTimestamp"]) + LIMIT)
             draft.say(record, PENDING, "Importing", f"import from {value}: {standing.message}")
             continue
         draft.after.append(delete(job))
@@ -279,7 +279,7 @@ def late(a: Attempt) -> Standing | None:
 
 def _made(a: Attempt) -> float:
     assert a.job is not None
-    return seconds(a.job["metadata"]["creationTimestamp"])
+    return parse_timestamp(a.job["metadata"]["creationTimestamp"])
 
 
 def waiting(a: Attempt) -> Standing | None:

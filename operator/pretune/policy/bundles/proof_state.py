@@ -7,7 +7,7 @@ gave nothing say nothing about it.
 from __future__ import annotations
 
 from pretune.api.names import PROVE_CONTAINER, SEED_CONTAINER
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.policy.bundles.attempt_state import (
     Attempt,
     Check,
@@ -92,7 +92,9 @@ def hung(a: Attempt) -> Standing | None:
     begun = since(a, engine_name(a.pod)) or (end.get("startedAt") if overtime else None)
     if not begun or status.get("started") or since(a, PROVE_CONTAINER) is not None:
         return None
-    took = (seconds(end["finishedAt"]) if end.get("finishedAt") else a.now) - seconds(begun)
+    took = (
+        parse_timestamp(end["finishedAt"]) if end.get("finishedAt") else a.now
+    ) - parse_timestamp(begun)
     if not a.cold:
         return (
             over(
@@ -139,8 +141,8 @@ def starting(a: Attempt) -> Standing | None:
         return None
     if not a.cold or (statuses(a.pod)[engine_name(a.pod)]).get("started"):
         return Standing("Tuning", "Proving", f"the engine starts from the bundle since {begun}")
-    until = seconds(begun) + a.cold + MORE
-    words = f"the engine starts from the bundle since {begun}; it has until {stamp(until)} (its cold start took {a.cold:.0f} s)"
+    until = parse_timestamp(begun) + a.cold + MORE
+    words = f"the engine starts from the bundle since {begun}; it has until {format_timestamp(until)} (its cold start took {a.cold:.0f} s)"
     return Standing("Tuning", "Proving", words, look=until)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pretune.api.names import FAILED, PENDING, PROOF, PROVE_CONTAINER, PROVING, SEALED
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.manifests.job import proof_job
 from pretune.podspec.template import engine_of, gpus
@@ -212,7 +212,10 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
         text = f"proof {number} of {limit}: {reason}: {message}"
         draft.warn(reason, f"bundle {record['id']}: {text}")
         draft.say(
-            record, PROVING, "Retrying", f"{text}; the next one starts at {stamp(next_try(record))}"
+            record,
+            PROVING,
+            "Retrying",
+            f"{text}; the next one starts at {format_timestamp(next_try(record))}",
         )
         draft.at(next_try(record))
 

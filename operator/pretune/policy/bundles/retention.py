@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pretune.api.names import BUNDLE, FAILED, PRUNE, QUESTION, RETIRED, ROLE, SEALED
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.job import prune_job
@@ -88,9 +88,12 @@ def give_up(draft: Draft, record: Object) -> None:
 
 
 def _retire(draft: Draft, record: Object) -> None:
-    record["retiredAt"] = stamp(draft.now)
+    record["retiredAt"] = format_timestamp(draft.now)
     draft.say(
-        record, RETIRED, "Unwanted", f"its folder is deleted after {stamp(draft.now + RETIREMENT)}"
+        record,
+        RETIRED,
+        "Unwanted",
+        f"its folder is deleted after {format_timestamp(draft.now + RETIREMENT)}",
     )
 
 
@@ -103,7 +106,7 @@ def prune(draft: Draft, storage: Storage) -> None:
     for record in draft.bundles.values():
         if record["state"] != RETIRED:
             continue
-        jobs, due = _prunes(draft, record["id"]), seconds(record["retiredAt"]) + RETIREMENT
+        jobs, due = _prunes(draft, record["id"]), parse_timestamp(record["retiredAt"]) + RETIREMENT
         if jobs:
             if all(job_over(job) for job in jobs):
                 name = jobs[0]["metadata"]["name"]

@@ -17,7 +17,7 @@ from pretune.api.names import (
     TUNING_STATE,
 )
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.job import tuning_job
 from pretune.podspec.template import gpus
@@ -209,7 +209,7 @@ def _wait_for_end(draft: Draft, record: Object) -> None:
             f"an attempt that is not this cache's still lives: {names}",
         )
     ends = [
-        seconds(since) + attempts.LOST
+        parse_timestamp(since) + attempts.LOST
         for pod in draft.pods(record["id"])
         if (since := pod["metadata"].get("deletionTimestamp"))
     ]
@@ -250,14 +250,14 @@ def _rollout(draft: Draft, want: Wanted, bundles: Iterable[Wanted]) -> str | Non
 
 def _given_since(draft: Draft, record: Object) -> float:
     """Since when pods are given a bundle (Unix seconds): its seal; if it was to be proven first, about the time that Ready became True."""
-    sealed = seconds(record["sealedAt"])
+    sealed = parse_timestamp(record["sealedAt"])
     if not record.get("proven"):
         return sealed
     if draft.known.get(record["id"], ("", ""))[0] != SEALED:
         return draft.now
     told = (draft.cache.get("status") or {}).get("conditions") or ()
     ready = next((one for one in told if one["type"] == "Ready" and one["status"] == "True"), None)
-    return max(sealed, seconds(ready["lastTransitionTime"])) if ready else sealed
+    return max(sealed, parse_timestamp(ready["lastTransitionTime"])) if ready else sealed
 
 
 def _create(draft: Draft, want: Wanted, record: Object) -> None:
@@ -354,6 +354,8 @@ def _may_be_wanted_again(draft: Draft, record: Object, bundles: tuple[Wanted, ..
         for want in bundles
     ):
         return False
-    until = seconds(record.setdefault("unwantedSince", stamp(draft.now))) + MISSED
+    until = (
+        parse_timestamp(record.setdefault("unwantedSince", format_timestamp(draft.now))) + MISSED
+    )
     draft.at(until if until > draft.now else None)
     return draft.now < until

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.manifests.agent_archive import config_map
 from pretune.policy.model import Action, Apply, Observed
 from pretune.policy.plan_builder import Draft, delete
@@ -52,4 +52,4 @@ def replaced(draft: Draft) -> list[Action]:
         (one for one in draft.seen.agents if one["metadata"]["name"] == draft.seen.agent_name), None
     )
     made = (current or {"metadata": {}})["metadata"].get("creationTimestamp")
-    return unnamed(draft.seen) if made and draft.now >= seconds(made) + UPGRADE else []
+    return unnamed(draft.seen) if made and draft.now >= parse_timestamp(made) + UPGRADE else []

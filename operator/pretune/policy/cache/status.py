@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pretune.api.names import FAILED, PENDING, PROVING, REFUSED, SEALED, TUNING_STATE
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.desired import Wants
 from pretune.policy.cache.storage import Storage
@@ -160,7 +160,7 @@ def _conditions(draft: Draft, wanted: list[Condition]) -> list[Object]:
                 "message": message[:4096],
                 "lastTransitionTime": old["lastTransitionTime"]
                 if same and old
-                else stamp(draft.now),
+                else format_timestamp(draft.now),
                 "observedGeneration": draft.cache["metadata"]["generation"],
             }
         )

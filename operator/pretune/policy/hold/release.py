@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretune.api.names import FAILED, REFUSED
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.pod import release
@@ -154,7 +154,7 @@ def unserved(held: Held) -> str | None:
     if any(one.ready for one in held.others):
         return None
     flips = [
-        seconds(found["lastTransitionTime"])
+        parse_timestamp(found["lastTransitionTime"])
         for one in held.others
         if one.running
         and (found := condition(one.pod, "Ready"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pretune.api.names import BUNDLE, DELIVERY, SEALED, SEED_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.spec import Target
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.pod import is_held
 from pretune.podspec import identity
@@ -40,7 +40,7 @@ class Consumer:
 
     @property
     def created(self) -> float:
-        return seconds(self.pod["metadata"]["creationTimestamp"])
+        return parse_timestamp(self.pod["metadata"]["creationTimestamp"])
 
     @property
     def given(self) -> str:
@@ -94,7 +94,7 @@ class Consumer:
         """When it became ready last (Unix seconds); None: it is not, or that was not said."""
         found = condition(self.pod, "Ready") or {}
         return (
-            seconds(found["lastTransitionTime"])
+            parse_timestamp(found["lastTransitionTime"])
             if self.ready and found.get("lastTransitionTime")
             else None
         )
@@ -180,11 +180,11 @@ def count(
     before: Mapping[str, object] = (draft.cache.get("status") or {}).get("consumers") or {}
     if {name: number for name, number in before.items() if name != "observedAt"} == now:
         return before
-    due = seconds(str(before["observedAt"])) + COUNTED if "observedAt" in before else 0.0
+    due = parse_timestamp(str(before["observedAt"])) + COUNTED if "observedAt" in before else 0.0
     if draft.now < due:
         draft.at(due)
         return before
-    return {**now, "observedAt": stamp(draft.now)}
+    return {**now, "observedAt": format_timestamp(draft.now)}
 
 
 def _nothing_to_give(draft: Draft, one: Consumer) -> bool:

@@ -149,7 +149,7 @@ class Arrival:
 
     @cached_property
     def spec(self) -> Spec:
-        return Spec.of(self.cache)
+        return Spec.from_cache(self.cache)
 
     @cached_property
     def target(self) -> Target | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import finished
 from pretune.policy.model import Action, Delete
@@ -82,7 +82,7 @@ def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[
         record["undeliverable"] = {
             "reason": trouble.reason,
             "message": trouble.message,
-            "at": stamp(draft.now),
+            "at": format_timestamp(draft.now),
             **({"claimUID": uid} if uid else {}),
         }
     mark = (record or {}).get("undeliverable") or {}
@@ -115,7 +115,7 @@ def _witness(draft: Draft, bundle: str, stuck: Sequence[Stuck]) -> Trouble | Non
         claim = Pod(pod.pod, None, draft.seen.claim, (), draft.claim_name, draft.now).our_claim
         if trouble.reason != SEED and claim not in ("", draft.claim_name):
             continue
-        if finished(pod.pod) and sealed and pod.created < seconds(sealed):
+        if finished(pod.pod) and sealed and pod.created < parse_timestamp(sealed):
             continue
         return trouble
     return None
@@ -134,12 +134,17 @@ def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
     return (
         mark.get("claimUID", "") != claim["metadata"]["uid"]
         or (bound and mark["reason"] in ("ClaimPending", "ClaimLost"))
-        or bool(record.get("sealedAt") and seconds(record["sealedAt"]) > seconds(mark["at"]))
+        or bool(
+            record.get("sealedAt")
+            and parse_timestamp(record["sealedAt"]) > parse_timestamp(mark["at"])
+        )
     )
 
 
 def _expiry(mark: Mapping[str, Any]) -> float:
-    return seconds(mark["at"]) + (SEED_TRIED_AGAIN if mark["reason"] == SEED else TRIED_AGAIN)
+    return parse_timestamp(mark["at"]) + (
+        SEED_TRIED_AGAIN if mark["reason"] == SEED else TRIED_AGAIN
+    )
 
 
 def _names(pods: Sequence[Consumer]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretune.api.names import BUNDLE, REASON, SEED_CONTAINER
-from pretune.api.timestamps import seconds
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME
 from pretune.manifests.engine import TACTICS_VOLUME
@@ -143,7 +143,7 @@ def since(pod: Object) -> float:
         found = condition(pod, kind)
         if found is not None and found.get("lastTransitionTime"):
             times.append(found["lastTransitionTime"])
-    return max(seconds(one) for one in times)
+    return max(parse_timestamp(one) for one in times)
 
 
 def next_look(pod: Pod) -> float | None:
@@ -403,7 +403,7 @@ def _is_own(end: Mapping[str, Any]) -> bool:
 def _failing_since(end: Mapping[str, Any], restarts: int) -> float:
     """When it ended first, at the latest: its status tells of the newest ends alone, and the kubelet waited between them."""
     first, last = BACKOFF
-    return seconds(end["finishedAt"]) - sum(
+    return parse_timestamp(end["finishedAt"]) - sum(
         min(first * 2.0**one, last) for one in range(restarts - 1)
     )
 
@@ -425,7 +425,7 @@ def _ended(pod: Pod, end: Mapping[str, Any]) -> Trouble | None:
     )
     if disrupted or not _is_own(end):
         return None
-    when = seconds(end["finishedAt"])
+    when = parse_timestamp(end["finishedAt"])
     if pod.now - when > RECENT:
         return None
     return Trouble(SEED, _cut(f"container {SEED_CONTAINER}: {_end(end)}"), when)
@@ -438,7 +438,7 @@ def seed_hangs(pod: Pod) -> Trouble | None:
     ) or {}
     if finished(pod.object) or not running.get("startedAt"):
         return None
-    begun = seconds(running["startedAt"])
+    begun = parse_timestamp(running["startedAt"])
     message = (
         f"container {SEED_CONTAINER} runs for more than {HANG:.0f} s: the claim does not answer"
     )
@@ -458,7 +458,10 @@ def engine_cannot_mount(pod: Pod) -> Trouble | None:
         if waiting.get("reason") in _NOT_MADE and any(mark in message for mark in marks):
             ends = (status.get("lastState") or {}).get("terminated") or {}
             due = (
-                max(_turn(pod), seconds(ends["finishedAt"]) if ends.get("finishedAt") else 0.0)
+                max(
+                    _turn(pod),
+                    parse_timestamp(ends["finishedAt"]) if ends.get("finishedAt") else 0.0,
+                )
                 + PATIENCE
             )
             return Trouble("MountFailed", _cut(f"container {status['name']}: {_end(waiting)}"), due)
@@ -476,7 +479,7 @@ def _turn(pod: Pod) -> float:
             state.get("running") or {}
         ).get("startedAt")
         if when:
-            times.append(seconds(when))
+            times.append(parse_timestamp(when))
     return max(times)
 
 
@@ -511,9 +514,9 @@ def _cut(text: str) -> str:
 
 def _first(event: Object) -> float:
     """When what an event tells of happened first: the API server's time of it, which both of its versions have."""
-    return seconds(event["metadata"]["creationTimestamp"])
+    return parse_timestamp(event["metadata"]["creationTimestamp"])
 
 
 def _last(event: Object) -> float:
     when = event.get("lastTimestamp") or event.get("eventTime")
-    return seconds(when) if when else _first(event)
+    return parse_timestamp(when) if when else _first(event)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.engines.vllm import log
 from pretune.engines.vllm.cli import OVERRIDE
@@ -288,7 +288,7 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
         for bundle, record in draft.bundles.items()
         if (each := worth(record)) is not None
     }
-    before = seconds(until) if until else -math.inf
+    before = parse_timestamp(until) if until else -math.inf
     patience = max((cold for _, cold in gains.values()), default=0.0) + SETTLE
     horizon = math.floor(draft.now - patience)
     counted = 0
@@ -298,7 +298,7 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
         ):
             continue
         gain, cold = gains[one.given]
-        began = seconds(one.since)
+        began = parse_timestamp(one.since)
         if began <= before or one.ready_since - began > cold or _tuned(draft, one):
             continue
         if began > horizon:
@@ -306,7 +306,7 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
         else:
             counted, total = counted + 1, total + gain
     if counted:
-        until = stamp(horizon)
+        until = format_timestamp(horizon)
     return {"gpuSecondsSaved": total, "savedUntil": until} if until else {}
 
 

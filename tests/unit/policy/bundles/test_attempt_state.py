@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import REASONS
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.policy.bundles.attempt_state import CHECKS, DISRUPTIONS, LOST, POD_GRACE, Attempt, read
 from pretune.protocol import Report
 
@@ -21,7 +21,7 @@ WORDS = "RuntimeError: CUDA out of memory"
 
 
 def failed_create(message: str) -> dict[str, Any]:
-    return {"reason": "FailedCreate", "message": message, "lastTimestamp": stamp(NOW)}
+    return {"reason": "FailedCreate", "message": message, "lastTimestamp": format_timestamp(NOW)}
 
 
 QUOTA = 'Error creating: pods "qwen3-1-x7k2p" is forbidden: exceeded quota: gpus'
@@ -143,7 +143,14 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "InitContainerFailed",
         "no disk",
     ),
-    ("the engine tunes", CHECKED.running(ENGINE), {}, "Tuning", "Tuning", stamp(NOW - 30)),
+    (
+        "the engine tunes",
+        CHECKED.running(ENGINE),
+        {},
+        "Tuning",
+        "Tuning",
+        format_timestamp(NOW - 30),
+    ),
     (
         "the engine exits",
         CHECKED.ended(ENGINE, 1, message=WORDS),
@@ -170,7 +177,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         {},
         "Tuning",
         "Sealing",
-        stamp(NOW - 30),
+        format_timestamp(NOW - 30),
     ),
     (
         "seal reports",
@@ -238,7 +245,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     ),
     (
         "deleted by hand",
-        POD.but(deletionTimestamp=stamp(NOW + 5)),
+        POD.but(deletionTimestamp=format_timestamp(NOW + 5)),
         {},
         "Pending",
         "WaitingForPod",
@@ -246,7 +253,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     ),
     (
         "its node is gone",
-        POD.but(deletionTimestamp=stamp(NOW - LOST)),
+        POD.but(deletionTimestamp=format_timestamp(NOW - LOST)),
         {},
         "Over",
         "NodeLost",
@@ -302,7 +309,7 @@ def test_a_refused_pods_name_is_left_out_so_that_the_status_is_not_written_at_ea
 
 def test_a_job_without_a_pod_is_looked_at_again_when_its_events_may_be_shown() -> None:
     fresh = job("b")
-    fresh["metadata"]["creationTimestamp"] = stamp(NOW)
+    fresh["metadata"]["creationTimestamp"] = format_timestamp(NOW)
     assert read(Attempt(1, fresh, None, (), 0, NOW)).look == NOW + POD_GRACE
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pretune.api import names, spec
 from pretune.api.names import IMPORT, IMPORT_CONTAINER
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.manifests.import_job import DEADLINE, import_job
 from pretune.policy.bundles import imports
@@ -48,7 +48,10 @@ def import_of(the_cache: Object, value: str = FROM, age: float = 60, **status: A
     over = status.pop("over", "")
     source = (value.partition("/")[0], value.partition("/")[2])
     job = import_job(KEY, the_cache, template(), spec.Target(), value, source, SETTINGS, AGENT)
-    job["metadata"] |= {"uid": f"uid-of-import-{value}", "creationTimestamp": stamp(NOW - age)}
+    job["metadata"] |= {
+        "uid": f"uid-of-import-{value}",
+        "creationTimestamp": format_timestamp(NOW - age),
+    }
     del job["spec"]["template"]
     job["metadata"]["ownerReferences"] = [{"uid": "cache-uid", "controller": True}]
     job["status"] = {"conditions": [{"type": over, "status": "True"}] if over else [], **status}
@@ -68,7 +71,7 @@ def report(
     reason: str = "Sealed", message: str = "20 entries in a managed store", **more: Any
 ) -> Report:
     sealed = (
-        {"layout": "Managed", "entries": 20, "digest": "sha256:1", "at": stamp(NOW - 6)}
+        {"layout": "Managed", "entries": 20, "digest": "sha256:1", "at": format_timestamp(NOW - 6)}
         if reason == "Sealed"
         else {}
     )
@@ -110,7 +113,7 @@ def test_an_import_goes_before_the_first_attempt_and_needs_no_gpu() -> None:
 
 
 def test_an_older_revisions_bundle_is_tuned_since_the_folder_is_of_one_engine() -> None:
-    sealed = record(ids(asking())[0], sealedAt=stamp(NOW - 9999))
+    sealed = record(ids(asking())[0], sealedAt=format_timestamp(NOW - 9999))
     pods = {"consumers": (Consumer("a").ready().object,), "origins": origin("a")}
     [job] = made(decide(seen(asking(status=status_of(sealed)), **pods), NOW))
     assert job["metadata"]["labels"][names.ROLE] == "tuning"
@@ -140,9 +143,11 @@ def test_it_is_not_begun_while(why: str, spec: Object, more: Any, reason: str) -
     "state", [names.SEALED, names.FAILED, names.REFUSED, names.RETIRED, names.TUNING_STATE]
 )
 def test_only_a_bundle_that_is_to_be_tuned_is_imported(state: str) -> None:
-    known = {"retiredAt": stamp(NOW - 5)} if state == names.RETIRED else {}
+    known = {"retiredAt": format_timestamp(NOW - 5)} if state == names.RETIRED else {}
     the_cache = asking(
-        status=status_of(record(ids(asking())[0], state, sealedAt=stamp(NOW - 60), **known))
+        status=status_of(
+            record(ids(asking())[0], state, sealedAt=format_timestamp(NOW - 60), **known)
+        )
     )
     jobs = [
         one
@@ -382,7 +387,9 @@ def test_what_keeps_its_pod_from_being_made_is_said_and_ends_it() -> None:
 
 
 def test_a_report_counts_whatever_became_of_the_pod_after_it() -> None:
-    pod = IMPORTER.ended(IMPORT_CONTAINER, report=report()).but(deletionTimestamp=stamp(NOW - 5))
+    pod = IMPORTER.ended(IMPORT_CONTAINER, report=report()).but(
+        deletionTimestamp=format_timestamp(NOW - 5)
+    )
     assert of(settled(pod, import_of(asking(), age=5000)))["state"] == "Sealed"
 
 
@@ -414,7 +421,7 @@ def test_another_value_is_another_try() -> None:
 
 def test_a_bundle_that_is_not_on_the_claim_any_more_is_imported_anew() -> None:
     the_cache = asking(status={"storage": {"claimUID": "another"}, "bundles": [
-        record(ids(asking())[0], sealedAt=stamp(NOW - 60), **noted("Sealed"))
+        record(ids(asking())[0], sealedAt=format_timestamp(NOW - 60), **noted("Sealed"))
     ]})  # fmt: skip
     plan = decide(seen(the_cache, claim=None), NOW)
     assert "import" not in of(plan)
@@ -441,14 +448,14 @@ def test_a_storage_that_was_changed_takes_its_import_along() -> None:
 @pytest.mark.parametrize("reason", ["Sealed", "AlreadyImported"])
 def test_one_folder_goes_into_one_engines_bundle_and_its_successors_are_tuned(reason: str) -> None:
     """The annotation outlives the engine that the folder is of."""
-    older = record("0123456789ab-default", sealedAt=stamp(NOW - 999), **noted(reason))
+    older = record("0123456789ab-default", sealedAt=format_timestamp(NOW - 999), **noted(reason))
     plan = decide(seen(asking(status=status_of(older))), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
     new = of(plan, ids(asking())[0])
     assert new["import"]["reason"] == "AlreadyImported" and not [
         one for one in plan.events if one.warning
     ]
-    other = record("0123456789ab-h200", sealedAt=stamp(NOW - 999), **noted(reason))
+    other = record("0123456789ab-h200", sealedAt=format_timestamp(NOW - 999), **noted(reason))
     assert "import" in str(made(decide(seen(asking(status=status_of(other))), NOW))), (
         "another target's says nothing"
     )

@@ -8,7 +8,7 @@ import pytest
 from pretune.api import names
 from pretune.api.names import PROOF, PROVE_CONTAINER, PROVING, SEED_CONTAINER
 from pretune.api.reasons import REASONS
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller.metrics import ended
 from pretune.policy.bundles.attempt_state import LOST, Attempt, read
@@ -51,7 +51,7 @@ def proof_pod(bundle: str = "b-default", number: int = 1, of: Object | None = No
 
 def since(pod: Pod, ago: float, **more: Any) -> Pod:
     """Its engine runs for so long."""
-    return pod.container(ENGINE, {"running": {"startedAt": stamp(NOW - ago)}}, **more)
+    return pod.container(ENGINE, {"running": {"startedAt": format_timestamp(NOW - ago)}}, **more)
 
 
 POD = proof_pod()
@@ -64,10 +64,10 @@ OVERTIME = {"phase": "Failed", "reason": "DeadlineExceeded"}
 KILLED = {
     "exitCode": 137,
     "reason": "Error",
-    "startedAt": stamp(NOW - 5000),
-    "finishedAt": stamp(NOW),
+    "startedAt": format_timestamp(NOW - 5000),
+    "finishedAt": format_timestamp(NOW),
 }
-SOON_KILLED = {**KILLED, "startedAt": stamp(NOW - 100)}
+SOON_KILLED = {**KILLED, "startedAt": format_timestamp(NOW - 100)}
 BEFORE = {"lastState": {"terminated": {"exitCode": 139, "message": WORDS}}}
 RESTARTED = {
     "exitCode": 137,
@@ -109,8 +109,8 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "TooSlow",
     ),
     ("seed's words are no report", POD.ended(SEED_CONTAINER, message="Killed"), {}, "Over", "ProofFailed", "Killed"),
-    ("the engine starts", RUNS, {}, "Tuning", "Proving", f"it has until {stamp(NOW - 30 + LATE)} (its cold start took 300 s)"),
-    ("it starts, and nobody knows how long it may", RUNS, {"cold": 0}, "Tuning", "Proving", f"since {stamp(NOW - 30)}"),
+    ("the engine starts", RUNS, {}, "Tuning", "Proving", f"it has until {format_timestamp(NOW - 30 + LATE)} (its cold start took 300 s)"),
+    ("it starts, and nobody knows how long it may", RUNS, {"cold": 0}, "Tuning", "Proving", f"since {format_timestamp(NOW - 30)}"),
     ("it is about to be late", since(WARM, LATE - 1), {}, "Tuning", "Proving", "it has until"),
     (
         "it is late",
@@ -153,7 +153,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "EngineNotReady",
         "5400 s",
     ),
-    ("prove looks", READY.running(PROVE_CONTAINER), {}, "Tuning", "Proving", f"since {stamp(NOW - 30)}"),
+    ("prove looks", READY.running(PROVE_CONTAINER), {}, "Tuning", "Proving", f"since {format_timestamp(NOW - 30)}"),
     ("prove is content", READY.ended(PROVE_CONTAINER, report=PROVEN), {}, "Over", "Proven", "none new"),
     (
         "prove is content, and the kubelet ended the engine after it",
@@ -200,10 +200,10 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "WaitingForPod",
         "preempted",
     ),
-    ("its node is gone", RUNS.but(deletionTimestamp=stamp(NOW - LOST)), {}, "Over", "NodeLost", "node0"),
+    ("its node is gone", RUNS.but(deletionTimestamp=format_timestamp(NOW - LOST)), {}, "Over", "NodeLost", "node0"),
     (
         "deleted by hand",
-        WARM.ended(ENGINE, 137).but(deletionTimestamp=stamp(NOW), status={"phase": "Failed"}),
+        WARM.ended(ENGINE, 137).but(deletionTimestamp=format_timestamp(NOW), status={"phase": "Failed"}),
         {},
         "Over",
         "ProofFailed",
@@ -281,7 +281,7 @@ FIGURES = {
     "layout": "PerRank",
     "entries": 20,
     "digest": "sha256:1",
-    "sealedAt": stamp(NOW - 400),
+    "sealedAt": format_timestamp(NOW - 400),
     "coldSeconds": 300,
 }
 
@@ -363,8 +363,8 @@ def test_a_proof_that_succeeds_says_what_it_is_worth() -> None:
     pod = of(since(WARM, 30, started=True))
     end = {
         "exitCode": 0,
-        "startedAt": stamp(NOW - 9),
-        "finishedAt": stamp(NOW - 5),
+        "startedAt": format_timestamp(NOW - 9),
+        "finishedAt": format_timestamp(NOW - 5),
         "message": PROVEN.dump(),
     }
     plan = settled(
@@ -574,7 +574,11 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
     assert create.object["metadata"]["labels"][names.ROLE] == names.INSPECT and not proofs(plan)
     asked = {
         **create.object,
-        "metadata": {**create.object["metadata"], "uid": "i", "creationTimestamp": stamp(NOW)},
+        "metadata": {
+            **create.object["metadata"],
+            "uid": "i",
+            "creationTimestamp": format_timestamp(NOW),
+        },
     }
     [want] = wants(Draft(seen(cache()), NOW), ()).bundles
     for proven, state, reason in ((True, "Sealed", "Sealed"), (False, PROVING, "Retrying")):
@@ -615,18 +619,27 @@ def test_what_nothing_wants_is_given_up_once_its_proof_is_over_and_no_pod_names_
         named = looked(kept, consumers=(Consumer().given(old).object,))
         assert told(named, old)["state"] == state
         plan = looked(kept)
-        assert (told(plan, old)["state"], told(plan, old)["retiredAt"]) == ("Retired", stamp(NOW))
+        assert (told(plan, old)["state"], told(plan, old)["retiredAt"]) == (
+            "Retired",
+            format_timestamp(NOW),
+        )
 
 
 def test_a_bad_bundle_that_comes_back_is_as_bad_as_it_was() -> None:
-    last = {"attempt": 1, "at": stamp(NOW), "reason": "WarmHang", "message": "not ready"}
+    last = {"attempt": 1, "at": format_timestamp(NOW), "reason": "WarmHang", "message": "not ready"}
     bad = told(
         looked(
-            bundle("Retired", reason="Unwanted", retiredAt=stamp(NOW), proofs=1, lastFailure=last)
+            bundle(
+                "Retired",
+                reason="Unwanted",
+                retiredAt=format_timestamp(NOW),
+                proofs=1,
+                lastFailure=last,
+            )
         )
     )
     assert (bad["state"], bad["reason"]) == ("Failed", "WarmHang")
-    good = told(looked(bundle("Retired", reason="Unwanted", retiredAt=stamp(NOW))))
+    good = told(looked(bundle("Retired", reason="Unwanted", retiredAt=format_timestamp(NOW))))
     assert good["state"] == PROVING
 
 
@@ -653,12 +666,12 @@ def test_the_condition_says_where_it_is() -> None:
 def sealing(**engine: Any) -> Plan:
     seal = {
         "exitCode": 0,
-        "startedAt": stamp(NOW - 100),
-        "finishedAt": stamp(NOW),
+        "startedAt": format_timestamp(NOW - 100),
+        "finishedAt": format_timestamp(NOW),
         "message": sealed_report(BUNDLE).dump(),
     }
     pod = Pod(BUNDLE).container("pretune-seal", {"terminated": seal})
-    pod = pod.container(ENGINE, {"running": {"startedAt": stamp(NOW - 400)}}, **engine)
+    pod = pod.container(ENGINE, {"running": {"startedAt": format_timestamp(NOW - 400)}}, **engine)
     return looked(record(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod.object,))
 
 
@@ -688,7 +701,7 @@ def counted(before: Object, after: Object, *pods: Pod) -> list[tuple[str, float]
     """(reason, GPU-seconds) of the attempts that ended between two statuses; each pod has four GPUs for 100 s."""
     for pod in pods:
         pod.object["spec"]["initContainers"][-1]["resources"] = {"limits": {"nvidia.com/gpu": "4"}}
-        pod.object["status"]["startTime"] = stamp(NOW - 100)
+        pod.object["status"]["startTime"] = format_timestamp(NOW - 100)
     here = seen(cache({"bundles": [before]}), pods=tuple(pod.object for pod in pods))
     return [(one.reason, one.gpu_seconds) for one in ended(here, {"bundles": [after]}, NOW)]
 
@@ -697,7 +710,7 @@ SEAL: dict[str, Any] = {"tunedSeconds": 50, "attempts": 1}
 PROOFS: dict[str, Any] = {**SEAL, "proofs": 1}
 SAID = of(READY.ended(PROVE_CONTAINER, report=PROVEN))
 SEALED_POD = Pod(BUNDLE).ended("pretune-seal", report=sealed_report(BUNDLE))
-LAST = {"attempt": 1, "at": stamp(NOW), "reason": "WarmHang", "message": ""}
+LAST = {"attempt": 1, "at": format_timestamp(NOW), "reason": "WarmHang", "message": ""}
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def draft_of(
     """A cache with one sealed bundle of this engine (its fields laid over the usual), tuned in so many seconds."""
     the_template = template(**(engine or {}))
     the_cache = cache({"warnings": warnings or []}, **spec)
-    target = Spec.of(the_cache).targets[0]
-    inputs = identity.inputs(the_template, Spec.of(the_cache), target)
+    target = Spec.from_cache(the_cache).targets[0]
+    inputs = identity.inputs(the_template, Spec.from_cache(the_cache), target)
     want = Wanted(inputs.bundle_id(), inputs, target, the_template, None)
     made = record(want.id, **({"tunedSeconds": tuned} if tuned is not None else {}), **(more or {}))
     the_cache["status"]["bundles"] = [made]

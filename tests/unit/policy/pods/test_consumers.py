@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pretune.api import names
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import stamp
+from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.tuning import MISSED, SETTLE
 from pretune.policy.decide import decide
@@ -36,7 +36,10 @@ def plan(the_cache: Object, *pods: Consumer, now: float = NOW, **more: Any) -> P
 
 def sealed(owner: str, **more: Any) -> Object:
     return record(
-        bundle_of(owner), fingerprint=fingerprint_of(owner), sealedAt=stamp(NOW - 3600), **more
+        bundle_of(owner),
+        fingerprint=fingerprint_of(owner),
+        sealedAt=format_timestamp(NOW - 3600),
+        **more,
     )
 
 
@@ -92,7 +95,7 @@ def test_without_source_and_pods_ready_is_unknown() -> None:
 
 
 @pytest.mark.parametrize(
-    "gone", [{"deletionTimestamp": stamp(NOW)}, {}], ids=["terminating", "finished"]
+    "gone", [{"deletionTimestamp": format_timestamp(NOW)}, {}], ids=["terminating", "finished"]
 )
 def test_pods_on_their_way_out_want_nothing(gone: Object) -> None:
     pod = NEW.meta(**gone) if gone else NEW.but(phase="Failed")
@@ -108,7 +111,7 @@ def test_the_newest_revision_goes_first_and_ready_speaks_of_it() -> None:
 
 def test_an_older_revision_without_a_bundle_waits_until_the_rollout_is_over() -> None:
     """Its pods are most likely on their way out: a rollout is to cost one tuning."""
-    just = {**sealed("a"), "sealedAt": stamp(NOW - 10)}
+    just = {**sealed("a"), "sealedAt": format_timestamp(NOW - 10)}
     made = plan(a_cache(just), OLD, NEW)
     assert not jobs(made) and (bundle_of("old"), "Queued") in queue(made)
     assert made.look_again is not None and made.look_again <= SETTLE - 10
@@ -116,7 +119,7 @@ def test_an_older_revision_without_a_bundle_waits_until_the_rollout_is_over() ->
 
 
 def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None:
-    long_ago = {**sealed("a"), "sealedAt": stamp(NOW - 2 * SETTLE), "proven": True}
+    long_ago = {**sealed("a"), "sealedAt": format_timestamp(NOW - 2 * SETTLE), "proven": True}
     the_cache = a_cache(long_ago)
     assert jobs(plan(the_cache, OLD, NEW)) == [bundle_of("old")], "nobody knows better"
     ready = {
@@ -124,7 +127,7 @@ def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None
         "status": "True",
         "reason": "Sealed",
         "message": "",
-        "lastTransitionTime": stamp(NOW - 10),
+        "lastTransitionTime": format_timestamp(NOW - 10),
     }
     the_cache["status"]["conditions"] = [ready]
     made = plan(the_cache, OLD, NEW)
@@ -156,7 +159,7 @@ def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None
 
 
 def test_an_older_revision_that_pods_wait_for_is_tuned_at_once() -> None:
-    just = {**sealed("a"), "sealedAt": stamp(NOW - 10)}
+    just = {**sealed("a"), "sealedAt": format_timestamp(NOW - 10)}
     made = plan(a_cache(just, hold={"when": "Always"}), Consumer("old").held(), NEW.ready())
     assert jobs(made) == [bundle_of("old")]
 
@@ -239,9 +242,19 @@ def test_a_source_that_was_changed_ends_the_attempt_at_once() -> None:
 
 
 def test_a_bundle_that_pods_could_not_start_with_is_not_forgotten_while_they_come_back() -> None:
-    mark = {"reason": "MountFailed", "message": "m", "at": stamp(NOW - 60), "claimUID": "claim-uid"}
+    mark = {
+        "reason": "MountFailed",
+        "message": "m",
+        "at": format_timestamp(NOW - 60),
+        "claimUID": "claim-uid",
+    }
     lost = pending(
-        "a", "Queued", names.PENDING, attempts=0, undeliverable=mark, unwantedSince=stamp(NOW - 500)
+        "a",
+        "Queued",
+        names.PENDING,
+        attempts=0,
+        undeliverable=mark,
+        unwantedSince=format_timestamp(NOW - 500),
     )
     made = plan(a_cache(lost))
     assert made.status is not None and made.status["bundles"][0]["undeliverable"] == mark
@@ -301,7 +314,7 @@ def test_a_held_pod_is_let_go(name: str) -> None:
         refused = {
             "reason": "FailedCreate",
             "message": 'pods "x" is forbidden: exceeded quota',
-            "lastTimestamp": stamp(NOW),
+            "lastTimestamp": format_timestamp(NOW),
         }
         more["job_events"] = {job(bundle_of("a"))["metadata"]["uid"]: (refused,)}
     made = plan(a_cache(bundle, **spec), OLD, HELD, **more)
@@ -322,7 +335,7 @@ def test_a_hold_ends_when_nothing_else_serves() -> None:
     """Recreate, and older pods that died: waiting would be an outage."""
     working = {"jobs": (job(bundle_of("a")),)}
     assert released(plan(a_cache(pending("a")), HELD, **working)) == ["a-1"]
-    terminating = OLD.meta(deletionTimestamp=stamp(NOW))
+    terminating = OLD.meta(deletionTimestamp=format_timestamp(NOW))
     assert released(plan(a_cache(pending("a")), terminating, HELD, **working)) == ["a-1"]
     just = Consumer("old").ready("False", NOW - 5)
     assert not released(plan(a_cache(pending("a")), just, HELD, **working))
@@ -360,7 +373,7 @@ def test_a_source_that_is_broken_under_a_hold_lets_go() -> None:
 
 @pytest.mark.parametrize(
     "the_claim",
-    [claim("Lost"), claim("Pending"), claim(deletionTimestamp=stamp(NOW))],
+    [claim("Lost"), claim("Pending"), claim(deletionTimestamp=format_timestamp(NOW))],
     ids=["lost", "pending", "going"],
 )
 def test_storage_that_is_ready_no_more_lets_go(the_claim: Object) -> None:
@@ -370,7 +383,7 @@ def test_storage_that_is_ready_no_more_lets_go(the_claim: Object) -> None:
 
 def test_a_cache_that_is_deleted_lets_everybody_go() -> None:
     dying = a_cache(pending("a"), hold={"onFailure": "Keep"})
-    dying["metadata"]["deletionTimestamp"] = stamp(NOW)
+    dying["metadata"]["deletionTimestamp"] = format_timestamp(NOW)
     made = plan(dying, OLD, HELD)
     assert released(made) == ["a-1"] and made.look_again == LET_GO
     gone = seen(None, held=(HELD.object,))
@@ -385,7 +398,7 @@ def test_holds_are_told_when_there_are_more() -> None:
         if one.reason == "Held"
     ]
     assert bundle_of("a") in event.message and "1 pod" in event.message and not event.warning
-    told = {"consumers": {**NOBODY, "held": 1, "observedAt": stamp(NOW)}}
+    told = {"consumers": {**NOBODY, "held": 1, "observedAt": format_timestamp(NOW)}}
     assert not [
         one
         for one in plan(a_cache(pending("a"), status=told), OLD, HELD, **working).events
@@ -412,7 +425,10 @@ def counts(the_plan: Plan) -> dict[str, Any]:
         (Consumer("a").given("x").seeded(), {}),
         (Consumer("a").given("x").runs().seeded(), {"seeded": 1}),
         (Consumer("a").given("x", "ReadOnly").ready(), {"seeded": 1, "ready": 1}),
-        (Consumer("a").given("x").ready().seeded().meta(deletionTimestamp=stamp(NOW)), {}),
+        (
+            Consumer("a").given("x").ready().seeded().meta(deletionTimestamp=format_timestamp(NOW)),
+            {},
+        ),
         (Consumer("a").given("x").runs().seeded().but(phase="Succeeded"), {}),
     ],
     ids=range(10),
@@ -440,7 +456,7 @@ def test_a_pod_that_nothing_could_be_given_is_not_cold() -> None:
 
 
 def test_counts_are_written_every_ten_seconds_at_most() -> None:
-    before = {**NOBODY, "observedAt": stamp(NOW - 4)}
+    before = {**NOBODY, "observedAt": format_timestamp(NOW - 4)}
     made = plan(
         a_cache(sealed("a"), status={"consumers": before}),
         Consumer("a").given("x").ready().seeded(),
@@ -466,7 +482,7 @@ def test_counts_are_written_every_ten_seconds_at_most() -> None:
         (Consumer("a"), {}),
         (Consumer("a").runs(), {"running": True}),
         (Consumer("a").ready(), {"running": True, "serving": True}),
-        (Consumer("a").ready().meta(deletionTimestamp=stamp(NOW)), {}),
+        (Consumer("a").ready().meta(deletionTimestamp=format_timestamp(NOW)), {}),
     ],
     ids=["held", "unscheduled", "runs", "ready", "terminating"],
 )

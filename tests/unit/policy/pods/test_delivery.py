@@ -102,7 +102,7 @@ class World:
 
     def id(self) -> str:
         assert self.cache
-        spec = Spec.of(self.cache)
+        spec = Spec.from_cache(self.cache)
         target = identity.target_of(self.pod or self.template, spec)
         assert target
         return want(self.template, spec, target).bundle
@@ -469,7 +469,7 @@ def test_identity_is_the_templates_and_the_target_is_the_pods() -> None:
 
     given = World().spec(targets=TARGETS).as_arrives(admitted).answer()
     template = World().template
-    spec = Spec.of({"spec": {"storage": {"claim": {}}, "targets": TARGETS}})
+    spec = Spec.from_cache({"spec": {"storage": {"claim": {}}, "targets": TARGETS}})
     assert given.inputs == identity.inputs(template, spec, spec.targets[1])
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pretune.api.names import BUNDLE, REASON, SEED_CONTAINER
 from pretune.api.reasons import REASONS
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.controller import observe
 from pretune.policy.model import Delete
@@ -29,7 +29,7 @@ from tests.unit.pods import Consumer
 
 # What Kubernetes 1.34.4 said of pods that were made for it, about ten minutes after they were.
 SEEN: dict[str, Any] = json.loads((Path(__file__).parent / "data/stuck.json").read_text())
-LATER = seconds("2026-11-22T20:50:00Z")
+LATER = parse_timestamp("2026-11-22T20:50:00Z")
 
 
 def real(name: str, now: float = LATER, **more: Any) -> Pod:
@@ -111,7 +111,7 @@ def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault
 ) -> None:
     trouble = judge(real(name))
     assert trouble is not None
-    assert (trouble.reason, stamp(trouble.due)[11:19]) == (reason, due)
+    assert (trouble.reason, format_timestamp(trouble.due)[11:19]) == (reason, due)
     assert words in trouble.message
     assert reason in REASONS
 
@@ -240,12 +240,12 @@ def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
     case = copy.deepcopy(SEEN["gone-path"])
     failure = case["events"][-1]
     assert failure["reason"] == "FailedMount"
-    begun = seconds("2026-11-22T20:37:44Z")
+    begun = parse_timestamp("2026-11-22T20:37:44Z")
     for last, expected in (
         (begun + start_failures.LASTING - 1, False),
         (begun + start_failures.LASTING, True),
     ):
-        failure["lastTimestamp"] = stamp(last)
+        failure["lastTimestamp"] = format_timestamp(last)
         assert (judge(real("gone-path", **case)) is not None) is expected
 
 
@@ -254,7 +254,7 @@ def test_another_volume_that_fails_counts_while_it_goes_on_failing() -> None:
     [ours] = [one for one in case["events"] if "rescue-lab-gone" in one["message"]]
     [other] = [one for one in case["events"] if '"conf"' in one["message"]]
     for ahead, expected in ((start_failures.RETRIES, False), (start_failures.RETRIES + 1, True)):
-        ours["lastTimestamp"] = stamp(seconds(other["lastTimestamp"]) + ahead)
+        ours["lastTimestamp"] = format_timestamp(parse_timestamp(other["lastTimestamp"]) + ahead)
         assert (judge(real("secret-missing", **case)) is not None) is expected
 
 
@@ -291,7 +291,7 @@ def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_g
     assert trouble == Trouble(
         "ClaimPending",
         "claim never-wait gets no volume: failed to provision volume: quota exceeded",
-        seconds(at("20:41:00")),
+        parse_timestamp(at("20:41:00")),
     )
     assert (
         judge(real("never-wait", now=LATER + 600, **case)) is None
@@ -301,7 +301,7 @@ def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_g
 # --- seed's own time
 
 
-PULLED = seconds("2026-11-22T20:45:00Z")  # seven minutes after its sandbox
+PULLED = parse_timestamp("2026-11-22T20:45:00Z")  # seven minutes after its sandbox
 
 
 def seed(
@@ -320,8 +320,8 @@ def end(code: int, after: float = 0.0, reason: str = "Error") -> Object:
     return {
         "exitCode": code,
         "reason": reason,
-        "finishedAt": stamp(PULLED + after),
-        "startedAt": stamp(PULLED),
+        "finishedAt": format_timestamp(PULLED + after),
+        "startedAt": format_timestamp(PULLED),
     }
 
 
@@ -381,7 +381,7 @@ def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_s
         return {
             "reason": "Failed",
             "message": message,
-            "metadata": {"creationTimestamp": stamp(PULLED + after)},
+            "metadata": {"creationTimestamp": format_timestamp(PULLED + after)},
         }
 
     pulls = [
@@ -414,7 +414,7 @@ def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> N
     case["pod"]["status"]["initContainerStatuses"].insert(0, fetch)
     trouble = judge(real("no-sh", **case))
     assert trouble is not None
-    assert trouble.due == seconds("2026-11-22T20:45:00Z") + PATIENCE
+    assert trouble.due == parse_timestamp("2026-11-22T20:45:00Z") + PATIENCE
 
 
 def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None:
@@ -433,7 +433,7 @@ def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None
     assert trouble is not None
     assert trouble.reason == "MountFailed"
     assert "stale NFS file handle" in trouble.message
-    assert trouble.due == seconds("2026-11-22T20:48:00Z") + PATIENCE
+    assert trouble.due == parse_timestamp("2026-11-22T20:48:00Z") + PATIENCE
     engine["state"]["waiting"]["message"] = "failed to reserve container name"
     assert judge(pod) is None
 
@@ -454,7 +454,7 @@ def test_a_jobs_pod_that_failed_by_seed_bears_witness_at_once(
     case: str, exit_code: int, conditions: list[Object], ago: float, expected: bool
 ) -> None:
     """restartPolicy Never: it is over at the first failure, and its Job makes the next one."""
-    pod = real("no-sh-never", now=seconds("2026-11-22T20:37:37Z") + ago)
+    pod = real("no-sh-never", now=parse_timestamp("2026-11-22T20:37:37Z") + ago)
     pod.object["status"]["conditions"] += conditions
     [status] = pod.object["status"]["initContainerStatuses"]
     status["state"]["terminated"]["exitCode"] = exit_code
@@ -467,12 +467,21 @@ def test_a_jobs_pod_that_failed_by_seed_bears_witness_at_once(
 
 
 def condition(kind: str, status: str, ago: float, **more: str) -> Object:
-    return {"type": kind, "status": status, "lastTransitionTime": stamp(NOW - ago), **more}
+    return {
+        "type": kind,
+        "status": status,
+        "lastTransitionTime": format_timestamp(NOW - ago),
+        **more,
+    }
 
 
 def consumer(ago: float = 300, node: str = "node0", **fields: Any) -> Object:
     """A consumer that was given bundle `b`, `ago` seconds old."""
-    meta = {"name": "web", "creationTimestamp": stamp(NOW - ago), "annotations": {BUNDLE: "b"}}
+    meta = {
+        "name": "web",
+        "creationTimestamp": format_timestamp(NOW - ago),
+        "annotations": {BUNDLE: "b"},
+    }
     spec = {"nodeName": node} if node else {}
     return {
         "metadata": meta | fields.pop("metadata", {}),
@@ -482,7 +491,7 @@ def consumer(ago: float = 300, node: str = "node0", **fields: Any) -> Object:
 
 
 SANDBOX, SCHEDULED = "PodReadyToStartContainers", "PodScheduled"
-RUNNING = [{"name": "vllm", "state": {"running": {"startedAt": stamp(NOW)}}}]
+RUNNING = [{"name": "vllm", "state": {"running": {"startedAt": format_timestamp(NOW)}}}]
 RESTARTS = [
     {"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}
 ]
@@ -556,7 +565,11 @@ BY_GPU = (
             consumer(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}),
             False,
         ),
-        ("being deleted", consumer(metadata={"deletionTimestamp": stamp(NOW - 5)}), False),
+        (
+            "being deleted",
+            consumer(metadata={"deletionTimestamp": format_timestamp(NOW - 5)}),
+            False,
+        ),
         ("over", consumer(phase="Failed"), False),
     ],
 )
@@ -574,7 +587,11 @@ GIVEN = "b-default"
 def stuck_pod(number: int = 1, **meta: Any) -> Consumer:
     """One that the kubelet cannot start: no /bin/sh."""
     status = json.loads(
-        re.sub(r"2026-11-22T[0-9:]*Z", stamp(NOW - 200), json.dumps(SEEN["no-sh"]["pod"]["status"]))
+        re.sub(
+            r"2026-11-22T[0-9:]*Z",
+            format_timestamp(NOW - 200),
+            json.dumps(SEEN["no-sh"]["pod"]["status"]),
+        )
     )
     return (
         Consumer("web", number, age=300)
@@ -607,14 +624,14 @@ def run(*pods: Consumer, now: float = NOW, record: Object | None = None, **more:
 
 
 def sealed(**more: Any) -> Object:
-    return record(GIVEN, sealedAt=stamp(NOW - 3600), **more)
+    return record(GIVEN, sealedAt=format_timestamp(NOW - 3600), **more)
 
 
 def mark(reason: str = "MountFailed", **more: Any) -> Object:
     return {
         "reason": reason,
         "message": "m",
-        "at": stamp(NOW - 60),
+        "at": format_timestamp(NOW - 60),
         "claimUID": "claim-uid",
         **more,
     }
@@ -634,7 +651,7 @@ def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() 
     found = draft.bundles[GIVEN]["undeliverable"]
     assert (found["reason"], found["at"], found["claimUID"]) == (
         "SeedCannotRun",
-        stamp(NOW),
+        format_timestamp(NOW),
         "claim-uid",
     )
     assert "/bin/sh" in found["message"]
@@ -654,7 +671,7 @@ def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_first_words
 
 
 def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
-    draft = run(stuck_pod(deletionTimestamp=stamp(NOW - 1)))
+    draft = run(stuck_pod(deletionTimestamp=format_timestamp(NOW - 1)))
     assert (draft.after, draft.events, "undeliverable" in draft.bundles[GIVEN]) == ([], [], False)
 
 
@@ -675,21 +692,21 @@ def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
     pod = stuck_pod()
     pod.object["status"] = copy.deepcopy(SEEN["no-sh-never"]["pod"]["status"])
     [status] = pod.object["status"]["initContainerStatuses"]
-    status["state"]["terminated"]["finishedAt"] = stamp(NOW - 5)
-    draft = run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 3600)))
+    status["state"]["terminated"]["finishedAt"] = format_timestamp(NOW - 5)
+    draft = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 3600)))
     assert deleted(draft) == []
     assert draft.bundles[GIVEN]["undeliverable"]["reason"] == "SeedCannotRun"
     assert draft.events[0].message.endswith("; the next ones start without us")
     assert (
         "undeliverable"
-        not in run(pod, record=record(GIVEN, sealedAt=stamp(NOW - 1))).bundles[GIVEN]
+        not in run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 1))).bundles[GIVEN]
     )
 
 
 def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
     pod = stuck_pod()
     [sandbox] = [one for one in pod.object["status"]["conditions"] if one["type"] == SANDBOX]
-    sandbox["lastTransitionTime"] = stamp(NOW - PATIENCE + 7)
+    sandbox["lastTransitionTime"] = format_timestamp(NOW - PATIENCE + 7)
     draft = run(pod)
     assert (draft.after, draft.events, draft.look) == ([], [], NOW + 7)
 
@@ -718,9 +735,13 @@ def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
     pod = unscheduled().noted(**{REASON: "Held: 4 pods of other bundles serve"})
     event = {"type": "Warning", "reason": "FailedScheduling", "message": BY_CLAIM}
     for ago, expected in ((PATIENCE - 1, []), (PATIENCE, ["web-1 uid-web-1"])):
-        events = ({**event, "metadata": {"creationTimestamp": stamp(NOW - ago)}},)
+        events = ({**event, "metadata": {"creationTimestamp": format_timestamp(NOW - ago)}},)
         assert deleted(run(pod, claim=None, pod_events={"uid-web-1": events})) == expected
-    other = {**event, "message": BY_GPU, "metadata": {"creationTimestamp": stamp(NOW - 299)}}
+    other = {
+        **event,
+        "message": BY_GPU,
+        "metadata": {"creationTimestamp": format_timestamp(NOW - 299)},
+    }
     assert (
         deleted(run(pod, claim=None, pod_events={"uid-web-1": (other,)})) == []
     )  # its words are not written yet
@@ -730,13 +751,13 @@ def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
     """observe reads the events of a few: the others of the bundle wait for the same volumes."""
     failing = [_failing(number) for number in (1, 2, 3)]
     events = {"uid-web-2": tuple(SEEN["on-node-absent"]["events"])}
-    late = seconds("2026-11-22T20:50:00Z")
+    late = parse_timestamp("2026-11-22T20:50:00Z")
     assert deleted(run(*failing, now=late, pod_events=events)) == [
         f"web-{one} uid-web-{one}" for one in (2, 1, 3)
     ]
     assert deleted(run(*failing, now=late)) == []
     assert deleted(
-        run(failing[0], now=late, record=sealed(undeliverable=mark(at=stamp(late - 60))))
+        run(failing[0], now=late, record=sealed(undeliverable=mark(at=format_timestamp(late - 60))))
     ) == ["web-1 uid-web-1"]
     assert (
         deleted(run(failing[0], now=late, record=sealed(undeliverable=mark("SeedCannotRun")))) == []
@@ -747,7 +768,7 @@ def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
             run(
                 *failing,
                 now=late,
-                record=sealed(undeliverable=mark(at=stamp(late - 60))),
+                record=sealed(undeliverable=mark(at=format_timestamp(late - 60))),
                 pod_events=read,
             )
         )
@@ -807,30 +828,30 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
         (
             "still being deleted",
             mark("ClaimTerminating"),
-            claim(deletionTimestamp=stamp(NOW)),
+            claim(deletionTimestamp=format_timestamp(NOW)),
             NOW - 3600,
             True,
         ),
         ("sealed anew", mark(), claim(), NOW - 59, False),
-        ("not yet an hour", mark(at=stamp(NOW - 3599)), claim(), NOW - 7200, True),
-        ("an hour", mark(at=stamp(NOW - 3600)), claim(), NOW - 7200, False),
+        ("not yet an hour", mark(at=format_timestamp(NOW - 3599)), claim(), NOW - 7200, True),
+        ("an hour", mark(at=format_timestamp(NOW - 3600)), claim(), NOW - 7200, False),
         (
             "an hour, the same image",
-            mark("SeedCannotRun", at=stamp(NOW - 3600)),
+            mark("SeedCannotRun", at=format_timestamp(NOW - 3600)),
             claim(),
             NOW - 7200,
             True,
         ),
         (
             "not yet six",
-            mark("SeedCannotRun", at=stamp(NOW - 6 * 3600 + 1)),
+            mark("SeedCannotRun", at=format_timestamp(NOW - 6 * 3600 + 1)),
             claim(),
             NOW - 86400,
             True,
         ),
         (
             "six hours: a tag may have moved",
-            mark("SeedCannotRun", at=stamp(NOW - 6 * 3600)),
+            mark("SeedCannotRun", at=format_timestamp(NOW - 6 * 3600)),
             claim(),
             NOW - 86400,
             False,
@@ -841,7 +862,8 @@ def test_a_mark_is_taken_back_when_its_cause_is_gone(
     case: str, the_mark: Object, found: Object | None, sealed_at: float, stays: bool
 ) -> None:
     draft = run(
-        record=record(GIVEN, sealedAt=stamp(sealed_at), undeliverable=the_mark), claim=found
+        record=record(GIVEN, sealedAt=format_timestamp(sealed_at), undeliverable=the_mark),
+        claim=found,
     )
     assert ("undeliverable" in draft.bundles[GIVEN]) is stays, case
 

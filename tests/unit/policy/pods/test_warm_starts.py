@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from pretune.api import names
-from pretune.api.timestamps import seconds, stamp
+from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.engines.vllm.log import PARTIAL, TUNED, UNKNOWN, WARM, Difference, Start
 from pretune.policy.decide import decide
@@ -33,7 +33,7 @@ def a_cache(status: Object | None = None, **more: Any) -> Object:
     known = record(
         BUNDLE,
         fingerprint=fingerprint_of("a"),
-        sealedAt=stamp(NOW - 3600),
+        sealedAt=format_timestamp(NOW - 3600),
         layout="PerRank",
         entries=21,
         **more,
@@ -58,7 +58,7 @@ def plan(
 
 
 def key(pod: Consumer) -> str:
-    return f"{pod.object['metadata']['uid']}/{stamp(NOW - 30)}"
+    return f"{pod.object['metadata']['uid']}/{format_timestamp(NOW - 30)}"
 
 
 def told(*pods: tuple[Consumer, Start | str], differs: tuple[str, ...] = ()) -> dict[str, Told]:
@@ -97,7 +97,7 @@ def test_the_log_of_each_ready_consumer_that_was_given_a_bundle_is_worth_reading
         GIVEN.ready("False"),
         Consumer("a").runs().given(BUNDLE).seeded(),
         GIVEN.given(BUNDLE, "None"),
-        GIVEN.meta(deletionTimestamp=stamp(NOW)),
+        GIVEN.meta(deletionTimestamp=format_timestamp(NOW)),
         GIVEN.runs(waiting={"reason": "CrashLoopBackOff"}),
     ],
     ids=[
@@ -147,7 +147,7 @@ def consumers(**numbers: int) -> Object:
             "held": 0,
             "stale": 0,
             "ready": 4,
-            "observedAt": stamp(NOW - 60),
+            "observedAt": format_timestamp(NOW - 60),
             **numbers,
         }
     }
@@ -338,7 +338,11 @@ PROVEN = {"proven": True, "gpus": 1, "coldSeconds": 100, "warmSeconds": 20}
 def started(number: int, began: float, ready: float) -> Consumer:
     return numbered(number, GIVEN.ready(since=ready)).but(
         containerStatuses=[
-            {"name": ENGINE, "imageID": "", "state": {"running": {"startedAt": stamp(began)}}}
+            {
+                "name": ENGINE,
+                "imageID": "",
+                "state": {"running": {"startedAt": format_timestamp(began)}},
+            }
         ]
     )
 
@@ -353,7 +357,7 @@ LONG_AGO = NOW - 1000
 
 def test_a_start_with_a_proven_bundle_saves_its_gpus_times_what_it_was_faster() -> None:
     pods = [started(number, LONG_AGO, LONG_AGO + 25) for number in range(3)]
-    until = stamp(NOW - 100 - SETTLE)
+    until = format_timestamp(NOW - 100 - SETTLE)
     assert saved(plan(*pods, the_cache=a_cache(**PROVEN))) == (3 * 80, until)
     again = a_cache({"gpuSecondsSaved": 240, "savedUntil": until}, **PROVEN)
     assert saved(plan(*pods, the_cache=again, now=NOW + 500)) == (240, until)
@@ -394,9 +398,9 @@ def test_other_starts_save_nothing(pod: Consumer) -> None:
 )
 def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts: int) -> None:
     pod, other = started(1, LONG_AGO, LONG_AGO + 25), started(2, LONG_AGO, LONG_AGO + 25)
-    logs = {f"uid-2/{stamp(LONG_AGO)}": Told(Start(WARM))}
+    logs = {f"uid-2/{format_timestamp(LONG_AGO)}": Told(Start(WARM))}
     if result:
-        logs[f"uid-1/{stamp(LONG_AGO)}"] = Told(Start(result))
+        logs[f"uid-1/{format_timestamp(LONG_AGO)}"] = Told(Start(result))
     assert saved(plan(pod, other, starts=logs, the_cache=a_cache(**PROVEN)))[0] == 80 * (1 + counts)
 
 
@@ -463,7 +467,7 @@ def test_however_often_decide_runs_each_start_is_counted_at_most_once(
             }
             assert status.get("gpuSecondsSaved", 0) >= total
             total = status.get("gpuSecondsSaved", 0)
-            assert seconds(status.get("savedUntil", stamp(NOW))) <= NOW + look
+            assert parse_timestamp(status.get("savedUntil", format_timestamp(NOW))) <= NOW + look
     in_time = {(pod, began) for pod, began, took, _ in happened if took <= cold}
     assert total <= cold * len(in_time)
 
