@@ -18,7 +18,8 @@ from typing import NamedTuple
 from pretune.api.names import CACHE, DELIVERY, REASON, ROLE
 from pretune.api.spec import Spec
 from pretune.api.types import Key, Object
-from pretune.kube.types import ApiError, NoSuchKind
+from pretune.kube import watch
+from pretune.kube.watch import Change, watch_with_backoff
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,7 @@ class Named(NamedTuple):
     name: str
 
 
-Watch = Callable[
-    [str, str, str, str], AsyncIterator[tuple[str, Object]]
-]  # cluster.Kubernetes.watch
+Watch = Callable[[str, str, str, str], AsyncIterator[Change]]  # cluster.Kubernetes.watch
 
 
 def named(cache: Object) -> frozenset[Named]:
@@ -116,20 +115,19 @@ class Watching:
 
     async def _follow(self, place: Place, only: str) -> None:
         found: set[str] = set()
-        async for change, obj in _again_and_again(
-            lambda: self._watch(*place, only), f"{place.kind} in {place.namespace}"
-        ):
+        what = f"{place.kind} in {place.namespace}"
+        async for change, obj in watch_with_backoff(what, lambda: self._watch(*place, only)):
             match change:
-                case "BEGINS":
+                case watch.ENDED:
                     found.clear()
-                case "LISTED":
+                case watch.LISTED:
                     for name in self._keys[place].keys() - found:
                         self._tell(Named(place, name), None)
                 case _:
                     found.add(obj["metadata"]["name"])
                     self._tell(
                         Named(place, obj["metadata"]["name"]),
-                        _state(obj) if change != "DELETED" else None,
+                        _state(obj) if change != watch.DELETED else None,
                     )
 
     def _tell(self, one: Named, state: object) -> None:
@@ -160,7 +158,7 @@ class Pods:
 
     def __init__(
         self,
-        watch: Callable[[], AsyncIterator[tuple[str, Object]]],
+        watch: Callable[[], AsyncIterator[Change]],
         wake: Callable[[Key, bool], None],
         free: Callable[[str, str], Awaitable[None]],
     ) -> None:
@@ -179,17 +177,17 @@ class Pods:
         missed: set[str] = (
             set()
         )  # that were there in the stream before, and are not told of by this one's list
-        async for change, pod in _again_and_again(self._watch, "pods"):
+        async for change, pod in watch_with_backoff("pods", self._watch):
             match change:
-                case "BEGINS":
+                case watch.ENDED:
                     missed = set(self._told)
-                case "LISTED":
+                case watch.LISTED:
                     for uid in missed & self._told.keys():
                         self._wake_named(self._told.pop(uid)[0], False)
                     missed = set()
                     self._keys = {key: key for key, _ in self._told.values()}
                     self._try_to_free(group, "", "")
-                case "DELETED":
+                case watch.DELETED:
                     self._gone(pod)
                     if (
                         "deletionTimestamp" not in pod["metadata"]
@@ -199,7 +197,7 @@ class Pods:
                         )
                 case _:
                     missed.discard(pod["metadata"]["uid"])
-                    self._there(pod, change == "ADDED")
+                    self._there(pod, change == watch.ADDED)
                     if _is_lost(pod):
                         self._try_to_free(
                             group, pod["metadata"]["namespace"], pod["metadata"]["name"]
@@ -267,38 +265,3 @@ def waited_for(pod: Object, new: bool) -> bool:
     return ROLE in meta["labels"] or (
         new and str((meta.get("annotations") or {}).get(REASON, "")).startswith("Held:")
     )
-
-
-async def _again_and_again(
-    watch: Callable[[], AsyncIterator[tuple[str, Object]]], what: str
-) -> AsyncIterator[tuple[str, Object]]:
-    """The changes of one stream after the other, (BEGINS, {}) before each: for ever."""
-    pause, said, clock = SHORTEST, "", asyncio.get_running_loop().time
-    while True:
-        yield "BEGINS", {}
-        began = clock()
-        try:
-            async for change, obj in watch():
-                pause, said = SHORTEST, ""
-                yield change, obj
-            if (
-                clock() - began >= UNREADABLE
-            ):  # the API server ends each some time: no reason to be blind for a second
-                continue
-        except (
-            ApiError,
-            OSError,
-            TimeoutError,
-            ValueError,
-        ) as error:  # ValueError: a line was cut off
-            denied = isinstance(error, NoSuchKind) or (
-                isinstance(error, ApiError) and error.code == 403
-            )
-            pause = UNREADABLE if denied else min(2 * pause, UNREADABLE)
-            if denied and str(error) != said:
-                log.warning(
-                    "%s cannot be watched, tried again every %.0f s: %s", what, UNREADABLE, error
-                )
-            said = str(error)
-            log.debug("%s: the watch ended: %s", what, error)
-        await asyncio.sleep(pause)

@@ -30,6 +30,7 @@ from pretune.api.names import GROUP, KIND, PLURAL, VERSION
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Event, NoSuchKind, metadata, whole
+from pretune.kube.watch import ADDED, LISTED, Change
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class Kubernetes:
         labels: str = "",
         keep: Callable[[Object], Object] = metadata,
         silent: float = SILENT,
-    ) -> AsyncIterator[tuple[str, Object]]:
+    ) -> AsyncIterator[Change]:
         """What happens to one object, or to all of a namespace ("": of the cluster) that match a label selector: (ADDED | MODIFIED
         | DELETED, object), each object cut down by `keep` as in `list`. One that does not match any more is DELETED, as it was before.
 
@@ -280,13 +281,13 @@ class Kubernetes:
                 self._found.pop((api_version, kind), None)
                 raise NoSuchKind(api_version, kind)
             for item in _accepted(code, there).get("items") or ():
-                yield "ADDED", keep({**item, "apiVersion": api_version, "kind": kind})
+                yield ADDED, keep({**item, "apiVersion": api_version, "kind": kind})
             rest, version = (
                 there["metadata"].get("continue") or "",
                 there["metadata"]["resourceVersion"],
             )
             del there
-        yield "LISTED", {}
+        yield LISTED, {}
         query |= {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
         limit = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=silent)
         async with self._sent(

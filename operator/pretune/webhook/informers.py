@@ -5,8 +5,6 @@ While a watch is down the caches stay as they were seen last; but whoever cannot
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,50 +13,10 @@ from pretune.api.types import Object
 from pretune.kube import lease
 from pretune.kube.client import Kubernetes
 from pretune.kube.lease import DURATION
-from pretune.kube.types import ApiError, whole
+from pretune.kube.types import whole
+from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
 
-log = logging.getLogger(__name__)
-
-SHORTEST, LONGEST = (
-    1.0,
-    10.0,
-)  # seconds before a watch that failed is tried again; doubled from the one to the other
-BRIEF = 5.0  # seconds below which a stream that has ended counts as failed, error or not
-DOWN, LISTED = "DOWN", "LISTED"
-
-Stream = Callable[[], AsyncIterator[tuple[str, Object]]]
-Tell = Callable[
-    [str, Object], None
-]  # cluster.Kubernetes.watch's changes, and (DOWN, {}) when a stream has ended
-
-
-async def follow(what: str, stream: Stream, tell: Tell) -> None:
-    """Tell everything that a watch says, and open it again whenever it ends, until cancelled."""
-    clock = asyncio.get_running_loop().time
-    pause, said = 0.0, ""
-    while True:
-        began, listed, why = clock(), False, ""
-        try:
-            async for change, obj in stream():
-                tell(change, obj)
-                listed = listed or change == LISTED
-                if listed and said:
-                    log.info("%s: the watch is open again", what)
-                    said = ""
-        except (ApiError, OSError, ValueError) as error:  # ValueError: a line was cut off
-            quiet = listed and isinstance(
-                error, TimeoutError
-            )  # nothing happened: looked at anew, to be sure
-            why = "" if quiet else str(error) or type(error).__name__
-        tell(DOWN, {})
-        if why and why != said:
-            log.warning("%s: the watch ended: %s", what, why)
-            said = why
-        lived = clock() - began >= BRIEF
-        pause = 0.0 if lived else pause
-        if why or not lived:
-            pause = min(max(SHORTEST, 2 * pause), LONGEST)
-            await asyncio.sleep(pause)
+MAX_PAUSE_SECONDS = 10.0  # before a watch that failed is opened again: pods are admitted meanwhile
 
 
 class Caches:
@@ -81,7 +39,7 @@ class Caches:
         return self.listed and (self._down is None or self._clock() - self._down < DURATION)
 
     def tell(self, change: str, obj: Object) -> None:
-        if change == DOWN:
+        if change == ENDED:
             self._list = {}
             self._down = self._clock() if self._down is None else self._down
         elif change == LISTED:
@@ -90,7 +48,7 @@ class Caches:
         else:
             place = obj["metadata"]["namespace"], obj["metadata"]["name"]
             known = self._objects if self._list is None else self._list
-            if change == "DELETED":
+            if change == DELETED:
                 known.pop(place, None)
             else:
                 known[place] = obj
@@ -112,13 +70,13 @@ class Controller:
         return self._renewed is not None and self._clock() - self._renewed < DURATION
 
     def tell(self, change: str, obj: Object) -> None:
-        if change == DOWN:
+        if change == ENDED:
             self._open = self._there = False
         elif change == LISTED:
             self._open = self.listed = True
             if not self._there:
                 self._said = self._renewed = None
-        elif change == "DELETED":
+        elif change == DELETED:
             self._said = self._renewed = None
         else:
             spec = obj.get("spec") or {}
@@ -140,19 +98,28 @@ def cut(cache: Object) -> Object:
 
 
 async def watch_caches(cluster: Kubernetes, caches: Caches) -> None:
-    """Until cancelled."""
-    await follow(
-        "caches", lambda: cluster.watch(f"{GROUP}/{VERSION}", KIND, "", keep=cut), caches.tell
-    )
+    """Keep `caches` up to date, until cancelled."""
+
+    def open_watch() -> AsyncIterator[Change]:
+        return cluster.watch(f"{GROUP}/{VERSION}", KIND, "", keep=cut)
+
+    async for change, obj in watch_with_backoff("caches", open_watch, MAX_PAUSE_SECONDS):
+        caches.tell(change, obj)
 
 
 async def watch_controller(cluster: Kubernetes, namespace: str, controller: Controller) -> None:
-    """Until cancelled. The lease is renewed every few seconds: its watch is dead, or its holder, when it is silent for longer."""
+    """Keep `controller` up to date, until cancelled.
+
+    The lease is renewed every few seconds: when nothing comes for longer, either its watch is dead
+    or its holder.
+    """
     silent = DURATION + lease.RENEW
-    await follow(
-        f"lease {namespace}/{lease.NAME}",
-        lambda: cluster.watch(
+
+    def open_watch() -> AsyncIterator[Change]:
+        return cluster.watch(
             lease.API, lease.KIND, namespace, lease.NAME, keep=whole, silent=silent
-        ),
-        controller.tell,
-    )
+        )
+
+    what = f"lease {namespace}/{lease.NAME}"
+    async for change, obj in watch_with_backoff(what, open_watch, MAX_PAUSE_SECONDS):
+        controller.tell(change, obj)

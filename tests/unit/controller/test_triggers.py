@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pretune.api.names import CACHE, DELIVERY, REASON, ROLE
 from pretune.api.types import Key, Object
-from pretune.controller.triggers import UNREADABLE, Named, Place, Pods, Watching, named
-from pretune.kube.types import ApiError, NoSuchKind
+from pretune.controller.triggers import Named, Place, Pods, Watching, named
+from pretune.kube.types import ApiError
 
 from tests.unit.objects import cache
 from tests.unit.virtual import run
@@ -126,24 +126,6 @@ def test_a_key_is_woken_when(case: str, streams: list[list[Any]], wakes: int) ->
     assert len(play(Streams(*streams), one_names_it)) == wakes
 
 
-@pytest.mark.parametrize(
-    ("case", "error", "again"),
-    [
-        ("may not be read", ApiError(403, "Forbidden", ""), [0, UNREADABLE, 2 * UNREADABLE]),
-        ("has no kind", NoSuchKind("x/v1", "Y"), [0, UNREADABLE, 2 * UNREADABLE]),
-        ("cannot be reached", ConnectionError("refused"), [0, 2, 6]),
-        ("was forgotten in between", ApiError(410, "Expired", ""), [0, 2, 6]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_what_cannot_be_watched_is_tried_again(
-    case: str, error: Exception, again: list[float]
-) -> None:
-    streams = Streams([error], [error], there())
-    assert [key for _, key in play(streams, one_names_it)] == [A]
-    assert [at for at, _ in streams.opened] == again
-
-
 def test_one_watch_serves_every_cache_that_names_the_object() -> None:
     async def story(watching: Watching) -> None:
         watching.follow(A, [ONE])
@@ -207,27 +189,6 @@ def test_a_cache_names_its_workload_and_a_claim_of_the_users() -> None:
         Named(Place("v1", "PersistentVolumeClaim", "inference"), "shared"),
     }
     assert named(cache()) == frozenset()
-
-
-def test_a_stream_that_lived_for_long_is_followed_by_the_next_at_once_a_short_one_after_a_second() -> (
-    None
-):
-    streams = Streams([LISTED], [LISTED, 600], there())
-    play(streams, one_names_it_for_long)
-    assert [at for at, _ in streams.opened] == [0, 1, 601]
-
-
-async def one_names_it_for_long(watching: Watching) -> None:
-    watching.follow(A, [ONE])
-    await asyncio.sleep(1000)
-
-
-def test_what_may_not_be_watched_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    denied = ApiError(403, "Forbidden", "you may not")
-    play(Streams([denied], [denied], [denied], there()), one_names_it)
-    assert [one.getMessage() for one in caplog.records] == [
-        "Deployment in ns cannot be watched, tried again every 30 s: 403 Forbidden: you may not"
-    ]
 
 
 # --- pods
@@ -338,11 +299,11 @@ def test_a_pod_that_was_held_before_the_controller_began_is_urgent_too() -> None
     assert [one for _, _, one in woken([("ADDED", pod(annotations=HELD)), LISTED])] == [True]
 
 
-def test_pods_that_cannot_be_watched_are_tried_again() -> None:
+def test_a_pod_is_reported_once_its_watch_can_be_opened() -> None:
     found = woken(
         [ApiError(403, "Forbidden", "")], [ApiError(410, "Expired", "")], [("ADDED", pod()), LISTED]
     )
-    assert found == [(UNREADABLE + UNREADABLE, A, False)]
+    assert found == [(1 + 2, A, False)]
 
 
 PART: Object = {"labels": {ROLE: "tuning"}}

@@ -28,6 +28,7 @@ from pretune.api.reasons import DELIVERIES
 from pretune.api.spec import Spec
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
+from pretune.kube.watch import ENDED, LISTED
 from pretune.manifests.pod import is_held, is_injected, patched, strip
 from pretune.policy.pods.delivery import delivery, want
 from pretune.webhook import admission, server
@@ -160,11 +161,11 @@ class Hook:
     def knowing(self, *caches: Object) -> Hook:
         for one in caches:
             self.caches.tell("ADDED", one)
-        self.caches.tell("LISTED", {})
+        self.caches.tell(LISTED, {})
         return self
 
     def alive(self) -> Hook:
-        self.controller.tell("LISTED", {})
+        self.controller.tell(LISTED, {})
         self.controller.tell("ADDED", {"spec": {"holderIdentity": "a", "renewTime": "now"}})
         return self
 
@@ -344,7 +345,7 @@ def test_nothing_is_done_before_caches_and_lease_were_read(tls: Path) -> None:
 def test_nobody_is_held_by_a_webhook_that_sees_nothing_any_more(blind: str, tls: Path) -> None:
     the_hook = hook()
     if blind == "caches":
-        the_hook.caches.tell("DOWN", {})
+        the_hook.caches.tell(ENDED, {})
         the_hook.controller._clock = lambda: 0.0  # it still sees the lease renewed
     the_hook.now = 16.0
     (response,) = the_hook.asked(tls, review(pod()))

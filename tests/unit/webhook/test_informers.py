@@ -1,17 +1,13 @@
-"""What the webhook knows of caches and of the controller, and how it goes on when a watch ends. Times are the virtual loop's."""
+"""What the webhook knows of caches and of the controller, also while a watch is down."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from pretune.api.types import Object
-from pretune.kube.types import ApiError, NoSuchKind
-from pretune.webhook.informers import DOWN, LISTED, LONGEST, Caches, Controller, cut, follow
-
-from tests.unit.virtual import run
+from pretune.kube.watch import ENDED, LISTED
+from pretune.webhook.informers import Caches, Controller, cut
 
 Told = tuple[Any, ...]  # (seconds, change, …)
 
@@ -61,32 +57,32 @@ THERE = [(0, "ADDED", lease(0)), (0, LISTED)]
         ("it was deleted", [*THERE, (2, "MODIFIED", lease(5)), (3, "DELETED", lease(5)), (3,)], False),
         ("deleted and made anew", [*THERE, (3, "DELETED", lease(0)), (4, "ADDED", lease(0, "b")), (5,)], True),
         ("it was not there, and is made", [(0, LISTED), (4, "ADDED", lease(0)), (5,)], True),
-        ("the watch ended a moment ago", [*THERE, (2, "MODIFIED", lease(5)), (3, DOWN), (4,)], True),
-        ("the watch has been down for long", [*THERE, (2, "MODIFIED", lease(5)), (3, DOWN), (18,)], False),
+        ("the watch ended a moment ago", [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (4,)], True),
+        ("the watch has been down for long", [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (18,)], False),
         (
             "renewed while the watch was down, who knows when",
-            [*THERE, (2, "MODIFIED", lease(5)), (3, DOWN), (60, "ADDED", lease(10)), (60, LISTED), (61,)],
+            [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (60, "ADDED", lease(10)), (60, LISTED), (61,)],
             False,
         ),
         (
             "renewed in the short while that it was down",
-            [*THERE, (2, "MODIFIED", lease(5)), (3, DOWN), (5, "ADDED", lease(10)), (5, LISTED), (16,)],
+            [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (5, "ADDED", lease(10)), (5, LISTED), (16,)],
             True,
         ),
         (
             "that is no renewal that we saw",
-            [*THERE, (2, "MODIFIED", lease(5)), (3, DOWN), (5, "ADDED", lease(10)), (5, LISTED), (17,)],
+            [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (5, "ADDED", lease(10)), (5, LISTED), (17,)],
             False,
         ),
         (
             "given back while the watch was down",
-            [*THERE, (2, "MODIFIED", lease(5)), (3, DOWN), (4, "ADDED", lease(8, "")), (4, LISTED), (5,)],
+            [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (4, "ADDED", lease(8, "")), (4, LISTED), (5,)],
             False,
         ),
-        ("gone while the watch was down", [*THERE, (2, "MODIFIED", lease(5)), (3, DOWN), (4, LISTED), (5,)], False),
+        ("gone while the watch was down", [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (4, LISTED), (5,)], False),
         (
             "seen to live again after a long time",
-            [*THERE, (3, DOWN), (90, "ADDED", lease(10)), (90, LISTED), (91, "MODIFIED", lease(15)), (92,)],
+            [*THERE, (3, ENDED), (90, "ADDED", lease(10)), (90, LISTED), (91, "MODIFIED", lease(15)), (92,)],
             True,
         ),
     ],
@@ -120,11 +116,11 @@ A, B = ("ADDED", cache("a")), ("ADDED", cache("b"))
         ("what is made", [A, (LISTED, {}), B], ["a1", "b1"]),
         ("what changes", [A, (LISTED, {}), ("MODIFIED", cache("a", 2))], ["a2"]),
         ("what goes", [A, B, (LISTED, {}), ("DELETED", cache("a", 2))], ["b1"]),
-        ("as it was, while the watch is down", [A, (LISTED, {}), (DOWN, {})], ["a1"]),
-        ("as it was, until all is listed again", [A, (LISTED, {}), (DOWN, {}), B], ["a1"]),
-        ("without what went meanwhile", [A, (LISTED, {}), (DOWN, {}), B, (LISTED, {})], ["b1"]),
-        ("without what went while it was listed", [A, (LISTED, {}), (DOWN, {}), A, (DOWN, {}), B, (LISTED, {})], ["b1"]),
-        ("what changes after that", [A, (LISTED, {}), (DOWN, {}), A, (LISTED, {}), ("MODIFIED", cache("a", 2))], ["a2"]),
+        ("as it was, while the watch is down", [A, (LISTED, {}), (ENDED, {})], ["a1"]),
+        ("as it was, until all is listed again", [A, (LISTED, {}), (ENDED, {}), B], ["a1"]),
+        ("without what went meanwhile", [A, (LISTED, {}), (ENDED, {}), B, (LISTED, {})], ["b1"]),
+        ("without what went while it was listed", [A, (LISTED, {}), (ENDED, {}), A, (ENDED, {}), B, (LISTED, {})], ["b1"]),
+        ("what changes after that", [A, (LISTED, {}), (ENDED, {}), A, (LISTED, {}), ("MODIFIED", cache("a", 2))], ["a2"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -145,9 +141,9 @@ def test_caches_that_have_not_been_watched_for_15_s_are_not_current() -> None:
     caches.tell(LISTED, {})
     clock.now += 3600
     assert caches.current()
-    caches.tell(DOWN, {})
+    caches.tell(ENDED, {})
     clock.now += 10
-    caches.tell(DOWN, {})  # it could not be opened again
+    caches.tell(ENDED, {})  # it could not be opened again
     assert caches.current()
     clock.now += 5
     assert not caches.current()
@@ -173,104 +169,3 @@ def test_what_is_kept_of_a_cache_is_what_the_decision_reads() -> None:
     ref = {"metadata": {}, "spec": {"source": {"workloadRef": {"kind": "Deployment"}}}}
     assert cut(ref) == ref
     assert cut({"metadata": {}}) == {"metadata": {}, "spec": {}}
-
-
-# --- the watch goes on
-
-
-class Streams:
-    """Each stream is a list of changes, seconds of silence, or an error; then it ends. After the last one: silence."""
-
-    def __init__(self, *streams: list[Any]) -> None:
-        self.streams = list(streams)
-        self.opened: list[float] = []
-
-    async def __call__(self) -> AsyncIterator[tuple[str, Object]]:
-        self.opened.append(now())
-        if not self.streams:
-            await asyncio.Event().wait()
-        for change in self.streams.pop(0):
-            if isinstance(change, Exception):
-                raise change
-            if isinstance(change, int):
-                await asyncio.sleep(change)
-            else:
-                yield change, {}
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time() - 1000.0
-
-
-def play(streams: Streams) -> list[str]:
-    heard: list[str] = []
-
-    async def story() -> None:
-        following = asyncio.create_task(
-            follow("caches", streams, lambda change, _: heard.append(change))
-        )
-        await asyncio.sleep(300)
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-
-    run(story())
-    return heard
-
-
-FORBIDDEN, GONE, REFUSED = (
-    ApiError(403, "Forbidden", "no"),
-    ApiError(410, "Expired", ""),
-    ConnectionError("refused"),
-)
-
-
-@pytest.mark.parametrize(
-    ("case", "streams", "opened"),
-    [
-        ("the API server ends it after a while", [[LISTED, 60]], [0, 60]),
-        ("it is silent, which is looked into at once", [[LISTED, 20, TimeoutError()]], [0, 20]),
-        ("it ends again and again", [[LISTED]] * 5, [0, 1, 3, 7, 15, 25]),
-        (
-            "the API server restarts",
-            [[LISTED, 60, ConnectionError("reset")], [REFUSED], [REFUSED]],
-            [0, 61, 63, 67],
-        ),
-        ("what happened meanwhile is forgotten", [[LISTED, 60, GONE]], [0, 61]),
-        ("it may not be read", [[FORBIDDEN]] * 6, [0, 1, 3, 7, 15, 15 + LONGEST, 15 + 2 * LONGEST]),
-        ("it may be listed and not watched", [[LISTED, FORBIDDEN]] * 3, [0, 1, 3, 7]),
-        ("the kind is not there yet", [[NoSuchKind("x/v1", "Y")]], [0, 1]),
-        ("a line was cut off", [[LISTED, 60, ValueError("no JSON")]], [0, 61]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_watch_that_ends_is_opened_again(
-    case: str, streams: list[list[Any]], opened: list[float]
-) -> None:
-    played = Streams(*streams)
-    heard = play(played)
-    assert played.opened == opened
-    assert heard.count(DOWN) == len(streams)
-
-
-def test_why_a_watch_ended_is_said_once_and_so_is_that_it_goes_on(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level("INFO")
-    play(
-        Streams(
-            [REFUSED],
-            [REFUSED],
-            [REFUSED],
-            [LISTED, 9, TimeoutError()],
-            [LISTED, 60],
-            [REFUSED],
-            [LISTED, 60],
-        )
-    )
-    words = ["the watch ended: refused", "the watch is open again"]
-    assert [message.removeprefix("caches: ") for message in caplog.messages] == words * 2
-
-
-def test_an_error_of_our_own_ends_the_process_rather_than_the_watch() -> None:
-    with pytest.raises(KeyError):
-        run(follow("caches", Streams([LISTED]), lambda change, obj: obj["absent"]))
