@@ -16,8 +16,8 @@ from typing import Any
 import kopf
 from pretune.api.names import CACHE, GROUP, KIND, PLURAL, VERSION
 from pretune.controller import main
-from pretune.kube.client import Kubernetes, configuration
-from pretune.kube.types import metadata
+from pretune.kube.client import Kubernetes, load_configuration
+from pretune.kube.types import metadata_only
 
 from tests.bench.process import memory, since_start
 
@@ -34,7 +34,7 @@ async def alone(expected: int) -> None:
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
-        return main.connection(await configuration())
+        return main.connection(await load_configuration())
 
     async def count(**_: Any) -> None:
         nonlocal seen
@@ -59,17 +59,17 @@ async def alone(expected: int) -> None:
 async def lists(expected: int) -> None:
     """Each kind listed once, page by page; of each object only its metadata is kept."""
     found = 0
-    async with Kubernetes(await configuration()) as cluster:
-        found += len(await cluster.list(f"{GROUP}/{VERSION}", KIND, "", keep=_head))
+    async with Kubernetes(await load_configuration()) as cluster:
+        found += len(await cluster.list(f"{GROUP}/{VERSION}", KIND, "", project=_head))
         for version, kind in KINDS.values():
-            found += len(await cluster.list(version, kind, "", labels=CACHE, keep=_head))
+            found += len(await cluster.list(version, kind, "", labels=CACHE, project=_head))
     assert found == expected, f"{found} of {expected}"
     _say()
 
 
 def _head(obj: dict[str, Any]) -> dict[str, Any]:
-    """As `metadata`, but asked for whole: the controller has to read specs and statuses too."""
-    return metadata(obj)
+    """As `metadata_only`, but asked for whole: the controller has to read specs and statuses too."""
+    return metadata_only(obj)
 
 
 def _say() -> None:

@@ -23,12 +23,12 @@ TUNING = {
 
 LOOP = """
 import asyncio, json, sys, time
-from pretune.cluster import Kubernetes, configuration
+from pretune.kube.client import Kubernetes, load_configuration
 from pretune.manifests.pod import release
 
 async def main():
     namespace, at_a_time = sys.argv[1], int(sys.argv[2])
-    async with Kubernetes(await configuration()) as cluster:
+    async with Kubernetes(await load_configuration()) as cluster:
         pods = await cluster.list("v1", "Pod", namespace, labels=f"app={sys.argv[3]}")
         refs = iter([{"apiVersion": "v1", "kind": "Pod", "metadata": {n: p["metadata"][n] for n in ("namespace", "name", "uid")}}
                      for p in pods])

@@ -227,8 +227,8 @@ def test_the_release_may_hold_the_controllers_lease_and_the_webhook_may_see_it(
     render: Render,
 ) -> None:
     rules = {name: only(render(), "Role", f"pretune-{name}")["rules"] for name in COMPONENTS}
-    assert [one.get("resourceNames") for one in rules["controller"]] == [None, [lease.NAME]]
-    assert [one.get("resourceNames") for one in rules["webhook"]] == [[lease.NAME]]
+    assert [one.get("resourceNames") for one in rules["controller"]] == [None, [lease.LEASE_NAME]]
+    assert [one.get("resourceNames") for one in rules["webhook"]] == [[lease.LEASE_NAME]]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)

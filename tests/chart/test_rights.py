@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from pretune.kube.client import KNOWN
+from pretune.kube.client import KNOWN_RESOURCES
 
 from tests.chart.conftest import CHART, ROOT, Object, Render, only
 
@@ -182,7 +182,7 @@ def asked() -> Iterator[tuple[str, str, str, str]]:
 
 
 def test_every_read_of_a_kind_has_its_verb(render: Render) -> None:
-    kinds = {kind: resource.plural for (_, kind), resource in KNOWN.items()}
+    kinds = {kind: resource.plural for (_, kind), resource in KNOWN_RESOURCES.items()}
     found = [one for one in asked() if one[2] in kinds]
     assert {kind for _, _, kind, _ in found} >= {"Pod", "Job", "ConfigMap", "Event", "StorageClass"}
     for component, place, kind, verb in found:
@@ -204,7 +204,8 @@ def test_every_kind_that_the_client_knows_has_a_rule_and_no_other(render: Render
         for one in rule["resources"]
     }
     known = {
-        (version.rpartition("/")[0], resource.plural) for (version, _), resource in KNOWN.items()
+        (version.rpartition("/")[0], resource.plural)
+        for (version, _), resource in KNOWN_RESOURCES.items()
     }
     assert ruled == known
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.kube.types import ApiError, Event, NoSuchKind, whole
+from pretune.kube.types import ApiError, Event, NoSuchKind, keep_all
 
 T = TypeVar("T")
 Place = tuple[str, str, str, str]  # apiVersion, kind, namespace, name
@@ -346,11 +346,11 @@ class Client:
         *,
         labels: str = "",
         fields: str = "",
-        keep: Callable[[Object], Object] = whole,
+        project: Callable[[Object], Object] = keep_all,
     ) -> list[Object]:
         def read() -> list[Object]:
             return [
-                copied(keep(one))
+                copied(project(one))
                 for one in self.server.matching(api_version, kind, namespace, labels, fields)
             ]
 
@@ -387,7 +387,7 @@ class Client:
     async def delete(self, ref: Object) -> None:
         return await self._call(_words("delete", ref), lambda: self.server.delete(ref, self.name))
 
-    async def event(self, cache: Object, event: Event) -> None:
+    async def record_event(self, cache: Object, event: Event) -> None:
         return await self._call(f"event {event.reason}", lambda: self.server.events.append(event))
 
     async def _call(self, words: str, act: Callable[[], T]) -> T:

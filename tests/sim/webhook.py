@@ -12,7 +12,7 @@ import jsonpatch
 from pretune.api.names import KIND
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.kube.lease import DURATION
+from pretune.kube.lease import LEASE_DURATION_SECONDS
 from pretune.manifests.agent_archive import agent
 from pretune.webhook.admission import Admission
 from pretune.webhook.informers import DOWN, LISTED, Caches, Controller, cut
@@ -108,7 +108,9 @@ class Webhook:
     def may_hold(self) -> bool:
         """Whether a controller can release a pod, as far as the webhook can know, by the test's own clock."""
         limits = (self.controller_died, self.blind)
-        return all(since is None or self.clock.now - since < DURATION for since in limits)
+        return all(
+            since is None or self.clock.now - since < LEASE_DURATION_SECONDS for since in limits
+        )
 
     # --- what it is asked
 

@@ -26,7 +26,7 @@ from pretune.controller.reconcile import free, reconcile
 from pretune.controller.triggers import Pods, Watching, named
 from pretune.controller.workqueue import Queue
 from pretune.health import serve_health
-from pretune.kube.client import Kubernetes, configuration
+from pretune.kube.client import Kubernetes, load_configuration
 from pretune.kube.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ async def run(settings: Installation) -> None:
     assert task is not None
     for sign in (signal.SIGTERM, signal.SIGINT):  # until kopf takes them over
         asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
-    async with Kubernetes(await configuration()) as cluster:
+    async with Kubernetes(await load_configuration()) as cluster:
         queue = Queue(
             lambda key: metrics.timed(
                 reconcile(key, cluster, settings.decisions, time.time, metrics, starts)
@@ -59,10 +59,12 @@ async def run(settings: Installation) -> None:
             lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake, partial(free, cluster)
         )
         lease = Lease(cluster, settings.namespace, settings.identity)
-        metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.ours)
+        metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.is_held)
         starts = None
         if settings.read_logs:
-            starts = Starts(cluster.log, cluster.get, queue.wake, metrics.start, metrics.unread)
+            starts = Starts(
+                cluster.read_log, cluster.get, queue.wake, metrics.start, metrics.unread
+            )
         async with serve_health(
             settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition
         ):
@@ -87,7 +89,7 @@ async def lead(
             group.create_task(queue.run()),
             group.create_task(watching.run()),
             group.create_task(pods.run()),
-            group.create_task(lease.hold(lambda: queue.stuck() < STUCK)),
+            group.create_task(lease.keep_renewing(lambda: queue.stuck() < STUCK)),
             *([group.create_task(starts.run())] if starts is not None else []),
         ]
         registry = handlers(queue, watching, cluster)
@@ -111,7 +113,7 @@ def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.Oper
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
-        return connection(await configuration())
+        return connection(await load_configuration())
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def cache(event: Mapping[str, Any], namespace: str | None, name: str, **_: Any) -> None:
@@ -119,8 +121,8 @@ def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.Oper
         gone = event["type"] == "DELETED"
         watching.follow(key, () if gone else named(event["object"]))
         if gone:
-            cluster.forget(event["object"])
-        if gone or not cluster.wrote(event["object"]):
+            cluster.forget_writes(event["object"])
+        if gone or not cluster.is_own_write(event["object"]):
             queue.wake(
                 key, urgent=event["type"] is not None
             )  # a person's edit may let pods go; a start's list may be long

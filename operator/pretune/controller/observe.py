@@ -26,7 +26,7 @@ from pretune.api.spec import Spec, claim_name
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
-from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata
+from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata_only
 from pretune.manifests.agent_archive import agent
 from pretune.manifests.pod import is_held
 from pretune.origin import origin, without_template
@@ -50,14 +50,16 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
     a source or an owner that cannot be read is no error, but a Refused in its place."""
     cache, jobs, agents = await asyncio.gather(
         cluster.get(API, KIND, key.namespace, key.name),
-        cluster.list("batch/v1", "Job", key.namespace, labels=f"{CACHE}={key.name}", keep=_job),
-        cluster.list("v1", "ConfigMap", key.namespace, labels=f"{ROLE}=agent", keep=metadata),
+        cluster.list("batch/v1", "Job", key.namespace, labels=f"{CACHE}={key.name}", project=_job),
+        cluster.list(
+            "v1", "ConfigMap", key.namespace, labels=f"{ROLE}=agent", project=metadata_only
+        ),
     )
     if cache is None:
         return await _without_cache(key, cluster, settings, jobs, agents, now)
     spec, current = Spec.from_cache(cache), agent()[0]
     found, claim, (source, workload) = await asyncio.gather(
-        cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", keep=_pod),
+        cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", project=_pod),
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, claim_name(key.name, spec)),
         _source(cluster, cache, spec),
     )
@@ -122,7 +124,7 @@ async def _without_cache(
     name, current = f"pretune-{key.name}", agent()[0]
     claim, others, waiting = await asyncio.gather(
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, name),
-        cluster.list(API, KIND, key.namespace, keep=metadata),
+        cluster.list(API, KIND, key.namespace, project=metadata_only),
         _unstarted(key, cluster),
     )
     given = [
@@ -134,7 +136,7 @@ async def _without_cache(
     events = await asyncio.gather(*(_events(cluster, one) for one in suspects))
     pods: list[Object] = []
     if claim or any(not others or one["metadata"]["name"] != current for one in agents):
-        pods = await cluster.list("v1", "Pod", key.namespace, keep=_mounts)
+        pods = await cluster.list("v1", "Pod", key.namespace, project=_mounts)
     return Observed(
         key=key,
         settings=settings,
@@ -164,7 +166,7 @@ async def _unstarted(key: Key, cluster: Cluster, fields: str = "") -> list[Objec
     """A key's consumers that are Pending, cut down."""
     labels, fields = f"{CACHE}={key.name},!{ROLE}", f"{fields}status.phase=Pending"
     return await cluster.list(
-        "v1", "Pod", key.namespace, labels=labels, fields=fields, keep=_consumer
+        "v1", "Pod", key.namespace, labels=labels, fields=fields, project=_consumer
     )
 
 
@@ -308,7 +310,9 @@ async def _events(cluster: Cluster, about: Object | None) -> tuple[Object, ...]:
         return ()
     meta = about["metadata"]
     selector = f"involvedObject.uid={meta['uid']}"
-    return tuple(await cluster.list("v1", "Event", meta["namespace"], fields=selector, keep=_event))
+    return tuple(
+        await cluster.list("v1", "Event", meta["namespace"], fields=selector, project=_event)
+    )
 
 
 async def _agents_named(
@@ -321,7 +325,7 @@ async def _agents_named(
     if old <= named:
         return named
     return named | _names(
-        await cluster.list("v1", "Pod", key.namespace, keep=_mounts), "configMaps"
+        await cluster.list("v1", "Pod", key.namespace, project=_mounts), "configMaps"
     )
 
 

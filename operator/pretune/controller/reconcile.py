@@ -126,14 +126,14 @@ def _is_release(action: Action) -> bool:
 async def _tell(seen: Observed, events: Iterable[Event], cluster: Cluster) -> None:
     for event in events:
         assert seen.cache is not None
-        await cluster.event(seen.cache, event)
+        await cluster.record_event(seen.cache, event)
 
 
 async def free(cluster: Cluster, namespace: str = "", name: str = "") -> None:
     """Take our gate from a pod that names no cache any more, or was made a part of ours: no look at any cache finds it. Without a name:
     from every such pod of the cluster. Raises as the cluster does; a pod that is gone, or another by now, is no error."""
     fields = "spec.nodeName=,status.phase=Pending" + (f",metadata.name={name}" if name else "")
-    pods = await cluster.list("v1", "Pod", namespace, fields=fields, keep=_gates)
+    pods = await cluster.list("v1", "Pod", namespace, fields=fields, project=_gates)
     stray = [one for one in pods if is_held(one) and _is_stray(one)]
     for place in sorted({one["metadata"]["namespace"] for one in stray}):
         ours = [one for one in stray if one["metadata"]["namespace"] == place]
@@ -190,7 +190,7 @@ async def _let_go(key: Key, cluster: Cluster, now: float, why: Exception) -> Non
     if cache is not None and not failed:
         said = str(why) or type(why).__name__
         words = f"{len(overdue)} pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: {said}"
-        await cluster.event(cache, Event(RELEASED, words, warning=True))
+        await cluster.record_event(cache, Event(RELEASED, words, warning=True))
 
 
 async def carry_out(key: Key, actions: Iterable[Action], cluster: Cluster) -> dict[str, Outcome]:

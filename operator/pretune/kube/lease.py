@@ -1,8 +1,9 @@
 """Which replica works: a coordination.k8s.io Lease, held as client-go holds one.
 
-`kubernetes.aio.leaderelection` was read and left: it goes on renewing when what it leads has died, never releases the lease, writes
-local time as UTC, compares wall clocks, and waits up to five minutes for an answer. Here a lease is renewed only while the work moves,
-is given back at the end, and its age is measured on our own monotonic clock.
+`kubernetes.aio.leaderelection` was read and not used: it goes on renewing when what it leads has
+died, never releases the lease, writes local time as UTC, compares wall clocks, and waits up to five
+minutes for an answer. Here a lease is renewed only while the work moves, is released at the end,
+and its age is measured on our own monotonic clock.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from pretune.kube.types import ApiError, Cluster
 
 log = logging.getLogger(__name__)
 
-NAME = "pretune-controller"
-DURATION = 15  # seconds after which an unrenewed lease may be taken
-RENEW = 5.0  # seconds between renewals
-GIVE_UP = (
-    10.0  # seconds without a renewal after which the holder stops: well before another may begin
-)
-RETRY = 2.0  # seconds between tries to take it, and the answer to one may take
-API, KIND = "coordination.k8s.io/v1", "Lease"
+LEASE_NAME = "pretune-controller"
+LEASE_API_VERSION, LEASE_KIND = "coordination.k8s.io/v1", "Lease"
+LEASE_DURATION_SECONDS = 15  # without a renewal after which another replica may take it
+RENEW_INTERVAL_SECONDS = 5.0
+# Without a renewal after which the holder stops: well before another may begin.
+RENEW_DEADLINE_SECONDS = 10.0
+RETRY_SECONDS = 2.0  # between tries to take it; also the time that an answer may take
+RENEW_RETRY_SECONDS = 1.0  # after a renewal that failed
+RELEASE_TIMEOUT_SECONDS = 1.0
 
 
 class LostLeaseError(Exception):
@@ -33,80 +35,79 @@ class LostLeaseError(Exception):
 
 
 class Lease:
-    """`acquire`, then `hold` beside the work, then `release`."""
+    """The controller's lease: `acquire`, then `keep_renewing` beside the work, then `release`."""
 
     def __init__(self, cluster: Cluster, namespace: str, identity: str) -> None:
         self._cluster, self._namespace, self._identity = cluster, namespace, identity
-        self._seen: object = None  # what another's lease said
-        self._since = 0.0  # since when it has said that, on our clock
+        self._observed: object = None  # another replica's lease, as last read
+        self._observed_at = 0.0  # when it was first read like that, on our clock
         self._ref: Object | None = None  # the lease as we wrote it last, while it is ours
 
     @property
-    def ours(self) -> bool:
-        """Whether we hold it, as far as we know."""
+    def is_held(self) -> bool:
+        """Whether this replica holds the lease, as far as it knows."""
         return self._ref is not None
 
     async def acquire(self) -> None:
         """Wait until the lease is ours."""
-        said = ""
+        logged = ""
         while True:
             try:
-                async with asyncio.timeout(RENEW):
+                async with asyncio.timeout(RENEW_INTERVAL_SECONDS):
                     holder = await self._take()
                 if holder == self._identity:
-                    log.info("lease %s/%s is ours (%s)", self._namespace, NAME, self._identity)
+                    log.info("%s was acquired (%s)", self._name, self._identity)
                     return
-                news = f"lease {self._namespace}/{NAME} is held by {holder}"
+                message = f"{self._name} is held by {holder}"
             except (ApiError, OSError, TimeoutError) as error:
-                news = f"lease {self._namespace}/{NAME} cannot be taken: {error or type(error).__name__}"
-            if news != said:
-                log.info("%s; waiting", news)
-                said = news
-            await asyncio.sleep(RETRY)
+                message = f"{self._name} cannot be acquired: {error or type(error).__name__}"
+            if message != logged:
+                log.info("%s; waiting", message)
+                logged = message
+            await asyncio.sleep(RETRY_SECONDS)
 
-    async def hold(self, moving: Callable[[], bool]) -> None:
-        """Renew until cancelled, as long as `moving` says that the work does. Raises LostLeaseError."""
+    async def keep_renewing(self, is_moving: Callable[[], bool]) -> None:
+        """Renew until cancelled, as long as `is_moving` answers that the work moves.
+
+        Raises LostLeaseError.
+        """
         clock = asyncio.get_running_loop().time
-        renewed, pause = clock(), RENEW
+        renewed_at, pause = clock(), RENEW_INTERVAL_SECONDS
         while True:
             await asyncio.sleep(pause)
-            began, why = clock(), "the queue does not move"
+            tried_at, cause = clock(), "the queue does not move"
             try:
-                if moving():
-                    async with asyncio.timeout(RETRY):
+                if is_moving():
+                    async with asyncio.timeout(RETRY_SECONDS):
                         holder = await self._renew()
                     if holder != self._identity:
                         self._ref = None
-                        raise LostLeaseError(
-                            f"lease {self._namespace}/{NAME} was taken by {holder}"
-                        )
-                    renewed, pause = began, RENEW
+                        raise LostLeaseError(f"{self._name} was taken by {holder}")
+                    renewed_at, pause = tried_at, RENEW_INTERVAL_SECONDS
                     continue
             except (ApiError, OSError, TimeoutError) as error:
-                why = str(error) or type(error).__name__
-            if clock() - renewed >= GIVE_UP:
-                raise LostLeaseError(
-                    f"lease {self._namespace}/{NAME} was not renewed for {GIVE_UP:.0f} s: {why}"
-                )
-            pause = 1.0
+                cause = str(error) or type(error).__name__
+            if clock() - renewed_at >= RENEW_DEADLINE_SECONDS:
+                deadline = f"{RENEW_DEADLINE_SECONDS:.0f} s"
+                raise LostLeaseError(f"{self._name} was not renewed for {deadline}: {cause}")
+            pause = RENEW_RETRY_SECONDS
 
     async def release(self) -> None:
-        """Give it back, if it is ours, so that another replica begins at once. Never raises."""
+        """Release the lease, if it is ours, so that another replica starts at once. Never raises."""
         if self._ref is None:
             return
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(RELEASE_TIMEOUT_SECONDS):
                 await self._write(self._ref, {"holderIdentity": None, "leaseDurationSeconds": 1})
         except (ApiError, OSError, TimeoutError) as error:
-            log.info(
-                "lease %s/%s was not given back: %s",
-                self._namespace,
-                NAME,
-                error or type(error).__name__,
-            )
+            log.info("%s was not released: %s", self._name, error or type(error).__name__)
         self._ref = None
 
-    # --- inside: each says who holds it then
+    @property
+    def _name(self) -> str:
+        return f"lease {self._namespace}/{LEASE_NAME}"
+
+    # --- each returns the identity of the holder afterwards
 
     async def _renew(self) -> str:
         assert self._ref is not None
@@ -115,29 +116,31 @@ class Lease:
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
-            return await self._take()  # written by somebody, perhaps by us: an answer may be lost
+            return await self._take()  # written meanwhile, perhaps by us: an answer may be lost
         return self._identity
 
     async def _take(self) -> str:
-        found = await self._cluster.get(API, KIND, self._namespace, NAME)
+        lease = await self._cluster.get(LEASE_API_VERSION, LEASE_KIND, self._namespace, LEASE_NAME)
         try:
-            if found is None:
-                self._ref = await self._cluster.create(self._new())
+            if lease is None:
+                self._ref = await self._cluster.create(self._new_lease())
                 return self._identity
-            spec: Object = found.get("spec") or {}
-            holder, clock = spec.get("holderIdentity") or "", asyncio.get_running_loop().time()
+            spec: Object = lease.get("spec") or {}
+            holder, now = spec.get("holderIdentity") or "", asyncio.get_running_loop().time()
             if holder not in ("", self._identity):
-                if spec != self._seen:
-                    self._seen, self._since = spec, clock
-                if clock - self._since < (spec.get("leaseDurationSeconds") or DURATION):
+                if spec != self._observed:
+                    self._observed, self._observed_at = spec, now
+                duration = spec.get("leaseDurationSeconds") or LEASE_DURATION_SECONDS
+                if now - self._observed_at < duration:
                     return str(holder)
-            new: Object = {"holderIdentity": self._identity, "leaseDurationSeconds": DURATION}
+            changes: Object = {
+                "holderIdentity": self._identity,
+                "leaseDurationSeconds": LEASE_DURATION_SECONDS,
+            }
             if holder != self._identity:
-                new |= {
-                    "acquireTime": _now(),
-                    "leaseTransitions": (spec.get("leaseTransitions") or 0) + 1,
-                }
-            await self._write(found, new)
+                changes["acquireTime"] = _format_micro_time()
+                changes["leaseTransitions"] = (spec.get("leaseTransitions") or 0) + 1
+            await self._write(lease, changes)
         except ApiError as error:
             if error.code != 409:
                 raise
@@ -145,20 +148,29 @@ class Lease:
         return self._identity
 
     async def _write(self, lease: Object, spec: dict[str, Any]) -> None:
-        meta = {name: lease["metadata"][name] for name in ("namespace", "name", "resourceVersion")}
-        ref = {"apiVersion": API, "kind": KIND, "metadata": meta}
-        self._ref = await self._cluster.patch(ref, {"spec": {"renewTime": _now(), **spec}})
+        metadata = {
+            name: lease["metadata"][name] for name in ("namespace", "name", "resourceVersion")
+        }
+        ref = {"apiVersion": LEASE_API_VERSION, "kind": LEASE_KIND, "metadata": metadata}
+        patch = {"spec": {"renewTime": _format_micro_time(), **spec}}
+        self._ref = await self._cluster.patch(ref, patch)
 
-    def _new(self) -> Object:
-        times = {"acquireTime": _now(), "renewTime": _now(), "leaseDurationSeconds": DURATION}
+    def _new_lease(self) -> Object:
+        now = _format_micro_time()
         return {
-            "apiVersion": API,
-            "kind": KIND,
-            "metadata": {"namespace": self._namespace, "name": NAME},
-            "spec": {"holderIdentity": self._identity, "leaseTransitions": 0, **times},
+            "apiVersion": LEASE_API_VERSION,
+            "kind": LEASE_KIND,
+            "metadata": {"namespace": self._namespace, "name": LEASE_NAME},
+            "spec": {
+                "holderIdentity": self._identity,
+                "leaseTransitions": 0,
+                "acquireTime": now,
+                "renewTime": now,
+                "leaseDurationSeconds": LEASE_DURATION_SECONDS,
+            },
         }
 
 
-def _now() -> str:
-    """A MicroTime."""
+def _format_micro_time() -> str:
+    """Return the time now as a Kubernetes MicroTime."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

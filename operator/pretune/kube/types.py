@@ -33,21 +33,27 @@ class NoSuchKind(ApiError):
         super().__init__(404, "NoSuchKind", f"the cluster has no kind {kind} of {api_version}")
 
 
-def whole(obj: Object) -> Object:
-    """`keep` of a list that keeps everything."""
+def keep_all(obj: Object) -> Object:
+    """Return the whole object: `project` of a list that keeps everything."""
     return obj
 
 
-def metadata(obj: Object) -> Object:
-    """`keep` of a list that needs only metadata: the API server is asked for nothing else."""
+def metadata_only(obj: Object) -> Object:
+    """Return only an object's metadata: as `project`, the API server is asked for nothing else."""
     return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": obj["metadata"]}
 
 
 class Cluster(Protocol):
-    """What reconcile needs of a cluster. Every call raises ApiError, and OSError or TimeoutError when nobody answers."""
+    """What reconcile needs of a cluster.
+
+    Every call raises ApiError, and OSError or TimeoutError when the API server does not answer.
+    """
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
-        """The object; None when it is not there, as none is whose name is "". Raises NoSuchKind. `namespace` is "" for what has none."""
+        """Return the object, or None when it does not exist; no object has the name "".
+
+        `namespace` is "" for kinds without one. Raises NoSuchKind.
+        """
 
     async def list(
         self,
@@ -57,18 +63,22 @@ class Cluster(Protocol):
         *,
         labels: str = "",
         fields: str = "",
-        keep: Callable[[Object], Object] = whole,
+        project: Callable[[Object], Object] = keep_all,
     ) -> list[Object]:
-        """All that match both selectors, read in pages of 500; each item is cut down by `keep` before the next page is read.
+        """Return every object that matches both selectors, with its apiVersion and kind.
 
-        Every item has its apiVersion and kind (which the API server leaves out of lists).
+        Read in pages of 500. `project` cuts each object down to what is kept of it, before the next
+        page is read.
         """
 
     async def create(self, obj: Object) -> Object:
-        """POST; the object as stored. ApiError 409 AlreadyExists, 422 Invalid, 403 Forbidden (quota, Pod Security, no right)."""
+        """Create the object, and return it as stored.
+
+        ApiError 409 AlreadyExists, 422 Invalid, 403 Forbidden (quota, Pod Security, no right).
+        """
 
     async def apply(self, obj: Object) -> Object:
-        """Server-side apply, forced, with the field manager `pretune`; the object as stored."""
+        """Apply on the server, forced, as field manager `pretune`; return the object as stored."""
 
     async def patch(
         self,
@@ -78,14 +88,22 @@ class Cluster(Protocol):
         status: bool = False,
         strategic: bool = False,
     ) -> Object:
-        """Merge patch of `ref` (or its status), or a strategic one, which can remove one item of a list; the object as stored.
+        """Merge a patch into `ref` or its status, and return the object as stored.
 
-        `ref`'s metadata.uid and resourceVersion, where present, are preconditions: ApiError 409 when they no longer hold.
+        `strategic`: as a strategic merge patch, which can remove one item of a list. `ref`'s
+        metadata.uid and resourceVersion, where present, are preconditions: ApiError 409 when they
+        do not hold any more.
         """
 
     async def delete(self, ref: Object) -> None:
-        """Delete, dependents in the background; 404 is no error. `ref`'s metadata.uid and resourceVersion, where present, are
-        preconditions (409)."""
+        """Delete an object, its dependents in the background; an object that is gone is no error.
 
-    async def event(self, cache: Object, event: Event) -> None:
-        """A core/v1 Event on the cache; one said again while the API server keeps it (an hour) is counted there. Never raises."""
+        `ref`'s metadata.uid and resourceVersion, where present, are preconditions (ApiError 409).
+        """
+
+    async def record_event(self, cache: Object, event: Event) -> None:
+        """Write a core/v1 Event on the cache. Never raises.
+
+        An event that is repeated while the API server keeps the first one (an hour) is counted
+        there.
+        """

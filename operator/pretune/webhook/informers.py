@@ -12,8 +12,8 @@ from pretune.api.names import GROUP, KIND, VERSION
 from pretune.api.types import Object
 from pretune.kube import lease
 from pretune.kube.client import Kubernetes
-from pretune.kube.lease import DURATION
-from pretune.kube.types import whole
+from pretune.kube.lease import LEASE_DURATION_SECONDS
+from pretune.kube.types import keep_all
 from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
 
 MAX_PAUSE_SECONDS = 10.0  # before a watch that failed is opened again: pods are admitted meanwhile
@@ -36,7 +36,9 @@ class Caches:
 
     def current(self) -> bool:
         """Whether what is known is at most 15 s old: a watch that ends is opened again at once, and that is not to end a hold."""
-        return self.listed and (self._down is None or self._clock() - self._down < DURATION)
+        return self.listed and (
+            self._down is None or self._clock() - self._down < LEASE_DURATION_SECONDS
+        )
 
     def tell(self, change: str, obj: Object) -> None:
         if change == ENDED:
@@ -67,7 +69,7 @@ class Controller:
         self.listed = False  # at least once
 
     def alive(self) -> bool:
-        return self._renewed is not None and self._clock() - self._renewed < DURATION
+        return self._renewed is not None and self._clock() - self._renewed < LEASE_DURATION_SECONDS
 
     def tell(self, change: str, obj: Object) -> None:
         if change == ENDED:
@@ -101,7 +103,7 @@ async def watch_caches(cluster: Kubernetes, caches: Caches) -> None:
     """Keep `caches` up to date, until cancelled."""
 
     def open_watch() -> AsyncIterator[Change]:
-        return cluster.watch(f"{GROUP}/{VERSION}", KIND, "", keep=cut)
+        return cluster.watch(f"{GROUP}/{VERSION}", KIND, "", project=cut)
 
     async for change, obj in watch_with_backoff("caches", open_watch, MAX_PAUSE_SECONDS):
         caches.tell(change, obj)
@@ -113,13 +115,18 @@ async def watch_controller(cluster: Kubernetes, namespace: str, controller: Cont
     The lease is renewed every few seconds: when nothing comes for longer, either its watch is dead
     or its holder.
     """
-    silent = DURATION + lease.RENEW
+    idle_seconds = LEASE_DURATION_SECONDS + lease.RENEW_INTERVAL_SECONDS
 
     def open_watch() -> AsyncIterator[Change]:
         return cluster.watch(
-            lease.API, lease.KIND, namespace, lease.NAME, keep=whole, silent=silent
+            lease.LEASE_API_VERSION,
+            lease.LEASE_KIND,
+            namespace,
+            lease.LEASE_NAME,
+            project=keep_all,
+            idle_seconds=idle_seconds,
         )
 
-    what = f"lease {namespace}/{lease.NAME}"
+    what = f"lease {namespace}/{lease.LEASE_NAME}"
     async for change, obj in watch_with_backoff(what, open_watch, MAX_PAUSE_SECONDS):
         controller.tell(change, obj)

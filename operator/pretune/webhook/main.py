@@ -9,7 +9,7 @@ import time
 
 from pretune.config import Webhook
 from pretune.health import serve_health
-from pretune.kube.client import Kubernetes, configuration
+from pretune.kube.client import Kubernetes, load_configuration
 from pretune.manifests.agent_archive import agent
 from pretune.webhook.admission import Admission
 from pretune.webhook.certificates import Certificates
@@ -28,7 +28,7 @@ async def run(settings: Webhook) -> None:
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
     certificates = Certificates(settings.certificates)
     caches, controller = Caches(time.monotonic), Controller(time.monotonic)
-    async with Kubernetes(await configuration()) as cluster, asyncio.TaskGroup() as group:
+    async with Kubernetes(await load_configuration()) as cluster, asyncio.TaskGroup() as group:
         ours = [
             group.create_task(watch_caches(cluster, caches)),
             group.create_task(watch_controller(cluster, settings.namespace, controller)),

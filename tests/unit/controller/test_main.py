@@ -27,10 +27,10 @@ class Woken:
         self._stuck = stuck
         self.written = ""  # resourceVersion of our last write
 
-    def wrote(self, obj: Any) -> bool:
+    def is_own_write(self, obj: Any) -> bool:
         return bool(obj["metadata"]["resourceVersion"] == self.written)
 
-    def forget(self, obj: Any) -> None:
+    def forget_writes(self, obj: Any) -> None:
         self.written = ""
 
     def wake(self, key: Key, urgent: bool = False) -> None:

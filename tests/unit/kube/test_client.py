@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
-from pretune.kube.client import LOG_CHUNK, Kubernetes, event_object
-from pretune.kube.types import ApiError, Event, NoSuchKind, metadata
+from pretune.kube.client import LOG_CHUNK_BYTES, Kubernetes, build_event
+from pretune.kube.types import ApiError, Event, NoSuchKind, metadata_only
 
 from tests.unit.objects import NOW, cache
 
@@ -181,7 +181,7 @@ def page(*names: str, more: str = "") -> Answer:
 def test_a_list_is_read_in_pages_and_each_item_is_told_its_kind() -> None:
     api = Api().on(f"GET {JOBS}", page("a", "b", more="next"), page("c"))
     found = api.play(
-        lambda cluster: cluster.list("batch/v1", "Job", "ns", labels="x=y", keep=lambda one: one)
+        lambda cluster: cluster.list("batch/v1", "Job", "ns", labels="x=y", project=lambda one: one)
     )
     assert [(one["kind"], one["apiVersion"], one["metadata"]["name"]) for one in found] == [
         ("Job", "batch/v1", name) for name in "abc"
@@ -201,7 +201,7 @@ def test_a_list_whose_snapshot_is_gone_begins_again_and_tells_nothing_twice() ->
 
 def test_a_list_of_metadata_asks_for_nothing_else() -> None:
     api = Api().on(f"GET {JOBS}", page("a"))
-    found = api.play(lambda cluster: cluster.list("batch/v1", "Job", "ns", keep=metadata))
+    found = api.play(lambda cluster: cluster.list("batch/v1", "Job", "ns", project=metadata_only))
     assert found == [{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}}]
     assert "as=PartialObjectMetadataList" in api.asked[0][3]["Accept"]
 
@@ -261,21 +261,21 @@ EVENTS = "/api/v1/namespaces/inference/events"
 
 def test_an_event_said_again_is_counted_where_it_is() -> None:
     said = Event("Tuning", "since now")
-    name = event_object(cache(), said, NOW)["metadata"]["name"]
+    name = build_event(cache(), said, NOW)["metadata"]["name"]
     api = Api().on(f"POST {EVENTS}", status(409, "AlreadyExists", ""))
     api.on(f"GET {EVENTS}/{name}", (200, {"count": 4})).on(f"PATCH {EVENTS}/{name}", (200, {}))
-    api.play(lambda cluster: cluster.event(cache(), said))
+    api.play(lambda cluster: cluster.record_event(cache(), said))
     assert api.asked[-1][2]["count"] == 5
 
 
 def test_an_event_of_another_reason_or_message_is_another_event() -> None:
     says = [Event("Tuning", "a"), Event("Tuning", "b"), Event("Sealed", "a")]
-    assert len({event_object(cache(), one, NOW)["metadata"]["name"] for one in says}) == 3
+    assert len({build_event(cache(), one, NOW)["metadata"]["name"] for one in says}) == 3
 
 
 def test_an_event_that_cannot_be_written_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     api = Api().on(f"POST {EVENTS}", status(403, "Forbidden", "no right"))
-    api.play(lambda cluster: cluster.event(cache(), Event("Tuning", "since now")))
+    api.play(lambda cluster: cluster.record_event(cache(), Event("Tuning", "since now")))
     assert (
         "inference/qwen3: event Tuning was not written: 403 Forbidden: no right" in caplog.messages
     )
@@ -373,7 +373,9 @@ def test_whole_objects_are_watched_where_they_are_asked_for_in_pages_and_cut_dow
         (200, answer("b")),
         (200, stream),
     )
-    assert changes(api, keep=lambda one: (one["kind"], one["metadata"]["name"], one["spec"])) == [
+    assert changes(
+        api, project=lambda one: (one["kind"], one["metadata"]["name"], one["spec"])
+    ) == [
         ("ADDED", ("Job", "a", 1)),
         ("ADDED", ("Job", "b", 1)),
         ("LISTED", {}),
@@ -417,7 +419,7 @@ def test_a_watch_that_says_nothing_for_too_long_is_dead() -> None:
 
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        changes(Silent(), silent=0.2)
+        changes(Silent(), idle_seconds=0.2)
     assert time.monotonic() - began < 4
 
 
@@ -460,7 +462,7 @@ LOG = "GET /api/v1/namespaces/ns/pods/serving-1/log"
 
 
 async def log_of(cluster: Kubernetes) -> bytes:
-    return b"".join([chunk async for chunk in cluster.log("ns", "serving-1", "vllm", 4096)])
+    return b"".join([chunk async for chunk in cluster.read_log("ns", "serving-1", "vllm", 4096)])
 
 
 def test_a_log_is_asked_for_with_the_times_of_its_lines_and_no_more_of_it_than_is_wanted() -> None:
@@ -499,9 +501,9 @@ def test_whoever_has_read_enough_of_a_log_ends_the_stream() -> None:
                 ended.set()
 
     async def first(cluster: Kubernetes) -> int:
-        async with aclosing(cluster.log("ns", "serving-1", "vllm", 4096)) as chunks:
+        async with aclosing(cluster.read_log("ns", "serving-1", "vllm", 4096)) as chunks:
             size = len(await anext(chunks))
         await asyncio.wait_for(ended.wait(), 5)
         return size
 
-    assert 0 < Endless().play(first) <= LOG_CHUNK
+    assert 0 < Endless().play(first) <= LOG_CHUNK_BYTES

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 from pretune.api.types import Object
-from pretune.kube.lease import DURATION, GIVE_UP, RENEW, RETRY, Lease, LostLeaseError
+from pretune.kube.lease import (
+    LEASE_DURATION_SECONDS,
+    RENEW_DEADLINE_SECONDS,
+    RENEW_INTERVAL_SECONDS,
+    RETRY_SECONDS,
+    Lease,
+    LostLeaseError,
+)
 from pretune.kube.types import ApiError
 
 from tests.unit.virtual import run
@@ -77,7 +84,7 @@ def test_the_first_works_and_the_second_waits_until_the_first_is_silent_for_the_
         await lease(cluster, "one").acquire()
         assert now() == 0
         await lease(cluster, "two").acquire()
-        assert DURATION <= now() <= DURATION + RETRY
+        assert LEASE_DURATION_SECONDS <= now() <= LEASE_DURATION_SECONDS + RETRY_SECONDS
         assert cluster.holder == "two"
 
     play(story)
@@ -87,11 +94,11 @@ def test_who_renews_keeps_it() -> None:
     async def story(cluster: OneLease) -> None:
         first = lease(cluster, "one")
         await first.acquire()
-        holding = asyncio.create_task(first.hold(moving))
+        holding = asyncio.create_task(first.keep_renewing(moving))
         waiting = asyncio.create_task(lease(cluster, "two").acquire())
         await asyncio.sleep(600)
         assert cluster.holder == "one" and not holding.done() and not waiting.done()
-        assert cluster.writes == pytest.approx(1 + 600 / RENEW, abs=2)
+        assert cluster.writes == pytest.approx(1 + 600 / RENEW_INTERVAL_SECONDS, abs=2)
 
     play(story)
 
@@ -105,7 +112,7 @@ def test_a_released_lease_is_taken_at_once() -> None:
         await first.release()
         at = now()
         await waiting
-        assert now() - at <= RETRY and cluster.holder == "two"
+        assert now() - at <= RETRY_SECONDS and cluster.holder == "two"
 
     play(story)
 
@@ -141,8 +148,8 @@ def test_who_cannot_renew_stops_before_another_may_begin(error: Exception) -> No
 
         cluster.fails = fails
         with pytest.raises(LostLeaseError):
-            await first.hold(moving)
-        assert GIVE_UP <= now() < DURATION
+            await first.keep_renewing(moving)
+        assert RENEW_DEADLINE_SECONDS <= now() < LEASE_DURATION_SECONDS
 
     play(story)
 
@@ -157,7 +164,7 @@ def test_a_short_outage_loses_nothing() -> None:
                 raise ConnectionError("refused")
 
         cluster.fails = fails
-        holding = asyncio.create_task(first.hold(moving))
+        holding = asyncio.create_task(first.keep_renewing(moving))
         await asyncio.sleep(60)
         assert not holding.done() and cluster.holder == "one"
 
@@ -169,8 +176,8 @@ def test_who_does_not_move_does_not_renew() -> None:
         first = lease(cluster, "one")
         await first.acquire()
         with pytest.raises(LostLeaseError, match="does not move"):
-            await first.hold(lambda: now() < 60)
-        assert 60 < now() < 60 + DURATION
+            await first.keep_renewing(lambda: now() < 60)
+        assert 60 < now() < 60 + LEASE_DURATION_SECONDS
 
     play(story)
 
@@ -184,8 +191,8 @@ def test_who_finds_it_taken_stops_at_once_and_leaves_it_alone() -> None:
             {**cluster.lease, "spec": {**cluster.lease["spec"], "holderIdentity": "two"}}
         )
         with pytest.raises(LostLeaseError, match="two"):
-            await first.hold(moving)
-        assert now() == RENEW
+            await first.keep_renewing(moving)
+        assert now() == RENEW_INTERVAL_SECONDS
         await first.release()
         assert cluster.holder == "two"
 
@@ -198,7 +205,7 @@ def test_a_renewal_whose_answer_was_lost_is_no_loss() -> None:
         await first.acquire()
         assert cluster.lease is not None
         cluster._store(cluster.lease)  # our write took effect, and we never heard of it
-        holding = asyncio.create_task(first.hold(moving))
+        holding = asyncio.create_task(first.keep_renewing(moving))
         await asyncio.sleep(60)
         assert not holding.done() and cluster.holder == "one"
 
@@ -210,7 +217,7 @@ def test_a_lease_that_somebody_deleted_is_made_again() -> None:
         first = lease(cluster, "one")
         await first.acquire()
         cluster.lease = None
-        holding = asyncio.create_task(first.hold(moving))
+        holding = asyncio.create_task(first.keep_renewing(moving))
         await asyncio.sleep(60)
         assert not holding.done() and cluster.holder == "one"
 
