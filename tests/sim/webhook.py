@@ -13,9 +13,10 @@ from pretune.api.names import KIND
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.lease import LEASE_DURATION_SECONDS
+from pretune.kube.watch import ENDED, LISTED
 from pretune.manifests.agent_archive import agent
 from pretune.webhook.admission import Admission
-from pretune.webhook.informers import DOWN, LISTED, Caches, Controller, cut
+from pretune.webhook.informers import Caches, Controller, cut
 from pretune.webhook.template_cache import Revisions
 
 from tests.sim.cluster import Client, Write, copied
@@ -62,7 +63,7 @@ class Webhook:
         """Its watch of the caches is down."""
         if self.blind is None:
             self._see()
-            self._caches.tell(DOWN, {})
+            self._caches.tell(ENDED, {})
             self.blind = self.clock.now
 
     def regain_sight(self) -> None:
