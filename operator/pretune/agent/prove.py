@@ -130,10 +130,8 @@ def _of_here(bundle: Bundle, context: Context) -> str:
 def _compared(store: Store, bundle: Bundle, context: Context) -> None:
     """Raises _Differs, Problem. Twice, since an engine that says it is ready may tune on."""
     part = bundle.manifest.parts[0]
-    with (
-        open_root(context.tactics) as folder,
-        store.bundles.walk([bundle.manifest.id, part.name]) as sealed,
-    ):
+    place = [bundle.manifest.id, part.name]
+    with open_root(context.tactics) as folder, store.bundles.walk(place) as sealed:
         try:
             _compare(part, sealed, folder, quiet(folder, context))
             again = look(folder)

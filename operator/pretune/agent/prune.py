@@ -22,15 +22,13 @@ def prune(context: Context) -> Report:
     if there is None:  # and none is made
         return Report("prune", "Pruned", "the claim has no folder of %s" % task.cache)
     there.close()
-    with (
-        on_claim("cannot remove bundles"),
-        make_store(context.claim, task.subPath, task.cache, context.disk) as store,
-    ):
-        gone = [name for name in task.ids if store.bundles.lstat(name) is not None]
-        for name in gone:
-            discard(store, store.bundles, name, context.disk)
-            context.say("removed: %s" % name)
-        context.disk.fsync(store.bundles.fd)
-        sweep_proofs(store, context.disk)  # after their bundles: what is proven is there
-        sweep(store, context.pod, "", context.disk)
+    with on_claim("cannot remove bundles"):
+        with make_store(context.claim, task.subPath, task.cache, context.disk) as store:
+            gone = [name for name in task.ids if store.bundles.lstat(name) is not None]
+            for name in gone:
+                discard(store, store.bundles, name, context.disk)
+                context.say("removed: %s" % name)
+            context.disk.fsync(store.bundles.fd)
+            sweep_proofs(store, context.disk)  # after their bundles: what is proven is there
+            sweep(store, context.pod, "", context.disk)
     return Report("prune", "Pruned", "%d removed" % len(gone))
