@@ -16,11 +16,11 @@ def test_every_cause_of_a_release_is_explained_in_the_order_in_which_it_is_asked
     text = (
         (ROOT / "docs/holding.md")
         .read_text()
-        .partition("\n## When it is let go\n")[2]
+        .partition("\n## When it is released\n")[2]
         .partition("\n## ")[0]
     )
-    rows = re.findall(r"^\| (\w+) \| .* \| (let go|waits on) \|$", text, re.MULTILINE)
-    assert rows == [(cause, "waits on" if failure else "let go") for cause, failure, _ in CHECKS]
+    rows = re.findall(r"^\| (\w+) \| .* \| (released|waits on) \|$", text, re.MULTILINE)
+    assert rows == [(cause, "waits on" if failure else "released") for cause, failure, _ in CHECKS]
 
 
 def test_the_lines_that_free_held_pods_are_the_same_in_every_document() -> None:
