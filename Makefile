@@ -38,7 +38,7 @@ unit: venv ## the tests that need no cluster
 	$(PYTHON) -m pytest -q -n 2 -m "not cluster and not rehearsal" tests
 
 properties: venv ## a million generated pods: inject, strip, hold, release
-	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 tests/unit/test_pod_properties.py
+	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 tests/unit/manifests/test_injection_properties.py
 
 cluster: venv ## a real one-node Kubernetes with the project's images; .local/kubeconfig leads to it
 	tools/cluster/up

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Cluster
-from pretune.manifests.pod import admitted, strip
+from pretune.manifests.admitted import admitted
+from pretune.manifests.injection import strip
 from pretune.podspec.workloads import Ref, controller_of, origin_of, template_of
 from pretune.policy.model import Origin
 

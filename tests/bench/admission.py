@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from pretune.manifests.pod import strip
+from pretune.manifests.injection import strip
 
 from tests.bench.bare import api_server, free_port
 from tests.bench.crowd import SERVERS_OWN, Crowd, Sample

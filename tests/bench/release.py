@@ -24,7 +24,7 @@ TUNING = {
 LOOP = """
 import asyncio, json, sys, time
 from pretune.kube.client import Kubernetes, load_configuration
-from pretune.manifests.pod import release
+from pretune.manifests.gate import release_patch
 
 async def main():
     namespace, at_a_time = sys.argv[1], int(sys.argv[2])
@@ -34,7 +34,7 @@ async def main():
                      for p in pods])
         async def some():
             for ref in refs:
-                await cluster.patch(ref, release(), strategic=True)
+                await cluster.patch(ref, release_patch(), strategic=True)
         began = time.perf_counter()
         await asyncio.gather(*(some() for _ in range(at_a_time)))
         print(json.dumps([len(pods), time.perf_counter() - began]))

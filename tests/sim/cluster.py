@@ -1,7 +1,7 @@
 """An API server in memory, and clients of it that can be killed at any call.
 
 `Server` is the truth: what the world (world.py) and a person's hand change. `Client` is what a controller holds: the Protocol of
-`pretune.cluster.Cluster`, which counts its calls, fails at those it is told to, and dies before or after one of them.
+`pretune.kube.types.Cluster`, which counts its calls, fails at those it is told to, and dies before or after one of them.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ class Faults:
 
 
 class Client:
-    """One controller's connection to the Server: the Protocol of pretune.cluster.Cluster."""
+    """One controller's connection to the Server: the Protocol of pretune.kube.types.Cluster."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
-from pretune.manifests.pod import inject, strip
+from pretune.manifests.injection import inject, strip
 from pretune.podspec import identity
 from pretune.protocol import Report
 

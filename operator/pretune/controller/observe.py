@@ -28,7 +28,7 @@ from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata_only
 from pretune.manifests.agent_archive import agent
-from pretune.manifests.pod import is_held
+from pretune.manifests.gate import is_held
 from pretune.origin import origin, without_template
 from pretune.podspec import identity
 from pretune.podspec.workloads import origin_key, origin_of, template_of

@@ -18,7 +18,7 @@ from pretune.controller.log_reader import Starts
 from pretune.controller.metrics import ControllerMetrics
 from pretune.controller.observe import API, held, observe
 from pretune.kube.types import ApiError, Cluster, Event
-from pretune.manifests.pod import is_held
+from pretune.manifests.gate import is_held
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import release_all
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from pretune.api.types import Object
-from pretune.manifests.ours import strip
+from pretune.manifests.injection import strip
 
 # Of the pod spec: where and beside whom the pod runs, and who it is. What admission, the scheduler or a controller made of these is
 # that one pod's.

@@ -25,8 +25,8 @@ from pretune.manifests.agent_container import (
     SEAL_RESOURCES,
     agent_container,
 )
+from pretune.manifests.injection import strip
 from pretune.manifests.job import hashed_name, job_of
-from pretune.manifests.ours import strip
 from pretune.manifests.tuning_pod import GRACE, MESH_ANNOTATIONS, MESH_LABELS, distinct, scheduling
 from pretune.podspec import identity
 from pretune.podspec.template import engine_of, gpus, words

@@ -32,7 +32,7 @@ from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import CLAIM_VOLUME, task_variables
-from pretune.manifests.ours import strip
+from pretune.manifests.injection import strip
 from pretune.manifests.tuning_pod import (
     MESH_ANNOTATIONS,
     MESH_LABELS,

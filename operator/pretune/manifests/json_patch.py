@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pretune.api.types import Object
 
 Operation = dict[str, Any]  # {"op": "add", "path": …, "value": …}
-
-
-def patched(pod: Object, operations: Sequence[Operation]) -> Object:
-    """The pod with these operations carried out, as the API server does it. The pod itself stays as it is."""
-    made: Object = copied(pod)
-    for operation in operations:
-        assert operation["op"] == "add", operation["op"]
-        *above, last = [
-            word.replace("~1", "/").replace("~0", "~")
-            for word in operation["path"].removeprefix("/").split("/")
-        ]
-        holder: Any = made
-        for word in above:
-            holder = holder[int(word)] if isinstance(holder, list) else holder[word]
-        value = copied(operation["value"])
-        if isinstance(holder, list):
-            holder.insert(len(holder) if last == "-" else int(last), value)
-        else:
-            holder[last] = value
-    return made
 
 
 def onto(holder: Object, at: str, field: str, added: list[Object]) -> list[Operation]:

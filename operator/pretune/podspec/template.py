@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
@@ -45,6 +46,13 @@ def engine_of(template: Object, engine_container: str) -> Object:
             f"containers {several} ask for a GPU; name the engine in spec.engineContainer",
         )
     return asking[0]  # type: ignore[no-any-return]
+
+
+def containers(pod: Object) -> Iterator[tuple[str, Object]]:
+    """Yield each container of any kind, after the name of the list that it stands in."""
+    for place in ("initContainers", "containers", "ephemeralContainers"):
+        for one in pod["spec"].get(place) or ():
+            yield place, one
 
 
 def gpu_resources(container: Object) -> dict[str, int]:

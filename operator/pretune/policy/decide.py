@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretune.manifests.pod import is_held
+from pretune.manifests.gate import is_held
 from pretune.policy.bundles import adoption, proofs, retention, tuning
 from pretune.policy.bundles.desired import wants
 from pretune.policy.cache import agent_configmap, deletion, storage

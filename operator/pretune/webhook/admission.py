@@ -18,8 +18,9 @@ from functools import cached_property
 from pretune.api.names import CACHE, ROLE
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
-from pretune.manifests.ours import containers
-from pretune.manifests.pod import NONE, Delivery, Operation, inject, is_injected
+from pretune.manifests.injection import NONE, Delivery, inject, is_injected
+from pretune.manifests.json_patch import Operation
+from pretune.podspec.template import containers
 from pretune.podspec.workloads import controller_of
 from pretune.policy.pods.delivery import delivery
 from pretune.webhook.informers import Caches, Controller

@@ -14,7 +14,7 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller.metrics import CONSUMERS, ControllerMetrics
 from pretune.kube.types import ApiError, Event
-from pretune.manifests.pod import release
+from pretune.manifests.gate import release_patch
 from pretune.metrics_base import Metrics
 from pretune.policy.hold.release import CHECKS
 from pretune.policy.model import Delete, Observed, Patch, Plan, Released
@@ -300,7 +300,7 @@ def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_d
     waiting = world.create({"apiVersion": "v1", "kind": "Pod", **gate})
     plan = Plan(
         status={"bundles": [failed()]},
-        after=(Patch("release Pod p", waiting, release(), strategic=True),),
+        after=(Patch("release Pod p", waiting, release_patch(), strategic=True),),
         released=(Released("Failed", 60.0),),
     )
     looks: list[float] = []

@@ -26,7 +26,7 @@ from pretune.controller.reconcile import (
 )
 from pretune.controller.workqueue import LIMIT
 from pretune.kube.types import ApiError, Cluster, Event
-from pretune.manifests.pod import release
+from pretune.manifests.gate import release_patch
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
 
 from tests.sim.cluster import Client, Clock, Server, _merge
@@ -147,7 +147,7 @@ def released(pod: Object) -> Patch:
     return Patch(
         f"release Pod {pod['metadata']['name']}",
         reference(pod, pod["metadata"]["uid"]),
-        release(),
+        release_patch(),
         strategic=True,
     )
 

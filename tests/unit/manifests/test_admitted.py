@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from pretune.api import names
 from pretune.api.types import Object
+from pretune.manifests.admitted import admitted
+from pretune.manifests.injection import inject
 from pretune.manifests.job import tuning_job
-from pretune.manifests.pod import admitted, inject, patched
 from pretune.podspec import identity
 
+from tests.patches import patched
 from tests.unit.builders import (
     AGENT,
     DEFAULT,
@@ -26,7 +28,7 @@ from tests.unit.builders import (
     template,
     templates,
 )
-from tests.unit.manifests.test_pod import HELD, READ_ONLY
+from tests.unit.manifests.test_injection import HELD, READ_ONLY
 
 TOKEN = "kube-api-access-x7k2p"
 MODEL = {"name": "model", "mountPath": "/mnt/models"}

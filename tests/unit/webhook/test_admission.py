@@ -29,7 +29,8 @@ from pretune.api.spec import Spec
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
 from pretune.kube.watch import ENDED, LISTED
-from pretune.manifests.pod import is_held, is_injected, patched, strip
+from pretune.manifests.gate import is_held
+from pretune.manifests.injection import is_injected, strip
 from pretune.policy.pods.delivery import delivery, want
 from pretune.webhook import admission, server
 from pretune.webhook.admission import FAILED, SKIPPED, Admission, Answer
@@ -38,6 +39,7 @@ from pretune.webhook.informers import Caches, Controller
 from pretune.webhook.server import application, serve
 from pretune.webhook.template_cache import Revisions
 
+from tests.patches import patched
 from tests.unit.builders import law, templates
 from tests.unit.test_health import free_port
 

@@ -13,7 +13,7 @@ from pretune.api.names import FAILED, REFUSED
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
-from pretune.manifests.pod import release
+from pretune.manifests.gate import release_patch
 from pretune.policy.bundles.attempt_state import condition
 from pretune.policy.bundles.desired import Wants
 from pretune.policy.bundles.proofs import may_be_given
@@ -74,7 +74,7 @@ def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage)
         waited = max(0.0, draft.now - pod.created)
         draft.at(draft.now + LET_GO)
         draft.after.append(
-            Patch(f"release Pod {pod.name}", reference(pod.pod), release(), strategic=True)
+            Patch(f"release Pod {pod.name}", reference(pod.pod), release_patch(), strategic=True)
         )
         draft.released.append(Released(cause, waited))
         let_go.setdefault((pod.given or pod.bundle, cause, why), []).append(waited)
@@ -114,7 +114,12 @@ def judge(held: Held) -> tuple[str, str]:
 def release_all(pods: Sequence[Object]) -> list[Any]:
     """Every one of these: their cache is gone."""
     return [
-        Patch(f"release Pod {one['metadata']['name']}", reference(one), release(), strategic=True)
+        Patch(
+            f"release Pod {one['metadata']['name']}",
+            reference(one),
+            release_patch(),
+            strategic=True,
+        )
         for one in pods
     ]
 

@@ -10,7 +10,7 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Target
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
-from pretune.manifests.pod import is_held
+from pretune.manifests.gate import is_held
 from pretune.podspec import identity
 from pretune.podspec.template import engine_of
 from pretune.podspec.workloads import origin_key

@@ -15,7 +15,7 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, Target, claim_name
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests.pod import NONE, OVERLAY, READ_ONLY, Delivery, collision
+from pretune.manifests.injection import NONE, OVERLAY, READ_ONLY, Delivery, collision
 from pretune.podspec import identity
 from pretune.podspec.template import engine_of, moving_tag
 from pretune.policy.bundles.proofs import may_be_given
@@ -48,7 +48,7 @@ def delivery(
     alive: bool,
     agent: str,
 ) -> Delivery:
-    """The answer to one pod of a CREATE request, which has no parts of ours yet (manifests.pod.is_injected).
+    """The answer to one pod of a CREATE request, which has no parts of ours yet (manifests.injection.is_injected).
 
     cache: as last seen; None: there is none of that name. It is used as it is, also where its status is of an older generation.
     template: as its author wrote it (model.Origin.template). owner: the controlling owner's kind (Origin.kind). alive: the

@@ -15,7 +15,7 @@ from pretune.api.types import Object
 from pretune.engines.vllm import log
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.kube.types import Event
-from pretune.manifests.pod import OVERLAY, READ_ONLY
+from pretune.manifests.injection import OVERLAY, READ_ONLY
 from pretune.podspec import canonical
 from pretune.podspec.template import engine_of
 from pretune.policy.model import EngineStart

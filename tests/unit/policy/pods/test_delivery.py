@@ -12,10 +12,12 @@ from pretune.api.reasons import DELIVERIES, Refused
 from pretune.api.spec import Spec
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests.pod import Delivery, inject, is_held, is_injected, patched
+from pretune.manifests.gate import is_held
+from pretune.manifests.injection import Delivery, inject, is_injected
 from pretune.podspec import identity
 from pretune.policy.pods.delivery import LEFT_ALONE, delivery, want
 
+from tests.patches import patched
 from tests.unit.builders import engine, law, templates
 
 KEY, AGENT = Key("inference", "qwen3"), "pretune-agent-0"

@@ -1,18 +1,19 @@
-"""A consumer's pod: what is added when it is made, and exactly that taken out again. Pure; operations are JSON Patch, `add` only."""
+"""A consumer's pod: what is added when it is created, and exactly that taken out again.
+
+Pure. Operations are JSON Patch, `add` only.
+"""
 
 from __future__ import annotations
 
 import functools
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pretune.api.names import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests.admitted import admitted
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
@@ -20,36 +21,15 @@ from pretune.manifests.agent_container import (
     seed_container,
 )
 from pretune.manifests.engine import TACTICS_VOLUME, tactics_on_claim
-from pretune.manifests.json_patch import Operation, into, onto, patched
-from pretune.manifests.ours import (
-    MOUNTS,
-    NONE,
-    OVERLAY,
-    READ_ONLY,
-    VOLUMES,
-    containers,
-    is_held,
-    is_injected,
-    strip,
-)
-from pretune.podspec.template import words
-from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
+from pretune.manifests.gate import GATE, is_held
+from pretune.manifests.json_patch import Operation, copied, into, onto
+from pretune.podspec.template import containers, words
+from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, TASK_VARIABLE, Inputs, Task
 
-__all__ = [
-    "NONE",
-    "OVERLAY",
-    "READ_ONLY",
-    "Delivery",
-    "Operation",
-    "admitted",
-    "collision",
-    "inject",
-    "is_held",
-    "is_injected",
-    "patched",
-    "release",
-    "strip",
-]
+READ_ONLY, OVERLAY, NONE = "ReadOnly", "Overlay", "None"  # how a bundle is delivered
+
+VOLUMES = (CLAIM_VOLUME, AGENT_VOLUME, TACTICS_VOLUME)
+MOUNTS = (CLAIM_MOUNT, TACTICS_MOUNT)  # in the engine
 
 # The API server's limit on all of an object's annotations, names and values (apimachinery, TotalAnnotationSizeLimitB), and how much of a
 # message is shown there.
@@ -114,7 +94,7 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
     if delivery.mode == OVERLAY:
         made += onto(spec, "/spec", "initContainers", [_seed(engine, delivery, claim)])
     if delivery.held and not spec.get("nodeName"):
-        made += onto(spec, "/spec", "schedulingGates", [{"name": HOLD}])
+        made += onto(spec, "/spec", "schedulingGates", [GATE])
     return made
 
 
@@ -141,9 +121,37 @@ def collision(pod: Object, engine: Object) -> str | None:
     return None
 
 
-def release() -> Mapping[str, Any]:
-    """The strategic merge patch that removes our gate and no other."""
-    return {"spec": {"schedulingGates": [{"$patch": "delete", "name": HOLD}]}}
+def strip(pod: Object) -> Object:
+    """The pod without anything of ours: strip(inject(pod)) == pod. What other webhooks added to it meanwhile stays.
+
+    A list or map that is empty after that is left out, as the API server never sends one.
+    """
+    made: Object = copied(pod)
+    meta, spec = made.get("metadata") or {}, made["spec"]
+    annotations = meta.get("annotations") or {}
+    given = _is_given(pod)
+    if DELIVERY in annotations or BUNDLE in annotations:
+        for name in (DELIVERY, BUNDLE, REASON):
+            annotations.pop(name, None)
+        if not annotations:
+            del meta["annotations"]
+    _drop(spec, "schedulingGates", lambda gate: gate["name"] == HOLD)
+    if not given:
+        return made
+    _drop(spec, "volumes", lambda volume: volume["name"] in VOLUMES)
+    _drop(spec, "initContainers", _is_seed)
+    for _, one in containers(made):
+        if _has_override(one):
+            _drop(one, "env", _is_override)
+            _drop(one, "volumeMounts", _is_mount)
+        _drop(one, "volumeMounts", lambda mount: mount["name"] in VOLUMES)
+    return made
+
+
+def is_injected(pod: Object) -> bool:
+    """Whether the pod has parts of ours: it is not touched again."""
+    annotations = (pod.get("metadata") or {}).get("annotations") or {}
+    return DELIVERY in annotations or BUNDLE in annotations or is_held(pod) or _is_given(pod)
 
 
 # --- what is added
@@ -214,3 +222,54 @@ def _one_holds_the_other(one: str, other: str) -> bool:
     first, second = ([name for name in path if name] for path in parts)
     least = min(len(first), len(second))
     return first[:least] == second[:least]
+
+
+# --- what is ours
+
+
+def _is_given(pod: Object) -> bool:
+    """Whether the pod has a delivery's volumes, mounts and containers. The annotation says so; without it (a manifest that was copied)
+    their form does. A pod that was left alone may have its own of the same name."""
+    mode = ((pod.get("metadata") or {}).get("annotations") or {}).get(DELIVERY)
+    if mode is not None:
+        return mode in (READ_ONLY, OVERLAY)
+    return any(
+        _is_seed(one) or (_mounts_ours(one) and _has_override(one)) for _, one in containers(pod)
+    )
+
+
+def _is_seed(container: Object) -> bool:
+    return container["name"] == SEED_CONTAINER and any(
+        one["name"] == TASK_VARIABLE for one in container.get("env") or ()
+    )
+
+
+def _is_override(variable: Object) -> bool:
+    if variable["name"] != OVERRIDE:
+        return False
+    value = variable.get("value") or ""
+    return bool(value == TACTICS_MOUNT or value.startswith(f"{CLAIM_MOUNT}/"))
+
+
+def _has_override(container: Object) -> bool:
+    return any(_is_override(one) for one in container.get("env") or ())
+
+
+def _is_mount(mount: Object) -> bool:
+    return mount.get("mountPath") in MOUNTS
+
+
+def _mounts_ours(container: Object) -> bool:
+    return any(_is_mount(one) for one in container.get("volumeMounts") or ())
+
+
+def _drop(holder: Object, field: str, ours: Callable[[Object], bool]) -> None:
+    """Takes ours out of a list; the list itself when nothing is left."""
+    before = holder.get(field) or []
+    kept = [one for one in before if not ours(one)]
+    if len(kept) == len(before):
+        return
+    if kept:
+        holder[field] = kept
+    else:
+        del holder[field]

@@ -9,21 +9,14 @@ from typing import Any
 import pytest
 from pretune.api.names import HOLD
 from pretune.api.types import Object
-from pretune.manifests.pod import (
-    NONE,
-    Delivery,
-    collision,
-    inject,
-    is_held,
-    is_injected,
-    patched,
-    strip,
-)
+from pretune.manifests.gate import is_held
+from pretune.manifests.injection import NONE, Delivery, collision, inject, is_injected, strip
 from pretune.podspec import identity
 
+from tests.patches import patched
 from tests.unit.any_pod import Chance, touched
 from tests.unit.builders import law, templates
-from tests.unit.manifests.test_pod import DELIVERIES, engine_in, lean, qos, released
+from tests.unit.manifests.test_injection import DELIVERIES, engine_in, lean, qos, released
 
 CASES = int(os.environ.get("PRETUNE_PROPERTIES", "100000"))
 PARTS = 20  # tests, so that several processes share the work

@@ -18,20 +18,13 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.agent_container import script
+from pretune.manifests.gate import is_held, release_patch
+from pretune.manifests.injection import Delivery, collision, inject, is_injected, strip
 from pretune.manifests.json_patch import copied, into
-from pretune.manifests.pod import (
-    Delivery,
-    collision,
-    inject,
-    is_held,
-    is_injected,
-    patched,
-    release,
-    strip,
-)
 from pretune.podspec import identity
 from pretune.protocol import Inputs, Report, Task
 
+from tests.patches import patched
 from tests.unit.builders import Template, engine, law, stored, templates
 
 INPUTS = Inputs("f0" * 32, "", "b200", {"nodeSelector": {"gpu": "b200"}})
@@ -584,7 +577,9 @@ def released(pod: Object) -> Object:
     """As the API server does it: schedulingGates is a list-map by name, and a list that becomes empty is gone."""
     made = copied(pod)
     removed = [
-        one["name"] for one in release()["spec"]["schedulingGates"] if one["$patch"] == "delete"
+        one["name"]
+        for one in release_patch()["spec"]["schedulingGates"]
+        if one["$patch"] == "delete"
     ]
     made["spec"]["schedulingGates"] = [
         one for one in made["spec"].get("schedulingGates") or () if one["name"] not in removed
@@ -600,7 +595,7 @@ def test_release_removes_our_gate_only() -> None:
     assert released(pod)["spec"]["schedulingGates"] == [{"name": "other/gate"}]
     alone = given(pod_of(engine()), HELD)
     assert released(alone) == {**given(pod_of(engine())), "metadata": alone["metadata"]}
-    assert json.loads(json.dumps(release())) == {
+    assert json.loads(json.dumps(release_patch())) == {
         "spec": {"schedulingGates": [{"$patch": "delete", "name": "pretune.dev/hold"}]}
     }
 
@@ -612,43 +607,6 @@ def test_a_pod_without_our_gate_is_not_held(gates: list[Object] | None) -> None:
 
 
 # --- the patch
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "expected"),
-    [
-        (
-            "/metadata/annotations/a~1b~0c",
-            "x",
-            {"metadata": {"annotations": {"a/b~c": "x", "old": "1"}}},
-        ),
-        ("/metadata/annotations", {"a": "x"}, {"metadata": {"annotations": {"a": "x"}}}),
-        (
-            "/spec/containers/0/env",
-            [{"name": "A"}],
-            {"spec": {"containers": [{"name": "vllm", "env": [{"name": "A"}]}]}},
-        ),
-        (
-            "/spec/containers/-",
-            {"name": "last"},
-            {"spec": {"containers": [{"name": "vllm"}, {"name": "last"}]}},
-        ),
-        (
-            "/spec/containers/0",
-            {"name": "first"},
-            {"spec": {"containers": [{"name": "first"}, {"name": "vllm"}]}},
-        ),
-    ],
-)
-def test_patched_does_what_the_rfc_says(path: str, value: Any, expected: Object) -> None:
-    pod: Object = {
-        "metadata": {"annotations": {"old": "1"}},
-        "spec": {"containers": [{"name": "vllm"}]},
-    }
-    before = copy.deepcopy(pod)
-    made = patched(pod, [{"op": "add", "path": path, "value": value}])
-    assert pod == before
-    assert made == {**before, **expected}
 
 
 def test_a_name_in_a_path_is_escaped() -> None:

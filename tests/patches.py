@@ -1,0 +1,15 @@
+"""JSON Patch as the API server applies it (RFC 6902)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jsonpatch
+from pretune.api.types import Object
+from pretune.manifests.json_patch import Operation, copied
+
+
+def patched(whole: Object, operations: Sequence[Operation]) -> Object:
+    """Return a copy of the object with these operations applied to it."""
+    made: Object = jsonpatch.apply_patch(copied(whole), copied(list(operations)), in_place=True)
+    return made
