@@ -14,8 +14,10 @@ from tools import crd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "operator"))
 
+from pretune.api.advice import ADVICE  # noqa: E402
+from pretune.api.delivery_reasons import DELIVERIES  # noqa: E402
 from pretune.api.names import STATES  # noqa: E402
-from pretune.api.reasons import ADVICE, DELIVERIES, REASONS, Reason  # noqa: E402
+from pretune.api.reasons import REASONS, Entry  # noqa: E402
 
 VALUES = ROOT / "charts/pretune/values.yaml"
 CHART_README = ROOT / "charts/pretune/README.md"
@@ -104,12 +106,12 @@ def _bounds(one: dict[str, Any]) -> str:
 
 
 def reasons() -> str:
-    """The closed lists of reasons, from operator/pretune/api/reasons.py: of a cache, of a pod's delivery, and of advice."""
+    """The closed lists of reasons, from operator/pretune/api: of a cache, of a pod's delivery, and of advice."""
     states = ", ".join(f"`{one}`" for one in STATES)
     out = [
         "# Reasons, and what to do",
         "",
-        "Made from `operator/pretune/api/reasons.py` by `make docs`. There are three lists, and no reasons beside them:",
+        "Generated from `operator/pretune/api` by `make docs`. There are three lists, and no reasons beside them:",
         "[of a cache](#of-a-cache), [of a pod](#of-a-pod), and [advice](#advice). The message beside a reason has the names.",
         "Where to read them:",
         "",
@@ -134,7 +136,7 @@ def reasons() -> str:
         "|---|---|---|---|",
     ]
     out += [
-        f"| `{name}` | {_cell(one.means)} | {_cell(one.remedy)} | {'yes' if one.retried else ''} |"
+        f"| `{name}` | {_cell(one.means)} | {_cell(one.remedy)} | {'yes' if one.is_retried else ''} |"
         for name, one in REASONS.items()
     ]
     out += [
@@ -158,7 +160,7 @@ def reasons() -> str:
     return "\n".join(out) + "\n"
 
 
-def _table(reasons: Mapping[str, Reason]) -> list[str]:
+def _table(reasons: Mapping[str, Entry]) -> list[str]:
     rows = [
         f"| `{name}` | {_cell(one.means)} | {_cell(one.remedy)} |" for name, one in reasons.items()
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Cluster
@@ -17,8 +18,8 @@ from pretune.policy.model import Origin
 
 REVISION = "deployment.kubernetes.io/revision"  # annotation of a ReplicaSet; a rollback makes the old one's the newest again
 _ANSWERS = {
-    403: "SourceForbidden",
-    404: "SourceNotFound",
+    403: reasons.SOURCE_FORBIDDEN,
+    404: reasons.SOURCE_NOT_FOUND,
 }  # of the API server; any other error is raised
 
 
@@ -99,7 +100,7 @@ async def _read(cluster: Cluster, namespace: str, ref: Ref) -> _Found:
             raise
         return _Found(Refused(_ANSWERS[error.code], f"{named}: {error.message}"))
     if found is None:
-        return _Found(Refused("SourceNotFound", f"{named} is not there"))
+        return _Found(Refused(reasons.SOURCE_NOT_FOUND, f"{named} is not there"))
     meta = found["metadata"]
     if ref.kind == "ControllerRevision":
         uid, number = (controller_of(found) or {}).get("uid"), found.get("revision") or 0
@@ -115,7 +116,8 @@ async def _read(cluster: Cluster, namespace: str, ref: Ref) -> _Found:
         whose = f"{ref.owner} {ref.owner_name} (uid {ref.uid})"
         return _Found(
             Refused(
-                "SourceNotFound", f"{named} is not that of the pod's owner {whose}, which is gone"
+                reasons.SOURCE_NOT_FOUND,
+                f"{named} is not that of the pod's owner {whose}, which is gone",
             )
         )
     order = (int(number) if str(number).isdecimal() else 0, meta.get("creationTimestamp") or "")
@@ -128,7 +130,7 @@ def _template(template: object, kind: str, name: str) -> Object | Refused:
             {"kind": kind, "metadata": {"name": name}, "spec": {"template": template}}
         )
     except Refused as refused:
-        return Refused("SourceInvalid", refused.message)
+        return Refused(reasons.SOURCE_INVALID, refused.message)
 
 
 async def _above(cluster: Cluster, namespace: str, found: Object) -> Object | None:

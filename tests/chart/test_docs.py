@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 
 import pytest
-from pretune.api.reasons import ADVICE, DELIVERIES, REASONS, Reason
+from pretune.api.advice import ADVICE
+from pretune.api.delivery_reasons import DELIVERIES
+from pretune.api.reasons import REASONS, Entry
 
 from tools import docs
 
@@ -19,7 +21,7 @@ def test_generated_documents_are_current() -> None:
     ("heading", "reasons"), [("Of a cache", REASONS), ("Of a pod", DELIVERIES), ("Advice", ADVICE)]
 )
 def test_every_reason_is_explained_under_its_heading_with_what_to_do(
-    heading: str, reasons: Mapping[str, Reason]
+    heading: str, reasons: Mapping[str, Entry]
 ) -> None:
     part = docs.reasons().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \| ", part, re.MULTILINE) == list(reasons)

@@ -13,8 +13,9 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import yaml
+from pretune.api.advice import ADVICE
 from pretune.api.names import BUNDLE, PROOF, ROLE, TUNING
-from pretune.api.reasons import ADVICE, REASONS
+from pretune.api.reasons import REASONS
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 

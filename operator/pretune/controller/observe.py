@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import (
     BUNDLE,
     CACHE,
@@ -290,13 +291,13 @@ async def _workload(
     try:
         found = await cluster.get(apiVersion, kind, namespace, name)
     except NoSuchKind as error:
-        raise Refused("SourceNotSupported", f"{named}: {error.message}") from None
+        raise Refused(reasons.SOURCE_NOT_SUPPORTED, f"{named}: {error.message}") from None
     except ApiError as error:
         if error.code != 403:
             raise
-        raise Refused("SourceForbidden", f"{named}: {error.message}") from None
+        raise Refused(reasons.SOURCE_FORBIDDEN, f"{named}: {error.message}") from None
     if found is None:
-        raise Refused("SourceNotFound", f"{named} is not there")
+        raise Refused(reasons.SOURCE_NOT_FOUND, f"{named} is not there")
     return {"apiVersion": apiVersion, "kind": kind, **found}
 
 

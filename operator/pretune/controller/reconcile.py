@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import CACHE, KIND, ROLE
 from pretune.api.spec import Spec
 from pretune.api.timestamps import parse_timestamp
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # What the API server says of the object: words for a condition, and no error of ours. 500 is how it says that a webhook failed.
 ANSWERS = (400, 403, 422, 500)
-RELEASED = "Released"  # the event's reason
+RELEASED = reasons.RELEASED  # the event's reason
 LOOKS = 3  # at a cache that others write to at the same time
 # Seconds for a look, and for what is done when it fails or takes longer: together less than workqueue.LIMIT, which ends both.
 LOOK, LET_GO = 90.0, 20.0

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pretune.api.advice import Advice
+from pretune.api.reasons import Reason
 from pretune.api.types import Object
 
 
@@ -13,7 +15,7 @@ from pretune.api.types import Object
 class Event:
     """One core/v1 Event on the cache."""
 
-    reason: str
+    reason: Reason | Advice
     message: str
     warning: bool = False
 

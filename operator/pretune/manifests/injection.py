@@ -10,6 +10,8 @@ import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pretune.api import reasons
+from pretune.api.delivery_reasons import DeliveryReason
 from pretune.api.names import BUNDLE, DELIVERY, HOLD, REASON, SEED_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
@@ -39,10 +41,10 @@ _MOST_REASON = 1024
 
 @dataclass(frozen=True)
 class Delivery:
-    """What one pod is given, and why (reasons.DELIVERIES): policy/pods/delivery.py's answer, inject()'s order."""
+    """What one pod is given, and why (api/delivery_reasons.py): policy/pods/delivery.py's answer, inject()'s order."""
 
     mode: str  # ReadOnly | Overlay | None
-    reason: str
+    reason: DeliveryReason
     message: str
     held: bool = False
     engine: str = ""  # the container's name; here and below only where something is given
@@ -178,7 +180,9 @@ def _has_room(pod: Object, annotations: Mapping[str, str]) -> bool:
 def _engine_index(pod: Object, name: str) -> int:
     names = [one["name"] for one in pod["spec"]["containers"]]
     if name not in names:
-        raise Refused("EngineNotFound", f"no container {name}; the pod has {', '.join(names)}")
+        raise Refused(
+            reasons.ENGINE_NOT_FOUND, f"no container {name}; the pod has {', '.join(names)}"
+        )
     return names.index(name)
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pretune.api.reasons import Refused
+from pretune.api import reasons
+from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
 from pretune.engines.vllm import cli
@@ -195,16 +196,16 @@ def claim_for_one_pod(copy: Copy) -> str | None:
 Check = Callable[[Copy], str | None]
 
 # In order; the first that has something to say counts. A risk named in spec.tuning.allow is not asked about.
-CHECKS: tuple[tuple[str, Check], ...] = (
-    ("SourceInvalid", kept_container_absent),
-    ("SourceInvalid", mount_without_volume),
-    ("MultiPodEngine", label_of_several_pods),
-    ("MultiPodEngine", flag_of_several_pods),
-    ("MultiPodEngine", leader_address),
-    ("SelfRegistering", registers_itself),
-    ("SharedResourceClaim", claim_of_others),
-    ("SharedGPU", part_of_a_gpu),
-    ("SingleUseClaim", claim_for_one_pod),
+CHECKS: tuple[tuple[Reason, Check], ...] = (
+    (reasons.SOURCE_INVALID, kept_container_absent),
+    (reasons.SOURCE_INVALID, mount_without_volume),
+    (reasons.MULTI_POD_ENGINE, label_of_several_pods),
+    (reasons.MULTI_POD_ENGINE, flag_of_several_pods),
+    (reasons.MULTI_POD_ENGINE, leader_address),
+    (reasons.SELF_REGISTERING, registers_itself),
+    (reasons.SHARED_RESOURCE_CLAIM, claim_of_others),
+    (reasons.SHARED_GPU, part_of_a_gpu),
+    (reasons.SINGLE_USE_CLAIM, claim_for_one_pod),
 )
 
 

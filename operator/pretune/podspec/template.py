@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.podspec import canonical
@@ -28,7 +29,7 @@ def engine_of(template: Object, engine_container: str) -> Object:
             if one["name"] == engine_container:
                 return one  # type: ignore[no-any-return]
         raise Refused(
-            "EngineNotFound",
+            reasons.ENGINE_NOT_FOUND,
             f"spec.engineContainer: no container {engine_container}; the pod has {names}",
         )
     asking = [one for one in containers if gpu_resources(one)] or [
@@ -36,13 +37,13 @@ def engine_of(template: Object, engine_container: str) -> Object:
     ]
     if not asking:
         raise Refused(
-            "EngineNotFound",
+            reasons.ENGINE_NOT_FOUND,
             f"no container asks for a GPU; name the engine in spec.engineContainer: one of {names}",
         )
     if len(asking) > 1:
         several = ", ".join(one["name"] for one in asking)
         raise Refused(
-            "EngineAmbiguous",
+            reasons.ENGINE_AMBIGUOUS,
             f"containers {several} ask for a GPU; name the engine in spec.engineContainer",
         )
     return asking[0]  # type: ignore[no-any-return]
@@ -69,7 +70,8 @@ def gpu_resources(container: Object) -> dict[str, int]:
                 counts[name] = math.ceil(canonical.quantity(asked[name]))
             except ValueError as error:
                 raise Refused(
-                    "SourceInvalid", f"container {container['name']}: resources: {name}: {error}"
+                    reasons.SOURCE_INVALID,
+                    f"container {container['name']}: resources: {name}: {error}",
                 ) from None
     return {name: count for name, count in counts.items() if count > 0}
 

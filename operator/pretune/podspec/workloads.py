@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import KIND
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
@@ -81,9 +82,9 @@ def template_of(source: Object) -> Object:
     pod = found.get("spec") if isinstance(found, dict) else None
     if not isinstance(pod, dict) or not pod.get("containers"):
         if kind == KIND:
-            raise Refused("SourceInvalid", f"{where}.spec.containers: Required value")
+            raise Refused(reasons.SOURCE_INVALID, f"{where}.spec.containers: Required value")
         raise Refused(
-            "SourceNotSupported",
+            reasons.SOURCE_NOT_SUPPORTED,
             f"{where} is no pod template with containers; name the object that holds the template, or use spec.source.template",
         )
     template: Object = _without_nulls(found)
@@ -93,7 +94,7 @@ def template_of(source: Object) -> Object:
         name = claim.get("claimName") if isinstance(claim, dict) else None
         if claim is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
             field = f"{where}.spec.volumes[{index}].persistentVolumeClaim.claimName"
-            raise Refused("SourceInvalid", f"{field}: {name!r} is no name of a claim")
+            raise Refused(reasons.SOURCE_INVALID, f"{field}: {name!r} is no name of a claim")
     return template
 
 
@@ -107,12 +108,12 @@ def _without_nulls(value: Any) -> Any:
 def _conform(value: Any, shape: Any, path: str) -> None:
     kind: Any = str if shape is str else type(shape)
     if not isinstance(value, kind):
-        raise Refused("SourceInvalid", f"{path} must be {_KINDS[kind]}")
+        raise Refused(reasons.SOURCE_INVALID, f"{path} must be {_KINDS[kind]}")
     if isinstance(value, list):
         for index, one in enumerate(value):
             _conform(one, shape[0], f"{path}[{index}]")
             if shape[0] is not str and "name" in shape[0] and not one.get("name"):
-                raise Refused("SourceInvalid", f"{path}[{index}].name: Required value")
+                raise Refused(reasons.SOURCE_INVALID, f"{path}[{index}].name: Required value")
     elif isinstance(value, dict):
         for name, one in value.items():
             if (inner := shape.get(name, shape.get("*"))) is not None:

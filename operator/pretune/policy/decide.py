@@ -12,7 +12,7 @@ from pretune.policy.bundles import adoption, proofs, retention, tuning
 from pretune.policy.bundles.desired import wants
 from pretune.policy.cache import agent_configmap, deletion, storage
 from pretune.policy.cache.status import status
-from pretune.policy.cache.warnings import advice
+from pretune.policy.cache.warnings import collect_warnings
 from pretune.policy.hold import release
 from pretune.policy.model import Observed, Plan
 from pretune.policy.plan_builder import Draft
@@ -64,7 +64,7 @@ def decide(seen: Observed, now: float) -> Plan:
     counted = count(draft, pods, warm_starts.told(draft, pods))
     release.tell(draft, pods, counted)
     warm_starts.tell(draft, pods, counted)  # pods that tuned although they had their bundle
-    warnings = advice(draft, bundles, stale(draft, pods))
+    warnings = collect_warnings(draft, bundles, stale(draft, pods))
     said = {**status(draft, wanted, claim, counted, warnings), **warm_starts.saved(draft, pods)}
     return Plan(
         actions=tuple(draft.actions),

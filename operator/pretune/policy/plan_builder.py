@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import (
     ATTEMPT,
     BUNDLE,
@@ -22,7 +23,7 @@ from pretune.api.names import (
     STORAGE,
     TUNING,
 )
-from pretune.api.reasons import REASONS, Refused
+from pretune.api.reasons import REASONS, Reason, Refused
 from pretune.api.spec import Spec, Target, claim_name, storage_place
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
@@ -39,7 +40,13 @@ ATTEMPTS = frozenset({TUNING, PROOF})  # roles of what occupies a target's node
 
 # Told by an attempt about the image or its release: final for the bundle, and the user's to mend.
 TOLD_BY_CHECK = frozenset(
-    {"ReleaseTooOld", "SharedLayout", "NoPython", "UnsafePath", "IdCollision"}
+    {
+        reasons.RELEASE_TOO_OLD,
+        reasons.SHARED_LAYOUT,
+        reasons.NO_PYTHON,
+        reasons.UNSAFE_PATH,
+        reasons.ID_COLLISION,
+    }
 )
 
 
@@ -113,7 +120,7 @@ class Draft:
                 "fingerprint": fingerprint,
                 "target": target or bundle.partition("-")[2],
                 "state": PENDING,
-                "reason": "WaitingForClaim",
+                "reason": reasons.WAITING_FOR_CLAIM,
                 "message": "",
                 "attempts": 0,
             }
@@ -133,8 +140,12 @@ class Draft:
             if before == (state, reason):
                 continue
             begins = state == PROVING != before[0]
-            if state in (SEALED, FAILED, REFUSED) or begins or reason in ("Tuning", "PodRefused"):
-                bad = state in (FAILED, REFUSED) or reason == "PodRefused"
+            if (
+                state in (SEALED, FAILED, REFUSED)
+                or begins
+                or reason in (reasons.TUNING, reasons.POD_REFUSED)
+            ):
+                bad = state in (FAILED, REFUSED) or reason == reasons.POD_REFUSED
                 events.append(Event(reason, f"bundle {bundle}: {record['message']}", bad))
         return events
 
@@ -142,13 +153,13 @@ class Draft:
         """A bundle that may not be on the claim any more is wanted anew: from the next run on, since a status that still calls it
         sealed would end the new attempt."""
         self.warn(
-            "Retrying",
+            reasons.RETRYING,
             f"bundle {record['id']}: {why}; it is tuned again if it is wanted and not there",
         )
         self.bundles[record["id"]] = {
             **{name: record[name] for name in ("id", "fingerprint", "target")},
             "state": PENDING,
-            "reason": "Inspecting",
+            "reason": reasons.INSPECTING,
             "message": why,
             "attempts": 0,
         }
@@ -162,7 +173,7 @@ class Draft:
             delete(job) for role in (TUNING, PROOF) for job in self.attempts(bundle, role).values()
         ]
 
-    def warn(self, reason: str, message: str) -> None:
+    def warn(self, reason: Reason, message: str) -> None:
         assert reason in REASONS, reason
         self.events.append(Event(reason, message, warning=True))
 
@@ -301,14 +312,18 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
     text = f"attempt {number} of {limit}: {reason}: {message}"
     if reason in TOLD_BY_CHECK:
         draft.say(record, REFUSED, reason, message)
-    elif not REASONS[reason].retried or number >= limit or (reason == "IncompleteRanks" == before):
+    elif (
+        not REASONS[reason].is_retried
+        or number >= limit
+        or (reason == reasons.INCOMPLETE_RANKS == before)
+    ):
         draft.say(record, FAILED, reason, f"attempt {number} of {limit}: {message}")
     else:
-        draft.warn(reason, f"bundle {record['id']}: {text}")
+        draft.warn(Reason(reason), f"bundle {record['id']}: {text}")
         draft.say(
             record,
             PENDING,
-            "Retrying",
+            reasons.RETRYING,
             f"{text}; the next one starts at {format_timestamp(next_try(record))}",
         )
 

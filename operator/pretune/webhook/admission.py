@@ -35,7 +35,7 @@ TOKEN = "kube-api-access-"
 SKIPPED, FAILED = (
     "Skipped",
     "Failed",
-)  # beside the reasons of reasons.DELIVERIES: none of our business; an error of ours
+)  # beside the reasons of delivery_reasons.DELIVERIES: none of our business; an error of ours
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Answer:
     """What is said about one pod, which is allowed in any case."""
 
     mode: str  # ReadOnly | Overlay | None
-    reason: str  # SKIPPED, FAILED, or one of reasons.DELIVERIES
+    reason: str  # SKIPPED, FAILED, or one of delivery_reasons.DELIVERIES
     patch: tuple[Operation, ...] = ()
     warnings: tuple[str, ...] = ()
 

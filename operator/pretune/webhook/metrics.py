@@ -45,7 +45,7 @@ class WebhookMetrics(Metrics):
         )
 
     def admitted(self, delivery: str, reason: str, took: float) -> None:
-        """One answer: delivery is ReadOnly, Overlay or None; reason one of reasons.DELIVERIES, Skipped or Failed; took: seconds."""
+        """One answer: delivery is ReadOnly, Overlay or None; reason a DeliveryReason, Skipped or Failed; took: seconds."""
         self._seconds.labels(delivery).observe(took)
         self._admissions.labels(delivery, reason).inc()
         if reason == FAILED:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Cluster
@@ -105,4 +106,4 @@ class Revisions:
                 return await origin(self._cluster, namespace, pod)
         except (ApiError, OSError) as error:  # TimeoutError is an OSError
             words = f"{ref.kind} {namespace}/{ref.name}: {str(error) or f'no answer within {TIMEOUT} s'}"
-            return Origin(ref.owner, ref.owner_name, Refused("SourceNotFound", words))
+            return Origin(ref.owner, ref.owner_name, Refused(reasons.SOURCE_NOT_FOUND, words))

@@ -810,7 +810,7 @@ def test_the_reasons_of_a_proof_are_in_the_closed_list() -> None:
     assert {"NotReproducible", "ProofFailed", "NoSpace", "ReadOnlyClaim", "UnsafePath"} <= set(
         REASONS
     )
-    assert REASONS["ProofFailed"].retried and not REASONS["NotReproducible"].retried
+    assert REASONS["ProofFailed"].is_retried and not REASONS["NotReproducible"].is_retried
     assert (
         replace(Report("prove", "NotReproducible"), newEntries=3).dump().endswith('"newEntries":3}')
     )

@@ -23,8 +23,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from hypothesis import strategies as st
+from pretune.api.delivery_reasons import DELIVERIES
 from pretune.api.names import BUNDLE, CACHE, DELIVERY, REASON, ROLE
-from pretune.api.reasons import DELIVERIES
 from pretune.api.spec import Spec
 from pretune.api.types import Object
 from pretune.kube.types import ApiError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import (
     AGENT_CONTAINER,
     FAILED,
@@ -66,7 +67,10 @@ def adopt(draft: Draft, record: Object, report: Report, fingerprint: str) -> Non
     for forgotten in {"pod", "disruptions", "lastFailure", "retiredAt"} - set(kept):
         record.pop(forgotten, None)
     draft.say(
-        record, SEALED, "NothingToTune" if report.layout == "Empty" else "Sealed", report.message
+        record,
+        SEALED,
+        reasons.NOTHING_TO_TUNE if report.layout == "Empty" else reasons.SEALED,
+        report.message,
     )
 
 
@@ -102,7 +106,10 @@ def ask(draft: Draft, bundles: tuple[Wanted, ...], storage: Storage) -> None:
     if not storage.ready:
         for one in lost:
             draft.say(
-                draft.bundles[one], _waiting(draft.bundles[one]), "WaitingForClaim", storage.message
+                draft.bundles[one],
+                _waiting(draft.bundles[one]),
+                reasons.WAITING_FOR_CLAIM,
+                storage.message,
             )
     if not asked or not storage.ready:
         return
@@ -136,7 +143,7 @@ def _wait(draft: Draft, asked: set[str], message: str) -> None:
     draft.asking |= asked
     for one in asked:
         if draft.bundles[one]["state"] != SEALED:
-            draft.say(draft.bundles[one], _waiting(draft.bundles[one]), "Inspecting", message)
+            draft.say(draft.bundles[one], _waiting(draft.bundles[one]), reasons.INSPECTING, message)
 
 
 def _waiting(record: Object) -> str:
@@ -172,7 +179,7 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
             unheard = record["state"] == PROVING and _lost(draft, record)
             adopt(draft, record, answer, answer.fingerprint)
             if unheard and not answer.proven:
-                proofs.fail(draft, record, "ReportLost", f"{_GONE} no proof of this bundle")
+                proofs.fail(draft, record, reasons.REPORT_LOST, f"{_GONE} no proof of this bundle")
     missing = asked - set(found)
     if missing and len(asked & set(found)) >= ANSWERS:
         draft.known_place = (
@@ -188,7 +195,7 @@ def _take(draft: Draft, asked: set[str], report: Report | None) -> None:
     }
     for bundle in sorted(missing - fresh):
         if draft.bundles[bundle]["state"] not in ON_CLAIM and _lost(draft, draft.bundles[bundle]):
-            fail(draft, draft.bundles[bundle], "ReportLost", f"{_GONE} no such bundle")
+            fail(draft, draft.bundles[bundle], reasons.REPORT_LOST, f"{_GONE} no such bundle")
     sealed = [one for one in sorted(missing) if draft.bundles[one]["state"] in ON_CLAIM]
     _forget(
         draft,
@@ -219,7 +226,7 @@ def _try_again(draft: Draft) -> None:
     """What failed in another place may do well in this one."""
     for record in list(draft.bundles.values()):
         if record["state"] == FAILED or (
-            record["state"] == REFUSED and record["reason"] == "UnsafePath"
+            record["state"] == REFUSED and record["reason"] == reasons.UNSAFE_PATH
         ):
             draft.forget(record, "spec.storage was changed")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pretune.api import reasons
 from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import parse_timestamp
@@ -191,7 +192,7 @@ def reported(a: Attempt) -> Standing | None:
         restarts = int((found.get(engine_name(a.pod)) or {}).get("restartCount", 0))
         if restarts:
             return over(
-                "EngineFailed",
+                reasons.ENGINE_FAILED,
                 f"the engine restarted {restarts} times before its files were sealed",
             )
         return over(report.reason, report.message, report)
@@ -208,7 +209,7 @@ def node_lost(a: Attempt) -> Standing | None:
     if a.now - parse_timestamp(ends) >= LOST:
         node = (a.pod.get("spec") or {}).get("nodeName", "its node")
         return over(
-            "NodeLost",
+            reasons.NODE_LOST,
             f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes",
         )
     return None
@@ -225,13 +226,15 @@ def disrupted(a: Attempt) -> Standing | None:
     lost = a.disruptions + 1
     why = (target or {}).get("message") or "the pod is being deleted"
     if lost >= DISRUPTIONS:
-        return over("Disrupted", f"{lost} pods were evicted, preempted or deleted; the last: {why}")
+        return over(
+            reasons.DISRUPTED, f"{lost} pods were evicted, preempted or deleted; the last: {why}"
+        )
     look = None
     if gone := a.pod["metadata"].get("deletionTimestamp"):
         look = parse_timestamp(gone) + LOST
     return Standing(
         "Pending",
-        "WaitingForPod",
+        reasons.WAITING_FOR_POD,
         f"pod {lost} was disrupted ({why}); the next one is made when it is gone",
         look=look,
     )
@@ -250,22 +253,24 @@ def overdue(a: Attempt) -> Standing | None:
         else "the engine had not started"
     )
     return over(
-        "EngineNotReady",
+        reasons.ENGINE_NOT_READY,
         f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended",
     )
 
 
 def cannot_pull(a: Attempt) -> Standing | None:
-    return _waiting(a, _CANNOT_PULL, "ImagePullFailed")
+    return _waiting(a, _CANNOT_PULL, reasons.IMAGE_PULL_FAILED)
 
 
 def cannot_be_made(a: Attempt) -> Standing | None:
-    found = _waiting(a, _CANNOT_MAKE, "ContainerConfigError")
+    found = _waiting(a, _CANNOT_MAKE, reasons.CONTAINER_CONFIG_ERROR)
     if found is None and a.pod is not None:
         for name, status in statuses(a.pod).items():
             end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
             if end.get("reason") in _CANNOT_START:
-                return over("ContainerConfigError", f"container {name}: {last_words(status)}")
+                return over(
+                    reasons.CONTAINER_CONFIG_ERROR, f"container {name}: {last_words(status)}"
+                )
     return found
 
 
@@ -285,7 +290,7 @@ def engine_failed(a: Attempt) -> Standing | None:
     if a.pod is None or not crashes(a.pod):
         return None
     engine = engine_name(a.pod)
-    return over("EngineFailed", f"container {engine}: {last_words(statuses(a.pod)[engine])}")
+    return over(reasons.ENGINE_FAILED, f"container {engine}: {last_words(statuses(a.pod)[engine])}")
 
 
 def check_silent(a: Attempt) -> Standing | None:
@@ -293,7 +298,9 @@ def check_silent(a: Attempt) -> Standing | None:
     end = terminated(status)
     if status is None or end is None or end.get("exitCode") == 0:
         return None
-    return over("SealFailed", f"container {CHECK_CONTAINER} left no report: {last_words(status)}")
+    return over(
+        reasons.SEAL_FAILED, f"container {CHECK_CONTAINER} left no report: {last_words(status)}"
+    )
 
 
 def init_failed(a: Attempt) -> Standing | None:
@@ -303,13 +310,14 @@ def init_failed(a: Attempt) -> Standing | None:
         end = terminated(status) or (status.get("lastState") or {}).get("terminated")
         if end and end.get("exitCode") != 0 and status["name"] != engine_name(a.pod):
             return over(
-                "InitContainerFailed", f"init container {status['name']}: {last_words(status)}"
+                reasons.INIT_CONTAINER_FAILED,
+                f"init container {status['name']}: {last_words(status)}",
             )
     return None
 
 
 def seal_silent(a: Attempt) -> Standing | None:
-    return silent(a, SEAL_CONTAINER, "SealFailed")
+    return silent(a, SEAL_CONTAINER, reasons.SEAL_FAILED)
 
 
 def silent(a: Attempt, name: str, reason: str) -> Standing | None:
@@ -326,7 +334,7 @@ def pod_failed(a: Attempt) -> Standing | None:
         return None
     status = a.pod["status"]
     return over(
-        "JobFailed",
+        reasons.JOB_FAILED,
         f"pod {a.pod['metadata']['name']}: {status.get('reason', status['phase'])}: {status.get('message', '')}".rstrip(
             ": "
         ),
@@ -341,15 +349,17 @@ def unscheduled(a: Attempt) -> Standing | None:
         return None
     if scheduled and scheduled.get("reason") == "SchedulingGated":
         return Standing(
-            "Pending", "Queued", "the pod has a scheduling gate: its queue has not admitted it yet"
+            "Pending",
+            reasons.QUEUED,
+            "the pod has a scheduling gate: its queue has not admitted it yet",
         )
     if scheduled is None:
         return Standing(
-            "Pending", "WaitingForPod", "the Job is made"
+            "Pending", reasons.WAITING_FOR_POD, "the Job is made"
         )  # without_pod's words: no status write for an instant
     return Standing(
         "Pending",
-        "WaitingForNode",
+        reasons.WAITING_FOR_NODE,
         scheduled.get("message") or "the scheduler has not placed the pod yet",
     )
 
@@ -359,7 +369,7 @@ def sealing(a: Attempt) -> Standing | None:
         return None
     return Standing(
         "Tuning",
-        "Sealing",
+        reasons.SEALING,
         f"the engine is ready; its files are checked and published since {running}",
     )
 
@@ -367,7 +377,7 @@ def sealing(a: Attempt) -> Standing | None:
 def tuning(a: Attempt) -> Standing | None:
     if a.pod is None or (running := since(a, engine_name(a.pod))) is None:
         return None
-    return Standing("Tuning", "Tuning", f"the engine starts and tunes since {running}")
+    return Standing("Tuning", reasons.TUNING, f"the engine starts and tunes since {running}")
 
 
 def since(a: Attempt, name: str) -> str | None:
@@ -380,7 +390,7 @@ def checking(a: Attempt) -> Standing | None:
     """From check's start until the engine's, where no init container of the author's comes between."""
     if a.pod is None or (since(a, CHECK_CONTAINER) is None and not _all_but_engine_ended(a.pod)):
         return None
-    return Standing("Tuning", "Checking", "the claim and the image's versions are checked")
+    return Standing("Tuning", reasons.CHECKING, "the claim and the image's versions are checked")
 
 
 def _all_but_engine_ended(pod: Object) -> bool:
@@ -394,17 +404,17 @@ def pulling(a: Attempt) -> Standing | None:
         return None
     node = (a.pod.get("spec") or {}).get("nodeName") or "a node"
     return Standing(
-        "Tuning", "Pulling", f"{node} pulls images, mounts volumes and runs init containers"
+        "Tuning", reasons.PULLING, f"{node} pulls images, mounts volumes and runs init containers"
     )
 
 
 def without_pod(a: Attempt) -> Standing:
     """The Job is all that there is."""
     if a.job is None or job_over(a.job):
-        return over("ReportLost", "the pod was gone before its report could be read")
+        return over(reasons.REPORT_LOST, "the pod was gone before its report could be read")
     if (a.job.get("spec") or {}).get("suspend"):
         return Standing(
-            "Pending", "Queued", "the Job is suspended: its queue has not admitted it yet"
+            "Pending", reasons.QUEUED, "the Job is suspended: its queue has not admitted it yet"
         )
     shown = parse_timestamp(a.job["metadata"]["creationTimestamp"]) + POD_GRACE
     refusals = [
@@ -415,10 +425,13 @@ def without_pod(a: Attempt) -> Standing:
             refusals, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")
         )
         return Standing(
-            "Pending", "PodRefused", _without_pod_name(newest["message"]), look=a.now + EVENTS
+            "Pending",
+            reasons.POD_REFUSED,
+            _without_pod_name(newest["message"]),
+            look=a.now + EVENTS,
         )
     look = shown if a.now < shown else a.now + EVENTS
-    return Standing("Pending", "WaitingForPod", "the Job is made", look=look)
+    return Standing("Pending", reasons.WAITING_FOR_POD, "the Job is made", look=look)
 
 
 def _without_pod_name(message: str) -> str:

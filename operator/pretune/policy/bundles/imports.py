@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pretune.api import reasons
 from pretune.api.names import BUNDLE, IMPORT, IMPORT_CONTAINER, IMPORTING, PENDING, ROLE
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import parse_timestamp
@@ -46,7 +47,7 @@ PATIENCE = 120.0  # seconds that its pod may be without a node
 START = 600.0  # seconds from its node that its container may not have started: the image is large, and a volume may not attach
 LIMIT = PATIENCE + START + DEADLINE  # seconds for all of it
 LONGEST = 1024  # characters of the annotation's value
-SEALED_REASONS = ("Sealed", "NothingToTune")
+SEALED_REASONS = (reasons.SEALED, reasons.NOTHING_TO_TUNE)
 
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -56,15 +57,17 @@ def source_of(value: str) -> tuple[str, str]:
     claim, _, path = value.partition("/")
     if not _CLAIM.fullmatch(claim):
         raise Refused(
-            "ImportRefused",
+            reasons.IMPORT_REFUSED,
             f"annotation {IMPORT}: {claim!r} is no claim's name; it is <claim>[/<path in it>]",
         )
     if len(value) >= LONGEST or not path.isprintable():
         raise Refused(
-            "ImportRefused", f"annotation {IMPORT}: {path[:80]!r}… is no path of a folder"
+            reasons.IMPORT_REFUSED, f"annotation {IMPORT}: {path[:80]!r}… is no path of a folder"
         )
     if ".." in path.split("/"):
-        raise Refused("ImportRefused", f"annotation {IMPORT}: {path!r} leads out of the claim")
+        raise Refused(
+            reasons.IMPORT_REFUSED, f"annotation {IMPORT}: {path!r} leads out of the claim"
+        )
     return claim, path
 
 
@@ -96,19 +99,21 @@ def settle(draft: Draft) -> None:
         draft.at(standing.look)
         if standing.state != "Over":
             draft.at(parse_timestamp(job["metadata"]["creationTimestamp"]) + LIMIT)
-            draft.say(record, PENDING, "Importing", f"import from {value}: {standing.message}")
+            draft.say(
+                record, PENDING, reasons.IMPORTING, f"import from {value}: {standing.message}"
+            )
             continue
         draft.after.append(delete(job))
         report = standing.report
         if report is not None and report.reason in SEALED_REASONS:
             adopt(draft, record, report, fingerprint_of(job))
             _note_image(draft, record, job)
-            _note(record, value, "Sealed", report.message)
+            _note(record, value, reasons.SEALED, report.message)
         else:
-            reason = report.reason if report is not None else "ImportRefused"
+            reason = report.reason if report is not None else reasons.IMPORT_REFUSED
             words = (
                 standing.message
-                if standing.reason in ("ImportRefused", reason)
+                if standing.reason in (reasons.IMPORT_REFUSED, reason)
                 else f"{standing.reason}: {standing.message}"
             )
             _refused(draft, record, value, reason, words)
@@ -162,10 +167,10 @@ def _note(record: Object, value: str, reason: str, message: str) -> None:
 def _refused(draft: Draft, record: Object, value: str, reason: str, message: str) -> None:
     _note(record, value, reason, message)
     draft.warn(
-        "ImportRefused",
+        reasons.IMPORT_REFUSED,
         f"bundle {record['id']}: nothing was imported from {value}: {message}; it is tuned as usual",
     )
-    draft.say(record, PENDING, "Queued", f"nothing was imported from {value}: {message}")
+    draft.say(record, PENDING, reasons.QUEUED, f"nothing was imported from {value}: {message}")
 
 
 # --- its beginning
@@ -188,7 +193,12 @@ def comes_first(draft: Draft, want: Wanted, record: Object, storage: Storage) ->
     message = f"import from {value}: the Job is made"
     if not agent_configmap.is_there(draft):  # the next run, at once, makes the Job
         refusal = agent_configmap.refusal(draft)
-        draft.say(record, PENDING, "PodRefused" if refusal else "Importing", refusal or message)
+        draft.say(
+            record,
+            PENDING,
+            reasons.POD_REFUSED if refusal else reasons.IMPORTING,
+            refusal or message,
+        )
         return True
     seen = draft.seen
     try:
@@ -212,9 +222,9 @@ def comes_first(draft: Draft, want: Wanted, record: Object, storage: Storage) ->
     code = create(draft, record, job, message)
     draft.started.discard(want.id)  # it holds up no other bundle's attempt
     if code == 201:
-        draft.say(record, PENDING, "Importing", message)
+        draft.say(record, PENDING, reasons.IMPORTING, message)
     elif code in (400, 403, 422):
-        _refused(draft, record, value, "ImportRefused", record["message"])
+        _refused(draft, record, value, reasons.IMPORT_REFUSED, record["message"])
     return True
 
 
@@ -226,14 +236,16 @@ def _taken(draft: Draft, want: Wanted, value: str) -> bool:
         if (
             not mine
             and noted.get("from") == value
-            and noted.get("reason") in ("Sealed", "AlreadyImported")
+            and noted.get("reason") in (reasons.SEALED, reasons.ALREADY_IMPORTED)
         ):
             message = (
                 f"{value} was imported already, into the bundle of another engine of this target"
             )
-            _note(draft.bundles[want.id], value, "AlreadyImported", message)
+            _note(draft.bundles[want.id], value, reasons.ALREADY_IMPORTED, message)
             draft.events.append(
-                Event("AlreadyImported", f"bundle {want.id}: {message}; it is tuned as usual")
+                Event(
+                    reasons.ALREADY_IMPORTED, f"bundle {want.id}: {message}; it is tuned as usual"
+                )
             )
             return True
     return False
@@ -248,12 +260,12 @@ def reported(a: Attempt) -> Standing | None:
 
 
 def import_silent(a: Attempt) -> Standing | None:
-    return silent(a, IMPORT_CONTAINER, "ImportRefused")
+    return silent(a, IMPORT_CONTAINER, reasons.IMPORT_REFUSED)
 
 
 def overlong(a: Attempt) -> Standing | None:
     return (
-        over("ImportRefused", f"it did not end within {LIMIT:.0f} s")
+        over(reasons.IMPORT_REFUSED, f"it did not end within {LIMIT:.0f} s")
         if a.now >= _made(a) + LIMIT
         else None
     )
@@ -274,7 +286,7 @@ def late(a: Attempt) -> Standing | None:
         )
     else:
         return None
-    return over("ImportRefused", words) if a.now >= late_since else None
+    return over(reasons.IMPORT_REFUSED, words) if a.now >= late_since else None
 
 
 def _made(a: Attempt) -> float:
@@ -292,7 +304,7 @@ def waiting(a: Attempt) -> Standing | None:
 def running(a: Attempt) -> Standing | None:
     if (begun := since(a, IMPORT_CONTAINER)) is None:
         return None
-    return Standing("Pending", "Importing", f"the folder is checked since {begun}")
+    return Standing("Pending", reasons.IMPORTING, f"the folder is checked since {begun}")
 
 
 def starting(a: Attempt) -> Standing | None:

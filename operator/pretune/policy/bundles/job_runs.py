@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pretune.api import reasons
 from pretune.api.names import PENDING
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import LINGER, ended_at, finished, has_reported, job_over
@@ -62,14 +63,17 @@ def create(draft: Draft, record: Object, job: Object, made: str, state: str = PE
     draft.started.add(record["id"])
     outcome = draft.outcome(action)
     if outcome is None or outcome.code == 201:
-        draft.say(record, state, "WaitingForPod", made)
+        draft.say(record, state, reasons.WAITING_FOR_POD, made)
         return 201
     if outcome.code == 409:
         draft.say(
-            record, state, "NameTaken", f"Job {name} belongs to another object; it is waited for"
+            record,
+            state,
+            reasons.NAME_TAKEN,
+            f"Job {name} belongs to another object; it is waited for",
         )
         draft.at(draft.now + 10)
     else:
-        draft.say(record, state, "PodRefused", outcome.message)
+        draft.say(record, state, reasons.POD_REFUSED, outcome.message)
         draft.at(draft.now + (60 if outcome.code in (400, 422) else 30))
     return outcome.code

@@ -6,6 +6,7 @@ gave nothing say nothing about it.
 
 from __future__ import annotations
 
+from pretune.api import reasons
 from pretune.api.names import PROVE_CONTAINER, SEED_CONTAINER
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.policy.bundles.attempt_state import (
@@ -36,10 +37,10 @@ from pretune.policy.bundles.attempt_state import (
 from pretune.protocol import Report
 
 JUDGED = frozenset(
-    {"NotReproducible", "WarmHang", "WarmCrash"}
+    {reasons.NOT_REPRODUCIBLE, reasons.WARM_HANG, reasons.WARM_CRASH}
 )  # a second proof of the same files would say the same
 TWICE = frozenset(
-    {"WarmHang", "WarmCrash"}
+    {reasons.WARM_HANG, reasons.WARM_CRASH}
 )  # a node's bad moment looks the same: they judge when they repeat
 MORE = 60.0  # seconds that a warm start may take longer than the cold one did
 
@@ -57,7 +58,9 @@ def unseeded(a: Attempt) -> Standing | None:
         if report is not None
         else end["message"].strip()[-400:]
     )
-    return over("ProofFailed", f"container {SEED_CONTAINER} could not hand out the bundle: {said}")
+    return over(
+        reasons.PROOF_FAILED, f"container {SEED_CONTAINER} could not hand out the bundle: {said}"
+    )
 
 
 def reported(a: Attempt) -> Standing | None:
@@ -77,7 +80,7 @@ def deleted(a: Attempt) -> Standing | None:
     if a.pod is None or not finished(a.pod) or not a.pod["metadata"].get("deletionTimestamp"):
         return None
     return over(
-        "ProofFailed", f"pod {a.pod['metadata']['name']} was deleted before it had reported"
+        reasons.PROOF_FAILED, f"pod {a.pod['metadata']['name']} was deleted before it had reported"
     )
 
 
@@ -98,7 +101,8 @@ def hung(a: Attempt) -> Standing | None:
     if not a.cold:
         return (
             over(
-                "WarmHang", f"the engine was not ready {took:.0f} s after its start from the bundle"
+                reasons.WARM_HANG,
+                f"the engine was not ready {took:.0f} s after its start from the bundle",
             )
             if overtime
             else None
@@ -106,13 +110,13 @@ def hung(a: Attempt) -> Standing | None:
     if took < a.cold + MORE:
         return None
     return over(
-        "WarmHang",
+        reasons.WARM_HANG,
         f"the engine was not ready {took:.0f} s after its start from the bundle; its cold start took {a.cold:.0f} s",
     )
 
 
 def prove_silent(a: Attempt) -> Standing | None:
-    return silent(a, PROVE_CONTAINER, "ProofFailed")
+    return silent(a, PROVE_CONTAINER, reasons.PROOF_FAILED)
 
 
 def crashed(a: Attempt) -> Standing | None:
@@ -122,8 +126,10 @@ def crashed(a: Attempt) -> Standing | None:
     status = statuses(a.pod)[engine]
     end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
     if end.get("reason") == "ContainerStatusUnknown":  # its node was started anew
-        return over("ProofFailed", f"container {engine}: {last_words(status)}")
-    return over("WarmCrash", f"container {engine}, started from the bundle: {last_words(status)}")
+        return over(reasons.PROOF_FAILED, f"container {engine}: {last_words(status)}")
+    return over(
+        reasons.WARM_CRASH, f"container {engine}, started from the bundle: {last_words(status)}"
+    )
 
 
 def comparing(a: Attempt) -> Standing | None:
@@ -131,7 +137,7 @@ def comparing(a: Attempt) -> Standing | None:
         return None
     return Standing(
         "Tuning",
-        "Proving",
+        reasons.PROVING,
         f"the engine is ready; its folder is compared with the bundle since {running}",
     )
 
@@ -140,10 +146,12 @@ def starting(a: Attempt) -> Standing | None:
     if a.pod is None or (begun := since(a, engine_name(a.pod))) is None:
         return None
     if not a.cold or (statuses(a.pod)[engine_name(a.pod)]).get("started"):
-        return Standing("Tuning", "Proving", f"the engine starts from the bundle since {begun}")
+        return Standing(
+            "Tuning", reasons.PROVING, f"the engine starts from the bundle since {begun}"
+        )
     until = parse_timestamp(begun) + a.cold + MORE
     words = f"the engine starts from the bundle since {begun}; it has until {format_timestamp(until)} (its cold start took {a.cold:.0f} s)"
-    return Standing("Tuning", "Proving", words, look=until)
+    return Standing("Tuning", reasons.PROVING, words, look=until)
 
 
 def _restarts(a: Attempt) -> int:

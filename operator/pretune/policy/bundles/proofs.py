@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import FAILED, PENDING, PROOF, PROVE_CONTAINER, PROVING, SEALED
-from pretune.api.reasons import Refused
+from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
@@ -60,14 +61,17 @@ def withhold(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
             if "coldSeconds" not in record:  # of an older release
                 note_cold(record, record.get("tunedSeconds"))
             if not may_be_given(record, draft.spec):
-                draft.say(record, PROVING, "Proving", f"{_entries(record)}; {_WHY}")
+                draft.say(record, PROVING, reasons.PROVING, f"{_entries(record)}; {_WHY}")
     if draft.spec.verify == "BeforeRelease":
         return
     for record in draft.bundles.values():
         if is_withheld(record) and not is_judged(record):
             record.pop("lastFailure", None)
             draft.say(
-                record, SEALED, "Sealed", f"{_entries(record)}, not proven (spec.verify is Never)"
+                record,
+                SEALED,
+                reasons.SEALED,
+                f"{_entries(record)}, not proven (spec.verify is Never)",
             )
 
 
@@ -119,7 +123,10 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
     if job is not None and ended_by_us(job) and not (pod is not None and has_reported(pod)):
         if draft.live(record["id"]):  # what its pod says now is our doing
             draft.say(
-                record, PROVING, "Queued", f"proof {number} was ended; waits for its pod to be gone"
+                record,
+                PROVING,
+                reasons.QUEUED,
+                f"proof {number} was ended; waits for its pod to be gone",
             )
         else:
             forget(draft, record)
@@ -130,7 +137,7 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
         draft.say(
             record,
             PROVING,
-            "WaitingForPod",
+            reasons.WAITING_FOR_POD,
             f"proof {number}: its Job is gone; waiting for its pod to end",
         )
         return
@@ -142,7 +149,7 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
     )
     draft.at(standing.look)
     if standing.state != "Over":
-        reason = standing.reason if standing.state == "Pending" else "Proving"
+        reason = standing.reason if standing.state == "Pending" else reasons.PROVING
         draft.say(
             record,
             PROVING,
@@ -150,14 +157,14 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
             f"proof {number} of {draft.spec.max_attempts}: {standing.message}",
         )
         return
-    if standing.reason == "ReportLost":
+    if standing.reason == reasons.REPORT_LOST:
         return  # only the claim knows: adoption asks it
     report = standing.report
     if report is not None and report.digest not in ("", record.get("digest")):
         fail(
             draft,
             record,
-            "ProofFailed",
+            reasons.PROOF_FAILED,
             f"the proof was of another bundle on the claim, {report.digest}",
         )
     elif report is not None and report.reason == "Proven":
@@ -166,7 +173,7 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
         tidy(draft, record["id"], [job] if job else [])
         return
     else:
-        if report is not None and report.reason == "NotReproducible":
+        if report is not None and report.reason == reasons.NOT_REPRODUCIBLE:
             record["newEntries"] = report.newEntries
         fail(draft, record, standing.reason, standing.message)
     if job is not None:
@@ -184,7 +191,7 @@ def _proven(draft: Draft, record: Object, warm: int | None) -> None:
     draft.say(
         record,
         SEALED,
-        "Sealed",
+        reasons.SEALED,
         f"{_entries(record)}, proven: the engine started from them{took} and tuned nothing new",
     )
 
@@ -197,7 +204,7 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
         and number < limit
         and not str(failure(record).get("message", "")).startswith(f"{reason}: ")
     ):
-        reason, message = "ProofFailed", f"{reason}: {message}"
+        reason, message = reasons.PROOF_FAILED, f"{reason}: {message}"
     note_failure(draft, record, number, reason, message)
     if reason in JUDGED:
         draft.say(record, FAILED, reason, f"proof {number}: {message}; no pod is given this bundle")
@@ -210,11 +217,11 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
         )
     else:
         text = f"proof {number} of {limit}: {reason}: {message}"
-        draft.warn(reason, f"bundle {record['id']}: {text}")
+        draft.warn(Reason(reason), f"bundle {record['id']}: {text}")
         draft.say(
             record,
             PROVING,
-            "Retrying",
+            reasons.RETRYING,
             f"{text}; the next one starts at {format_timestamp(next_try(record))}",
         )
         draft.at(next_try(record))
@@ -233,7 +240,12 @@ def begin(draft: Draft, want: Wanted, record: Object) -> None:
     made = f"proof {number} of {draft.spec.max_attempts}: the Job is made"
     if not agent_configmap.is_there(draft):  # the next run, at once, makes the Job
         message = agent_configmap.refusal(draft)
-        draft.say(record, PROVING, "PodRefused" if message else "WaitingForPod", message or made)
+        draft.say(
+            record,
+            PROVING,
+            reasons.POD_REFUSED if message else reasons.WAITING_FOR_POD,
+            message or made,
+        )
         return
     try:
         example = seen.examples.get(want.origin)
@@ -250,8 +262,13 @@ def begin(draft: Draft, want: Wanted, record: Object) -> None:
             on_claim,
         )
     except Refused as refused:
-        draft.say(record, PROVING, "PodRefused", f"{refused.reason}: {refused.message}")
+        draft.say(record, PROVING, reasons.POD_REFUSED, f"{refused.reason}: {refused.message}")
         return
     if create(draft, record, job, made, PROVING) in (400, 422):  # as it is, it will never be taken
         record["proofs"] = number
-        fail(draft, record, "ProofFailed", f"the API server refuses its Job: {record['message']}")
+        fail(
+            draft,
+            record,
+            reasons.PROOF_FAILED,
+            f"the API server refuses its Job: {record['message']}",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from pretune.api import reasons
 from pretune.api.names import BUNDLE, FAILED, PRUNE, QUESTION, RETIRED, ROLE, SEALED
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
@@ -32,7 +33,9 @@ def pruned(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
                     continue  # it runs, or its failure waits for its ttl
                 draft.drop_jobs(bundle)
                 del draft.bundles[bundle]
-                draft.events.append(Event("Unwanted", f"bundle {bundle}: its folder was deleted"))
+                draft.events.append(
+                    Event(reasons.UNWANTED, f"bundle {bundle}: its folder was deleted")
+                )
             elif record is not None and (
                 record["state"] in (SEALED, RETIRED) or is_withheld(record)
             ):
@@ -76,7 +79,7 @@ def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
                 draft.say(
                     record,
                     SEALED,
-                    "NothingToTune" if record.get("layout") == "Empty" else "Sealed",
+                    reasons.NOTHING_TO_TUNE if record.get("layout") == "Empty" else reasons.SEALED,
                     "wanted again",
                 )
 
@@ -92,7 +95,7 @@ def _retire(draft: Draft, record: Object) -> None:
     draft.say(
         record,
         RETIRED,
-        "Unwanted",
+        reasons.UNWANTED,
         f"its folder is deleted after {format_timestamp(draft.now + RETIREMENT)}",
     )
 
@@ -113,7 +116,7 @@ def prune(draft: Draft, storage: Storage) -> None:
                 draft.say(
                     record,
                     RETIRED,
-                    "Unwanted",
+                    reasons.UNWANTED,
                     f"Job {name} could not delete its folder; see its log",
                 )
                 draft.at(draft.now + RETIREMENT)
@@ -129,7 +132,10 @@ def prune(draft: Draft, storage: Storage) -> None:
             refused = draft.outcome(action)
             if refused is not None and refused.code not in (201, 409):
                 draft.say(
-                    record, RETIRED, "Unwanted", f"its folder cannot be deleted: {refused.message}"
+                    record,
+                    RETIRED,
+                    reasons.UNWANTED,
+                    f"its folder cannot be deleted: {refused.message}",
                 )
                 draft.at(draft.now + 30)
 

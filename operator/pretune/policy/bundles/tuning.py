@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pretune.api import reasons
 from pretune.api.names import (
     BUNDLE,
     PENDING,
@@ -47,12 +48,12 @@ SETTLE = (
 
 TOLD_BY_TEMPLATE = frozenset(
     {
-        "MultiPodEngine",
-        "SelfRegistering",
-        "SharedGPU",
-        "SharedResourceClaim",
-        "SingleUseClaim",
-        "SourceInvalid",
+        reasons.MULTI_POD_ENGINE,
+        reasons.SELF_REGISTERING,
+        reasons.SHARED_GPU,
+        reasons.SHARED_RESOURCE_CLAIM,
+        reasons.SINGLE_USE_CLAIM,
+        reasons.SOURCE_INVALID,
     }
 )
 
@@ -90,7 +91,7 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
         draft.say(
             record,
             PENDING,
-            "WaitingForPod",
+            reasons.WAITING_FOR_POD,
             f"attempt {number}: its Job is gone; waiting for its pod to end",
         )
         return
@@ -103,9 +104,9 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
         message = f"attempt {number} of {draft.spec.max_attempts}: {standing.message}"
         draft.say(record, standing.state, standing.reason, message)
         return
-    if standing.reason == "ReportLost":
+    if standing.reason == reasons.REPORT_LOST:
         return  # only the claim knows: adoption asks it
-    if standing.report is not None and standing.reason in ("Sealed", "NothingToTune"):
+    if standing.report is not None and standing.reason in (reasons.SEALED, reasons.NOTHING_TO_TUNE):
         _sealed(draft, record, standing, job, pod)
         return
     fail(draft, record, standing.reason, standing.message)
@@ -150,7 +151,7 @@ def refuse(draft: Draft, bundles: Iterable[Wanted]) -> None:
             and record["state"] == REFUSED
             and record["reason"] in TOLD_BY_TEMPLATE
         ):
-            draft.say(record, PENDING, "Queued", "")
+            draft.say(record, PENDING, reasons.QUEUED, "")
 
 
 def start(
@@ -169,20 +170,20 @@ def start(
         if draft.live(want.id):
             _wait_for_end(draft, record)
         elif draft.spec.suspend:
-            draft.say(record, state, "Suspended", "spec.suspend is true")
+            draft.say(record, state, reasons.SUSPENDED, "spec.suspend is true")
         elif not storage.ready:
-            draft.say(record, state, "WaitingForClaim", storage.message)
+            draft.say(record, state, reasons.WAITING_FOR_CLAIM, storage.message)
         elif state == PENDING and imports.comes_first(draft, want, record, storage):
             continue  # what a person has already
         elif next_try(record) > draft.now:
             draft.at(next_try(record))
         elif busy := _busy(draft, want):
-            draft.say(record, state, "Queued", f"waits for {busy}")
+            draft.say(record, state, reasons.QUEUED, f"waits for {busy}")
         elif want.id not in waited_for and (newer := _rollout(draft, want, bundles)):
             draft.say(
                 record,
                 state,
-                "Queued",
+                reasons.QUEUED,
                 f"waits for the rollout to {newer}: the pods that need it may be on their way out",
             )
         elif state == PROVING:
@@ -205,7 +206,7 @@ def _wait_for_end(draft: Draft, record: Object) -> None:
         draft.say(
             record,
             record["state"],
-            "NameTaken",
+            reasons.NAME_TAKEN,
             f"an attempt that is not this cache's still lives: {names}",
         )
     ends = [
@@ -222,9 +223,9 @@ def _busy(draft: Draft, want: Wanted) -> str | None:
         if other == want.id or not (draft.live(other) or other in draft.started):
             continue
         waits = record["state"] in (PENDING, PROVING) and record["reason"] in (
-            "WaitingForNode",
-            "PodRefused",
-            "Queued",
+            reasons.WAITING_FOR_NODE,
+            reasons.POD_REFUSED,
+            reasons.QUEUED,
         )
         if record.get("target") == want.target.name or not waits:
             return other
@@ -267,7 +268,7 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
         draft.say(
             record,
             PENDING,
-            "PodRefused" if message else "WaitingForPod",
+            reasons.POD_REFUSED if message else reasons.WAITING_FOR_POD,
             message or _made(draft, number),
         )
         return
@@ -288,7 +289,7 @@ def _create(draft: Draft, want: Wanted, record: Object) -> None:
         return
     code = create(draft, record, job, _made(draft, number))
     if code in (400, 422):
-        draft.say(record, REFUSED, "SourceInvalid", record["message"])
+        draft.say(record, REFUSED, reasons.SOURCE_INVALID, record["message"])
 
 
 def _made(draft: Draft, number: int) -> str:
@@ -315,7 +316,7 @@ def supersede(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
             draft.say(
                 record,
                 PENDING,
-                "Superseded",
+                reasons.SUPERSEDED,
                 "nothing wants this bundle any more; its attempt ends",
             )
         elif (
@@ -330,7 +331,10 @@ def _give_up(draft: Draft, record: Object) -> None:
     if draft.live(record["id"]):
         if record["state"] == PROVING:
             draft.say(
-                record, PROVING, "Superseded", "nothing wants this bundle any more; its proof ends"
+                record,
+                PROVING,
+                reasons.SUPERSEDED,
+                "nothing wants this bundle any more; its proof ends",
             )
         return
     proofs.forget(draft, record)

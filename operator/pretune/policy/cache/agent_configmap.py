@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pretune.api import reasons
 from pretune.api.timestamps import parse_timestamp
 from pretune.manifests.agent_archive import config_map
 from pretune.policy.model import Action, Apply, Observed
@@ -21,7 +22,9 @@ def provide(draft: Draft) -> None:
         return
     draft.actions.append(_apply(draft))
     if message := refusal(draft):
-        draft.warn("AgentMissing", f"ConfigMap {draft.seen.agent_name} cannot be made: {message}")
+        draft.warn(
+            reasons.AGENT_MISSING, f"ConfigMap {draft.seen.agent_name} cannot be made: {message}"
+        )
         draft.at(draft.now + AGAIN)
 
 

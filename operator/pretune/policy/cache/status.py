@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import FAILED, PENDING, PROVING, REFUSED, SEALED, TUNING_STATE
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
@@ -51,7 +52,7 @@ def _order(record: Object, ids: list[str]) -> tuple[int, str]:
 def _judge(draft: Draft, records: list[Object], wants: Wants, storage: Storage) -> list[Condition]:
     judged = _of_bundles(draft, records, wants, storage)
     if wants.churn:
-        judged[2] = ("Stalled", "True", "TooManyFingerprints", wants.churn)
+        judged[2] = ("Stalled", "True", reasons.TOO_MANY_FINGERPRINTS, wants.churn)
     return judged
 
 
@@ -70,7 +71,7 @@ def _of_bundles(
         ]
     if not records:
         said = (
-            "NoSource",
+            reasons.NO_SOURCE,
             "spec.source is not set, and no living pod has the label pretune.dev/cache with this name",
         )
         return [
@@ -90,7 +91,7 @@ def _of_bundles(
             stored,
         ]
     if any(one["id"] in draft.asking for one in records) and not blocked and not open_:
-        said = ("Inspecting", "the claim is read for the bundles that another one held")
+        said = (reasons.INSPECTING, "the claim is read for the bundles that another one held")
         return [
             ("Ready", "False", *said),
             ("Reconciling", "True", *said),
@@ -99,7 +100,7 @@ def _of_bundles(
         ]
     if not blocked and not open_:
         if not storage.ready:
-            said = ("WaitingForClaim", storage.message)
+            said = (reasons.WAITING_FOR_CLAIM, storage.message)
             return [
                 ("Ready", "False", *said),
                 ("Reconciling", "True", *said),
@@ -107,9 +108,9 @@ def _of_bundles(
                 stored,
             ]
         reason = (
-            "NothingToTune"
-            if all(one["reason"] == "NothingToTune" for one in records)
-            else "Sealed"
+            reasons.NOTHING_TO_TUNE
+            if all(one["reason"] == reasons.NOTHING_TO_TUNE for one in records)
+            else reasons.SEALED
         )
         said = (reason, _words(records))
         return [
@@ -120,7 +121,7 @@ def _of_bundles(
         ]
     first = (blocked or sorted(open_, key=lambda one: one["state"] == PENDING))[0]
     said = (first["reason"], _words([*blocked, *open_]))
-    moving = any(one["reason"] != "Suspended" for one in open_)
+    moving = any(one["reason"] != reasons.SUSPENDED for one in open_)
     reconciling = (
         next((one["reason"] for one in open_), first["reason"]),
         _words(open_) or said[1],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pretune.api import reasons
 from pretune.api.names import CACHE, SIZE, WHEN_DELETED
+from pretune.api.reasons import Reason
 from pretune.api.types import Object
 from pretune.manifests.claim import claim
 from pretune.policy.bundles.attempt_state import job_over
@@ -19,7 +21,7 @@ class Storage:
     """ready: attempts may start. stalled: only a person can change it."""
 
     ready: bool
-    reason: str
+    reason: Reason
     message: str
     stalled: bool = False
     empty: bool = False  # never bound, so nothing can be on it
@@ -34,14 +36,14 @@ def judge(draft: Draft) -> Storage:
         ]  # their pods would hold it until their ttl
         return Storage(
             False,
-            "ClaimTerminating",
+            reasons.CLAIM_TERMINATING,
             f"claim {name} is being deleted; it goes when no pod uses it any more",
         )
     if spec.claim.existing:
         if found is None:
             return Storage(
                 False,
-                "ClaimNotFound",
+                reasons.CLAIM_NOT_FOUND,
                 f"spec.storage.existingClaim.name: no claim {name} in this namespace",
                 True,
             )
@@ -51,7 +53,7 @@ def judge(draft: Draft) -> Storage:
     if (found["metadata"].get("labels") or {}).get(CACHE) != seen.key.name:
         return Storage(
             False,
-            "ClaimNotOurs",
+            reasons.CLAIM_NOT_OURS,
             f"claim {name} is there without the label {CACHE}={seen.key.name}",
             True,
         )
@@ -65,8 +67,8 @@ def _make(draft: Draft, name: str) -> Storage:
     refused = draft.outcome(action)
     if refused is not None and refused.code >= 400:
         draft.at(draft.now + 60)
-        return Storage(False, "ClaimRefused", refused.message, True)
-    return Storage(False, "ClaimPending", f"claim {name} is being made")
+        return Storage(False, reasons.CLAIM_REFUSED, refused.message, True)
+    return Storage(False, reasons.CLAIM_PENDING, f"claim {name} is being made")
 
 
 def _follow(draft: Draft, found: Object) -> None:
@@ -78,7 +80,7 @@ def _follow(draft: Draft, found: Object) -> None:
         draft.actions.append(action)
         refused = draft.outcome(action)
         if refused is not None and refused.code >= 400:
-            draft.warn("ClaimRefused", refused.message)
+            draft.warn(reasons.CLAIM_REFUSED, refused.message)
             draft.at(draft.now + 300)
 
 
@@ -92,34 +94,34 @@ def _usable(draft: Draft, found: Object) -> Storage:
     if modes == {"ReadWriteOncePod"}:
         return Storage(
             False,
-            "SinglePod",
+            reasons.SINGLE_POD,
             f"claim {name} is ReadWriteOncePod: serving pods could not mount it beside the tuning pod",
             True,
         )
     if not modes & {"ReadWriteMany", "ReadWriteOnce"}:
         return Storage(
             False,
-            "ReadOnlyClaim",
+            reasons.READ_ONLY_CLAIM,
             f"claim {name} has access modes {sorted(modes)}: bundles cannot be written to it",
             True,
         )
     if "ReadWriteMany" not in modes and "SingleNode" not in draft.spec.allow:
         return Storage(
             False,
-            "SingleNode",
+            reasons.SINGLE_NODE,
             f"claim {name} is ReadWriteOnce, which holds all serving pods to one node;"
             " use ReadWriteMany, or accept it with spec.tuning.allow: [SingleNode]",
             True,
         )
     phase = status.get("phase")
     if phase == "Lost":
-        return Storage(False, "ClaimLost", f"claim {name} has lost its volume", True)
+        return Storage(False, reasons.CLAIM_LOST, f"claim {name} has lost its volume", True)
     if phase == "Bound":
-        return Storage(True, "Bound", f"claim {name} is bound")
+        return Storage(True, reasons.BOUND, f"claim {name} is bound")
     if (draft.seen.storage_class or {}).get("volumeBindingMode") == "WaitForFirstConsumer":
         return Storage(
             True,
-            "WaitForFirstConsumer",
+            reasons.WAIT_FOR_FIRST_CONSUMER,
             f"claim {name} binds when the tuning pod is scheduled",
             empty=True,
         )
@@ -130,4 +132,4 @@ def _usable(draft: Draft, found: Object) -> Storage:
     )
     said = f": {newest['message']}" if newest else ""
     draft.at(draft.now + PATIENCE)
-    return Storage(False, "ClaimPending", f"claim {name} is not bound{said}")
+    return Storage(False, reasons.CLAIM_PENDING, f"claim {name} is not bound{said}")

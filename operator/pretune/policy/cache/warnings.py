@@ -1,7 +1,7 @@
 """What a person should change though everything works: a list of small checks, each about one engine or one workload.
 
 A check says one sentence with the line to change, or nothing. Adding advice is adding a line to ENGINE_CHECKS or WORKLOAD_CHECKS, and
-its reason to reasons.ADVICE.
+its reason to api/advice.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pretune.api import advice
+from pretune.api.advice import Advice
 from pretune.api.names import CACHE, SEALED
-from pretune.api.reasons import ADVICE, Refused
+from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.types import Object
 from pretune.kube.types import Event
@@ -25,7 +27,7 @@ LONGEST = 1024  # characters of one
 START = 300  # seconds that a pod may take to start, where no attempt has shown how long it takes
 DEADLINE = 600  # progressDeadlineSeconds of a Deployment that sets none
 
-Said = tuple[str, str]  # reason, message
+Said = tuple[Advice, str]  # reason, message
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Workload:
         return self.object.get("spec") or {}
 
 
-def advice(draft: Draft, bundles: tuple[Wanted, ...], stale: int) -> list[Object]:
+def collect_warnings(draft: Draft, bundles: tuple[Wanted, ...], stale: int) -> list[Object]:
     """status.warnings, {reason, message} each, sorted; a Warning event for each that was not there before.
 
     bundles: those wanted, the newest engine's first. stale: pods that run with a bundle of another image.
@@ -83,11 +85,10 @@ def advice(draft: Draft, bundles: tuple[Wanted, ...], stale: int) -> list[Object
     before = (draft.cache.get("status") or {}).get("warnings") or ()
     known = {_subject(one) for one in before}
     draft.events += [
-        Event(one["reason"], one["message"], warning=True)
+        Event(Advice(one["reason"]), one["message"], warning=True)
         for one in warnings
         if _subject(one) not in known
     ]
-    assert all(one["reason"] in ADVICE for one in warnings)
     return warnings
 
 
@@ -109,7 +110,7 @@ def _workloads(draft: Draft) -> list[Object]:
     return list({(one.get("kind"), one["metadata"]["name"]): one for one in found if one}.values())
 
 
-def _subject(warning: Object) -> Said:
+def _subject(warning: Object) -> tuple[str, str]:
     """By which one warning is told from another: a new count, or a new length of time, is no news."""
     return str(warning["reason"]), re.sub(r"[0-9]+", "#", str(warning["message"]))
 
@@ -135,7 +136,7 @@ def startup_probe_short(engine: Engine) -> Said | None:
     if kind == "livenessProbe":
         remedy = f"add a startupProbe with periodSeconds {period} and failureThreshold {math.ceil(engine.cold * 1.2 / period)}"
     return (
-        "StartupProbeShort",
+        advice.STARTUP_PROBE_SHORT,
         f"{engine.name}: its {kind} allows {budget} s (initialDelaySeconds {delay} + failureThreshold {tries} × periodSeconds"
         f" {period}), and a cold start took {engine.cold} s: {remedy}",
     )
@@ -151,7 +152,7 @@ def moving_tag(engine: Engine) -> Said | None:
     ran = str(engine.record.get("engineImage") or "")
     remedy = f"image: {ran}" if "@" in ran else "image: <name>:<version>"
     return (
-        "MovingTag",
+        advice.MOVING_TAG,
         f"{engine.name}: its image {image} has {what}: other content of that name would get the old bundle; name one version, as in"
         f" `{remedy}`, or change spec.revision whenever the tag has moved",
     )
@@ -173,7 +174,7 @@ def progress_deadline_short(workload: Workload) -> Said | None:
     if deadline >= enough:
         return None
     return (
-        "ProgressDeadlineShort",
+        advice.PROGRESS_DEADLINE_SHORT,
         f"{workload.name}: set spec.progressDeadlineSeconds to at least {enough} (spec.hold.timeoutSeconds {spec.hold.timeout} +"
         f" {start} for its own start; it is {deadline} now), or lower spec.hold.timeoutSeconds of the cache",
     )
@@ -196,7 +197,7 @@ def label_in_selector(workload: Workload) -> Said | None:
     if not field:
         return None
     return (
-        "LabelInSelector",
+        advice.LABEL_IN_SELECTOR,
         f"{workload.name}: spec.selector.{field} has {CACHE}, and can never be changed: make it anew with the label in"
         " spec.template.metadata.labels only, so that the pods can be given to another cache, or to none",
     )
@@ -205,7 +206,7 @@ def label_in_selector(workload: Workload) -> Said | None:
 def stale_image(stale: int) -> Said:
     pods = "1 pod runs" if stale == 1 else f"{stale} pods run"
     return (
-        "StaleImage",
+        advice.STALE_IMAGE,
         f"{pods} another image than the bundle was tuned with, under the same name: change spec.revision, so that it is tuned again",
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.names import FAILED, REFUSED
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
@@ -80,7 +81,7 @@ def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage)
         let_go.setdefault((pod.given or pod.bundle, cause, why), []).append(waited)
     for (bundle, cause, why), waits in sorted(let_go.items()):
         words = f"{_pods(len(waits))} of bundle {bundle or '(unknown)'}: {why}; waited {max(waits):.0f} s"
-        draft.events.append(Event("Released", words, warning=cause != "Sealed"))
+        draft.events.append(Event(reasons.RELEASED, words, warning=cause != "Sealed"))
 
 
 def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
@@ -98,7 +99,7 @@ def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) 
     )
     limit = f"{draft.spec.hold.timeout} s (spec.hold.timeoutSeconds)"
     draft.events.append(
-        Event("Held", f"{words}: they start when it is sealed, at the latest after {limit}")
+        Event(reasons.HELD, f"{words}: they start when it is sealed, at the latest after {limit}")
     )
 
 
@@ -210,9 +211,9 @@ def undeliverable(held: Held) -> str | None:
 def cannot_start(held: Held) -> str | None:
     """Held pods count in a quota: what they use up may be what the attempt lacks. Once is no proof: an API server has bad moments."""
     record, draft = held.record, held.draft
-    if record.get("reason") != "PodRefused":
+    if record.get("reason") != reasons.POD_REFUSED:
         return None
-    if draft.known.get(held.bundle, ("", ""))[1] != "PodRefused":
+    if draft.known.get(held.bundle, ("", ""))[1] != reasons.POD_REFUSED:
         draft.at(draft.now + AGAIN)
         return None
     return f"the attempt cannot start: {record['message']}"

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from pretune.api import delivery_reasons, reasons
+from pretune.api.delivery_reasons import DeliveryReason
 from pretune.api.names import FAILED, PROVING, REFUSED, SEALED
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, Target, claim_name
@@ -55,22 +57,23 @@ def delivery(
     controller's lease was renewed within 15 s. agent: the agent ConfigMap's name.
     """
     arrival = Arrival(namespace, cache or {}, pod, template, owner, alive)
-    for reason, check in LEFT_ALONE:
+    for cause, check in LEFT_ALONE:
         if message := check(arrival):
-            return Delivery(NONE, reason, message, warnings=(f"pretune: {reason}: {message}",))
+            return Delivery(NONE, cause, message, warnings=(f"pretune: {cause}: {message}",))
     given = arrival.given
     why = None if given else next(filter(None, (check(arrival) for check in UNHELD)), None)
     held = not given and why is None
+    reason: DeliveryReason
     if given:
-        reason, message = "Given", f"bundle {arrival.want.bundle} is sealed"
+        reason, message = delivery_reasons.GIVEN, f"bundle {arrival.want.bundle} is sealed"
     elif held:
         reason, message = (
-            "Held",
+            delivery_reasons.HELD,
             f"waits for bundle {arrival.want.bundle} of cache {arrival.key}, {_at_most(arrival.spec)}",
         )
     else:
         reason, message = (
-            "NotSealedYet",
+            delivery_reasons.NOT_SEALED_YET,
             f"bundle {arrival.want.bundle} is not {arrival.lacks} yet; the pod is not held: {why}",
         )
     mode, warning = _mode(arrival)
@@ -124,7 +127,7 @@ def _mode(a: Arrival) -> tuple[str, str]:
         "generation"
     ):
         return OVERLAY, ""
-    if a.condition("Ready").get("reason") == "Inspecting" or (
+    if a.condition("Ready").get("reason") == reasons.INSPECTING or (
         asked != READ_ONLY and a.may_have_moved
     ):
         return OVERLAY, ""
@@ -301,21 +304,21 @@ def _words(a: Arrival) -> str:
     return f"bundle {a.want.bundle}: {a.record['reason']}: {a.record['message']}"
 
 
-# In order; the reasons are those of reasons.DELIVERIES.
-LEFT_ALONE: tuple[tuple[str, Check], ...] = (
-    ("NoCache", no_cache),
-    ("DeliveryOff", switched_off),
-    ("OwnerUnreadable", owner_unreadable),
-    ("TargetUnknown", target_unknown),
-    ("EngineUnknown", engine_unknown),
-    ("OverrideSet", override_set),
-    ("NamesCollide", names_collide),
-    ("Undeliverable", undeliverable),
-    ("NothingToTune", nothing_to_tune),
-    ("NotTunable", not_tunable),
-    ("TuningFailed", tuning_failed),
-    ("Suspended", suspended),
-    ("StorageNotReady", storage_not_ready),
+# In order; the reasons are those of api/delivery_reasons.py.
+LEFT_ALONE: tuple[tuple[DeliveryReason, Check], ...] = (
+    (delivery_reasons.NO_CACHE, no_cache),
+    (delivery_reasons.DELIVERY_OFF, switched_off),
+    (delivery_reasons.OWNER_UNREADABLE, owner_unreadable),
+    (delivery_reasons.TARGET_UNKNOWN, target_unknown),
+    (delivery_reasons.ENGINE_UNKNOWN, engine_unknown),
+    (delivery_reasons.OVERRIDE_SET, override_set),
+    (delivery_reasons.NAMES_COLLIDE, names_collide),
+    (delivery_reasons.UNDELIVERABLE, undeliverable),
+    (delivery_reasons.NOTHING_TO_TUNE, nothing_to_tune),
+    (delivery_reasons.NOT_TUNABLE, not_tunable),
+    (delivery_reasons.TUNING_FAILED, tuning_failed),
+    (delivery_reasons.SUSPENDED, suspended),
+    (delivery_reasons.STORAGE_NOT_READY, storage_not_ready),
 )
 
 
@@ -369,7 +372,9 @@ def nobody_releases(a: Arrival) -> str | None:
 
 def will_not_be_tuned(a: Arrival) -> str | None:
     stalled = a.condition("Stalled")
-    churn = stalled.get("status") == "True" and stalled.get("reason") == "TooManyFingerprints"
+    churn = (
+        stalled.get("status") == "True" and stalled.get("reason") == reasons.TOO_MANY_FINGERPRINTS
+    )
     return f"TooManyFingerprints: {stalled['message']}" if churn and not a.record else None
 
 
@@ -377,7 +382,7 @@ def attempt_cannot_start(a: Arrival) -> str | None:
     """Held pods count in a quota: what they use up may be what the attempt lacks."""
     return (
         f"the attempt cannot start: {a.record['message']}"
-        if a.record.get("reason") == "PodRefused"
+        if a.record.get("reason") == reasons.POD_REFUSED
         else None
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import finished
@@ -94,7 +95,8 @@ def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[
         why = trouble or (stuck[0][1] if stuck else None)
         words = f"{why.reason}: {why.message}" if why else f"{mark['reason']}: {mark['message']}"
         draft.warn(
-            "Rescued", f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}"
+            reasons.RESCUED,
+            f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}",
         )
 
 
@@ -133,7 +135,7 @@ def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
     )
     return (
         mark.get("claimUID", "") != claim["metadata"]["uid"]
-        or (bound and mark["reason"] in ("ClaimPending", "ClaimLost"))
+        or (bound and mark["reason"] in (reasons.CLAIM_PENDING, reasons.CLAIM_LOST))
         or bool(
             record.get("sealedAt")
             and parse_timestamp(record["sealedAt"]) > parse_timestamp(mark["at"])

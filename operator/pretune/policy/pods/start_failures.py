@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pretune.api import delivery_reasons, reasons
 from pretune.api.names import BUNDLE, REASON, SEED_CONTAINER
+from pretune.api.reasons import Reason
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME
@@ -37,7 +39,7 @@ LOOKS = 15.0, 300.0  # seconds between looks at events, which nothing wakes for:
 class Trouble:
     """What of ours keeps a pod from starting, and from when on (Unix seconds) it counts."""
 
-    reason: str
+    reason: Reason
     message: str
     due: float
 
@@ -92,7 +94,7 @@ class Pod:
     def was_held(self) -> bool:
         """The webhook gave it our gate: it says so in the pod's reason."""
         return str((self.object["metadata"].get("annotations") or {}).get(REASON, "")).startswith(
-            "Held"
+            delivery_reasons.HELD
         )
 
     @property
@@ -251,35 +253,35 @@ def unschedulable(pod: Pod) -> Trouble | None:
     return Trouble(reason, _cut(f"{_claim(pod)}: the scheduler says: {message}"), due)
 
 
-def _blames(pod: Pod, message: str) -> str:
-    """The reason, if the scheduler's words are about our claim and what is known of the claim agrees; else ""."""
+def _blames(pod: Pod, message: str) -> Reason | None:
+    """The reason, if the scheduler's words are about our claim and what is known of the claim agrees; else None."""
     if not message or not pod.our_claim:
-        return ""
+        return None
     message, claim = message.partition(" preemption:")[0], pod.known_claim
     mine = pod.our_claim == pod.claim_name
     if f'persistentvolumeclaim "{pod.our_claim}"' in message:
         if "not found" in message.partition(f'"{pod.our_claim}"')[2][:12]:
-            return "ClaimNotFound" if claim is None else ""
+            return reasons.CLAIM_NOT_FOUND if claim is None else None
         if "is being deleted" in message:
             return (
-                "ClaimTerminating"
+                reasons.CLAIM_TERMINATING
                 if not mine or (claim and claim["metadata"].get("deletionTimestamp"))
-                else ""
+                else None
             )
         return (
-            "ClaimLost"
+            reasons.CLAIM_LOST
             if "bound to non-existent" in message and (not mine or pod.phase == "Lost")
-            else ""
+            else None
         )
     if pod.phase == "Pending" and any(words in message for words in _UNBOUND):
-        return "ClaimPending"
+        return reasons.CLAIM_PENDING
     if (
         len(pod.claims) == 1
         and any(words in message for words in _UNREACHABLE)
         and not _waits_for_more(pod, message)
     ):
-        return "ClaimPending" if pod.phase == "Pending" else "VolumeUnreachable"
-    return ""
+        return reasons.CLAIM_PENDING if pod.phase == "Pending" else reasons.VOLUME_UNREACHABLE
+    return None
 
 
 def _waits_for_more(pod: Pod, message: str) -> bool:
@@ -304,7 +306,7 @@ def never_provisioned(pod: Pod) -> Trouble | None:
         return None
     due = max(since(pod.object), min(_first(one) for one in failures)) + PATIENCE
     said = max(failures, key=_last).get("message", "")
-    return Trouble("ClaimPending", _cut(f"{_claim(pod)} gets no volume: {said}"), due)
+    return Trouble(reasons.CLAIM_PENDING, _cut(f"{_claim(pod)} gets no volume: {said}"), due)
 
 
 # --- the checks: on a node
@@ -335,7 +337,7 @@ def unmounted(pod: Pod) -> Trouble | None:
     ):
         return None
     return Trouble(
-        "MountFailed",
+        reasons.MOUNT_FAILED,
         _cut(f"{_claim(pod)}: the kubelet says: {last.get('message')}"),
         begun + PATIENCE,
     )
@@ -363,7 +365,7 @@ _NOT_STARTED = (
 _REFUSED = re.compile(
     r"Error: (?!ErrImage|ImagePull)\S+ \S"
 )  # not `Error: ErrImagePull`, an event of the same reason
-SEED = "SeedCannotRun"
+SEED = reasons.SEED_CANNOT_RUN
 
 
 def seed_fails(pod: Pod) -> Trouble | None:
@@ -442,7 +444,7 @@ def seed_hangs(pod: Pod) -> Trouble | None:
     message = (
         f"container {SEED_CONTAINER} runs for more than {HANG:.0f} s: the claim does not answer"
     )
-    return Trouble("MountFailed", message, begun + HANG)
+    return Trouble(reasons.MOUNT_FAILED, message, begun + HANG)
 
 
 def engine_cannot_mount(pod: Pod) -> Trouble | None:
@@ -464,7 +466,9 @@ def engine_cannot_mount(pod: Pod) -> Trouble | None:
                 )
                 + PATIENCE
             )
-            return Trouble("MountFailed", _cut(f"container {status['name']}: {_end(waiting)}"), due)
+            return Trouble(
+                reasons.MOUNT_FAILED, _cut(f"container {status['name']}: {_end(waiting)}"), due
+            )
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
@@ -112,7 +113,7 @@ def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) 
         how = "tuned all of it again" if result == log.TUNED else "tuned some of it again"
         draft.events.append(
             Event(
-                "TunedAgain",
+                reasons.TUNED_AGAIN,
                 f"bundle {bundle}: {_names(some)} had it and {how}, by the engine's log: {why}",
                 True,
             )

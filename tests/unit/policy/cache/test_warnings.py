@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pretune.api.advice import ADVICE
 from pretune.api.names import CACHE
-from pretune.api.reasons import ADVICE, Refused
+from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.types import Object
 from pretune.podspec import identity
-from pretune.policy.cache.warnings import LONGEST, MOST, advice
+from pretune.policy.cache.warnings import LONGEST, MOST, collect_warnings
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import Draft, Wanted
 
@@ -48,7 +49,7 @@ def draft_of(
 
 def said(stale: int = 0, **case: Any) -> list[tuple[str, str]]:
     draft, bundles = draft_of(**case)
-    return [(one["reason"], one["message"]) for one in advice(draft, bundles, stale)]
+    return [(one["reason"], one["message"]) for one in collect_warnings(draft, bundles, stale)]
 
 
 def reasons(**case: Any) -> list[str]:
@@ -240,8 +241,8 @@ def test_the_image_as_it_ran_is_the_line_to_write() -> None:
 def test_only_the_newest_engine_is_spoken_of() -> None:
     draft, newest = draft_of(engine={"image": "vllm:2"})
     _, older = draft_of(engine={"image": "vllm:latest"})
-    assert advice(draft, (*newest, *older), 0) == []
-    assert advice(draft, (*older, *newest), 0) != []
+    assert collect_warnings(draft, (*newest, *older), 0) == []
+    assert collect_warnings(draft, (*older, *newest), 0) != []
 
 
 def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
@@ -256,7 +257,7 @@ def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
         },
     }
     assert (
-        advice(
+        collect_warnings(
             draft,
             (Wanted(want.id, want.inputs, want.target, two, Refused("EngineAmbiguous", "")),),
             0,
@@ -307,13 +308,13 @@ def test_pods_of_another_image_are_counted() -> None:
 def test_a_warning_is_an_event_when_it_is_new_and_not_when_its_numbers_change() -> None:
     case: Any = {"engine": {"image": "vllm", "startupProbe": {"failureThreshold": 1}}}
     draft, bundles = draft_of(**case, tuned=900)
-    first = advice(draft, bundles, 2)
+    first = collect_warnings(draft, bundles, 2)
     assert [(one.reason, one.message, one.warning) for one in draft.events] == [
         (one["reason"], one["message"], True) for one in first
     ]
     assert [one["reason"] for one in first] == ["MovingTag", "StaleImage", "StartupProbeShort"]
     draft, bundles = draft_of(**case, tuned=912, warnings=first)
-    second = advice(draft, bundles, 3)
+    second = collect_warnings(draft, bundles, 3)
     assert second != first
     assert draft.events == []
 
@@ -329,7 +330,7 @@ def test_it_is_bounded_whatever_there_is() -> None:
         for one in range(40)
     }
     draft, bundles = draft_of(engine={"image": "x" * 5000 + ":latest"}, origins=origins)
-    found = advice(draft, bundles, 1)
+    found = collect_warnings(draft, bundles, 1)
     assert len(found) == MOST
     assert max(len(one["message"]) for one in found) == LONGEST
     assert found == sorted(found, key=lambda one: (one["reason"], one["message"]))

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pretune.api.delivery_reasons import DELIVERIES
 from pretune.api.names import DELIVERY, TARGET
-from pretune.api.reasons import DELIVERIES, Refused
+from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.cli import OVERRIDE
