@@ -1,4 +1,7 @@
-"""Why a consumer was given what it was given: annotation pretune.dev/reason of the pod, as "<reason>: <message>"."""
+"""Why a pod was given its bundle, or was left alone.
+
+The pod has it as its annotation pretune.dev/reason: "<reason>: <message>".
+"""
 
 from __future__ import annotations
 
@@ -18,34 +21,46 @@ def _reason(name: str, means: str, remedy: str) -> DeliveryReason:
 
 
 # --- given
-GIVEN = _reason("Given", "The bundle is sealed; the pod starts with it.", "Nothing to do.")
+GIVEN = _reason(
+    "Given",
+    "The bundle is sealed. The pod starts with it.",
+    "Nothing to do.",
+)
 HELD = _reason(
     "Held",
-    "The pod waits (scheduling gate pretune.dev/hold) until its bundle is sealed, while older pods serve.",
-    "Nothing to do: it is released when the bundle is sealed, when its attempt fails, or after spec.hold.timeoutSeconds."
-    " To start it at once: set spec.hold.when to Never, or spec.suspend to true.",
+    "The pod waits (scheduling gate pretune.dev/hold) until its bundle is sealed, while older pods"
+    " serve.",
+    "Nothing to do: the pod is released when the bundle is sealed, when its attempts fail, or"
+    " after spec.hold.timeoutSeconds. To start it at once, set spec.hold.when to Never, or"
+    " spec.suspend to true.",
 )
 NOT_SEALED_YET = _reason(
     "NotSealedYet",
-    "The bundle is not there yet and the pod is not held; it starts warm if the bundle is sealed before the pod's engine starts,"
-    " else cold.",
+    "The bundle is not sealed yet, and the pod is not held. It starts warm if the bundle is sealed"
+    " before its engine starts, otherwise cold.",
     "Nothing to do. spec.hold.when: Always holds such pods too.",
 )
 
 # --- left alone
 NO_CACHE = _reason(
     "NoCache",
-    "The label pretune.dev/cache names a cache that is not in the pod's namespace.",
-    "Create it, or correct the label.",
+    "The pod's namespace has no cache of the name in the label pretune.dev/cache.",
+    "Create the cache, or correct the label.",
 )
-DELIVERY_OFF = _reason("DeliveryOff", "spec.delivery.mode is None.", "Set it to Auto.")
+DELIVERY_OFF = _reason(
+    "DeliveryOff",
+    "spec.delivery.mode is None.",
+    "Set it to Auto.",
+)
 SUSPENDED = _reason(
-    "Suspended", "spec.suspend is true, and the bundle is not sealed.", "Set spec.suspend to false."
+    "Suspended",
+    "spec.suspend is true, and the bundle is not sealed.",
+    "Set spec.suspend to false.",
 )
 STORAGE_NOT_READY = _reason(
     "StorageNotReady",
-    "The claim cannot be used; a pod that mounts it might not start.",
-    "See the cache's condition StorageReady.",
+    "The claim cannot be used: a pod that mounts it might not start.",
+    "Read the cache's condition StorageReady.",
 )
 OVERRIDE_SET = _reason(
     "OverrideSet",
@@ -54,40 +69,44 @@ OVERRIDE_SET = _reason(
 )
 ENGINE_UNKNOWN = _reason(
     "EngineUnknown",
-    "Which container is the engine cannot be told.",
+    "It is unknown which container is the engine.",
     "Set spec.engineContainer of the cache.",
 )
 TARGET_UNKNOWN = _reason(
     "TargetUnknown",
-    "The cache has several targets, and which one the pod's node belongs to cannot be told.",
+    "The cache has several targets, and it is unknown to which of them the pod's node belongs.",
     "Annotate the pod template with pretune.dev/target, or give it the nodeSelector of one target.",
 )
 OWNER_UNREADABLE = _reason(
     "OwnerUnreadable",
-    "The pod's owner could not be read, so that its fingerprint is not known.",
-    "Nothing to do if it passes; else see the webhook's log.",
+    "The pod's owner could not be read, so the pod's fingerprint is unknown.",
+    "Nothing to do if it happens once. Otherwise read the webhook's log.",
 )
 NOT_TUNABLE = _reason(
     "NotTunable",
-    "The bundle is Refused; the message says why.",
-    "See the bundle's reason in the cache's status.",
+    "The bundle is Refused. The message says why.",
+    "Read the bundle's reason in the cache's status.",
 )
 TUNING_FAILED = _reason(
     "TuningFailed",
     "The bundle's attempts failed.",
-    "See the bundle's reason in the cache's status.",
+    "Read the bundle's reason in the cache's status.",
 )
 NOTHING_TO_TUNE = _reason(
-    "NothingToTune", "The engine tunes nothing: the bundle is empty.", "Nothing to do."
+    "NothingToTune",
+    "The engine tunes nothing: the bundle is empty.",
+    "Nothing to do.",
 )
 UNDELIVERABLE = _reason(
     "Undeliverable",
-    "A pod could not start with this bundle (its volume or the seed container), and was replaced without it.",
-    "Mend what the bundle's message names. A volume is tried again after an hour; a changed spec.revision"
-    " tries at once.",
+    "A pod could not start with this bundle (because of its volume or the seed container), and was"
+    " replaced without it.",
+    "Repair what the bundle's message names. A volume is tried again after one hour. A changed"
+    " spec.revision tries at once.",
 )
 NAMES_COLLIDE = _reason(
     "NamesCollide",
-    "The pod has a volume, container or mount path that ours would collide with.",
-    "Rename what the message names: pretune-claim, pretune-agent, pretune-tactics, pretune-seed, and paths below /pretune are ours.",
+    "The pod has a volume, container or mount path with a name of ours.",
+    "Rename what the message names: pretune-claim, pretune-agent, pretune-tactics, pretune-seed,"
+    " and paths below /pretune are ours.",
 )
