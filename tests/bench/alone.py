@@ -27,6 +27,8 @@ KINDS = {
     "persistentvolumeclaims": ("v1", "PersistentVolumeClaim"),
 }
 
+PODS = ("", "v1", "pods")  # which the controller watches without kopf
+
 
 async def alone(expected: int) -> None:
     """kopf as the controller runs it, with handlers that do nothing."""
@@ -34,7 +36,7 @@ async def alone(expected: int) -> None:
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
-        return main.connection(await load_configuration())
+        return main.kopf_connection(await load_configuration())
 
     async def count(**_: Any) -> None:
         nonlocal seen
@@ -42,9 +44,10 @@ async def alone(expected: int) -> None:
         if seen == expected:
             done.set()
 
-    for kind in [(GROUP, VERSION, PLURAL), *main.LABELLED]:
+    for kind in [(GROUP, VERSION, PLURAL), *main.LABELLED_KINDS, PODS]:
         kopf.on.event(*kind, registry=registry)(count)
     settings = main.kopf_settings()
+    settings.watching.label_selectors[PODS] = CACHE
     task = asyncio.create_task(
         kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
     )

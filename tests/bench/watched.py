@@ -41,14 +41,14 @@ def main() -> None:
 
 def _observe(out: Any) -> None:
     """Around the queue's runs."""
-    original = workqueue.Queue._run
+    original = workqueue.Queue._run_key
 
     async def run(queue: workqueue.Queue, key: Any, entry: Any) -> None:
         began = since_start()
         await original(queue, key, entry)
         out.write(json.dumps({"key": str(key), "began": began, "ended": since_start()}) + "\n")
 
-    workqueue.Queue._run = run  # type: ignore[method-assign,assignment]
+    workqueue.Queue._run_key = run  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Reads consumers' logs beside the reconciles, and remembers what they told: each start once, as far as its readiness.
+"""Reads consumers' logs beside the reconciles: each start once, as far as the engine's readiness.
 
-Only with the chart's proof.readLogs. What is known dies with the process: the logs are read again then. Of a log nothing is kept or
-logged but what engines/vllm/log.py makes of it.
+Only with the chart's proof.readLogs. Results are lost with the process: the next one reads the logs
+again. Nothing of a log is kept or logged but what engines/vllm/log.py makes of it.
 """
 
 from __future__ import annotations
@@ -22,105 +22,116 @@ from pretune.policy.pods.warm_starts import differences
 
 log = logging.getLogger(__name__)
 
-AT_A_TIME = 3  # logs: a rollout makes hundreds of pods ready
-MOST = (
-    4 << 20
-)  # bytes of one log, the kubelet's times included; a start of vLLM says some hundred KiB
-LONGEST = 60.0  # seconds that one may take
-LATE = 2.0  # seconds after the pod's readiness: times of conditions are cut down to seconds
-GONE = 300.0  # seconds after its start from which on a first line says that the log's beginning is not there any more
-AGAIN = (5.0, 20.0)  # seconds between tries where nobody answers
-UNREADY = (
-    30.0,
-    120.0,
-    600.0,
-    1800.0,
-)  # the same of a pod without a probe, whose engine is not ready yet
-REMEMBERED = 20_000  # starts, of all caches
+MAX_CONCURRENT_LOGS = 3  # a rollout makes hundreds of pods ready
+MAX_LOG_BYTES = 4 << 20  # with the kubelet's times; the log of a start of vLLM has some 100 KiB
+LOG_TIMEOUT_SECONDS = 60.0
+READY_SLACK_SECONDS = 2.0  # times of conditions are cut down to whole seconds
+# A first line that comes later than this after the start: the log's beginning is gone.
+ROTATED_AFTER_SECONDS = 300.0
+RETRY_SECONDS = (5.0, 20.0)  # between tries, where the node does not answer
+# The same for a pod without a probe, which is ready before its engine is.
+UNREADY_RETRY_SECONDS = (30.0, 120.0, 600.0, 1800.0)
+MAX_STARTS = 20_000  # of all caches
 
-Log = Callable[[str, str, str, int], AsyncGenerator[bytes, None]]  # cluster.Kubernetes.log
-Get = Callable[[str, str, str, str], Awaitable[Object | None]]  # cluster.Kubernetes.get
+# Why a log was not read: labels of pretune_start_read_failures_total.
+FORBIDDEN, NOT_THERE, ROTATED, NO_ANSWER, ERROR = (
+    "Forbidden",
+    "NotThere",
+    "Rotated",
+    "NoAnswer",
+    "Error",
+)
+FAILURE_OF_CODE = {400: NOT_THERE, 401: FORBIDDEN, 403: FORBIDDEN, 404: NOT_THERE}
+
+# kube.client.Kubernetes.read_log and .get
+ReadLog = Callable[[str, str, str, int], AsyncGenerator[bytes, None]]
+Get = Callable[[str, str, str, str], Awaitable[Object | None]]
 
 
-class NotReadableError(Exception):
-    """The log will not tell, now or later: its first argument is a word for it, which metrics count by."""
+class LogUnavailable(Exception):
+    """The log has no answer, now or later. `reason` is one of the words that metrics count by."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass
 class _Entry:
     start: EngineStart
-    told: Told | None = None  # None: not known yet
-    final: bool = False
+    result: Told | None = None  # None: not known yet
+    is_final: bool = False
     tries: int = 0
 
 
-class Starts:
-    """What is known of each key's starts. `wake` is called with a key once all of its answers are there; `count` with a key and the
-    result of a start; `failed` with a word for what kept a log from being read. `clock`: Unix seconds; what was ready before `run`
-    began was another process's to count.
+class LogReader:
+    """Reads the logs of each key's starts.
+
+    wake: called with a key once every one of its starts has a result.
+    count_result: called with a key and the final result of a start (engines.vllm.log.RESULTS).
+    count_failure: called with the reason why a log was not read.
+    clock: Unix seconds. Starts that were ready before `run` began were counted by another process.
     """
 
     def __init__(
         self,
-        read: Log,
+        read_log: ReadLog,
         get: Get,
         wake: Callable[[Key], None],
-        count: Callable[[Key, str], None] = lambda key, result: None,
-        failed: Callable[[str], None] = lambda why: None,
+        count_result: Callable[[Key, str], None] = lambda key, result: None,
+        count_failure: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._log, self._get, self._wake, self._count, self._failed, self._clock = (
-            read,
-            get,
-            wake,
-            count,
-            failed,
-            clock,
-        )
-        self._began = math.inf
-        self._entries: dict[Key, dict[str, _Entry]] = {}
-        self._number = 0  # of all entries
-        self._left: dict[
-            Key, frozenset[str]
-        ] = {}  # starts for which there was no room: known to tell nothing
+        self._read_log, self._get, self._wake = read_log, get, wake
+        self._count_result, self._count_failure = count_result, count_failure
+        self._clock = clock
+        self._began_at = math.inf
+        self._entries: dict[Key, dict[str, _Entry]] = {}  # by EngineStart.key
+        self._number_of_entries = 0
+        self._unread: dict[Key, frozenset[str]] = {}  # starts for which there is no room
         self._queue: asyncio.Queue[tuple[Key, str]] = asyncio.Queue()
-        self._said: set[str] = set()  # failures that the log has already
+        self._logged: set[str] = set()  # reasons that the operator's log has already
 
-    def known(self, key: Key) -> dict[str, Told]:
-        """What was told, by EngineStart.key; of a start whose log is never read, that nothing was: nobody shall wait for it."""
-        told = {
-            name: one.told
-            for name, one in self._entries.get(key, {}).items()
-            if one.told is not None
+    def results(self, key: Key) -> dict[str, Told]:
+        """Return what is known of a key's starts, by EngineStart.key.
+
+        A start whose log is never read has an empty result, so that the others do not wait for it.
+        """
+        results = {
+            name: entry.result
+            for name, entry in self._entries.get(key, {}).items()
+            if entry.result is not None
         }
-        return {**dict.fromkeys(self._left.get(key, ()), Told(Start())), **told}
+        return {**dict.fromkeys(self._unread.get(key, ()), Told(Start())), **results}
 
-    def follow(self, key: Key, starts: Iterable[EngineStart]) -> None:
-        """From now on these starts of a key are of interest, and no others."""
-        entries, wanted = self._entries.pop(key, {}), {one.key: one for one in starts}
+    def set_starts(self, key: Key, starts: Iterable[EngineStart]) -> None:
+        """Read the logs of these starts of a key from now on, and of no others."""
+        entries, wanted = self._entries.pop(key, {}), {start.key: start for start in starts}
         for name in entries.keys() - wanted.keys():
             del entries[name]
-            self._number -= 1
+            self._number_of_entries -= 1
         for name, start in wanted.items():
-            if name not in entries and self._number < REMEMBERED:
+            if name not in entries and self._number_of_entries < MAX_STARTS:
                 entries[name] = _Entry(start)
-                self._number += 1
+                self._number_of_entries += 1
                 self._queue.put_nowait((key, name))
         if entries:
             self._entries[key] = entries
-        before, left = self._left.pop(key, frozenset()), frozenset(wanted.keys() - entries.keys())
-        if left:
-            self._left[key] = left
-        if left - before:
-            self._wake_if_told(key)  # this look did not know of them yet
-        if self._number >= REMEMBERED:
-            self._say("Full", f"{REMEMBERED} starts are known: logs of further ones are not read")
+        before = self._unread.pop(key, frozenset())
+        unread = frozenset(wanted.keys() - entries.keys())
+        if unread:
+            self._unread[key] = unread
+        if unread - before:
+            self._wake_if_complete(key)  # the reconcile that asks did not know of them yet
+        if self._number_of_entries >= MAX_STARTS:
+            message = f"{MAX_STARTS} starts are known: logs of further ones are not read"
+            self._log_once("Full", message)
 
     async def run(self) -> None:
         """Read until cancelled."""
-        self._began = self._clock()
+        self._began_at = self._clock()
         async with asyncio.TaskGroup() as group:
-            for _ in range(AT_A_TIME):
+            for _ in range(MAX_CONCURRENT_LOGS):
                 group.create_task(self._work())
 
     # --- inside
@@ -129,99 +140,105 @@ class Starts:
         while True:
             key, name = await self._queue.get()
             entry = self._entries.get(key, {}).get(name)
-            if entry is not None and not entry.final:
-                await self._try(key, name, entry)
+            if entry is not None and not entry.is_final:
+                await self._try_to_read(key, name, entry)
 
-    async def _try(self, key: Key, name: str, entry: _Entry) -> None:
-        """One attempt at one log. Whatever goes wrong, the entry has an answer in the end: consumers are counted only then."""
+    async def _try_to_read(self, key: Key, name: str, entry: _Entry) -> None:
+        """Read one log once.
+
+        Whatever fails, the entry has a result in the end: consumers are only counted then.
+        """
         entry.tries += 1
         pauses: tuple[float, ...] = ()
+        pod = f"{key}: pod {entry.start.pod}"
         try:
-            async with asyncio.timeout(LONGEST):
-                told = await self._read(key, entry.start)
-            if told.said.result == UNKNOWN and not told.said.ready and not entry.start.probed:
-                pauses = UNREADY
-        except NotReadableError as error:
-            told = self._unreadable(
-                str(error.args[0]), f"{key}: pod {entry.start.pod}: {error.args[1]}"
-            )
+            async with asyncio.timeout(LOG_TIMEOUT_SECONDS):
+                result = await self._read(key, entry.start)
+            unclear = result.said.result == UNKNOWN and not result.said.ready
+            if unclear and not entry.start.probed:
+                pauses = UNREADY_RETRY_SECONDS
+        except LogUnavailable as error:
+            result = self._note_failure(error.reason, f"{pod}: {error}")
         except (ApiError, OSError, TimeoutError) as error:
             code = error.code if isinstance(error, ApiError) else 0
-            pauses = () if code in (400, 401, 403, 404) else AGAIN
-            why = {400: "NotThere", 401: "Forbidden", 403: "Forbidden", 404: "NotThere"}.get(
-                code, "NoAnswer"
-            )
-            told = Told(Start())
+            pauses = () if code in FAILURE_OF_CODE else RETRY_SECONDS
+            result = Told(Start())
             if entry.tries > len(pauses):
-                told = self._unreadable(
-                    why, f"{key}: pod {entry.start.pod}: {str(error) or type(error).__name__}"
-                )
-        except Exception as error:  # an error of ours in one log must not end the others
-            told = self._unreadable(
-                "Error", f"{key}: pod {entry.start.pod}: {type(error).__name__}: {error}"
-            )
+                reason = FAILURE_OF_CODE.get(code, NO_ANSWER)
+                result = self._note_failure(reason, f"{pod}: {str(error) or type(error).__name__}")
+        except Exception as error:  # a defect of ours in one log must not end the others
+            result = self._note_failure(ERROR, f"{pod}: {type(error).__name__}: {error}")
         if entry.tries <= len(pauses):
-            if pauses is UNREADY:
-                self._answer(key, entry, told)
+            if pauses is UNREADY_RETRY_SECONDS:
+                self._set_result(key, entry, result)
             asyncio.get_running_loop().call_later(
                 pauses[entry.tries - 1], self._queue.put_nowait, (key, name)
             )
             return
-        entry.final, entry.start = (
-            True,
-            replace(entry.start, engine=None),
-        )  # which holds values of variables
+        entry.is_final = True
+        entry.start = replace(entry.start, engine=None)  # it holds values of variables
         if self._entries.get(key, {}).get(name) is not entry:
-            return  # nobody cares any more
-        if entry.start.ready >= self._began:
-            self._count(key, told.said.result)
-        self._answer(key, entry, told)
+            return  # it is not wanted any more
+        if entry.start.ready >= self._began_at:
+            self._count_result(key, result.said.result)
+        self._set_result(key, entry, result)
 
-    def _answer(self, key: Key, entry: _Entry, told: Told) -> None:
-        entry.told = told
-        self._wake_if_told(key)
+    def _set_result(self, key: Key, entry: _Entry, result: Told) -> None:
+        entry.result = result
+        self._wake_if_complete(key)
 
-    def _wake_if_told(self, key: Key) -> None:
-        if all(one.told is not None for one in self._entries.get(key, {}).values()):
+    def _wake_if_complete(self, key: Key) -> None:
+        if all(entry.result is not None for entry in self._entries.get(key, {}).values()):
             self._wake(key)
 
     async def _read(self, key: Key, start: EngineStart) -> Told:
-        reader = Reader(until=start.ready + LATE if start.probed else None)
-        async with aclosing(self._log(key.namespace, start.pod, start.container, MOST)) as chunks:
+        """Return what a start's log says. Raises LogUnavailable, and what the cluster raises."""
+        ready_until = start.ready + READY_SLACK_SECONDS
+        reader = Reader(until=ready_until if start.probed else None)
+        async with aclosing(
+            self._read_log(key.namespace, start.pod, start.container, MAX_LOG_BYTES)
+        ) as chunks:
             async for chunk in chunks:
                 if reader.feed(chunk):
                     break
-                await asyncio.sleep(0)  # others' turn: a log may be megabytes
-        said = reader.told()
-        # Of a pod of the same name, of an engine that was started anew, or rotated away: then what is left tells of something else.
-        late = start.ready + LATE if start.probed else math.inf
-        silent = (
-            said.result == UNKNOWN and said.began is not None and said.began > start.began + GONE
-        )
-        if silent or (said.began is not None and said.began > late):
-            raise NotReadableError("Rotated", "the beginning of its log is not there any more")
-        differs: tuple[str, ...] = ()
-        if said.result in (PARTIAL, TUNED) and not said.differences and start.engine is not None:
-            differs = await self._differs(key, start, start.engine)
-        return Told(said, differs)
+                await asyncio.sleep(0)  # a log may be megabytes: other tasks have their turn
+        summary = reader.told()
+        # The log of another pod of this name, of an engine that restarted, or without its
+        # beginning: then what is left is about something else.
+        if summary.began is not None:
+            is_late = start.probed and summary.began > ready_until
+            rotated_at = start.began + ROTATED_AFTER_SECONDS
+            if is_late or (summary.result == UNKNOWN and summary.began > rotated_at):
+                raise LogUnavailable(ROTATED, "the beginning of its log is not there any more")
+        differing: tuple[str, ...] = ()
+        tuned = summary.result in (PARTIAL, TUNED)
+        if tuned and not summary.differences and start.engine is not None:
+            differing = await self._find_differences(key, start, start.engine)
+        return Told(summary, differing)
 
-    async def _differs(self, key: Key, start: EngineStart, template: Object) -> tuple[str, ...]:
-        """Where the pod, as admission left it, is not what its author wrote."""
+    async def _find_differences(
+        self, key: Key, start: EngineStart, template: Object
+    ) -> tuple[str, ...]:
+        """Return where the pod, as admission left it, differs from its template's engine."""
         pod = await self._get("v1", "Pod", key.namespace, start.pod)
         if pod is None or pod["metadata"]["uid"] != start.uid:
             return ()
-        found = [one for one in pod["spec"]["containers"] if one["name"] == start.container]
-        return differences(found[0], template) if found else ()
+        for container in pod["spec"]["containers"]:
+            if container["name"] == start.container:
+                return differences(container, template)
+        return ()
 
-    def _unreadable(self, why: str, words: str) -> Told:
-        self._failed(why)
-        self._say(
-            why,
-            f"{words}; further ones like this are counted only (pretune_start_read_failures_total)",
+    def _note_failure(self, reason: str, message: str) -> Told:
+        """Count and log that a log was not read; return the empty result."""
+        self._count_failure(reason)
+        self._log_once(
+            reason,
+            f"{message}; further failures with this reason are only counted"
+            " (pretune_start_read_failures_total)",
         )
         return Told(Start())
 
-    def _say(self, why: str, words: str) -> None:
-        if why not in self._said:
-            self._said.add(why)
-            log.warning("a log was not read (%s): %s", why, words)
+    def _log_once(self, reason: str, message: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
+            log.warning("a log was not read (%s): %s", reason, message)

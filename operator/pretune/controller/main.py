@@ -1,7 +1,8 @@
-"""The controller: kopf says that something happened, the queue says when to look, reconcile does the rest.
+"""The controller: kopf reports what happened, the queue decides when to look, reconcile does the rest.
 
-kopf's handlers only wake keys. `on.event` writes nothing to any object: no finalizer, no annotation, so that an uninstalled operator
-leaves nothing behind that could block a deletion (docs/dev/facts-kubernetes.md).
+kopf's handlers only wake keys. `on.event` writes nothing to any object: no finalizer and no
+annotation, so that an uninstalled operator leaves nothing behind that could block a deletion
+(docs/dev/facts-kubernetes.md).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from kubernetes.aio.client.configuration import Configuration
 from pretune.api.names import CACHE, GROUP, PLURAL, VERSION
 from pretune.api.types import Key
 from pretune.config import Installation
-from pretune.controller.log_reader import Starts
+from pretune.controller.log_reader import LogReader
 from pretune.controller.metrics import ControllerMetrics
-from pretune.controller.reconcile import free, reconcile
-from pretune.controller.triggers import Pods, Watching, named
+from pretune.controller.pod_watcher import PodWatcher
+from pretune.controller.reconcile import reconcile, release_orphaned_pods
+from pretune.controller.reference_watcher import ReferenceWatcher, find_references
 from pretune.controller.workqueue import Queue
 from pretune.health import serve_health
 from pretune.kube.client import Kubernetes, load_configuration
@@ -31,74 +33,81 @@ from pretune.kube.lease import Lease
 
 log = logging.getLogger(__name__)
 
-PODS = ("", "v1", "pods")  # the many: not watched by kopf, but by watching.Pods
-LABELLED = (
-    ("batch", "v1", "jobs"),
-    PODS,
-    ("", "v1", "persistentvolumeclaims"),
-)  # watched by our label
-STUCK = 30.0  # seconds without a move of the queue after which the lease is left to others
-DEAD = 60.0  # seconds without one after which /healthz says so, and the kubelet restarts us
+# What kopf watches by our label, beside every cache. Pods are too many: pod_watcher has them.
+LABELLED_KINDS = (("batch", "v1", "jobs"), ("", "v1", "persistentvolumeclaims"))
+
+# While keys wait and none begins or ends: the lease is left to another replica, and later
+# /healthz fails, so that the kubelet restarts us.
+LEASE_STUCK_SECONDS = 30.0
+HEALTH_STUCK_SECONDS = 60.0
 
 
 async def run(settings: Installation) -> None:
-    """Wait for the lease, then work until SIGTERM or SIGINT. Raises what ended the work otherwise."""
+    """Wait for the lease, then work until SIGTERM or SIGINT. Raises what else ended the work."""
     task = asyncio.current_task()
     assert task is not None
-    for sign in (signal.SIGTERM, signal.SIGINT):  # until kopf takes them over
-        asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until kopf handles them
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with Kubernetes(await load_configuration()) as cluster:
         queue = Queue(
-            lambda key: metrics.timed(
-                reconcile(key, cluster, settings.decisions, time.time, metrics, starts)
+            lambda key: metrics.time_reconcile(
+                reconcile(key, cluster, settings.decisions, time.time, metrics, log_reader)
             ),
             settings.workers,
         )
-        watching = Watching(cluster.watch, queue.wake)
-        pods = Pods(
-            lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake, partial(free, cluster)
+        references = ReferenceWatcher(cluster.watch, queue.wake)
+        pods = PodWatcher(
+            lambda: cluster.watch("v1", "Pod", "", labels=CACHE),
+            queue.wake,
+            partial(release_orphaned_pods, cluster),
         )
         lease = Lease(cluster, settings.namespace, settings.identity)
-        metrics = ControllerMetrics(queue.depth, queue.stuck, lambda: lease.is_held)
-        starts = None
+        metrics = ControllerMetrics(queue.depth, queue.stuck_seconds, lambda: lease.is_held)
+        log_reader = None
         if settings.read_logs:
-            starts = Starts(
-                cluster.read_log, cluster.get, queue.wake, metrics.start, metrics.unread
+            log_reader = LogReader(
+                cluster.read_log,
+                cluster.get,
+                queue.wake,
+                metrics.count_start,
+                metrics.count_read_failure,
             )
         async with serve_health(
-            settings.liveness_port, alive=lambda: trouble(queue), metrics=metrics.exposition
+            settings.liveness_port, alive=lambda: find_problem(queue), metrics=metrics.exposition
         ):
             await lease.acquire()
             try:
-                await lead(queue, watching, pods, lease, cluster, starts)
+                await run_as_leader(queue, references, pods, lease, cluster, log_reader)
             finally:
                 await lease.release()
 
 
-async def lead(
+async def run_as_leader(
     queue: Queue,
-    watching: Watching,
-    pods: Pods,
+    references: ReferenceWatcher,
+    pods: PodWatcher,
     lease: Lease,
     cluster: Kubernetes,
-    starts: Starts | None = None,
+    log_reader: LogReader | None = None,
 ) -> None:
-    """Everything that only one replica may do. Whatever ends, all of it ends."""
+    """Run everything that only one replica may do. When one part ends, all of it ends."""
     async with asyncio.TaskGroup() as group:
-        ours = [
+        tasks = [
             group.create_task(queue.run()),
-            group.create_task(watching.run()),
+            group.create_task(references.run()),
             group.create_task(pods.run()),
-            group.create_task(lease.keep_renewing(lambda: queue.stuck() < STUCK)),
-            *([group.create_task(starts.run())] if starts is not None else []),
+            group.create_task(
+                lease.keep_renewing(lambda: queue.stuck_seconds() < LEASE_STUCK_SECONDS)
+            ),
+            *([group.create_task(log_reader.run())] if log_reader is not None else []),
         ]
-        registry = handlers(queue, watching, cluster)
+        registry = build_registry(queue, references, cluster)
 
-        # At its end kopf waits for every task that was started after it: those of ours have to end first.
+        # At its end kopf waits for every task that was started after it: ours have to end first.
         @kopf.on.cleanup(registry=registry)
         async def stop(**_: Any) -> None:
-            for one in ours:
-                one.cancel()
+            for task in tasks:
+                task.cancel()
 
         group.create_task(
             kopf.operator(
@@ -107,50 +116,53 @@ async def lead(
         )
 
 
-def handlers(queue: Queue, watching: Watching, cluster: Kubernetes) -> kopf.OperatorRegistry:
-    """What wakes a key. kopf's first list tells of everything that is there already, claims without a cache included."""
+def build_registry(
+    queue: Queue, references: ReferenceWatcher, cluster: Kubernetes
+) -> kopf.OperatorRegistry:
+    """Return kopf's handlers, which wake keys.
+
+    kopf begins with every object that exists already, claims without a cache included.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
-        return connection(await load_configuration())
+        return kopf_connection(await load_configuration())
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def cache(event: Mapping[str, Any], namespace: str | None, name: str, **_: Any) -> None:
+    async def on_cache_event(
+        event: Mapping[str, Any], namespace: str | None, name: str, **_: Any
+    ) -> None:
         key = Key(namespace or "", name)
-        gone = event["type"] == "DELETED"
-        watching.follow(key, () if gone else named(event["object"]))
-        if gone:
+        deleted = event["type"] == "DELETED"
+        references.set_references(key, () if deleted else find_references(event["object"]))
+        if deleted:
             cluster.forget_writes(event["object"])
-        if gone or not cluster.is_own_write(event["object"]):
-            queue.wake(
-                key, urgent=event["type"] is not None
-            )  # a person's edit may let pods go; a start's list may be long
+        if deleted or not cluster.is_own_write(event["object"]):
+            # An edit may release pods, so it is urgent; the first list, without a type, is long.
+            queue.wake(key, urgent=event["type"] is not None)
 
-    async def part(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+    async def on_labelled_event(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         if name := labels[CACHE]:  # a label's value may be empty: no cache has that name
             queue.wake(Key(namespace or "", name))
 
-    for kind in LABELLED:
-        if kind != PODS:
-            kopf.on.event(*kind, registry=registry)(part)
+    for kind in LABELLED_KINDS:
+        kopf.on.event(*kind, registry=registry)(on_labelled_event)
     return registry
 
 
 def kopf_settings() -> kopf.OperatorSettings:
+    """Return how kopf watches, and that it writes nothing."""
     settings = kopf.OperatorSettings()
-    settings.posting.enabled = False  # Events are decided (model.Event), not made of log lines
-    settings.scanning.disabled = (
-        True  # our kinds are installed with us, and namespaces are not looked at one by one
-    )
+    settings.posting.enabled = False  # Events are decided (kube.types.Event), not made of log lines
+    # Our kinds are installed with us, and namespaces are not watched one by one.
+    settings.scanning.disabled = True
     settings.watching.chunk_size = 500
-    for kind in LABELLED:
-        settings.watching.label_selectors[kind] = (
-            CACHE  # on the server: a handler's filter would still read everything
-        )
-    settings.queueing.idle_timeout = (
-        0.5  # seconds that kopf keeps a task for an object after its last event
-    )
+    for kind in LABELLED_KINDS:
+        # By the API server: with a handler's filter kopf would still read every object.
+        settings.watching.label_selectors[kind] = CACHE
+    # Seconds that kopf keeps a task for an object after its last event, and waits for it at the end.
+    settings.queueing.idle_timeout = 0.5
     settings.queueing.exit_timeout = 0.5
     # Never written, since no handler of ours keeps a state on an object; ours, should one ever be.
     settings.persistence.finalizer = f"{GROUP}/finalizer"
@@ -159,8 +171,11 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def connection(config: Configuration) -> kopf.ConnectionInfo:
-    """The same cluster and identity for kopf. It asks again when the API server answers 401: by then the token is renewed."""
+def kopf_connection(config: Configuration) -> kopf.ConnectionInfo:
+    """Return the same cluster and identity for kopf.
+
+    kopf asks again when the API server answers 401: by then the token is renewed.
+    """
     scheme, _, token = config.api_key.get("BearerToken", "").partition(" ")
     return kopf.ConnectionInfo(
         server=config.host,
@@ -174,7 +189,10 @@ def connection(config: Configuration) -> kopf.ConnectionInfo:
     )
 
 
-def trouble(queue: Queue) -> str:
-    """What /healthz says; kopf's own is not there while we wait for the lease."""
-    stuck = queue.stuck()
-    return "" if stuck < DEAD else f"the queue has not moved for {stuck:.0f} s"
+def find_problem(queue: Queue) -> str:
+    """Return what is wrong, for /healthz, or "" while all is well.
+
+    kopf has a /healthz too, but not while we wait for the lease.
+    """
+    stuck = queue.stuck_seconds()
+    return "" if stuck < HEALTH_STUCK_SECONDS else f"the queue has not moved for {stuck:.0f} s"

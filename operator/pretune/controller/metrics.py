@@ -147,18 +147,18 @@ class ControllerMetrics(Metrics):
             "pretune_leader", "1 in the replica that holds the lease and works, else 0.", leader
         )
 
-    async def timed(self, look: Awaitable[Answer]) -> Answer:
+    async def time_reconcile(self, reconcile: Awaitable[Answer]) -> Answer:
         """The look's answer; its time is noted however it ends, and that it failed."""
         began = time.perf_counter()
         try:
-            return await look
+            return await reconcile
         except Exception:
             self._errors.inc()
             raise
         finally:
             self._reconcile.observe(time.perf_counter() - began)
 
-    def written(self, seen: Observed, plan: Plan, now: float) -> None:
+    def count_status(self, seen: Observed, plan: Plan, now: float) -> None:
         """The status of a plan was written, or there was nothing to write: count what it says and the one that was read did not."""
         if seen.cache is None:
             self._forget(seen.key)
@@ -184,19 +184,25 @@ class ControllerMetrics(Metrics):
             if end.tuned is not None:
                 self._tuning.observe(end.tuned)
 
-    def carried_out(self, plan: Plan) -> None:
-        """What comes after the status was done too: all of it, since the next run does what this one could not."""
-        for one in plan.released:
-            self._holds.labels(one.cause).observe(one.waited)
-        self._rescued.inc(
-            sum(isinstance(one, Delete) and one.object["kind"] == "Pod" for one in plan.after)
-        )
+    def count_releases(self, plan: Plan) -> None:
+        """Count the holds that a plan ends, once all of its pods are released."""
+        for release in plan.released:
+            self._holds.labels(release.cause).observe(release.waited)
 
-    def start(self, key: Key, result: str) -> None:
+    def count_rescues(self, plan: Plan) -> None:
+        """Count the pods that a plan rescues, once all of it is done: a retry does the rest."""
+        pods = [
+            action
+            for action in plan.after
+            if isinstance(action, Delete) and action.object["kind"] == "Pod"
+        ]
+        self._rescued.inc(len(pods))
+
+    def count_start(self, key: Key, result: str) -> None:
         """A log was read, or given up (logs.UNKNOWN)."""
         self._starts.labels(key.namespace, key.name, result).inc()
 
-    def unread(self, reason: str) -> None:
+    def count_read_failure(self, reason: str) -> None:
         """A log could not be read."""
         self._unread.labels(reason).inc()
 

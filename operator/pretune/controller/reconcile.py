@@ -1,4 +1,4 @@
-"""One look at one cache: observe, decide, act, write the status once, then say it."""
+"""Reconcile one cache: observe, decide, act, write the status once, then record events."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pretune.api.spec import Spec
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
-from pretune.controller.log_reader import Starts
+from pretune.controller import project
+from pretune.controller.log_reader import LogReader
 from pretune.controller.metrics import ControllerMetrics
-from pretune.controller.observe import API, held, observe
+from pretune.controller.observe import API_VERSION, list_held_pods, observe
 from pretune.kube.types import ApiError, Cluster, Event
 from pretune.manifests.gate import is_held
 from pretune.policy.decide import decide
@@ -26,15 +27,15 @@ from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcom
 
 log = logging.getLogger(__name__)
 
-# What the API server says of the object: words for a condition, and no error of ours. 500 is how it says that a webhook failed.
-ANSWERS = (400, 403, 422, 500)
-RELEASED = reasons.RELEASED  # the event's reason
-LOOKS = 3  # at a cache that others write to at the same time
-# Seconds for a look, and for what is done when it fails or takes longer: together less than workqueue.LIMIT, which ends both.
-LOOK, LET_GO = 90.0, 20.0
-TOGETHER = (
-    16  # calls at a time, of those whose order does not matter: 500 pods may wait for their release
-)
+# HTTP codes with which the API server refuses an object itself: text for a condition, and no error
+# of ours. With 500 it reports that an admission webhook failed.
+REFUSAL_CODES = (400, 403, 422, 500)
+MAX_CONFLICT_RETRIES = 2  # of a cache that others write to at the same time
+# The second is for what is done when a reconcile fails or takes longer. Together they are less than
+# workqueue.RUN_TIMEOUT_SECONDS, which ends both.
+RECONCILE_TIMEOUT_SECONDS = 90.0
+RELEASE_TIMEOUT_SECONDS = 20.0
+MAX_CONCURRENT_CALLS = 16  # of calls in any order: 500 pods may wait for their release
 
 
 async def reconcile(
@@ -43,198 +44,216 @@ async def reconcile(
     settings: Settings,
     clock: Callable[[], float],
     metrics: ControllerMetrics | None = None,
-    starts: Starts | None = None,
+    log_reader: LogReader | None = None,
 ) -> float | None:
-    """Bring one key to what its spec says, as far as is possible now; when to look again, in seconds from now, or None.
+    """Bring one key to what its spec says, as far as that is possible now.
 
-    Raises ApiError, OSError or TimeoutError: try again later, everything that was done stays done and is seen the next time. What
-    the status says is written by then, and told in events, whatever becomes of `after`; and pods whose hold has timed out are let go.
+    clock: Unix seconds. Returns the seconds after which to look again, or None.
+
+    Raises ApiError, OSError or TimeoutError: try again later. Everything that was done stays done,
+    and the next reconcile observes it. By then the status is written and its events are recorded,
+    whatever becomes of `plan.after`, and pods whose hold has expired are released.
     """
     try:
-        async with asyncio.timeout(LOOK):
-            return await _look(key, cluster, settings, clock, metrics, starts)
-    except (
-        Exception
-    ) as error:  # OSError too: one source that nobody answers for says nothing of the pods
-        await _let_go_overdue(key, cluster, clock(), error)
+        async with asyncio.timeout(RECONCILE_TIMEOUT_SECONDS):
+            return await _reconcile(key, cluster, settings, clock, metrics, log_reader)
+    except Exception as error:  # OSError too: it may be one source alone that does not answer
+        await release_expired_holds(key, cluster, clock(), error)
         raise
 
 
-async def _look(
+async def _reconcile(
     key: Key,
     cluster: Cluster,
     settings: Settings,
     clock: Callable[[], float],
     metrics: ControllerMetrics | None,
-    starts: Starts | None,
+    log_reader: LogReader | None,
 ) -> float | None:
-    for look in range(1, LOOKS + 1):
-        seen = await observe(key, cluster, settings, clock())
-        if starts is not None:
-            seen = replace(seen, starts=starts.known(key))
-        plan = decide(seen, clock())
-        if outcomes := await carry_out(key, plan.actions, cluster):
-            plan = decide(replace(seen, outcomes=outcomes), clock())
+    for retries_left in reversed(range(MAX_CONFLICT_RETRIES + 1)):
+        observed = await observe(key, cluster, settings, clock())
+        if log_reader is not None:
+            observed = replace(observed, starts=log_reader.results(key))
+        plan = decide(observed, clock())
+        if outcomes := await apply_actions(key, plan.actions, cluster):
+            plan = decide(replace(observed, outcomes=outcomes), clock())
         try:
-            await write_status(seen, plan, cluster)
+            await write_status(observed, plan, cluster)
         except ApiError as error:
-            changed = error.code in (404, 409)
-            if changed and look < LOOKS:
+            conflict = error.code in (404, 409)
+            if conflict and retries_left:
                 log.debug("%s: the cache has changed meanwhile, looking again", key)
                 continue
-            failed = await _release(seen, plan, cluster, metrics)
-            if not changed:
+            errors = await _release_pods(observed, plan, cluster, metrics)
+            if not conflict:
                 raise
-            if failed:
-                raise failed[0] from None
+            if errors:
+                raise errors[0] from None
             return 0.0
         if metrics is not None:
-            metrics.written(seen, plan, clock())
-        if starts is not None:
-            starts.follow(key, plan.starts)
-        failed = await _release(seen, plan, cluster, metrics)
-        if not any(isinstance(one, OSError) for one in failed):  # else nobody answers
-            failed += await carry_out_together(
-                key, (one for one in plan.after if not _is_release(one)), cluster
-            )
-        await _tell(seen, (one for one in plan.events if one.reason != RELEASED), cluster)
-        if failed:
-            raise failed[0]
+            metrics.count_status(observed, plan, clock())
+        if log_reader is not None:
+            log_reader.set_starts(key, plan.starts)
+        errors = await _release_pods(observed, plan, cluster, metrics)
+        if not any(isinstance(error, OSError) for error in errors):  # else nothing answers
+            others = [action for action in plan.after if not _is_release(action)]
+            errors += await apply_concurrently(key, others, cluster)
+        events = [event for event in plan.events if event.reason != reasons.RELEASED]
+        await _record_events(observed, events, cluster)
+        if errors:
+            raise errors[0]
         if metrics is not None:
-            metrics.carried_out(replace(plan, released=()))
+            metrics.count_rescues(plan)
         return plan.look_again
-    raise AssertionError("the last look returns or raises")
+    raise AssertionError("the last round returns or raises")
 
 
-async def _release(
-    seen: Observed, plan: Plan, cluster: Cluster, metrics: ControllerMetrics | None
+async def _release_pods(
+    observed: Observed, plan: Plan, cluster: Cluster, metrics: ControllerMetrics | None
 ) -> list[Exception]:
-    """Let go whom the plan lets go; the errors. It is told and counted once all of them went: a retry would tell it again, in other
-    words. Needs no status that remembers it: a pod without a gate is not let go again, so a cache whose status cannot be written
-    holds nobody."""
-    failed = await carry_out_together(seen.key, filter(_is_release, plan.after), cluster)
-    if not failed:
-        await _tell(seen, (one for one in plan.events if one.reason == RELEASED), cluster)
+    """Release the pods that the plan releases; return the errors.
+
+    The event is recorded and the release counted once all pods are released: a retry would record
+    another event, with another text. No status has to remember it, since a pod without a gate is
+    not released again: so a cache whose status cannot be written holds no pod.
+    """
+    errors = await apply_concurrently(observed.key, filter(_is_release, plan.after), cluster)
+    if not errors:
+        events = [event for event in plan.events if event.reason == reasons.RELEASED]
+        await _record_events(observed, events, cluster)
         if metrics is not None:
-            metrics.carried_out(replace(plan, after=()))
-    return failed
+            metrics.count_releases(plan)
+    return errors
 
 
 def _is_release(action: Action) -> bool:
     return isinstance(action, Patch) and action.strategic
 
 
-async def _tell(seen: Observed, events: Iterable[Event], cluster: Cluster) -> None:
+async def _record_events(observed: Observed, events: Iterable[Event], cluster: Cluster) -> None:
     for event in events:
-        assert seen.cache is not None
-        await cluster.record_event(seen.cache, event)
+        assert observed.cache is not None
+        await cluster.record_event(observed.cache, event)
 
 
-async def free(cluster: Cluster, namespace: str = "", name: str = "") -> None:
-    """Take our gate from a pod that names no cache any more, or was made a part of ours: no look at any cache finds it. Without a name:
-    from every such pod of the cluster. Raises as the cluster does; a pod that is gone, or another by now, is no error."""
-    fields = "spec.nodeName=,status.phase=Pending" + (f",metadata.name={name}" if name else "")
-    pods = await cluster.list("v1", "Pod", namespace, fields=fields, project=_gates)
-    stray = [one for one in pods if is_held(one) and _is_stray(one)]
-    for place in sorted({one["metadata"]["namespace"] for one in stray}):
-        ours = [one for one in stray if one["metadata"]["namespace"] == place]
-        if failed := await carry_out_together(Key(place, ""), release_all(ours), cluster):
-            raise failed[0]
+# --- pods that are released without a decision
 
 
-def _is_stray(pod: Object) -> bool:
+async def release_orphaned_pods(cluster: Cluster, namespace: str = "", name: str = "") -> None:
+    """Release a held pod that no cache's reconcile finds; without a name, all of the cluster.
+
+    Such a pod names no cache any more, or it was given the label of a pod of ours. Raises as the
+    cluster does; a pod that is gone, or another one by now, is no error.
+    """
+    fields = "spec.nodeName=,status.phase=Pending"
+    if name:
+        fields += f",metadata.name={name}"
+    pods = await cluster.list("v1", "Pod", namespace, fields=fields, project=project.gates)
+    orphans = [pod for pod in pods if is_held(pod) and _is_orphan(pod)]
+    for place in sorted({pod["metadata"]["namespace"] for pod in orphans}):
+        here = [pod for pod in orphans if pod["metadata"]["namespace"] == place]
+        if errors := await apply_concurrently(Key(place, ""), release_all(here), cluster):
+            raise errors[0]
+
+
+def _is_orphan(pod: Object) -> bool:
     labels = pod["metadata"].get("labels") or {}
     return not labels.get(CACHE) or ROLE in labels
 
 
-def _gates(pod: Object) -> Object:
-    meta = {
-        name: one
-        for name, one in pod["metadata"].items()
-        if name in ("namespace", "name", "uid", "labels")
-    }
-    gates = pod["spec"].get("schedulingGates") or []
-    return {
-        **{name: pod[name] for name in ("apiVersion", "kind")},
-        "metadata": meta,
-        "spec": {"schedulingGates": gates},
-    }
+async def release_expired_holds(key: Key, cluster: Cluster, now: float, cause: Exception) -> None:
+    """Release a key's pods whose hold has expired, after a reconcile that failed. Never raises.
 
-
-async def _let_go_overdue(key: Key, cluster: Cluster, now: float, why: Exception) -> None:
-    """No pod is held for ever because of a cache that cannot be looked at: its source's conversion webhook is down, say, or a fault
-    of ours. Never raises."""
+    A cache that cannot be reconciled holds no pod for ever: its source's conversion webhook may be
+    down, or there is a defect of ours.
+    """
     try:
-        async with asyncio.timeout(LET_GO):
-            await _let_go(key, cluster, now, why)
+        async with asyncio.timeout(RELEASE_TIMEOUT_SECONDS):
+            await _release_expired_holds(key, cluster, now, cause)
     except Exception as error:
         log.warning(
-            "%s: pods whose hold is over may still be held: %s",
-            key,
-            str(error) or type(error).__name__,
+            "%s: pods whose hold has expired may still be held: %s",
+            *(key, str(error) or type(error).__name__),
         )
 
 
-async def _let_go(key: Key, cluster: Cluster, now: float, why: Exception) -> None:
-    cache, waiting = await asyncio.gather(
-        cluster.get(API, KIND, key.namespace, key.name), held(key, cluster)
+async def _release_expired_holds(key: Key, cluster: Cluster, now: float, cause: Exception) -> None:
+    cache, held = await asyncio.gather(
+        cluster.get(API_VERSION, KIND, key.namespace, key.name), list_held_pods(key, cluster)
     )
     hold = Spec.from_cache(cache or {}).hold
-    overdue = [
-        one
-        for one in waiting
-        if now >= parse_timestamp(one["metadata"]["creationTimestamp"]) + hold.timeout
+    expired = [
+        pod
+        for pod in held
+        if now >= parse_timestamp(pod["metadata"]["creationTimestamp"]) + hold.timeout
     ]
-    if not overdue or hold.on_failure == "Keep":
+    if not expired or hold.on_failure == "Keep":
         return
-    failed = await carry_out_together(key, release_all(overdue), cluster)
-    if cache is not None and not failed:
-        said = str(why) or type(why).__name__
-        words = f"{len(overdue)} pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: {said}"
-        await cluster.record_event(cache, Event(RELEASED, words, warning=True))
+    errors = await apply_concurrently(key, release_all(expired), cluster)
+    if cache is not None and not errors:
+        message = (
+            f"{len(expired)} pods: spec.hold.timeoutSeconds has passed, and the cache cannot be"
+            f" reconciled: {str(cause) or type(cause).__name__}"
+        )
+        await cluster.record_event(cache, Event(reasons.RELEASED, message, warning=True))
 
 
-async def carry_out(key: Key, actions: Iterable[Action], cluster: Cluster) -> dict[str, Outcome]:
-    """Every action in its order. What the API server said of what was made, by the action's name."""
+# --- actions
+
+
+async def apply_actions(
+    key: Key, actions: Iterable[Action], cluster: Cluster
+) -> dict[str, Outcome]:
+    """Apply every action in its order.
+
+    Returns what the API server answered about objects that were created or applied, by the action's
+    name.
+    """
     outcomes = {}
     for action in actions:
-        outcome = await _act(key, action, cluster)
+        outcome = await _apply_action(key, action, cluster)
         if outcome is not None:
             outcomes[action.name] = outcome
     return outcomes
 
 
-async def carry_out_together(
+async def apply_concurrently(
     key: Key, actions: Iterable[Action], cluster: Cluster
 ) -> list[Exception]:
-    """Every action, some at a time and in any order; the errors. One that the API server refuses holds up no other; where nobody
-    answers, no further one is tried."""
-    left, failed = deque(actions), list[Exception]()
+    """Apply every action, several at a time and in any order; return the errors.
+
+    An action that the API server refuses keeps no other one back. When the API server does not
+    answer, no further one is tried.
+    """
+    waiting, errors = deque(actions), list[Exception]()
 
     async def work() -> None:
-        while left:
-            action = left.popleft()
+        while waiting:
+            action = waiting.popleft()
             try:
-                await _act(key, action, cluster)
+                await _apply_action(key, action, cluster)
             except (ApiError, OSError, TimeoutError) as error:
                 log.warning("%s: %s: %s", key, action.name, error or type(error).__name__)
-                failed.append(error)
+                errors.append(error)
                 if not isinstance(error, ApiError):
-                    left.clear()
+                    waiting.clear()
 
-    await asyncio.gather(*(work() for _ in range(min(len(left), TOGETHER))))
-    return failed
+    await asyncio.gather(*(work() for _ in range(min(len(waiting), MAX_CONCURRENT_CALLS))))
+    return errors
 
 
-async def _act(key: Key, action: Action, cluster: Cluster) -> Outcome | None:
+async def _apply_action(key: Key, action: Action, cluster: Cluster) -> Outcome | None:
     outcome = await _call(action, cluster)
-    log.info(
-        "%s: %s%s", key, action.name, f": {outcome.code}" if outcome and outcome.code >= 400 else ""
-    )
+    refused = f": {outcome.code}" if outcome and outcome.code >= 400 else ""
+    log.info("%s: %s%s", key, action.name, refused)
     return outcome
 
 
 async def _call(action: Action, cluster: Cluster) -> Outcome | None:
+    """Make the action's call. Returns the answer about an object that it created or applied.
+
+    Raises ApiError, unless the answer is about the object itself.
+    """
     try:
         match action:
             case Create():
@@ -246,63 +265,77 @@ async def _call(action: Action, cluster: Cluster) -> Outcome | None:
             case Delete():
                 await cluster.delete(action.object)
     except ApiError as error:
-        made = isinstance(action, Create | Apply)
-        if made and error.code in ANSWERS:
+        creates = isinstance(action, Create | Apply)
+        if creates and error.code in REFUSAL_CODES:
             return Outcome(error.code, error.message)
         if isinstance(action, Create) and error.code == 409:
-            return Outcome(409, error.message, await _there(action.object, cluster))
-        if made or error.code not in (
-            404,
-            409,
-        ):  # else it is gone, or is another object by now: nothing to do
+            return Outcome(409, error.message, await _read_existing(action.object, cluster))
+        if creates or error.code not in (404, 409):
             raise
+        # To patch or delete: it is gone, or another object has its name. Nothing is to be done.
     return None
 
 
-async def _there(obj: Object, cluster: Cluster) -> Object | None:
+async def _read_existing(obj: Object, cluster: Cluster) -> Object | None:
+    """Return the object that exists under this kind and name."""
     meta = obj["metadata"]
     return await cluster.get(obj["apiVersion"], obj["kind"], meta["namespace"], meta["name"])
 
 
-async def write_status(seen: Observed, plan: Plan, cluster: Cluster) -> None:
-    """One merge patch with what differs, on the version that was read; none where nothing does. Raises ApiError 409 or 404."""
-    if plan.status is None or seen.cache is None:
+# --- status
+
+
+async def write_status(observed: Observed, plan: Plan, cluster: Cluster) -> None:
+    """Write what differs in one merge patch, on the version that was read; else nothing.
+
+    Raises ApiError 409 or 404 when the cache has changed or is gone.
+    """
+    if plan.status is None or observed.cache is None:
         return
-    patch = difference(seen.cache.get("status") or {}, _stored(plan.status))
+    patch = merge_patch(observed.cache.get("status") or {}, _as_stored(plan.status))
     if not patch:
         return
-    meta = {
-        name: seen.cache["metadata"][name]
-        for name in ("namespace", "name", "uid", "resourceVersion")
+    meta = observed.cache["metadata"]
+    ref = {
+        "apiVersion": observed.cache["apiVersion"],
+        "kind": observed.cache["kind"],
+        "metadata": {name: meta[name] for name in ("namespace", "name", "uid", "resourceVersion")},
     }
-    ref = {"apiVersion": seen.cache["apiVersion"], "kind": seen.cache["kind"], "metadata": meta}
     await cluster.patch(ref, {"status": patch}, status=True)
-    log.info("%s: %s", seen.key, _headline(plan.status))
+    log.info("%s: %s", observed.key, _summarize(plan.status))
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Object:
-    """The JSON merge patch (RFC 7396) that makes `new`, which holds no null, out of `old`."""
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Object:
+    """Return the JSON merge patch (RFC 7396) that turns `old` into `new`, which has no null."""
     patch: Object = {}
     for name in {**old, **new}:
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            patch[name] = difference(before, after)
+            patch[name] = merge_patch(before, after)
         else:
             patch[name] = after
     return patch
 
 
-def _stored(value: Any) -> Any:
-    """As the API server will store it: lists for tuples, and no nulls. Else it would differ from what is read, for ever."""
+def _as_stored(value: Any) -> Any:
+    """Return the value as the API server stores it: lists instead of tuples, and no nulls.
+
+    Else it would differ from what is read, and be written again and again.
+    """
     if isinstance(value, Mapping):
-        return {name: _stored(one) for name, one in value.items() if one is not None}
-    return [_stored(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _as_stored(item) for name, item in value.items() if item is not None}
+    return [_as_stored(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _headline(status: Mapping[str, Any]) -> str:
-    """`Ready=False (Tuning), bundles 0/1`: no message, since an engine's last words may hold anything."""
-    ready = next((one for one in status.get("conditions") or () if one["type"] == "Ready"), None)
-    said = f"Ready={ready['status']} ({ready['reason']})" if ready else "status written"
-    return f"{said}, bundles {(status.get('summary') or {}).get('bundles', '-')}"
+def _summarize(status: Mapping[str, Any]) -> str:
+    """Return `Ready=False (Tuning), bundles 0/1`.
+
+    Without any message: an engine's last output may be part of it, and hold anything.
+    """
+    bundles = (status.get("summary") or {}).get("bundles", "-")
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "Ready":
+            return f"Ready={condition['status']} ({condition['reason']}), bundles {bundles}"
+    return f"status written, bundles {bundles}"

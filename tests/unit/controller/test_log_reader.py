@@ -12,7 +12,13 @@ import pytest
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
 from pretune.controller import log_reader as module
-from pretune.controller.log_reader import AGAIN, AT_A_TIME, MOST, UNREADY, Starts
+from pretune.controller.log_reader import (
+    MAX_CONCURRENT_LOGS,
+    MAX_LOG_BYTES,
+    RETRY_SECONDS,
+    UNREADY_RETRY_SECONDS,
+    LogReader,
+)
 from pretune.controller.reconcile import reconcile
 from pretune.engines.vllm.log import PARTIAL, TUNED, UNKNOWN, WARM, Start
 from pretune.kube.types import ApiError
@@ -61,7 +67,7 @@ class Node:
     async def log(
         self, namespace: str, pod: str, container: str, most: int
     ) -> AsyncGenerator[bytes, None]:
-        assert (namespace, container, most) == (KEY.namespace, "vllm", MOST)
+        assert (namespace, container, most) == (KEY.namespace, "vllm", MAX_LOG_BYTES)
         self.asked.append(pod)
         self.now += 1
         self.most = max(self.most, self.now)
@@ -92,12 +98,12 @@ class Heard:
         self.failed: list[str] = []
 
 
-def reading(node: Node, body: Callable[[Starts, Heard], Any], began: float = 0.0) -> Heard:
+def reading(node: Node, body: Callable[[LogReader, Heard], Any], began: float = 0.0) -> Heard:
     """Runs a body beside the reader, on a clock of its own."""
     heard = Heard()
 
     async def run() -> None:
-        reader = Starts(
+        reader = LogReader(
             node.log,
             node.get,
             heard.woken.append,
@@ -116,16 +122,16 @@ def reading(node: Node, body: Callable[[Starts, Heard], Any], began: float = 0.0
     return heard
 
 
-def results(reader: Starts, key: Key = KEY) -> list[str]:
-    return [one.said.result for one in reader.known(key).values()]
+def results(reader: LogReader, key: Key = KEY) -> list[str]:
+    return [one.said.result for one in reader.results(key).values()]
 
 
 def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
     node = Node(pod_2=TUNED_LOG)
 
-    async def body(reader: Starts, heard: Heard) -> None:
+    async def body(reader: LogReader, heard: Heard) -> None:
         for _ in range(3):
-            reader.follow(KEY, [start(1), start(2)])
+            reader.set_starts(KEY, [start(1), start(2)])
             await asyncio.sleep(1)
         assert sorted(results(reader)) == sorted([WARM, TUNED])
         assert heard.woken == [KEY]
@@ -139,16 +145,16 @@ def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
 def test_a_restarted_engine_is_another_start_and_what_is_gone_is_forgotten() -> None:
     node = Node()
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1)])
-        reader.follow(OTHER, [])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1)])
+        reader.set_starts(OTHER, [])
         await asyncio.sleep(1)
-        reader.follow(KEY, [start(1, since=NOW - 55)])
-        assert not reader.known(KEY)
+        reader.set_starts(KEY, [start(1, since=NOW - 55)])
+        assert not reader.results(KEY)
         await asyncio.sleep(1)
         assert results(reader) == [WARM]
-        reader.follow(KEY, [])
-        assert not reader._entries and reader._number == 0
+        reader.set_starts(KEY, [])
+        assert not reader._entries and reader._number_of_entries == 0
 
     assert reading(node, body).counted == [WARM, WARM]
     assert node.asked == ["pod-1", "pod-1"]
@@ -157,25 +163,25 @@ def test_a_restarted_engine_is_another_start_and_what_is_gone_is_forgotten() -> 
 def test_only_a_few_are_read_at_a_time() -> None:
     node = Node()
 
-    async def body(reader: Starts, heard: Heard) -> None:
+    async def body(reader: LogReader, heard: Heard) -> None:
         node.hold = asyncio.Event()
-        reader.follow(KEY, [start(number) for number in range(20)])
+        reader.set_starts(KEY, [start(number) for number in range(20)])
         await asyncio.sleep(1)
-        assert node.now == AT_A_TIME and not heard.woken
+        assert node.now == MAX_CONCURRENT_LOGS and not heard.woken
         node.hold.set()
         await asyncio.sleep(5)
         assert len(results(reader)) == 20 and heard.woken == [KEY]
 
     reading(node, body)
-    assert node.most == AT_A_TIME
+    assert node.most == MAX_CONCURRENT_LOGS
 
 
 def test_it_stops_reading_where_the_engine_is_ready_and_ends_the_stream() -> None:
     long = WARM_LOG + timed(bar(), saved(3, 21), at=NOW + 60) + b"x" * (1 << 20)
     node = Node(pod_1=long)
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM]
 
@@ -186,8 +192,8 @@ def test_it_stops_reading_where_the_engine_is_ready_and_ends_the_stream() -> Non
 def test_without_a_sign_of_readiness_it_stops_at_the_time_when_the_pod_was_ready() -> None:
     said = timed(USING, loaded(), STARTS, ENDS) + timed(bar("later"), saved(3, 21), at=NOW + 60)
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM]
 
@@ -195,8 +201,8 @@ def test_without_a_sign_of_readiness_it_stops_at_the_time_when_the_pod_was_ready
 
 
 def test_what_was_ready_before_this_process_is_known_and_not_counted_anew() -> None:
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1, ready=NOW - 10), start(2, ready=NOW + 10)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1, ready=NOW - 10), start(2, ready=NOW + 10)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM, WARM]
 
@@ -217,8 +223,8 @@ def test_what_cannot_be_read_is_unknown_counted_and_said_once(
 ) -> None:
     node = Node(pod_1=error, pod_2=error, pod_3=WARM_LOG)
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(number) for number in (1, 2, 3)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(number) for number in (1, 2, 3)])
         await asyncio.sleep(7200)
         assert sorted(results(reader)) == sorted([UNKNOWN, UNKNOWN, WARM])
 
@@ -235,23 +241,23 @@ def test_what_cannot_be_read_is_unknown_counted_and_said_once(
 def test_a_node_that_does_not_answer_is_asked_again_a_few_times(error: Exception) -> None:
     node = Node(pod_1=[error, error, WARM_LOG], pod_2=error)
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1), start(2)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1), start(2)])
         await asyncio.sleep(1)
-        assert not reader.known(KEY)
+        assert not reader.results(KEY)
         await asyncio.sleep(7200)
         assert sorted(results(reader)) == sorted([UNKNOWN, WARM])
 
     assert reading(node, body).failed == ["NoAnswer"]
-    assert node.asked.count("pod-2") == len(AGAIN) + 1
+    assert node.asked.count("pod-2") == len(RETRY_SECONDS) + 1
 
 
 def test_a_stream_that_never_ends_holds_a_place_for_a_minute_only() -> None:
     node = Node()
 
-    async def body(reader: Starts, heard: Heard) -> None:
+    async def body(reader: LogReader, heard: Heard) -> None:
         node.hold = asyncio.Event()
-        reader.follow(KEY, [start(1)])
+        reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(7200)
         assert results(reader) == [UNKNOWN]
 
@@ -269,8 +275,8 @@ def test_a_stream_that_never_ends_holds_a_place_for_a_minute_only() -> None:
     ids=["of another pod of this name", "of an engine that was started anew", "rotated"],
 )
 def test_a_log_whose_beginning_is_gone_tells_nothing(log: bytes) -> None:
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [UNKNOWN]
 
@@ -281,8 +287,10 @@ def test_an_engine_that_is_silent_for_minutes_and_then_tells_is_believed() -> No
     """A script that fetches a model first, say."""
     log = timed(USING, loaded(), STARTS, ENDS, READY, at=NOW - 50)
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1, since=NOW - 2000), start(2, since=NOW - 2000, probed=False)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(
+            KEY, [start(1, since=NOW - 2000), start(2, since=NOW - 2000, probed=False)]
+        )
         await asyncio.sleep(1)
         assert results(reader) == [WARM, WARM]
 
@@ -292,8 +300,8 @@ def test_an_engine_that_is_silent_for_minutes_and_then_tells_is_believed() -> No
 def test_a_pod_without_a_probe_that_says_nothing_of_its_beginning_is_given_up() -> None:
     log = timed("served a request\n", READY, at=NOW + 3600)
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1, probed=False)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1, probed=False)])
         await asyncio.sleep(1)
         assert results(reader) == [UNKNOWN]
 
@@ -304,27 +312,27 @@ def test_a_pod_without_a_probe_is_read_again_until_its_engine_is_ready() -> None
     early = timed(USING, STARTS)
     node = Node(pod_1=[early, early, TUNED_LOG])
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1, since=NOW - 60, ready=NOW - 60, probed=False)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1, since=NOW - 60, ready=NOW - 60, probed=False)])
         await asyncio.sleep(1)
         assert results(reader) == [UNKNOWN] and not heard.counted
         await asyncio.sleep(7200)
         assert results(reader) == [TUNED] and heard.counted == [TUNED]
 
     reading(node, body)
-    assert len(node.asked) == 3 <= len(UNREADY)
+    assert len(node.asked) == 3 <= len(UNREADY_RETRY_SECONDS)
 
 
 def test_one_that_never_says_so_is_given_up() -> None:
     node = Node(pod_1=timed(USING, STARTS))
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1, ready=NOW - 60, probed=False)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1, ready=NOW - 60, probed=False)])
         await asyncio.sleep(86400)
         assert results(reader) == [UNKNOWN] and heard.counted == [UNKNOWN]
 
     reading(node, body)
-    assert len(node.asked) == len(UNREADY) + 1
+    assert len(node.asked) == len(UNREADY_RETRY_SECONDS) + 1
 
 
 def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() -> None:
@@ -337,12 +345,12 @@ def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() 
     }
     node.pods = {"pod-1": pod, "pod-2": {**pod, "metadata": {"uid": "another"}}}
 
-    async def body(reader: Starts, heard: Heard) -> None:
+    async def body(reader: LogReader, heard: Heard) -> None:
         written = {**ENGINE, "env": [{"name": "B", "value": "secret too"}]}
         some = [start(number, engine=written) for number in (1, 2, 3)]
-        reader.follow(KEY, some)
+        reader.set_starts(KEY, some)
         await asyncio.sleep(1)
-        known = reader.known(KEY)
+        known = reader.results(KEY)
         assert [known[one.key].differs for one in some] == [("env A", "env B"), (), ()]
         assert "secret" not in repr(known) and "secret" not in repr(reader._entries)
 
@@ -350,25 +358,25 @@ def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() 
 
 
 def test_no_more_than_so_many_starts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMEMBERED", 5)
+    monkeypatch.setattr(module, "MAX_STARTS", 5)
 
-    async def body(reader: Starts, heard: Heard) -> None:
+    async def body(reader: LogReader, heard: Heard) -> None:
         for _ in range(2):
-            reader.follow(KEY, [start(number) for number in range(9)])
+            reader.set_starts(KEY, [start(number) for number in range(9)])
             await asyncio.sleep(1)
             assert sorted(results(reader)) == sorted([WARM] * 5 + [UNKNOWN] * 4), (
                 "nobody waits for the last four"
             )
         assert heard.woken == [KEY]
         for _ in range(2):
-            reader.follow(OTHER, [start(9)])
+            reader.set_starts(OTHER, [start(9)])
             await asyncio.sleep(1)
             assert results(reader, OTHER) == [UNKNOWN]
         assert heard.woken == [KEY, OTHER], "woken once, also where there was room for none"
-        reader.follow(KEY, [start(number) for number in range(6, 9)])
+        reader.set_starts(KEY, [start(number) for number in range(6, 9)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM] * 3, "there is room again"
-        reader.follow(OTHER, [])
+        reader.set_starts(OTHER, [])
         assert results(reader, OTHER) == []
 
     heard = reading(Node(), body)
@@ -378,11 +386,11 @@ def test_no_more_than_so_many_starts_are_remembered(monkeypatch: pytest.MonkeyPa
 def test_a_start_that_is_gone_while_it_is_read_is_not_counted() -> None:
     node = Node()
 
-    async def body(reader: Starts, heard: Heard) -> None:
+    async def body(reader: LogReader, heard: Heard) -> None:
         node.hold = asyncio.Event()
-        reader.follow(KEY, [start(1)])
+        reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
-        reader.follow(KEY, [])
+        reader.set_starts(KEY, [])
         node.hold.set()
         await asyncio.sleep(1)
         assert not heard.counted and not heard.woken and not reader._entries
@@ -404,11 +412,11 @@ def test_no_line_of_a_log_is_kept_or_logged(caplog: pytest.LogCaptureFixture) ->
         )
     )
 
-    async def body(reader: Starts, heard: Heard) -> None:
-        reader.follow(KEY, [start(1)])
+    async def body(reader: LogReader, heard: Heard) -> None:
+        reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [TUNED] and PARTIAL not in results(reader)
-        assert secret not in repr(reader.known(KEY)) and secret not in repr(vars(reader))
+        assert secret not in repr(reader.results(KEY)) and secret not in repr(vars(reader))
 
     with caplog.at_level(logging.DEBUG):
         reading(node, body)
@@ -419,7 +427,7 @@ def test_no_line_of_a_log_is_kept_or_logged(caplog: pytest.LogCaptureFixture) ->
 
 
 def look(
-    monkeypatch: pytest.MonkeyPatch, reader: Starts | None, wanted: tuple[EngineStart, ...]
+    monkeypatch: pytest.MonkeyPatch, reader: LogReader | None, wanted: tuple[EngineStart, ...]
 ) -> list[Observed]:
     """One look at a cache, whose decision is that these starts are worth reading; what the decision saw."""
     world, seen = Server(Clock(NOW)), []
@@ -438,10 +446,10 @@ def test_a_look_sees_what_is_known_and_leaves_the_rest_to_the_reader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     node = Node()
-    reader = Starts(node.log, node.get, lambda key: None)
+    reader = LogReader(node.log, node.get, lambda key: None)
     [seen] = look(monkeypatch, reader, (start(1),))
     assert seen.starts == {} and list(reader._entries[KEY]) == [start(1).key] and not node.asked
-    reader._entries[KEY][start(1).key].told = answer = Told(Start(WARM))
+    reader._entries[KEY][start(1).key].result = answer = Told(Start(WARM))
     [seen] = look(monkeypatch, reader, (start(1),))
     assert seen.starts == {start(1).key: answer}
     look(monkeypatch, reader, ())

@@ -11,8 +11,16 @@ import pytest
 from kubernetes.aio.client.configuration import Configuration
 from pretune.api.names import CACHE
 from pretune.api.types import Key
-from pretune.controller.main import DEAD, LABELLED, connection, handlers, kopf_settings, trouble
-from pretune.controller.triggers import Named, Pods
+from pretune.controller.main import (
+    HEALTH_STUCK_SECONDS,
+    LABELLED_KINDS,
+    build_registry,
+    find_problem,
+    kopf_connection,
+    kopf_settings,
+)
+from pretune.controller.pod_watcher import PodWatcher
+from pretune.controller.reference_watcher import Reference
 
 from tests.unit.objects import cache
 
@@ -23,7 +31,7 @@ class Woken:
     def __init__(self, stuck: float = 0.0) -> None:
         self.keys: list[Key] = []
         self.urgent: list[bool] = []
-        self.followed: dict[Key, frozenset[Named]] = {}
+        self.followed: dict[Key, frozenset[Reference]] = {}
         self._stuck = stuck
         self.written = ""  # resourceVersion of our last write
 
@@ -37,15 +45,15 @@ class Woken:
         self.keys.append(key)
         self.urgent.append(urgent)
 
-    def follow(self, key: Key, objects: Any) -> None:
-        self.followed[key] = frozenset(objects)
+    def set_references(self, key: Key, references: Any) -> None:
+        self.followed[key] = frozenset(references)
 
-    def stuck(self) -> float:
+    def stuck_seconds(self) -> float:
         return self._stuck
 
 
 def handle(woken: Woken, handler: str, **told: Any) -> None:
-    registry: Any = handlers(woken, woken, woken)  # type: ignore[arg-type]
+    registry: Any = build_registry(woken, woken, woken)  # type: ignore[arg-type]
     found = next(
         one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler
     )
@@ -56,9 +64,9 @@ def test_a_cache_wakes_its_key_and_is_followed_to_what_it_names_until_it_is_dele
     ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}
     obj, woken, key = cache(source={"workloadRef": ref}), Woken(), Key("inference", "qwen3")
     told = {"namespace": "inference", "name": "qwen3"}
-    handle(woken, "cache", event={"type": None, "object": obj}, **told)
+    handle(woken, "on_cache_event", event={"type": None, "object": obj}, **told)
     assert woken.keys == [key] and [one.name for one in woken.followed[key]] == ["serving"]
-    handle(woken, "cache", event={"type": "DELETED", "object": obj}, **told)
+    handle(woken, "on_cache_event", event={"type": "DELETED", "object": obj}, **told)
     assert woken.keys == [key, key] and woken.followed[key] == frozenset()
     assert woken.urgent == [False, True]  # a start's list is long, and an end lets pods go
 
@@ -67,10 +75,10 @@ def test_our_own_status_write_is_no_news_but_anybody_elses_is() -> None:
     obj, woken = cache(), Woken()
     told = {"namespace": "inference", "name": "qwen3"}
     woken.written = obj["metadata"]["resourceVersion"]
-    handle(woken, "cache", event={"type": "MODIFIED", "object": obj}, **told)
+    handle(woken, "on_cache_event", event={"type": "MODIFIED", "object": obj}, **told)
     assert not woken.keys
     other = {**obj, "metadata": {**obj["metadata"], "resourceVersion": "2"}}
-    handle(woken, "cache", event={"type": "MODIFIED", "object": other}, **told)
+    handle(woken, "on_cache_event", event={"type": "MODIFIED", "object": other}, **told)
     assert len(woken.keys) == 1 and woken.urgent == [True]
 
 
@@ -97,14 +105,14 @@ def test_a_consumers_news_is_none_of_the_caches_events_and_always_heard() -> Non
 
     async def story() -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(Pods(watch, woken.wake, free).run(), 0.05)
+            await asyncio.wait_for(PodWatcher(watch, woken.wake, free).run(), 0.05)
 
     asyncio.run(story())
     assert woken.keys == [Key("ns", "demo")]
 
 
 def test_kopf_watches_no_pods() -> None:
-    registry: Any = handlers(Woken(), Woken(), Woken())  # type: ignore[arg-type]
+    registry: Any = build_registry(Woken(), Woken(), Woken())  # type: ignore[arg-type]
     watched = {
         one.selector.any_name or one.selector.plural
         for one in registry._watching.get_all_handlers()
@@ -115,21 +123,21 @@ def test_kopf_watches_no_pods() -> None:
 def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
     woken = Woken()
     handle(
-        woken, "part", namespace="ns", labels={CACHE: "", "app": "x"}
+        woken, "on_labelled_event", namespace="ns", labels={CACHE: "", "app": "x"}
     )  # valid, and no cache's name
-    handle(woken, "part", namespace="ns", labels={CACHE: "demo", "app": "x"})
+    handle(woken, "on_labelled_event", namespace="ns", labels={CACHE: "demo", "app": "x"})
     assert woken.keys == [Key("ns", "demo")]
 
 
 def test_kopf_has_no_handler_that_could_write_to_an_object() -> None:
-    registry: Any = handlers(Woken(), Woken(), Woken())  # type: ignore[arg-type]
+    registry: Any = build_registry(Woken(), Woken(), Woken())  # type: ignore[arg-type]
     for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert not part.get_all_handlers()
 
 
 def test_jobs_pods_and_claims_are_filtered_by_the_api_server() -> None:
     selectors = kopf_settings().watching.label_selectors
-    assert [selectors[kind] for kind in LABELLED] == [CACHE] * 3
+    assert [selectors[kind] for kind in LABELLED_KINDS] == [CACHE] * 2
 
 
 @pytest.mark.parametrize(
@@ -143,14 +151,19 @@ def test_kopf_reaches_the_same_cluster_as_the_same_identity(
     config.ssl_ca_cert, config.cert_file, config.key_file = "ca.crt", "me.crt", "me.key"
     if key:
         config.api_key["BearerToken"] = key
-    info = connection(config)
+    info = kopf_connection(config)
     assert (info.server, info.ca_path, info.insecure) == ("https://10.0.0.1:443", "ca.crt", False)
     assert (info.certificate_path, info.private_key_path) == ("me.crt", "me.key")
     assert (info.scheme, info.token) == (scheme, token)
 
 
 @pytest.mark.parametrize(
-    ("stuck", "words"), [(0.0, ""), (DEAD - 1, ""), (DEAD, "the queue has not moved for 60 s")]
+    ("stuck", "words"),
+    [
+        (0.0, ""),
+        (HEALTH_STUCK_SECONDS - 1, ""),
+        (HEALTH_STUCK_SECONDS, "the queue has not moved for 60 s"),
+    ],
 )
 def test_the_kubelet_is_told_when_the_queue_does_not_move(stuck: float, words: str) -> None:
-    assert trouble(Woken(stuck)) == words  # type: ignore[arg-type]
+    assert find_problem(Woken(stuck)) == words  # type: ignore[arg-type]

@@ -55,7 +55,9 @@ def look(
     """One run, which read a record as `before` and wrote it as `after`; None: there was none."""
     read = cache({"bundles": [before] if before else []})
     written = {"bundles": [after] if after else [], **status}
-    metrics.written(seen(read, pods=tuple(one.object for one in pods)), Plan(status=written), now)
+    metrics.count_status(
+        seen(read, pods=tuple(one.object for one in pods)), Plan(status=written), now
+    )
 
 
 def tuning(attempts: int = 1, **more: Any) -> Object:
@@ -250,7 +252,7 @@ def test_a_cache_that_is_deleted_leaves_no_series() -> None:
     assert KEY.name in metrics.exposition().decode()
     gone = Observed(KEY, seen().settings, "", None)
     for _ in range(2):
-        metrics.written(gone, Plan(), NOW)
+        metrics.count_status(gone, Plan(), NOW)
     text = metrics.exposition().decode()
     assert KEY.name not in text and KEY.namespace not in text
     assert attempts(metrics) == {"EngineFailed": 1}  # what happened has happened
@@ -259,7 +261,7 @@ def test_a_cache_that_is_deleted_leaves_no_series() -> None:
 def test_a_cache_that_is_being_deleted_keeps_its_series_until_it_is_gone() -> None:
     metrics = ControllerMetrics()
     look(metrics, None, sealed())
-    metrics.written(seen(cache()), Plan(), NOW)
+    metrics.count_status(seen(cache()), Plan(), NOW)
     assert value(metrics, "pretune_bundles", state="Sealed", **HERE) == 1
 
 
@@ -279,7 +281,9 @@ def test_releases_and_rescues_are_counted_of_what_was_carried_out() -> None:
         Patch("release Pod q", target, {}, strategic=True),
     )
     released = (Released("Sealed", 700.0), Released("Sealed", 10.0), Released("TimedOut", 3600.0))
-    metrics.carried_out(Plan(after=after, released=released, events=(Event("Rescued", ""),)))
+    plan = Plan(after=after, released=released, events=(Event("Rescued", ""),))
+    metrics.count_releases(plan)
+    metrics.count_rescues(plan)
     assert value(metrics, "pretune_rescued_pods_total") == 1
     assert value(metrics, "pretune_hold_seconds_count", cause="Sealed") == 2
     assert value(metrics, "pretune_hold_seconds_sum", cause="Sealed") == 710
@@ -347,9 +351,9 @@ async def test_a_look_is_timed_however_it_ends() -> None:
     async def ill() -> float:
         raise OSError("gone")
 
-    assert await metrics.timed(well()) == 5.0
+    assert await metrics.time_reconcile(well()) == 5.0
     with pytest.raises(OSError, match="gone"):
-        await metrics.timed(ill())
+        await metrics.time_reconcile(ill())
     assert value(metrics, "pretune_reconcile_seconds_count") == 2
     assert value(metrics, "pretune_reconcile_seconds_bucket", le="0.01") == 1
     assert value(metrics, "pretune_reconcile_errors_total") == 1
@@ -373,8 +377,8 @@ def test_what_the_process_knows_is_asked_for_when_somebody_looks() -> None:
 def test_starts_are_counted_by_what_their_logs_say_and_forgotten_with_their_cache() -> None:
     metrics = ControllerMetrics()
     for result in ("warm", "warm", "tuned"):
-        metrics.start(KEY, result)
-    metrics.unread("Forbidden")
+        metrics.count_start(KEY, result)
+    metrics.count_read_failure("Forbidden")
     look(
         metrics,
         None,
@@ -386,7 +390,7 @@ def test_starts_are_counted_by_what_their_logs_say_and_forgotten_with_their_cach
     assert value(metrics, "pretune_consumers", **HERE, state="tuned") == 1
     assert value(metrics, "pretune_gpu_seconds_saved", **HERE) == 640
     assert value(metrics, "pretune_start_read_failures_total", reason="Forbidden") == 1
-    metrics.written(Observed(KEY, SETTINGS, "pretune-agent-0", None), Plan(), NOW)
+    metrics.count_status(Observed(KEY, SETTINGS, "pretune-agent-0", None), Plan(), NOW)
     for name in ("pretune_starts_total", "pretune_consumers", "pretune_gpu_seconds_saved"):
         assert not samples(metrics, name)
 

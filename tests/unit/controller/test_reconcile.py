@@ -15,16 +15,16 @@ from pretune.api.names import CACHE, HOLD, ROLE
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
 from pretune.controller.reconcile import (
-    LET_GO,
-    LOOK,
-    TOGETHER,
-    carry_out,
-    carry_out_together,
-    difference,
-    free,
+    MAX_CONCURRENT_CALLS,
+    RECONCILE_TIMEOUT_SECONDS,
+    RELEASE_TIMEOUT_SECONDS,
+    apply_actions,
+    apply_concurrently,
+    merge_patch,
     reconcile,
+    release_orphaned_pods,
 )
-from pretune.controller.workqueue import LIMIT
+from pretune.controller.workqueue import RUN_TIMEOUT_SECONDS
 from pretune.kube.types import ApiError, Cluster, Event
 from pretune.manifests.gate import release_patch
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
@@ -54,7 +54,7 @@ def refuse(world: Server, kind: str, code: int) -> None:
 
 
 def act(world: Server, *actions: Action) -> dict[str, Outcome]:
-    return asyncio.run(carry_out(KEY, actions, Client(world)))
+    return asyncio.run(apply_actions(KEY, actions, Client(world)))
 
 
 def play(
@@ -164,7 +164,7 @@ KUEUES = ["kueue.x-k8s.io/admission"]
 
 
 def together(client: Client, *actions: Action) -> list[Exception]:
-    return asyncio.run(carry_out_together(KEY, actions, client))
+    return asyncio.run(apply_concurrently(KEY, actions, client))
 
 
 def test_a_release_takes_our_gate_from_every_pod_and_leaves_the_others(world: Server) -> None:
@@ -222,11 +222,11 @@ def test_some_are_carried_out_at_a_time_and_no_more(world: Server) -> None:
 
     async def story() -> float:
         began = asyncio.get_running_loop().time()
-        assert await carry_out_together(KEY, map(released, pods), client) == []
+        assert await apply_concurrently(KEY, map(released, pods), client) == []
         return asyncio.get_running_loop().time() - began
 
     assert virtual.run(story()) == 7.0
-    assert client.most == TOGETHER == 16
+    assert client.most == MAX_CONCURRENT_CALLS == 16
     assert set(map(tuple, gates(world).values())) == {tuple(KUEUES)}
 
 
@@ -234,8 +234,8 @@ def test_where_nobody_answers_not_everyone_is_asked(world: Server) -> None:
     client = Slow(world)
     client.silent = True
     pods = [gated(world, f"p{n}") for n in range(100)]
-    failed = virtual.run(carry_out_together(KEY, map(released, pods), client))
-    assert len(client.calls) == len(failed) == TOGETHER
+    failed = virtual.run(apply_concurrently(KEY, map(released, pods), client))
+    assert len(client.calls) == len(failed) == MAX_CONCURRENT_CALLS
 
 
 def test_what_the_status_says_is_told_though_a_pod_is_not_let_go_which_is_tried_again(
@@ -378,7 +378,7 @@ def test_pods_are_held_though_their_cache_cannot_be_looked_at(
         play(world, stumble, monkeypatch)
     assert let_go(world) == free
     said = [(one.reason, one.message, one.warning) for one in world.events]
-    words = "1 pods: spec.hold.timeoutSeconds is over, and the cache cannot be looked at: 'a fault of ours'"
+    words = "1 pods: spec.hold.timeoutSeconds has passed, and the cache cannot be reconciled: 'a fault of ours'"
     assert said == ([("Released", words, True)] if free else [])
 
 
@@ -453,7 +453,11 @@ def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_end
             await reconcile(KEY, client, SETTINGS, world.clock)
         return asyncio.get_running_loop().time() - began
 
-    assert virtual.run(story()) == LOOK + LET_GO < LIMIT
+    assert (
+        virtual.run(story())
+        == RECONCILE_TIMEOUT_SECONDS + RELEASE_TIMEOUT_SECONDS
+        < RUN_TIMEOUT_SECONDS
+    )
 
 
 def test_the_first_error_is_told_whatever_else_fails(
@@ -462,7 +466,7 @@ def test_the_first_error_is_told_whatever_else_fails(
     async def refused(key: Key, cluster: Cluster) -> tuple[Object, ...]:
         raise ApiError(503, "", "try again")
 
-    monkeypatch.setattr(pretune.controller.reconcile, "held", refused)
+    monkeypatch.setattr(pretune.controller.reconcile, "list_held_pods", refused)
     with pytest.raises(KeyError):
         play(world, stumble, monkeypatch)
 
@@ -503,13 +507,13 @@ def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no
     stray(world, "bare", "another")
     for name in ("bare", "empty", "part", "held", "gone"):
         before = gates(world)
-        asyncio.run(free(Client(world), KEY.namespace, name))
+        asyncio.run(release_orphaned_pods(Client(world), KEY.namespace, name))
         expected = {name: KUEUES} if name in before and name != "held" else {}
         assert gates(world) == {**before, **expected}
     assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [
         2
     ]
-    asyncio.run(free(Client(world)))
+    asyncio.run(release_orphaned_pods(Client(world)))
     assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [
         1
     ]
@@ -520,7 +524,7 @@ def test_a_pod_that_cannot_be_freed_is_an_error_so_that_it_is_tried_again(world:
     stray(world, "bare")
     refuse(world, "Pod", 503)
     with pytest.raises(ApiError, match="503"):
-        asyncio.run(free(Client(world), KEY.namespace, "bare"))
+        asyncio.run(release_orphaned_pods(Client(world), KEY.namespace, "bare"))
 
 
 # --- the story
@@ -668,6 +672,6 @@ OBJECTS: Any = st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4)
 def test_the_difference_makes_one_out_of_the_other_and_is_empty_only_between_equals(
     old: Object, new: Object
 ) -> None:
-    patch = difference(old, new)
+    patch = merge_patch(old, new)
     assert _merge(old, patch) == new
     assert bool(patch) == (old != new)

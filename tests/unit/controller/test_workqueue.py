@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pretune.api.types import Key
-from pretune.controller.workqueue import BURST, LIMIT, RATE, URGENT_BURST, URGENT_RATE, Queue
+from pretune.controller.workqueue import (
+    BURST,
+    RUN_TIMEOUT_SECONDS,
+    SECONDS_PER_RUN,
+    URGENT_BURST,
+    URGENT_SECONDS_PER_RUN,
+    Queue,
+)
 
 from tests.unit.virtual import run
 
@@ -184,7 +191,7 @@ def test_a_storm_on_one_key_holds_up_no_other() -> None:
 
 def test_a_run_that_never_ends_is_ended_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     work = Work(takes=float(10**6))
-    play(work, wakes(0, until=LIMIT + 0.5))
+    play(work, wakes(0, until=RUN_TIMEOUT_SECONDS + 0.5))
     assert "ns/a: TimeoutError, tried again in 1 s" in caplog.messages
 
 
@@ -197,16 +204,16 @@ def test_a_queue_is_stuck_only_while_keys_wait_and_nothing_moves() -> None:
     said: list[float] = []
 
     async def story(queue: Queue) -> None:
-        said.append(queue.stuck())  # idle
+        said.append(queue.stuck_seconds())  # idle
         queue.wake(A)
         await asyncio.sleep(50)
-        said.append(queue.stuck())  # one runs, none waits
+        said.append(queue.stuck_seconds())  # one runs, none waits
         queue.wake(B)
         await asyncio.sleep(20)
-        said.append(queue.stuck())  # one waits since 20 s
+        said.append(queue.stuck_seconds())  # one waits since 20 s
         await asyncio.sleep(60)
         said.append(
-            queue.stuck()
+            queue.stuck_seconds()
         )  # it runs; the first was ended after two minutes, and waits again since 9 s
 
     play(Work(takes=1000.0), story, workers=1)
@@ -222,7 +229,7 @@ def test_a_key_that_went_to_the_front_does_not_count_as_waiting_where_it_was() -
         queue.wake(B)
         queue.wake(B, urgent=True)
         await asyncio.sleep(119 + 50)
-        said.append(queue.stuck())  # B runs since 50 s; A, which was ended, waits again
+        said.append(queue.stuck_seconds())  # B runs since 50 s; A, which was ended, waits again
 
     play(Work(takes=1000.0), story, workers=1)
     assert said == [49]
@@ -237,7 +244,7 @@ def test_nothing_waits_once_an_urgent_key_runs() -> None:
         queue.wake(B)
         queue.wake(B, urgent=True)
         await asyncio.sleep(50)
-        said.append(queue.stuck())
+        said.append(queue.stuck_seconds())
 
     play(Work({A: [None]}, takes=20.0), story, workers=1)
     assert said == [0]
@@ -288,8 +295,8 @@ def test_whatever_comes_keys_never_overlap_never_storm_and_every_event_is_answer
         starts = [began for began, _ in spans]
         for first, at in enumerate(starts):
             for last in range(first, len(starts)):
-                calm = BURST + (starts[last] - at) / RATE
-                hurried = URGENT_BURST + (starts[last] - at) / URGENT_RATE
+                calm = BURST + (starts[last] - at) / SECONDS_PER_RUN
+                hurried = URGENT_BURST + (starts[last] - at) / URGENT_SECONDS_PER_RUN
                 hurried = min(hurried, sum(urgent for one, _, urgent in events if one == key))
                 assert last - first + 1 <= calm + hurried + 1e-6
         woken = [at for one, at, _ in events if one == key]

@@ -16,7 +16,7 @@ from pretune.api.names import BUNDLE, REASON, SEED_CONTAINER
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
-from pretune.controller import observe
+from pretune.controller import project
 from pretune.policy.model import Delete
 from pretune.policy.plan_builder import Draft
 from pretune.policy.pods import start_failures
@@ -800,13 +800,13 @@ def _failing(number: int) -> Consumer:
 def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
     for name in SEEN:
         whole, cut = real(name), real(name)
-        object.__setattr__(cut, "object", observe._consumer(whole.object))
+        object.__setattr__(cut, "object", project.consumer(whole.object))
         assert judge(cut) == judge(whole), name
         assert suspect(cut.object, LATER) is suspect(whole.object, LATER)
     devices = changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES)
-    cut_spec = observe._consumer(devices.object)["spec"]
+    cut_spec = project.consumer(devices.object)["spec"]
     assert cut_spec["resourceClaims"] == [{"name": "gpus"}]
-    assert judge(dataclasses.replace(devices, object=observe._consumer(devices.object))) is None
+    assert judge(dataclasses.replace(devices, object=project.consumer(devices.object))) is None
 
 
 @pytest.mark.parametrize(

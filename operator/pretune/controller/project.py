@@ -1,0 +1,151 @@
+"""What is kept of an object that was read: the fields in use, and never the value of a variable.
+
+But for a consumer that is its own template, which is kept whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretune.api.names import GROUP, ROLE, SEED_CONTAINER
+from pretune.api.types import Object
+from pretune.podspec.workloads import origin_of
+
+
+def without_managed_fields(obj: Object) -> Object:
+    """Return the object without the record of who wrote which field, often its larger half."""
+    meta = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+    return {**obj, "metadata": meta}
+
+
+def job(job: Object) -> Object:
+    """Return a Job without its pod template."""
+    spec = {name: value for name, value in job["spec"].items() if name != "template"}
+    return {**without_managed_fields(job), "spec": spec}
+
+
+def pod(pod: Object) -> Object:
+    """Return a pod that has the cache's label: one of ours, or a consumer.
+
+    Of ours, what says how its attempt stands. A consumer as `consumer` does, or whole where it is
+    its own template.
+    """
+    if ROLE not in pod["metadata"]["labels"]:
+        return pod if origin_of(pod) is None else consumer(pod)
+    spec = pod.get("spec") or {}
+    containers = {
+        field: [
+            _only(container, "name", "image", "resources") for container in spec.get(field) or ()
+        ]
+        for field in ("initContainers", "containers")
+    }
+    return {
+        **_only(pod, "apiVersion", "kind"),
+        "metadata": without_managed_fields(pod)["metadata"],
+        "spec": {
+            **_only(spec, "nodeName", "activeDeadlineSeconds"),
+            "volumes": _volumes(pod),
+            **containers,
+        },
+        "status": pod.get("status") or {},
+    }
+
+
+def consumer(pod: Object) -> Object:
+    """Return which consumer it is, what it was given, where it is and how it stands.
+
+    The projection of a projection is the same.
+    """
+    meta, status = without_managed_fields(pod)["metadata"], pod.get("status") or {}
+    annotations = {
+        name: value
+        for name, value in (meta.get("annotations") or {}).items()
+        if name.startswith(f"{GROUP}/")
+    }
+    devices = [
+        _only(claim, "name") for claim in (pod.get("spec") or {}).get("resourceClaims") or ()
+    ]
+    return {
+        **_only(pod, "apiVersion", "kind"),
+        "metadata": {**meta, "annotations": annotations},
+        "spec": {
+            **_only(pod.get("spec"), "nodeName", "nodeSelector", "schedulingGates"),
+            **({"resourceClaims": devices} if devices else {}),
+            "volumes": _volumes(pod),
+        },
+        "status": {
+            **_only(status, "phase", "reason", "conditions"),
+            **{
+                field: [_container_status(container) for container in status[field]]
+                for field in ("initContainerStatuses", "containerStatuses")
+                if field in status
+            },
+        },
+    }
+
+
+def mounts(pod: Object) -> Object:
+    """Return the names of the claims and the ConfigMaps that a pod mounts."""
+    volumes = _volumes(pod)
+    return {
+        "metadata": {"name": pod["metadata"]["name"]},
+        "claims": [
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in volumes
+            if "persistentVolumeClaim" in volume
+        ],
+        "configMaps": [
+            volume["configMap"].get("name", "") for volume in volumes if "configMap" in volume
+        ],
+    }
+
+
+def gates(pod: Object) -> Object:
+    """Return a pod's labels and scheduling gates, and what a patch of it needs."""
+    return {
+        **_only(pod, "apiVersion", "kind"),
+        "metadata": _only(pod["metadata"], "namespace", "name", "uid", "labels"),
+        "spec": {"schedulingGates": pod["spec"].get("schedulingGates") or []},
+    }
+
+
+def event(event: Object) -> Object:
+    """Return what an event says, and when."""
+    return _only(
+        without_managed_fields(event),
+        *("metadata", "type", "reason", "message", "count", "lastTimestamp", "eventTime"),
+    )
+
+
+def _only(source: Any, *names: str) -> Object:
+    return {name: source[name] for name in names if name in (source or {})}
+
+
+def _volumes(pod: Object) -> list[Object]:
+    """Return the volumes that can be missing or shared: claims, and ConfigMaps by name."""
+    by_name = ("configMap", "ephemeral")
+    return [
+        {
+            **_only(volume, "name", "persistentVolumeClaim"),
+            **{kind: _only(volume[kind], "name") for kind in by_name if kind in volume},
+        }
+        for volume in (pod.get("spec") or {}).get("volumes") or ()
+        if any(kind in volume for kind in ("persistentVolumeClaim", *by_name))
+    ]
+
+
+def _container_status(container: Object) -> Object:
+    """Return how a container stands.
+
+    Its termination message is kept of our seed container only: others may write anything there.
+    """
+    status = _only(
+        container,
+        *("name", "imageID", "ready", "started", "restartCount", "state", "lastState"),
+    )
+    if container["name"] != SEED_CONTAINER:
+        for field in ("state", "lastState"):
+            if end := (status.get(field) or {}).get("terminated"):
+                kept = {name: value for name, value in end.items() if name != "message"}
+                status[field] = {"terminated": kept}
+    return status
