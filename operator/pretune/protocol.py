@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Dict, List, Mapping, Optional, Type, TypeVar
+from typing import Any, Dict, List, Mapping, Optional, Union, cast
 
 SCHEMA = "pretune.dev/bundle/v1"
 TASK_VARIABLE = "PRETUNE_TASK"
@@ -30,7 +31,19 @@ REPORT_BYTES = 700
 ANSWER_BYTES = 4000  # of inspect, which is alone in its pod
 ANSWERS = 8  # bundles that one inspect answers for, so that its report stays within ANSWER_BYTES
 
-T = TypeVar("T")
+# How an engine's files may lie in a bundle; the CRD's enum of status.bundles[].layout.
+MANAGED, PER_RANK, SHARED, EMPTY = "Managed", "PerRank", "Shared", "Empty"
+LAYOUTS = (EMPTY, MANAGED, PER_RANK, SHARED)
+
+# Bounds of what is read.
+MAX_MESSAGE = 4096  # characters of a report: the kubelet cuts a termination message there
+MAX_TEXT = 1 << 20  # characters of any other text
+MAX_NUMBER = 2**31 - 1  # the status' integers are of 32 bits
+MAX_ID = 2**32 - 1  # of a user or group
+MAX_GROUPS = 128
+MAX_PARTS = 16
+MAX_FILES = 10000  # of a bundle
+MAX_BYTES = 256 * 1024 * 1024  # of a bundle
 
 
 class WireError(ValueError):
@@ -117,29 +130,23 @@ class Manifest:
 
     @classmethod
     def load(cls, raw: bytes) -> "Manifest":
-        """Raises WireError when the bytes are not a manifest of this schema."""
-        data = _object(raw, "manifest")
-        if data.get("schema") != SCHEMA:
-            raise WireError(
-                "manifest: schema is %r, this release reads %r" % (data.get("schema"), SCHEMA)
-            )
-        try:
-            parts = [
-                _build(Part, {**part, "files": [_build(File, f) for f in part["files"]]})
-                for part in data["parts"]
-            ]
-            return _build(
-                cls,
-                {
-                    **data,
-                    "inputs": _build(Inputs, data["inputs"]),
-                    "versions": _build(Versions, data["versions"]),
-                    "writer": _build(Writer, data["writer"]),
-                    "parts": parts,
-                },
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise WireError("manifest: %s" % error) from None
+        """Return the manifest. Raises WireError when the bytes are not a manifest of this schema."""
+        data = _Fields(_json(raw, "manifest"), "manifest")
+        schema = data.text("schema")
+        if schema != SCHEMA:
+            raise WireError("manifest: schema is %r, this release reads %r" % (schema, SCHEMA))
+        return cls(
+            id=data.text("id"),
+            cache=data.text("cache"),
+            inputs=_inputs(data.object("inputs")),
+            versions=_versions(data.object("versions")),
+            writer=_writer(data.object("writer")),
+            gpus=data.number("gpus"),
+            tunedSeconds=data.number("tunedSeconds"),
+            sealedAt=data.timestamp("sealedAt"),
+            parts=[_part(part) for part in data.objects("parts", MAX_PARTS)],
+            message=data.text("message", "", most=MAX_TEXT),
+        )
 
 
 def digest(manifest: bytes) -> str:
@@ -174,10 +181,25 @@ class Task:
 
     @classmethod
     def load(cls, raw: str) -> "Task":
-        data = _object(raw.encode(), "task")
-        if data.get("inputs") is not None:
-            data["inputs"] = _build(Inputs, data["inputs"])
-        return _build(cls, data)
+        """Return the task. Raises WireError, which names the field."""
+        data = _Fields(_json(raw, "task"), "task")
+        inputs, ready = data.optional("inputs"), data.data.get("ready")
+        return cls(
+            cache=data.text("cache"),
+            subPath=data.text("subPath", ""),
+            inputs=None if inputs is None else _inputs(inputs),
+            gpus=data.number("gpus", 0),
+            command=data.texts("command"),
+            ready=None if ready is None else data.text("ready"),
+            headers=data.text_map("headers"),
+            ids=data.texts("ids"),
+            proven=data.flag("proven"),
+            onClaim=data.flag("onClaim"),
+            source=data.text("source", ""),
+        )
+
+
+_OF_A_BUNDLE = ("Sealed", "NothingToTune")  # reasons of a report that says what a bundle is
 
 
 @dataclass(frozen=True)
@@ -226,21 +248,47 @@ class Report:
 
     @classmethod
     def load(cls, raw: str) -> "Optional[Report]":
-        """None when the text is no report of ours: another program's words, or cut off."""
+        """Return the report, with every field of its declared type and within its bounds.
+
+        None for any other text: another program's words, a report that was cut off or is malformed.
+        A tenant's pod may say anything here, so nothing of it is trusted.
+        """
+        if len(raw) > MAX_MESSAGE:
+            return None
         try:
-            return cls._of(_object(raw.encode(), "report"))
+            return cls._from(_Fields(_json(raw, "report"), "report"), nested=False)
         except WireError:
             return None
 
     @classmethod
-    def _of(cls, data: Dict[str, Any]) -> "Report":
-        for name, kind in (("versions", Versions), ("writer", Writer)):
-            if data.get(name) is not None:
-                data[name] = _build(kind, data[name])
-        data["bundles"] = [cls._of(one) for one in data.get("bundles", [])]
-        if not data.get("by") or not data.get("reason"):
+    def _from(cls, data: "_Fields", nested: bool) -> "Report":
+        versions, writer = data.optional("versions"), data.optional("writer")
+        bundles = [] if nested else data.objects("bundles", ANSWERS, [])
+        report = cls(
+            by=data.text("by", most=16),
+            reason=data.text("reason", most=64),
+            message=data.text("message", "", most=MAX_MESSAGE),
+            id=data.text("id", "", most=63),
+            layout=data.text("layout", "", most=32),
+            entries=data.number("entries", 0),
+            digest=data.text("digest", "", most=128),
+            versions=None if versions is None else _versions(versions),
+            writer=None if writer is None else _writer(writer),
+            seconds=data.number("seconds", 0),
+            newEntries=data.number("newEntries", 0),
+            proven=data.flag("proven"),
+            at=data.timestamp("at", ""),
+            fingerprint=data.text("fingerprint", "", most=64),
+            bundles=[cls._from(bundle, nested=True) for bundle in bundles],
+            more=data.number("more", 0),
+        )
+        if not report.by or not report.reason:
             raise WireError("report: no by or no reason")
-        return _build(cls, data)
+        if report.layout not in ("", *LAYOUTS):
+            raise WireError("report: layout %r is unknown" % report.layout)
+        if report.reason in _OF_A_BUNDLE and not (report.layout and report.digest and report.at):
+            raise WireError("report: a bundle without layout, digest or time")
+        return report
 
 
 def _lean(value: Any) -> Any:
@@ -264,22 +312,164 @@ def _compact(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
-def _object(raw: bytes, what: str) -> Dict[str, Any]:
+def _json(raw: Union[str, bytes], what: str) -> Any:
     try:
-        data = json.loads(raw)
-    except (ValueError, UnicodeDecodeError) as error:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise WireError("%s: not JSON: %s" % (what, error)) from None
-    if not isinstance(data, dict):
-        raise WireError("%s: not an object" % what)
-    return data
 
 
-def _build(kind: Type[T], data: Mapping[str, Any]) -> T:
-    """The dataclass from a mapping: unknown fields are left out (a newer writer), missing ones are named."""
-    if not isinstance(data, Mapping):
-        raise WireError("%s: not an object" % kind.__name__)
-    known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+class _Fields:
+    """The fields of a JSON object, each read with its type and bounds.
+
+    Every method raises WireError, which names the field. `default` is what a field that is absent
+    has; without one it has to be there. Fields that are not asked for are left out (a newer writer).
+    """
+
+    def __init__(self, data: Any, what: str) -> None:
+        if not isinstance(data, dict):
+            raise WireError("%s: not an object" % what)
+        self.data: Dict[str, Any] = data
+        self.what = what
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.data.get(name, default)
+        if value is None:
+            raise WireError("%s: no %s" % (self.what, name))
+        return value
+
+    def _error(self, name: str, expected: str) -> WireError:
+        return WireError("%s: %s is not %s" % (self.what, name, expected))
+
+    def text(self, name: str, default: Optional[str] = None, most: int = MAX_TEXT) -> str:
+        """A text of at most so many characters, which UTF-8 can encode."""
+        value = self._get(name, default)
+        if not _is_text(value, most):
+            raise self._error(name, "a text of at most %d characters" % most)
+        return cast(str, value)
+
+    def texts(self, name: str) -> List[str]:
+        """A list of texts; [] where it is absent."""
+        value = self._get(name, [])
+        if not isinstance(value, list) or not all(_is_text(text, MAX_TEXT) for text in value):
+            raise self._error(name, "a list of texts")
+        return value
+
+    def text_map(self, name: str) -> Dict[str, str]:
+        """An object whose values are texts; {} where it is absent."""
+        value = self._get(name, {})
+        if not isinstance(value, dict) or not all(
+            _is_text(text, MAX_TEXT) for text in value.values()
+        ):
+            raise self._error(name, "an object of texts")
+        return value
+
+    def number(self, name: str, default: Optional[int] = None, most: int = MAX_NUMBER) -> int:
+        """An integer from 0 to `most`."""
+        value = self._get(name, default)
+        if not _is_number(value, most):
+            raise self._error(name, "a number from 0 to %d" % most)
+        return cast(int, value)
+
+    def flag(self, name: str) -> bool:
+        """True or false; false where it is absent."""
+        value = self._get(name, False)
+        if not isinstance(value, bool):
+            raise self._error(name, "true or false")
+        return value
+
+    def timestamp(self, name: str, default: Optional[str] = None) -> str:
+        """A time as time.strftime("%Y-%m-%dT%H:%M:%SZ") writes it."""
+        value = self._get(name, default)
+        if value != default and not (isinstance(value, str) and _is_timestamp(value)):
+            raise self._error(name, "a time in RFC 3339, UTC, without fractions")
+        return cast(str, value)
+
+    def object(self, name: str) -> "_Fields":
+        """The fields of an object below."""
+        return _Fields(self._get(name, None), name)
+
+    def optional(self, name: str) -> "Optional[_Fields]":
+        """The fields of an object below; None where it is absent."""
+        return None if self.data.get(name) is None else self.object(name)
+
+    def objects(self, name: str, most: int, default: Optional[List[Any]] = None) -> "List[_Fields]":
+        """The fields of each object of a list of at most so many."""
+        value = self._get(name, default)
+        if not isinstance(value, list) or len(value) > most:
+            raise self._error(name, "a list of at most %d objects" % most)
+        return [_Fields(item, name) for item in value]
+
+
+def _is_text(value: Any, most: int) -> bool:
+    if not isinstance(value, str) or len(value) > most:
+        return False
+    if value.isascii():
+        return True
     try:
-        return kind(**{name: value for name, value in data.items() if name in known})
-    except TypeError as error:
-        raise WireError("%s: %s" % (kind.__name__, error)) from None
+        value.encode()  # half of a surrogate pair cannot be written anywhere
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_number(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+_TIMESTAMP = re.compile(r"(19[7-9]\d|20\d\d)-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)Z", re.ASCII)
+_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+def _is_timestamp(text: str) -> bool:
+    """Whether the text is a time of the years 1970 (a node's clock may be wrong) to 2099. By hand, since seed reads a manifest in every pod
+    and time.strptime imports a calendar."""
+    found = _TIMESTAMP.fullmatch(text)
+    if found is None:
+        return False
+    year, month, day, hour, minute, second = (int(number) for number in found.groups())
+    if not 1 <= month <= 12 or (month == 2 and year % 4 and day > 28):
+        return False
+    return 1 <= day <= _DAYS[month - 1] and hour < 24 and minute < 60 and second < 60
+
+
+def _inputs(data: _Fields) -> Inputs:
+    placement = data.data.get("nodeSelector")
+    if not isinstance(placement, dict):
+        raise WireError("inputs: nodeSelector is not an object")
+    return Inputs(data.text("fingerprint"), data.text("revision"), data.text("target"), placement)
+
+
+def _versions(data: _Fields) -> Versions:
+    return Versions(
+        *(data.text(name, "", most=128) for name in ("vllm", "flashinfer", "cuda", "gpu"))
+    )
+
+
+def _writer(data: _Fields) -> Writer:
+    groups = data.data.get("groups", [])
+    if not (
+        isinstance(groups, list)
+        and len(groups) <= MAX_GROUPS
+        and all(_is_number(gid, MAX_ID) for gid in groups)
+    ):
+        raise WireError("writer: groups is not a list of at most %d group ids" % MAX_GROUPS)
+    return Writer(data.number("uid", most=MAX_ID), data.number("gid", most=MAX_ID), groups)
+
+
+def _part(data: _Fields) -> Part:
+    layout = data.text("layout")
+    if layout not in LAYOUTS:
+        raise WireError("parts: layout %r is unknown" % layout)
+    files = [
+        File(file.text("path"), file.number("size", most=MAX_BYTES), file.text("sha256", most=64))
+        for file in data.objects("files", MAX_FILES)
+    ]
+    return Part(
+        name=data.text("name"),
+        variable=data.text("variable"),
+        layout=layout,
+        entries=data.number("entries"),
+        files=files,
+        folders=data.texts("folders"),
+    )

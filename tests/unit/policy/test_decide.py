@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -366,7 +367,7 @@ def test_a_bundle_that_is_on_the_claim_is_adopted_and_never_tuned_again() -> Non
 
 def test_a_bundle_of_the_same_id_but_another_fingerprint_is_not_ours() -> None:
     [bundle] = ids(cache())
-    other = Report(by="inspect", reason="Sealed", id=bundle, fingerprint="0" * 64, layout="Managed")
+    other = replace(sealed_report(bundle, "inspect"), fingerprint="0" * 64)
     plan = answered(cache(), other)
     assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
 
