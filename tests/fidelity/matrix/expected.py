@@ -58,7 +58,7 @@ def _managed() -> dict[str, Expected]:
         "an operation is missing": missing,
         "another GPU product": other,
         "another FlashInfer": other,
-        "another FlashInfer, untold": other,
+        "another FlashInfer, unrecorded": other,
         "read-only forced": warm,
         "read-only forced, an operation is missing": missing,
         "read-only by hand": replace(warm, operator=by_hand),
@@ -88,7 +88,7 @@ def _files(release: str, layout: str) -> dict[str, Expected]:
         "another FlashInfer": Expected(
             1, "+", _tuned(layout), ("Overlay: Given", "seed: VersionsDiffer")
         ),
-        "another FlashInfer, untold": other,
+        "another FlashInfer, unrecorded": other,
         "read-only forced": replace(warm, operator=forced),
         "read-only forced, an operation is missing": replace(
             missing if shared else crash, operator=forced

@@ -176,7 +176,7 @@ class _Play:
         adopted(
             "foreign", of_another_flashinfer, "another FlashInfer", flashinfer=ANOTHER_FLASHINFER
         )
-        adopted("untold", of_another_flashinfer, "another FlashInfer, untold", flashinfer="")
+        adopted("untold", of_another_flashinfer, "another FlashInfer, unrecorded", flashinfer="")
 
     # --- the cells
 
@@ -189,7 +189,7 @@ class _Play:
         consumer(workers, "an operation is missing", made, "demo", operations=pods.MORE)
         consumer(workers, "another GPU product", made, "demo", gpu=pods.H100)
         consumer(workers, "another FlashInfer", made, "foreign")
-        consumer(workers, "another FlashInfer, untold", made, "untold")
+        consumer(workers, "another FlashInfer, unrecorded", made, "untold")
         consumer(workers, "read-only forced", made, "forced")
         consumer(
             workers,
