@@ -1,4 +1,4 @@
-"""What an installation may choose, read from the environment; charts/pretune sets each of these."""
+"""What an installation may choose, read from the environment; charts/pretune sets each variable."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-SWITCH = ("true", "false")
+BOOLEANS = ("true", "false")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the decisions need to know of the installation."""
+    """What decisions need to know of the installation."""
 
     operator_image: str
     operator_pull_policy: str = "IfNotPresent"
@@ -24,54 +24,49 @@ class Settings:
 
 
 class SettingError(ValueError):
-    """A variable is missing or cannot be; the message names it and says what is expected."""
+    """A variable is missing or invalid; the message names it and what is expected."""
 
 
 @dataclass(frozen=True)
-class Installation:
-    """Of the controller."""
+class ControllerSettings:
+    """Settings of the controller. Behind each: its variable."""
 
     image: str  # PRETUNE_IMAGE: the operator's own, for the Jobs that read and prune a claim
     pull_policy: str = "IfNotPresent"  # PRETUNE_IMAGE_PULL_POLICY, for those Jobs
-    pull_secrets: tuple[
-        str, ...
-    ] = ()  # PRETUNE_IMAGE_PULL_SECRETS: names in the caches' namespaces, comma separated
+    # PRETUNE_IMAGE_PULL_SECRETS: names in the caches' namespaces, comma separated
+    pull_secrets: tuple[str, ...] = ()
     priority_class: str = ""  # PRETUNE_PRIORITY_CLASS of tuning pods; empty: none
     namespace: str = "default"  # POD_NAMESPACE: where the lease is
     identity: str = ""  # POD_NAME: who holds the lease
     log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
     liveness_port: int = 8080  # PRETUNE_LIVENESS_PORT of GET /healthz; 0: not served
     workers: int = 4  # PRETUNE_WORKERS: caches that are reconciled at a time
-    read_logs: bool = (
-        False  # PRETUNE_READ_LOGS: whether consumers' logs are read, which needs the right to
-    )
+    read_logs: bool = False  # PRETUNE_READ_LOGS: read consumers' logs, which needs the right to
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> Installation:
-        """Raises SettingError."""
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ControllerSettings:
+        """Return the settings. Raises SettingError."""
         image = environment.get("PRETUNE_IMAGE", "").strip()
         if not image:
             raise SettingError(
-                "PRETUNE_IMAGE is not set: it names the operator's image, in which Jobs read and prune a claim"
+                "PRETUNE_IMAGE is not set:"
+                " it names the operator's image, in which Jobs read and prune a claim"
             )
+        pull_secrets = environment.get("PRETUNE_IMAGE_PULL_SECRETS", "").split(",")
         return cls(
             image=image,
-            pull_policy=_one_of(
+            pull_policy=_read_choice(
                 environment, "PRETUNE_IMAGE_PULL_POLICY", PULL_POLICIES, "IfNotPresent"
             ),
-            pull_secrets=tuple(
-                name.strip()
-                for name in environment.get("PRETUNE_IMAGE_PULL_SECRETS", "").split(",")
-                if name.strip()
-            ),
+            pull_secrets=tuple(name.strip() for name in pull_secrets if name.strip()),
             priority_class=environment.get("PRETUNE_PRIORITY_CLASS", "").strip(),
             namespace=environment.get("POD_NAMESPACE") or "default",
-            # Outside a pod nothing says that two processes of one name are not both there.
+            # Outside a pod two processes of one host name may exist.
             identity=environment.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
-            log_level=_one_of(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
-            liveness_port=_number(environment, "PRETUNE_LIVENESS_PORT", 8080, 0, 65535),
-            workers=_number(environment, "PRETUNE_WORKERS", 4, 1, 64),
-            read_logs=_one_of(environment, "PRETUNE_READ_LOGS", SWITCH, "false") == "true",
+            log_level=_read_choice(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
+            liveness_port=_read_number(environment, "PRETUNE_LIVENESS_PORT", 8080, 0, 65535),
+            workers=_read_number(environment, "PRETUNE_WORKERS", 4, 1, 64),
+            read_logs=_read_choice(environment, "PRETUNE_READ_LOGS", BOOLEANS, "false") == "true",
         )
 
     @property
@@ -80,48 +75,50 @@ class Installation:
         return Settings(self.image, self.pull_policy, self.pull_secrets, self.priority_class)
 
     @property
-    def level(self) -> int:
-        return _level(self.log_level)
+    def logging_level(self) -> int:
+        """The level as the module logging has it."""
+        return _logging_level(self.log_level)
 
 
 @dataclass(frozen=True)
-class Webhook:
-    """Of the webhook, which is a Deployment of its own."""
+class WebhookSettings:
+    """Settings of the webhook, which is a Deployment of its own. Behind each: its variable."""
 
     certificates: str  # PRETUNE_CERTIFICATES: the mounted folder with tls.crt and tls.key
     namespace: str = "default"  # POD_NAMESPACE: where the controller's lease is
     port: int = 8443  # PRETUNE_WEBHOOK_PORT of POST /pods, HTTPS
-    health_port: int = (
-        8080  # PRETUNE_HEALTH_PORT of GET /healthz, /readyz and /metrics, plain HTTP; 0: not served
-    )
+    # PRETUNE_HEALTH_PORT of GET /healthz, /readyz and /metrics, plain HTTP; 0: not served
+    health_port: int = 8080
     log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> Webhook:
-        """Raises SettingError."""
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> WebhookSettings:
+        """Return the settings. Raises SettingError."""
         certificates = environment.get("PRETUNE_CERTIFICATES", "").strip()
         if not certificates:
             raise SettingError(
-                "PRETUNE_CERTIFICATES is not set: it names the mounted folder with tls.crt and tls.key"
+                "PRETUNE_CERTIFICATES is not set:"
+                " it names the mounted folder with tls.crt and tls.key"
             )
         return cls(
             certificates=certificates,
             namespace=environment.get("POD_NAMESPACE") or "default",
-            port=_number(environment, "PRETUNE_WEBHOOK_PORT", 8443, 1, 65535),
-            health_port=_number(environment, "PRETUNE_HEALTH_PORT", 8080, 0, 65535),
-            log_level=_one_of(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
+            port=_read_number(environment, "PRETUNE_WEBHOOK_PORT", 8443, 1, 65535),
+            health_port=_read_number(environment, "PRETUNE_HEALTH_PORT", 8080, 0, 65535),
+            log_level=_read_choice(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
         )
 
     @property
-    def level(self) -> int:
-        return _level(self.log_level)
+    def logging_level(self) -> int:
+        """The level as the module logging has it."""
+        return _logging_level(self.log_level)
 
 
-def _level(name: str) -> int:
+def _logging_level(name: str) -> int:
     return int(logging.getLevelNamesMapping()[name])
 
 
-def _one_of(
+def _read_choice(
     environment: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str
 ) -> str:
     value = environment.get(name) or default
@@ -130,8 +127,12 @@ def _one_of(
     return value
 
 
-def _number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+def _read_number(
+    environment: Mapping[str, str], name: str, default: int, lowest: int, highest: int
+) -> int:
     text = environment.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-        raise SettingError(f"{name} is {text!r}: it must be a whole number from {least} to {most}")
+    if not (text.isascii() and text.isdigit() and lowest <= int(text) <= highest):
+        raise SettingError(
+            f"{name} is {text!r}: it must be a whole number from {lowest} to {highest}"
+        )
     return int(text)

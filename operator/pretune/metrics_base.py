@@ -16,7 +16,7 @@ from prometheus_client import (
 
 
 class Metrics:
-    """One process's registry, with what Python and the kernel say of that process."""
+    """One process's registry, with what Python and the kernel report of that process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -24,20 +24,20 @@ class Metrics:
         PlatformCollector(registry=self.registry)
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus' text format 0.0.4."""
+        """Return every metric in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+    def _add_gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
-    def _pulled(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is asked for whenever somebody looks."""
-        self._gauge(name, text).set_function(lambda: float(value()))
+    def _add_computed_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value is computed at each scrape."""
+        self._add_gauge(name, text).set_function(lambda: float(value()))
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+    def _add_counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _histogram(
+    def _add_histogram(
         self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
     ) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)

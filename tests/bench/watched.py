@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.__main__ import configure_logs
-from pretune.config import Installation
+from pretune.config import ControllerSettings
 from pretune.controller import main as controller
 from pretune.controller import workqueue
 
@@ -24,8 +24,8 @@ from tests.bench.process import since_start
 
 
 def main() -> None:
-    settings = Installation.of()
-    configure_logs(settings.level)
+    settings = ControllerSettings.from_environment()
+    configure_logs(settings.logging_level)
     with Path(sys.argv[1]).open("w", buffering=1) as out:
         _observe(out)
         profile = cProfile.Profile() if os.environ.get("PROFILE") else None

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from pretune import __version__
-from pretune.config import Installation, Webhook
+from pretune.config import ControllerSettings, WebhookSettings
 from pretune.kube import lease
 
 from tests.chart.conftest import CHART, IMAGE, NAMESPACE, Helm, Object, Render, only
@@ -190,9 +190,9 @@ def test_every_setting_of_the_controller_is_set_and_understood(render: Render) -
     given = Read(
         {"POD_NAMESPACE": NAMESPACE, "POD_NAME": "pretune-controller-0", **environment(container)}
     )
-    found = Installation.of(given)
+    found = ControllerSettings.from_environment(given)
     assert sorted(one["name"] for one in container["env"]) == sorted(given.asked)
-    assert found == Installation(
+    assert found == ControllerSettings(
         image=container["image"],
         pull_policy="Always",
         pull_secrets=("one", "two"),
@@ -209,11 +209,11 @@ def test_every_setting_of_the_webhook_is_set_and_understood(render: Render) -> N
     _, container = component(render(EVERYTHING), "webhook")
     assert container["args"] == ["webhook"]
     given = Read({"POD_NAMESPACE": NAMESPACE, **environment(container)})
-    found = Webhook.of(given)
+    found = WebhookSettings.from_environment(given)
     assert sorted(one["name"] for one in container["env"]) == sorted(given.asked)
     ports = {one["name"]: one["containerPort"] for one in container["ports"]}
     (mount,) = container["volumeMounts"]
-    assert found == Webhook(
+    assert found == WebhookSettings(
         certificates=mount["mountPath"],
         namespace=NAMESPACE,
         port=ports["webhook"],
@@ -275,7 +275,9 @@ def test_the_controller_reads_logs_only_where_that_is_asked_for(
     render: Render, values: Object, said: str
 ) -> None:
     assert environment(controller(render(values))[1])["PRETUNE_READ_LOGS"] == said
-    assert Installation.of(environment(controller(render(values))[1])).read_logs is (said == "true")
+    assert ControllerSettings.from_environment(
+        environment(controller(render(values))[1])
+    ).read_logs is (said == "true")
 
 
 def test_tuning_gives_way_to_serving_and_never_preempts(render: Render) -> None:

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from pretune.config import Installation, SettingError, Settings, Webhook
+from pretune.config import ControllerSettings, SettingError, Settings, WebhookSettings
 
 
 def test_only_the_image_has_to_be_set() -> None:
-    settings = Installation.of({"PRETUNE_IMAGE": "registry/pretune:1"})
+    settings = ControllerSettings.from_environment({"PRETUNE_IMAGE": "registry/pretune:1"})
     assert settings.decisions == Settings("registry/pretune:1")
     assert (settings.namespace, settings.liveness_port, settings.workers) == ("default", 8080, 4)
     assert settings.read_logs is False
@@ -21,7 +21,7 @@ def test_only_the_image_has_to_be_set() -> None:
 
 
 def test_every_variable_of_the_chart_is_read() -> None:
-    settings = Installation.of(
+    settings = ControllerSettings.from_environment(
         {
             "PRETUNE_IMAGE": "registry/pretune:1",
             "PRETUNE_IMAGE_PULL_POLICY": "Always",
@@ -35,7 +35,7 @@ def test_every_variable_of_the_chart_is_read() -> None:
             "POD_NAME": "pretune-0",
         }
     )
-    assert settings == Installation(
+    assert settings == ControllerSettings(
         "registry/pretune:1",
         "Always",
         ("one", "two"),
@@ -67,18 +67,18 @@ def test_a_value_that_cannot_be_is_refused_with_its_variable_and_what_is_expecte
     name: str, value: str, expects: str
 ) -> None:
     with pytest.raises(SettingError) as refused:
-        Installation.of({"PRETUNE_IMAGE": "x", name: value})
+        ControllerSettings.from_environment({"PRETUNE_IMAGE": "x", name: value})
     assert str(refused.value).startswith(name) and expects in str(refused.value)
 
 
 def test_of_the_webhook_only_the_certificates_have_to_be_set() -> None:
-    assert Webhook.of({"PRETUNE_CERTIFICATES": "/tls"}) == Webhook(
+    assert WebhookSettings.from_environment({"PRETUNE_CERTIFICATES": "/tls"}) == WebhookSettings(
         "/tls", "default", 8443, 8080, "INFO"
     )
 
 
 def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
-    settings = Webhook.of(
+    settings = WebhookSettings.from_environment(
         {
             "PRETUNE_CERTIFICATES": "/tls",
             "POD_NAMESPACE": "pretune-system",
@@ -88,8 +88,8 @@ def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
         }
     )
     assert (
-        settings == Webhook("/tls", "pretune-system", 9443, 0, "WARNING")
-        and settings.level == logging.WARNING
+        settings == WebhookSettings("/tls", "pretune-system", 9443, 0, "WARNING")
+        and settings.logging_level == logging.WARNING
     )
 
 
@@ -104,7 +104,7 @@ def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
 )
 def test_the_webhook_refuses_a_value_that_cannot_be(name: str, value: str, expects: str) -> None:
     with pytest.raises(SettingError) as refused:
-        Webhook.of({"PRETUNE_CERTIFICATES": "/tls", name: value})
+        WebhookSettings.from_environment({"PRETUNE_CERTIFICATES": "/tls", name: value})
     assert str(refused.value).startswith(name) and expects in str(refused.value)
 
 

@@ -20,7 +20,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from pretune.api.names import CACHE, GROUP, PLURAL, VERSION
 from pretune.api.types import Key
-from pretune.config import Installation
+from pretune.config import ControllerSettings
 from pretune.controller.log_reader import LogReader
 from pretune.controller.metrics import ControllerMetrics
 from pretune.controller.pod_watcher import PodWatcher
@@ -42,7 +42,7 @@ LEASE_STUCK_SECONDS = 30.0
 HEALTH_STUCK_SECONDS = 60.0
 
 
-async def run(settings: Installation) -> None:
+async def run(settings: ControllerSettings) -> None:
     """Wait for the lease, then work until SIGTERM or SIGINT. Raises what else ended the work."""
     task = asyncio.current_task()
     assert task is not None

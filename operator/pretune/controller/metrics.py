@@ -70,80 +70,80 @@ class ControllerMetrics(Metrics):
     ) -> None:
         """depth: keys that wait for a worker. stuck: seconds since the queue moved. leader: whether the lease is ours."""
         super().__init__()
-        self._bundles = self._gauge(
+        self._bundles = self._add_gauge(
             "pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE, "state")
         )
-        self._consumers = self._gauge(
+        self._consumers = self._add_gauge(
             "pretune_consumers",
             "Serving pods as the cache's status counts them, every 10 s at most: seeded (started with the bundle), cold (started"
             " without), held (wait for it), stale (run another image of the same name than the bundle was tuned in), ready; with"
             " proof.readLogs also warm, partial and tuned, as their logs say.",
             (*CACHE, "state"),
         )
-        self._held = self._gauge(
+        self._held = self._add_gauge(
             "pretune_held_pods",
             "Serving pods that wait for their bundle behind the scheduling gate pretune.dev/hold.",
             CACHE,
         )
-        self._attempts = self._counter(
+        self._attempts = self._add_counter(
             "pretune_attempts",
             "Tuning attempts and proofs that ended, by their reason: Sealed, NothingToTune, Found (the bundle was on the claim already),"
             " Proven, Superseded (nothing wanted it any more), or why it failed.",
             ("reason",),
         )
-        self._tuning = self._histogram(
+        self._tuning = self._add_histogram(
             "pretune_tuning_seconds",
             "Time from the engine's start to the sealed bundle, in seconds, of those sealed.",
             _TUNING,
         )
-        self._gpu_seconds = self._counter(
+        self._gpu_seconds = self._add_counter(
             "pretune_tuning_gpu_seconds",
             "GPU-seconds that ended attempts took: their time times the engine's GPUs, of failed ones as far as it is known.",
             CACHE,
         )
-        self._holds = self._histogram(
+        self._holds = self._add_histogram(
             "pretune_hold_seconds",
             "How long held pods waited from their creation to their release, in seconds.",
             _HOLD,
             ("cause",),
         )
-        self._rescued = self._counter(
+        self._rescued = self._add_counter(
             "pretune_rescued_pods",
             "Pods that only the claim or the container pretune-seed kept from starting, and that were deleted to be made anew.",
         )
-        self._starts = self._counter(
+        self._starts = self._add_counter(
             "pretune_starts",
             "Starts of engines that were given a bundle, by what their logs say (proof.readLogs): warm (loaded, nothing tuned), partial"
             " (some tuned), tuned (all tuned), unknown. Each once, of pods that became ready while this process ran.",
             (*CACHE, "result"),
         )
-        self._unread = self._counter(
+        self._unread = self._add_counter(
             "pretune_start_read_failures",
             "Logs that were not read: Forbidden, NotThere (the pod is gone), Rotated (its beginning is), NoAnswer, Error.",
             ("reason",),
         )
-        self._saved = self._gauge(
+        self._saved = self._add_gauge(
             "pretune_gpu_seconds_saved",
             "GPU-seconds that proven bundles saved (status.gpuSecondsSaved): the sum, over the starts of serving pods that had one, of"
             " GPUs x max(0, coldSeconds - warmSeconds) of that bundle. It only grows. What tuning and proving cost is not taken off:"
             " see pretune_tuning_gpu_seconds_total.",
             CACHE,
         )
-        self._reconcile = self._histogram(
+        self._reconcile = self._add_histogram(
             "pretune_reconcile_seconds",
             "Time of one look at one cache, all of its API calls included, in seconds.",
             _RECONCILE,
         )
-        self._errors = self._counter(
+        self._errors = self._add_counter(
             "pretune_reconcile_errors", "Looks at a cache that raised an error and are tried again."
         )
-        self._pulled("pretune_queue_depth", "Caches that wait for a worker.", depth)
-        self._pulled(
+        self._add_computed_gauge("pretune_queue_depth", "Caches that wait for a worker.", depth)
+        self._add_computed_gauge(
             "pretune_queue_stuck_seconds",
             "For how long caches have waited for a worker without any look beginning or ending, in seconds.",
             stuck,
         )
-        self._pulled(
+        self._add_computed_gauge(
             "pretune_leader", "1 in the replica that holds the lease and works, else 0.", leader
         )
 

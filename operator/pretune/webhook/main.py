@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 
-from pretune.config import Webhook
+from pretune.config import WebhookSettings
 from pretune.health import serve_health
 from pretune.kube.client import Kubernetes, load_configuration
 from pretune.manifests.agent_archive import agent
@@ -21,7 +21,7 @@ from pretune.webhook.template_cache import Revisions
 log = logging.getLogger(__name__)
 
 
-async def run(settings: Webhook) -> None:
+async def run(settings: WebhookSettings) -> None:
     """Work until SIGTERM or SIGINT. Raises CertificateError, and what ended the work otherwise."""
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):

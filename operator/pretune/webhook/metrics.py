@@ -18,27 +18,27 @@ class WebhookMetrics(Metrics):
     ) -> None:
         """certificate_ends: Unix seconds. controller_alive: whether its lease was renewed within 15 s, so that pods may be held."""
         super().__init__()
-        self._seconds = self._histogram(
+        self._seconds = self._add_histogram(
             "pretune_admission_seconds",
             "Time from a read request to its answer, in seconds, by what the pod was given.",
             _ADMISSION,
             ("delivery",),
         )
-        self._admissions = self._counter(
+        self._admissions = self._add_counter(
             "pretune_admissions",
             "Pods that were asked about, by what they were given (ReadOnly, Overlay, None) and why (docs/reasons.md).",
             ("delivery", "reason"),
         )
-        self._errors = self._counter(
+        self._errors = self._add_counter(
             "pretune_admission_errors",
             "Pods that were left as they came because of an error of the webhook's own.",
         )
-        self._pulled(
+        self._add_computed_gauge(
             "pretune_certificate_expiry_timestamp_seconds",
             "When the serving certificate that is in use ends, in Unix seconds.",
             certificate_ends,
         )
-        self._pulled(
+        self._add_computed_gauge(
             "pretune_controller_alive",
             "1 while the controller's lease is renewed, as this webhook sees it; else 0, and no pod is held.",
             controller_alive,
