@@ -15,7 +15,7 @@ from pretune.podspec import workloads
 from pretune.policy.bundles import proof_state
 from pretune.policy.hold import release
 from pretune.policy.model import Delete
-from pretune.policy.plan_builder import Draft, delete
+from pretune.policy.plan_builder import PlanBuilder, delete
 from pretune.policy.pods import delivery, rescue
 from pretune.policy.pods.consumers import Consumer
 from pretune.webhook import admission, template_cache
@@ -145,10 +145,10 @@ def a_proof_is_disturbed(fleet: Fleet) -> None:
 # --- mutants
 
 HOLDS, UNHELD = list(release.CHECKS), list(delivery.UNHELD)
-REAL_DELIVERY, REAL_INJECT, REAL_AT, REAL_RESCUE = (
+REAL_DELIVERY, REAL_INJECT, REAL_REQUEUE_AT, REAL_RESCUE = (
     delivery.delivery,
     inject,
-    Draft.at,
+    PlanBuilder.requeue_at,
     rescue.rescue,
 )
 
@@ -167,30 +167,30 @@ def labelling(pod: Any, given: Any) -> Any:
     return [*made, {"op": "add", "path": "/metadata/labels/ours", "value": "x"}] if made else made
 
 
-def hourly(draft: Draft, when: float | None) -> None:
-    REAL_AT(draft, None if when is None else max(when, draft.now + 3600))
+def hourly(plan: PlanBuilder, when: float | None) -> None:
+    REAL_REQUEUE_AT(plan, None if when is None else max(when, plan.now + 3600))
 
 
-def deleting(draft: Draft, pods: Any) -> None:
+def deleting(plan: PlanBuilder, pods: Any) -> None:
     for one in pods:
-        if one.given in draft.bundles and one.started:
+        if one.given in plan.bundles and one.started:
             mark = {
                 "reason": "MountFailed",
                 "message": "says the mutant",
-                "at": format_timestamp(draft.now),
+                "at": format_timestamp(plan.now),
             }
-            draft.bundles[one.given]["undeliverable"] = mark
-            draft.after.append(delete(one.pod))
+            plan.bundles[one.given]["undeliverable"] = mark
+            plan.after.append(delete(one.pod))
 
 
-def forgetful(draft: Draft, pods: Any) -> None:
-    REAL_RESCUE(draft, pods)
-    draft.actions += [one for one in draft.after if isinstance(one, Delete)]
+def forgetful(plan: PlanBuilder, pods: Any) -> None:
+    REAL_RESCUE(plan, pods)
+    plan.actions += [one for one in plan.after if isinstance(one, Delete)]
 
 
-def insatiable(draft: Draft, pods: Any) -> None:
-    REAL_RESCUE(draft, pods)
-    draft.at(draft.now)
+def insatiable(plan: PlanBuilder, pods: Any) -> None:
+    REAL_RESCUE(plan, pods)
+    plan.requeue_at(plan.now)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ MUTANTS = {
         "is held for longer|nobody looks at .* in time",
     ),
     "nobody looks when the time is over": Mutant(
-        (Draft,), "at", hourly, hold_that_times_out, "nobody looks at .* in time"
+        (PlanBuilder,), "requeue_at", hourly, hold_that_times_out, "nobody looks at .* in time"
     ),
     "nobody is let go when it is sealed": Mutant(
         (release,),
@@ -294,7 +294,7 @@ MUTANTS = {
         (admission,), "inject", labelling, rollout, "not the inverse"
     ),
     "nobody is rescued": Mutant(
-        (rescue,), "rescue", lambda draft, pods: None, broken_mount, "is not rescued"
+        (rescue,), "rescue", lambda plan, pods: None, broken_mount, "is not rescued"
     ),
     "whoever runs is rescued too": Mutant(
         (rescue,), "rescue", deleting, scale_up, "while its engine ran"

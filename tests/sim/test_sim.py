@@ -28,7 +28,7 @@ from pretune.api.names import (
     WHEN_DELETED,
 )
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import job_over
+from pretune.policy.bundles.attempt_state import is_job_finished
 
 from tests.sim.cluster import Write
 from tests.sim.conftest import SEARCH
@@ -192,7 +192,7 @@ class AnythingHappens(RuleBasedStateMachine):
         if self.there:
             self.sim.wipe_status()
         for job in self.sim.world.jobs():
-            if job_over(job):
+            if is_job_finished(job):
                 self.sim.server.delete(job)
 
     @rule(at=MOMENT)
@@ -366,7 +366,7 @@ class AnythingHappens(RuleBasedStateMachine):
 
 
 def _unfinished(sim: Simulation, role: str) -> list[Object]:
-    return [job for job in sim.world.jobs(role) if not job_over(job)]
+    return [job for job in sim.world.jobs(role) if not is_job_finished(job)]
 
 
 def _ended(pod: Object) -> bool:

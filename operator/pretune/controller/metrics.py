@@ -35,8 +35,8 @@ from pretune.engines.vllm.log import RESULTS, UNKNOWN
 from pretune.metrics_base import Metrics
 from pretune.podspec.template import gpus
 from pretune.policy.bundles.attempt_state import (
-    finished,
     has_reported,
+    is_finished,
     report_of,
     statuses,
     terminated,
@@ -333,7 +333,7 @@ def _spent(pods: list[Object], now: float) -> float:
                 for one in map(terminated, statuses(pod).values())
                 if one and one.get("finishedAt")
             ]
-            end = max(map(parse_timestamp, stops)) if finished(pod) and stops else now
+            end = max(map(parse_timestamp, stops)) if is_finished(pod) and stops else now
             total += max(0.0, end - parse_timestamp(begun)) * _gpus(pod)
     return total
 

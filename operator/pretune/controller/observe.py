@@ -25,7 +25,7 @@ from pretune.manifests.gate import is_held
 from pretune.origin import origin, without_template
 from pretune.podspec import identity
 from pretune.podspec.workloads import origin_key, origin_of, template_of
-from pretune.policy.bundles.attempt_state import POD_GRACE, finished
+from pretune.policy.bundles.attempt_state import POD_GRACE, is_finished
 from pretune.policy.model import Observed, Origin
 from pretune.policy.pods.rescue import suspect
 
@@ -191,7 +191,7 @@ def _newest_by_origin(consumers: Iterable[Object]) -> dict[str, Object]:
     """
     newest: dict[str, Object] = {}
     for pod in sorted(consumers, key=_age_order):
-        if not finished(pod) and "deletionTimestamp" not in pod["metadata"]:
+        if not is_finished(pod) and "deletionTimestamp" not in pod["metadata"]:
             newest[origin_key(pod)] = pod
     return newest
 

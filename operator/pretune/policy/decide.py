@@ -9,78 +9,78 @@ from dataclasses import replace
 
 from pretune.manifests.gate import is_held
 from pretune.policy.bundles import adoption, proofs, retention, tuning
-from pretune.policy.bundles.desired import wants
+from pretune.policy.bundles.desired import desired_bundles
 from pretune.policy.cache import agent_configmap, deletion, storage
 from pretune.policy.cache.status import status
 from pretune.policy.cache.warnings import collect_warnings
 from pretune.policy.hold import release
 from pretune.policy.model import Observed, Plan
-from pretune.policy.plan_builder import Draft
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import rescue, warm_starts
 from pretune.policy.pods.consumers import consumers, count, note, stale
 
 RESYNC = 1800.0  # seconds after which a key is looked at though nothing woke it: a watch may have missed what happened
 
 
-def decide(seen: Observed, now: float) -> Plan:
-    """The plan for one key at `now` (Unix seconds). `seen.outcomes` are those of this run's own actions: what they made is
+def decide(observed: Observed, now: float) -> Plan:
+    """The plan for one key at `now` (Unix seconds). `observed.outcomes` are those of this run's own actions: what they made is
     seen as there, what they were refused becomes words."""
-    if seen.cache is None:
-        return deletion.afterlife(seen, now)
-    if seen.cache["metadata"].get("deletionTimestamp"):
-        held = [one for one in seen.consumers if is_held(one)]
+    if observed.cache is None:
+        return deletion.afterlife(observed, now)
+    if observed.cache["metadata"].get("deletionTimestamp"):
+        held = [one for one in observed.consumers if is_held(one)]
         return Plan(
             after=tuple(release.release_all(held)), look_again=release.LET_GO if held else None
         )
-    made = seen.claim is None
-    seen = _with_outcomes(seen)
-    draft = Draft(seen, now, claim_made=made and seen.claim is not None)
-    claim = storage.judge(draft)
-    pods = consumers(draft)
-    wanted = wants(draft, pods)
+    made = observed.claim is None
+    observed = _with_outcomes(observed)
+    plan = PlanBuilder(observed, now, claim_made=made and observed.claim is not None)
+    claim = storage.judge(plan)
+    pods = consumers(plan)
+    wanted = desired_bundles(plan, pods)
     bundles = wanted.bundles
 
-    tuning.settle(draft, bundles)  # what became of the attempts
-    proofs.settle(draft)  # and of the proofs
-    tuning.refuse(draft, bundles)  # what cannot be tuned as a copy
-    retention.pruned(draft, bundles)  # what became of folders that were deleted
-    adoption.ask(draft, bundles, claim)  # what only the claim can say
-    proofs.withhold(draft, bundles)  # what was not proven yet
-    agent_configmap.provide(draft)  # before whoever names it
+    tuning.settle(plan, bundles)  # what became of the attempts
+    proofs.settle(plan)  # and of the proofs
+    tuning.refuse(plan, bundles)  # what cannot be tuned as a copy
+    retention.pruned(plan, bundles)  # what became of folders that were deleted
+    adoption.ask(plan, bundles, claim)  # what only the claim can say
+    proofs.withhold(plan, bundles)  # what was not proven yet
+    agent_configmap.provide(plan)  # before whoever names it
     if wanted.refused is None:
-        tuning.supersede(draft, bundles)  # attempts that nothing wants
-        tuning.start(draft, bundles, claim, pods)  # the next attempt, or proof
-        retention.retire(draft, bundles)
-        proofs.withhold(draft, bundles)  # what is wanted again
-    retention.prune(draft, claim)
-    rescue.rescue(draft, pods)  # pods that only we keep from starting
-    release.hold(draft, pods, wanted, claim)  # pods that need not wait any longer
-    note(draft, pods)
-    draft.actions += agent_configmap.replaced(draft)
+        tuning.supersede(plan, bundles)  # attempts that nothing wants
+        tuning.start(plan, bundles, claim, pods)  # the next attempt, or proof
+        retention.retire(plan, bundles)
+        proofs.withhold(plan, bundles)  # what is wanted again
+    retention.prune(plan, claim)
+    rescue.rescue(plan, pods)  # pods that only we keep from starting
+    release.hold(plan, pods, wanted, claim)  # pods that need not wait any longer
+    note(plan, pods)
+    plan.actions += agent_configmap.replaced(plan)
 
-    if any(action.name not in seen.outcomes for action in draft.actions) and seen.outcomes:
-        draft.at(now)  # what was made asks for more at once
-    draft.at(now + RESYNC)
-    counted = count(draft, pods, warm_starts.told(draft, pods))
-    release.tell(draft, pods, counted)
-    warm_starts.tell(draft, pods, counted)  # pods that tuned although they had their bundle
-    warnings = collect_warnings(draft, bundles, stale(draft, pods))
-    said = {**status(draft, wanted, claim, counted, warnings), **warm_starts.saved(draft, pods)}
+    if any(action.name not in observed.outcomes for action in plan.actions) and observed.outcomes:
+        plan.requeue_at(now)  # what was made asks for more at once
+    plan.requeue_at(now + RESYNC)
+    counted = count(plan, pods, warm_starts.told(plan, pods))
+    release.tell(plan, pods, counted)
+    warm_starts.tell(plan, pods, counted)  # pods that tuned although they had their bundle
+    warnings = collect_warnings(plan, bundles, stale(plan, pods))
+    said = {**status(plan, wanted, claim, counted, warnings), **warm_starts.saved(plan, pods)}
     return Plan(
-        actions=tuple(draft.actions),
+        actions=tuple(plan.actions),
         status=said,
-        after=tuple(draft.after),
-        events=(*draft.events, *draft.changes()),
-        released=tuple(draft.released),
-        starts=warm_starts.worth_reading(draft, pods) if seen.starts is not None else (),
-        look_again=None if draft.look is None else max(0.0, draft.look - now),
+        after=tuple(plan.after),
+        events=(*plan.events, *plan.changes()),
+        released=tuple(plan.released),
+        starts=warm_starts.worth_reading(plan, pods) if observed.starts is not None else (),
+        look_again=None if plan.look is None else max(0.0, plan.look - now),
     )
 
 
-def _with_outcomes(seen: Observed) -> Observed:
+def _with_outcomes(observed: Observed) -> Observed:
     """What this run has made, as if it had been read."""
-    claim, jobs, agents = seen.claim, list(seen.jobs), list(seen.agents)
-    for outcome in seen.outcomes.values():
+    claim, jobs, agents = observed.claim, list(observed.jobs), list(observed.agents)
+    for outcome in observed.outcomes.values():
         made = outcome.object
         if made is None or (outcome.code >= 400 and outcome.code != 409):
             continue
@@ -94,4 +94,4 @@ def _with_outcomes(seen: Observed) -> Observed:
             one["metadata"]["uid"] != made["metadata"]["uid"] for one in jobs
         ):
             jobs.append(made)
-    return replace(seen, claim=claim, jobs=tuple(jobs), agents=tuple(agents))
+    return replace(observed, claim=claim, jobs=tuple(jobs), agents=tuple(agents))

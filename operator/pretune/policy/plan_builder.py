@@ -28,7 +28,7 @@ from pretune.api.spec import Spec, Target, claim_name, storage_place
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
-from pretune.policy.bundles.attempt_state import LOST, finished, job_over
+from pretune.policy.bundles.attempt_state import LOST, is_finished, is_job_finished
 from pretune.policy.model import Action, Delete, Observed, Outcome, Patch, Released
 from pretune.protocol import Inputs
 
@@ -51,7 +51,7 @@ TOLD_BY_CHECK = frozenset(
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DesiredBundle:
     """A bundle that should be there: of one fingerprint and target."""
 
     id: str
@@ -64,13 +64,13 @@ class Wanted:
     origin: str = ""  # sources.origin_key of the consumers that need it; "": none does yet
 
 
-class Draft:
+class PlanBuilder:
     """Records are working copies of status.bundles, by id; actions and events gather in their order."""
 
-    def __init__(self, seen: Observed, now: float, claim_made: bool = False) -> None:
-        assert seen.cache is not None
-        self.seen, self.now = seen, now
-        self.cache, self.spec = seen.cache, Spec.from_cache(seen.cache)
+    def __init__(self, observed: Observed, now: float, claim_made: bool = False) -> None:
+        assert observed.cache is not None
+        self.observed, self.now = observed, now
+        self.cache, self.spec = observed.cache, Spec.from_cache(observed.cache)
         status = self.cache.get("status") or {}
         self.bundles: dict[str, Object] = {
             one["id"]: copy.deepcopy(one) for one in status.get("bundles") or ()
@@ -89,23 +89,23 @@ class Draft:
         self.started: set[str] = set()  # bundles whose attempt this plan starts
         self.asking: set[str] = set()  # bundles that wait for the claim's answer
         uid = self.cache["metadata"]["uid"]
-        self.jobs = tuple(job for job in seen.jobs if owner_uid(job) == uid)
-        here = storage_place(seen.key.name, self.spec)
+        self.jobs = tuple(job for job in observed.jobs if owner_uid(job) == uid)
+        here = storage_place(observed.key.name, self.spec)
         self.elsewhere = tuple(job for job in self.jobs if _note(job, STORAGE) not in ("", here))
 
     @property
     def claim_name(self) -> str:
-        return claim_name(self.seen.key.name, self.spec)
+        return claim_name(self.observed.key.name, self.spec)
 
     @property
     def place(self) -> str:
         """Where the bundles are to be: the claim's uid and the folder in it; "" while there is no claim."""
-        claim = self.seen.claim
+        claim = self.observed.claim
         return place(claim["metadata"]["uid"], self.spec.claim.sub_path) if claim else ""
 
     # --- time
 
-    def at(self, when: float | None) -> None:
+    def requeue_at(self, when: float | None) -> None:
         """Look again at this time (Unix seconds), or earlier."""
         if when is not None:
             self.look = when if self.look is None else min(self.look, when)
@@ -165,7 +165,7 @@ class Draft:
         }
         self.drop_jobs(record["id"])
         self.asking.add(record["id"])
-        self.at(self.now)
+        self.requeue_at(self.now)
 
     def drop_jobs(self, bundle: str) -> None:
         """Before the status forgets a bundle its Jobs go: their pods' reports speak of what is not on the claim any more."""
@@ -193,7 +193,7 @@ class Draft:
         """Every pod that tunes or proves a bundle, by its label, whoever made it."""
         return [
             pod
-            for pod in self.seen.pods
+            for pod in self.observed.pods
             if _label(pod, ROLE) in ATTEMPTS and _label(pod, BUNDLE) == bundle
         ]
 
@@ -209,7 +209,7 @@ class Draft:
         """An attempt or a proof is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""
         jobs = [
             job
-            for job in self.seen.jobs
+            for job in self.observed.jobs
             if _label(job, ROLE) in roles and _label(job, BUNDLE) == bundle
         ]
         pods = [pod for pod in self.pods(bundle) if _label(pod, ROLE) in roles]
@@ -218,26 +218,26 @@ class Draft:
     def gone(self, pod: Object) -> bool:
         """Ended, or on a node that has not answered for ten minutes."""
         since = pod["metadata"].get("deletionTimestamp")
-        return finished(pod) or bool(since and self.now - parse_timestamp(since) >= LOST)
+        return is_finished(pod) or bool(since and self.now - parse_timestamp(since) >= LOST)
 
     def _may_go_on(self, job: Object) -> bool:
         """A Job that we have ended is not over before its pod is, which on a lost node may be never; it makes no other one.
         One whose bundle goes elsewhere is in the way by its name alone."""
         if job in self.elsewhere:
             return True
-        if job_over(job):
+        if is_job_finished(job):
             return False
         pods = [
             pod
-            for pod in self.seen.pods
-            if owner_uid(pod) == job["metadata"]["uid"] and not finished(pod)
+            for pod in self.observed.pods
+            if owner_uid(pod) == job["metadata"]["uid"] and not is_finished(pod)
         ]
         return not (ended_by_us(job) and pods and all(self.gone(pod) for pod in pods))
 
     def end(self, job: Object) -> None:
         """End an attempt, once the status remembers what its pod said: a deadline of 1 s, since deleting a Job and making it
         again under its name gave two live pods. A suspended Job never starts its clock and has to be deleted."""
-        if job_over(job) or job["metadata"].get("deletionTimestamp"):
+        if is_job_finished(job) or job["metadata"].get("deletionTimestamp"):
             return
         name = job["metadata"]["name"]
         if (job.get("spec") or {}).get("suspend"):
@@ -248,7 +248,7 @@ class Draft:
             )
 
     def outcome(self, action: Action) -> Outcome | None:
-        return self.seen.outcomes.get(action.name)
+        return self.observed.outcomes.get(action.name)
 
 
 def _label(obj: Object, name: str) -> str:
@@ -287,7 +287,7 @@ def delete(obj: Object) -> Action:
     return Delete(f"delete {obj['kind']} {obj['metadata']['name']}", reference(obj))
 
 
-def question(data: Any) -> str:
+def request_key(data: Any) -> str:
     """What an inspect or prune Job was asked, as the annotation that tells a stale answer from ours."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
@@ -301,26 +301,26 @@ def failure(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return record.get("lastFailure") or {}
 
 
-def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
+def fail(plan: PlanBuilder, record: Object, reason: str, message: str) -> None:
     """Take note of a failed attempt: another one, or the end."""
     number, limit, before = (
         record["attempts"],
-        draft.spec.max_attempts,
+        plan.spec.max_attempts,
         failure(record).get("reason"),
     )
-    note_failure(draft, record, number, reason, message)
+    note_failure(plan, record, number, reason, message)
     text = f"attempt {number} of {limit}: {reason}: {message}"
     if reason in TOLD_BY_CHECK:
-        draft.say(record, REFUSED, reason, message)
+        plan.say(record, REFUSED, reason, message)
     elif (
         not REASONS[reason].is_retried
         or number >= limit
         or (reason == reasons.INCOMPLETE_RANKS == before)
     ):
-        draft.say(record, FAILED, reason, f"attempt {number} of {limit}: {message}")
+        plan.say(record, FAILED, reason, f"attempt {number} of {limit}: {message}")
     else:
-        draft.warn(Reason(reason), f"bundle {record['id']}: {text}")
-        draft.say(
+        plan.warn(Reason(reason), f"bundle {record['id']}: {text}")
+        plan.say(
             record,
             PENDING,
             reasons.RETRYING,
@@ -328,11 +328,11 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
         )
 
 
-def note_failure(draft: Draft, record: Object, number: int, reason: str, message: str) -> None:
+def note_failure(plan: PlanBuilder, record: Object, number: int, reason: str, message: str) -> None:
     """`number`: of the attempt, or of the proof of a bundle that is on the claim already."""
     record["lastFailure"] = {
         "attempt": number,
-        "at": format_timestamp(draft.now),
+        "at": format_timestamp(plan.now),
         "reason": reason,
         "message": message[:1024],
     }

@@ -11,12 +11,12 @@ from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.desired import wants
+from pretune.policy.bundles.desired import desired_bundles
 from pretune.policy.bundles.retention import RETIREMENT
 from pretune.policy.cache.storage import judge
 from pretune.policy.decide import decide
 from pretune.policy.model import Action, Apply, Create, Delete, Outcome, Patch, Plan
-from pretune.policy.plan_builder import Draft
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import Report
 
 from tests.unit.objects import KEY, NOW, Pod, cache, claim, job, record, sealed_report, seen
@@ -26,7 +26,7 @@ KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
 
 def ids(the_cache: Object) -> list[str]:
-    return [want.id for want in wants(Draft(seen(the_cache), NOW), ()).bundles]
+    return [want.id for want in desired_bundles(PlanBuilder(seen(the_cache), NOW), ()).bundles]
 
 
 def status_of(*records: Object, **more: Any) -> Object:
@@ -70,7 +70,7 @@ RWO = ("ReadWriteOnce",)
 def test_a_claim_is_judged(
     the_claim: Any, more: Any, is_ready: bool, reason: str, stalled: bool
 ) -> None:
-    verdict = judge(Draft(seen(claim=the_claim, **more), NOW))
+    verdict = judge(PlanBuilder(seen(claim=the_claim, **more), NOW))
     assert (verdict.ready, verdict.reason, verdict.stalled) == (is_ready, reason, stalled)
     assert f"pretune-{KEY.name}" in verdict.message
     assert not more.get("claim_events") or EVENT["message"] in verdict.message
@@ -78,7 +78,7 @@ def test_a_claim_is_judged(
 
 def test_one_node_is_enough_for_who_says_so() -> None:
     assert judge(
-        Draft(seen(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)
+        PlanBuilder(seen(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)
     ).ready
 
 
@@ -349,7 +349,7 @@ def answered(the_cache: Object, *found: Report) -> Plan:
 
 
 def found(the_cache: Object) -> Report:
-    [want] = wants(Draft(seen(the_cache), NOW), ()).bundles
+    [want] = desired_bundles(PlanBuilder(seen(the_cache), NOW), ()).bundles
     return Report(
         **{
             **vars(sealed_report(want.id, "inspect")),

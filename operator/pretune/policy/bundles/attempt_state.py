@@ -1,6 +1,6 @@
 """How an attempt stands, read from its Job and pod: a list of small checks, asked in their order; the first that answers counts.
 
-A check gets one Attempt and says Standing or None. Adding a rule is adding a line to CHECKS. A proof is an attempt with a list of its
+A check gets one Attempt and says AttemptState or None. Adding a rule is adding a line to CHECKS. A proof is an attempt with a list of its
 own (proof_state.py), which shares most checks.
 """
 
@@ -54,7 +54,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AttemptState:
     """Pending or Tuning: it goes on. Over: it has ended, or is to be ended; a report says how, else the reason does."""
 
     state: str  # Pending | Tuning | Over
@@ -64,7 +64,7 @@ class Standing:
     look: float | None = None  # when a check that is silent now would answer, Unix seconds
 
 
-def read(attempt: Attempt, checks: Sequence[Check] | None = None) -> Standing:
+def read(attempt: Attempt, checks: Sequence[Check] | None = None) -> AttemptState:
     for check in CHECKS if checks is None else checks:
         standing = check(attempt)
         if standing is not None:
@@ -72,7 +72,7 @@ def read(attempt: Attempt, checks: Sequence[Check] | None = None) -> Standing:
     raise AssertionError("the last check answers always")
 
 
-Check = Callable[[Attempt], Standing | None]
+Check = Callable[[Attempt], AttemptState | None]
 
 
 # --- the pod's parts
@@ -93,11 +93,11 @@ def engine_name(pod: Object) -> str:
     return str(pod["spec"]["initContainers"][-1]["name"])
 
 
-def finished(pod: Object) -> bool:
+def is_finished(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
-def job_over(job: Object) -> bool:
+def is_job_finished(job: Object) -> bool:
     return any(
         one["type"] in ("Complete", "Failed") and one["status"] == "True"
         for one in (job.get("status") or {}).get("conditions") or ()
@@ -175,14 +175,14 @@ def last_words(status: Object) -> str:
     return f"{text}: {words[-400:]}" if words else text
 
 
-def over(reason: str, message: str, report: Report | None = None) -> Standing:
-    return Standing("Over", reason, message, report)
+def finished(reason: str, message: str, report: Report | None = None) -> AttemptState:
+    return AttemptState("Finished", reason, message, report)
 
 
 # --- the checks
 
 
-def reported(a: Attempt) -> Standing | None:
+def reported(a: Attempt) -> AttemptState | None:
     """Seal or check has said how it ended. A report counts only if the engine started once."""
     if a.pod is None:
         return None
@@ -191,48 +191,52 @@ def reported(a: Attempt) -> Standing | None:
     if report is not None:
         restarts = int((found.get(engine_name(a.pod)) or {}).get("restartCount", 0))
         if restarts:
-            return over(
+            return finished(
                 reasons.ENGINE_FAILED,
                 f"the engine restarted {restarts} times before its files were sealed",
             )
-        return over(report.reason, report.message, report)
+        return finished(report.reason, report.message, report)
     report = report_of(found.get(CHECK_CONTAINER))
     if report is not None and report.reason != "Checked":
-        return over(report.reason, report.message, report)
+        return finished(report.reason, report.message, report)
     return None
 
 
-def node_lost(a: Attempt) -> Standing | None:
-    if a.pod is None or finished(a.pod) or not (ends := a.pod["metadata"].get("deletionTimestamp")):
+def node_lost(a: Attempt) -> AttemptState | None:
+    if (
+        a.pod is None
+        or is_finished(a.pod)
+        or not (ends := a.pod["metadata"].get("deletionTimestamp"))
+    ):
         return None
     # deletionTimestamp already includes the grace period
     if a.now - parse_timestamp(ends) >= LOST:
         node = (a.pod.get("spec") or {}).get("nodeName", "its node")
-        return over(
+        return finished(
             reasons.NODE_LOST,
             f"{node} has not ended the pod {a.pod['metadata']['name']} for {LOST / 60:.0f} minutes",
         )
     return None
 
 
-def disrupted(a: Attempt) -> Standing | None:
+def disrupted(a: Attempt) -> AttemptState | None:
     """Evicted or preempted: the Job makes another pod once this one is gone, and that is no failed attempt."""
     if a.pod is None:
         return None
     target = condition(a.pod, "DisruptionTarget")
     evicted = target is not None and target["status"] == "True"
-    if not evicted and not (a.pod["metadata"].get("deletionTimestamp") and not finished(a.pod)):
+    if not evicted and not (a.pod["metadata"].get("deletionTimestamp") and not is_finished(a.pod)):
         return None
     lost = a.disruptions + 1
     why = (target or {}).get("message") or "the pod is being deleted"
     if lost >= DISRUPTIONS:
-        return over(
+        return finished(
             reasons.DISRUPTED, f"{lost} pods were evicted, preempted or deleted; the last: {why}"
         )
     look = None
     if gone := a.pod["metadata"].get("deletionTimestamp"):
         look = parse_timestamp(gone) + LOST
-    return Standing(
+    return AttemptState(
         "Pending",
         reasons.WAITING_FOR_POD,
         f"pod {lost} was disrupted ({why}); the next one is made when it is gone",
@@ -240,7 +244,7 @@ def disrupted(a: Attempt) -> Standing | None:
     )
 
 
-def overdue(a: Attempt) -> Standing | None:
+def overdue(a: Attempt) -> AttemptState | None:
     status = (a.pod or {}).get("status") or {}
     if status.get("reason") != "DeadlineExceeded":
         return None
@@ -252,88 +256,90 @@ def overdue(a: Attempt) -> Standing | None:
         if engine.get("restartCount", 0) or terminated(engine)
         else "the engine had not started"
     )
-    return over(
+    return finished(
         reasons.ENGINE_NOT_READY,
         f"{began} when spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended",
     )
 
 
-def cannot_pull(a: Attempt) -> Standing | None:
+def cannot_pull(a: Attempt) -> AttemptState | None:
     return _waiting(a, _CANNOT_PULL, reasons.IMAGE_PULL_FAILED)
 
 
-def cannot_be_made(a: Attempt) -> Standing | None:
+def cannot_be_made(a: Attempt) -> AttemptState | None:
     found = _waiting(a, _CANNOT_MAKE, reasons.CONTAINER_CONFIG_ERROR)
     if found is None and a.pod is not None:
         for name, status in statuses(a.pod).items():
             end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
             if end.get("reason") in _CANNOT_START:
-                return over(
+                return finished(
                     reasons.CONTAINER_CONFIG_ERROR, f"container {name}: {last_words(status)}"
                 )
     return found
 
 
-def _waiting(a: Attempt, reasons: tuple[str, ...], ours: str) -> Standing | None:
+def _waiting(a: Attempt, reasons: tuple[str, ...], ours: str) -> AttemptState | None:
     for name, status in statuses(a.pod or {}).items():
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in reasons:
-            return over(
+            return finished(
                 ours,
                 f"container {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": "),
             )
     return None
 
 
-def engine_failed(a: Attempt) -> Standing | None:
+def engine_failed(a: Attempt) -> AttemptState | None:
     """One start only: a restart over half-written files can itself be the warm hang."""
     if a.pod is None or not crashes(a.pod):
         return None
     engine = engine_name(a.pod)
-    return over(reasons.ENGINE_FAILED, f"container {engine}: {last_words(statuses(a.pod)[engine])}")
+    return finished(
+        reasons.ENGINE_FAILED, f"container {engine}: {last_words(statuses(a.pod)[engine])}"
+    )
 
 
-def check_silent(a: Attempt) -> Standing | None:
+def check_silent(a: Attempt) -> AttemptState | None:
     status = statuses(a.pod or {}).get(CHECK_CONTAINER)
     end = terminated(status)
     if status is None or end is None or end.get("exitCode") == 0:
         return None
-    return over(
+    return finished(
         reasons.SEAL_FAILED, f"container {CHECK_CONTAINER} left no report: {last_words(status)}"
     )
 
 
-def init_failed(a: Attempt) -> Standing | None:
+def init_failed(a: Attempt) -> AttemptState | None:
     if a.pod is None:
         return None
     for status in (a.pod.get("status") or {}).get("initContainerStatuses") or ():
         end = terminated(status) or (status.get("lastState") or {}).get("terminated")
         if end and end.get("exitCode") != 0 and status["name"] != engine_name(a.pod):
-            return over(
+            return finished(
                 reasons.INIT_CONTAINER_FAILED,
                 f"init container {status['name']}: {last_words(status)}",
             )
     return None
 
 
-def seal_silent(a: Attempt) -> Standing | None:
+def seal_silent(a: Attempt) -> AttemptState | None:
     return silent(a, SEAL_CONTAINER, reasons.SEAL_FAILED)
 
 
-def silent(a: Attempt, name: str, reason: str) -> Standing | None:
+def silent(a: Attempt, name: str, reason: str) -> AttemptState | None:
     """A container of ours has ended without a word."""
     status = statuses(a.pod or {}).get(name)
     if status is None or terminated(status) is None:
         return None
-    return over(reason, f"container {name} left no report: {last_words(status)}")
+    return finished(reason, f"container {name} left no report: {last_words(status)}")
 
 
-def pod_failed(a: Attempt) -> Standing | None:
+def pod_failed(a: Attempt) -> AttemptState | None:
     """The kubelet refused or ended the pod before any container could say why (UnexpectedAdmissionError, say)."""
-    if a.pod is None or not finished(a.pod):
+    if a.pod is None or not is_finished(a.pod):
         return None
     status = a.pod["status"]
-    return over(
+    return finished(
         reasons.JOB_FAILED,
         f"pod {a.pod['metadata']['name']}: {status.get('reason', status['phase'])}: {status.get('message', '')}".rstrip(
             ": "
@@ -341,43 +347,43 @@ def pod_failed(a: Attempt) -> Standing | None:
     )
 
 
-def unscheduled(a: Attempt) -> Standing | None:
+def unscheduled(a: Attempt) -> AttemptState | None:
     if a.pod is None:
         return None
     scheduled = condition(a.pod, "PodScheduled")
     if (a.pod.get("spec") or {}).get("nodeName") or (scheduled and scheduled["status"] == "True"):
         return None
     if scheduled and scheduled.get("reason") == "SchedulingGated":
-        return Standing(
+        return AttemptState(
             "Pending",
             reasons.QUEUED,
             "the pod has a scheduling gate: its queue has not admitted it yet",
         )
     if scheduled is None:
-        return Standing(
+        return AttemptState(
             "Pending", reasons.WAITING_FOR_POD, "the Job is made"
         )  # without_pod's words: no status write for an instant
-    return Standing(
+    return AttemptState(
         "Pending",
         reasons.WAITING_FOR_NODE,
         scheduled.get("message") or "the scheduler has not placed the pod yet",
     )
 
 
-def sealing(a: Attempt) -> Standing | None:
+def sealing(a: Attempt) -> AttemptState | None:
     if (running := since(a, SEAL_CONTAINER)) is None:
         return None
-    return Standing(
+    return AttemptState(
         "Tuning",
         reasons.SEALING,
         f"the engine is ready; its files are checked and published since {running}",
     )
 
 
-def tuning(a: Attempt) -> Standing | None:
+def tuning(a: Attempt) -> AttemptState | None:
     if a.pod is None or (running := since(a, engine_name(a.pod))) is None:
         return None
-    return Standing("Tuning", reasons.TUNING, f"the engine starts and tunes since {running}")
+    return AttemptState("Tuning", reasons.TUNING, f"the engine starts and tunes since {running}")
 
 
 def since(a: Attempt, name: str) -> str | None:
@@ -386,11 +392,13 @@ def since(a: Attempt, name: str) -> str | None:
     return (state.get("startedAt") or "") if state else None
 
 
-def checking(a: Attempt) -> Standing | None:
+def checking(a: Attempt) -> AttemptState | None:
     """From check's start until the engine's, where no init container of the author's comes between."""
     if a.pod is None or (since(a, CHECK_CONTAINER) is None and not _all_but_engine_ended(a.pod)):
         return None
-    return Standing("Tuning", reasons.CHECKING, "the claim and the image's versions are checked")
+    return AttemptState(
+        "Tuning", reasons.CHECKING, "the claim and the image's versions are checked"
+    )
 
 
 def _all_but_engine_ended(pod: Object) -> bool:
@@ -399,21 +407,21 @@ def _all_but_engine_ended(pod: Object) -> bool:
     return bool(before) and all(terminated(one) for one in before)
 
 
-def pulling(a: Attempt) -> Standing | None:
+def pulling(a: Attempt) -> AttemptState | None:
     if a.pod is None:
         return None
     node = (a.pod.get("spec") or {}).get("nodeName") or "a node"
-    return Standing(
+    return AttemptState(
         "Tuning", reasons.PULLING, f"{node} pulls images, mounts volumes and runs init containers"
     )
 
 
-def without_pod(a: Attempt) -> Standing:
+def without_pod(a: Attempt) -> AttemptState:
     """The Job is all that there is."""
-    if a.job is None or job_over(a.job):
-        return over(reasons.REPORT_LOST, "the pod was gone before its report could be read")
+    if a.job is None or is_job_finished(a.job):
+        return finished(reasons.REPORT_LOST, "the pod was gone before its report could be read")
     if (a.job.get("spec") or {}).get("suspend"):
-        return Standing(
+        return AttemptState(
             "Pending", reasons.QUEUED, "the Job is suspended: its queue has not admitted it yet"
         )
     shown = parse_timestamp(a.job["metadata"]["creationTimestamp"]) + POD_GRACE
@@ -424,14 +432,14 @@ def without_pod(a: Attempt) -> Standing:
         newest = max(
             refusals, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")
         )
-        return Standing(
+        return AttemptState(
             "Pending",
             reasons.POD_REFUSED,
             _without_pod_name(newest["message"]),
             look=a.now + EVENTS,
         )
     look = shown if a.now < shown else a.now + EVENTS
-    return Standing("Pending", reasons.WAITING_FOR_POD, "the Job is made", look=look)
+    return AttemptState("Pending", reasons.WAITING_FOR_POD, "the Job is made", look=look)
 
 
 def _without_pod_name(message: str) -> str:

@@ -11,17 +11,17 @@ from pretune.api.types import Object
 from pretune.podspec import canonical, identity
 from pretune.podspec.template import engine_of
 from pretune.policy.model import Origin
-from pretune.policy.plan_builder import Draft, Wanted
+from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
 from pretune.policy.pods.consumers import Consumer
 
 FINGERPRINTS = 4  # of one target: more are a sign that something in the engine's env or args is new in each pod
 
 
 @dataclass(frozen=True)
-class Wants:
+class DesiredBundles:
     """What should be there. The newest source's come first: Ready speaks of those."""
 
-    bundles: tuple[Wanted, ...] = ()
+    bundles: tuple[DesiredBundle, ...] = ()
     refused: Refused | None = (
         None  # the source, or the engine in it, cannot be told: nothing is started or ended
     )
@@ -40,10 +40,10 @@ class _Source:
     current: bool = False
 
 
-def wants(draft: Draft, pods: Sequence[Consumer]) -> Wants:
-    source = draft.seen.source
+def desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> DesiredBundles:
+    source = plan.observed.source
     if isinstance(source, Refused):
-        return Wants(refused=source)
+        return DesiredBundles(refused=source)
     origins, refused = _origins(pods)
     sources = [_Source(source, current=True)] if source is not None else []
     sources += [
@@ -51,20 +51,20 @@ def wants(draft: Draft, pods: Sequence[Consumer]) -> Wants:
         for index, (key, origin, template) in enumerate(origins)
     ]
     if not sources:
-        return Wants(refused=refused)
-    bundles: list[Wanted] = []
+        return DesiredBundles(refused=refused)
+    bundles: list[DesiredBundle] = []
     keys = {pod.bundle: pod.key for pod in pods if pod.living}
-    for target in draft.spec.targets:
+    for target in plan.spec.targets:
         for one in sources:
             try:
-                want = _want(draft, one, target, keys)
+                want = _want(plan, one, target, keys)
             except Refused as error:
                 if one.current:
-                    return Wants(refused=error)
+                    return DesiredBundles(refused=error)
                 continue  # what an older revision's engine is does not matter to the newest
             if all(want.id != other.id for other in bundles):
                 bundles.append(want)
-    return _capped(draft, bundles, {pod.given or pod.bundle for pod in pods if pod.held})
+    return _capped(plan, bundles, {pod.given or pod.bundle for pod in pods if pod.held})
 
 
 def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Origin, Object]], Refused | None]:
@@ -98,37 +98,41 @@ def _workload(origin: Origin) -> str:
     return f"{origin.workload['kind']}/{origin.workload['metadata']['name']}"
 
 
-def _want(draft: Draft, source: _Source, target: Target, keys: dict[str, str]) -> Wanted:
-    inputs = identity.inputs(source.template, draft.spec, target)
-    refusal = identity.refusal(source.template, draft.spec, target, draft.seen.source_claims)
+def _want(
+    plan: PlanBuilder, source: _Source, target: Target, keys: dict[str, str]
+) -> DesiredBundle:
+    inputs = identity.inputs(source.template, plan.spec, target)
+    refusal = identity.refusal(source.template, plan.spec, target, plan.observed.source_claims)
     bundle = inputs.bundle_id()
     key = source.key or keys.get(bundle, "")
-    return Wanted(
+    return DesiredBundle(
         bundle, inputs, target, source.template, refusal, source.current, source.made, key
     )
 
 
-def _capped(draft: Draft, bundles: list[Wanted], waited_for: set[str]) -> Wants:
+def _capped(
+    plan: PlanBuilder, bundles: list[DesiredBundle], waited_for: set[str]
+) -> DesiredBundles:
     """Of each target the current one, then what pods wait for, what has a record already, the newest: FINGERPRINTS of them."""
-    kept: list[Wanted] = []
+    kept: list[DesiredBundle] = []
     churn = ""
-    for target in draft.spec.targets:
+    for target in plan.spec.targets:
         mine = [one for one in bundles if one.target.name == target.name]
         ranked = sorted(
             mine,
             key=lambda one: (
                 not one.current,
                 one.id not in waited_for,
-                one.id not in draft.bundles,
+                one.id not in plan.bundles,
             ),
         )
         kept += [one for one in mine if one in ranked[:FINGERPRINTS]]
         if len(mine) > FINGERPRINTS:
             churn = churn or (
                 f"target {target.name}: {len(mine)} different engines ask for tactics, {FINGERPRINTS} get them;"
-                f" what differs: {differences([one.template for one in mine], draft.spec.engine_container)}"
+                f" what differs: {differences([one.template for one in mine], plan.spec.engine_container)}"
             )
-    return Wants(tuple(kept), churn=churn)
+    return DesiredBundles(tuple(kept), churn=churn)
 
 
 def differences(templates: Sequence[Object], engine_container: str) -> str:

@@ -20,14 +20,14 @@ from pretune.manifests.import_job import DEADLINE, import_job
 from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
     Attempt,
+    AttemptState,
     Check,
-    Standing,
     cannot_be_made,
     cannot_pull,
     disrupted,
     finished,
+    is_finished,
     node_lost,
-    over,
     pod_failed,
     pulling,
     read,
@@ -41,7 +41,13 @@ from pretune.policy.bundles.attempt_state import (
 from pretune.policy.bundles.job_runs import create
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
-from pretune.policy.plan_builder import Draft, Wanted, delete, fingerprint_of, owner_uid
+from pretune.policy.plan_builder import (
+    DesiredBundle,
+    PlanBuilder,
+    delete,
+    fingerprint_of,
+    owner_uid,
+)
 
 PATIENCE = 120.0  # seconds that its pod may be without a node
 START = 600.0  # seconds from its node that its container may not have started: the image is large, and a volume may not attach
@@ -71,9 +77,9 @@ def source_of(value: str) -> tuple[str, str]:
     return claim, path
 
 
-def asked(draft: Draft) -> str:
+def asked(plan: PlanBuilder) -> str:
     """The annotation's value, "" where there is none; cut where the status could not hold it, which source_of refuses."""
-    return str((draft.cache["metadata"].get("annotations") or {}).get(IMPORT) or "").strip()[
+    return str((plan.cache["metadata"].get("annotations") or {}).get(IMPORT) or "").strip()[
         :LONGEST
     ]
 
@@ -81,33 +87,31 @@ def asked(draft: Draft) -> str:
 # --- what became of it
 
 
-def settle(draft: Draft) -> None:
+def settle(plan: PlanBuilder) -> None:
     """Read the import Jobs. One is removed once its outcome is in the status, or nobody asks for it any more: what it said is true of
     the claim as it was then."""
-    for job in _jobs(draft):
-        record = draft.bundles.get(job["metadata"]["labels"][BUNDLE])
+    for job in _jobs(plan):
+        record = plan.bundles.get(job["metadata"]["labels"][BUNDLE])
         value = _from(job)
         if (
             record is None
             or record["state"] != PENDING
             or _done(record, value)
-            or value != asked(draft)
+            or value != asked(plan)
         ):
-            draft.after.append(delete(job))
+            plan.after.append(delete(job))
             continue
-        standing = read(_attempt(draft, job), CHECKS)
-        draft.at(standing.look)
-        if standing.state != "Over":
-            draft.at(parse_timestamp(job["metadata"]["creationTimestamp"]) + LIMIT)
-            draft.say(
-                record, PENDING, reasons.IMPORTING, f"import from {value}: {standing.message}"
-            )
+        standing = read(_attempt(plan, job), CHECKS)
+        plan.requeue_at(standing.look)
+        if standing.state != "Finished":
+            plan.requeue_at(parse_timestamp(job["metadata"]["creationTimestamp"]) + LIMIT)
+            plan.say(record, PENDING, reasons.IMPORTING, f"import from {value}: {standing.message}")
             continue
-        draft.after.append(delete(job))
+        plan.after.append(delete(job))
         report = standing.report
         if report is not None and report.reason in SEALED_REASONS:
-            adopt(draft, record, report, fingerprint_of(job))
-            _note_image(draft, record, job)
+            adopt(plan, record, report, fingerprint_of(job))
+            _note_image(plan, record, job)
             _note(record, value, reasons.SEALED, report.message)
         else:
             reason = report.reason if report is not None else reasons.IMPORT_REFUSED
@@ -116,37 +120,39 @@ def settle(draft: Draft) -> None:
                 if standing.reason in (reasons.IMPORT_REFUSED, reason)
                 else f"{standing.reason}: {standing.message}"
             )
-            _refused(draft, record, value, reason, words)
+            _refused(plan, record, value, reason, words)
 
 
-def _note_image(draft: Draft, record: Object, job: Object) -> None:
+def _note_image(plan: PlanBuilder, record: Object, job: Object) -> None:
     """The engine's, as it ran here: it is the same container image."""
-    pod = _attempt(draft, job).pod
+    pod = _attempt(plan, job).pod
     image = str((statuses(pod or {}).get(IMPORT_CONTAINER) or {}).get("imageID", ""))
     if image:
         record["engineImage"] = image.removeprefix("docker-pullable://")
 
 
-def _attempt(draft: Draft, job: Object) -> Attempt:
-    mine = [pod for pod in draft.seen.pods if owner_uid(pod) == job["metadata"]["uid"]]
+def _attempt(plan: PlanBuilder, job: Object) -> Attempt:
+    mine = [pod for pod in plan.observed.pods if owner_uid(pod) == job["metadata"]["uid"]]
     pod = max(
         mine,
         key=lambda one: (
             report_of(statuses(one).get(IMPORT_CONTAINER)) is not None,
-            not finished(one),
+            not is_finished(one),
             one["metadata"]["creationTimestamp"],
         ),
         default=None,
     )
-    return Attempt(1, job, pod, draft.seen.job_events.get(job["metadata"]["uid"], ()), 0, draft.now)
+    return Attempt(
+        1, job, pod, plan.observed.job_events.get(job["metadata"]["uid"], ()), 0, plan.now
+    )
 
 
-def _jobs(draft: Draft, bundle: str = "") -> list[Object]:
+def _jobs(plan: PlanBuilder, bundle: str = "") -> list[Object]:
     return [
         job
-        for job in draft.jobs
+        for job in plan.jobs
         if job["metadata"]["labels"].get(ROLE) == IMPORTING
-        and job not in draft.elsewhere
+        and job not in plan.elsewhere
         and bundle in ("", job["metadata"]["labels"].get(BUNDLE))
     ]
 
@@ -164,73 +170,73 @@ def _note(record: Object, value: str, reason: str, message: str) -> None:
     record["import"] = {"from": value, "reason": reason, "message": message[:1024]}
 
 
-def _refused(draft: Draft, record: Object, value: str, reason: str, message: str) -> None:
+def _refused(plan: PlanBuilder, record: Object, value: str, reason: str, message: str) -> None:
     _note(record, value, reason, message)
-    draft.warn(
+    plan.warn(
         reasons.IMPORT_REFUSED,
         f"bundle {record['id']}: nothing was imported from {value}: {message}; it is tuned as usual",
     )
-    draft.say(record, PENDING, reasons.QUEUED, f"nothing was imported from {value}: {message}")
+    plan.say(record, PENDING, reasons.QUEUED, f"nothing was imported from {value}: {message}")
 
 
 # --- its beginning
 
 
-def comes_first(draft: Draft, want: Wanted, record: Object, storage: Storage) -> bool:
+def comes_first(plan: PlanBuilder, want: DesiredBundle, record: Object, storage: Storage) -> bool:
     """Whether an import has to end before this bundle is tuned; begins it. For a bundle that is Pending, and has no attempt that lives."""
-    value = asked(draft)
+    value = asked(plan)
     if not value or not want.current or _done(record, value):
         return False
-    if any(_from(job) == value for job in _jobs(draft, want.id)):
+    if any(_from(job) == value for job in _jobs(plan, want.id)):
         return True  # settle has said how it stands
-    if _taken(draft, want, value):
+    if _taken(plan, want, value):
         return False
     try:
         source = source_of(value)
     except Refused as refused:
-        _refused(draft, record, value, refused.reason, refused.message)
+        _refused(plan, record, value, refused.reason, refused.message)
         return False
     message = f"import from {value}: the Job is made"
-    if not agent_configmap.is_there(draft):  # the next run, at once, makes the Job
-        refusal = agent_configmap.refusal(draft)
-        draft.say(
+    if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
+        refusal = agent_configmap.refusal(plan)
+        plan.say(
             record,
             PENDING,
             reasons.POD_REFUSED if refusal else reasons.IMPORTING,
             refusal or message,
         )
         return True
-    seen = draft.seen
+    observed = plan.observed
     try:
         job = import_job(
             *(
-                seen.key,
-                draft.cache,
+                observed.key,
+                plan.cache,
                 want.template,
                 want.target,
                 value,
                 source,
-                seen.settings,
-                seen.agent_name,
+                observed.settings,
+                observed.agent_name,
             ),
-            seen.examples.get(want.origin),
+            observed.examples.get(want.origin),
             near=storage.empty,
         )
     except Refused as error:
-        _refused(draft, record, value, error.reason, error.message)
+        _refused(plan, record, value, error.reason, error.message)
         return False
-    code = create(draft, record, job, message)
-    draft.started.discard(want.id)  # it holds up no other bundle's attempt
+    code = create(plan, record, job, message)
+    plan.started.discard(want.id)  # it holds up no other bundle's attempt
     if code == 201:
-        draft.say(record, PENDING, reasons.IMPORTING, message)
+        plan.say(record, PENDING, reasons.IMPORTING, message)
     elif code in (400, 403, 422):
-        _refused(draft, record, value, reasons.IMPORT_REFUSED, record["message"])
+        _refused(plan, record, value, reasons.IMPORT_REFUSED, record["message"])
     return True
 
 
-def _taken(draft: Draft, want: Wanted, value: str) -> bool:
+def _taken(plan: PlanBuilder, want: DesiredBundle, value: str) -> bool:
     """Whether this folder went into another bundle of the target. What is noted of that stays when the other's record is gone."""
-    for record in draft.bundles.values():
+    for record in plan.bundles.values():
         noted = record.get("import") or {}
         mine = record["id"] == want.id or record.get("target") != want.target.name
         if (
@@ -241,8 +247,8 @@ def _taken(draft: Draft, want: Wanted, value: str) -> bool:
             message = (
                 f"{value} was imported already, into the bundle of another engine of this target"
             )
-            _note(draft.bundles[want.id], value, reasons.ALREADY_IMPORTED, message)
-            draft.events.append(
+            _note(plan.bundles[want.id], value, reasons.ALREADY_IMPORTED, message)
+            plan.events.append(
                 Event(
                     reasons.ALREADY_IMPORTED, f"bundle {want.id}: {message}; it is tuned as usual"
                 )
@@ -254,24 +260,24 @@ def _taken(draft: Draft, want: Wanted, value: str) -> bool:
 # --- how it stands
 
 
-def reported(a: Attempt) -> Standing | None:
+def reported(a: Attempt) -> AttemptState | None:
     report = report_of(statuses(a.pod or {}).get(IMPORT_CONTAINER))
-    return over(report.reason, report.message, report) if report is not None else None
+    return finished(report.reason, report.message, report) if report is not None else None
 
 
-def import_silent(a: Attempt) -> Standing | None:
+def import_silent(a: Attempt) -> AttemptState | None:
     return silent(a, IMPORT_CONTAINER, reasons.IMPORT_REFUSED)
 
 
-def overlong(a: Attempt) -> Standing | None:
+def overlong(a: Attempt) -> AttemptState | None:
     return (
-        over(reasons.IMPORT_REFUSED, f"it did not end within {LIMIT:.0f} s")
+        finished(reasons.IMPORT_REFUSED, f"it did not end within {LIMIT:.0f} s")
         if a.now >= _made(a) + LIMIT
         else None
     )
 
 
-def late(a: Attempt) -> Standing | None:
+def late(a: Attempt) -> AttemptState | None:
     """It must not keep the bundle from being tuned for ever: a claim that is not there, a volume that does not attach."""
     waits = unscheduled(a) if a.pod is not None else without_pod(a)
     if waits is not None:
@@ -286,7 +292,7 @@ def late(a: Attempt) -> Standing | None:
         )
     else:
         return None
-    return over(reasons.IMPORT_REFUSED, words) if a.now >= late_since else None
+    return finished(reasons.IMPORT_REFUSED, words) if a.now >= late_since else None
 
 
 def _made(a: Attempt) -> float:
@@ -294,20 +300,20 @@ def _made(a: Attempt) -> float:
     return parse_timestamp(a.job["metadata"]["creationTimestamp"])
 
 
-def waiting(a: Attempt) -> Standing | None:
+def waiting(a: Attempt) -> AttemptState | None:
     found = unscheduled(a) if a.pod is not None else without_pod(a)
-    if found is None or found.state == "Over":
+    if found is None or found.state == "Finished":
         return found
     return replace(found, look=min(found.look or float("inf"), _made(a) + PATIENCE))
 
 
-def running(a: Attempt) -> Standing | None:
+def running(a: Attempt) -> AttemptState | None:
     if (begun := since(a, IMPORT_CONTAINER)) is None:
         return None
-    return Standing("Pending", reasons.IMPORTING, f"the folder is checked since {begun}")
+    return AttemptState("Pending", reasons.IMPORTING, f"the folder is checked since {begun}")
 
 
-def starting(a: Attempt) -> Standing | None:
+def starting(a: Attempt) -> AttemptState | None:
     found = pulling(a)
     assert found is not None
     return replace(found, look=_made(a) + PATIENCE + START)

@@ -11,8 +11,8 @@ from pretune.api.names import PROVE_CONTAINER, SEED_CONTAINER
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.policy.bundles.attempt_state import (
     Attempt,
+    AttemptState,
     Check,
-    Standing,
     cannot_be_made,
     cannot_pull,
     crashes,
@@ -20,9 +20,9 @@ from pretune.policy.bundles.attempt_state import (
     engine_name,
     finished,
     init_failed,
+    is_finished,
     last_words,
     node_lost,
-    over,
     overdue,
     pod_failed,
     pulling,
@@ -45,7 +45,7 @@ TWICE = frozenset(
 MORE = 60.0  # seconds that a warm start may take longer than the cold one did
 
 
-def unseeded(a: Attempt) -> Standing | None:
+def unseeded(a: Attempt) -> AttemptState | None:
     """The engine has nothing to be warm from. Seed ends well whatever happens, and says what it did."""
     end = terminated(statuses(a.pod or {}).get(SEED_CONTAINER))
     if end is None or not end.get("message"):
@@ -58,12 +58,12 @@ def unseeded(a: Attempt) -> Standing | None:
         if report is not None
         else end["message"].strip()[-400:]
     )
-    return over(
+    return finished(
         reasons.PROOF_FAILED, f"container {SEED_CONTAINER} could not hand out the bundle: {said}"
     )
 
 
-def reported(a: Attempt) -> Standing | None:
+def reported(a: Attempt) -> AttemptState | None:
     """Prove has said how it ended. What an engine that had to be started twice left behind is no proof."""
     if a.pod is None:
         return None
@@ -72,19 +72,19 @@ def reported(a: Attempt) -> Standing | None:
         return None
     if _restarts(a):
         return crashed(a)
-    return over(report.reason, report.message, report)
+    return finished(report.reason, report.message, report)
 
 
-def deleted(a: Attempt) -> Standing | None:
+def deleted(a: Attempt) -> AttemptState | None:
     """By a person, or with its Job: what its containers say then is only that they were killed."""
-    if a.pod is None or not finished(a.pod) or not a.pod["metadata"].get("deletionTimestamp"):
+    if a.pod is None or not is_finished(a.pod) or not a.pod["metadata"].get("deletionTimestamp"):
         return None
-    return over(
+    return finished(
         reasons.PROOF_FAILED, f"pod {a.pod['metadata']['name']} was deleted before it had reported"
     )
 
 
-def hung(a: Attempt) -> Standing | None:
+def hung(a: Attempt) -> AttemptState | None:
     """Not ready within its cold start's time and MORE, also where the pod's own deadline ended it while nobody looked. Where the cold
     start's time is not known (a bundle that was imported), that deadline is its time."""
     if a.pod is None or _restarts(a):
@@ -100,7 +100,7 @@ def hung(a: Attempt) -> Standing | None:
     ) - parse_timestamp(begun)
     if not a.cold:
         return (
-            over(
+            finished(
                 reasons.WARM_HANG,
                 f"the engine was not ready {took:.0f} s after its start from the bundle",
             )
@@ -109,49 +109,49 @@ def hung(a: Attempt) -> Standing | None:
         )
     if took < a.cold + MORE:
         return None
-    return over(
+    return finished(
         reasons.WARM_HANG,
         f"the engine was not ready {took:.0f} s after its start from the bundle; its cold start took {a.cold:.0f} s",
     )
 
 
-def prove_silent(a: Attempt) -> Standing | None:
+def prove_silent(a: Attempt) -> AttemptState | None:
     return silent(a, PROVE_CONTAINER, reasons.PROOF_FAILED)
 
 
-def crashed(a: Attempt) -> Standing | None:
+def crashed(a: Attempt) -> AttemptState | None:
     if a.pod is None or not crashes(a.pod):
         return None
     engine = engine_name(a.pod)
     status = statuses(a.pod)[engine]
     end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
     if end.get("reason") == "ContainerStatusUnknown":  # its node was started anew
-        return over(reasons.PROOF_FAILED, f"container {engine}: {last_words(status)}")
-    return over(
+        return finished(reasons.PROOF_FAILED, f"container {engine}: {last_words(status)}")
+    return finished(
         reasons.WARM_CRASH, f"container {engine}, started from the bundle: {last_words(status)}"
     )
 
 
-def comparing(a: Attempt) -> Standing | None:
+def comparing(a: Attempt) -> AttemptState | None:
     if (running := since(a, PROVE_CONTAINER)) is None:
         return None
-    return Standing(
+    return AttemptState(
         "Tuning",
         reasons.PROVING,
         f"the engine is ready; its folder is compared with the bundle since {running}",
     )
 
 
-def starting(a: Attempt) -> Standing | None:
+def starting(a: Attempt) -> AttemptState | None:
     if a.pod is None or (begun := since(a, engine_name(a.pod))) is None:
         return None
     if not a.cold or (statuses(a.pod)[engine_name(a.pod)]).get("started"):
-        return Standing(
+        return AttemptState(
             "Tuning", reasons.PROVING, f"the engine starts from the bundle since {begun}"
         )
     until = parse_timestamp(begun) + a.cold + MORE
     words = f"the engine starts from the bundle since {begun}; it has until {format_timestamp(until)} (its cold start took {a.cold:.0f} s)"
-    return Standing("Tuning", reasons.PROVING, words, look=until)
+    return AttemptState("Tuning", reasons.PROVING, words, look=until)
 
 
 def _restarts(a: Attempt) -> int:

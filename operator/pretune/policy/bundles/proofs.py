@@ -22,7 +22,14 @@ from pretune.policy.bundles.attempt_state import Attempt, has_reported, read, st
 from pretune.policy.bundles.job_runs import count_disruptions, create, pod_of, tidy
 from pretune.policy.bundles.proof_state import JUDGED, TWICE
 from pretune.policy.cache import agent_configmap
-from pretune.policy.plan_builder import Draft, Wanted, ended_by_us, failure, next_try, note_failure
+from pretune.policy.plan_builder import (
+    DesiredBundle,
+    PlanBuilder,
+    ended_by_us,
+    failure,
+    next_try,
+    note_failure,
+)
 
 
 def may_be_given(record: Mapping[str, Any], spec: Spec) -> bool:
@@ -52,22 +59,22 @@ def note_cold(record: Object, took: int | None) -> None:
 # --- who is to be proven
 
 
-def withhold(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
+def withhold(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     """Sealed, or on its way to be. Before anybody looks at what is sealed: a bundle that was sealed or adopted in this very run too."""
     for want in bundles:
-        record = draft.bundles[want.id]
+        record = plan.bundles[want.id]
         if record["state"] == SEALED:
-            record["gpus"] = gpus(engine_of(want.template, draft.spec.engine_container))
+            record["gpus"] = gpus(engine_of(want.template, plan.spec.engine_container))
             if "coldSeconds" not in record:  # of an older release
                 note_cold(record, record.get("tunedSeconds"))
-            if not may_be_given(record, draft.spec):
-                draft.say(record, PROVING, reasons.PROVING, f"{_entries(record)}; {_WHY}")
-    if draft.spec.verify == "BeforeRelease":
+            if not may_be_given(record, plan.spec):
+                plan.say(record, PROVING, reasons.PROVING, f"{_entries(record)}; {_WHY}")
+    if plan.spec.verify == "BeforeRelease":
         return
-    for record in draft.bundles.values():
+    for record in plan.bundles.values():
         if is_withheld(record) and not is_judged(record):
             record.pop("lastFailure", None)
-            draft.say(
+            plan.say(
                 record,
                 SEALED,
                 reasons.SEALED,
@@ -86,75 +93,75 @@ def _entries(record: Object) -> str:
 # --- what became of the proofs
 
 
-def settle(draft: Draft) -> None:
+def settle(plan: PlanBuilder) -> None:
     """Read every proof that the record has not taken note of yet, and end those that nobody asks for."""
-    for bundle, record in draft.bundles.items():
-        jobs = draft.attempts(bundle, PROOF)
+    for bundle, record in plan.bundles.items():
+        jobs = plan.attempts(bundle, PROOF)
         if jobs or "proofs" in record:
             record["proofs"] = max([record.get("proofs", 0), *jobs])
         open_ = record.get("proofs", 0) > failure(record).get("attempt", 0) and not record.get(
             "proven"
         )
         if record["state"] == PROVING and open_:
-            _read(draft, record, jobs.get(record["proofs"]))
+            _read(plan, record, jobs.get(record["proofs"]))
             continue
-        to_be_withheld = record["state"] == SEALED and not may_be_given(record, draft.spec)
+        to_be_withheld = record["state"] == SEALED and not may_be_given(record, plan.spec)
         if (
             record["state"] != PENDING and not to_be_withheld
         ):  # else a status that was lost comes back to it
-            tidy(draft, bundle, jobs.values())
-        if record["state"] == SEALED and not to_be_withheld and open_ and not draft.live(bundle):
+            tidy(plan, bundle, jobs.values())
+        if record["state"] == SEALED and not to_be_withheld and open_ and not plan.live(bundle):
             forget(
-                draft, record
+                plan, record
             )  # it was ended in its middle: asked for again, the next one is the first
 
 
-def forget(draft: Draft, record: Object) -> None:
+def forget(plan: PlanBuilder, record: Object) -> None:
     """As if it had never been tried to prove it. Its proof is not live any more."""
-    draft.drop_jobs(record["id"])
+    plan.drop_jobs(record["id"])
     for name in ("proofs", "pod", "disruptions"):
         record.pop(name, None)
     if not is_judged(record):
         record.pop("lastFailure", None)
 
 
-def _read(draft: Draft, record: Object, job: Object | None) -> None:
-    number, pod = record["proofs"], pod_of(draft, record, job)
+def _read(plan: PlanBuilder, record: Object, job: Object | None) -> None:
+    number, pod = record["proofs"], pod_of(plan, record, job)
     if job is not None and ended_by_us(job) and not (pod is not None and has_reported(pod)):
-        if draft.live(record["id"]):  # what its pod says now is our doing
-            draft.say(
+        if plan.live(record["id"]):  # what its pod says now is our doing
+            plan.say(
                 record,
                 PROVING,
                 reasons.QUEUED,
                 f"proof {number} was ended; waits for its pod to be gone",
             )
         else:
-            forget(draft, record)
-            draft.at(draft.now)
+            forget(plan, record)
+            plan.requeue_at(plan.now)
         return
     count_disruptions(record, pod)
-    if job is None and draft.live(record["id"]):
-        draft.say(
+    if job is None and plan.live(record["id"]):
+        plan.say(
             record,
             PROVING,
             reasons.WAITING_FOR_POD,
             f"proof {number}: its Job is gone; waiting for its pod to end",
         )
         return
-    events = draft.seen.job_events.get(job["metadata"]["uid"], ()) if job else ()
+    events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
     cold = float(record.get("coldSeconds") or 0)
     standing = read(
-        Attempt(number, job, pod, events, record.get("disruptions", 0), draft.now, cold),
+        Attempt(number, job, pod, events, record.get("disruptions", 0), plan.now, cold),
         proof_state.CHECKS,
     )
-    draft.at(standing.look)
-    if standing.state != "Over":
+    plan.requeue_at(standing.look)
+    if standing.state != "Finished":
         reason = standing.reason if standing.state == "Pending" else reasons.PROVING
-        draft.say(
+        plan.say(
             record,
             PROVING,
             reason,
-            f"proof {number} of {draft.spec.max_attempts}: {standing.message}",
+            f"proof {number} of {plan.spec.max_attempts}: {standing.message}",
         )
         return
     if standing.reason == reasons.REPORT_LOST:
@@ -162,25 +169,25 @@ def _read(draft: Draft, record: Object, job: Object | None) -> None:
     report = standing.report
     if report is not None and report.digest not in ("", record.get("digest")):
         fail(
-            draft,
+            plan,
             record,
             reasons.PROOF_FAILED,
             f"the proof was of another bundle on the claim, {report.digest}",
         )
     elif report is not None and report.reason == "Proven":
         assert pod is not None
-        _proven(draft, record, start_seconds(pod, PROVE_CONTAINER))
-        tidy(draft, record["id"], [job] if job else [])
+        _proven(plan, record, start_seconds(pod, PROVE_CONTAINER))
+        tidy(plan, record["id"], [job] if job else [])
         return
     else:
         if report is not None and report.reason == reasons.NOT_REPRODUCIBLE:
             record["newEntries"] = report.newEntries
-        fail(draft, record, standing.reason, standing.message)
+        fail(plan, record, standing.reason, standing.message)
     if job is not None:
-        draft.end(job)
+        plan.end(job)
 
 
-def _proven(draft: Draft, record: Object, warm: int | None) -> None:
+def _proven(plan: PlanBuilder, record: Object, warm: int | None) -> None:
     record["proven"], record["newEntries"] = True, 0
     if warm is not None:
         record["warmSeconds"] = warm
@@ -188,7 +195,7 @@ def _proven(draft: Draft, record: Object, warm: int | None) -> None:
         record.pop(name, None)
     cold = f" instead of {record['coldSeconds']} s" if record.get("coldSeconds") else ""
     took = f" in {warm} s{cold}" if warm is not None else ""
-    draft.say(
+    plan.say(
         record,
         SEALED,
         reasons.SEALED,
@@ -196,20 +203,20 @@ def _proven(draft: Draft, record: Object, warm: int | None) -> None:
     )
 
 
-def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
+def fail(plan: PlanBuilder, record: Object, reason: str, message: str) -> None:
     """Take note of a proof that failed: the verdict, another one, or the end. A crash or a hang may be its node's, once."""
-    number, limit = record["proofs"], draft.spec.max_attempts
+    number, limit = record["proofs"], plan.spec.max_attempts
     if (
         reason in TWICE
         and number < limit
         and not str(failure(record).get("message", "")).startswith(f"{reason}: ")
     ):
         reason, message = reasons.PROOF_FAILED, f"{reason}: {message}"
-    note_failure(draft, record, number, reason, message)
+    note_failure(plan, record, number, reason, message)
     if reason in JUDGED:
-        draft.say(record, FAILED, reason, f"proof {number}: {message}; no pod is given this bundle")
+        plan.say(record, FAILED, reason, f"proof {number}: {message}; no pod is given this bundle")
     elif number >= limit:
-        draft.say(
+        plan.say(
             record,
             FAILED,
             reason,
@@ -217,30 +224,30 @@ def fail(draft: Draft, record: Object, reason: str, message: str) -> None:
         )
     else:
         text = f"proof {number} of {limit}: {reason}: {message}"
-        draft.warn(Reason(reason), f"bundle {record['id']}: {text}")
-        draft.say(
+        plan.warn(Reason(reason), f"bundle {record['id']}: {text}")
+        plan.say(
             record,
             PROVING,
             reasons.RETRYING,
             f"{text}; the next one starts at {format_timestamp(next_try(record))}",
         )
-        draft.at(next_try(record))
+        plan.requeue_at(next_try(record))
 
 
 # --- starting
 
 
-def begin(draft: Draft, want: Wanted, record: Object) -> None:
+def begin(plan: PlanBuilder, want: DesiredBundle, record: Object) -> None:
     """The next proof. Not in the run that withholds the bundle: a pod of its consumers, to make the proof's from, is read for the next."""
-    if draft.known.get(want.id, ("", ""))[0] != PROVING:
-        draft.started.add(want.id)
-        draft.at(draft.now)
+    if plan.known.get(want.id, ("", ""))[0] != PROVING:
+        plan.started.add(want.id)
+        plan.requeue_at(plan.now)
         return
-    seen, number = draft.seen, record.get("proofs", 0) + 1
-    made = f"proof {number} of {draft.spec.max_attempts}: the Job is made"
-    if not agent_configmap.is_there(draft):  # the next run, at once, makes the Job
-        message = agent_configmap.refusal(draft)
-        draft.say(
+    observed, number = plan.observed, record.get("proofs", 0) + 1
+    made = f"proof {number} of {plan.spec.max_attempts}: the Job is made"
+    if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
+        message = agent_configmap.refusal(plan)
+        plan.say(
             record,
             PROVING,
             reasons.POD_REFUSED if message else reasons.WAITING_FOR_POD,
@@ -248,26 +255,26 @@ def begin(draft: Draft, want: Wanted, record: Object) -> None:
         )
         return
     try:
-        example = seen.examples.get(want.origin)
-        on_claim = draft.spec.delivery == "ReadOnly" and record.get("layout") == "PerRank"
+        example = observed.examples.get(want.origin)
+        on_claim = plan.spec.delivery == "ReadOnly" and record.get("layout") == "PerRank"
         job = proof_job(
-            seen.key,
-            draft.cache,
+            observed.key,
+            plan.cache,
             want.template,
             want.target,
             number,
-            seen.settings,
-            seen.agent_name,
+            observed.settings,
+            observed.agent_name,
             example,
             on_claim,
         )
     except Refused as refused:
-        draft.say(record, PROVING, reasons.POD_REFUSED, f"{refused.reason}: {refused.message}")
+        plan.say(record, PROVING, reasons.POD_REFUSED, f"{refused.reason}: {refused.message}")
         return
-    if create(draft, record, job, made, PROVING) in (400, 422):  # as it is, it will never be taken
+    if create(plan, record, job, made, PROVING) in (400, 422):  # as it is, it will never be taken
         record["proofs"] = number
         fail(
-            draft,
+            plan,
             record,
             reasons.PROOF_FAILED,
             f"the API server refuses its Job: {record['message']}",

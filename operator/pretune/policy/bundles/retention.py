@@ -10,73 +10,73 @@ from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.job import prune_job
-from pretune.policy.bundles.attempt_state import job_over
+from pretune.policy.bundles.attempt_state import is_job_finished
 from pretune.policy.bundles.proofs import is_judged, is_withheld
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
-from pretune.policy.plan_builder import Draft, Wanted, delete, failure
+from pretune.policy.plan_builder import DesiredBundle, PlanBuilder, delete, failure
 
 RETIREMENT = 600.0  # seconds between Retired and the deletion of the folder
 
 
-def pruned(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
+def pruned(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     """What became of the prune Jobs. A folder that was or is being deleted although its bundle is wanted again (or by a
     controller that came too late) is no bundle any more until the claim has said so: nothing is started meanwhile."""
     ids = {want.id for want in bundles}
-    for job in draft.jobs:
+    for job in plan.jobs:
         if job["metadata"]["labels"].get(ROLE) != PRUNE:
             continue
         for bundle in _asked(job):
-            record, over = draft.bundles.get(bundle), job_over(job)
+            record, over = plan.bundles.get(bundle), is_job_finished(job)
             if record is not None and record["state"] == RETIRED and bundle not in ids:
                 if not _complete(job):
                     continue  # it runs, or its failure waits for its ttl
-                draft.drop_jobs(bundle)
-                del draft.bundles[bundle]
-                draft.events.append(
+                plan.drop_jobs(bundle)
+                del plan.bundles[bundle]
+                plan.events.append(
                     Event(reasons.UNWANTED, f"bundle {bundle}: its folder was deleted")
                 )
             elif record is not None and (
                 record["state"] in (SEALED, RETIRED) or is_withheld(record)
             ):
-                draft.forget(record, f"its folder is deleted by Job {job['metadata']['name']}")
-                draft.known_place = ""
+                plan.forget(record, f"its folder is deleted by Job {job['metadata']['name']}")
+                plan.known_place = ""
             if over:
-                draft.after.append(delete(job))
-            elif bundle in draft.bundles:
-                draft.asking.add(bundle)
+                plan.after.append(delete(job))
+            elif bundle in plan.bundles:
+                plan.asking.add(bundle)
 
 
-def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
+def retire(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     """Retired bundles are given to no new pod; one that is wanted again before its folder is touched comes back."""
     ids = {want.id for want in bundles}
-    named = _named(draft)
+    named = _named(plan)
     newest: dict[str, list[str]] = {}
     for record in sorted(
-        draft.bundles.values(), key=lambda one: (one.get("sealedAt", ""), one["id"]), reverse=True
+        plan.bundles.values(), key=lambda one: (one.get("sealedAt", ""), one["id"]), reverse=True
     ):
         if record["state"] == SEALED:
             newest.setdefault(record["target"], []).append(record["id"])
-    kept = {one for ranked in newest.values() for one in ranked[: draft.spec.history_limit]}
-    for record in draft.bundles.values():
+    kept = {one for ranked in newest.values() for one in ranked[: plan.spec.history_limit]}
+    for record in plan.bundles.values():
         if record["state"] == SEALED and record["id"] not in ids | named | kept:
-            _retire(draft, record)
+            _retire(plan, record)
         elif (
             record["state"] == RETIRED
             and record["id"] in ids | named
-            and not _prunes(draft, record["id"])
+            and not _prunes(plan, record["id"])
         ):
             record.pop("retiredAt")
             if is_judged(record):
                 last = failure(record)
-                draft.say(
+                plan.say(
                     record,
                     FAILED,
                     last["reason"],
                     f"{last['message']}; no pod is given this bundle",
                 )
             else:
-                draft.say(
+                plan.say(
                     record,
                     SEALED,
                     reasons.NOTHING_TO_TUNE if record.get("layout") == "Empty" else reasons.SEALED,
@@ -84,60 +84,67 @@ def retire(draft: Draft, bundles: tuple[Wanted, ...]) -> None:
                 )
 
 
-def give_up(draft: Draft, record: Object) -> None:
+def give_up(plan: PlanBuilder, record: Object) -> None:
     """A bundle that nothing wants, and that no pod may be given: none is kept for going back to it."""
-    if record["id"] not in _named(draft):
-        _retire(draft, record)
+    if record["id"] not in _named(plan):
+        _retire(plan, record)
 
 
-def _retire(draft: Draft, record: Object) -> None:
-    record["retiredAt"] = format_timestamp(draft.now)
-    draft.say(
+def _retire(plan: PlanBuilder, record: Object) -> None:
+    record["retiredAt"] = format_timestamp(plan.now)
+    plan.say(
         record,
         RETIRED,
         reasons.UNWANTED,
-        f"its folder is deleted after {format_timestamp(draft.now + RETIREMENT)}",
+        f"its folder is deleted after {format_timestamp(plan.now + RETIREMENT)}",
     )
 
 
-def _named(draft: Draft) -> set[str | None]:
-    return {(pod["metadata"].get("annotations") or {}).get(BUNDLE) for pod in draft.seen.consumers}
+def _named(plan: PlanBuilder) -> set[str | None]:
+    return {
+        (pod["metadata"].get("annotations") or {}).get(BUNDLE) for pod in plan.observed.consumers
+    }
 
 
-def prune(draft: Draft, storage: Storage) -> None:
+def prune(plan: PlanBuilder, storage: Storage) -> None:
     """One Job a bundle, as the files' own writer."""
-    for record in draft.bundles.values():
+    for record in plan.bundles.values():
         if record["state"] != RETIRED:
             continue
-        jobs, due = _prunes(draft, record["id"]), parse_timestamp(record["retiredAt"]) + RETIREMENT
+        jobs, due = _prunes(plan, record["id"]), parse_timestamp(record["retiredAt"]) + RETIREMENT
         if jobs:
-            if all(job_over(job) for job in jobs):
+            if all(is_job_finished(job) for job in jobs):
                 name = jobs[0]["metadata"]["name"]
-                draft.say(
+                plan.say(
                     record,
                     RETIRED,
                     reasons.UNWANTED,
                     f"Job {name} could not delete its folder; see its log",
                 )
-                draft.at(draft.now + RETIREMENT)
-        elif draft.now < due:
-            draft.at(due)
-        elif storage.ready and not draft.spec.suspend:
+                plan.requeue_at(plan.now + RETIREMENT)
+        elif plan.now < due:
+            plan.requeue_at(due)
+        elif storage.ready and not plan.spec.suspend:
             writer = record.get("writer") or {"uid": 65532, "gid": 65532, "groups": []}
             job = prune_job(
-                draft.seen.key, draft.cache, draft.spec, [record["id"]], writer, draft.seen.settings
+                plan.observed.key,
+                plan.cache,
+                plan.spec,
+                [record["id"]],
+                writer,
+                plan.observed.settings,
             )
             action = Create(f"create Job {job['metadata']['name']}", job)
-            draft.actions.append(action)
-            refused = draft.outcome(action)
+            plan.actions.append(action)
+            refused = plan.outcome(action)
             if refused is not None and refused.code not in (201, 409):
-                draft.say(
+                plan.say(
                     record,
                     RETIRED,
                     reasons.UNWANTED,
                     f"its folder cannot be deleted: {refused.message}",
                 )
-                draft.at(draft.now + 30)
+                plan.requeue_at(plan.now + 30)
 
 
 def _asked(job: Object) -> list[str]:
@@ -147,10 +154,10 @@ def _asked(job: Object) -> list[str]:
     ]
 
 
-def _prunes(draft: Draft, bundle: str) -> list[Object]:
+def _prunes(plan: PlanBuilder, bundle: str) -> list[Object]:
     return [
         job
-        for job in draft.jobs
+        for job in plan.jobs
         if job["metadata"]["labels"].get(ROLE) == PRUNE and bundle in _asked(job)
     ]
 

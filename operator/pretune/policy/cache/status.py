@@ -9,55 +9,57 @@ from pretune.api import reasons
 from pretune.api.names import FAILED, PENDING, PROVING, REFUSED, SEALED, TUNING_STATE
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.desired import Wants
+from pretune.policy.bundles.desired import DesiredBundles
 from pretune.policy.cache.storage import Storage
-from pretune.policy.plan_builder import Draft
+from pretune.policy.plan_builder import PlanBuilder
 
 Condition = tuple[str, str, str, str]  # type, status, reason, message
 
 
 def status(
-    draft: Draft,
-    wants: Wants,
+    plan: PlanBuilder,
+    wants: DesiredBundles,
     storage: Storage,
     consumers: Mapping[str, object],
     warnings: Sequence[Object],
 ) -> Object:
     """The whole status wanted. Ready and the summary speak of the newest source's bundles, one a target."""
-    records = [draft.bundles[want.id] for want in wants.bundles if want.current]
+    records = [plan.bundles[want.id] for want in wants.bundles if want.current]
     sealed = [one for one in records if one["state"] == SEALED]
     ids = [want.id for want in wants.bundles]
     wanted: dict[str, Any] = {
-        "observedGeneration": draft.cache["metadata"]["generation"],
-        "conditions": _conditions(draft, _judge(draft, records, wants, storage)),
-        "bundles": sorted(draft.bundles.values(), key=lambda one: _order(one, ids)),
+        "observedGeneration": plan.cache["metadata"]["generation"],
+        "conditions": _conditions(plan, _judge(plan, records, wants, storage)),
+        "bundles": sorted(plan.bundles.values(), key=lambda one: _order(one, ids)),
         "summary": {
-            "bundles": f"{len(sealed)}/{len(draft.spec.targets)}",
+            "bundles": f"{len(sealed)}/{len(plan.spec.targets)}",
             "entries": sum(one.get("entries", 0) for one in sealed),
         },
         "consumers": dict(consumers),
         "warnings": list(warnings),
     }
-    if draft.known_place:
-        uid, _, folder = draft.known_place.partition("/")
+    if plan.known_place:
+        uid, _, folder = plan.known_place.partition("/")
         wanted["storage"] = {"claimUID": uid, **({"subPath": folder} if folder else {})}
     return wanted
 
 
 def _order(record: Object, ids: list[str]) -> tuple[int, str]:
-    """Wanted ones first, in the targets' order."""
+    """DesiredBundle ones first, in the targets' order."""
     return (ids.index(record["id"]) if record["id"] in ids else len(ids), str(record["id"]))
 
 
-def _judge(draft: Draft, records: list[Object], wants: Wants, storage: Storage) -> list[Condition]:
-    judged = _of_bundles(draft, records, wants, storage)
+def _judge(
+    plan: PlanBuilder, records: list[Object], wants: DesiredBundles, storage: Storage
+) -> list[Condition]:
+    judged = _of_bundles(plan, records, wants, storage)
     if wants.churn:
         judged[2] = ("Stalled", "True", reasons.TOO_MANY_FINGERPRINTS, wants.churn)
     return judged
 
 
 def _of_bundles(
-    draft: Draft, records: list[Object], wants: Wants, storage: Storage
+    plan: PlanBuilder, records: list[Object], wants: DesiredBundles, storage: Storage
 ) -> list[Condition]:
     """Ready, Reconciling, Stalled, StorageReady."""
     stored: Condition = ("StorageReady", str(storage.ready), storage.reason, storage.message)
@@ -90,7 +92,7 @@ def _of_bundles(
             ("Stalled", "True", *said),
             stored,
         ]
-    if any(one["id"] in draft.asking for one in records) and not blocked and not open_:
+    if any(one["id"] in plan.asking for one in records) and not blocked and not open_:
         said = (reasons.INSPECTING, "the claim is read for the bundles that another one held")
         return [
             ("Ready", "False", *said),
@@ -146,9 +148,9 @@ def _words(records: list[Object]) -> str:
     return "; ".join(f"{one['target']}: {one['message'] or one['reason']}" for one in records)
 
 
-def _conditions(draft: Draft, wanted: list[Condition]) -> list[Object]:
+def _conditions(plan: PlanBuilder, wanted: list[Condition]) -> list[Object]:
     """lastTransitionTime moves only when the status flips."""
-    before = {one["type"]: one for one in (draft.cache.get("status") or {}).get("conditions") or ()}
+    before = {one["type"]: one for one in (plan.cache.get("status") or {}).get("conditions") or ()}
     conditions = []
     for kind, state, reason, message in wanted:
         old = before.get(kind)
@@ -161,8 +163,8 @@ def _conditions(draft: Draft, wanted: list[Condition]) -> list[Object]:
                 "message": message[:4096],
                 "lastTransitionTime": old["lastTransitionTime"]
                 if same and old
-                else format_timestamp(draft.now),
-                "observedGeneration": draft.cache["metadata"]["generation"],
+                else format_timestamp(plan.now),
+                "observedGeneration": plan.cache["metadata"]["generation"],
             }
         )
     return conditions

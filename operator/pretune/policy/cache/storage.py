@@ -9,9 +9,9 @@ from pretune.api.names import CACHE, SIZE, WHEN_DELETED
 from pretune.api.reasons import Reason
 from pretune.api.types import Object
 from pretune.manifests.claim import claim
-from pretune.policy.bundles.attempt_state import job_over
+from pretune.policy.bundles.attempt_state import is_job_finished
 from pretune.policy.model import Apply
-from pretune.policy.plan_builder import Draft, delete
+from pretune.policy.plan_builder import PlanBuilder, delete
 
 PATIENCE = 10.0  # seconds between looks at the events of a claim that does not bind: nothing else tells of them
 
@@ -27,12 +27,12 @@ class Storage:
     empty: bool = False  # never bound, so nothing can be on it
 
 
-def judge(draft: Draft) -> Storage:
-    seen, spec = draft.seen, draft.spec
-    name, found = draft.claim_name, seen.claim
+def judge(plan: PlanBuilder) -> Storage:
+    observed, spec = plan.observed, plan.spec
+    name, found = plan.claim_name, observed.claim
     if found is not None and found["metadata"].get("deletionTimestamp"):
-        draft.after += [
-            delete(job) for job in draft.jobs if job_over(job)
+        plan.after += [
+            delete(job) for job in plan.jobs if is_job_finished(job)
         ]  # their pods would hold it until their ttl
         return Storage(
             False,
@@ -47,44 +47,44 @@ def judge(draft: Draft) -> Storage:
                 f"spec.storage.existingClaim.name: no claim {name} in this namespace",
                 True,
             )
-        return _usable(draft, found)
+        return _usable(plan, found)
     if found is None:
-        return _make(draft, name)
-    if (found["metadata"].get("labels") or {}).get(CACHE) != seen.key.name:
+        return _make(plan, name)
+    if (found["metadata"].get("labels") or {}).get(CACHE) != observed.key.name:
         return Storage(
             False,
             reasons.CLAIM_NOT_OURS,
-            f"claim {name} is there without the label {CACHE}={seen.key.name}",
+            f"claim {name} is there without the label {CACHE}={observed.key.name}",
             True,
         )
-    _follow(draft, found)
-    return _usable(draft, found)
+    _follow(plan, found)
+    return _usable(plan, found)
 
 
-def _make(draft: Draft, name: str) -> Storage:
-    action = Apply(f"apply PersistentVolumeClaim {name}", claim(draft.seen.key, draft.spec))
-    draft.actions.append(action)
-    refused = draft.outcome(action)
+def _make(plan: PlanBuilder, name: str) -> Storage:
+    action = Apply(f"apply PersistentVolumeClaim {name}", claim(plan.observed.key, plan.spec))
+    plan.actions.append(action)
+    refused = plan.outcome(action)
     if refused is not None and refused.code >= 400:
-        draft.at(draft.now + 60)
+        plan.requeue_at(plan.now + 60)
         return Storage(False, reasons.CLAIM_REFUSED, refused.message, True)
     return Storage(False, reasons.CLAIM_PENDING, f"claim {name} is being made")
 
 
-def _follow(draft: Draft, found: Object) -> None:
+def _follow(plan: PlanBuilder, found: Object) -> None:
     """Bring our claim to what the spec says now: its end, and its size (a larger one only)."""
-    wanted = claim(draft.seen.key, draft.spec)
+    wanted = claim(plan.observed.key, plan.spec)
     noted, asked = (one["metadata"].get("annotations") or {} for one in (found, wanted))
     if any(noted.get(name) != asked[name] for name in (WHEN_DELETED, SIZE)):
         action = Apply(f"apply PersistentVolumeClaim {found['metadata']['name']}", wanted)
-        draft.actions.append(action)
-        refused = draft.outcome(action)
+        plan.actions.append(action)
+        refused = plan.outcome(action)
         if refused is not None and refused.code >= 400:
-            draft.warn(reasons.CLAIM_REFUSED, refused.message)
-            draft.at(draft.now + 300)
+            plan.warn(reasons.CLAIM_REFUSED, refused.message)
+            plan.requeue_at(plan.now + 300)
 
 
-def _usable(draft: Draft, found: Object) -> Storage:
+def _usable(plan: PlanBuilder, found: Object) -> Storage:
     name, spec, status = (
         found["metadata"]["name"],
         found.get("spec") or {},
@@ -105,7 +105,7 @@ def _usable(draft: Draft, found: Object) -> Storage:
             f"claim {name} has access modes {sorted(modes)}: bundles cannot be written to it",
             True,
         )
-    if "ReadWriteMany" not in modes and "SingleNode" not in draft.spec.allow:
+    if "ReadWriteMany" not in modes and "SingleNode" not in plan.spec.allow:
         return Storage(
             False,
             reasons.SINGLE_NODE,
@@ -118,7 +118,7 @@ def _usable(draft: Draft, found: Object) -> Storage:
         return Storage(False, reasons.CLAIM_LOST, f"claim {name} has lost its volume", True)
     if phase == "Bound":
         return Storage(True, reasons.BOUND, f"claim {name} is bound")
-    if (draft.seen.storage_class or {}).get("volumeBindingMode") == "WaitForFirstConsumer":
+    if (plan.observed.storage_class or {}).get("volumeBindingMode") == "WaitForFirstConsumer":
         return Storage(
             True,
             reasons.WAIT_FOR_FIRST_CONSUMER,
@@ -126,10 +126,10 @@ def _usable(draft: Draft, found: Object) -> Storage:
             empty=True,
         )
     newest = max(
-        (one for one in draft.seen.claim_events if one.get("message")),
+        (one for one in plan.observed.claim_events if one.get("message")),
         key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""),
         default=None,
     )
     said = f": {newest['message']}" if newest else ""
-    draft.at(draft.now + PATIENCE)
+    plan.requeue_at(plan.now + PATIENCE)
     return Storage(False, reasons.CLAIM_PENDING, f"claim {name} is not bound{said}")

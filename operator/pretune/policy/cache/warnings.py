@@ -20,7 +20,7 @@ from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.podspec import template
 from pretune.podspec.template import engine_of
-from pretune.policy.plan_builder import Draft, Wanted
+from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
 
 MOST = 16  # warnings of one cache
 LONGEST = 1024  # characters of one
@@ -66,25 +66,27 @@ class Workload:
         return self.object.get("spec") or {}
 
 
-def collect_warnings(draft: Draft, bundles: tuple[Wanted, ...], stale: int) -> list[Object]:
+def collect_warnings(
+    plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], stale: int
+) -> list[Object]:
     """status.warnings, {reason, message} each, sorted; a Warning event for each that was not there before.
 
     bundles: those wanted, the newest engine's first. stale: pods that run with a bundle of another image.
     """
-    engines = list(_engines(draft, bundles))
+    engines = list(_engines(plan, bundles))
     cold = max((one.cold for one in engines), default=0)
     said = {found for engine in engines for check in ENGINE_CHECKS if (found := check(engine))}
-    for one in _workloads(draft):
-        workload = Workload(one, draft.spec, cold)
+    for one in _workloads(plan):
+        workload = Workload(one, plan.spec, cold)
         said |= {found for check in WORKLOAD_CHECKS if (found := check(workload))}
     if stale:
         said.add(stale_image(stale))
     warnings = [{"reason": reason, "message": _cut(message)} for reason, message in sorted(said)][
         :MOST
     ]
-    before = (draft.cache.get("status") or {}).get("warnings") or ()
+    before = (plan.cache.get("status") or {}).get("warnings") or ()
     known = {_subject(one) for one in before}
-    draft.events += [
+    plan.events += [
         Event(Advice(one["reason"]), one["message"], warning=True)
         for one in warnings
         if _subject(one) not in known
@@ -92,21 +94,24 @@ def collect_warnings(draft: Draft, bundles: tuple[Wanted, ...], stale: int) -> l
     return warnings
 
 
-def _engines(draft: Draft, bundles: tuple[Wanted, ...]) -> Iterator[Engine]:
+def _engines(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> Iterator[Engine]:
     """Of each target. Older engines are about to go: nobody changes them any more."""
     for want in bundles:
         if want.inputs.fingerprint != bundles[0].inputs.fingerprint:
             continue
         try:
-            container = engine_of(want.template, draft.spec.engine_container)
+            container = engine_of(want.template, plan.spec.engine_container)
         except Refused:
             continue  # said elsewhere
-        yield Engine(container, draft.bundles.get(want.id) or {})
+        yield Engine(container, plan.bundles.get(want.id) or {})
 
 
-def _workloads(draft: Draft) -> list[Object]:
+def _workloads(plan: PlanBuilder) -> list[Object]:
     """The source's and the consumers', each once."""
-    found = [draft.seen.source_workload, *(one.workload for one in draft.seen.origins.values())]
+    found = [
+        plan.observed.source_workload,
+        *(one.workload for one in plan.observed.origins.values()),
+    ]
     return list({(one.get("kind"), one["metadata"]["name"]): one for one in found if one}.values())
 
 

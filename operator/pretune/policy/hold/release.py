@@ -16,11 +16,11 @@ from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.gate import release_patch
 from pretune.policy.bundles.attempt_state import condition
-from pretune.policy.bundles.desired import Wants
+from pretune.policy.bundles.desired import DesiredBundles
 from pretune.policy.bundles.proofs import may_be_given
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Patch, Released
-from pretune.policy.plan_builder import Draft, reference
+from pretune.policy.plan_builder import PlanBuilder, reference
 from pretune.policy.pods.consumers import Consumer
 
 AGAIN = 2.0  # seconds until an attempt that could not start is looked at again
@@ -33,8 +33,8 @@ class Held:
     """One pod behind our gate, and what bears on it."""
 
     pod: Consumer
-    draft: Draft
-    wants: Wants
+    plan: PlanBuilder
+    wants: DesiredBundles
     storage: Storage
     free: Sequence[Consumer]  # living consumers that are not held
 
@@ -50,13 +50,15 @@ class Held:
 
     @property
     def record(self) -> Object:
-        return self.draft.bundles.get(self.bundle) or {}
+        return self.plan.bundles.get(self.bundle) or {}
 
 
 Check = Callable[[Held], str | None]
 
 
-def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage) -> None:
+def hold(
+    plan: PlanBuilder, pods: Sequence[Consumer], wants: DesiredBundles, storage: Storage
+) -> None:
     """Release whoever need not, or must not, wait any longer; look again when the next one's time is over."""
     let_go: dict[tuple[str, str, str], list[float]] = {}
     free = sorted(
@@ -65,28 +67,28 @@ def hold(draft: Draft, pods: Sequence[Consumer], wants: Wants, storage: Storage)
     for pod in pods:
         if not pod.held:
             continue
-        cause, why = judge(Held(pod, draft, wants, storage, free))
+        cause, why = judge(Held(pod, plan, wants, storage, free))
         if not cause:
-            until = pod.created + draft.spec.hold.timeout
-            draft.at(
-                until if until > draft.now else None
+            until = pod.created + plan.spec.hold.timeout
+            plan.requeue_at(
+                until if until > plan.now else None
             )  # past it onFailure: Keep waits for news alone
             continue
-        waited = max(0.0, draft.now - pod.created)
-        draft.at(draft.now + LET_GO)
-        draft.after.append(
+        waited = max(0.0, plan.now - pod.created)
+        plan.requeue_at(plan.now + LET_GO)
+        plan.after.append(
             Patch(f"release Pod {pod.name}", reference(pod.pod), release_patch(), strategic=True)
         )
-        draft.released.append(Released(cause, waited))
+        plan.released.append(Released(cause, waited))
         let_go.setdefault((pod.given or pod.bundle, cause, why), []).append(waited)
     for (bundle, cause, why), waits in sorted(let_go.items()):
         words = f"{_pods(len(waits))} of bundle {bundle or '(unknown)'}: {why}; waited {max(waits):.0f} s"
-        draft.events.append(Event(reasons.RELEASED, words, warning=cause != "Sealed"))
+        plan.events.append(Event(reasons.RELEASED, words, warning=cause != "Sealed"))
 
 
-def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
+def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
     """Say who waits, when status.consumers (`counted`) says that there are more than before."""
-    before = ((draft.cache.get("status") or {}).get("consumers") or {}).get("held", 0)
+    before = ((plan.cache.get("status") or {}).get("consumers") or {}).get("held", 0)
     if int(str(counted.get("held", 0))) <= before:
         return
     waiting: dict[str, int] = {}
@@ -97,15 +99,15 @@ def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) 
     words = ", ".join(
         f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items())
     )
-    limit = f"{draft.spec.hold.timeout} s (spec.hold.timeoutSeconds)"
-    draft.events.append(
+    limit = f"{plan.spec.hold.timeout} s (spec.hold.timeoutSeconds)"
+    plan.events.append(
         Event(reasons.HELD, f"{words}: they start when it is sealed, at the latest after {limit}")
     )
 
 
 def judge(held: Held) -> tuple[str, str]:
     """(cause, why) of a release; ("", "") for a pod that goes on waiting."""
-    keep = held.draft.spec.hold.on_failure == "Keep"
+    keep = held.plan.spec.hold.on_failure == "Keep"
     for cause, failure, check in CHECKS:
         if (why := check(held)) and not (failure and keep):
             return cause, why
@@ -133,11 +135,11 @@ def _pods(number: int) -> str:
 
 
 def sealed(held: Held) -> str | None:
-    return "its bundle is sealed" if may_be_given(held.record, held.draft.spec) else None
+    return "its bundle is sealed" if may_be_given(held.record, held.plan.spec) else None
 
 
 def switched_off(held: Held) -> str | None:
-    spec = held.draft.spec
+    spec = held.plan.spec
     if spec.suspend:
         return "spec.suspend is true"
     if spec.hold.when == "Never":
@@ -155,7 +157,7 @@ def unknown(held: Held) -> str | None:
 
 def unserved(held: Held) -> str | None:
     """A hold is worth something only while others serve: not for Recreate, nor where the older pods died meanwhile."""
-    if held.draft.spec.hold.when != "WhenServing":
+    if held.plan.spec.hold.when != "WhenServing":
         return None
     if any(one.ready for one in held.others):
         return None
@@ -166,8 +168,8 @@ def unserved(held: Held) -> str | None:
         and (found := condition(one.pod, "Ready"))
         and found.get("lastTransitionTime")
     ]
-    if flips and held.draft.now < max(flips) + UNREADY:
-        held.draft.at(max(flips) + UNREADY)
+    if flips and held.plan.now < max(flips) + UNREADY:
+        held.plan.requeue_at(max(flips) + UNREADY)
         return None
     return "no older pod serves meanwhile"
 
@@ -210,11 +212,11 @@ def undeliverable(held: Held) -> str | None:
 
 def cannot_start(held: Held) -> str | None:
     """Held pods count in a quota: what they use up may be what the attempt lacks. Once is no proof: an API server has bad moments."""
-    record, draft = held.record, held.draft
+    record, plan = held.record, held.plan
     if record.get("reason") != reasons.POD_REFUSED:
         return None
-    if draft.known.get(held.bundle, ("", ""))[1] != reasons.POD_REFUSED:
-        draft.at(draft.now + AGAIN)
+    if plan.known.get(held.bundle, ("", ""))[1] != reasons.POD_REFUSED:
+        plan.requeue_at(plan.now + AGAIN)
         return None
     return f"the attempt cannot start: {record['message']}"
 
@@ -225,10 +227,10 @@ def storage_not_ready(held: Held) -> str | None:
 
 
 def timed_out(held: Held) -> str | None:
-    limit = held.draft.spec.hold.timeout
+    limit = held.plan.spec.hold.timeout
     return (
         f"spec.hold.timeoutSeconds ({limit} s) is over"
-        if held.draft.now >= held.pod.created + limit
+        if held.plan.now >= held.pod.created + limit
         else None
     )
 

@@ -14,9 +14,9 @@ from pretune.manifests.gate import is_held
 from pretune.podspec import identity
 from pretune.podspec.template import engine_of
 from pretune.podspec.workloads import origin_key
-from pretune.policy.bundles.attempt_state import condition, finished, statuses, terminated
+from pretune.policy.bundles.attempt_state import condition, is_finished, statuses, terminated
 from pretune.policy.model import Origin
-from pretune.policy.plan_builder import Draft
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import Report
 
 COUNTED = 10.0  # seconds between two writes of status.consumers
@@ -53,7 +53,7 @@ class Consumer:
 
     @property
     def living(self) -> bool:
-        return not finished(self.pod) and not self.pod["metadata"].get("deletionTimestamp")
+        return not is_finished(self.pod) and not self.pod["metadata"].get("deletionTimestamp")
 
     @property
     def held(self) -> bool:
@@ -123,39 +123,39 @@ class Consumer:
         return found.get(self.engine) or {}
 
 
-def consumers(draft: Draft) -> tuple[Consumer, ...]:
+def consumers(plan: PlanBuilder) -> tuple[Consumer, ...]:
     """Every consumer that was seen, in the order of the names."""
     told: dict[tuple[str, str], tuple[str, str, str]] = {}
     found = []
-    for pod in sorted(draft.seen.consumers, key=lambda one: str(one["metadata"]["name"])):
+    for pod in sorted(plan.observed.consumers, key=lambda one: str(one["metadata"]["name"])):
         key = origin_key(pod)
-        origin, target = draft.seen.origins.get(key), identity.target_of(pod, draft.spec)
+        origin, target = plan.observed.origins.get(key), identity.target_of(pod, plan.spec)
         memo = (key, target.name if target else "")
         if memo not in told:
-            told[memo] = _needs(draft, origin, target)
+            told[memo] = _needs(plan, origin, target)
         found.append(Consumer(pod, key, origin, target, *told[memo]))
     return tuple(found)
 
 
-def _needs(draft: Draft, origin: Origin | None, target: Target | None) -> tuple[str, str, str]:
+def _needs(plan: PlanBuilder, origin: Origin | None, target: Target | None) -> tuple[str, str, str]:
     """(fingerprint, bundle id, engine's name) of an origin's pods."""
     if origin is None or isinstance(origin.template, Refused):
         return "", "", ""
     try:
-        engine = str(engine_of(origin.template, draft.spec.engine_container)["name"])
+        engine = str(engine_of(origin.template, plan.spec.engine_container)["name"])
         if target is None:
-            return identity.fingerprint(origin.template, draft.spec.engine_container), "", engine
-        inputs = identity.inputs(origin.template, draft.spec, target)
+            return identity.fingerprint(origin.template, plan.spec.engine_container), "", engine
+        inputs = identity.inputs(origin.template, plan.spec, target)
     except Refused:
         return "", "", ""
     return inputs.fingerprint, inputs.bundle_id(), engine
 
 
-def note(draft: Draft, pods: Sequence[Consumer]) -> None:
+def note(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
     """running and serving of each record, which the webhook decides holds by: written when they flip."""
     running = {one.bundle for one in pods if one.running}
     serving = {one.bundle for one in pods if one.running and one.ready}
-    for bundle, record in draft.bundles.items():
+    for bundle, record in plan.bundles.items():
         for name, holds in (("running", bundle in running), ("serving", bundle in serving)):
             if holds:
                 record[name] = True
@@ -164,42 +164,42 @@ def note(draft: Draft, pods: Sequence[Consumer]) -> None:
 
 
 def count(
-    draft: Draft, pods: Sequence[Consumer], more: Mapping[str, object]
+    plan: PlanBuilder, pods: Sequence[Consumer], more: Mapping[str, object]
 ) -> Mapping[str, object]:
     """status.consumers, with what else is told of them; as it was, while it is younger than COUNTED."""
     now: dict[str, object] = {
         "seeded": sum(one.seeded for one in pods),
         "cold": sum(
-            one.started and not one.seeded and not _nothing_to_give(draft, one) for one in pods
+            one.started and not one.seeded and not _nothing_to_give(plan, one) for one in pods
         ),
         "held": sum(one.held for one in pods),
-        "stale": stale(draft, pods),
+        "stale": stale(plan, pods),
         "ready": sum(one.ready for one in pods),
         **more,
     }
-    before: Mapping[str, object] = (draft.cache.get("status") or {}).get("consumers") or {}
+    before: Mapping[str, object] = (plan.cache.get("status") or {}).get("consumers") or {}
     if {name: number for name, number in before.items() if name != "observedAt"} == now:
         return before
     due = parse_timestamp(str(before["observedAt"])) + COUNTED if "observedAt" in before else 0.0
-    if draft.now < due:
-        draft.at(due)
+    if plan.now < due:
+        plan.requeue_at(due)
         return before
-    return {**now, "observedAt": format_timestamp(draft.now)}
+    return {**now, "observedAt": format_timestamp(plan.now)}
 
 
-def _nothing_to_give(draft: Draft, one: Consumer) -> bool:
-    record = draft.bundles.get(one.bundle)
+def _nothing_to_give(plan: PlanBuilder, one: Consumer) -> bool:
+    record = plan.bundles.get(one.bundle)
     return record is not None and record["state"] == SEALED and record.get("layout") == "Empty"
 
 
-def stale(draft: Draft, pods: Sequence[Consumer]) -> int:
+def stale(plan: PlanBuilder, pods: Sequence[Consumer]) -> int:
     """Pods that run with a bundle which was tuned in another image of the same name: its tag has moved."""
     return sum(
         one.seeded
         and _digest(one.image)
-        not in ("", _digest(draft.bundles.get(one.given, {}).get("engineImage", "")))
+        not in ("", _digest(plan.bundles.get(one.given, {}).get("engineImage", "")))
         for one in pods
-        if draft.bundles.get(one.given, {}).get("engineImage")
+        if plan.bundles.get(one.given, {}).get("engineImage")
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from pretune.api import reasons
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import finished
+from pretune.policy.bundles.attempt_state import is_finished
 from pretune.policy.model import Action, Delete
-from pretune.policy.plan_builder import Draft, owner_uid, reference
+from pretune.policy.plan_builder import PlanBuilder, owner_uid, reference
 from pretune.policy.pods.consumers import Consumer
 from pretune.policy.pods.start_failures import SEED, Pod, Trouble, judge, next_look, suspect, unmade
 
@@ -27,15 +27,15 @@ SEED_TRIED_AGAIN = 6 * 3600.0
 Stuck = tuple[Consumer, Trouble]
 
 
-def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
+def rescue(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
     """Mark the bundles that pods cannot start with, and delete those pods if something makes them anew: the status is written first,
     and the webhook leaves alone what comes after it."""
-    for record in draft.bundles.values():
+    for record in plan.bundles.values():
         if mark := record.get("undeliverable"):
-            if _mended(draft, record, mark):
+            if _mended(plan, record, mark):
                 del record["undeliverable"]
             else:
-                draft.at(_expiry(mark))
+                plan.requeue_at(_expiry(mark))
     stuck: dict[str, list[Stuck]] = {}
     unread: dict[str, list[Consumer]] = {}
     for pod in pods:
@@ -44,57 +44,61 @@ def rescue(draft: Draft, pods: Sequence[Consumer]) -> None:
         )
         if waits or not pod.given or pod.ready:
             continue
-        trouble = _look(draft, pod)
+        trouble = _look(plan, pod)
         if trouble is not None:
             stuck.setdefault(pod.given, []).append((pod, trouble))
-        elif _is_unread(draft, pod.pod):
+        elif _is_unread(plan, pod.pod):
             unread.setdefault(pod.given, []).append(pod)
     for bundle in sorted({*stuck, *unread}):
-        _rescue(draft, bundle, stuck.get(bundle, []), unread.get(bundle, []))
+        _rescue(plan, bundle, stuck.get(bundle, []), unread.get(bundle, []))
 
 
-def _is_unread(draft: Draft, pod: Object) -> bool:
+def _is_unread(plan: PlanBuilder, pod: Object) -> bool:
     """It waits for volumes like those of others, and only its events, which were not read, tell of what exactly."""
     return (
-        pod["metadata"]["uid"] not in draft.seen.pod_events
-        and suspect(pod, draft.now)
+        pod["metadata"]["uid"] not in plan.observed.pod_events
+        and suspect(pod, plan.now)
         and not unmade(pod)
     )
 
 
-def _look(draft: Draft, consumer: Consumer) -> Trouble | None:
+def _look(plan: PlanBuilder, consumer: Consumer) -> Trouble | None:
     """The trouble of one pod, if it counts by now; else when to look again."""
-    seen = draft.seen
-    events = seen.pod_events.get(consumer.pod["metadata"]["uid"])
-    pod = Pod(consumer.pod, events, seen.claim, seen.claim_events, draft.claim_name, draft.now)
+    observed = plan.observed
+    events = observed.pod_events.get(consumer.pod["metadata"]["uid"])
+    pod = Pod(
+        consumer.pod, events, observed.claim, observed.claim_events, plan.claim_name, plan.now
+    )
     trouble = judge(pod)
-    if trouble is not None and draft.now >= trouble.due:
+    if trouble is not None and plan.now >= trouble.due:
         return trouble
-    draft.at(trouble.due if trouble is not None else next_look(pod))
+    plan.requeue_at(trouble.due if trouble is not None else next_look(pod))
     return None
 
 
-def _rescue(draft: Draft, bundle: str, stuck: Sequence[Stuck], unread: Sequence[Consumer]) -> None:
+def _rescue(
+    plan: PlanBuilder, bundle: str, stuck: Sequence[Stuck], unread: Sequence[Consumer]
+) -> None:
     """unread: pods that wait for volumes like these, and whose events were not read, since there are many."""
-    record, trouble = draft.bundles.get(bundle), _witness(draft, bundle, stuck)
+    record, trouble = plan.bundles.get(bundle), _witness(plan, bundle, stuck)
     before = (record or {}).get("undeliverable")
     if record is not None and trouble is not None and before is None:
-        uid = str((draft.seen.claim or {"metadata": {}})["metadata"].get("uid", ""))
+        uid = str((plan.observed.claim or {"metadata": {}})["metadata"].get("uid", ""))
         record["undeliverable"] = {
             "reason": trouble.reason,
             "message": trouble.message,
-            "at": format_timestamp(draft.now),
+            "at": format_timestamp(plan.now),
             **({"claimUID": uid} if uid else {}),
         }
     mark = (record or {}).get("undeliverable") or {}
     found = [pod for pod, _ in stuck] + (list(unread) if mark and mark["reason"] != SEED else [])
-    owned = [pod for pod in found if owner_uid(pod.pod) and not finished(pod.pod)]
-    draft.after += [take_away(pod.pod) for pod in owned]
+    owned = [pod for pod in found if owner_uid(pod.pod) and not is_finished(pod.pod)]
+    plan.after += [take_away(pod.pod) for pod in owned]
     told = found if mark and before is None else owned
     if told:
         why = trouble or (stuck[0][1] if stuck else None)
         words = f"{why.reason}: {why.message}" if why else f"{mark['reason']}: {mark['message']}"
-        draft.warn(
+        plan.warn(
             reasons.RESCUED,
             f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}",
         )
@@ -109,24 +113,24 @@ def take_away(pod: Object) -> Action:
     return Delete(f"delete Pod {pod['metadata']['name']}", ref)
 
 
-def _witness(draft: Draft, bundle: str, stuck: Sequence[Stuck]) -> Trouble | None:
+def _witness(plan: PlanBuilder, bundle: str, stuck: Sequence[Stuck]) -> Trouble | None:
     """Whose trouble stands against the bundle: not that of a pod whose claim is not the cache's any more, nor one that had ended
     before the bundle was sealed."""
-    sealed = str((draft.bundles.get(bundle) or {}).get("sealedAt") or "")
+    sealed = str((plan.bundles.get(bundle) or {}).get("sealedAt") or "")
     for pod, trouble in stuck:
-        claim = Pod(pod.pod, None, draft.seen.claim, (), draft.claim_name, draft.now).our_claim
-        if trouble.reason != SEED and claim not in ("", draft.claim_name):
+        claim = Pod(pod.pod, None, plan.observed.claim, (), plan.claim_name, plan.now).our_claim
+        if trouble.reason != SEED and claim not in ("", plan.claim_name):
             continue
-        if finished(pod.pod) and sealed and pod.created < parse_timestamp(sealed):
+        if is_finished(pod.pod) and sealed and pod.created < parse_timestamp(sealed):
             continue
         return trouble
     return None
 
 
-def _mended(draft: Draft, record: Object, mark: Mapping[str, Any]) -> bool:
+def _mended(plan: PlanBuilder, record: Object, mark: Mapping[str, Any]) -> bool:
     """The cause of a mark is gone, or may be: another claim, the claim is bound, the bundle was sealed anew, or its time is over."""
-    claim = draft.seen.claim
-    if draft.now >= _expiry(mark):
+    claim = plan.observed.claim
+    if plan.now >= _expiry(mark):
         return True
     if claim is None:
         return False
@@ -157,7 +161,7 @@ def _names(pods: Sequence[Consumer]) -> str:
 
 def _done(pods: Sequence[Consumer]) -> str:
     """What became of these pods, or is left to a person."""
-    if all(finished(one.pod) for one in pods):
+    if all(is_finished(one.pod) for one in pods):
         return "the next ones start without us"
     bare = [one for one in pods if not owner_uid(one.pod)]
     if not bare:

@@ -18,7 +18,7 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME
 from pretune.manifests.engine import TACTICS_VOLUME
-from pretune.policy.bundles.attempt_state import condition, finished, statuses, terminated
+from pretune.policy.bundles.attempt_state import condition, is_finished, statuses, terminated
 
 PATIENCE = 60.0  # seconds that a pod may take to start once it could
 HANG = 90.0  # seconds that seed may run: by itself it gives up long before
@@ -163,7 +163,7 @@ def next_look(pod: Pod) -> float | None:
 def _free(pod: Object) -> bool:
     """Nothing holds or ends it."""
     held = (pod.get("spec") or {}).get("schedulingGates")
-    return not (held or finished(pod) or pod["metadata"].get("deletionTimestamp"))
+    return not (held or is_finished(pod) or pod["metadata"].get("deletionTimestamp"))
 
 
 def _is_waiting(pod: Object) -> bool:
@@ -234,7 +234,7 @@ _UNBOUND = ("unbound immediate PersistentVolumeClaims", "binding volumes")
 
 def unschedulable(pod: Pod) -> Trouble | None:
     """The scheduler names our claim. Since when, its events tell of a pod that was held: its gate may have gone a moment ago."""
-    message = "" if pod.placed or finished(pod.object) else _scheduler_says(pod.object)
+    message = "" if pod.placed or is_finished(pod.object) else _scheduler_says(pod.object)
     reason = _blames(pod, message)
     if not reason:
         return None
@@ -295,7 +295,7 @@ def never_provisioned(pod: Pod) -> Trouble | None:
     """A node is chosen, and the scheduler waits, up to ten minutes without a word, for a volume that its provisioner refuses to make."""
     if (
         pod.placed
-        or finished(pod.object)
+        or is_finished(pod.object)
         or pod.phase != "Pending"
         or not pod.chosen
         or _scheduler_says(pod.object)
@@ -319,7 +319,7 @@ _UNMOUNTED = re.compile(r"unmounted volumes=\[([^\]]*)\]")
 
 def unmounted(pod: Pod) -> Trouble | None:
     """The kubelet cannot mount volumes of ours, and goes on failing; all of the others it can."""
-    if finished(pod.object) or not pod.events or not _volumes_wait(pod.object):
+    if is_finished(pod.object) or not pod.events or not _volumes_wait(pod.object):
         return None
     begun, newest = since(pod.object), {}
     for event in sorted(
@@ -375,7 +375,7 @@ def seed_fails(pod: Pod) -> Trouble | None:
     status = statuses(pod.object).get(SEED_CONTAINER) or {}
     waiting, end = (status.get("state") or {}).get("waiting") or {}, terminated(status) or {}
     last = (status.get("lastState") or {}).get("terminated") or {}
-    if finished(pod.object):  # never restarted: a Job's
+    if is_finished(pod.object):  # never restarted: a Job's
         return _ended(pod, end)
     restarts = int(status.get("restartCount") or 0)
     if waiting.get("reason") in _NOT_MADE:
@@ -438,7 +438,7 @@ def seed_hangs(pod: Pod) -> Trouble | None:
     running = ((statuses(pod.object).get(SEED_CONTAINER) or {}).get("state") or {}).get(
         "running"
     ) or {}
-    if finished(pod.object) or not running.get("startedAt"):
+    if is_finished(pod.object) or not running.get("startedAt"):
         return None
     begun = parse_timestamp(running["startedAt"])
     message = (
@@ -454,7 +454,7 @@ def engine_cannot_mount(pod: Pod) -> Trouble | None:
         for one in (pod.volume and f"/{pod.volume}", f"/{CLAIM_VOLUME}/", "/pretune/claim")
         if one
     ]
-    for status in [] if finished(pod.object) else pod.engines:
+    for status in [] if is_finished(pod.object) else pod.engines:
         waiting = (status.get("state") or {}).get("waiting") or {}
         message = str(waiting.get("message") or "")
         if waiting.get("reason") in _NOT_MADE and any(mark in message for mark in marks):

@@ -20,7 +20,7 @@ from pretune.manifests.injection import OVERLAY, READ_ONLY
 from pretune.podspec import canonical
 from pretune.podspec.template import engine_of
 from pretune.policy.model import EngineStart
-from pretune.policy.plan_builder import Draft
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
 
 SETTLE = 10.0  # seconds that what happened may take until it is seen
@@ -33,7 +33,7 @@ NONE_THERE = ("NoBundle", "NotProven")
 # --- whose log is read
 
 
-def worth_reading(draft: Draft, pods: Sequence[Consumer]) -> tuple[EngineStart, ...]:
+def worth_reading(plan: PlanBuilder, pods: Sequence[Consumer]) -> tuple[EngineStart, ...]:
     """Every start that a log can tell of: of ready consumers that were given a bundle."""
     return tuple(_start(one) for one in pods if _is_told(one))
 
@@ -72,14 +72,14 @@ def _engine(one: Consumer) -> Object | None:
 # --- how many were warm
 
 
-def told(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
+def told(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
     """Of status.consumers: how many started warm, in part, or tuned; nothing where no logs are read. As they were while an answer is still
     to come: else each start of the controller, and each new pod, would take back what was said."""
-    if draft.seen.starts is None:
+    if plan.observed.starts is None:
         return {}
-    found = [draft.seen.starts.get(_start(one).key) for one in pods if _is_told(one)]
+    found = [plan.observed.starts.get(_start(one).key) for one in pods if _is_told(one)]
     if None in found:
-        before = ((draft.cache.get("status") or {}).get("consumers")) or {}
+        before = ((plan.cache.get("status") or {}).get("consumers")) or {}
         return {name: before[name] for name in log.RESULTS if name in before}
     results = [one.said.result for one in found if one is not None]
     return {
@@ -89,29 +89,31 @@ def told(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
     }
 
 
-def tell(draft: Draft, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
+def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
     """The event TunedAgain, when the status newly counts pods that tuned: one for each bundle and factor."""
-    before: Mapping[str, int] = (draft.cache.get("status") or {}).get("consumers") or {}
+    before: Mapping[str, int] = (plan.cache.get("status") or {}).get("consumers") or {}
     if not any(
         int(str(counted.get(name, 0))) > before.get(name, 0) for name in (log.TUNED, log.PARTIAL)
     ):
         return
     groups: dict[tuple[str, str, str], list[Consumer]] = {}
-    warm = _warm_folders(draft, pods)
+    warm = _warm_folders(plan, pods)
     for one in pods:
         answer = (
-            draft.seen.starts.get(_start(one).key) if draft.seen.starts and _is_told(one) else None
+            plan.observed.starts.get(_start(one).key)
+            if plan.observed.starts and _is_told(one)
+            else None
         )
         if (
             answer is not None
             and answer.said.result in (log.TUNED, log.PARTIAL)
             and _was_promised(one)
         ):
-            why = factor(draft, one, warm.get(one.given, set()))
+            why = factor(plan, one, warm.get(one.given, set()))
             groups.setdefault((one.given, answer.said.result, why), []).append(one)
     for (bundle, result, why), some in sorted(groups.items()):
         how = "tuned all of it again" if result == log.TUNED else "tuned some of it again"
-        draft.events.append(
+        plan.events.append(
             Event(
                 reasons.TUNED_AGAIN,
                 f"bundle {bundle}: {_names(some)} had it and {how}, by the engine's log: {why}",
@@ -125,11 +127,11 @@ def _was_promised(one: Consumer) -> bool:
     return one.mode == READ_ONLY or (one.seed is not None and one.seed.reason not in NONE_THERE)
 
 
-def _warm_folders(draft: Draft, pods: Sequence[Consumer]) -> dict[str, set[str]]:
+def _warm_folders(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, set[str]]:
     """Of each bundle, where engines that started warm from it found it."""
     found: dict[str, set[str]] = {}
     for one in pods:
-        answer = (draft.seen.starts or {}).get(_start(one).key) if _is_told(one) else None
+        answer = (plan.observed.starts or {}).get(_start(one).key) if _is_told(one) else None
         if answer is not None and answer.said.result == log.WARM:
             found.setdefault(one.given, set()).update(answer.said.folders)
     return found
@@ -147,10 +149,10 @@ def _names(some: Sequence[Consumer]) -> str:
 FACTORS = {"gpu": "GPU", "flashinfer_version": "FlashInfer version"}
 
 
-def factor(draft: Draft, one: Consumer, warm: set[str]) -> str:
+def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     """Why a consumer that had its bundle tuned: the first that can be told. `warm`: folders in which others found it."""
-    answer = (draft.seen.starts or {})[_start(one).key]
-    said, record = answer.said, draft.bundles.get(one.given) or {}
+    answer = (plan.observed.starts or {})[_start(one).key]
+    said, record = answer.said, plan.bundles.get(one.given) or {}
     if one.mode == OVERLAY and one.seed is not None and one.seed.reason != "Seeded":
         return f"its folder was empty: {one.seed.reason}: {one.seed.message}"
     if said.differences:
@@ -275,23 +277,23 @@ def _digest(image: str) -> str:
 # --- what was saved
 
 
-def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
+def saved(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
     """gpuSecondsSaved and savedUntil, as far as there is anything to say.
 
     A start counts if the engine had a proven bundle and was ready within that bundle's coldSeconds. It is counted once that time is over:
     by then a pod that flips between ready and not ready has had its chance, and its start, not its readiness, says whether it was counted
     before: savedUntil is the time up to which starts were. It moves only when one counts. A start that tuned by its log saved nothing.
     """
-    status = draft.cache.get("status") or {}
+    status = plan.cache.get("status") or {}
     total, until = int(status.get("gpuSecondsSaved") or 0), str(status.get("savedUntil") or "")
     gains = {
         bundle: each
-        for bundle, record in draft.bundles.items()
+        for bundle, record in plan.bundles.items()
         if (each := worth(record)) is not None
     }
     before = parse_timestamp(until) if until else -math.inf
     patience = max((cold for _, cold in gains.values()), default=0.0) + SETTLE
-    horizon = math.floor(draft.now - patience)
+    horizon = math.floor(plan.now - patience)
     counted = 0
     for one in pods:
         if one.given not in gains or not (
@@ -300,10 +302,10 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
             continue
         gain, cold = gains[one.given]
         began = parse_timestamp(one.since)
-        if began <= before or one.ready_since - began > cold or _tuned(draft, one):
+        if began <= before or one.ready_since - began > cold or _tuned(plan, one):
             continue
         if began > horizon:
-            draft.at(began + patience + 1)
+            plan.requeue_at(began + patience + 1)
         else:
             counted, total = counted + 1, total + gain
     if counted:
@@ -311,9 +313,9 @@ def saved(draft: Draft, pods: Sequence[Consumer]) -> dict[str, object]:
     return {"gpuSecondsSaved": total, "savedUntil": until} if until else {}
 
 
-def _tuned(draft: Draft, one: Consumer) -> bool:
+def _tuned(plan: PlanBuilder, one: Consumer) -> bool:
     """Whether its log says that it tuned, all or some of it, however soon it was ready. False: it did not, or nobody knows."""
-    answer = (draft.seen.starts or {}).get(_start(one).key)
+    answer = (plan.observed.starts or {}).get(_start(one).key)
     return answer is not None and answer.said.result in (log.TUNED, log.PARTIAL)
 
 

@@ -12,11 +12,11 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller.metrics import ended
 from pretune.policy.bundles.attempt_state import LOST, Attempt, read
-from pretune.policy.bundles.desired import wants
+from pretune.policy.bundles.desired import desired_bundles
 from pretune.policy.bundles.proof_state import CHECKS, MORE
 from pretune.policy.decide import decide
 from pretune.policy.model import Action, Create, Delete, Outcome, Patch, Plan
-from pretune.policy.plan_builder import Draft
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import Report
 
 from tests.unit.objects import ENGINE, NOW, Pod, cache, claim, job, record, sealed_report, seen
@@ -79,7 +79,7 @@ RESTARTED = {
 # name, pod, what else, state, reason, a part of the message
 TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is made"),
-    ("no Job any more", None, {"job": None}, "Over", "ReportLost", "gone"),
+    ("no Job any more", None, {"job": None}, "Finished", "ReportLost", "gone"),
     ("on its node", POD, {}, "Tuning", "Pulling", "node0"),
     (
         "no node fits",
@@ -89,14 +89,14 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "WaitingForNode",
         "Insufficient nvidia.com/gpu",
     ),
-    ("pulls keep failing", POD.waiting(ENGINE, "ImagePullBackOff", "no"), {}, "Over", "ImagePullFailed", "no"),
-    ("a Secret is missing", POD.waiting("download", "CreateContainerConfigError", "hf"), {}, "Over", "ContainerConfigError", "hf"),
-    ("an init container fails", POD.ended("download", 3, message="no disk"), {}, "Over", "InitContainerFailed", "no disk"),
+    ("pulls keep failing", POD.waiting(ENGINE, "ImagePullBackOff", "no"), {}, "Finished", "ImagePullFailed", "no"),
+    ("a Secret is missing", POD.waiting("download", "CreateContainerConfigError", "hf"), {}, "Finished", "ContainerConfigError", "hf"),
+    ("an init container fails", POD.ended("download", 3, message="no disk"), {}, "Finished", "InitContainerFailed", "no disk"),
     (
         "seed had nothing to give",
         since(POD.ended(SEED_CONTAINER, report=Report("seed", "VersionsDiffer", "vLLM 0.34.0 in the image")), 1),
         {},
-        "Over",
+        "Finished",
         "ProofFailed",
         "pretune-seed could not hand out the bundle: VersionsDiffer: vLLM 0.34.0",
     ),
@@ -104,11 +104,11 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "what an engine without its bundle did is no verdict",
         since(POD.ended(SEED_CONTAINER, report=Report("seed", "TooSlow", "45 s")), 30).ended(PROVE_CONTAINER, 1, DIFFERS),
         {},
-        "Over",
+        "Finished",
         "ProofFailed",
         "TooSlow",
     ),
-    ("seed's words are no report", POD.ended(SEED_CONTAINER, message="Killed"), {}, "Over", "ProofFailed", "Killed"),
+    ("seed's words are no report", POD.ended(SEED_CONTAINER, message="Killed"), {}, "Finished", "ProofFailed", "Killed"),
     ("the engine starts", RUNS, {}, "Tuning", "Proving", f"it has until {format_timestamp(NOW - 30 + LATE)} (its cold start took 300 s)"),
     ("it starts, and nobody knows how long it may", RUNS, {"cold": 0}, "Tuning", "Proving", f"since {format_timestamp(NOW - 30)}"),
     ("it is about to be late", since(WARM, LATE - 1), {}, "Tuning", "Proving", "it has until"),
@@ -116,7 +116,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "it is late",
         since(WARM, LATE),
         {},
-        "Over",
+        "Finished",
         "WarmHang",
         "not ready 360 s after its start from the bundle; its cold start took 300 s",
     ),
@@ -133,7 +133,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "late, and nobody looked until the pod's deadline",
         WARM.container(ENGINE, {"terminated": KILLED}).but(status=OVERTIME),
         {},
-        "Over",
+        "Finished",
         "WarmHang",
         "5000 s",
     ),
@@ -141,7 +141,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "the deadline, where the cold start's time is not known",
         WARM.container(ENGINE, {"terminated": SOON_KILLED}).but(status=OVERTIME),
         {"cold": 0},
-        "Over",
+        "Finished",
         "WarmHang",
         "100 s",
     ),
@@ -149,26 +149,26 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "the deadline, before it was late",
         WARM.container(ENGINE, {"terminated": SOON_KILLED}).but(status=OVERTIME),
         {},
-        "Over",
+        "Finished",
         "EngineNotReady",
         "5400 s",
     ),
     ("prove looks", READY.running(PROVE_CONTAINER), {}, "Tuning", "Proving", f"since {format_timestamp(NOW - 30)}"),
-    ("prove is content", READY.ended(PROVE_CONTAINER, report=PROVEN), {}, "Over", "Proven", "none new"),
+    ("prove is content", READY.ended(PROVE_CONTAINER, report=PROVEN), {}, "Finished", "Proven", "none new"),
     (
         "prove is content, and the kubelet ended the engine after it",
         READY.container(ENGINE, {"terminated": KILLED}).ended(PROVE_CONTAINER, report=PROVEN),
         {},
-        "Over",
+        "Finished",
         "Proven",
         "none new",
     ),
-    ("prove is not", READY.ended(PROVE_CONTAINER, 1, DIFFERS), {}, "Over", "NotReproducible", "fused_moe 2"),
+    ("prove is not", READY.ended(PROVE_CONTAINER, 1, DIFFERS), {}, "Finished", "NotReproducible", "fused_moe 2"),
     (
         "prove is content with an engine that crashed first",
         since(WARM, 30, restartCount=1, **BEFORE).ended(PROVE_CONTAINER, report=PROVEN),
         {},
-        "Over",
+        "Finished",
         "WarmCrash",
         WORDS,
     ),
@@ -176,21 +176,22 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "prove dies, and the kubelet ended the engine after it",
         WARM.container(ENGINE, {"terminated": KILLED}).ended(PROVE_CONTAINER, 137, message="killed"),
         {},
-        "Over",
+        "Finished",
         "ProofFailed",
         "container pretune-prove left no report: exit code 137: killed",
     ),
-    ("the engine exits", WARM.ended(ENGINE, 1, message=WORDS), {}, "Over", "WarmCrash", f"started from the bundle: exit code 1: {WORDS}"),
-    ("the engine is started again", since(WARM, 1, restartCount=1, **BEFORE), {}, "Over", "WarmCrash", WORDS),
+    ("the engine exits", WARM.ended(ENGINE, 1, message=WORDS), {}, "Finished", "WarmCrash",
+     f"started from the bundle: exit code 1: {WORDS}"),
+    ("the engine is started again", since(WARM, 1, restartCount=1, **BEFORE), {}, "Finished", "WarmCrash", WORDS),
     (
         "it crashed long ago, and what was started again is not late",
         since(WARM, 2 * LATE, restartCount=1, **BEFORE),
         {},
-        "Over",
+        "Finished",
         "WarmCrash",
         WORDS,
     ),
-    ("its node was started anew", WARM.container(ENGINE, {"terminated": RESTARTED}), {}, "Over", "ProofFailed", "could not be located"),
+    ("its node was started anew", WARM.container(ENGINE, {"terminated": RESTARTED}), {}, "Finished", "ProofFailed", "could not be located"),
     ("evicted", RUNS.condition(**EVICTED), {}, "Pending", "WaitingForPod", "preempted"),
     (
         "evicted, and the engine was killed by it",
@@ -200,12 +201,12 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "WaitingForPod",
         "preempted",
     ),
-    ("its node is gone", RUNS.but(deletionTimestamp=format_timestamp(NOW - LOST)), {}, "Over", "NodeLost", "node0"),
+    ("its node is gone", RUNS.but(deletionTimestamp=format_timestamp(NOW - LOST)), {}, "Finished", "NodeLost", "node0"),
     (
         "deleted by hand",
         WARM.ended(ENGINE, 137).but(deletionTimestamp=format_timestamp(NOW), status={"phase": "Failed"}),
         {},
-        "Over",
+        "Finished",
         "ProofFailed",
         "pod pod was deleted",
     ),
@@ -213,7 +214,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "the kubelet refuses the pod",
         POD.but(status={"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no devices"}),
         {},
-        "Over",
+        "Finished",
         "JobFailed",
         "no devices",
     ),
@@ -272,7 +273,7 @@ KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
 
 def the_id(the_cache: Object) -> str:
-    [want] = wants(Draft(seen(the_cache), NOW), ()).bundles
+    [want] = desired_bundles(PlanBuilder(seen(the_cache), NOW), ()).bundles
     return want.id
 
 
@@ -523,7 +524,10 @@ def test_nothing_is_begun_where_it_must_wait() -> None:
 
 def test_a_proof_occupies_its_target_as_an_attempt_does() -> None:
     targets = [{"name": "a"}, {"name": "b", "nodeSelector": {"gpu": "b"}}]
-    both = [want.id for want in wants(Draft(seen(cache(targets=targets)), NOW), ()).bundles]
+    both = [
+        want.id
+        for want in desired_bundles(PlanBuilder(seen(cache(targets=targets)), NOW), ()).bundles
+    ]
     fields = {**FIGURES, "reason": "Proving"}
     records = [
         record(both[0], PROVING, **fields),
@@ -580,7 +584,7 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
             "creationTimestamp": format_timestamp(NOW),
         },
     }
-    [want] = wants(Draft(seen(cache()), NOW), ()).bundles
+    [want] = desired_bundles(PlanBuilder(seen(cache()), NOW), ()).bundles
     for proven, state, reason in ((True, "Sealed", "Sealed"), (False, PROVING, "Retrying")):
         base = {
             **vars(sealed_report(BUNDLE, "inspect")),

@@ -15,7 +15,7 @@ from pretune.api.types import Object
 from pretune.podspec import identity
 from pretune.policy.cache.warnings import LONGEST, MOST, collect_warnings
 from pretune.policy.model import Origin
-from pretune.policy.plan_builder import Draft, Wanted
+from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
 
 from tests.unit.objects import NOW, cache, record, seen, template
 
@@ -27,7 +27,7 @@ def deployment(name: str = "qwen3", kind: str = "Deployment", **spec: Any) -> Ob
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": made}
 
 
-def draft_of(
+def plan_of(
     engine: Object | None = None,
     workload: Object | None = None,
     tuned: int | None = None,
@@ -35,21 +35,23 @@ def draft_of(
     origins: dict[str, Origin] | None = None,
     more: Object | None = None,
     **spec: Any,
-) -> tuple[Draft, tuple[Wanted, ...]]:
+) -> tuple[PlanBuilder, tuple[DesiredBundle, ...]]:
     """A cache with one sealed bundle of this engine (its fields laid over the usual), tuned in so many seconds."""
     the_template = template(**(engine or {}))
     the_cache = cache({"warnings": warnings or []}, **spec)
     target = Spec.from_cache(the_cache).targets[0]
     inputs = identity.inputs(the_template, Spec.from_cache(the_cache), target)
-    want = Wanted(inputs.bundle_id(), inputs, target, the_template, None)
+    want = DesiredBundle(inputs.bundle_id(), inputs, target, the_template, None)
     made = record(want.id, **({"tunedSeconds": tuned} if tuned is not None else {}), **(more or {}))
     the_cache["status"]["bundles"] = [made]
-    return Draft(seen(the_cache, source_workload=workload, origins=origins or {}), NOW), (want,)
+    return PlanBuilder(seen(the_cache, source_workload=workload, origins=origins or {}), NOW), (
+        want,
+    )
 
 
 def said(stale: int = 0, **case: Any) -> list[tuple[str, str]]:
-    draft, bundles = draft_of(**case)
-    return [(one["reason"], one["message"]) for one in collect_warnings(draft, bundles, stale)]
+    plan, bundles = plan_of(**case)
+    return [(one["reason"], one["message"]) for one in collect_warnings(plan, bundles, stale)]
 
 
 def reasons(**case: Any) -> list[str]:
@@ -239,14 +241,14 @@ def test_the_image_as_it_ran_is_the_line_to_write() -> None:
 
 
 def test_only_the_newest_engine_is_spoken_of() -> None:
-    draft, newest = draft_of(engine={"image": "vllm:2"})
-    _, older = draft_of(engine={"image": "vllm:latest"})
-    assert collect_warnings(draft, (*newest, *older), 0) == []
-    assert collect_warnings(draft, (*older, *newest), 0) != []
+    plan, newest = plan_of(engine={"image": "vllm:2"})
+    _, older = plan_of(engine={"image": "vllm:latest"})
+    assert collect_warnings(plan, (*newest, *older), 0) == []
+    assert collect_warnings(plan, (*older, *newest), 0) != []
 
 
 def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
-    draft, (want,) = draft_of()
+    plan, (want,) = plan_of()
     two = {
         "metadata": {},
         "spec": {
@@ -258,8 +260,12 @@ def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
     }
     assert (
         collect_warnings(
-            draft,
-            (Wanted(want.id, want.inputs, want.target, two, Refused("EngineAmbiguous", "")),),
+            plan,
+            (
+                DesiredBundle(
+                    want.id, want.inputs, want.target, two, Refused("EngineAmbiguous", "")
+                ),
+            ),
             0,
         )
         == []
@@ -307,16 +313,16 @@ def test_pods_of_another_image_are_counted() -> None:
 
 def test_a_warning_is_an_event_when_it_is_new_and_not_when_its_numbers_change() -> None:
     case: Any = {"engine": {"image": "vllm", "startupProbe": {"failureThreshold": 1}}}
-    draft, bundles = draft_of(**case, tuned=900)
-    first = collect_warnings(draft, bundles, 2)
-    assert [(one.reason, one.message, one.warning) for one in draft.events] == [
+    plan, bundles = plan_of(**case, tuned=900)
+    first = collect_warnings(plan, bundles, 2)
+    assert [(one.reason, one.message, one.warning) for one in plan.events] == [
         (one["reason"], one["message"], True) for one in first
     ]
     assert [one["reason"] for one in first] == ["MovingTag", "StaleImage", "StartupProbeShort"]
-    draft, bundles = draft_of(**case, tuned=912, warnings=first)
-    second = collect_warnings(draft, bundles, 3)
+    plan, bundles = plan_of(**case, tuned=912, warnings=first)
+    second = collect_warnings(plan, bundles, 3)
     assert second != first
-    assert draft.events == []
+    assert plan.events == []
 
 
 def test_it_is_bounded_whatever_there_is() -> None:
@@ -329,8 +335,8 @@ def test_it_is_bounded_whatever_there_is() -> None:
         )
         for one in range(40)
     }
-    draft, bundles = draft_of(engine={"image": "x" * 5000 + ":latest"}, origins=origins)
-    found = collect_warnings(draft, bundles, 1)
+    plan, bundles = plan_of(engine={"image": "x" * 5000 + ":latest"}, origins=origins)
+    found = collect_warnings(plan, bundles, 1)
     assert len(found) == MOST
     assert max(len(one["message"]) for one in found) == LONGEST
     assert found == sorted(found, key=lambda one: (one["reason"], one["message"]))

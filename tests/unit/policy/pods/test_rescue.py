@@ -18,7 +18,7 @@ from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.controller import project
 from pretune.policy.model import Delete
-from pretune.policy.plan_builder import Draft
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import start_failures
 from pretune.policy.pods.consumers import consumers
 from pretune.policy.pods.rescue import rescue, suspect
@@ -616,11 +616,13 @@ def unscheduled(number: int = 1, message: str = BY_CLAIM, **meta: Any) -> Consum
     )
 
 
-def run(*pods: Consumer, now: float = NOW, record: Object | None = None, **more: Any) -> Draft:
+def run(
+    *pods: Consumer, now: float = NOW, record: Object | None = None, **more: Any
+) -> PlanBuilder:
     the_cache = cache({"bundles": [record if record is not None else sealed()]})
-    draft = Draft(seen(the_cache, consumers=tuple(one.object for one in pods), **more), now)
-    rescue(draft, consumers(draft))
-    return draft
+    plan = PlanBuilder(seen(the_cache, consumers=tuple(one.object for one in pods), **more), now)
+    rescue(plan, consumers(plan))
+    return plan
 
 
 def sealed(**more: Any) -> Object:
@@ -637,25 +639,25 @@ def mark(reason: str = "MountFailed", **more: Any) -> Object:
     }
 
 
-def deleted(draft: Draft) -> list[str]:
-    assert not draft.actions
-    assert all(isinstance(one, Delete) for one in draft.after)
+def deleted(plan: PlanBuilder) -> list[str]:
+    assert not plan.actions
+    assert all(isinstance(one, Delete) for one in plan.after)
     return [
-        f"{one.object['metadata']['name']} {one.object['metadata']['uid']}" for one in draft.after
+        f"{one.object['metadata']['name']} {one.object['metadata']['uid']}" for one in plan.after
     ]  # type: ignore[attr-defined]
 
 
 def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() -> None:
-    draft = run(stuck_pod(1), stuck_pod(2), Consumer("web", 3).given(GIVEN).runs())
-    assert deleted(draft) == ["web-1 uid-web-1", "web-2 uid-web-2"]
-    found = draft.bundles[GIVEN]["undeliverable"]
+    plan = run(stuck_pod(1), stuck_pod(2), Consumer("web", 3).given(GIVEN).runs())
+    assert deleted(plan) == ["web-1 uid-web-1", "web-2 uid-web-2"]
+    found = plan.bundles[GIVEN]["undeliverable"]
     assert (found["reason"], found["at"], found["claimUID"]) == (
         "SeedCannotRun",
         format_timestamp(NOW),
         "claim-uid",
     )
     assert "/bin/sh" in found["message"]
-    [event] = draft.events
+    [event] = plan.events
     assert (event.reason, event.warning) == ("Rescued", True)
     assert event.message.startswith(
         f"bundle {GIVEN}: 2 pods (web-1, web-2) could not start: SeedCannotRun: "
@@ -664,15 +666,15 @@ def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() 
 
 
 def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_first_words_stay() -> None:
-    draft = run(stuck_pod(4), record=sealed(undeliverable=mark()))
-    assert deleted(draft) == ["web-4 uid-web-4"]
-    assert draft.bundles[GIVEN]["undeliverable"] == mark()
-    assert [one.reason for one in draft.events] == ["Rescued"]
+    plan = run(stuck_pod(4), record=sealed(undeliverable=mark()))
+    assert deleted(plan) == ["web-4 uid-web-4"]
+    assert plan.bundles[GIVEN]["undeliverable"] == mark()
+    assert [one.reason for one in plan.events] == ["Rescued"]
 
 
 def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
-    draft = run(stuck_pod(deletionTimestamp=format_timestamp(NOW - 1)))
-    assert (draft.after, draft.events, "undeliverable" in draft.bundles[GIVEN]) == ([], [], False)
+    plan = run(stuck_pod(deletionTimestamp=format_timestamp(NOW - 1)))
+    assert (plan.after, plan.events, "undeliverable" in plan.bundles[GIVEN]) == ([], [], False)
 
 
 def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() -> None:
@@ -693,10 +695,10 @@ def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
     pod.object["status"] = copy.deepcopy(SEEN["no-sh-never"]["pod"]["status"])
     [status] = pod.object["status"]["initContainerStatuses"]
     status["state"]["terminated"]["finishedAt"] = format_timestamp(NOW - 5)
-    draft = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 3600)))
-    assert deleted(draft) == []
-    assert draft.bundles[GIVEN]["undeliverable"]["reason"] == "SeedCannotRun"
-    assert draft.events[0].message.endswith("; the next ones start without us")
+    plan = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 3600)))
+    assert deleted(plan) == []
+    assert plan.bundles[GIVEN]["undeliverable"]["reason"] == "SeedCannotRun"
+    assert plan.events[0].message.endswith("; the next ones start without us")
     assert (
         "undeliverable"
         not in run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 1))).bundles[GIVEN]
@@ -707,17 +709,17 @@ def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
     pod = stuck_pod()
     [sandbox] = [one for one in pod.object["status"]["conditions"] if one["type"] == SANDBOX]
     sandbox["lastTransitionTime"] = format_timestamp(NOW - PATIENCE + 7)
-    draft = run(pod)
-    assert (draft.after, draft.events, draft.look) == ([], [], NOW + 7)
+    plan = run(pod)
+    assert (plan.after, plan.events, plan.look) == ([], [], NOW + 7)
 
 
 def test_a_pod_whose_claim_is_not_the_caches_any_more_is_made_anew_without_a_mark() -> None:
     """spec.storage was changed: the next one is given the new claim."""
     pod = unscheduled(message=BY_CLAIM.replace("pretune-qwen3", "old"))
     pod.object["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "old"
-    draft = run(pod)
-    assert deleted(draft) == ["web-1 uid-web-1"]
-    assert "undeliverable" not in draft.bundles[GIVEN]
+    plan = run(pod)
+    assert deleted(plan) == ["web-1 uid-web-1"]
+    assert "undeliverable" not in plan.bundles[GIVEN]
 
 
 def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
@@ -725,9 +727,9 @@ def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
 
 
 def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
-    draft = run(unscheduled(), claim=None)
-    assert deleted(draft) == ["web-1 uid-web-1"]
-    assert "claimUID" not in draft.bundles[GIVEN]["undeliverable"]
+    plan = run(unscheduled(), claim=None)
+    assert deleted(plan) == ["web-1 uid-web-1"]
+    assert "claimUID" not in plan.bundles[GIVEN]["undeliverable"]
 
 
 def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
@@ -861,11 +863,11 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
 def test_a_mark_is_taken_back_when_its_cause_is_gone(
     case: str, the_mark: Object, found: Object | None, sealed_at: float, stays: bool
 ) -> None:
-    draft = run(
+    plan = run(
         record=record(GIVEN, sealedAt=format_timestamp(sealed_at), undeliverable=the_mark),
         claim=found,
     )
-    assert ("undeliverable" in draft.bundles[GIVEN]) is stays, case
+    assert ("undeliverable" in plan.bundles[GIVEN]) is stays, case
 
 
 @pytest.mark.parametrize(("reason", "hours"), [("MountFailed", 1), ("SeedCannotRun", 6)])
