@@ -163,4 +163,4 @@ def test_an_imported_bundle_is_proven_before_a_pod_gets_it_where_that_is_asked_f
     kube.create(importing(namespace, other, "home", verify="BeforeRelease"))
     [bundle] = bundles(ready(status="False", reason="NotReproducible"))
     assert (bundle["state"], bundle["attempts"], bundle["proofs"]) == ("Failed", 0, 1)
-    assert bundle["newEntries"] == 20 and "folder made" in bundle["message"]
+    assert bundle["newEntries"] == 20 and "folder added" in bundle["message"]

@@ -127,7 +127,7 @@ def seed(ground: Ground, pod: Object) -> Report:
         return Report(
             "seed",
             "NotProven",
-            f"bundle {place[1]} was not proven yet, and spec.verify asks for it",
+            f"bundle {place[1]} has no proof yet, and spec.verify asks for one",
         )
     if found.inputs != asked.inputs:
         return Report("seed", "InputsDiffer", f"bundle {place[1]} was made of other inputs")

@@ -1,4 +1,7 @@
-"""`python3 -I -S agent.pyz check|seal|seed|prove|import|inspect|prune`: one task in, one report out (protocol.py)."""
+"""`python3 -I -S agent.pyz check|seal|seed|prove|import|inspect|prune`: one task, one report.
+
+See protocol.Task and protocol.Report.
+"""
 
 from __future__ import annotations
 
@@ -7,107 +10,99 @@ import os
 import signal
 import sys
 import traceback
-from typing import List, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from pretune.agent.claim.fs import Problem
 from pretune.agent.context import Context
+from pretune.agent.errors import AgentError
 from pretune.protocol import TERMINATION_LOG, TOO_SLOW, Report
 
-VERBS = ("check", "seal", "seed", "prove", "import", "inspect", "prune")
-MODULES = {
-    "import": "import_folder"
-}  # each verb in its module, which alone is loaded: seed is in every pod
-SUCCESS = {
-    "check": (
-        "Checked",
-    ),  # a bundle that is there already ends the attempt too: the engine must not start
-    "seal": ("Sealed", "NothingToTune"),
-    "prove": ("Proven",),
-    "import": ("Sealed",),
-    "inspect": ("Inspected",),
-    "prune": ("Pruned",),
+
+class Verb(NamedTuple):
+    """What the agent can be asked to do."""
+
+    module: str  # below pretune.agent; its function has the same name. No other is loaded.
+    success: Tuple[str, ...]  # reasons of reports with exit code 0
+    unexpected: str  # the reason for an error that is not an AgentError
+
+
+VERBS: Dict[str, Verb] = {
+    # A bundle that is there already ends the attempt too: the engine must not start.
+    "check": Verb("check", ("Checked",), "SealFailed"),
+    "seal": Verb("seal", ("Sealed", "NothingToTune"), "SealFailed"),
+    "seed": Verb("seed", (), "SeedFailed"),
+    "prove": Verb("prove", ("Proven",), "ProofFailed"),
+    "import": Verb("import_folder", ("Sealed",), "ImportRefused"),
+    "inspect": Verb("inspect", ("Inspected",), "InspectFailed"),
+    "prune": Verb("prune", ("Pruned",), "PruneFailed"),
 }
-UNEXPECTED = {
-    "check": "SealFailed",
-    "seal": "SealFailed",
-    "seed": "SeedFailed",
-    "prove": "ProofFailed",
-    "import": "ImportRefused",
-    "prune": "PruneFailed",
-}
+OPTIONS = ("--claim", "--tactics", "--source", "--proc", "--termination-log", "--limit")
+USAGE = (
+    "usage: agent.pyz %s [--claim DIR] [--tactics DIR] [--source DIR] [--proc DIR]"
+    " [--termination-log FILE] [--limit SECONDS]"
+) % "|".join(VERBS)
 
 
 def run(verb: str, context: Context) -> Report:
-    """The verb's report, whatever happens: a Problem and any other error become one."""
+    """Return the verb's report; an AgentError and any other error become one."""
+    module = VERBS[verb].module
     try:
-        name = MODULES.get(verb, verb)
-        report: Report = getattr(importlib.import_module("pretune.agent.%s" % name), name)(context)
+        act = getattr(importlib.import_module("pretune.agent.%s" % module), module)
+        report: Report = act(context)
         return report
-    except Problem as problem:
-        return Report(verb, problem.reason, problem.message)
-    except Exception as error:  # the last place where it can be told
+    except AgentError as error:
+        return Report(verb, error.reason, error.message)
+    except Exception as error:  # the last place that can report it
         traceback.print_exc()
-        return Report(
-            verb, UNEXPECTED.get(verb, "InspectFailed"), "%s: %s" % (type(error).__name__, error)
-        )
+        return Report(verb, VERBS[verb].unexpected, "%s: %s" % (type(error).__name__, error))
 
 
 def exit_code(report: Report) -> int:
-    """0 to go on; seed always, but for TOO_SLOW."""
+    """Return 0 where the pod goes on. After seed it always does; TOO_SLOW is for seed's script."""
     if report.by == "seed":
         return TOO_SLOW if report.reason == "TooSlow" else 0
-    return 0 if report.reason in SUCCESS[report.by] else 1
+    return 0 if report.reason in VERBS[report.by].success else 1
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The exit code; the report goes to the termination log. The options are there for use by hand and in tests."""
+    """Return the exit code, with the report in the termination log; 2 for wrong arguments.
+
+    The options are for use by hand and in tests.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = {
-        "--claim": "",
-        "--tactics": "",
-        "--source": "",
-        "--proc": "",
-        "--termination-log": TERMINATION_LOG,
-        "--limit": "",
-    }
+    options: Dict[str, str] = {}
     verb = arguments.pop(0) if arguments else ""
-    while len(arguments) >= 2 and arguments[0] in options:
+    while len(arguments) >= 2 and arguments[0] in OPTIONS:
         name, value = arguments[:2]
         options[name], arguments = value, arguments[2:]
     if verb not in VERBS or arguments:
-        print(
-            "usage: agent.pyz %s [--claim DIR] [--tactics DIR] [--source DIR] [--proc DIR] [--termination-log FILE]"
-            " [--limit SECONDS]" % "|".join(VERBS),
-            file=sys.stderr,
-        )
+        print(USAGE, file=sys.stderr)
         return 2
     # TERM is an eviction's: clean up, and leave no report, since the attempt did not fail.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.umask(0o022)
     try:
-        context = Context.of(os.environ)
+        context = Context.from_environment(os.environ)
     except ValueError as error:
-        report = Report(verb, UNEXPECTED.get(verb, "InspectFailed"), str(error))
+        report = Report(verb, VERBS[verb].unexpected, str(error))
     else:
-        context.claim = options["--claim"] or context.claim
-        context.tactics = options["--tactics"] or context.tactics
-        context.source = options["--source"] or context.source
-        context.proc = options["--proc"] or context.proc
-        context.limit = float(options["--limit"] or context.limit)
+        context.claim = options.get("--claim") or context.claim
+        context.tactics = options.get("--tactics") or context.tactics
+        context.source = options.get("--source") or context.source
+        context.proc = options.get("--proc") or context.proc
+        context.limit_seconds = float(options.get("--limit") or context.limit_seconds)
         report = run(verb, context)
     print("pretune %s: %s: %s" % (verb, report.reason, report.message), flush=True)
-    _tell(options["--termination-log"], report)
+    _write_termination_message(options.get("--termination-log") or TERMINATION_LOG, report)
     return exit_code(report)
 
 
-def _tell(path: str, report: Report) -> None:
-    # Only an answer counts as inspect's report: "no bundle" and "could not look" must not be mixed up.
-    answer = report.by != "inspect" or report.reason == "Inspected"
+def _write_termination_message(path: str, report: Report) -> None:
+    # Inspect's report counts as one only with an answer: "no bundle" is not "could not look".
+    is_answer = report.by != "inspect" or report.reason == "Inspected"
+    text = report.dump() if is_answer else "%s: %s" % (report.reason, report.message[:500])
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(
-                report.dump() if answer else "%s: %s" % (report.reason, report.message[:500])
-            )
+            file.write(text)
     except OSError as error:
         print("pretune: no termination message: %s" % error, file=sys.stderr)
 

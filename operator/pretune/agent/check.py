@@ -5,21 +5,15 @@ from __future__ import annotations
 import os
 from typing import Optional, Tuple
 
-from pretune.agent.claim.fs import Folder, Problem
-from pretune.agent.claim.proof_records import proven, sweep_proofs
-from pretune.agent.claim.store import (
-    Bundle,
-    Store,
-    Torn,
-    find,
-    harden,
-    make_store,
-    mark_start,
-    on_claim,
-    sweep,
-)
+from pretune.agent.claim.bundles import Bundle, DamagedBundle, find_bundle
+from pretune.agent.claim.fs import Folder
+from pretune.agent.claim.proof_records import has_proof_record, remove_orphaned_proof_records
+from pretune.agent.claim.publish import make_read_only
+from pretune.agent.claim.staging import GONE_PREFIX, remove_stale_staging, write_start_mark
+from pretune.agent.claim.store import Store, create_store, explain_claim_errors
 from pretune.agent.context import Context
 from pretune.agent.engine.versions import image_versions
+from pretune.agent.errors import AgentError
 from pretune.engines.vllm import releases
 from pretune.protocol import Report
 
@@ -29,35 +23,37 @@ LEAST_INODES = 32
 
 
 def check(context: Context) -> Report:
-    """Checked, or the bundle that is there already. Raises Problem: ReleaseTooOld, SharedLayout, UnsafePath, IdCollision,
+    """Checked, or the bundle that is there already. Raises AgentError: ReleaseTooOld, SharedLayout, UnsafePath, IdCollision,
     ReadOnlyClaim, NoSpace."""
-    task, say = context.task, context.say
+    task, log = context.task, context.log
     versions = image_versions(task.command, context.path, context.pythonpath)
     reason, message = releases.support(versions.vllm, task.gpus)
     if reason:
-        raise Problem(reason, message)
-    say(
+        raise AgentError(reason, message)
+    log(
         "image: vLLM %s, FlashInfer %s"
         % (versions.vllm or "unknown", versions.flashinfer or "unknown")
     )
-    with on_claim("cannot prepare %s on the claim" % task.cache):
-        with make_store(context.claim, task.subPath, task.cache, context.disk) as store:
+    with explain_claim_errors("cannot prepare %s on the claim" % task.cache):
+        with create_store(context.claim, task.subPath, task.cache, context.disk) as store:
             _try_to_write(store.staging, context)
-            say(
+            log(
                 "claim: %s is writable as uid %d, gid %d" % (task.cache, os.geteuid(), os.getegid())
             )
-            found, torn = _there(store, context)
-            sweep_proofs(store, context.disk)
+            found, damaged = _there(store, context)
+            remove_orphaned_proof_records(store, context.disk)
             if found is not None:
-                say(
+                log(
                     "bundle: %s is on the claim, whole: %s"
                     % (found.manifest.id, found.manifest.message)
                 )
-                sweep(store, context.pod, found.manifest.id, context.disk)
-                return found.report("check", proven(store, found))
-            mark_start(store, context.pod, context.inputs.bundle_id(), context.now(), context.disk)
-            sweep(store, context.pod, context.inputs.bundle_id(), context.disk)
-    notes = [note for note in (message, torn) if note]
+                remove_stale_staging(store, context.pod_uid, found.manifest.id, context.disk)
+                return found.report("check", has_proof_record(store, found))
+            write_start_mark(
+                store, context.pod_uid, context.inputs.bundle_id(), context.now(), context.disk
+            )
+            remove_stale_staging(store, context.pod_uid, context.inputs.bundle_id(), context.disk)
+    notes = [note for note in (message, damaged) if note]
     return Report(
         by="check",
         reason="Checked",
@@ -71,18 +67,18 @@ def _try_to_write(staging: Folder, context: Context) -> None:
     room = os.fstatvfs(staging.fd)
     free = room.f_bavail * room.f_frsize
     if room.f_blocks and free < LEAST_BYTES:  # some network file systems tell nothing
-        raise Problem(
+        raise AgentError(
             "NoSpace",
             "the claim has %d KiB free, at least %d MiB are needed"
             % (free >> 10, LEAST_BYTES >> 20),
         )
     if room.f_files and room.f_favail < LEAST_INODES:
-        raise Problem(
+        raise AgentError(
             "NoSpace",
             "the claim has %d inodes free, at least %d are needed" % (room.f_favail, LEAST_INODES),
         )
     name, disk = (
-        ".gone-probe-" + context.pod,
+        GONE_PREFIX + "probe-" + context.pod_uid,
         context.disk,
     )  # a name that sweep removes, should we be killed here
     if staging.lstat(name) is not None:
@@ -97,12 +93,14 @@ def _try_to_write(staging: Folder, context: Context) -> None:
 
 
 def _there(store: Store, context: Context) -> Tuple[Optional[Bundle], str]:
-    """The bundle, or a note that a torn one lies there: seal removes it."""
+    """The bundle, or a note that a damaged one lies there: seal removes it."""
     name = context.inputs.bundle_id()
     try:
-        found = find(store.bundles, name, context.inputs)
-    except Torn as torn:
-        return None, "a torn bundle lies there (%s), it will be replaced" % torn
+        found = find_bundle(store.bundles, name, context.inputs)
+    except DamagedBundle as damage:
+        return None, "a damaged bundle lies there (%s); it will be replaced" % damage
     if found is not None:
-        harden(store.bundles, name, context.disk)  # where a seal was killed just after its rename
+        make_read_only(
+            store.bundles, name, context.disk
+        )  # where a seal was killed just after its rename
     return found, ""

@@ -1,4 +1,4 @@
-"""Where an agent container finds things. The defaults are the pod's; tests name their own folders."""
+"""What an agent container works with: its task, the places where things are, and the clock."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pretune.agent.claim.fs import Disk
 
 @dataclass
 class Context:
+    """The defaults are those of a pod; tests name their own folders."""
+
     task: protocol.Task
-    pod: str  # its uid: names the staging folder
+    pod_uid: str  # names the staging folder
     claim: str = protocol.CLAIM_MOUNT
     tactics: str = protocol.TACTICS_MOUNT
     source: str = protocol.SOURCE_MOUNT
@@ -23,24 +25,23 @@ class Context:
     pythonpath: str = ""
     disk: Disk = field(default_factory=Disk)
     now: Callable[[], float] = time.time  # Unix seconds
-    limit: float = 45.0  # seconds that a starting pod may wait for seed
-    settle: float = 2.0  # seconds between two looks at an engine that cannot be asked over HTTP
-    say: Callable[[str], None] = lambda line: print(
-        line, flush=True
-    )  # one line a step, for a person
+    limit_seconds: float = 45.0  # that a starting pod may wait for seed
+    settle_seconds: float = 2.0  # between two scans for an engine without an HTTP probe
+    log: Callable[[str], None] = lambda line: print(line, flush=True)  # one line a step
 
     @classmethod
-    def of(cls, env: Mapping[str, str]) -> "Context":
-        """Raises wire.WireError when the task is missing or not of our form."""
+    def from_environment(cls, env: Mapping[str, str]) -> "Context":
+        """Return the context of this container. Raises WireError for a task that is missing or odd."""
         return cls(
             task=protocol.Task.load(env.get(protocol.TASK_VARIABLE, "")),
-            pod=env.get(protocol.POD_UID_VARIABLE) or "by-hand",
+            pod_uid=env.get(protocol.POD_UID_VARIABLE) or "by-hand",
             path=env.get("PATH", os.defpath),
             pythonpath=env.get("PYTHONPATH", ""),
         )
 
     @property
     def inputs(self) -> protocol.Inputs:
+        """The inputs of the task's bundle. Raises WireError where the task has none."""
         if self.task.inputs is None:
             raise protocol.WireError("task: no inputs")
         return self.task.inputs

@@ -1,219 +1,220 @@
-"""Whether the engine, started from a sealed bundle, is warm: the bundle is of this image and this GPU, and the engine's folder holds it
-as it was sealed, and nothing else.
+"""Check that the engine, started from a sealed bundle, is warm.
 
-The first has to be asked by itself: files of another environment FlashInfer refuses without touching them (agent/engine/compatibility.py).
+The bundle has to be of this image and this GPU, and the engine's folder has to hold the bundle as it
+was sealed, and nothing else. The first is a check of its own, since FlashInfer ignores files of another
+environment without touching them (agent/engine/compatibility.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from typing import Dict, List, Sequence, Set, Tuple
 
-from pretune.agent.claim.fs import Folder, Problem, open_root
-from pretune.agent.claim.proof_records import mark
-from pretune.agent.claim.store import Bundle, Store, Torn, find, make_store, on_claim, open_store
+from pretune.agent.claim.bundles import Bundle, DamagedBundle, find_bundle
+from pretune.agent.claim.fs import Folder, open_root
+from pretune.agent.claim.proof_records import write_proof_record
+from pretune.agent.claim.store import Store, create_store, explain_claim_errors, open_store
 from pretune.agent.context import Context
 from pretune.agent.engine.compatibility import other_gpu, other_versions
 from pretune.agent.engine.scan import Changed, Scan, read
 from pretune.agent.engine.stable import ask_engine, look, quiet, short
+from pretune.agent.errors import AgentError
 from pretune.engines.vllm import files
 from pretune.protocol import File, Part, Report
 
-_NAMED = 3  # files, and operations, that a message names
+MAX_NAMED = 3  # files, and operations, that a message names
+
+
+class _NotReproducible(Exception):
+    """The bundle is of another environment, or the engine's folder differs from it.
+
+    The message says how. new_entries: how many entries the engine tuned although it had the bundle.
+    """
+
+    def __init__(self, message: str, new_entries: int = 0) -> None:
+        super().__init__(message)
+        self.new_entries = new_entries
 
 
 def prove(context: Context) -> Report:
-    """Proven, with the proof on the claim; else NotReproducible with newEntries. Raises Problem with nothing written: ProofFailed (what is
-    not the bundle's fault), and what the claim refuses (NoSpace, ReadOnlyClaim).
+    """Return the report Proven, with the proof record on the claim; else NotReproducible.
 
-    The engine is asked before and after its files are read; one that cannot be asked has to leave them alone between two looks. A file
-    that it writes anew with the same bytes is not changed: vLLM 0.27 to 0.31 do so at each start. Where it reads the bundle on the claim
-    itself (task.onClaim) there is nothing that it could have changed: image, GPU and the bundle's own bytes are all that is compared.
+    The engine is asked whether it is ready before and after its files are read. One that cannot be
+    asked has to leave them unchanged between two scans. A file written again with the same bytes is
+    not a change: vLLM 0.27 to 0.31 do so at each start. Where the engine reads the bundle on the claim
+    (task.onClaim) it cannot change it: only image, GPU and the bundle's own bytes are compared.
+
+    Raises AgentError with nothing written: ProofFailed for what is not the bundle's fault, and what
+    the claim refuses (NoSpace, ReadOnlyClaim).
     """
+    task = context.task
     try:
         ask_engine(context, "before its files were read")
-        store = open_store(context.claim, context.task.subPath, context.task.cache)
+        store = open_store(context.claim, task.subPath, task.cache)
         if store is None:
-            raise Problem("ProofFailed", "the claim has no folder of %s" % context.task.cache)
+            raise AgentError("ProofFailed", "the claim has no folder of %s" % task.cache)
         with store:
-            bundle = _bundle(store, context)
-            untold = _of_here(bundle, context)
-            if not context.task.onClaim:
-                _compared(store, bundle, context)
+            bundle = _find_bundle(store, context)
+            gpu_unknown = _compare_environment(bundle, context)
+            if not task.onClaim:
+                _compare_folder(store, bundle, context)
         ask_engine(context, "after its files were read")
-    except Problem as problem:
-        if problem.reason in (
-            "EngineFailed",
-            "EngineNotReady",
-        ):  # had it ended, its restart count would say so
-            raise Problem("ProofFailed", problem.message) from None
+    except AgentError as error:
+        # An engine that has ended has a restart count, which the controller reads.
+        if error.reason in ("EngineFailed", "EngineNotReady"):
+            raise AgentError("ProofFailed", error.message) from None
         raise
-    except _Differs as differs:
+    except _NotReproducible as difference:
         return Report(
             "prove",
             "NotReproducible",
-            str(differs),
+            str(difference),
             context.inputs.bundle_id(),
-            newEntries=differs.entries,
+            newEntries=difference.new_entries,
         )
-    with on_claim("cannot write the proof of %s" % bundle.manifest.id):
-        with make_store(
-            context.claim, context.task.subPath, context.task.cache, context.disk
-        ) as writable:
-            mark(writable, bundle, context.pod, context.now(), context.disk)
+    with explain_claim_errors("cannot write the proof of %s" % bundle.manifest.id):
+        with create_store(context.claim, task.subPath, task.cache, context.disk) as writable:
+            write_proof_record(writable, bundle, context.pod_uid, context.now(), context.disk)
+    message = _proven_message(bundle, context, gpu_unknown)
+    context.log("proof: %s: %s" % (bundle.manifest.id, message))
+    report = bundle.report("prove", proven=True)
+    return replace(report, reason="Proven", message=message, writer=None, seconds=0)
+
+
+def _proven_message(bundle: Bundle, context: Context, gpu_unknown: str) -> str:
     part = bundle.manifest.parts[0]
-    message = "warm: %d entries in %d files, none new and none changed" % (
-        part.entries,
-        len(part.files),
-    )
     if context.task.onClaim:
-        message = (
-            "started: %d entries in %d files on the claim; what was tuned beside them cannot be seen there"
-            % (
-                part.entries,
-                len(part.files),
-            )
-        )
-    if untold:
-        message += "; GPU not compared: %s" % untold
-    context.say("proof: %s: %s" % (bundle.manifest.id, message))
-    told = bundle.report("prove", proven=True)
-    return Report(
-        "prove",
-        "Proven",
-        message,
-        told.id,
-        told.layout,
-        told.entries,
-        told.digest,
-        told.versions,
-        at=told.at,
-        proven=True,
-    )
+        message = "started: %d entries in %d files on the claim; new entries beside them cannot be seen there"
+    else:
+        message = "warm: %d entries in %d files, none new and none changed"
+    message %= (part.entries, len(part.files))
+    return "%s; GPU not compared: %s" % (message, gpu_unknown) if gpu_unknown else message
 
 
-def _bundle(store: Store, context: Context) -> Bundle:
-    """The bundle on the claim, every byte of it read."""
-    name = context.inputs.bundle_id()
+def _find_bundle(store: Store, context: Context) -> Bundle:
+    """Return the bundle on the claim, every byte of it compared. Raises AgentError ProofFailed."""
+    bundle_id = context.inputs.bundle_id()
     try:
-        found = find(store.bundles, name, context.inputs)
-    except Torn as torn:
-        raise Problem("ProofFailed", "bundle %s on the claim is torn: %s" % (name, torn)) from None
-    if found is None:
-        raise Problem("ProofFailed", "the claim has no bundle %s" % name)
-    return found
+        bundle = find_bundle(store.bundles, bundle_id, context.inputs)
+    except DamagedBundle as damage:
+        raise AgentError(
+            "ProofFailed", "bundle %s on the claim is damaged: %s" % (bundle_id, damage)
+        ) from None
+    if bundle is None:
+        raise AgentError("ProofFailed", "the claim has no bundle %s" % bundle_id)
+    return bundle
 
 
-class _Differs(Exception):
-    """The bundle is of another environment, or the folder is not the bundle any more: the message says how; `entries` are those that are
-    seen to be tuned."""
-
-    def __init__(self, message: str, entries: int) -> None:
-        super().__init__(message)
-        self.entries = entries
-
-
-def _of_here(bundle: Bundle, context: Context) -> str:
-    """Why the GPU could not be compared, or "". Raises _Differs."""
+def _compare_environment(bundle: Bundle, context: Context) -> str:
+    """Return why the GPU could not be compared, or "". Raises _NotReproducible."""
     versions = other_versions(bundle.manifest, context)
     if versions:
-        raise _Differs(
-            "%s: its engine does not find or refuses its files, and tunes anew" % versions, 0
+        raise _NotReproducible(
+            "%s: its engine does not find or ignores its files, and tunes again" % versions
         )
-    gpu, untold = other_gpu(bundle.manifest.versions.gpu, context.proc)
+    gpu, gpu_unknown = other_gpu(bundle.manifest.versions.gpu, context.proc)
     if gpu:
-        raise _Differs("GPU differs: %s" % gpu, 0)
-    return untold
+        raise _NotReproducible("GPU differs: %s" % gpu)
+    return gpu_unknown
 
 
-def _compared(store: Store, bundle: Bundle, context: Context) -> None:
-    """Raises _Differs, Problem. Twice, since an engine that says it is ready may tune on."""
+def _compare_folder(store: Store, bundle: Bundle, context: Context) -> None:
+    """Compare the engine's folder with the bundle, twice: a ready engine may still tune.
+
+    Raises _NotReproducible, AgentError.
+    """
     part = bundle.manifest.parts[0]
     place = [bundle.manifest.id, part.name]
-    with open_root(context.tactics) as folder, store.bundles.walk(place) as sealed:
+    with open_root(context.tactics) as folder, store.bundles.open_path(place) as sealed:
         try:
             _compare(part, sealed, folder, quiet(folder, context))
-            again = look(folder)
-            if again is None:
-                raise Problem("ProofFailed", "the engine is ready and still writes into its folder")
-            _compare(part, sealed, folder, again)
+            second = look(folder)
+            if second is None:
+                raise AgentError(
+                    "ProofFailed", "the engine is ready and still writes into its folder"
+                )
+            _compare(part, sealed, folder, second)
         except Changed as path:
-            raise Problem("ProofFailed", "the engine is ready and still writes %s" % path) from None
-        except Problem as problem:
-            if problem.reason == "UnsafeFiles":  # there were none when it was sealed
-                raise _Differs(problem.message, 0) from None
+            raise AgentError(
+                "ProofFailed", "the engine is ready and still writes %s" % path
+            ) from None
+        except AgentError as error:
+            if error.reason == "UnsafeFiles":  # there were none when it was sealed
+                raise _NotReproducible(error.message) from None
             raise
 
 
-def _compare(part: Part, sealed: Folder, folder: Folder, seen: Scan) -> None:
+def _compare(part: Part, sealed: Folder, folder: Folder, scan: Scan) -> None:
+    """Raises _NotReproducible where the scanned folder differs from the sealed part."""
     before = {file.path: file for file in part.files}
-    missing = sorted(set(before) - set(seen.files))
-    made = sorted(path for path in seen.files if path not in before and files.known(path))
+    missing = sorted(set(before) - set(scan.files))
+    added = sorted(path for path in scan.files if path not in before and files.known(path))
     changed: List[str] = []
-    new: Set[Tuple[str, str]] = set()  # where, and key
-    for path in [*sorted(set(before) & set(seen.files)), *made]:
+    new: Set[Tuple[str, str]] = set()  # entries: their place (of several ranks one), and key
+    for path in [*sorted(set(before) & set(scan.files)), *added]:
         data = read(folder, path, files.LARGEST_FILE)
-        if path in before and _unchanged(data, before[path]):
-            continue
+        sealed_entries: Dict[str, str] = {}
         if path in before:
+            if _is_unchanged(data, before[path]):
+                continue
             changed.append(path)
-        had = files.tuned(path, read(sealed, path, files.LARGEST_FILE)) if path in before else {}
-        new |= {
-            (files.place_of(path), key)
-            for key, tactic in _tuned(path, data).items()
-            if had.get(key) != tactic
-        }
-    folders = _new_folders(part, seen)
-    if not (missing or made or changed or folders):
+            sealed_entries = files.tuned(path, read(sealed, path, files.LARGEST_FILE))
+        for key, tactic in _entries(path, data).items():
+            if sealed_entries.get(key) != tactic:
+                new.add((files.place_of(path), key))
+    folders = _added_folders(part, scan)
+    if not (missing or added or changed or folders):
         return
-    said = [_entries(new)] if new else ["no new entries"]
-    said += [
-        "%d %s %s: %s" % (len(paths), what if len(paths) == 1 else what + "s", how, _names(paths))
-        for paths, what, how in (
-            (changed, "file", "changed"),
-            (made, "file", "made"),
-            (missing, "file", "missing"),
-            (folders, "folder", "made"),
-        )
-        if paths
-    ]
-    raise _Differs("; ".join(said), len(new))
+    differences = [_count_entries(new)] if new else ["no new entries"]
+    for paths, kind, how in (
+        (changed, "file", "changed"),
+        (added, "file", "added"),
+        (missing, "file", "missing"),
+        (folders, "folder", "added"),
+    ):
+        if paths:
+            noun = kind if len(paths) == 1 else kind + "s"
+            differences.append("%d %s %s: %s" % (len(paths), noun, how, _names(paths)))
+    raise _NotReproducible("; ".join(differences), len(new))
 
 
-def _unchanged(data: bytes, file: File) -> bool:
+def _is_unchanged(data: bytes, file: File) -> bool:
     return len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256
 
 
-def _tuned(path: str, data: bytes) -> Dict[str, str]:
+def _entries(path: str, data: bytes) -> Dict[str, str]:
     try:
         return files.tuned(path, data)
-    except files.Unsound:  # changed it is, and what was tuned cannot be told
+    except files.Unsound:  # it counts as changed; what was tuned is unknown
         return {}
 
 
-def _new_folders(part: Part, seen: Scan) -> List[str]:
-    """Folders that the engine made, but for those that hold only what is foreign: a new key folder says that it did not find its own."""
-    foreign = [path for path in seen.files if not files.known(path)]
+def _added_folders(part: Part, scan: Scan) -> List[str]:
+    """Return the folders that the engine made, without those that hold only files of others.
+
+    A new key folder means that the engine did not find the bundle's.
+    """
+    foreign = [path for path in scan.files if not files.known(path)]
     return [
         path
-        for path in seen.folders
+        for path in scan.folders
         if path not in part.folders and not any(file.startswith(path + "/") for file in foreign)
     ]
 
 
-def _entries(new: Set[Tuple[str, str]]) -> str:
-    """`5 new entries (fused_moe 3, mm_fp4 2)`"""
+def _count_entries(new: Set[Tuple[str, str]]) -> str:
+    """Return text like "5 new entries (fused_moe 3, mm_fp4 2)"."""
     operations = Counter(files.operation(key) for _, key in new)
-    named = ["%s %d" % one for one in sorted(operations.items(), key=lambda one: (-one[1], one[0]))]
-    more = [] if len(named) <= _NAMED else ["%d other operations" % (len(named) - _NAMED)]
-    return "%d new %s (%s)" % (
-        len(new),
-        "entry" if len(new) == 1 else "entries",
-        ", ".join(named[:_NAMED] + more),
-    )
+    ranked = sorted(operations.items(), key=lambda item: (-item[1], item[0]))
+    named = ["%s %d" % item for item in ranked[:MAX_NAMED]]
+    if len(ranked) > MAX_NAMED:
+        named.append("%d other operations" % (len(ranked) - MAX_NAMED))
+    noun = "entry" if len(new) == 1 else "entries"
+    return "%d new %s (%s)" % (len(new), noun, ", ".join(named))
 
 
 def _names(paths: Sequence[str]) -> str:
-    more = ["and %d more" % (len(paths) - _NAMED)] if len(paths) > _NAMED else []
-    return ", ".join([short(path) for path in paths[:_NAMED]] + more)
+    more = ["and %d more" % (len(paths) - MAX_NAMED)] if len(paths) > MAX_NAMED else []
+    return ", ".join([short(path) for path in paths[:MAX_NAMED]] + more)

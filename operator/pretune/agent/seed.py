@@ -1,4 +1,7 @@
-"""Copy a bundle into a starting pod's override folder, checked. Fails open: whatever is wrong, the engine tunes for itself."""
+"""Copy a bundle into a starting pod's override folder, checked against its manifest.
+
+It fails open: whatever is wrong, the folder is left empty and the engine tunes for itself.
+"""
 
 from __future__ import annotations
 
@@ -6,226 +9,225 @@ import hashlib
 import itertools
 import os
 import threading
+from dataclasses import replace
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from pretune.agent.claim.fs import NO_SPACE, Disk, Folder, Problem, open_root, remove
-from pretune.agent.claim.store import Torn, head, open_store
+from pretune.agent.claim.bundles import DamagedBundle, find_manifest
+from pretune.agent.claim.fs import NO_SPACE_ERRNOS, Disk, Folder, open_root, remove_tree
+from pretune.agent.claim.store import open_store
 from pretune.agent.context import Context
 from pretune.agent.engine.compatibility import other_versions
-from pretune.protocol import File, Part, Report, WireError
+from pretune.agent.errors import AgentError
+from pretune.protocol import File, Part, Report
 
-WORKERS = 4  # a claim on the network answers several at a time; and while one waits, another hashes
-BLOCK = 128 * 1024  # bytes that are read, hashed and written together: they stay in a core's cache
-_AT_ONCE = 8  # files that a worker takes on at a time, of one folder: it opens that once
-_STUCK = 2.0  # seconds that the work has to notice that its time is over, unless one call does not return
+COPY_THREADS = 4  # a network claim answers several at a time; and while one waits, another hashes
+BLOCK_BYTES = 128 * 1024  # read, hashed and written together: they stay in a core's cache
+FILES_PER_BATCH = 8  # of one folder, which a thread opens once for them
+STOP_SECONDS = 2.0  # in which the copy notices that its time is over, unless one call hangs
 
 
 def seed(context: Context) -> Report:
-    """Seeded, or why not, with the folder left empty. Raises nothing that a storage, an image or a bundle can cause.
+    """Return the report Seeded, or why the folder was left empty.
 
-    After context.limit seconds it is TooSlow: the engine must not wait for a claim that does not answer. The work is a thread's, so
-    that it can be left where a call does not return at all (a dead NFS server); who called then ends the process, and only after that
-    it is sure that nothing more is written (manifests/agent_container.py).
+    After context.limit_seconds that is TooSlow: the engine must not wait for a claim that does not
+    answer. The work runs in a thread, which can be left behind in a call that never returns (a dead
+    NFS server). The caller then ends the process; only after that nothing more is written
+    (manifests/agent_container.py). Raises nothing that a storage, an image or a bundle can cause.
     """
-    work = _Work(context)
+    work = _SeedThread(context)
     work.start()
-    work.join(context.limit)
+    work.join(context.limit_seconds)
     if work.is_alive():
-        work.over.set()
-        work.join(_STUCK)
+        work.cancelled.set()
+        work.join(STOP_SECONDS)
     if work.error is not None:
         raise work.error
     return work.report or Report(
-        "seed", "TooSlow", "the claim did not answer within %.0f s" % context.limit
+        "seed", "TooSlow", "the claim did not answer within %.0f s" % context.limit_seconds
     )
 
 
-class _Work(threading.Thread):
+class _SeedThread(threading.Thread):
     def __init__(self, context: Context) -> None:
         super().__init__(daemon=True)
-        self.context, self.over = context, threading.Event()
+        self.context, self.cancelled = context, threading.Event()
         self.report: Optional[Report] = None
         self.error: Optional[BaseException] = None
 
     def run(self) -> None:
         try:
-            self.report = _outcome(self.context, self.over)
+            self.report = _seed_or_explain(self.context, self.cancelled)
         except BaseException as error:
             self.error = error
 
 
-def _outcome(context: Context, over: threading.Event) -> Report:
+def _seed_or_explain(context: Context, cancelled: threading.Event) -> Report:
+    """Return the report Seeded, or why the folder was left empty."""
     try:
         with open_root(context.tactics) as target:
-            _clear(target, context.disk)  # of an earlier start of this container
+            _empty(target, context.disk)  # of an earlier start of this container
             try:
-                return _seed(target, context, over)
+                return _seed(target, context, cancelled)
             except BaseException:
-                _clear(target, context.disk)
+                _empty(target, context.disk)
                 raise
-    except Problem as problem:
-        return Report("seed", problem.reason, problem.message)
-    except Torn as torn:
-        return Report("seed", "CorruptBundle", str(torn))
+    except AgentError as error:
+        return Report("seed", error.reason, error.message)
+    except DamagedBundle as damage:
+        return Report("seed", "CorruptBundle", str(damage))
     except OSError as error:
-        return Report("seed", "NoSpace" if error.errno in NO_SPACE else "SeedFailed", str(error))
-    except (ValueError, WireError) as error:
+        reason = "NoSpace" if error.errno in NO_SPACE_ERRNOS else "SeedFailed"
+        return Report("seed", reason, str(error))
+    except ValueError as error:
         return Report("seed", "SeedFailed", str(error))
 
 
-def _seed(target: Folder, context: Context, over: threading.Event) -> Report:
-    task, name = context.task, context.inputs.bundle_id()
+def _seed(target: Folder, context: Context, cancelled: threading.Event) -> Report:
+    """Return the report Seeded. Raises AgentError, DamagedBundle, OSError, ValueError."""
+    task, bundle_id = context.task, context.inputs.bundle_id()
     store = open_store(context.claim, task.subPath, task.cache)
     if store is None:
-        raise Problem("NoBundle", "the claim has no folder of %s" % task.cache)
+        raise AgentError("NoBundle", "the claim has no folder of %s" % task.cache)
     with store:
         try:
-            found = head(store.bundles, name, context.inputs)
-        except Problem as problem:
-            raise Problem(
-                "InputsDiffer" if problem.reason == "IdCollision" else problem.reason,
-                problem.message,
-            ) from None
-        if found is None:
-            raise Problem("NoBundle", "the claim has no bundle %s" % name)
+            bundle = find_manifest(store.bundles, bundle_id, context.inputs)
+        except AgentError as error:
+            reason = "InputsDiffer" if error.reason == "IdCollision" else error.reason
+            raise AgentError(reason, error.message) from None
+        if bundle is None:
+            raise AgentError("NoBundle", "the claim has no bundle %s" % bundle_id)
         if task.proven:
-            from pretune.agent.claim.proof_records import (
-                proven,
-            )  # only where it is asked for: this runs in every pod
+            # Loaded only where it is needed: this runs in every pod.
+            from pretune.agent.claim.proof_records import has_proof_record
 
-            if not proven(store, found):
-                raise Problem(
-                    "NotProven", "bundle %s was not proven yet, and spec.verify asks for it" % name
+            if not has_proof_record(store, bundle):
+                raise AgentError(
+                    "NotProven",
+                    "bundle %s has no proof yet, and spec.verify asks for one" % bundle_id,
                 )
-        differs = other_versions(found.manifest, context)
-        if differs:
-            raise Problem("VersionsDiffer", differs)
-        part = found.manifest.parts[0]
-        with store.bundles.folder(name) as bundle, bundle.folder(part.name) as source:
-            _Copy(part, source, target, context.disk, over).all()
-    context.say("seeded: %s into the override folder" % found.manifest.message)
-    told = found.report("seed")
-    return Report(
-        "seed",
-        "Seeded",
-        told.message,
-        told.id,
-        told.layout,
-        told.entries,
-        told.digest,
-        told.versions,
-        at=told.at,
-    )
+        difference = other_versions(bundle.manifest, context)
+        if difference:
+            raise AgentError("VersionsDiffer", difference)
+        part = bundle.manifest.parts[0]
+        with store.bundles.open_path([bundle_id, part.name]) as source:
+            _PartCopy(part, source, target, context.disk, cancelled).run()
+    context.log("seeded: %s into the override folder" % bundle.manifest.message)
+    return replace(bundle.report("seed"), reason="Seeded", writer=None, seconds=0)
 
 
-class _Copy:
-    """One part of a bundle into an empty folder, by several threads; each file is read once, hashed and written block by block.
+class _PartCopy:
+    """Copies one part of a bundle into an empty folder, with several threads.
 
-    Folders 0777 and files 0666: the engine, whatever its uid, has to be able to write there.
+    Each file is read once, and hashed and written block by block. Folders get mode 0777 and files
+    0666: the engine, with any uid, has to be able to write there.
     """
 
     def __init__(
-        self, part: Part, source: Folder, target: Folder, disk: Disk, over: threading.Event
+        self, part: Part, source: Folder, target: Folder, disk: Disk, cancelled: threading.Event
     ) -> None:
-        self.part, self.source, self.target, self.disk, self.over = part, source, target, disk, over
+        self.part, self.source, self.target = part, source, target
+        self.disk, self.cancelled = disk, cancelled
         self.lock = threading.Lock()
-        self.left = _groups(part.files)
+        self.batches = _batches(part.files)
         self.errors: List[BaseException] = []
 
-    def all(self) -> None:
-        """Raises Torn, Problem (TooSlow), OSError: the first that any of the threads met, once none of them writes any more."""
+    def run(self) -> None:
+        """Copy all files; at the return no thread writes any more.
+
+        Raises the first error of any thread: DamagedBundle, AgentError TooSlow, OSError.
+        """
         for path in sorted(self.part.folders):
             *above, last = path.split("/")
-            with self.target.walk(above) as parent:
+            with self.target.open_path(above) as parent:
                 self.disk.mkdir(parent, last)
-                with parent.folder(last) as made:
-                    self.disk.chmod(made.fd, 0o777)
-        others: List[threading.Thread] = []
+                with parent.open_folder(last) as folder:
+                    self.disk.chmod(folder.fd, 0o777)
+        threads: List[threading.Thread] = []
         try:
-            for _ in range(WORKERS - 1):
-                one = threading.Thread(target=self.work, daemon=True)
-                one.start()
-                others.append(one)
+            for _ in range(COPY_THREADS - 1):
+                thread = threading.Thread(target=self._copy_batches, daemon=True)
+                thread.start()
+                threads.append(thread)
         except RuntimeError:  # no more threads here (a limit on pids): fewer do it too
             pass
-        self.work()
-        for one in others:
-            one.join()
+        self._copy_batches()
+        for thread in threads:
+            thread.join()
         if self.errors:
             raise self.errors[0]
 
-    def work(self) -> None:
-        block = memoryview(bytearray(BLOCK))
+    def _copy_batches(self) -> None:
+        block = memoryview(bytearray(BLOCK_BYTES))
         while not self.errors:
             with self.lock:
-                group = next(self.left, None)
-            if group is None:
+                batch = next(self.batches, None)
+            if batch is None:
                 return
             try:
-                self.copy(*group, block)
-            except BaseException as error:  # raised by all()
+                self._copy_batch(*batch, block)
+            except BaseException as error:  # raised by run()
                 self.errors.append(error)
 
-    def copy(self, above: List[str], files: Sequence[File], block: memoryview) -> None:
-        """Files of one folder."""
-        with self.target.walk(above) as to, self.under(above) as of:
+    def _copy_batch(self, above: List[str], files: Sequence[File], block: memoryview) -> None:
+        """Copy some files of one folder; `above` are the names that lead there."""
+        with self.target.open_path(above) as target, self._open_source(above) as source:
             for file in files:
-                self.file(of, to, file, block)
+                self._copy_file(source, target, file, block)
 
-    def under(self, above: List[str]) -> Folder:
+    def _open_source(self, above: List[str]) -> Folder:
         try:
-            return self.source.walk(above)
+            return self.source.open_path(above)
         except FileNotFoundError:
-            raise Torn("%s is missing" % "/".join(above)) from None
-        except Problem as problem:
-            raise Torn(problem.message) from None
+            raise DamagedBundle("%s is missing" % "/".join(above)) from None
+        except AgentError as error:
+            raise DamagedBundle(error.message) from None
 
-    def file(self, of: Folder, to: Folder, file: File, block: memoryview) -> None:
+    def _copy_file(self, source: Folder, target: Folder, file: File, block: memoryview) -> None:
         name = file.path.rsplit("/", 1)[-1]
         try:
-            source, _ = of.file(name)
+            source_fd, _ = source.open_file(name)
         except FileNotFoundError:
-            raise Torn("%s is missing" % file.path) from None
-        except Problem as problem:
-            raise Torn(problem.message) from None
+            raise DamagedBundle("%s is missing" % file.path) from None
+        except AgentError as error:
+            raise DamagedBundle(error.message) from None
         try:
-            made = self.disk.create(to, name)
+            target_fd = self.disk.create(target, name)
             try:
-                size, total = 0, hashlib.sha256()
+                size, digest = 0, hashlib.sha256()
                 while True:
-                    count = os.readv(source, [block])
+                    count = os.readv(source_fd, [block])
                     size += count
-                    self.in_time()
+                    self._check_time()
                     if count == 0 or size > file.size:
                         break
-                    total.update(block[:count])
-                    self.disk.write(made, block[:count])
-                if size != file.size or total.hexdigest() != file.sha256:
-                    raise Torn("%s is not what was sealed" % file.path)
-                self.disk.chmod(made, 0o666)
+                    digest.update(block[:count])
+                    self.disk.write(target_fd, block[:count])
+                if size != file.size or digest.hexdigest() != file.sha256:
+                    raise DamagedBundle("%s is not what was sealed" % file.path)
+                self.disk.chmod(target_fd, 0o666)
             finally:
-                os.close(made)
+                os.close(target_fd)
         finally:
-            os.close(source)
+            os.close(source_fd)
 
-    def in_time(self) -> None:
-        """Asked between reading the claim and writing."""
-        if self.over.is_set():
-            raise Problem(
+    def _check_time(self) -> None:
+        """Raises AgentError TooSlow; called between reading the claim and writing."""
+        if self.cancelled.is_set():
+            raise AgentError(
                 "TooSlow",
                 "the claim was too slow: the bundle's %d files were not read in time"
                 % len(self.part.files),
             )
 
 
-def _groups(files: Iterable[File]) -> Iterator[Tuple[List[str], List[File]]]:
-    """The files of a folder, some at a time, with the names that lead there."""
-    for above, all_of_it in itertools.groupby(files, lambda file: file.path.split("/")[:-1]):
-        some = list(all_of_it)
-        for start in range(0, len(some), _AT_ONCE):
-            yield above, some[start : start + _AT_ONCE]
+def _batches(files: Iterable[File]) -> Iterator[Tuple[List[str], List[File]]]:
+    """Yield some files of a folder at a time, with the names that lead there."""
+    for above, group in itertools.groupby(files, lambda file: file.path.split("/")[:-1]):
+        in_folder = list(group)
+        for start in range(0, len(in_folder), FILES_PER_BATCH):
+            yield above, in_folder[start : start + FILES_PER_BATCH]
 
 
-def _clear(target: Folder, disk: Disk) -> None:
-    for name in target.names():
-        remove(target, name, disk)
+def _empty(target: Folder, disk: Disk) -> None:
+    for name in target.list_names():
+        remove_tree(target, name, disk)

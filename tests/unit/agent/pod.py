@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pretune.agent.__main__ import run
+from pretune.agent.claim.bundles import find_bundle
 from pretune.agent.claim.fs import Disk
-from pretune.agent.claim.store import find, open_store
+from pretune.agent.claim.store import open_store
 from pretune.agent.context import Context
 from pretune.protocol import Inputs, Report, Task
 
@@ -106,14 +107,14 @@ class Pod:
         whole = Task(CACHE, inputs=INPUTS, gpus=1, ready=None, command=["/absent/vllm"])
         return Context(
             task=replace(whole, **task),
-            pod=uid,
+            pod_uid=uid,
             claim=str(self.claim),
             tactics=str(self.tactics),
             proc=str(self.proc),
             path="/absent",
             disk=disk or Disk(),
-            settle=0.0,
-            say=self.said.append,
+            settle_seconds=0.0,
+            log=self.said.append,
         )
 
     def run(self, verb: str, uid: str = "pod-1", disk: Disk | None = None, **task: Any) -> Report:
@@ -125,12 +126,12 @@ class Pod:
         return report
 
     def found(self, inputs: Inputs = INPUTS) -> Any:
-        """The whole bundle or None; raises Torn."""
+        """The whole bundle or None; raises DamagedBundle."""
         store = open_store(str(self.claim), "", CACHE)
         if store is None:
             return None
         with store:
-            return find(store.bundles, inputs.bundle_id(), inputs)
+            return find_bundle(store.bundles, inputs.bundle_id(), inputs)
 
     def staging(self) -> list[str]:
         return sorted(os.listdir(self.folder / ".staging"))

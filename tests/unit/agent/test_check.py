@@ -129,13 +129,13 @@ def test_a_bundle_whose_seal_died_before_its_last_mode_gets_it(pod: Pod) -> None
     assert stat.S_IMODE(pod.bundle().stat().st_mode) == 0o555
 
 
-def test_a_torn_bundle_does_not_end_the_attempt_and_is_said(pod: Pod) -> None:
+def test_a_damaged_bundle_does_not_end_the_attempt_and_is_said(pod: Pod) -> None:
     pod.sealed(ranks(1))
     (pod.bundle() / "manifest.json").unlink()
     report = pod.run("check")
     assert (
         report.reason == "Checked"
-        and "torn bundle" in report.message
+        and "damaged bundle" in report.message
         and "manifest.json" in report.message
     )
 

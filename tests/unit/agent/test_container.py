@@ -228,12 +228,12 @@ def test_two_uids_share_a_cache_and_neither_removes_the_others_bundle(open_pod: 
     assert snapshot(pod.bundle()) == before
     assert act(pod, "prune", *as_uid(1000), ids=[INPUTS.bundle_id()])[:2] == (
         0,
-        Report("prune", "Pruned", "1 removed"),
+        Report("prune", "Pruned", "1 deleted"),
     )
 
 
 @needs_root
-def test_a_torn_bundle_of_another_uid_is_said_and_stays(open_pod: Pod) -> None:
+def test_a_damaged_bundle_of_another_uid_is_said_and_stays(open_pod: Pod) -> None:
     pod = open_pod.wrote(ranks(1))
     for path in pod.tactics.rglob("*"):
         path.chmod(0o777)

@@ -317,7 +317,7 @@ def _many(pod: Pod) -> None:
             _nothing,
             "",
             1,
-            "no tactics of vLLM at the claim's root: neither is it an override folder or a key folder, nor",
+            "no tactics of vLLM at the claim's root: it is not an override folder or a key folder",
         ),
         (_nothing, "models/vllm", 1, "no tactics of vLLM at models/vllm: there is no such folder"),
         (_nothing, "../etc", 1, "'../etc' leads out of the claim"),
@@ -335,7 +335,7 @@ def _many(pod: Pod) -> None:
         (_shared_on_two, "", 2, "SharedLayout: "),
         (_linked_file, "", 1, "UnsafeFiles: more.json is a link; it was not followed"),
         (_linked_key, "", 1, f"{KEY} is a link; it was not followed"),
-        (_linked_cache, "", 1, ".cache is a link or no folder; it was not followed"),
+        (_linked_cache, "", 1, ".cache is a link or not a folder; it was not followed"),
         (
             _too_large,
             "",

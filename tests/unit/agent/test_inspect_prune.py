@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pretune.agent.__main__ import exit_code
-from pretune.agent.inspect import fitting
+from pretune.agent.inspect import fit_report
 from pretune.protocol import ANSWER_BYTES, ANSWERS, Inputs, Report, Versions, Writer
 
 from tests.unit.agent.pod import INPUTS, Pod, managed, ranks, snapshot
@@ -119,7 +119,7 @@ reports = st.builds(
 def test_any_answers_fit_and_none_of_the_first_eight_is_left_out(
     answers: list[Report], message: str
 ) -> None:
-    report = fitting(answers, message)
+    report = fit_report(answers, message)
     assert len(report.dump().encode()) <= ANSWER_BYTES
     assert [one.id for one in report.bundles] == [one.id for one in answers[:ANSWERS]]
     assert len(report.bundles) + report.more == len(answers)
@@ -153,7 +153,7 @@ def test_prune_removes_the_named_bundles_only_and_leaves_nothing_behind(pod: Pod
     ids = seal_many(pod, 3)
     kept = snapshot(pod.bundles / ids[1])
     report = pod.run("prune", ids=[ids[0], ids[2], "000000000000-absent"])
-    assert (report.reason, exit_code(report), report.message) == ("Pruned", 0, "2 removed")
+    assert (report.reason, exit_code(report), report.message) == ("Pruned", 0, "2 deleted")
     assert os.listdir(pod.bundles) == [ids[1]] and snapshot(pod.bundles / ids[1]) == kept
     assert pod.staging() == []
 
@@ -175,7 +175,7 @@ def test_prune_removes_a_link_and_not_what_it_leads_to(pod: Pod, tmp_path: Path)
     (pod.bundles / "0123456789ab-torn").mkdir()
     (pod.bundles / "0123456789ab-torn" / "inner").symlink_to(elsewhere)
     report = pod.run("prune", ids=["0123456789ab-linked", "0123456789ab-torn"])
-    assert report.reason == "Pruned" and report.message == "2 removed"
+    assert report.reason == "Pruned" and report.message == "2 deleted"
     assert (elsewhere / "file").read_text() == "x"
     assert pod.staging() == []
 

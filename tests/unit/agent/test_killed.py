@@ -200,7 +200,7 @@ def test_a_prune_killed_after_any_operation_leaves_bundles_whole_or_absent_and_t
         pod.sealed(ranks(2, 5), gpus=2)
 
     def check(pod: Pod) -> None:
-        pod.found()  # raises Torn
+        pod.found()  # raises DamagedBundle
         pod.found(OTHER)
         assert pod.run("prune", "pod-3", ids=ids).reason == "Pruned"
         assert list(pod.bundles.iterdir()) == [] and pod.staging() == []

@@ -186,14 +186,14 @@ def _link(pod: Pod) -> None:
         (
             _another_key,
             6,
-            ["6 new entries (b 3, c 2, a 1)", "1 file made: cdcdcdcdcdcd…/", "1 folder made"],
+            ["6 new entries (b 3, c 2, a 1)", "1 file added: cdcdcdcdcdcd…/", "1 folder added"],
         ),
         (_many_operations, 5, ["5 new entries (a 1, b 1, c 1, 2 other operations)"]),
         (_a_record, 2, ["2 new entries (replay 2)"]),
         (_reordered, 0, ["no new entries", "1 file changed"]),
         (_no_json, 0, ["1 file changed: abababababab…/autotune_configs_dp0_rank1.json"]),
         (_missing, 0, ["1 file missing: abababababab…/autotune_configs_dp0_rank1.json"]),
-        (_empty_key, 0, ["1 folder made: cdcdcdcdcdcd…"]),
+        (_empty_key, 0, ["1 folder added: cdcdcdcdcdcd…"]),
         (_link, 0, ["is a link"]),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: 
     report = pod.run("prove")
     assert (report.reason, report.newEntries) == ("NotReproducible", 3)
     assert (
-        "3 new entries (mm_fp4 2, fused_moe 1); 3 files made: v2/89172486d811d057/entries/1"
+        "3 new entries (mm_fp4 2, fused_moe 1); 3 files added: v2/89172486d811d057/entries/1"
         in report.message
     )
 
@@ -416,14 +416,16 @@ def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
 # --- no proof, and not the bundle's fault
 
 
-def test_no_bundle_and_a_torn_one_cannot_be_proven(pod: Pod) -> None:
+def test_no_bundle_and_a_damaged_one_cannot_be_proven(pod: Pod) -> None:
     assert pod.run("prove").reason == "ProofFailed"
     started_from(pod, ranks(1))
     file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
     file.chmod(0o644)
     file.write_bytes(rank_file(9))
     report = pod.run("prove")
-    assert report.reason == "ProofFailed" and "torn" in report.message and not proof(pod).exists()
+    assert (
+        report.reason == "ProofFailed" and "damaged" in report.message and not proof(pod).exists()
+    )
 
 
 @pytest.mark.parametrize("answers", [(500,), (200, 500)])

@@ -509,7 +509,7 @@ def test_a_bundle_sealed_while_the_second_one_stages_wins(pod: Pod) -> None:
 @pytest.mark.parametrize(
     "wreck", ["empty", "no manifest", "cut manifest", "changed file", "missing file", "added file"]
 )
-def test_a_torn_bundle_is_replaced(pod: Pod, wreck: str) -> None:
+def test_a_damaged_bundle_is_replaced(pod: Pod, wreck: str) -> None:
     pod.sealed(ranks(2), gpus=2)
     file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank1.json"
     for folder in [pod.bundle(), *[path for path in pod.bundle().rglob("*") if path.is_dir()]]:
@@ -539,7 +539,7 @@ def test_a_torn_bundle_is_replaced(pod: Pod, wreck: str) -> None:
     assert pod.staging() == []
 
 
-def test_a_bundle_sealed_in_place_of_the_torn_one_that_is_being_removed_is_put_back(
+def test_a_bundle_sealed_in_place_of_the_damaged_one_that_is_being_removed_is_put_back(
     pod: Pod, tmp_path: Path
 ) -> None:
     pod.sealed(ranks(1))
@@ -550,11 +550,11 @@ def test_a_bundle_sealed_in_place_of_the_torn_one_that_is_being_removed_is_put_b
     (pod.bundle() / "manifest.json").unlink()
 
     class Late(Disk):
-        """Between our look at the torn bundle and our rename another seal replaces it."""
+        """Between our look at the damaged bundle and our rename another seal replaces it."""
 
         def rename(self, source: Folder, name: str, to: Folder, new: str) -> None:
             if name == INPUTS.bundle_id() and whole.exists():
-                pod.bundle().rename(tmp_path / "torn")
+                pod.bundle().rename(tmp_path / "damaged")
                 whole.rename(pod.bundle())
             super().rename(source, name, to, new)
 
@@ -577,7 +577,7 @@ def test_a_bundle_of_other_inputs_under_our_id_is_left_alone(pod: Pod) -> None:
     assert content(pod.bundle()) == before
 
 
-def test_a_bundle_of_a_newer_release_is_not_taken_for_a_torn_one(pod: Pod) -> None:
+def test_a_bundle_of_a_newer_release_is_not_taken_for_a_damaged_one(pod: Pod) -> None:
     pod.sealed(ranks(1))
     manifest = pod.bundle() / "manifest.json"
     manifest.chmod(0o644)

@@ -142,7 +142,9 @@ def test_the_images_versions_have_to_be_the_sealed_ones_as_far_as_both_are_known
 # --- as a copy: by several threads, block by block
 
 
-@pytest.mark.parametrize("size", [seed.BLOCK - 1, seed.BLOCK, seed.BLOCK + 1, 3 * seed.BLOCK])
+@pytest.mark.parametrize(
+    "size", [seed.BLOCK_BYTES - 1, seed.BLOCK_BYTES, seed.BLOCK_BYTES + 1, 3 * seed.BLOCK_BYTES]
+)
 def test_a_file_of_any_number_of_blocks_is_copied_whole(pod: Pod, size: int) -> None:
     pod.sealed({path: raw.ljust(size) for path, raw in managed(20).items()})
     pod.wrote({})
@@ -152,7 +154,7 @@ def test_a_file_of_any_number_of_blocks_is_copied_whole(pod: Pod, size: int) -> 
 
 
 def test_a_byte_after_a_whole_number_of_blocks_is_not_overlooked(pod: Pod) -> None:
-    pod.sealed({path: raw.ljust(seed.BLOCK) for path, raw in managed(2).items()})
+    pod.sealed({path: raw.ljust(seed.BLOCK_BYTES) for path, raw in managed(2).items()})
 
     def spoil(bundle: Path) -> None:
         file = next((bundle / "tactics" / STORE / "entries").iterdir())
@@ -214,7 +216,7 @@ class SlowDisk(Disk):
     [
         (managed(300), SlowDisk(file=0.02)),
         (
-            {path: raw.ljust(40 * seed.BLOCK) for path, raw in managed(3).items()},
+            {path: raw.ljust(40 * seed.BLOCK_BYTES) for path, raw in managed(3).items()},
             SlowDisk(block=0.1),
         ),
     ],
@@ -225,7 +227,7 @@ def test_what_takes_too_long_is_given_up_with_an_empty_folder(
 ) -> None:
     pod.sealed(files)
     context = pod.context(disk=disk)
-    context.limit = 0.2
+    context.limit_seconds = 0.2
     began = time.monotonic()
     report = seed.seed(context)
     assert (report.reason, exit_code(report)) == ("TooSlow", 75)
@@ -238,7 +240,7 @@ def test_several_files_are_copied_at_a_time(pod: Pod) -> None:
     pod.sealed(managed(60))
     disk = SlowDisk(file=0.01)
     assert pod.run("seed", disk=disk).reason == "Seeded"
-    assert len(disk.threads) == seed.WORKERS
+    assert len(disk.threads) == seed.COPY_THREADS
 
 
 def test_where_no_more_threads_may_be_started_fewer_do_it(
@@ -264,11 +266,11 @@ def test_where_no_more_threads_may_be_started_fewer_do_it(
 def test_a_call_that_does_not_return_is_not_waited_for(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seed, "_STUCK", 0.1)
+    monkeypatch.setattr(seed, "STOP_SECONDS", 0.1)
     pod.sealed(managed(30))
     go = threading.Event()
     context = pod.context(disk=SlowDisk(go=go))
-    context.limit = 0.1
+    context.limit_seconds = 0.1
     report = seed.seed(context)
     assert (report.reason, report.message) == ("TooSlow", "the claim did not answer within 0 s")
     go.set()

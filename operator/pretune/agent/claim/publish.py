@@ -2,97 +2,221 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import stat
 import time
-from typing import Callable, Dict, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
-from pretune.agent.claim.fs import Folder, Problem
-from pretune.agent.claim.store import (
-    BUNDLE,
+from pretune.agent.claim.bundles import (
     MANIFEST,
     Bundle,
-    Store,
-    Torn,
-    fill,
-    prove,
-    publish,
-    staged,
-    started,
-    sweep,
-    take_place,
-    write,
+    DamagedBundle,
+    check_digests,
+    find_bundle,
 )
+from pretune.agent.claim.fs import Disk, Folder, remove_tree, write_file
+from pretune.agent.claim.staging import (
+    gone_name,
+    open_staging,
+    read_start_mark,
+    remove_stale_staging,
+)
+from pretune.agent.claim.store import Store
 from pretune.agent.context import Context
 from pretune.agent.engine.scan import Scan
 from pretune.agent.engine.stable import same
 from pretune.agent.engine.versions import image_versions
+from pretune.agent.errors import AgentError
 from pretune.engines.vllm import cli, files, releases
-from pretune.protocol import File, Manifest, Part, Versions, Writer
+from pretune.protocol import File, Inputs, Manifest, Part, Versions, Writer, digest
 
 PART = "tactics"
+_STAGED_BUNDLE = "bundle"  # the new bundle's name in a staging folder
 
 
-def put(
+def publish_bundle(
     store: Store,
     folder: Folder,
-    seen: Scan,
-    found: files.Tactics,
+    scan: Scan,
+    tactics: files.Tactics,
     digests: Dict[str, str],
     context: Context,
-    still: Callable[[], None],
+    verify_unchanged: Callable[[], None],
 ) -> Bundle:
-    """The bundle of context.inputs, made of these files of the folder; a valid one that is there already wins.
+    """Publish these files of the folder as the bundle of context.inputs, and return it.
 
-    `digests` are of the files as they were judged; `still` is asked last, before the rename, since nothing can be taken back after it:
-    it raises a Problem where what was read is not what counts any more.
+    A valid bundle that is there already wins, and is returned. `digests` are the sha256 of the files
+    as they were judged. `verify_unchanged` is called last, before the rename, which cannot be undone:
+    it raises an AgentError where what was read does not count any more.
+
+    Raises AgentError (SealFailed, IdCollision, UnsafePath, ReadOnlyClaim), OSError.
     """
     disk, inputs = context.disk, context.inputs
-    with staged(store, context.pod, disk) as staging:
-        sweep(store, context.pod, "", disk)
-        winner = take_place(store, inputs.bundle_id(), inputs, disk)
+    with open_staging(store, context.pod_uid, disk) as staging:
+        remove_stale_staging(store, context.pod_uid, "", disk)
+        winner = find_or_make_room(store, inputs.bundle_id(), inputs, disk)
         if winner is not None:
             return winner
-        disk.mkdir(staging, BUNDLE)
-        with staging.folder(BUNDLE) as new:
-            files = fill(
-                new, PART, found.files, seen.folders, lambda path: same(folder, path, digests), disk
+        disk.mkdir(staging, _STAGED_BUNDLE)
+        with staging.open_folder(_STAGED_BUNDLE) as bundle:
+            written = write_part(
+                bundle,
+                PART,
+                tactics.files,
+                scan.folders,
+                lambda path: same(folder, path, digests),
+                disk,
             )
-            _read_back(new, files, seen.folders)
-            manifest = _manifest(
-                context,
-                found,
-                Part(PART, cli.OVERRIDE, found.layout, found.entries, files, seen.folders),
-                staging,
-            )
-            write(new, MANIFEST, manifest.dump(), disk)
-            disk.fsync(new.fd)
-        context.say("staged: %d files, read back" % len(files))
-        still()
-        return publish(store, staging, manifest, disk)
+            _read_back(bundle, written, scan.folders)
+            part = Part(PART, cli.OVERRIDE, tactics.layout, tactics.entries, written, scan.folders)
+            manifest = _manifest(context, tactics, part, staging)
+            write_file(bundle, MANIFEST, manifest.dump(), disk)
+            disk.fsync(bundle.fd)
+        context.log("staged: %d files, read back" % len(written))
+        verify_unchanged()
+        return _rename_into_place(store, staging, manifest, disk)
 
 
-def _manifest(context: Context, found: files.Tactics, part: Part, staging: Folder) -> Manifest:
-    task, now, start = context.task, context.now(), started(staging)[0]
+def _manifest(context: Context, tactics: files.Tactics, part: Part, staging: Folder) -> Manifest:
+    task, now, start = context.task, context.now(), read_start_mark(staging)[0]
     image = image_versions(task.command, context.path, context.pythonpath)
     note = releases.support(image.vllm, 1)[1]
     return Manifest(
         id=context.inputs.bundle_id(),
         cache=task.cache,
         inputs=context.inputs,
-        versions=Versions(image.vllm, image.flashinfer or found.flashinfer, found.cuda, found.gpu),
+        versions=Versions(
+            image.vllm, image.flashinfer or tactics.flashinfer, tactics.cuda, tactics.gpu
+        ),
         writer=Writer(os.geteuid(), os.getegid(), sorted(os.getgroups())),
         gpus=task.gpus,
         tunedSeconds=max(0, round(now - start)) if start else 0,
         sealedAt=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
         parts=[part],
-        message=", ".join(one for one in (found.message(), note) if one),
+        message=", ".join(text for text in (tactics.message(), note) if text),
     )
 
 
-def _read_back(new: Folder, files: Sequence[File], folders: Sequence[str]) -> None:
+def write_part(
+    parent: Folder,
+    name: str,
+    files: Sequence[str],
+    folders: Sequence[str],
+    read: Callable[[str], bytes],
+    disk: Disk,
+) -> List[File]:
+    """Write a new folder with these files and folders, and return size and sha256 of what was read.
+
+    Files have mode 0444, folders 0555. All is synced: files first, then folders from the deepest up.
+    """
+    written: List[File] = []
+    disk.mkdir(parent, name)
+    with parent.open_folder(name) as top:
+        for path in sorted(folders):
+            *above, last = path.split("/")
+            with top.open_path(above) as folder:
+                disk.mkdir(folder, last)
+        for path in sorted(files):
+            data = read(path)
+            *above, last = path.split("/")
+            with top.open_path(above) as folder:
+                write_file(folder, last, data, disk)
+            written.append(File(path, len(data), hashlib.sha256(data).hexdigest()))
+        for path in sorted(folders, reverse=True):  # a folder comes before those above it
+            with top.open_path(path.split("/")) as folder:
+                _seal_folder(folder, disk)
+        _seal_folder(top, disk)
+    return written
+
+
+def _seal_folder(folder: Folder, disk: Disk) -> None:
+    disk.chmod(folder.fd, 0o555)
+    disk.fsync(folder.fd)
+
+
+def _read_back(bundle: Folder, written: Sequence[File], folders: Sequence[str]) -> None:
     try:
-        prove(new, PART, files, folders)
-    except Torn as torn:
-        raise Problem(
-            "SealFailed", "the claim gives back other bytes than were written: %s" % torn
+        check_digests(bundle, PART, written, folders)
+    except DamagedBundle as damage:
+        raise AgentError(
+            "SealFailed", "the claim gives back other bytes than were written: %s" % damage
         ) from None
+
+
+def _rename_into_place(store: Store, staging: Folder, manifest: Manifest, disk: Disk) -> Bundle:
+    """Rename the staged bundle to its id, and return it; a valid one that is there wins."""
+    bundle_id = manifest.id
+    winner = find_or_make_room(store, bundle_id, manifest.inputs, disk)
+    if winner is not None:
+        return winner
+    try:
+        disk.rename(staging, _STAGED_BUNDLE, store.bundles, bundle_id)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # Another pod sealed it between the two calls.
+        winner = find_or_make_room(store, bundle_id, manifest.inputs, disk)
+        if winner is not None:
+            return winner
+        disk.rename(staging, _STAGED_BUNDLE, store.bundles, bundle_id)
+    disk.fsync(store.bundles.fd)
+    disk.fsync(staging.fd)
+    make_read_only(store.bundles, bundle_id, disk)
+    return Bundle(manifest, digest(manifest.dump()))
+
+
+def make_read_only(bundles: Folder, bundle_id: str, disk: Disk) -> None:
+    """Give a bundle's own folder mode 0555, where this uid owns it.
+
+    It had to be writable for the rename; all below it has its mode already.
+    """
+    with bundles.open_folder(bundle_id) as folder:
+        status = os.fstat(folder.fd)
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o555:
+            _seal_folder(folder, disk)
+
+
+def find_or_make_room(store: Store, bundle_id: str, inputs: Inputs, disk: Disk) -> Optional[Bundle]:
+    """Return the valid bundle of this id; where there is none, remove a damaged one, return None.
+
+    Raises AgentError ReadOnlyClaim where the damaged one is another uid's, else as find_bundle.
+    """
+    status = store.bundles.lstat(bundle_id)
+    try:
+        bundle = find_bundle(store.bundles, bundle_id, inputs)
+        if bundle is not None:
+            make_read_only(store.bundles, bundle_id, disk)
+        return bundle
+    except DamagedBundle as damage:
+        assert status is not None
+        print(
+            "pretune: bundle %s on the claim is damaged (%s) and removed" % (bundle_id, damage),
+            flush=True,
+        )
+    gone = gone_name(bundle_id)
+    try:
+        with store.bundles.open_folder(bundle_id) as folder:
+            if not status.st_mode & stat.S_IWUSR:
+                disk.chmod(folder.fd, 0o755)
+        disk.rename(store.bundles, bundle_id, store.staging, gone)
+    except PermissionError as error:
+        raise AgentError(
+            "ReadOnlyClaim",
+            "bundles/%s is damaged and belongs to uid %d, so uid %d may not replace it (%s): remove it"
+            % (bundle_id, status.st_uid, os.geteuid(), error.strerror),
+        ) from None
+    except FileNotFoundError:
+        return None
+    moved = store.staging.lstat(gone)
+    if moved is None or (moved.st_dev, moved.st_ino) != (status.st_dev, status.st_ino):
+        # Another pod replaced the damaged one between our stat and our rename: what we moved is its
+        # bundle. Put it back.
+        disk.rename(store.staging, gone, store.bundles, bundle_id)
+        return find_bundle(store.bundles, bundle_id, inputs)
+    try:
+        remove_tree(store.staging, gone, disk)
+    except OSError:  # out of the way is enough; remove_stale_staging tries again
+        pass
+    return None

@@ -12,8 +12,9 @@ import stat
 from dataclasses import dataclass
 from typing import Callable, Iterator, List, Optional, Pattern, Tuple
 
-from pretune.agent.claim.fs import Folder, Problem
+from pretune.agent.claim.fs import Folder
 from pretune.agent.engine.scan import Scan, scan
+from pretune.agent.errors import AgentError
 from pretune.engines.vllm import files
 
 MOST = 200  # key folders that are looked into
@@ -45,13 +46,15 @@ class Search:
         self.odd: List[str] = []
 
     def written(self, at: Tuple[str, ...]) -> List[Written]:
-        """All that lie where vLLM puts them, each once, in the order of their paths. Raises Problem ImportRefused where they are too many,
-        OSError."""
+        """All that lie where vLLM puts them, each once, in the order of their paths.
+
+        Raises AgentError ImportRefused where they are too many, OSError.
+        """
         found = {*self._around(at)}
         for root in self._roots(at):
             found.update(self._in(root))
             if len(found) > MOST:
-                raise Problem(
+                raise AgentError(
                     "ImportRefused",
                     "more than %d folders of tactics below %s: name one of them"
                     % (MOST, shown(at)),
@@ -109,7 +112,7 @@ class Search:
             return []
         found = []
         with folder:
-            for name in folder.names():
+            for name in folder.list_names():
                 seen = folder.lstat(name)
                 if seen is not None and stat.S_ISDIR(seen.st_mode):
                     found.append(name)
@@ -126,17 +129,17 @@ class Search:
         if folder is None:
             return False
         with folder:
-            return any(test(name) for name in folder.names())
+            return any(test(name) for name in folder.list_names())
 
     def _open(self, at: Tuple[str, ...], told: bool = True) -> Optional[Folder]:
         """None where there is none; what is there and cannot be opened is odd."""
         try:
-            return self.top.walk(list(at))
+            return self.top.open_path(list(at))
         except FileNotFoundError:
             return None
         except PermissionError:
             words = may_not_read(self.top, at)
-        except Problem as problem:
+        except AgentError as problem:
             words = problem.message
         if told and words not in self.odd:
             self._note(words)
@@ -156,7 +159,7 @@ class Search:
 
 def below(top: Folder, one: Written) -> Scan:
     """What is in it, by paths from its root, as if this were an override folder. Raises as `scan` does."""
-    with top.walk([*one.root, *one.inner]) as folder:
+    with top.open_path([*one.root, *one.inner]) as folder:
         found = scan(folder)
     inner = "/".join(one.inner)
     return Scan(
@@ -169,15 +172,15 @@ def below(top: Folder, one: Written) -> Scan:
 def may_not_read(top: Folder, at: Tuple[str, ...]) -> str:
     """Which part of the path keeps this uid out, and whose it is; "" where none does."""
     for depth in range(len(at)):
-        with top.walk(list(at[:depth])) as parent:
+        with top.open_path(list(at[:depth])) as parent:
             seen = parent.lstat(at[depth])
             if seen is None:
                 return ""
             try:
                 if stat.S_ISDIR(seen.st_mode):
-                    os.close(parent.folder(at[depth]).fd)
+                    os.close(parent.open_folder(at[depth]).fd)
                 elif stat.S_ISREG(seen.st_mode):
-                    os.close(parent.file(at[depth])[0])
+                    os.close(parent.open_file(at[depth])[0])
             except PermissionError:
                 return _whose("/".join(at[: depth + 1]), seen)
     return ""

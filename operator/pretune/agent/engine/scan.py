@@ -6,7 +6,8 @@ import stat
 from dataclasses import dataclass, field
 from typing import Dict, List, Tuple
 
-from pretune.agent.claim.fs import Folder, Problem, read_all, sane
+from pretune.agent.claim.fs import Folder, is_safe_name, read_and_close
+from pretune.agent.errors import AgentError
 
 MOST_FILES = 10000  # files and folders
 MOST_BYTES = 256 * 1024 * 1024
@@ -28,7 +29,7 @@ class Scan:
 
 
 def scan(root: Folder) -> Scan:
-    """Raises Problem (UnsafeFiles, UnreadableFiles) that names the path, and Changed.
+    """Raises AgentError (UnsafeFiles, UnreadableFiles) that names the path, and Changed.
 
     A file with several hard links is taken: a link cannot leave its file system, here an emptyDir of this pod, and what is published
     is a copy.
@@ -37,7 +38,7 @@ def scan(root: Folder) -> Scan:
     _scan(root, "", 1, found)
     if sum(size for size, _, _ in found.files.values()) > MOST_BYTES:
         largest = max(found.files, key=lambda path: found.files[path][0])
-        raise Problem(
+        raise AgentError(
             "UnsafeFiles",
             "the engine left more than %d MiB; the largest file is %s"
             % (MOST_BYTES >> 20, largest),
@@ -47,15 +48,17 @@ def scan(root: Folder) -> Scan:
 
 def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
     try:
-        names = folder.names()
+        names = folder.list_names()
     except PermissionError as error:
         raise _unreadable(prefix or ".", error) from None
     for name in names:
         path = prefix + name
-        if not sane(name):
-            raise Problem("UnsafeFiles", "%s: not a name that an engine gives" % ascii(path)[:200])
+        if not is_safe_name(name):
+            raise AgentError(
+                "UnsafeFiles", "%s: not a name that an engine gives" % ascii(path)[:200]
+            )
         if len(found.files) + len(found.folders) >= MOST_FILES:
-            raise Problem(
+            raise AgentError(
                 "UnsafeFiles",
                 "the engine left more than %d files; one too many is %s" % (MOST_FILES, path),
             )
@@ -69,18 +72,18 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
             found.files[path] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
         elif stat.S_ISDIR(seen.st_mode):
             if depth >= DEEPEST:
-                raise Problem("UnsafeFiles", "%s: more than %d folders deep" % (path, DEEPEST))
+                raise AgentError("UnsafeFiles", "%s: more than %d folders deep" % (path, DEEPEST))
             found.folders.append(path)
             try:
-                below = folder.folder(name)
+                below = folder.open_folder(name)
             except PermissionError as error:
                 raise _unreadable(path, error) from None
-            except (FileNotFoundError, Problem):
+            except (FileNotFoundError, AgentError):
                 raise Changed(path) from None
             with below:
                 _scan(below, path + "/", depth + 1, found)
         else:
-            raise Problem(
+            raise AgentError(
                 "UnsafeFiles", "%s is %s; it was not followed" % (path, _kind(seen.st_mode))
             )
 
@@ -88,18 +91,18 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
 def read(root: Folder, path: str, limit: int) -> bytes:
     """A scanned file's bytes, at most limit + 1. Raises as `scan` does."""
     try:
-        fd, _ = root.file(path)
-        return read_all(fd, limit)
+        fd, _ = root.open_file(path)
+        return read_and_close(fd, limit)
     except PermissionError as error:
         raise _unreadable(path, error) from None
     except FileNotFoundError:
         raise Changed(path) from None
-    except Problem:  # it was a plain file a moment ago
+    except AgentError:  # it was a plain file a moment ago
         raise Changed(path) from None
 
 
-def _unreadable(path: str, error: OSError) -> Problem:
-    return Problem(
+def _unreadable(path: str, error: OSError) -> AgentError:
+    return AgentError(
         "UnreadableFiles",
         "%s: %s, though this container has the engine's uid" % (path, error.strerror),
     )

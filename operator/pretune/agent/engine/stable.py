@@ -6,22 +6,23 @@ import hashlib
 import time
 from typing import Dict, Optional, Tuple
 
-from pretune.agent.claim.fs import Folder, Problem
+from pretune.agent.claim.fs import Folder
 from pretune.agent.context import Context
 from pretune.agent.engine.probe import ask
 from pretune.agent.engine.scan import Changed, Scan, read, scan
+from pretune.agent.errors import AgentError
 from pretune.engines.vllm import files
 
 LOOKS = 150  # at an engine that cannot be asked: until two in a row are equal
 
 
 def ask_engine(context: Context, when: str) -> None:
-    """Problem EngineFailed where it does not answer as ready; one that cannot be asked over HTTP has `quiet` instead."""
+    """AgentError EngineFailed where it does not answer as ready; one that cannot be asked over HTTP has `quiet` instead."""
     if context.task.ready is None:
         return
     said = ask(context.task.ready, context.task.headers)
     if said:
-        raise Problem("EngineFailed", "the engine did not answer as ready %s: %s" % (when, said))
+        raise AgentError("EngineFailed", "the engine did not answer as ready %s: %s" % (when, said))
 
 
 def look(folder: Folder) -> Optional[Scan]:
@@ -49,14 +50,14 @@ def quiet(folder: Folder, context: Context) -> Scan:
     if context.task.ready is not None and last is not None:
         return last
     for _ in range(LOOKS):
-        time.sleep(context.settle)
+        time.sleep(context.settle_seconds)
         now = look(folder)
         if now is not None and same_tactics(now, last):
             return now
         last = now
-    raise Problem(
+    raise AgentError(
         "EngineNotReady",
-        "the engine still writes its tactics after %.0f s" % (LOOKS * context.settle),
+        "the engine still writes its tactics after %.0f s" % (LOOKS * context.settle_seconds),
     )
 
 
@@ -74,11 +75,13 @@ def judge(folder: Folder, seen: Scan, context: Context) -> Tuple[files.Tactics, 
             list(seen.files), reader, context.task.gpus, context.task.command
         ), digests
     except files.Unsound as error:
-        raise Problem(error.reason, error.message) from None
+        raise AgentError(error.reason, error.message) from None
     except Changed as error:
-        raise Problem("EngineNotReady", "the engine is ready and still writes %s" % error) from None
+        raise AgentError(
+            "EngineNotReady", "the engine is ready and still writes %s" % error
+        ) from None
     except OSError as error:
-        raise Problem("UnreadableFiles", "%s" % error) from None
+        raise AgentError("UnreadableFiles", "%s" % error) from None
 
 
 def same(folder: Folder, path: str, digests: Dict[str, str]) -> bytes:
@@ -86,11 +89,11 @@ def same(folder: Folder, path: str, digests: Dict[str, str]) -> bytes:
     try:
         data = read(folder, path, files.LARGEST_FILE)
     except (Changed, OSError) as error:
-        raise Problem(
+        raise AgentError(
             "EngineNotReady", "%s changed while it was copied: %s" % (path, error)
         ) from None
     if hashlib.sha256(data).hexdigest() != digests[path]:
-        raise Problem("EngineNotReady", "%s changed while it was copied" % path)
+        raise AgentError("EngineNotReady", "%s changed while it was copied" % path)
     return data
 
 
