@@ -33,7 +33,7 @@ def stated() -> list[tuple[str, Object]]:
             r"^# used by (.+\n(?:# .+\n)*)((?:[- ] .+\n)+)", text(component), re.MULTILINE
         ):
             (one,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
-            found.append((comment.strip(), one))
+            found.append((re.sub(r"\n# +", " ", comment).strip(), one))
     return found
 
 
@@ -208,6 +208,29 @@ def test_every_kind_that_the_client_knows_has_a_rule_and_no_other(render: Render
         for (version, _), resource in KNOWN_RESOURCES.items()
     }
     assert ruled == known
+
+
+def documented() -> Iterator[tuple[str, str, str]]:
+    """(component, resource, verb) of every line of the table in docs/operations.md."""
+    text = (ROOT / "docs/operations.md").read_text()
+    section = text.partition("\n## Rights\n")[2].partition("\n## ")[0]
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[0] in COMPONENTS:
+            for resource in cells[1].partition(" in its own")[0].split(", "):
+                yield from ((cells[0], resource, verb) for verb in cells[2].split(", "))
+
+
+def test_the_guide_to_operations_lists_each_right_and_no_other(render: Render) -> None:
+    granted = {
+        (component, resource, verb)
+        for component in COMPONENTS
+        for kind in ("ClusterRole", "Role")
+        for rule in rules(render, kind, {"proof": {"readLogs": True}}, component)
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert set(documented()) == granted
 
 
 def test_who_may_edit_a_namespace_may_edit_its_caches_but_not_their_status(render: Render) -> None:
