@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import jsonpatch
 from pretune.api.types import Object
-from pretune.manifests.json_patch import Operation, copied
+from pretune.manifests.json_patch import Operation, copy_json
 
 
 def patched(whole: Object, operations: Sequence[Operation]) -> Object:
     """Return a copy of the object with these operations applied to it."""
-    made: Object = jsonpatch.apply_patch(copied(whole), copied(list(operations)), in_place=True)
+    made: Object = jsonpatch.apply_patch(
+        copy_json(whole), copy_json(list(operations)), in_place=True
+    )
     return made

@@ -11,9 +11,9 @@ from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Cluster
-from pretune.manifests.admitted import admitted
+from pretune.manifests.admitted import apply_admission
 from pretune.manifests.injection import strip
-from pretune.podspec.workloads import Ref, controller_of, origin_of, template_of
+from pretune.podspec.workloads import TemplateRef, controller_of, origin_of, template_of
 from pretune.policy.model import Origin
 
 REVISION = "deployment.kubernetes.io/revision"  # annotation of a ReplicaSet; a rollback makes the old one's the newest again
@@ -23,7 +23,7 @@ _ANSWERS = {
 }  # of the API server; any other error is raised
 
 
-async def origin(
+async def read_origin(
     cluster: Cluster, namespace: str, pod: Object, *, workload: bool = False
 ) -> Origin:
     """Where a pod's template comes from. A pod without an owner of a known kind is its own: no read.
@@ -78,7 +78,7 @@ def _its_own(pod: Object) -> Origin:
         "spec": spec,
     }
     name = meta.get("name") or meta.get("generateName") or ""
-    found = _template(admitted(written, pod), "Pod", name)
+    found = _template(apply_admission(written, pod), "Pod", name)
     return Origin("Pod", name, found, (0, meta.get("creationTimestamp") or ""))
 
 
@@ -91,7 +91,7 @@ def _author_chose_node(pod: Object) -> bool:
     return "uid" not in meta or any("f:nodeName" in one for one in marks)
 
 
-async def _read(cluster: Cluster, namespace: str, ref: Ref) -> _Found:
+async def _read(cluster: Cluster, namespace: str, ref: TemplateRef) -> _Found:
     named = f"{ref.kind} {namespace}/{ref.name}"
     try:
         found = await cluster.get(ref.api_version, ref.kind, namespace, ref.name)

@@ -160,7 +160,7 @@ class Promises(Laws):
         spec, until = (
             Spec.from_cache(cache),
             parse_timestamp(pod["metadata"]["creationTimestamp"])
-            + Spec.from_cache(cache).hold.timeout,
+            + Spec.from_cache(cache).hold.timeout_seconds,
         )
         assert not _is_given(self._record(pod), spec), (
             f"{name} is held although its bundle is sealed"

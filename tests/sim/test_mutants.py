@@ -229,7 +229,7 @@ MUTANTS = {
     ),
     "every gate is removed": Mutant(
         (release,),
-        "release",
+        "release_patch",
         lambda: {"spec": {"schedulingGates": None}},
         rollout_with_another_gate,
         "more than our gate",

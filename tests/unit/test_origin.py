@@ -100,7 +100,7 @@ def ask(
     client = Asked(world)
     if refuses is not None:
         client.refuses = refuses
-    return asyncio.run(origin.origin(client, NS, pod, workload=workload)), client.calls
+    return asyncio.run(origin.read_origin(client, NS, pod, workload=workload)), client.calls
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ SIZE = "pretune.dev/size"  # annotation of our claim: what spec.storage.claim.si
 STORAGE = (
     "pretune.dev/storage"  # annotation of an attempt: where its bundle goes to, by storage_place()
 )
-QUESTION = (
+REQUEST_KEY = (
     "pretune.dev/question"  # annotation of an inspect or prune Job: the ids it was given, as JSON
 )
 

@@ -32,7 +32,7 @@ class Hold:
     """spec.hold: which consumers wait for their bundle, how long, and what comes when it fails."""
 
     when: str = "WhenServing"  # WhenServing | Always | Never
-    timeout: int = 3600  # seconds from the pod's creation
+    timeout_seconds: int = 3600  # from the pod's creation
     on_failure: str = "Start"  # Start (cold) | Keep
 
 
@@ -102,7 +102,7 @@ class Spec:
             delivery=(spec.get("delivery") or {}).get("mode", "Auto"),
             hold=Hold(
                 when=hold.get("when", "WhenServing"),
-                timeout=hold.get("timeoutSeconds", 3600),
+                timeout_seconds=hold.get("timeoutSeconds", 3600),
                 on_failure=hold.get("onFailure", "Start"),
             ),
             verify=spec.get("verify", "Never"),

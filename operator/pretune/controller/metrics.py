@@ -33,7 +33,7 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.log import RESULTS, UNKNOWN
 from pretune.metrics_base import Metrics
-from pretune.podspec.template import gpus
+from pretune.podspec.template import count_gpus
 from pretune.policy.bundles.attempt_state import (
     has_reported,
     is_finished,
@@ -340,4 +340,4 @@ def _spent(pods: list[Object], now: float) -> float:
 
 def _gpus(pod: Object) -> int:
     """Of the engine, which is the pod's last init container (manifests/job.py)."""
-    return sum(gpus(one) for one in (pod["spec"].get("initContainers") or [])[-1:])
+    return sum(count_gpus(one) for one in (pod["spec"].get("initContainers") or [])[-1:])

@@ -22,7 +22,7 @@ from pretune.controller import project
 from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata_only
 from pretune.manifests.agent_archive import agent
 from pretune.manifests.gate import is_held
-from pretune.origin import origin, without_template
+from pretune.origin import read_origin, without_template
 from pretune.podspec import identity
 from pretune.podspec.workloads import origin_key, origin_of, template_of
 from pretune.policy.bundles.attempt_state import POD_GRACE, is_finished
@@ -206,7 +206,7 @@ async def _read_origins(
 ) -> dict[str, Origin]:
     """Return the origin of each pod, by origin key. workload: whether the one above is read too."""
     origins = await asyncio.gather(
-        *(origin(cluster, key.namespace, pod, workload=workload) for pod in newest.values())
+        *(read_origin(cluster, key.namespace, pod, workload=workload) for pod in newest.values())
     )
     return dict(zip(newest, origins, strict=True))
 

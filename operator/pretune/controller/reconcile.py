@@ -185,7 +185,7 @@ async def _release_expired_holds(key: Key, cluster: Cluster, now: float, cause: 
     expired = [
         pod
         for pod in held
-        if now >= parse_timestamp(pod["metadata"]["creationTimestamp"]) + hold.timeout
+        if now >= parse_timestamp(pod["metadata"]["creationTimestamp"]) + hold.timeout_seconds
     ]
     if not expired or hold.on_failure == "Keep":
         return

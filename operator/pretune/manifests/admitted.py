@@ -34,7 +34,7 @@ _NOBODYS = (
 _TOKEN = re.compile(r"kube-api-access-[a-z0-9]{5}")
 
 
-def admitted(template: Object, pod: Object) -> Object:
+def apply_admission(template: Object, pod: Object) -> Object:
     """The template, with what admission made of the pod (storage initialisers, mirrors, identity): the pod's
     containers, init containers, volumes and settings, our injection and what is the pod's alone (node, priority number, token
     volume) taken out; scheduling terms stay the template's.

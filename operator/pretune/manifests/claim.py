@@ -7,7 +7,7 @@ from pretune.api.spec import Spec, claim_name
 from pretune.api.types import Key, Object
 
 
-def claim(key: Key, spec: Spec) -> Object:
+def build_claim(key: Key, spec: Spec) -> Object:
     """The PersistentVolumeClaim `pretune-<cache>`, for a spec without existingClaim.
 
     No owner: a claim that is being deleted blocks pods that were not yet scheduled, so the controller removes it, and only when no

@@ -9,7 +9,7 @@ from typing import Any
 
 from pretune.api.types import Object
 from pretune.engines.vllm import cli
-from pretune.podspec.template import words
+from pretune.podspec.template import command_words
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT
 
 TACTICS_VOLUME = "pretune-tactics"
@@ -101,7 +101,7 @@ def _question(engine: Object) -> dict[str, Any]:
         if any(probe.get(one) for one in _HANDLERS):
             return {one: probe[one] for one in (*_HANDLERS, "timeoutSeconds") if probe.get(one)}
     return {
-        "httpGet": {"path": cli.HEALTH_PATH, "port": cli.port(words(engine))},
+        "httpGet": {"path": cli.HEALTH_PATH, "port": cli.port(command_words(engine))},
         "timeoutSeconds": 5,
     }
 

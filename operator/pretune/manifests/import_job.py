@@ -18,7 +18,7 @@ from pretune.api.names import (
 from pretune.api.spec import Spec, Target, claim_name, storage_place
 from pretune.api.types import Key, Object
 from pretune.config import Settings
-from pretune.manifests.admitted import admitted
+from pretune.manifests.admitted import apply_admission
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
@@ -26,10 +26,16 @@ from pretune.manifests.agent_container import (
     agent_container,
 )
 from pretune.manifests.injection import strip
-from pretune.manifests.job import hashed_name, job_of
-from pretune.manifests.tuning_pod import GRACE, MESH_ANNOTATIONS, MESH_LABELS, distinct, scheduling
+from pretune.manifests.job import build_job, hashed_name
+from pretune.manifests.tuning_pod import (
+    GRACE,
+    MESH_ANNOTATIONS,
+    MESH_LABELS,
+    merge_scheduling,
+    merge_tolerations,
+)
 from pretune.podspec import identity
-from pretune.podspec.template import engine_of, gpus, words
+from pretune.podspec.template import command_words, count_gpus, engine_of
 from pretune.protocol import SOURCE_MOUNT, Task
 
 SOURCE_VOLUME = "pretune-source"
@@ -37,7 +43,7 @@ DEADLINE = 900  # seconds from the pod's start on its node, the image's pull inc
 _KEPT = ("securityContext", "imagePullSecrets", "serviceAccountName", "hostUsers", "os")
 
 
-def import_job(
+def build_import_job(
     key: Key,
     cache: Object,
     template: Object,
@@ -54,15 +60,15 @@ def import_job(
 
     The pod has the engine's uid, image and pull secrets, so that it can read what such an engine wrote; of where it runs only the
     tolerations, and the rest as a wish, since the image is there. near: as a must, where the claim is bound by this very pod: it has
-    to be where the GPUs are. example: as for tuning_job. Raises Refused as identity.engine_of does.
+    to be where the GPUs are. example: as for build_tuning_job. Raises Refused as engine_of does.
     """
     spec = Spec.from_cache(cache)
     inputs = identity.inputs(template, spec, target)
-    engine = identity.engine_of(template, spec.engine_container)["name"]
+    engine = engine_of(template, spec.engine_container)["name"]
     spec = replace(spec, engine_container=engine)
     made = strip(template)
     if example is not None and any(one["name"] == engine for one in example["spec"]["containers"]):
-        made = admitted(template, example)
+        made = apply_admission(template, example)
     bundle, (claim, folder) = inputs.bundle_id(), source
     labels = {CACHE: key.name, ROLE: IMPORTING, BUNDLE: bundle}
     annotations = {
@@ -75,8 +81,8 @@ def import_job(
         cache=key.folder,
         subPath=spec.claim.sub_path,
         inputs=inputs,
-        gpus=gpus(container),
-        command=words(container),
+        gpus=count_gpus(container),
+        command=command_words(container),
         source=folder,
     )
     pod = _pod(key, made, spec, target, container, task, claim, settings, agent_name, near)
@@ -86,7 +92,7 @@ def import_job(
     }
     # The uid: the Job of a deleted cache of this name may still be on its way out, and is not to be waited for.
     name = hashed_name(key.name, IMPORTING, [cache["metadata"]["uid"], bundle, asked])
-    return job_of(key, cache, name, labels, annotations, pod)
+    return build_job(key, cache, name, labels, annotations, pod)
 
 
 def _pod(
@@ -135,7 +141,7 @@ def _pod(
         "priorityClassName": spec.priority_class or settings.priority_class,
     }
     pod |= (
-        scheduling(template["spec"], spec, target)
+        merge_scheduling(template["spec"], spec, target)
         if near
         else _wishes(template["spec"], spec, target)
     )
@@ -146,7 +152,9 @@ def _wishes(pod: Object, spec: Spec, target: Target) -> Object:
     """Tolerations, and a preference for the target's nodes."""
     labels = {**(pod.get("nodeSelector") or {}), **target.node_selector}
     made: Object = {
-        "tolerations": distinct(pod.get("tolerations") or (), target.tolerations, spec.tolerations)
+        "tolerations": merge_tolerations(
+            pod.get("tolerations") or (), target.tolerations, spec.tolerations
+        )
     }
     if labels:
         terms = [

@@ -24,8 +24,8 @@ from pretune.manifests.agent_container import (
 )
 from pretune.manifests.engine import TACTICS_VOLUME, tactics_on_claim
 from pretune.manifests.gate import GATE, is_held
-from pretune.manifests.json_patch import Operation, copied, into, onto
-from pretune.podspec.template import containers, words
+from pretune.manifests.json_patch import Operation, add_entries, append_items, copy_json
+from pretune.podspec.template import all_containers, command_words
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, TASK_VARIABLE, Inputs, Task
 
 READ_ONLY, OVERLAY, NONE = "ReadOnly", "Overlay", "None"  # how a bundle is delivered
@@ -63,14 +63,14 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
     over one that is there. The pod stays as it is.
 
     A pod with a node has no gate, held or not: the API refuses the two together. Raises Refused EngineNotFound where the pod has no
-    container of the engine's name. The caller has asked collision().
+    container of the engine's name. The caller has asked find_collision().
     """
     if is_injected(pod):
         return []
     annotations = _annotations(delivery)
     if not _has_room(pod, annotations):
         return []
-    made = into(pod, "metadata", "annotations", annotations)
+    made = add_entries(pod, "metadata", "annotations", annotations)
     if delivery.mode == NONE:
         return made
     spec, index = pod["spec"], _engine_index(pod, delivery.engine)
@@ -90,17 +90,17 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
     else:
         mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
         override = tactics_on_claim(delivery.sub_path, delivery.folder, delivery.bundle)
-    made += onto(spec, "/spec", "volumes", volumes)
-    made += onto(engine, at, "volumeMounts", [mount])
-    made += onto(engine, at, "env", [{"name": OVERRIDE, "value": override}])
+    made += append_items(spec, "/spec", "volumes", volumes)
+    made += append_items(engine, at, "volumeMounts", [mount])
+    made += append_items(engine, at, "env", [{"name": OVERRIDE, "value": override}])
     if delivery.mode == OVERLAY:
-        made += onto(spec, "/spec", "initContainers", [_seed(engine, delivery, claim)])
+        made += append_items(spec, "/spec", "initContainers", [_seed(engine, delivery, claim)])
     if delivery.held and not spec.get("nodeName"):
-        made += onto(spec, "/spec", "schedulingGates", [GATE])
+        made += append_items(spec, "/spec", "schedulingGates", [GATE])
     return made
 
 
-def collision(pod: Object, engine: Object) -> str | None:
+def find_collision(pod: Object, engine: Object) -> str | None:
     """What of the pod our names or mount paths would collide with, as a sentence; None: nothing.
 
     Where one is overlooked, the API server refuses the pod, or the container cannot start.
@@ -113,7 +113,7 @@ def collision(pod: Object, engine: Object) -> str | None:
     for volume in spec.get("volumes") or ():
         if volume["name"] in VOLUMES:
             return f"the pod has a volume {volume['name']}"
-    for place, one in containers(pod):
+    for place, one in all_containers(pod):
         if one["name"] == SEED_CONTAINER:
             return f"the pod has a container {SEED_CONTAINER} ({place})"
     for path in _paths(engine):
@@ -128,7 +128,7 @@ def strip(pod: Object) -> Object:
 
     A list or map that is empty after that is left out, as the API server never sends one.
     """
-    made: Object = copied(pod)
+    made: Object = copy_json(pod)
     meta, spec = made.get("metadata") or {}, made["spec"]
     annotations = meta.get("annotations") or {}
     given = _is_given(pod)
@@ -142,7 +142,7 @@ def strip(pod: Object) -> Object:
         return made
     _drop(spec, "volumes", lambda volume: volume["name"] in VOLUMES)
     _drop(spec, "initContainers", _is_seed)
-    for _, one in containers(made):
+    for _, one in all_containers(made):
         if _has_override(one):
             _drop(one, "env", _is_override)
             _drop(one, "volumeMounts", _is_mount)
@@ -200,7 +200,7 @@ def _seed(engine: Object, delivery: Delivery, claim: str) -> Object:
         cache=delivery.folder,
         subPath=delivery.sub_path,
         inputs=delivery.inputs,
-        command=words(engine),
+        command=command_words(engine),
         proven=delivery.proven,
     )
     tactics = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
@@ -238,7 +238,8 @@ def _is_given(pod: Object) -> bool:
     if mode is not None:
         return mode in (READ_ONLY, OVERLAY)
     return any(
-        _is_seed(one) or (_mounts_ours(one) and _has_override(one)) for _, one in containers(pod)
+        _is_seed(one) or (_mounts_ours(one) and _has_override(one))
+        for _, one in all_containers(pod)
     )
 
 

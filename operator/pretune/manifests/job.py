@@ -21,7 +21,7 @@ from pretune.api.names import (
     KIND,
     PROOF,
     PRUNE,
-    QUESTION,
+    REQUEST_KEY,
     ROLE,
     STORAGE,
     TUNING,
@@ -30,7 +30,7 @@ from pretune.api.names import (
 from pretune.api.spec import Spec, Target, claim_name, storage_place
 from pretune.api.types import Key, Object
 from pretune.config import Settings
-from pretune.manifests.admitted import admitted
+from pretune.manifests.admitted import apply_admission
 from pretune.manifests.agent_container import CLAIM_VOLUME, task_variables
 from pretune.manifests.injection import strip
 from pretune.manifests.tuning_pod import (
@@ -39,10 +39,11 @@ from pretune.manifests.tuning_pod import (
     PROVE_CLAIM,
     PROVE_COPY,
     TUNE,
-    distinct,
-    pod_template,
+    build_pod_template,
+    merge_tolerations,
 )
 from pretune.podspec import identity
+from pretune.podspec.template import engine_of
 from pretune.protocol import CLAIM_MOUNT, Task
 
 NAME_LENGTH = 63  # a Job's name becomes a label's value
@@ -63,7 +64,7 @@ def attempt_name(cache: str, bundle_id: str, attempt: int | str) -> str:
     return hashed_name(cache, f"{attempt}", [cache, bundle_id, attempt])
 
 
-def tuning_job(
+def build_tuning_job(
     key: Key,
     cache: Object,
     template: Object,
@@ -73,16 +74,16 @@ def tuning_job(
     agent_name: str,
     example: Object | None = None,
 ) -> Object:
-    """The Job of an attempt (from 1) to make the target's bundle of this template (identity.refusal said None of it).
+    """The Job of an attempt (from 1) to make the target's bundle of this template (find_refusal said None of it).
 
     template: as its author wrote it; the bundle's inputs are its. example: a pod made from it, whole, as admission left it: what the
     Job's pod is then made from (manifests.admitted).
-    Raises Refused as identity.engine_of does.
+    Raises Refused as engine_of does.
     """
     return _attempt(key, cache, template, target, str(attempt), settings, agent_name, example, TUNE)
 
 
-def proof_job(
+def build_proof_job(
     key: Key,
     cache: Object,
     template: Object,
@@ -93,7 +94,7 @@ def proof_job(
     example: Object | None = None,
     on_claim: bool = False,
 ) -> Object:
-    """The Job of a proof (from 1) of the target's bundle of this template: the same engine, started from it. As tuning_job.
+    """The Job of a proof (from 1) of the target's bundle of this template: the same engine, started from it. As build_tuning_job.
 
     on_claim: the engine reads the bundle where it is, as consumers will, and not a copy of it (docs/decisions/0007).
     """
@@ -117,14 +118,14 @@ def _attempt(
     spec = Spec.from_cache(cache)
     inputs = identity.inputs(template, spec, target)
     bundle = inputs.bundle_id()
-    engine = identity.engine_of(template, spec.engine_container)[
+    engine = engine_of(template, spec.engine_container)[
         "name"
     ]  # also where admission added another with a GPU
     spec = replace(spec, engine_container=engine)
     made = strip(template)
     if example is not None and any(one["name"] == engine for one in example["spec"]["containers"]):
-        made = admitted(template, example)
-    pod = pod_template(
+        made = apply_admission(template, example)
+    pod = build_pod_template(
         key.name, key.folder, made, spec, target, inputs, settings, agent_name, purpose
     )
     role, number = (TUNING if purpose == TUNE else PROOF), attempt.removeprefix("p")
@@ -138,10 +139,10 @@ def _attempt(
         "labels": {**labels, **MESH_LABELS},
         "annotations": {**pod["metadata"]["annotations"], **annotations},
     }
-    return job_of(key, cache, attempt_name(key.name, bundle, attempt), labels, annotations, pod)
+    return build_job(key, cache, attempt_name(key.name, bundle, attempt), labels, annotations, pod)
 
 
-def inspect_job(
+def build_inspect_job(
     key: Key, cache: Object, spec: Spec, ids: Sequence[str], question: str, settings: Settings
 ) -> Object:
     """A Job without a GPU that says which of these bundles are on the claim. question: what makes two askings differ; it names
@@ -152,7 +153,7 @@ def inspect_job(
     return _claim_job(key, cache, labels, question, pod)
 
 
-def prune_job(
+def build_prune_job(
     key: Key,
     cache: Object,
     spec: Spec,
@@ -179,12 +180,12 @@ def _claim_job(
 ) -> Object:
     role = labels[ROLE]
     pod["metadata"] = {"labels": {**labels, **MESH_LABELS}, "annotations": dict(MESH_ANNOTATIONS)}
-    return job_of(
+    return build_job(
         key,
         cache,
         hashed_name(key.name, role, [key.name, role, question]),
         labels,
-        {QUESTION: question},
+        {REQUEST_KEY: question},
         pod,
     )
 
@@ -234,14 +235,16 @@ def _claim_pod(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
-        "tolerations": distinct(*(one.tolerations for one in spec.targets), spec.tolerations),
+        "tolerations": merge_tolerations(
+            *(one.tolerations for one in spec.targets), spec.tolerations
+        ),
         "imagePullSecrets": [{"name": name} for name in settings.operator_pull_secrets],
         "priorityClassName": settings.priority_class,
     }
     return {"spec": {name: one for name, one in pod.items() if one not in ("", [])}}
 
 
-def job_of(
+def build_job(
     key: Key,
     cache: Object,
     name: str,

@@ -26,7 +26,13 @@ from pretune.manifests.engine import (
     sidecar,
     tactics_on_claim,
 )
-from pretune.podspec.template import engine_of, gpus, is_sidecar, required_terms, words
+from pretune.podspec.template import (
+    command_words,
+    count_gpus,
+    engine_of,
+    is_sidecar,
+    required_terms,
+)
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
 # Seen: with the default of 30 s an engine that ignores TERM holds its GPU for 30 s more.
@@ -56,7 +62,7 @@ _APPARMOR = "container.apparmor.security.beta.kubernetes.io/"  # + container: th
 TUNE, PROVE_COPY, PROVE_CLAIM = "tune", "prove a copy", "prove on the claim"  # what a pod is for
 
 
-def pod_template(
+def build_pod_template(
     cache: str,
     folder: str,
     template: Object,
@@ -78,8 +84,8 @@ def pod_template(
         cache=folder,
         subPath=spec.claim.sub_path,
         inputs=inputs,
-        gpus=gpus(engine),
-        command=words(engine),
+        gpus=count_gpus(engine),
+        command=command_words(engine),
         ready=ready_url(engine),
         headers=ready_headers(engine),
         onClaim=purpose == PROVE_CLAIM,
@@ -120,11 +126,14 @@ def pod_template(
             started["volumeMounts"] = [*(started.get("volumeMounts") or ()), mount]
         else:  # as a consumer's, but that its proof is not there yet
             asked = Task(
-                cache=folder, subPath=spec.claim.sub_path, inputs=inputs, command=words(engine)
+                cache=folder,
+                subPath=spec.claim.sub_path,
+                inputs=inputs,
+                command=command_words(engine),
             )
             init.insert(-1, seed_container(SEED_CONTAINER, engine, asked, copied, claim, [tactics]))
     made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
-    made |= scheduling(pod, spec, target)
+    made |= merge_scheduling(pod, spec, target)
     made |= {
         "initContainers": init,
         "containers": [last],
@@ -184,7 +193,7 @@ def _claim_volume(volumes: list[Object], others: Iterable[Object], claim: str) -
     return CLAIM_VOLUME
 
 
-def scheduling(pod: Object, spec: Spec, target: Target) -> Object:
+def merge_scheduling(pod: Object, spec: Spec, target: Target) -> Object:
     """nodeSelector, node affinity and tolerations: the pod's own, with the target's terms and the cache's tolerations."""
     node = copy.deepcopy((pod.get("affinity") or {}).get("nodeAffinity") or {})
     if terms := required_terms(pod):
@@ -193,13 +202,15 @@ def scheduling(pod: Object, spec: Spec, target: Target) -> Object:
         }
     made = {
         "nodeSelector": {**(pod.get("nodeSelector") or {}), **target.node_selector},
-        "tolerations": distinct(pod.get("tolerations") or (), target.tolerations, spec.tolerations),
+        "tolerations": merge_tolerations(
+            pod.get("tolerations") or (), target.tolerations, spec.tolerations
+        ),
         "affinity": {"nodeAffinity": node} if node else {},
     }
     return {name: one for name, one in made.items() if one}
 
 
-def distinct(*tolerations: Iterable[Object]) -> list[Object]:
+def merge_tolerations(*tolerations: Iterable[Object]) -> list[Object]:
     """All of them, each once."""
     made: list[Object] = []
     for one in (one for some in tolerations for one in some):

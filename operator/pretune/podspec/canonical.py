@@ -28,7 +28,7 @@ _REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 _MARK = "\0"  # no value of a container's environment can hold it
 
 
-def quantity(value: str | int | float) -> Fraction:
+def parse_quantity(value: str | int | float) -> Fraction:
     """A Kubernetes quantity as a number: 8 == "8" == "8000m". Raises ValueError when it is none."""
     found = _QUANTITY.fullmatch(str(value).strip())
     if found is None or isinstance(value, bool):
@@ -38,19 +38,19 @@ def quantity(value: str | int | float) -> Fraction:
     return Fraction(number) * scale
 
 
-def lean(value: Any) -> Any:
+def drop_empty(value: Any) -> Any:
     """The value without what says nothing: null, "", false and empty lists and objects in objects, at any depth."""
     if isinstance(value, dict):
-        kept = {name: lean(one) for name, one in value.items()}
+        kept = {name: drop_empty(one) for name, one in value.items()}
         return {
             name: one
             for name, one in kept.items()
             if one is not None and one is not False and one not in ("", {}, [])
         }
-    return [lean(one) for one in value] if isinstance(value, list | tuple) else value
+    return [drop_empty(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def text(value: Any) -> str:
+def to_json(value: Any) -> str:
     """JSON in one spelling, to hash, sort and compare by."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -62,7 +62,7 @@ def program(container: Object, without: Sequence[str] = ()) -> Object:
         "command": list(container.get("command") or ()),
         "args": list(container.get("args") or ()),
         "env": environment(container.get("env") or (), without),
-        "envFrom": lean(container.get("envFrom") or ()),  # in its order: a later one wins
+        "envFrom": drop_empty(container.get("envFrom") or ()),  # in its order: a later one wins
     }
 
 
@@ -76,7 +76,7 @@ def environment(env: Iterable[Object], without: Sequence[str] = ()) -> dict[str,
         if one["name"] in without:
             continue
         if one.get("valueFrom"):
-            made[one["name"]] = _MARK + text(_source(one["valueFrom"]))
+            made[one["name"]] = _MARK + to_json(_source(one["valueFrom"]))
         else:
             made[one["name"]] = _REFERENCE.sub(
                 lambda found: (
@@ -88,13 +88,13 @@ def environment(env: Iterable[Object], without: Sequence[str] = ()) -> dict[str,
 
 
 def _source(value_from: Object) -> Any:
-    source = lean(value_from)
+    source = drop_empty(value_from)
     field = source.get("fieldRef", {})
     if field.get("apiVersion") == "v1":
         field.pop("apiVersion")
     resource = source.get("resourceFieldRef", {})
     try:
-        if quantity(resource.get("divisor", "")) in (
+        if parse_quantity(resource.get("divisor", "")) in (
             0,
             1,
         ):  # the default, stored as "0", divides by one
@@ -107,7 +107,7 @@ def _source(value_from: Object) -> Any:
 def node_terms(terms: Iterable[Object]) -> list[Any]:
     """Node selector terms (one of them must hold, all of one's expressions): neither order nor repetition means anything."""
     return _ordered(
-        lean(
+        drop_empty(
             {
                 kind: _ordered(
                     {**one, "values": sorted(set(one.get("values") or ()))}
@@ -121,4 +121,4 @@ def node_terms(terms: Iterable[Object]) -> list[Any]:
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:
-    return [one for _, one in sorted({text(one): one for one in values}.items())]
+    return [one for _, one in sorted({to_json(one): one for one in values}.items())]

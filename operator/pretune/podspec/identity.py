@@ -10,18 +10,14 @@ from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.podspec import canonical
-from pretune.podspec.preflight import refusal
 from pretune.podspec.template import (
     device_claims,
     engine_of,
     gpu_resources,
-    gpus,
     is_sidecar,
     required_terms,
 )
 from pretune.protocol import Inputs
-
-__all__ = ["engine_of", "fingerprint", "gpus", "inputs", "placement", "refusal", "target_of"]
 
 
 def fingerprint(template: Object, engine_name: str) -> str:
@@ -42,14 +38,14 @@ def fingerprint(template: Object, engine_name: str) -> str:
         "claims": _claim_sources(template, engine),
         "init": [canonical.program(one) for one in before],
     }
-    return hashlib.sha256(canonical.text(form).encode()).hexdigest()
+    return hashlib.sha256(canonical.to_json(form).encode()).hexdigest()
 
 
 def _claim_sources(template: Object, engine: Object) -> list[Any]:
     """Of each device claim of the engine: where the pod takes it from, and which request of it."""
     sources = {one["name"]: one for one in template["spec"].get("resourceClaims") or ()}
     return [
-        canonical.lean(
+        canonical.drop_empty(
             {**sources.get(one["name"], {}), "name": None, "request": one.get("request")}
         )
         for one in device_claims(engine)

@@ -11,7 +11,13 @@ from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
 from pretune.engines.vllm import cli
-from pretune.podspec.template import engine_of, gpu_resources, is_sidecar, required_terms, words
+from pretune.podspec.template import (
+    command_words,
+    engine_of,
+    gpu_resources,
+    is_sidecar,
+    required_terms,
+)
 
 # Labels of controllers whose pods are parts of one engine: LeaderWorkerSet, KubeRay, JobSet, Grove.
 _GROUPS = ("leaderworkerset.sigs.k8s.io/", "ray.io/", "jobset.sigs.k8s.io/", "grove.io/")
@@ -66,7 +72,7 @@ class Copy:
         return next(path for path, one in self.kept() if one is self.engine)
 
 
-def refusal(
+def find_refusal(
     template: Object, spec: Spec, target: Target, claims: Mapping[str, Sequence[str]] | None = None
 ) -> Refused | None:
     """Why this template cannot be tuned as a copy, or None. `claims`: access modes of the PersistentVolumeClaims that it mounts.
@@ -115,7 +121,7 @@ def label_of_several_pods(copy: Copy) -> str | None:
 
 
 def flag_of_several_pods(copy: Copy) -> str | None:
-    flag = cli.several_pods(words(copy.engine))
+    flag = cli.several_pods(command_words(copy.engine))
     return (
         f"{copy.at_engine}.{_field_of(copy.engine, flag)}: {flag}: the engine is one of several pods"
         if flag
@@ -135,7 +141,7 @@ def leader_address(copy: Copy) -> str | None:
 
 def registers_itself(copy: Copy) -> str | None:
     env = {one["name"]: one.get("value") or "" for one in copy.engine.get("env") or ()}
-    found = cli.registers_itself(words(copy.engine), env)
+    found = cli.registers_itself(command_words(copy.engine), env)
     if not found:
         return None
     place = "env" if found in env else _field_of(copy.engine, found)

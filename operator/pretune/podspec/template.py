@@ -49,7 +49,7 @@ def engine_of(template: Object, engine_container: str) -> Object:
     return asking[0]  # type: ignore[no-any-return]
 
 
-def containers(pod: Object) -> Iterator[tuple[str, Object]]:
+def all_containers(pod: Object) -> Iterator[tuple[str, Object]]:
     """Yield each container of any kind, after the name of the list that it stands in."""
     for place in ("initContainers", "containers", "ephemeralContainers"):
         for one in pod["spec"].get(place) or ():
@@ -67,7 +67,7 @@ def gpu_resources(container: Object) -> dict[str, int]:
     for name in sorted(asked):
         if _GPU.fullmatch(name):
             try:
-                counts[name] = math.ceil(canonical.quantity(asked[name]))
+                counts[name] = math.ceil(canonical.parse_quantity(asked[name]))
             except ValueError as error:
                 raise Refused(
                     reasons.SOURCE_INVALID,
@@ -76,12 +76,12 @@ def gpu_resources(container: Object) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count > 0}
 
 
-def gpus(container: Object) -> int:
+def count_gpus(container: Object) -> int:
     """How many GPUs the container asks for. With DRA: its claims, since only their classes know how many devices each is."""
     return sum(gpu_resources(container).values()) or len(device_claims(container))
 
 
-def words(engine: Object) -> list[str]:
+def command_words(engine: Object) -> list[str]:
     """The command's and args' words, as written: `$(NAME)` and scripts are not resolved."""
     return [*(engine.get("command") or ()), *(engine.get("args") or ())]
 
@@ -110,7 +110,7 @@ def required_terms(pod: Object) -> list[Object]:
         return [{"matchFields": [here]}]
     return [
         {**one, "matchFields": [*(one.get("matchFields") or ()), here]}
-        if canonical.lean(one)
+        if canonical.drop_empty(one)
         else one
         for one in terms
     ]

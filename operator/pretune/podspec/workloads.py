@@ -133,7 +133,7 @@ _HAS_REVISIONS = (
 
 
 @dataclass(frozen=True)
-class Ref:
+class TemplateRef:
     """The object that holds a pod's template as its author wrote it."""
 
     api_version: str
@@ -150,7 +150,7 @@ def controller_of(obj: Object) -> Object | None:
     return next((one for one in owners if one.get("controller")), None)
 
 
-def origin_of(pod: Object) -> Ref | None:
+def origin_of(pod: Object) -> TemplateRef | None:
     """What to read for a pod's template: its controlling ReplicaSet or Job; for a StatefulSet's or DaemonSet's pod the
     ControllerRevision that it was made of (by its label controller-revision-hash), since the set itself may be at a newer one.
     None: the pod has no owner of these kinds, and is its own template (a kind of the same name in another API group, and a pod
@@ -161,13 +161,13 @@ def origin_of(pod: Object) -> Ref | None:
     kind, name, uid, version = owner["kind"], owner["name"], owner["uid"], owner["apiVersion"]
     group = version.rpartition("/")[0]
     if _HOLDS_TEMPLATE.get(kind) == group:
-        return Ref(version, kind, name, uid, kind, name)
+        return TemplateRef(version, kind, name, uid, kind, name)
     revision = (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
     if kind not in _HAS_REVISIONS or group != "apps" or not revision:
         return None
     # Named by the set and the hash; a StatefulSet's pods carry the whole name, a DaemonSet's only the hash.
     whole = revision if kind == "StatefulSet" else f"{name}-{revision}"
-    return Ref(version, "ControllerRevision", whole, uid, kind, name)
+    return TemplateRef(version, "ControllerRevision", whole, uid, kind, name)
 
 
 def origin_key(pod: Object) -> str:

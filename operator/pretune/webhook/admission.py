@@ -20,7 +20,7 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.manifests.injection import NONE, Delivery, inject, is_injected
 from pretune.manifests.json_patch import Operation
-from pretune.podspec.template import containers
+from pretune.podspec.template import all_containers
 from pretune.podspec.workloads import controller_of
 from pretune.policy.pods.delivery import delivery
 from pretune.webhook.informers import Caches, Controller
@@ -147,7 +147,10 @@ def _name_token(pod: Object) -> None:
     }
     if not tokens:
         return
-    for holder in (spec["volumes"], *(one.get("volumeMounts") or () for _, one in containers(pod))):
+    for holder in (
+        spec["volumes"],
+        *(one.get("volumeMounts") or () for _, one in all_containers(pod)),
+    ):
         for one in holder:
             if one["name"] in tokens:
                 one["name"] = TOKEN

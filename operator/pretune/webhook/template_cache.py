@@ -13,8 +13,8 @@ from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Cluster
-from pretune.origin import origin
-from pretune.podspec.workloads import Ref, origin_of
+from pretune.origin import read_origin
+from pretune.podspec.workloads import TemplateRef, origin_of
 from pretune.policy.model import Origin
 
 TIMEOUT = 1.5  # seconds that a read may take: the API server waits for us, and a person for the pod
@@ -72,7 +72,7 @@ class Revisions:
         """
         ref = origin_of(pod)
         if ref is None:
-            return await origin(self._cluster, namespace, pod), None
+            return await read_origin(self._cluster, namespace, pod), None
         labels = pod["metadata"].get("labels") or {}
         fixed = ref.kind == "ControllerRevision" or (ref.kind == "ReplicaSet" and _HASH in labels)
         key = (namespace, ref.kind, ref.uid, ref.name, labels.get(_HASH))
@@ -82,7 +82,7 @@ class Revisions:
         return known, key if fixed else None
 
     async def _shared(
-        self, key: Hashable, namespace: str, pod: Object, ref: Ref, believed: float
+        self, key: Hashable, namespace: str, pod: Object, ref: TemplateRef, believed: float
     ) -> Origin:
         if key not in self._reading:
 
@@ -100,10 +100,10 @@ class Revisions:
             self._reading[key]
         )  # where one request gives up, another may still wait
 
-    async def _read(self, namespace: str, pod: Object, ref: Ref) -> Origin:
+    async def _read(self, namespace: str, pod: Object, ref: TemplateRef) -> Origin:
         try:
             async with asyncio.timeout(TIMEOUT):
-                return await origin(self._cluster, namespace, pod)
+                return await read_origin(self._cluster, namespace, pod)
         except (ApiError, OSError) as error:  # TimeoutError is an OSError
             words = f"{ref.kind} {namespace}/{ref.name}: {str(error) or f'no answer within {TIMEOUT} s'}"
             return Origin(ref.owner, ref.owner_name, Refused(reasons.SOURCE_NOT_FOUND, words))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pretune.api import names
 from pretune.api.types import Object
-from pretune.manifests.admitted import admitted
+from pretune.manifests.admitted import apply_admission
 from pretune.manifests.injection import inject
-from pretune.manifests.job import tuning_job
+from pretune.manifests.job import build_tuning_job
 from pretune.podspec import identity
 
 from tests.patches import patched
@@ -138,7 +138,7 @@ def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
     "injected", [HELD, READ_ONLY, None], ids=["held", "read-only", "left alone"]
 )
 def test_what_admission_made_is_kept_and_what_is_the_pods_alone_is_not(injected: Any) -> None:
-    made = admitted(written(), arrived(injected=injected))
+    made = apply_admission(written(), arrived(injected=injected))
     pod = made["spec"]
     assert made["metadata"] == {
         "labels": {"app": "qwen3"},
@@ -164,7 +164,9 @@ def test_what_admission_made_is_kept_and_what_is_the_pods_alone_is_not(injected:
 
 
 def test_without_the_record_of_who_wrote_what_annotations_are_the_templates() -> None:
-    assert admitted(written(), arrived(marked=False))["metadata"]["annotations"] == {"team": "a"}
+    assert apply_admission(written(), arrived(marked=False))["metadata"]["annotations"] == {
+        "team": "a"
+    }
 
 
 def test_a_volume_of_a_tokens_name_that_is_none_stays() -> None:
@@ -173,7 +175,7 @@ def test_a_volume_of_a_tokens_name_that_is_none_stays() -> None:
         {"name": TOKEN, "emptyDir": {}} if one["name"] == TOKEN else one
         for one in pod["spec"]["volumes"]
     ]
-    made = admitted(written(), pod)["spec"]
+    made = apply_admission(written(), pod)["spec"]
     assert TOKEN in [one["name"] for one in made["volumes"]]
     assert TOKEN in [one["name"] for one in made["containers"][0]["volumeMounts"]]
 
@@ -188,20 +190,20 @@ def test_an_init_container_that_serves_one_of_the_authors_stays() -> None:
     pod["spec"]["initContainers"].insert(
         0, {"name": "secrets", "image": "vault:1", "volumeMounts": [mount]}
     )
-    kept = [one["name"] for one in admitted(written(), pod)["spec"]["initContainers"]]
+    kept = [one["name"] for one in apply_admission(written(), pod)["spec"]["initContainers"]]
     assert kept == ["secrets", "storage-initializer", "warm"]
 
 
 @law(templates())
 def test_a_pod_that_admission_left_alone_makes_the_template_again(pod: Object) -> None:
-    assert admitted(pod, {**pod, "metadata": {"name": "pod"}}) == pod
+    assert apply_admission(pod, {**pod, "metadata": {"name": "pod"}}) == pod
 
 
 @law(templates())
 def test_nothing_is_changed_or_shared(pod: Object) -> None:
     example = {**copy.deepcopy(pod), "metadata": {"name": "pod", "annotations": {"a": "1"}}}
     before = copy.deepcopy((pod, example))
-    made = admitted(pod, example)
+    made = apply_admission(pod, example)
     made["spec"]["containers"][0].clear()
     made["spec"].get("nodeSelector", {}).clear()
     made["metadata"].get("labels", {}).clear()
@@ -212,7 +214,7 @@ def test_nothing_is_changed_or_shared(pod: Object) -> None:
 
 
 def tuned(pod: Object, example: Object | None, **fields: Any) -> Object:
-    return tuning_job(KEY, cache(**fields), pod, DEFAULT, 1, SETTINGS, AGENT, example)
+    return build_tuning_job(KEY, cache(**fields), pod, DEFAULT, 1, SETTINGS, AGENT, example)
 
 
 def test_the_jobs_pod_is_the_examples_and_its_bundle_the_templates() -> None:

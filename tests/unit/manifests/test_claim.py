@@ -5,13 +5,13 @@ from __future__ import annotations
 import kubernetes_validate
 import pytest
 from pretune.api.types import Object
-from pretune.manifests.claim import claim
+from pretune.manifests.claim import build_claim
 
 from tests.unit.builders import KEY, spec
 
 
 def made(**fields: object) -> Object:
-    return claim(KEY, spec(storage={"claim": fields}))
+    return build_claim(KEY, spec(storage={"claim": fields}))
 
 
 def test_the_least_that_works_is_a_claim_for_many_readers_of_the_default_class() -> None:

@@ -19,8 +19,8 @@ from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.agent_container import script
 from pretune.manifests.gate import is_held, release_patch
-from pretune.manifests.injection import Delivery, collision, inject, is_injected, strip
-from pretune.manifests.json_patch import copied, into
+from pretune.manifests.injection import Delivery, find_collision, inject, is_injected, strip
+from pretune.manifests.json_patch import add_entries, copy_json
 from pretune.podspec import identity
 from pretune.protocol import Inputs, Report, Task
 
@@ -402,7 +402,7 @@ def test_lists_that_are_null_or_empty_are_as_good_as_absent(
 
 def lean(pod: Object) -> Object:
     """Without what the API server never sends: lists and maps of those that we add to, when they are empty or null."""
-    made = copied(pod)
+    made = copy_json(pod)
     for holder in (made["metadata"], made["spec"], *made["spec"]["containers"]):
         for name in (
             "annotations",
@@ -561,12 +561,12 @@ COLLISIONS: list[tuple[Object, str | None]] = [
 
 @pytest.mark.parametrize(("pod", "said"), COLLISIONS)
 def test_what_ours_would_collide_with(pod: Object, said: str | None) -> None:
-    assert collision(pod, engine_in(pod)) == said
+    assert find_collision(pod, engine_in(pod)) == said
 
 
 def test_another_containers_mounts_are_its_own_matter() -> None:
     pod = engine().container("proxy", volumeMounts=[{"name": "own", "mountPath": "/pretune/claim"}])
-    assert collision(pod, engine_in(pod)) is None
+    assert find_collision(pod, engine_in(pod)) is None
     assert strip(given(pod_of(pod))) == pod_of(pod)
 
 
@@ -575,7 +575,7 @@ def test_another_containers_mounts_are_its_own_matter() -> None:
 
 def released(pod: Object) -> Object:
     """As the API server does it: schedulingGates is a list-map by name, and a list that becomes empty is gone."""
-    made = copied(pod)
+    made = copy_json(pod)
     removed = [
         one["name"]
         for one in release_patch()["spec"]["schedulingGates"]
@@ -611,7 +611,7 @@ def test_a_pod_without_our_gate_is_not_held(gates: list[Object] | None) -> None:
 
 def test_a_name_in_a_path_is_escaped() -> None:
     whole = {"metadata": {"annotations": {"old": "1"}}}
-    patch = into(whole, "metadata", "annotations", {"a/b~1c": "x"})
+    patch = add_entries(whole, "metadata", "annotations", {"a/b~1c": "x"})
     assert patch[0]["path"] == "/metadata/annotations/a~1b~01c"
     assert patched(whole, patch) == {"metadata": {"annotations": {"old": "1", "a/b~1c": "x"}}}
 

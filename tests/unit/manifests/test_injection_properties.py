@@ -10,8 +10,9 @@ import pytest
 from pretune.api.names import HOLD
 from pretune.api.types import Object
 from pretune.manifests.gate import is_held
-from pretune.manifests.injection import NONE, Delivery, collision, inject, is_injected, strip
+from pretune.manifests.injection import NONE, Delivery, find_collision, inject, is_injected, strip
 from pretune.podspec import identity
+from pretune.podspec.template import required_terms
 
 from tests.patches import patched
 from tests.unit.any_pod import Chance, touched
@@ -36,7 +37,7 @@ def arrival(number: int) -> tuple[Object, Delivery, int]:
     """A pod and what the webhook decides about it: one that ours would collide with is left alone."""
     chance = Chance(number)
     pod, delivery, others = chance.pod(), chance.delivery(), chance.others()
-    left_alone = delivery.mode != NONE and collision(pod, engine_in(pod)) is not None
+    left_alone = delivery.mode != NONE and find_collision(pod, engine_in(pod)) is not None
     return pod, DELIVERIES[-1] if left_alone else delivery, others
 
 
@@ -68,7 +69,7 @@ def holds(pod: Object, delivery: Delivery, others: int) -> None:
     )
 
     assert identity.fingerprint(whole, "vllm") == identity.fingerprint(pod, "vllm")
-    assert identity.required_terms(whole["spec"]) == identity.required_terms(pod["spec"])
+    assert required_terms(whole["spec"]) == required_terms(pod["spec"])
     assert qos(whole) == qos(pod)
     unique(pod, whole)
 
@@ -153,7 +154,7 @@ def test_the_laws_are_asked_of_every_kind_of_pod() -> None:
         ("None", False),
     }
     assert any(lean(pod) != pod for pod in pods), "nulls and empty lists"
-    assert any(collision(pod, engine_in(pod)) for pod in pods)
+    assert any(find_collision(pod, engine_in(pod)) for pod in pods)
     assert any(pod["spec"]["containers"][0]["name"] != "vllm" for pod in pods)
     names = [[one["name"] for one in engine_in(pod).get("env") or ()] for pod in pods]
     assert any(len(some) > len(set(some)) for some in names), "a variable twice"

@@ -21,8 +21,15 @@ from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.engines.vllm import cli
 from pretune.manifests.agent_container import script
-from pretune.manifests.job import attempt_name, inspect_job, proof_job, prune_job, tuning_job
+from pretune.manifests.job import (
+    attempt_name,
+    build_inspect_job,
+    build_proof_job,
+    build_prune_job,
+    build_tuning_job,
+)
 from pretune.podspec import identity
+from pretune.podspec.template import count_gpus
 from pretune.protocol import TACTICS_MOUNT, Report, Task
 
 from tests.unit.builders import (
@@ -48,13 +55,15 @@ def tuned(
     pod: Object, target: Target = DEFAULT, settings: Settings = SETTINGS, **fields: Any
 ) -> Object:
     """The Job that tunes a template whose engine is its container "vllm"."""
-    return tuning_job(KEY, cache(engineContainer="vllm", **fields), pod, target, 1, settings, AGENT)
+    return build_tuning_job(
+        KEY, cache(engineContainer="vllm", **fields), pod, target, 1, settings, AGENT
+    )
 
 
 def proof(pod: Object, on_claim: bool = False, **fields: Any) -> Object:
     """The Job that proves the bundle of a template whose engine is its container "vllm"."""
     asked = cache(engineContainer="vllm", **fields)
-    return proof_job(KEY, asked, pod, DEFAULT, 1, SETTINGS, AGENT, on_claim=on_claim)
+    return build_proof_job(KEY, asked, pod, DEFAULT, 1, SETTINGS, AGENT, on_claim=on_claim)
 
 
 def pod_of(job: Object) -> Object:
@@ -139,7 +148,7 @@ def test_making_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them
         copy.deepcopy(pod),
     )
     cache_before = copy.deepcopy(the_cache)
-    job = tuning_job(KEY, the_cache, pod, DEFAULT, 1, SETTINGS, AGENT)
+    job = build_tuning_job(KEY, the_cache, pod, DEFAULT, 1, SETTINGS, AGENT)
     assert (pod, the_cache) == (before, cache_before)
     spoil(job)
     assert (pod, the_cache) == (before, cache_before)
@@ -224,7 +233,7 @@ def test_an_apparmor_annotation_goes_with_its_container_since_the_api_refuses_it
 def test_two_caches_work_in_two_folders_of_one_claim() -> None:
     shared = {"storage": {"existingClaim": {"name": "shared", "subPath": "pretune"}}}
     jobs = [
-        tuning_job(
+        build_tuning_job(
             Key(namespace, name), cache(name, **shared), engine(), DEFAULT, 1, SETTINGS, AGENT
         )
         for namespace, name in (("a", "b"), ("a", "c"), ("b", "c"))
@@ -676,11 +685,11 @@ def test_the_targets_terms_are_laid_over_the_pods_own() -> None:
 def test_only_the_engine_keeps_its_gpus(pod: Object) -> None:
     job = tuned(pod)
     for one in (check_in(job), seal_in(job)):
-        assert identity.gpus(one) == 0
+        assert count_gpus(one) == 0
         assert env_of(one)["NVIDIA_VISIBLE_DEVICES"] == "void"
     assert (
-        identity.gpus(engine_in(job))
-        == identity.gpus(pod["spec"]["containers"][0])
+        count_gpus(engine_in(job))
+        == count_gpus(pod["spec"]["containers"][0])
         == task_of(seal_in(job)).gpus
     )
 
@@ -860,7 +869,9 @@ def test_the_kubelet_finds_nothing_to_replace_in_the_script(verb: str) -> None:
 
 
 def asked(fields: Object | None = None, question: str = "q") -> Object:
-    return inspect_job(KEY, cache(), spec(**(fields or {})), ["a-1", "b-2"], question, SETTINGS)
+    return build_inspect_job(
+        KEY, cache(), spec(**(fields or {})), ["a-1", "b-2"], question, SETTINGS
+    )
 
 
 def test_inspect_reads_the_claim_in_the_operators_image_as_nobody() -> None:
@@ -901,7 +912,7 @@ def test_another_question_is_another_job_and_the_same_one_the_same() -> None:
 
 
 def test_prune_runs_as_who_wrote_the_files_and_mounts_the_claim_to_write() -> None:
-    job = prune_job(
+    job = build_prune_job(
         KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100, "groups": [44, 44, 5]}, SETTINGS
     )
     pod, (container,) = pod_of(job), pod_of(job)["containers"]
@@ -922,7 +933,7 @@ def test_prune_runs_as_who_wrote_the_files_and_mounts_the_claim_to_write() -> No
 
 
 def test_prune_of_roots_files_runs_as_root() -> None:
-    job = prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 0, "gid": 0}, SETTINGS)
+    job = build_prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 0, "gid": 0}, SETTINGS)
     assert pod_of(job)["securityContext"] == {
         "runAsUser": 0,
         "runAsGroup": 0,
@@ -932,7 +943,10 @@ def test_prune_of_roots_files_runs_as_root() -> None:
 
 
 def small_jobs() -> list[Object]:
-    return [asked(), prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100}, SETTINGS)]
+    return [
+        asked(),
+        build_prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100}, SETTINGS),
+    ]
 
 
 @pytest.mark.parametrize("job", small_jobs(), ids=["inspect", "prune"])
@@ -948,7 +962,7 @@ def test_jobs_on_the_claim_are_short_small_and_fit_for_pod_security_restricted(j
         "Never",
     )
     assert container["resources"]["limits"] == container["resources"]["requests"]
-    assert identity.gpus(container) == 0
+    assert count_gpus(container) == 0
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container["securityContext"] == {
@@ -974,8 +988,8 @@ def test_jobs_on_the_claim_tolerate_what_the_targets_do_since_the_claim_may_hold
 def test_names_of_small_jobs_are_dns_labels_too(name: str) -> None:
     key = Key("inference", name)
     for job in (
-        inspect_job(key, cache(name), spec(), ["a-1"], "q", SETTINGS),
-        prune_job(key, cache(name), spec(), ["a-1"], {"uid": 1, "gid": 1}, SETTINGS),
+        build_inspect_job(key, cache(name), spec(), ["a-1"], "q", SETTINGS),
+        build_prune_job(key, cache(name), spec(), ["a-1"], {"uid": 1, "gid": 1}, SETTINGS),
     ):
         assert LABEL.fullmatch(job["metadata"]["name"])
 

@@ -17,7 +17,8 @@ from pretune.api.spec import Target
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.podspec import canonical, identity
-from pretune.podspec.template import gpu_resources
+from pretune.podspec.preflight import find_refusal
+from pretune.podspec.template import count_gpus, engine_of, gpu_resources
 
 from tests.unit.builders import DEFAULT, Template, engine, law, spec, stored, template, templates
 
@@ -33,24 +34,22 @@ def fingerprint(of: Object) -> str:
 
 def test_the_engine_is_the_only_container_that_asks_for_a_gpu() -> None:
     pod = template().container("proxy").container("vllm").gpus(8).container("logs")
-    assert identity.engine_of(pod, "")["name"] == "vllm"
+    assert engine_of(pod, "")["name"] == "vllm"
 
 
 def test_the_engine_is_the_container_that_the_cache_names_even_without_a_gpu() -> None:
     pod = template().container("cpu").container("vllm").gpus(8)
-    assert identity.engine_of(pod, "cpu")["name"] == "cpu"
+    assert engine_of(pod, "cpu")["name"] == "cpu"
 
 
 def test_a_device_claim_tells_the_engine_only_where_no_container_asks_for_a_gpu_resource() -> None:
     claims = {"claims": [{"name": "device"}]}
     assert (
-        identity.engine_of(template().container("proxy").container("vllm", resources=claims), "")[
-            "name"
-        ]
+        engine_of(template().container("proxy").container("vllm", resources=claims), "")["name"]
         == "vllm"
     )
     network = template().container("router", resources=claims).container("vllm").gpus(1)
-    assert identity.engine_of(network, "")["name"] == "vllm"
+    assert engine_of(network, "")["name"] == "vllm"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_an_engine_that_cannot_be_told_is_refused_with_the_containers_named(
     pod: Template, named: str, reason: str, words: list[str]
 ) -> None:
     with pytest.raises(Refused) as refused:
-        identity.engine_of(pod, named)
+        engine_of(pod, named)
     assert refused.value.reason == reason
     for word in words:
         assert word in refused.value.message
@@ -110,7 +109,7 @@ def test_an_engine_that_cannot_be_told_is_refused_with_the_containers_named(
 def test_gpus_are_counted_wherever_the_container_asks_for_them(
     resources: Object, count: int
 ) -> None:
-    assert identity.gpus({"name": "vllm", "resources": resources}) == count
+    assert count_gpus({"name": "vllm", "resources": resources}) == count
 
 
 # --- the fingerprint
@@ -296,13 +295,13 @@ def expanded(value: str, known: dict[str, str]) -> str:
 def test_a_quantity_is_a_number_however_it_is_spelled(
     spellings: tuple[Any, ...], value: Fraction
 ) -> None:
-    assert [canonical.quantity(one) for one in spellings] == [value] * len(spellings)
+    assert [canonical.parse_quantity(one) for one in spellings] == [value] * len(spellings)
 
 
 @pytest.mark.parametrize("wrong", ["", "eight", "8 Gi", "1ki", "--8", "1e9999", True, None, {}])
 def test_what_is_no_quantity_is_an_error(wrong: Any) -> None:
     with pytest.raises(ValueError, match="is no quantity"):
-        canonical.quantity(wrong)
+        canonical.parse_quantity(wrong)
 
 
 # --- placement and the bundle's id
@@ -354,7 +353,7 @@ def test_neither_order_nor_repetition_of_node_terms_counts() -> None:
     assert (
         len(
             {
-                canonical.text(identity.placement(engine().pod(affinity=way), DEFAULT))
+                canonical.to_json(identity.placement(engine().pod(affinity=way), DEFAULT))
                 for way in ways
             }
         )
@@ -558,14 +557,14 @@ def test_what_cannot_be_tuned_as_a_copy_is_refused_with_the_field(
     pod: Template, reason: str, words: str
 ) -> None:
     claims = {"once": ["ReadWriteOncePod"], "many": ["ReadWriteMany"]}
-    refused = identity.refusal(pod, spec(**deployment()), DEFAULT, claims)
+    refused = find_refusal(pod, spec(**deployment()), DEFAULT, claims)
     assert (refused.reason if refused else "") == reason
     if refused:
         assert refused.message.startswith(HERE + words)
 
 
 def test_the_field_of_an_inline_template_is_the_caches_own() -> None:
-    refused = identity.refusal(engine().args("--headless"), spec(source={"template": {}}), DEFAULT)
+    refused = find_refusal(engine().args("--headless"), spec(source={"template": {}}), DEFAULT)
     assert refused is not None
     assert refused.message.startswith("spec.source.template.spec.containers[0].args: --headless")
 
@@ -578,8 +577,8 @@ def test_the_field_of_an_inline_template_is_the_caches_own() -> None:
     ],
 )
 def test_a_risk_that_is_taken_knowingly_is_not_refused(pod: Template, allow: str) -> None:
-    assert identity.refusal(pod, spec(), DEFAULT) is not None
-    assert identity.refusal(pod, spec(tuning={"allow": [allow]}), DEFAULT) is None
+    assert find_refusal(pod, spec(), DEFAULT) is not None
+    assert find_refusal(pod, spec(tuning={"allow": [allow]}), DEFAULT) is None
 
 
 def test_a_target_of_a_shared_product_is_refused_by_its_own_field() -> None:
@@ -589,21 +588,21 @@ def test_a_target_of_a_shared_product_is_refused_by_its_own_field() -> None:
             {"name": "b", "nodeSelector": {"nvidia.com/gpu.product": "L4-SHARED"}},
         ]
     )
-    refused = identity.refusal(engine(), two, two.targets[1])
+    refused = find_refusal(engine(), two, two.targets[1])
     assert refused is not None
     assert refused.message.startswith(
         "spec.targets[1].nodeSelector: nvidia.com/gpu.product: L4-SHARED"
     )
-    assert identity.refusal(engine(), two, two.targets[0]) is None
+    assert find_refusal(engine(), two, two.targets[0]) is None
 
 
 def test_a_target_may_lead_away_from_the_templates_shared_product() -> None:
     pod = engine().pod(nodeSelector={"nvidia.com/gpu.product": "L4-SHARED"})
-    assert identity.refusal(pod, spec(), Target("whole", {"nvidia.com/gpu.product": "L4"})) is None
+    assert find_refusal(pod, spec(), Target("whole", {"nvidia.com/gpu.product": "L4"})) is None
 
 
 def test_a_container_to_keep_that_is_not_there_is_refused_with_the_names() -> None:
-    refused = identity.refusal(
+    refused = find_refusal(
         engine().container("proxy"),
         spec(engineContainer="vllm", tuning={"keepContainers": ["gone"]}),
         DEFAULT,
@@ -617,7 +616,7 @@ def test_a_container_to_keep_that_is_not_there_is_refused_with_the_names() -> No
 
 @law(templates())
 def test_no_template_makes_refusal_fail(pod: Object) -> None:
-    refused = identity.refusal(pod, spec(engineContainer="vllm"), DEFAULT)
+    refused = find_refusal(pod, spec(engineContainer="vllm"), DEFAULT)
     assert refused is None or refused.message
 
 

@@ -136,8 +136,8 @@ def owner(
 HASH = {"controller-revision-hash": "o-7f"}
 
 
-def ref(kind: str, name: str, of: str = "", version: str = "apps/v1") -> workloads.Ref:
-    return workloads.Ref(version, kind, name, "uid-o", of or kind, "o")
+def ref(kind: str, name: str, of: str = "", version: str = "apps/v1") -> workloads.TemplateRef:
+    return workloads.TemplateRef(version, kind, name, "uid-o", of or kind, "o")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def ref(kind: str, name: str, of: str = "", version: str = "apps/v1") -> workloa
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_a_pods_template_is_its_controllers_or_its_own(
-    case: str, of: Object, expected: workloads.Ref | None
+    case: str, of: Object, expected: workloads.TemplateRef | None
 ) -> None:
     assert workloads.origin_of(of) == expected
     assert workloads.origin_key(of) == (f"{expected.kind}/{expected.name}" if expected else "Pod/p")

@@ -13,8 +13,8 @@ from pretune.api.names import (
     PENDING,
     PROOF,
     PROVING,
-    QUESTION,
     REFUSED,
+    REQUEST_KEY,
     RETIRED,
     ROLE,
     SEALED,
@@ -23,7 +23,7 @@ from pretune.api.names import (
 )
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
-from pretune.manifests.job import inspect_job
+from pretune.manifests.job import build_inspect_job
 from pretune.policy.bundles import proofs
 from pretune.policy.bundles.attempt_state import is_job_finished, report_of, statuses
 from pretune.policy.cache.storage import Storage
@@ -99,7 +99,7 @@ def ask(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage)
     jobs = [job for job in plan.jobs if job["metadata"]["labels"].get(ROLE) == INSPECT]
     current = None
     for job in jobs:
-        if asked and (job["metadata"].get("annotations") or {}).get(QUESTION) == text:
+        if asked and (job["metadata"].get("annotations") or {}).get(REQUEST_KEY) == text:
             current = job
         else:
             plan.after.append(delete(job))
@@ -115,7 +115,7 @@ def ask(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage)
         return
     if current is None:
         spec = plan.spec
-        job = inspect_job(
+        job = build_inspect_job(
             plan.observed.key, plan.cache, spec, sorted(asked), text, plan.observed.settings
         )
         action = Create(f"create Job {job['metadata']['name']}", job)

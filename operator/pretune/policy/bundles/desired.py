@@ -9,6 +9,7 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Target
 from pretune.api.types import Object
 from pretune.podspec import canonical, identity
+from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
@@ -102,7 +103,7 @@ def _want(
     plan: PlanBuilder, source: _Source, target: Target, keys: dict[str, str]
 ) -> DesiredBundle:
     inputs = identity.inputs(source.template, plan.spec, target)
-    refusal = identity.refusal(source.template, plan.spec, target, plan.observed.source_claims)
+    refusal = find_refusal(source.template, plan.spec, target, plan.observed.source_claims)
     bundle = inputs.bundle_id()
     key = source.key or keys.get(bundle, "")
     return DesiredBundle(
@@ -146,6 +147,6 @@ def differences(templates: Sequence[Object], engine_container: str) -> str:
     parts += [
         name
         for name in ("image", "command", "args", "envFrom")
-        if len({canonical.text(one[name]) for one in programs}) > 1
+        if len({canonical.to_json(one[name]) for one in programs}) > 1
     ]
     return ", ".join(parts) or "GPUs, node terms or init containers"

@@ -16,7 +16,7 @@ from pretune.api.reasons import Refused
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
-from pretune.manifests.import_job import DEADLINE, import_job
+from pretune.manifests.import_job import DEADLINE, build_import_job
 from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
     Attempt,
@@ -208,7 +208,7 @@ def comes_first(plan: PlanBuilder, want: DesiredBundle, record: Object, storage:
         return True
     observed = plan.observed
     try:
-        job = import_job(
+        job = build_import_job(
             *(
                 observed.key,
                 plan.cache,

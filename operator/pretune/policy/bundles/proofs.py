@@ -15,8 +15,8 @@ from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.manifests.job import proof_job
-from pretune.podspec.template import engine_of, gpus
+from pretune.manifests.job import build_proof_job
+from pretune.podspec.template import count_gpus, engine_of
 from pretune.policy.bundles import proof_state
 from pretune.policy.bundles.attempt_state import Attempt, has_reported, read, start_seconds
 from pretune.policy.bundles.job_runs import count_disruptions, create, pod_of, tidy
@@ -64,7 +64,7 @@ def withhold(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     for want in bundles:
         record = plan.bundles[want.id]
         if record["state"] == SEALED:
-            record["gpus"] = gpus(engine_of(want.template, plan.spec.engine_container))
+            record["gpus"] = count_gpus(engine_of(want.template, plan.spec.engine_container))
             if "coldSeconds" not in record:  # of an older release
                 note_cold(record, record.get("tunedSeconds"))
             if not may_be_given(record, plan.spec):
@@ -257,7 +257,7 @@ def begin(plan: PlanBuilder, want: DesiredBundle, record: Object) -> None:
     try:
         example = observed.examples.get(want.origin)
         on_claim = plan.spec.delivery == "ReadOnly" and record.get("layout") == "PerRank"
-        job = proof_job(
+        job = build_proof_job(
             observed.key,
             plan.cache,
             want.template,

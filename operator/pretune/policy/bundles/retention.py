@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 from pretune.api import reasons
-from pretune.api.names import BUNDLE, FAILED, PRUNE, QUESTION, RETIRED, ROLE, SEALED
+from pretune.api.names import BUNDLE, FAILED, PRUNE, REQUEST_KEY, RETIRED, ROLE, SEALED
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
-from pretune.manifests.job import prune_job
+from pretune.manifests.job import build_prune_job
 from pretune.policy.bundles.attempt_state import is_job_finished
 from pretune.policy.bundles.proofs import is_judged, is_withheld
 from pretune.policy.cache.storage import Storage
@@ -126,7 +126,7 @@ def prune(plan: PlanBuilder, storage: Storage) -> None:
             plan.requeue_at(due)
         elif storage.ready and not plan.spec.suspend:
             writer = record.get("writer") or {"uid": 65532, "gid": 65532, "groups": []}
-            job = prune_job(
+            job = build_prune_job(
                 plan.observed.key,
                 plan.cache,
                 plan.spec,
@@ -150,7 +150,7 @@ def prune(plan: PlanBuilder, storage: Storage) -> None:
 def _asked(job: Object) -> list[str]:
     return [
         str(one)
-        for one in json.loads((job["metadata"].get("annotations") or {}).get(QUESTION) or "[]")
+        for one in json.loads((job["metadata"].get("annotations") or {}).get(REQUEST_KEY) or "[]")
     ]
 
 

@@ -20,8 +20,8 @@ from pretune.api.names import (
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
-from pretune.manifests.job import tuning_job
-from pretune.podspec.template import gpus
+from pretune.manifests.job import build_tuning_job
+from pretune.podspec.template import count_gpus
 from pretune.policy.bundles import attempt_state as attempts
 from pretune.policy.bundles import imports, proofs, retention
 from pretune.policy.bundles.adoption import adopt
@@ -127,7 +127,7 @@ def _sealed(
         plan.after.append(delete(job))  # found on the claim: the engine was never started
         return
     proofs.note_cold(record, attempts.start_seconds(pod, SEAL_CONTAINER))
-    record["gpus"] = gpus(pod["spec"]["initContainers"][-1])
+    record["gpus"] = count_gpus(pod["spec"]["initContainers"][-1])
     image = (attempts.statuses(pod).get(attempts.engine_name(pod)) or {}).get("imageID", "")
     if image:
         record["engineImage"] = image.removeprefix("docker-pullable://")
@@ -285,7 +285,7 @@ def _create(plan: PlanBuilder, want: DesiredBundle, record: Object) -> None:
         return
     try:
         example = observed.examples.get(want.origin)
-        job = tuning_job(
+        job = build_tuning_job(
             observed.key,
             plan.cache,
             want.template,

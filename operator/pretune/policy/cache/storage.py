@@ -8,7 +8,7 @@ from pretune.api import reasons
 from pretune.api.names import CACHE, SIZE, WHEN_DELETED
 from pretune.api.reasons import Reason
 from pretune.api.types import Object
-from pretune.manifests.claim import claim
+from pretune.manifests.claim import build_claim
 from pretune.policy.bundles.attempt_state import is_job_finished
 from pretune.policy.model import Apply
 from pretune.policy.plan_builder import PlanBuilder, delete
@@ -62,7 +62,7 @@ def judge(plan: PlanBuilder) -> Storage:
 
 
 def _make(plan: PlanBuilder, name: str) -> Storage:
-    action = Apply(f"apply PersistentVolumeClaim {name}", claim(plan.observed.key, plan.spec))
+    action = Apply(f"apply PersistentVolumeClaim {name}", build_claim(plan.observed.key, plan.spec))
     plan.actions.append(action)
     refused = plan.outcome(action)
     if refused is not None and refused.code >= 400:
@@ -73,7 +73,7 @@ def _make(plan: PlanBuilder, name: str) -> Storage:
 
 def _follow(plan: PlanBuilder, found: Object) -> None:
     """Bring our claim to what the spec says now: its end, and its size (a larger one only)."""
-    wanted = claim(plan.observed.key, plan.spec)
+    wanted = build_claim(plan.observed.key, plan.spec)
     noted, asked = (one["metadata"].get("annotations") or {} for one in (found, wanted))
     if any(noted.get(name) != asked[name] for name in (WHEN_DELETED, SIZE)):
         action = Apply(f"apply PersistentVolumeClaim {found['metadata']['name']}", wanted)

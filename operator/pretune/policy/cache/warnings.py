@@ -174,13 +174,13 @@ def progress_deadline_short(workload: Workload) -> Said | None:
     start = max(START, workload.cold)
     deadline, enough = (
         workload.own.get("progressDeadlineSeconds", DEADLINE),
-        spec.hold.timeout + start,
+        spec.hold.timeout_seconds + start,
     )
     if deadline >= enough:
         return None
     return (
         advice.PROGRESS_DEADLINE_SHORT,
-        f"{workload.name}: set spec.progressDeadlineSeconds to at least {enough} (spec.hold.timeoutSeconds {spec.hold.timeout} +"
+        f"{workload.name}: set spec.progressDeadlineSeconds to at least {enough} (spec.hold.timeoutSeconds {spec.hold.timeout_seconds} +"
         f" {start} for its own start; it is {deadline} now), or lower spec.hold.timeoutSeconds of the cache",
     )
 

@@ -69,7 +69,7 @@ def hold(
             continue
         cause, why = judge(Held(pod, plan, wants, storage, free))
         if not cause:
-            until = pod.created + plan.spec.hold.timeout
+            until = pod.created + plan.spec.hold.timeout_seconds
             plan.requeue_at(
                 until if until > plan.now else None
             )  # past it onFailure: Keep waits for news alone
@@ -99,7 +99,7 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, obje
     words = ", ".join(
         f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items())
     )
-    limit = f"{plan.spec.hold.timeout} s (spec.hold.timeoutSeconds)"
+    limit = f"{plan.spec.hold.timeout_seconds} s (spec.hold.timeoutSeconds)"
     plan.events.append(
         Event(reasons.HELD, f"{words}: they start when it is sealed, at the latest after {limit}")
     )
@@ -227,7 +227,7 @@ def storage_not_ready(held: Held) -> str | None:
 
 
 def timed_out(held: Held) -> str | None:
-    limit = held.plan.spec.hold.timeout
+    limit = held.plan.spec.hold.timeout_seconds
     return (
         f"spec.hold.timeoutSeconds ({limit} s) is over"
         if held.plan.now >= held.pod.created + limit

@@ -17,8 +17,9 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, Target, claim_name
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests.injection import NONE, OVERLAY, READ_ONLY, Delivery, collision
+from pretune.manifests.injection import NONE, OVERLAY, READ_ONLY, Delivery, find_collision
 from pretune.podspec import identity
+from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of, moving_tag
 from pretune.policy.bundles.proofs import may_be_given
 from pretune.protocol import Inputs
@@ -38,7 +39,7 @@ def want(template: Object, spec: Spec, target: Target) -> Want:
     """Raises Refused as engine_of does."""
     inputs = identity.inputs(template, spec, target)
     engine = engine_of(template, spec.engine_container)["name"]
-    return Want(engine, inputs, inputs.bundle_id(), identity.refusal(template, spec, target))
+    return Want(engine, inputs, inputs.bundle_id(), find_refusal(template, spec, target))
 
 
 def delivery(
@@ -97,7 +98,7 @@ def delivery(
 def _at_most(spec: Spec) -> str:
     if spec.hold.on_failure == "Keep":
         return "as long as it takes (spec.hold.onFailure is Keep)"
-    return f"at most {spec.hold.timeout} s from its creation (spec.hold.timeoutSeconds)"
+    return f"at most {spec.hold.timeout_seconds} s from its creation (spec.hold.timeoutSeconds)"
 
 
 def _mode(a: Arrival) -> tuple[str, str]:
@@ -258,7 +259,7 @@ def override_set(a: Arrival) -> str | None:
 
 def names_collide(a: Arrival) -> str | None:
     assert a.engine is not None
-    return collision(a.pod, a.engine)
+    return find_collision(a.pod, a.engine)
 
 
 def undeliverable(a: Arrival) -> str | None:

@@ -233,7 +233,7 @@ def differences(engine: Object, template: Object) -> tuple[str, ...]:
     names += [
         part
         for part in ("image", "envFrom")
-        if canonical.text(here[part]) != canonical.text(there[part])
+        if canonical.to_json(here[part]) != canonical.to_json(there[part])
     ]
     return tuple(names)
 

@@ -14,7 +14,7 @@ from pretune.api.names import IMPORT, IMPORT_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.manifests.import_job import DEADLINE, import_job
+from pretune.manifests.import_job import DEADLINE, build_import_job
 from pretune.policy.bundles import imports
 from pretune.policy.decide import decide
 from pretune.policy.model import Create, Delete, Outcome, Plan
@@ -47,7 +47,9 @@ def import_of(the_cache: Object, value: str = FROM, age: float = 60, **status: A
     """The Job as the API server has it; `over` is Complete or Failed."""
     over = status.pop("over", "")
     source = (value.partition("/")[0], value.partition("/")[2])
-    job = import_job(KEY, the_cache, template(), spec.Target(), value, source, SETTINGS, AGENT)
+    job = build_import_job(
+        KEY, the_cache, template(), spec.Target(), value, source, SETTINGS, AGENT
+    )
     job["metadata"] |= {
         "uid": f"uid-of-import-{value}",
         "creationTimestamp": format_timestamp(NOW - age),
@@ -476,7 +478,7 @@ def job_for(
     **more: Any,
 ) -> Object:
     parts = source.partition("/")
-    return import_job(
+    return build_import_job(
         KEY,
         the_cache,
         the_template,
