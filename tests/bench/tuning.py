@@ -1,4 +1,4 @@
-"""Rows of issue 3: from seal to Ready, what is written meanwhile and while idle, memory, publication."""
+"""From seal to Ready, what is written meanwhile and while idle, memory, publication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bad input gets, read where the person reads it: the table of the first issue, on the real cluster."""
+"""What bad input gets, read where a person reads it, on the real cluster."""
 
 from __future__ import annotations
 
