@@ -1,7 +1,7 @@
 """Reads consumers' logs beside the reconciles: each start once, as far as the engine's readiness.
 
 Only with the chart's proof.readLogs. Results are lost with the process: the next one reads the logs
-again. Nothing of a log is kept or logged but what engines/vllm/log.py makes of it.
+again. Nothing of a log is kept or logged but what an engine's log parser makes of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from pretune.api.types import Key, Object
-from pretune.engines.vllm.log import PARTIAL, TUNED, UNKNOWN, Reader, Start
+from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, LogSummary
+from pretune.engines.vllm.log import Parser
 from pretune.kube.types import ApiError
 from pretune.policy.model import EngineStart, Told
 from pretune.policy.pods.warm_starts import differences
@@ -68,7 +69,7 @@ class LogReader:
     """Reads the logs of each key's starts.
 
     wake: called with a key once every one of its starts has a result.
-    count_result: called with a key and the final result of a start (engines.vllm.log.RESULTS).
+    count_result: called with a key and the final result of a start (engines.logs.RESULTS).
     count_failure: called with the reason why a log was not read.
     clock: Unix seconds. Starts that were ready before `run` began were counted by another process.
     """
@@ -102,7 +103,7 @@ class LogReader:
             for name, entry in self._entries.get(key, {}).items()
             if entry.result is not None
         }
-        return {**dict.fromkeys(self._unread.get(key, ()), Told(Start())), **results}
+        return {**dict.fromkeys(self._unread.get(key, ()), Told(LogSummary())), **results}
 
     def set_starts(self, key: Key, starts: Iterable[EngineStart]) -> None:
         """Read the logs of these starts of a key from now on, and of no others."""
@@ -162,7 +163,7 @@ class LogReader:
         except (ApiError, OSError, TimeoutError) as error:
             code = error.code if isinstance(error, ApiError) else 0
             pauses = () if code in FAILURE_OF_CODE else RETRY_SECONDS
-            result = Told(Start())
+            result = Told(LogSummary())
             if entry.tries > len(pauses):
                 reason = FAILURE_OF_CODE.get(code, NO_ANSWER)
                 result = self._note_failure(reason, f"{pod}: {str(error) or type(error).__name__}")
@@ -194,15 +195,15 @@ class LogReader:
     async def _read(self, key: Key, start: EngineStart) -> Told:
         """Return what a start's log says. Raises LogUnavailable, and what the cluster raises."""
         ready_until = start.ready + READY_SLACK_SECONDS
-        reader = Reader(until=ready_until if start.probed else None)
+        parser = Parser(until=ready_until if start.probed else None)
         async with aclosing(
             self._read_log(key.namespace, start.pod, start.container, MAX_LOG_BYTES)
         ) as chunks:
             async for chunk in chunks:
-                if reader.feed(chunk):
+                if parser.feed(chunk):
                     break
                 await asyncio.sleep(0)  # a log may be megabytes: other tasks have their turn
-        summary = reader.told()
+        summary = parser.summary()
         # The log of another pod of this name, of an engine that restarted, or without its
         # beginning: then what is left is about something else.
         if summary.began is not None:
@@ -236,7 +237,7 @@ class LogReader:
             f"{message}; further failures with this reason are only counted"
             " (pretune_start_read_failures_total)",
         )
-        return Told(Start())
+        return Told(LogSummary())
 
     def _log_once(self, reason: str, message: str) -> None:
         if reason not in self._logged:

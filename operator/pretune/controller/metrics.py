@@ -31,7 +31,7 @@ from pretune.api.names import (
 )
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
-from pretune.engines.vllm.log import RESULTS, UNKNOWN
+from pretune.engines.logs import RESULTS, UNKNOWN
 from pretune.metrics_base import Metrics
 from pretune.podspec.template import count_gpus
 from pretune.policy.bundles.attempt_state import (

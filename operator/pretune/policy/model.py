@@ -11,7 +11,7 @@ from pretune.api.spec import Spec
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
-from pretune.engines.vllm.log import Start
+from pretune.engines.logs import LogSummary
 from pretune.kube.types import Event
 
 # --- what is seen
@@ -128,7 +128,7 @@ class EngineStart:
 class Told:
     """What became of reading one start's log."""
 
-    said: Start
+    said: LogSummary
     differs: tuple[
         str, ...
     ] = ()  # variables and flags in which the pod differs from its template, of one that tuned

@@ -20,7 +20,7 @@ from pretune.controller.log_reader import (
     LogReader,
 )
 from pretune.controller.reconcile import reconcile
-from pretune.engines.vllm.log import PARTIAL, TUNED, UNKNOWN, WARM, Start
+from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, LogSummary
 from pretune.kube.types import ApiError
 from pretune.policy.model import EngineStart, Observed, Plan, Told
 
@@ -449,7 +449,7 @@ def test_a_look_sees_what_is_known_and_leaves_the_rest_to_the_reader(
     reader = LogReader(node.log, node.get, lambda key: None)
     [seen] = look(monkeypatch, reader, (start(1),))
     assert seen.starts == {} and list(reader._entries[KEY]) == [start(1).key] and not node.asked
-    reader._entries[KEY][start(1).key].result = answer = Told(Start(WARM))
+    reader._entries[KEY][start(1).key].result = answer = Told(LogSummary(WARM))
     [seen] = look(monkeypatch, reader, (start(1),))
     assert seen.starts == {start(1).key: answer}
     look(monkeypatch, reader, ())

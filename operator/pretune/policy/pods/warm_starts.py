@@ -13,7 +13,7 @@ from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
-from pretune.engines.vllm import log
+from pretune.engines import logs
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.kube.types import Event
 from pretune.manifests.injection import OVERLAY, READ_ONLY
@@ -80,12 +80,12 @@ def told(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
     found = [plan.observed.starts.get(_start(one).key) for one in pods if _is_told(one)]
     if None in found:
         before = ((plan.cache.get("status") or {}).get("consumers")) or {}
-        return {name: before[name] for name in log.RESULTS if name in before}
+        return {name: before[name] for name in logs.RESULTS if name in before}
     results = [one.said.result for one in found if one is not None]
     return {
-        "warm": results.count(log.WARM),
-        "partial": results.count(log.PARTIAL),
-        "tuned": results.count(log.TUNED),
+        "warm": results.count(logs.WARM),
+        "partial": results.count(logs.PARTIAL),
+        "tuned": results.count(logs.TUNED),
     }
 
 
@@ -93,7 +93,7 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, obje
     """The event TunedAgain, when the status newly counts pods that tuned: one for each bundle and factor."""
     before: Mapping[str, int] = (plan.cache.get("status") or {}).get("consumers") or {}
     if not any(
-        int(str(counted.get(name, 0))) > before.get(name, 0) for name in (log.TUNED, log.PARTIAL)
+        int(str(counted.get(name, 0))) > before.get(name, 0) for name in (logs.TUNED, logs.PARTIAL)
     ):
         return
     groups: dict[tuple[str, str, str], list[Consumer]] = {}
@@ -106,13 +106,13 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, obje
         )
         if (
             answer is not None
-            and answer.said.result in (log.TUNED, log.PARTIAL)
+            and answer.said.result in (logs.TUNED, logs.PARTIAL)
             and _was_promised(one)
         ):
             why = factor(plan, one, warm.get(one.given, set()))
             groups.setdefault((one.given, answer.said.result, why), []).append(one)
     for (bundle, result, why), some in sorted(groups.items()):
-        how = "tuned all of it again" if result == log.TUNED else "tuned some of it again"
+        how = "tuned all of it again" if result == logs.TUNED else "tuned some of it again"
         plan.events.append(
             Event(
                 reasons.TUNED_AGAIN,
@@ -132,7 +132,7 @@ def _warm_folders(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, set[
     found: dict[str, set[str]] = {}
     for one in pods:
         answer = (plan.observed.starts or {}).get(_start(one).key) if _is_told(one) else None
-        if answer is not None and answer.said.result == log.WARM:
+        if answer is not None and answer.said.result == logs.WARM:
             found.setdefault(one.given, set()).update(answer.said.folders)
     return found
 
@@ -166,7 +166,7 @@ def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
         if image and _digest(one.image) not in ("", image)
         else ""
     )
-    if said.result == log.PARTIAL:
+    if said.result == logs.PARTIAL:
         operations = ", ".join(said.operations) or "operations that the log does not name"
         number = "1 entry is" if said.new == 1 else f"{said.new} entries at most are"
         return f"{moved}{number} not in the bundle, of {operations}"
@@ -182,7 +182,7 @@ def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     )
 
 
-def _other_store(said: log.Start, warm: set[str]) -> str:
+def _other_store(said: logs.LogSummary, warm: set[str]) -> str:
     """FlashInfer names the folder after the GPU and the versions of its libraries (docs/dev/facts-flashinfer.md)."""
     there = f", others found it in {_short(warm)}" if warm else ""
     return (
@@ -191,7 +191,7 @@ def _other_store(said: log.Start, warm: set[str]) -> str:
     )
 
 
-def _other_key(said: log.Start, warm: set[str]) -> str:
+def _other_key(said: logs.LogSummary, warm: set[str]) -> str:
     """vLLM names the folder after its configuration; seed has checked that all of the bundle's is there."""
     there = f", which is in {_short(warm)} for other pods" if warm else ""
     return f"its engine looked for it in the key folder {_short(said.folders)}, and the bundle has none of that name{there}"
@@ -316,7 +316,7 @@ def saved(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
 def _tuned(plan: PlanBuilder, one: Consumer) -> bool:
     """Whether its log says that it tuned, all or some of it, however soon it was ready. False: it did not, or nobody knows."""
     answer = (plan.observed.starts or {}).get(_start(one).key)
-    return answer is not None and answer.said.result in (log.TUNED, log.PARTIAL)
+    return answer is not None and answer.said.result in (logs.TUNED, logs.PARTIAL)
 
 
 def worth(record: Mapping[str, object]) -> tuple[int, float] | None:

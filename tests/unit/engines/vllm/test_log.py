@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from pretune.engines.vllm.log import (
-    LONGEST,
-    MOST,
+from pretune.engines.logs import (
+    MAX_LINE_BYTES,
     PARTIAL,
     TUNED,
     UNKNOWN,
     WARM,
     Difference,
-    Reader,
-    Start,
+    LogSummary,
 )
+from pretune.engines.vllm.log import MAX_WORDS, Parser
 
 from tests.unit.builders import law
 
@@ -64,10 +63,10 @@ def refused(what: str, path: str = FILE) -> str:
     )
 
 
-def read(log: str | bytes, *, until: float | None = None) -> Start:
-    reader = Reader(until)
+def read(log: str | bytes, *, until: float | None = None) -> LogSummary:
+    reader = Parser(until)
     reader.feed(log.encode() if isinstance(log, str) else log)
-    return reader.told()
+    return reader.summary()
 
 
 RANK1 = FILE.replace("rank0", "rank1")
@@ -161,10 +160,10 @@ def test_prefixes_of_any_kind_change_nothing(dressed: object) -> None:
     ],
 )
 def test_what_is_said_behind_the_first_sign_of_readiness_is_not_looked_at(sign: str) -> None:
-    reader = Reader()
+    reader = Parser()
     assert reader.feed((USING + loaded() + sign + bar() + saved(21)).encode())
-    assert reader.done and reader.told().result == WARM
-    assert not Reader().feed(f"{VLLM}vLLM API server version 0.33.0\n".encode())
+    assert reader.ready and reader.summary().result == WARM
+    assert not Parser().feed(f"{VLLM}vLLM API server version 0.33.0\n".encode())
 
 
 def stamped(at: int, line: str) -> str:
@@ -201,11 +200,11 @@ WHOLE = (
 )
 
 
-def fed(log: bytes, chunks: Iterator[bytes]) -> Start:
-    reader = Reader()
+def fed(log: bytes, chunks: Iterator[bytes]) -> LogSummary:
+    reader = Parser()
     for one in chunks:
         reader.feed(one)
-    return reader.told()
+    return reader.summary()
 
 
 def pieces(log: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -302,19 +301,21 @@ MEBIBYTE = 1 << 20
     ],
 )
 def test_hundreds_of_megabytes_of_anything_stay_small(chunk: bytes, times: int) -> None:
-    reader = Reader()
+    reader = Parser()
     tracemalloc.start()
     for _ in range(times):
         reader.feed(chunk)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 2 * MEBIBYTE
-    told = reader.told()
+    told = reader.summary()
     assert (
-        len(told.operations) <= MOST and len(told.folders) <= MOST and len(told.differences) <= MOST
+        len(told.operations) <= MAX_WORDS
+        and len(told.folders) <= MAX_WORDS
+        and len(told.differences) <= MAX_WORDS
     )
     assert all(len(one) <= 120 for one in (*told.operations, *told.folders))
-    assert len(reader._line) <= LONGEST
+    assert len(reader._line) <= MAX_LINE_BYTES
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_hundreds_of_megabytes_of_anything_stay_small(chunk: bytes, times: int) 
 )
 def test_no_line_takes_long(word: str) -> None:
     log = ("FlashInfer Cache file was created in a different environment (" + word * 2000)[
-        :LONGEST
+        :MAX_LINE_BYTES
     ] + "\n"
     began = time.process_time()
     for _ in range(20):
@@ -346,7 +347,7 @@ LOGS = Path(__file__).with_name("data") / "logs"
 RELEASES = ("0.25.1", "0.26.0", "0.27.1", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
 
 
-def real(release: str, situation: str) -> Start:
+def real(release: str, situation: str) -> LogSummary:
     return read((LOGS / f"{release}.{situation}.txt").read_bytes())
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pretune.api import names
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
-from pretune.engines.vllm.log import PARTIAL, TUNED, UNKNOWN, WARM, Difference, Start
+from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, Difference, LogSummary
 from pretune.policy.decide import decide
 from pretune.policy.model import Plan, Told
 from pretune.policy.pods.warm_starts import SETTLE, differences, worth
@@ -61,9 +61,11 @@ def key(pod: Consumer) -> str:
     return f"{pod.object['metadata']['uid']}/{format_timestamp(NOW - 30)}"
 
 
-def told(*pods: tuple[Consumer, Start | str], differs: tuple[str, ...] = ()) -> dict[str, Told]:
+def told(
+    *pods: tuple[Consumer, LogSummary | str], differs: tuple[str, ...] = ()
+) -> dict[str, Told]:
     return {
-        key(pod): Told(said if isinstance(said, Start) else Start(said), differs)
+        key(pod): Told(said if isinstance(said, LogSummary) else LogSummary(said), differs)
         for pod, said in pods
     }
 
@@ -177,7 +179,7 @@ def test_the_same_answers_write_no_new_status() -> None:
 
 # --- why one tuned again
 
-ALL = Start(TUNED, new=21, operations=("toy_gemm",), folders=("c" * 64,))
+ALL = LogSummary(TUNED, new=21, operations=("toy_gemm",), folders=("c" * 64,))
 
 
 def test_pods_that_tuned_although_they_had_their_bundle_are_said_once_by_bundle_and_factor() -> (
@@ -201,7 +203,7 @@ def test_pods_that_tuned_although_they_had_their_bundle_are_said_once_by_bundle_
 
 
 def why(
-    said: Start,
+    said: LogSummary,
     pod: Consumer = GIVEN,
     of: dict[str, Any] | None = None,
     differs: tuple[str, ...] = (),
@@ -222,7 +224,7 @@ def why(
     ],
 )  # fmt: skip
 def test_what_flashinfer_refused_is_the_factor(difference: Difference, words: str) -> None:
-    assert words in why(Start(TUNED, new=21, folders=("c" * 64,), differences=(difference,)))
+    assert words in why(LogSummary(TUNED, new=21, folders=("c" * 64,), differences=(difference,)))
 
 
 def test_a_key_folder_that_the_bundle_lacks_is_the_factor_with_what_differs_in_the_pod() -> None:
@@ -250,14 +252,14 @@ def test_a_key_folder_that_the_bundle_lacks_is_the_factor_with_what_differs_in_t
 
 def test_where_others_found_it_is_said_too() -> None:
     other = numbered(2)
-    starts = told((GIVEN, ALL), (other, Start(WARM, loaded=21, folders=("d" * 64,))))
+    starts = told((GIVEN, ALL), (other, LogSummary(WARM, loaded=21, folders=("d" * 64,))))
     [message] = events(plan(GIVEN, other, starts=starts))
     assert "key folder cccccccccccc…" in message and "dddddddddddd…" in message
 
 
 def test_one_that_looked_where_others_found_it_is_told_apart() -> None:
     other = numbered(2)
-    starts = told((GIVEN, ALL), (other, Start(WARM, loaded=21, folders=ALL.folders)))
+    starts = told((GIVEN, ALL), (other, LogSummary(WARM, loaded=21, folders=ALL.folders)))
     [message] = events(plan(GIVEN, other, starts=starts))
     assert (
         "where other pods found it, and loaded nothing" in message
@@ -266,16 +268,16 @@ def test_one_that_looked_where_others_found_it_is_told_apart() -> None:
 
 
 def test_an_empty_store_names_what_its_folder_stands_for() -> None:
-    words = why(Start(TUNED, new=21, folders=("0123456789abcdef",), managed=True))
+    words = why(LogSummary(TUNED, new=21, folders=("0123456789abcdef",), managed=True))
     assert "store 0123456789ab… has no entries" in words and "GPU" in words
 
 
 def test_a_part_that_was_tuned_is_named_by_its_operations() -> None:
-    words = why(Start(PARTIAL, loaded=20, new=1, operations=("toy_gemm",)))
+    words = why(LogSummary(PARTIAL, loaded=20, new=1, operations=("toy_gemm",)))
     assert (
         "tuned some of it again" in words and "1 entry is not in the bundle, of toy_gemm" in words
     )
-    words = why(Start(PARTIAL, loaded=20, new=3))
+    words = why(LogSummary(PARTIAL, loaded=20, new=3))
     assert (
         "3 entries at most are not in the bundle, of operations that the log does not name" in words
     )
@@ -398,9 +400,9 @@ def test_other_starts_save_nothing(pod: Consumer) -> None:
 )
 def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts: int) -> None:
     pod, other = started(1, LONG_AGO, LONG_AGO + 25), started(2, LONG_AGO, LONG_AGO + 25)
-    logs = {f"uid-2/{format_timestamp(LONG_AGO)}": Told(Start(WARM))}
+    logs = {f"uid-2/{format_timestamp(LONG_AGO)}": Told(LogSummary(WARM))}
     if result:
-        logs[f"uid-1/{format_timestamp(LONG_AGO)}"] = Told(Start(result))
+        logs[f"uid-1/{format_timestamp(LONG_AGO)}"] = Told(LogSummary(result))
     assert saved(plan(pod, other, starts=logs, the_cache=a_cache(**PROVEN)))[0] == 80 * (1 + counts)
 
 
@@ -490,7 +492,7 @@ def test_three_thousand_pods_are_told_in_no_time() -> None:
     pods = [numbered(number) for number in range(3000)]
     starts = told(
         *(
-            (one, ALL if index % 2 else Start(WARM, folders=("d" * 64,)))
+            (one, ALL if index % 2 else LogSummary(WARM, folders=("d" * 64,)))
             for index, one in enumerate(pods)
         )
     )
