@@ -1,7 +1,8 @@
-"""What Prometheus is told, each metric declared once with its unit and labels: docs/metrics.md lists them all.
+"""The controller's metrics, each declared once with its unit and labels (docs/metrics.md has all).
 
-Counted is what a status newly says, after it was written: reconcile may run any number of times, on any replica, and an attempt's end
-counts once. Each process has a registry of its own; nothing here does I/O, and a run costs the same however many caches there are.
+What a plan says is counted after its status was written: reconcile may run any number of times, on
+any replica, and the end of an attempt counts once. Each process has a registry of its own. Nothing
+here does I/O, and the cost of a reconcile does not depend on the number of caches.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from prometheus_client import (
-    disable_created_metrics,
-)
+from prometheus_client import disable_created_metrics
 
 from pretune.api.names import (
     ATTEMPT,
@@ -44,150 +43,169 @@ from pretune.policy.bundles.attempt_state import (
 from pretune.policy.model import Delete, Observed, Plan
 from pretune.policy.plan_builder import failure
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, of when it began
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
 
 Answer = TypeVar("Answer")
 
-CONSUMERS = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
-STARTS = RESULTS  # of the same, where logs are read
-CACHE = ("namespace", "cache")
+CONSUMER_STATES = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
+CACHE_LABELS = ("namespace", "cache")
 
 # Reasons of an attempt's end that are none of a bundle: see docs/metrics.md.
 FOUND, SUPERSEDED, PROVEN = "Found", "Superseded", "Proven"
 
-# Upper limits, in seconds.
-_TUNING = (30, 60, 120, 300, 600, 900, 1200, 1800, 2700, 3600, 5400, 7200)
-_HOLD = (1, 5, 15, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
-_RECONCILE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+
+# Upper limits of histograms' buckets.
+_TUNING_SECONDS = (30, 60, 120, 300, 600, 900, 1200, 1800, 2700, 3600, 5400, 7200)
+_HOLD_SECONDS = (1, 5, 15, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+_RECONCILE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 
 
 class ControllerMetrics(Metrics):
+    """The controller's registry.
+
+    queue_depth: keys that wait for a worker. stuck_seconds: how long they have waited while no
+    reconcile began or ended. is_leader: whether the lease is ours.
+    """
+
     def __init__(
         self,
-        depth: Callable[[], float] = lambda: 0,
-        stuck: Callable[[], float] = lambda: 0,
-        leader: Callable[[], bool] = lambda: False,
+        queue_depth: Callable[[], float] = lambda: 0,
+        stuck_seconds: Callable[[], float] = lambda: 0,
+        is_leader: Callable[[], bool] = lambda: False,
     ) -> None:
-        """depth: keys that wait for a worker. stuck: seconds since the queue moved. leader: whether the lease is ours."""
         super().__init__()
         self._bundles = self._add_gauge(
-            "pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE, "state")
+            "pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE_LABELS, "state")
         )
         self._consumers = self._add_gauge(
             "pretune_consumers",
-            "Serving pods as the cache's status counts them, every 10 s at most: seeded (started with the bundle), cold (started"
-            " without), held (wait for it), stale (run another image of the same name than the bundle was tuned in), ready; with"
-            " proof.readLogs also warm, partial and tuned, as their logs say.",
-            (*CACHE, "state"),
+            "Serving pods as the cache's status counts them, every 10 s at most: seeded (started"
+            " with the bundle), cold (started without it), held (wait for it), stale (run another"
+            " image of the same name than the bundle was tuned in), ready; with proof.readLogs also"
+            " warm, partial and tuned, as their logs say.",
+            (*CACHE_LABELS, "state"),
         )
         self._held = self._add_gauge(
             "pretune_held_pods",
             "Serving pods that wait for their bundle behind the scheduling gate pretune.dev/hold.",
-            CACHE,
+            CACHE_LABELS,
         )
         self._attempts = self._add_counter(
             "pretune_attempts",
-            "Tuning attempts and proofs that ended, by their reason: Sealed, NothingToTune, Found (the bundle was on the claim already),"
-            " Proven, Superseded (nothing wanted it any more), or why it failed.",
+            "Tuning attempts and proofs that ended, by reason: Sealed, NothingToTune, Found (the"
+            " bundle was on the claim already), Proven, Superseded (nothing wanted it any more), or"
+            " the reason of a failure.",
             ("reason",),
         )
-        self._tuning = self._add_histogram(
+        self._tuning_seconds = self._add_histogram(
             "pretune_tuning_seconds",
-            "Time from the engine's start to the sealed bundle, in seconds, of those sealed.",
-            _TUNING,
+            "Time from the engine's start to the sealed bundle, in seconds, of attempts that sealed"
+            " one.",
+            _TUNING_SECONDS,
         )
         self._gpu_seconds = self._add_counter(
             "pretune_tuning_gpu_seconds",
-            "GPU-seconds that ended attempts took: their time times the engine's GPUs, of failed ones as far as it is known.",
-            CACHE,
+            "GPU-seconds of attempts and proofs that ended: their time multiplied by the engine's"
+            " GPUs. For one that failed the time is its pod's, as far as the pod could be read.",
+            CACHE_LABELS,
         )
-        self._holds = self._add_histogram(
+        self._hold_seconds = self._add_histogram(
             "pretune_hold_seconds",
-            "How long held pods waited from their creation to their release, in seconds.",
-            _HOLD,
+            "How long held pods waited, from their creation to their release, in seconds.",
+            _HOLD_SECONDS,
             ("cause",),
         )
         self._rescued = self._add_counter(
             "pretune_rescued_pods",
-            "Pods that only the claim or the container pretune-seed kept from starting, and that were deleted to be made anew.",
+            "Pods that only the claim or the container pretune-seed kept from starting. They were"
+            " deleted; their replacements start without both.",
         )
         self._starts = self._add_counter(
             "pretune_starts",
-            "Starts of engines that were given a bundle, by what their logs say (proof.readLogs): warm (loaded, nothing tuned), partial"
-            " (some tuned), tuned (all tuned), unknown. Each once, of pods that became ready while this process ran.",
-            (*CACHE, "result"),
+            "Engine starts in pods that were given a bundle, by what their logs say"
+            " (proof.readLogs): warm (loaded, nothing tuned), partial (some tuned), tuned (all"
+            " tuned), unknown. Each once, of pods that became ready while this process ran.",
+            (*CACHE_LABELS, "result"),
         )
-        self._unread = self._add_counter(
+        self._read_failures = self._add_counter(
             "pretune_start_read_failures",
-            "Logs that were not read: Forbidden, NotThere (the pod is gone), Rotated (its beginning is), NoAnswer, Error.",
+            "Logs that were not read, by reason: Forbidden, NotThere (the pod is gone), Rotated (the"
+            " log's beginning is gone), NoAnswer, Error.",
             ("reason",),
         )
         self._saved = self._add_gauge(
             "pretune_gpu_seconds_saved",
-            "GPU-seconds that proven bundles saved (status.gpuSecondsSaved): the sum, over the starts of serving pods that had one, of"
-            " GPUs x max(0, coldSeconds - warmSeconds) of that bundle. It only grows. What tuning and proving cost is not taken off:"
-            " see pretune_tuning_gpu_seconds_total.",
-            CACHE,
+            "GPU-seconds that proven bundles saved (status.gpuSecondsSaved): the sum, over the"
+            " starts of serving pods that had one, of GPUs x max(0, coldSeconds - warmSeconds) of"
+            " that bundle. It only grows. The cost of tuning and proving is not subtracted: see"
+            " pretune_tuning_gpu_seconds_total.",
+            CACHE_LABELS,
         )
-        self._reconcile = self._add_histogram(
+        self._reconcile_seconds = self._add_histogram(
             "pretune_reconcile_seconds",
-            "Time of one look at one cache, all of its API calls included, in seconds.",
-            _RECONCILE,
+            "Time of one reconcile of one cache, with all of its API calls, in seconds.",
+            _RECONCILE_SECONDS,
         )
-        self._errors = self._add_counter(
-            "pretune_reconcile_errors", "Looks at a cache that raised an error and are tried again."
+        self._reconcile_errors = self._add_counter(
+            "pretune_reconcile_errors", "Reconciles that raised an error. They are tried again."
         )
-        self._add_computed_gauge("pretune_queue_depth", "Caches that wait for a worker.", depth)
+        self._add_computed_gauge(
+            "pretune_queue_depth", "Caches that wait for a worker.", queue_depth
+        )
         self._add_computed_gauge(
             "pretune_queue_stuck_seconds",
-            "For how long caches have waited for a worker without any look beginning or ending, in seconds.",
-            stuck,
+            "How long caches have waited for a worker without any reconcile starting or ending, in"
+            " seconds.",
+            stuck_seconds,
         )
         self._add_computed_gauge(
-            "pretune_leader", "1 in the replica that holds the lease and works, else 0.", leader
+            "pretune_leader", "1 in the replica that holds the lease and works, else 0.", is_leader
         )
 
     async def time_reconcile(self, reconcile: Awaitable[Answer]) -> Answer:
-        """The look's answer; its time is noted however it ends, and that it failed."""
+        """Return what a reconcile returns, and count its time and its error."""
         began = time.perf_counter()
         try:
             return await reconcile
         except Exception:
-            self._errors.inc()
+            self._reconcile_errors.inc()
             raise
         finally:
-            self._reconcile.observe(time.perf_counter() - began)
+            self._reconcile_seconds.observe(time.perf_counter() - began)
 
-    def count_status(self, seen: Observed, plan: Plan, now: float) -> None:
-        """The status of a plan was written, or there was nothing to write: count what it says and the one that was read did not."""
-        if seen.cache is None:
-            self._forget(seen.key)
-        if seen.cache is None or plan.status is None:
+    def count_status(self, observed: Observed, plan: Plan, now: float) -> None:
+        """Count what a plan's status says, and attempts that ended, once the status is written.
+
+        now: Unix seconds.
+        """
+        if observed.cache is None:
+            self._remove_cache(observed.key)
+        if observed.cache is None or plan.status is None:
             return
-        labels = (seen.key.namespace, seen.key.name)
-        states = [one["state"] for one in plan.status.get("bundles") or ()]
+        labels = (observed.key.namespace, observed.key.name)
+        states = [bundle["state"] for bundle in plan.status.get("bundles") or ()]
         for state in STATES:
             self._bundles.labels(*labels, state).set(states.count(state))
         consumers = plan.status.get("consumers") or {}
-        for state in CONSUMERS:
+        for state in CONSUMER_STATES:
             self._consumers.labels(*labels, state).set(consumers.get(state, 0))
-        for result in STARTS:
+        for result in RESULTS:
             if result in consumers:
                 self._consumers.labels(*labels, result).set(consumers[result])
         if "gpuSecondsSaved" in plan.status:
             self._saved.labels(*labels).set(plan.status["gpuSecondsSaved"])
         self._held.labels(*labels).set(consumers.get("held", 0))
-        spent = self._gpu_seconds.labels(*labels)
-        for end in ended(seen, plan.status, now):
+        gpu_seconds = self._gpu_seconds.labels(*labels)
+        for end in ended(observed, plan.status, now):
             self._attempts.labels(end.reason).inc()
-            spent.inc(end.gpu_seconds)
+            gpu_seconds.inc(end.gpu_seconds)
             if end.tuned is not None:
-                self._tuning.observe(end.tuned)
+                self._tuning_seconds.observe(end.tuned)
 
     def count_releases(self, plan: Plan) -> None:
         """Count the holds that a plan ends, once all of its pods are released."""
         for release in plan.released:
-            self._holds.labels(release.cause).observe(release.waited)
+            self._hold_seconds.labels(release.cause).observe(release.waited)
 
     def count_rescues(self, plan: Plan) -> None:
         """Count the pods that a plan rescues, once all of it is done: a retry does the rest."""
@@ -199,23 +217,23 @@ class ControllerMetrics(Metrics):
         self._rescued.inc(len(pods))
 
     def count_start(self, key: Key, result: str) -> None:
-        """A log was read, or given up (logs.UNKNOWN)."""
+        """Count a start whose log was read or is not read any more (engines.vllm.log.RESULTS)."""
         self._starts.labels(key.namespace, key.name, result).inc()
 
     def count_read_failure(self, reason: str) -> None:
-        """A log could not be read."""
-        self._unread.labels(reason).inc()
+        """Count a log that was not read."""
+        self._read_failures.labels(reason).inc()
 
-    def _forget(self, key: Key) -> None:
-        """The cache is gone, and with it every series that has its name."""
+    def _remove_cache(self, key: Key) -> None:
+        """Remove every series of a deleted cache."""
         labels = (key.namespace, key.name)
-        for result in (*STARTS, UNKNOWN):
+        for result in (*RESULTS, UNKNOWN):
             self._starts.remove(*labels, result)
             self._consumers.remove(*labels, result)
         self._saved.remove(*labels)
         for state in STATES:
             self._bundles.remove(*labels, state)
-        for state in CONSUMERS:
+        for state in CONSUMER_STATES:
             self._consumers.remove(*labels, state)
         self._held.remove(*labels)
         self._gpu_seconds.remove(*labels)

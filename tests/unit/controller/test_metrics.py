@@ -12,7 +12,7 @@ import pytest
 from pretune.api import names
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.controller.metrics import CONSUMERS, ControllerMetrics
+from pretune.controller.metrics import CONSUMER_STATES, ControllerMetrics
 from pretune.kube.types import ApiError, Event
 from pretune.manifests.gate import release_patch
 from pretune.metrics_base import Metrics
@@ -248,7 +248,7 @@ def test_a_caches_bundles_and_consumers_are_told_as_its_status_has_them() -> Non
 
 def test_a_cache_that_is_deleted_leaves_no_series() -> None:
     metrics = ControllerMetrics()
-    look(metrics, tuning(), failed(), consumers=dict.fromkeys(CONSUMERS, 1))
+    look(metrics, tuning(), failed(), consumers=dict.fromkeys(CONSUMER_STATES, 1))
     assert KEY.name in metrics.exposition().decode()
     gone = Observed(KEY, seen().settings, "", None)
     for _ in range(2):
@@ -464,7 +464,7 @@ def test_the_document_names_every_value_of_a_label_that_is_ours() -> None:
         f"`{one}`" in text
         for one in (
             *names.STATES,
-            *CONSUMERS,
+            *CONSUMER_STATES,
             "Found",
             "Superseded",
             "Skipped",
