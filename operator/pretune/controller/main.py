@@ -1,4 +1,4 @@
-"""The controller: kopf reports what happened, the queue decides when to look, reconcile does the rest.
+"""The controller: kopf reports events, the queue decides when to look, reconcile does the rest.
 
 kopf's handlers only wake keys. `on.event` writes nothing to any object: no finalizer and no
 annotation, so that an uninstalled operator leaves nothing behind that could block a deletion
@@ -161,7 +161,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     for kind in LABELLED_KINDS:
         # By the API server: with a handler's filter kopf would still read every object.
         settings.watching.label_selectors[kind] = CACHE
-    # Seconds that kopf keeps a task for an object after its last event, and waits for it at the end.
+    # Seconds that kopf keeps a task for an object after its last event, and waits at its own end.
     settings.queueing.idle_timeout = 0.5
     settings.queueing.exit_timeout = 0.5
     # Never written, since no handler of ours keeps a state on an object; ours, should one ever be.

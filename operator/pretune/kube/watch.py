@@ -1,4 +1,4 @@
-"""Keep one watch of the API server open: the only retry loop for watches, of controller and webhook."""
+"""Keep one watch of the API server open: the only retry loop for watches in both processes."""
 
 from __future__ import annotations
 

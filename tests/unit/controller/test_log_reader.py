@@ -89,8 +89,8 @@ class Node:
         return self.pods.get(name)
 
 
-class Heard:
-    """What the reader tells others."""
+class Calls:
+    """The calls of the reader."""
 
     def __init__(self) -> None:
         self.woken: list[Key] = []
@@ -98,28 +98,28 @@ class Heard:
         self.failed: list[str] = []
 
 
-def reading(node: Node, body: Callable[[LogReader, Heard], Any], began: float = 0.0) -> Heard:
+def reading(node: Node, body: Callable[[LogReader, Calls], Any], began: float = 0.0) -> Calls:
     """Runs a body beside the reader, on a clock of its own."""
-    heard = Heard()
+    calls = Calls()
 
     async def run() -> None:
         reader = LogReader(
             node.log,
             node.get,
-            heard.woken.append,
-            lambda key, result: heard.counted.append(result),
-            heard.failed.append,
+            calls.woken.append,
+            lambda key, result: calls.counted.append(result),
+            calls.failed.append,
             lambda: began,
         )
         task = asyncio.create_task(reader.run())
         try:
-            await body(reader, heard)
+            await body(reader, calls)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     virtual(run())
-    return heard
+    return calls
 
 
 def results(reader: LogReader, key: Key = KEY) -> list[str]:
@@ -129,15 +129,15 @@ def results(reader: LogReader, key: Key = KEY) -> list[str]:
 def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
     node = Node(pod_2=TUNED_LOG)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         for _ in range(3):
             reader.set_starts(KEY, [start(1), start(2)])
             await asyncio.sleep(1)
         assert sorted(results(reader)) == sorted([WARM, TUNED])
-        assert heard.woken == [KEY]
+        assert calls.woken == [KEY]
 
-    heard = reading(node, body)
-    assert sorted(node.asked) == ["pod-1", "pod-2"] and sorted(heard.counted) == sorted(
+    calls = reading(node, body)
+    assert sorted(node.asked) == ["pod-1", "pod-2"] and sorted(calls.counted) == sorted(
         [WARM, TUNED]
     )
 
@@ -145,7 +145,7 @@ def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
 def test_a_restarted_engine_is_another_start_and_what_is_gone_is_forgotten() -> None:
     node = Node()
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1)])
         reader.set_starts(OTHER, [])
         await asyncio.sleep(1)
@@ -163,14 +163,14 @@ def test_a_restarted_engine_is_another_start_and_what_is_gone_is_forgotten() -> 
 def test_only_a_few_are_read_at_a_time() -> None:
     node = Node()
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         node.hold = asyncio.Event()
         reader.set_starts(KEY, [start(number) for number in range(20)])
         await asyncio.sleep(1)
-        assert node.now == MAX_CONCURRENT_LOGS and not heard.woken
+        assert node.now == MAX_CONCURRENT_LOGS and not calls.woken
         node.hold.set()
         await asyncio.sleep(5)
-        assert len(results(reader)) == 20 and heard.woken == [KEY]
+        assert len(results(reader)) == 20 and calls.woken == [KEY]
 
     reading(node, body)
     assert node.most == MAX_CONCURRENT_LOGS
@@ -180,7 +180,7 @@ def test_it_stops_reading_where_the_engine_is_ready_and_ends_the_stream() -> Non
     long = WARM_LOG + timed(bar(), saved(3, 21), at=NOW + 60) + b"x" * (1 << 20)
     node = Node(pod_1=long)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM]
@@ -190,18 +190,18 @@ def test_it_stops_reading_where_the_engine_is_ready_and_ends_the_stream() -> Non
 
 
 def test_without_a_sign_of_readiness_it_stops_at_the_time_when_the_pod_was_ready() -> None:
-    said = timed(USING, loaded(), STARTS, ENDS) + timed(bar("later"), saved(3, 21), at=NOW + 60)
+    log = timed(USING, loaded(), STARTS, ENDS) + timed(bar("later"), saved(3, 21), at=NOW + 60)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM]
 
-    reading(Node(pod_1=said), body)
+    reading(Node(pod_1=log), body)
 
 
-def test_what_was_ready_before_this_process_is_known_and_not_counted_anew() -> None:
-    async def body(reader: LogReader, heard: Heard) -> None:
+def test_what_was_ready_before_this_process_is_known_and_not_counted_again() -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1, ready=NOW - 10), start(2, ready=NOW + 10)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM, WARM]
@@ -218,19 +218,19 @@ def test_what_was_ready_before_this_process_is_known_and_not_counted_anew() -> N
         (ZeroDivisionError("ours"), "Error"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_unknown_counted_and_said_once(
+def test_what_cannot_be_read_is_unknown_counted_and_logged_once(
     error: Exception, word: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = Node(pod_1=error, pod_2=error, pod_3=WARM_LOG)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(number) for number in (1, 2, 3)])
         await asyncio.sleep(7200)
         assert sorted(results(reader)) == sorted([UNKNOWN, UNKNOWN, WARM])
 
     with caplog.at_level(logging.WARNING):
-        heard = reading(node, body)
-    assert heard.failed == [word, word] and sorted(node.asked) == ["pod-1", "pod-2", "pod-3"]
+        calls = reading(node, body)
+    assert calls.failed == [word, word] and sorted(node.asked) == ["pod-1", "pod-2", "pod-3"]
     assert len(caplog.messages) == 1 and word in caplog.messages[0]
 
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_read_is_unknown_counted_and_said_once(
 def test_a_node_that_does_not_answer_is_asked_again_a_few_times(error: Exception) -> None:
     node = Node(pod_1=[error, error, WARM_LOG], pod_2=error)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1), start(2)])
         await asyncio.sleep(1)
         assert not reader.results(KEY)
@@ -255,7 +255,7 @@ def test_a_node_that_does_not_answer_is_asked_again_a_few_times(error: Exception
 def test_a_stream_that_never_ends_holds_a_place_for_a_minute_only() -> None:
     node = Node()
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         node.hold = asyncio.Event()
         reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(7200)
@@ -272,10 +272,10 @@ def test_a_stream_that_never_ends_holds_a_place_for_a_minute_only() -> None:
         timed(USING, loaded(), READY, at=NOW + 5),
         timed("served a request\n", at=NOW + 3600),
     ],
-    ids=["of another pod of this name", "of an engine that was started anew", "rotated"],
+    ids=["of another pod of this name", "of an engine that was restarted", "rotated"],
 )
-def test_a_log_whose_beginning_is_gone_tells_nothing(log: bytes) -> None:
-    async def body(reader: LogReader, heard: Heard) -> None:
+def test_a_log_whose_beginning_is_gone_has_no_result(log: bytes) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [UNKNOWN]
@@ -283,11 +283,11 @@ def test_a_log_whose_beginning_is_gone_tells_nothing(log: bytes) -> None:
     assert reading(Node(pod_1=log), body).failed == ["Rotated"]
 
 
-def test_an_engine_that_is_silent_for_minutes_and_then_tells_is_believed() -> None:
+def test_an_engine_that_is_silent_for_minutes_and_then_logs_is_believed() -> None:
     """A script that fetches a model first, say."""
     log = timed(USING, loaded(), STARTS, ENDS, READY, at=NOW - 50)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(
             KEY, [start(1, since=NOW - 2000), start(2, since=NOW - 2000, probed=False)]
         )
@@ -300,7 +300,7 @@ def test_an_engine_that_is_silent_for_minutes_and_then_tells_is_believed() -> No
 def test_a_pod_without_a_probe_that_says_nothing_of_its_beginning_is_given_up() -> None:
     log = timed("served a request\n", READY, at=NOW + 3600)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1, probed=False)])
         await asyncio.sleep(1)
         assert results(reader) == [UNKNOWN]
@@ -312,12 +312,12 @@ def test_a_pod_without_a_probe_is_read_again_until_its_engine_is_ready() -> None
     early = timed(USING, STARTS)
     node = Node(pod_1=[early, early, TUNED_LOG])
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1, since=NOW - 60, ready=NOW - 60, probed=False)])
         await asyncio.sleep(1)
-        assert results(reader) == [UNKNOWN] and not heard.counted
+        assert results(reader) == [UNKNOWN] and not calls.counted
         await asyncio.sleep(7200)
-        assert results(reader) == [TUNED] and heard.counted == [TUNED]
+        assert results(reader) == [TUNED] and calls.counted == [TUNED]
 
     reading(node, body)
     assert len(node.asked) == 3 <= len(UNREADY_RETRY_SECONDS)
@@ -326,16 +326,16 @@ def test_a_pod_without_a_probe_is_read_again_until_its_engine_is_ready() -> None
 def test_one_that_never_says_so_is_given_up() -> None:
     node = Node(pod_1=timed(USING, STARTS))
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1, ready=NOW - 60, probed=False)])
         await asyncio.sleep(86400)
-        assert results(reader) == [UNKNOWN] and heard.counted == [UNKNOWN]
+        assert results(reader) == [UNKNOWN] and calls.counted == [UNKNOWN]
 
     reading(node, body)
     assert len(node.asked) == len(UNREADY_RETRY_SECONDS) + 1
 
 
-def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() -> None:
+def test_the_result_of_an_engine_that_tuned_says_where_the_pod_differs_from_its_template() -> None:
     node = Node(pod_1=TUNED_LOG, pod_2=TUNED_LOG, pod_3=TUNED_LOG)
     pod = {
         "metadata": {"uid": "uid-1"},
@@ -345,7 +345,7 @@ def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() 
     }
     node.pods = {"pod-1": pod, "pod-2": {**pod, "metadata": {"uid": "another"}}}
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         written = {**ENGINE, "env": [{"name": "B", "value": "secret too"}]}
         some = [start(number, engine=written) for number in (1, 2, 3)]
         reader.set_starts(KEY, some)
@@ -360,40 +360,40 @@ def test_of_one_that_tuned_it_is_told_where_the_pod_differs_from_its_template() 
 def test_no_more_than_so_many_starts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_STARTS", 5)
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         for _ in range(2):
             reader.set_starts(KEY, [start(number) for number in range(9)])
             await asyncio.sleep(1)
             assert sorted(results(reader)) == sorted([WARM] * 5 + [UNKNOWN] * 4), (
-                "nobody waits for the last four"
+                "nothing waits for the last four"
             )
-        assert heard.woken == [KEY]
+        assert calls.woken == [KEY]
         for _ in range(2):
             reader.set_starts(OTHER, [start(9)])
             await asyncio.sleep(1)
             assert results(reader, OTHER) == [UNKNOWN]
-        assert heard.woken == [KEY, OTHER], "woken once, also where there was room for none"
+        assert calls.woken == [KEY, OTHER], "woken once, also where there was room for none"
         reader.set_starts(KEY, [start(number) for number in range(6, 9)])
         await asyncio.sleep(1)
         assert results(reader) == [WARM] * 3, "there is room again"
         reader.set_starts(OTHER, [])
         assert results(reader, OTHER) == []
 
-    heard = reading(Node(), body)
-    assert heard.counted == [WARM] * 8
+    calls = reading(Node(), body)
+    assert calls.counted == [WARM] * 8
 
 
 def test_a_start_that_is_gone_while_it_is_read_is_not_counted() -> None:
     node = Node()
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         node.hold = asyncio.Event()
         reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         reader.set_starts(KEY, [])
         node.hold.set()
         await asyncio.sleep(1)
-        assert not heard.counted and not heard.woken and not reader._entries
+        assert not calls.counted and not calls.woken and not reader._entries
 
     reading(node, body)
 
@@ -412,7 +412,7 @@ def test_no_line_of_a_log_is_kept_or_logged(caplog: pytest.LogCaptureFixture) ->
         )
     )
 
-    async def body(reader: LogReader, heard: Heard) -> None:
+    async def body(reader: LogReader, calls: Calls) -> None:
         reader.set_starts(KEY, [start(1)])
         await asyncio.sleep(1)
         assert results(reader) == [TUNED] and PARTIAL not in results(reader)
@@ -426,36 +426,36 @@ def test_no_line_of_a_log_is_kept_or_logged(caplog: pytest.LogCaptureFixture) ->
 # --- its place in a reconcile
 
 
-def look(
+def reconcile_with(
     monkeypatch: pytest.MonkeyPatch, reader: LogReader | None, wanted: tuple[EngineStart, ...]
 ) -> list[Observed]:
-    """One look at a cache, whose decision is that these starts are worth reading; what the decision saw."""
-    world, seen = Server(Clock(NOW)), []
+    """Reconcile a cache whose decision is that these starts are worth reading; return what it observed."""
+    world, found = Server(Clock(NOW)), []
     world.create(cache())
 
     def decide(observed: Observed, now: float) -> Plan:
-        seen.append(observed)
+        found.append(observed)
         return Plan(status={"summary": {"bundles": "0/1"}}, starts=wanted)
 
     monkeypatch.setattr(pretune.controller.reconcile, "decide", decide)
     virtual(reconcile(KEY, Client(world), SETTINGS, world.clock, None, reader))
-    return seen
+    return found
 
 
-def test_a_look_sees_what_is_known_and_leaves_the_rest_to_the_reader(
+def test_a_reconcile_observes_what_is_known_and_leaves_the_rest_to_the_reader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     node = Node()
     reader = LogReader(node.log, node.get, lambda key: None)
-    [seen] = look(monkeypatch, reader, (start(1),))
-    assert seen.starts == {} and list(reader._entries[KEY]) == [start(1).key] and not node.asked
+    [observed] = reconcile_with(monkeypatch, reader, (start(1),))
+    assert observed.starts == {} and list(reader._entries[KEY]) == [start(1).key] and not node.asked
     reader._entries[KEY][start(1).key].result = answer = Told(LogSummary(WARM))
-    [seen] = look(monkeypatch, reader, (start(1),))
-    assert seen.starts == {start(1).key: answer}
-    look(monkeypatch, reader, ())
+    [observed] = reconcile_with(monkeypatch, reader, (start(1),))
+    assert observed.starts == {start(1).key: answer}
+    reconcile_with(monkeypatch, reader, ())
     assert not reader._entries
 
 
-def test_without_a_reader_a_look_knows_of_no_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    [seen] = look(monkeypatch, None, (start(1),))
-    assert seen.starts is None
+def test_without_a_reader_a_reconcile_observes_no_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    [observed] = reconcile_with(monkeypatch, None, (start(1),))
+    assert observed.starts is None

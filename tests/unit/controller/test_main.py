@@ -1,4 +1,4 @@
-"""What kopf is told and what the kubelet is; that keys are woken is seen on the real cluster (tests/cluster)."""
+"""Which handlers kopf has, and what the kubelet is answered; that keys are woken is seen on the real cluster (tests/cluster)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.unit.objects import cache
 
 
 class Woken:
-    """A queue, a watching and a cluster that note what they are told."""
+    """A queue, a watcher and a cluster that note their calls."""
 
     def __init__(self, stuck: float = 0.0) -> None:
         self.keys: list[Key] = []
@@ -52,37 +52,37 @@ class Woken:
         return self._stuck
 
 
-def handle(woken: Woken, handler: str, **told: Any) -> None:
+def handle(woken: Woken, handler: str, **arguments: Any) -> None:
     registry: Any = build_registry(woken, woken, woken)  # type: ignore[arg-type]
     found = next(
         one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler
     )
-    asyncio.run(found(**told))
+    asyncio.run(found(**arguments))
 
 
 def test_a_cache_wakes_its_key_and_is_followed_to_what_it_names_until_it_is_deleted() -> None:
     ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}
     obj, woken, key = cache(source={"workloadRef": ref}), Woken(), Key("inference", "qwen3")
-    told = {"namespace": "inference", "name": "qwen3"}
-    handle(woken, "on_cache_event", event={"type": None, "object": obj}, **told)
+    arguments = {"namespace": "inference", "name": "qwen3"}
+    handle(woken, "on_cache_event", event={"type": None, "object": obj}, **arguments)
     assert woken.keys == [key] and [one.name for one in woken.followed[key]] == ["serving"]
-    handle(woken, "on_cache_event", event={"type": "DELETED", "object": obj}, **told)
+    handle(woken, "on_cache_event", event={"type": "DELETED", "object": obj}, **arguments)
     assert woken.keys == [key, key] and woken.followed[key] == frozenset()
     assert woken.urgent == [False, True]  # a start's list is long, and an end lets pods go
 
 
-def test_our_own_status_write_is_no_news_but_anybody_elses_is() -> None:
+def test_our_own_status_write_wakes_nothing_but_that_of_others_does() -> None:
     obj, woken = cache(), Woken()
-    told = {"namespace": "inference", "name": "qwen3"}
+    arguments = {"namespace": "inference", "name": "qwen3"}
     woken.written = obj["metadata"]["resourceVersion"]
-    handle(woken, "on_cache_event", event={"type": "MODIFIED", "object": obj}, **told)
+    handle(woken, "on_cache_event", event={"type": "MODIFIED", "object": obj}, **arguments)
     assert not woken.keys
     other = {**obj, "metadata": {**obj["metadata"], "resourceVersion": "2"}}
-    handle(woken, "on_cache_event", event={"type": "MODIFIED", "object": other}, **told)
+    handle(woken, "on_cache_event", event={"type": "MODIFIED", "object": other}, **arguments)
     assert len(woken.keys) == 1 and woken.urgent == [True]
 
 
-def test_a_consumers_news_is_none_of_the_caches_events_and_always_heard() -> None:
+def test_a_change_of_a_consumer_always_wakes_its_cache() -> None:
     """Our own status write is kept from waking its key by the cache's version alone."""
     woken = Woken()
     woken.written = "7"
@@ -165,5 +165,5 @@ def test_kopf_reaches_the_same_cluster_as_the_same_identity(
         (HEALTH_STUCK_SECONDS, "the queue has not moved for 60 s"),
     ],
 )
-def test_the_kubelet_is_told_when_the_queue_does_not_move(stuck: float, words: str) -> None:
+def test_healthz_fails_when_the_queue_does_not_move(stuck: float, words: str) -> None:
     assert find_problem(Woken(stuck)) == words  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What Prometheus is told: an attempt's end once, a cache's series while it is there, and no metric without help and a line in the docs."""
+"""What Prometheus scrapes: an attempt's end once, a cache's series while it exists, and no metric without help and a line in the docs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def attempts(metrics: ControllerMetrics) -> dict[str, float]:
 # --- attempts
 
 
-def test_a_sealed_attempt_counts_once_however_often_it_is_looked_at() -> None:
+def test_a_sealed_attempt_counts_once_however_often_it_is_reconciled() -> None:
     metrics = ControllerMetrics()
     look(metrics, tuning(), sealed(), reported())
     for _ in range(3):
@@ -214,7 +214,7 @@ def test_an_attempt_that_is_given_up_counts_once(
     assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == (240 if expected else 0)
 
 
-def test_whoever_has_the_label_of_a_tuning_pod_breaks_nothing() -> None:
+def test_a_foreign_pod_with_the_label_of_a_tuning_pod_breaks_nothing() -> None:
     metrics = ControllerMetrics()
     stranger = pod()
     stranger.object["spec"] = {"containers": []}
@@ -225,7 +225,7 @@ def test_whoever_has_the_label_of_a_tuning_pod_breaks_nothing() -> None:
 # --- a cache's series
 
 
-def test_a_caches_bundles_and_consumers_are_told_as_its_status_has_them() -> None:
+def test_a_caches_bundles_and_consumers_are_counted_as_its_status_has_them() -> None:
     metrics = ControllerMetrics()
     consumers = {"seeded": 6, "cold": 1, "held": 2, "stale": 0, "ready": 5}
     look(metrics, None, sealed(), consumers=consumers)
@@ -291,7 +291,7 @@ def test_releases_and_rescues_are_counted_of_what_was_carried_out() -> None:
     assert value(metrics, "pretune_hold_seconds_bucket", cause="TimedOut", le="3600.0") == 1
 
 
-def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_done(
+def test_a_reconcile_counts_when_its_status_is_written_and_what_it_did_when_that_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A conflict, then a release that the API server refuses, then all goes well: one attempt, one hold."""
@@ -307,18 +307,18 @@ def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_d
         after=(Patch("release Pod p", waiting, release_patch(), strategic=True),),
         released=(Released("Failed", 60.0),),
     )
-    looks: list[float] = []
+    reconciles: list[float] = []
 
     def decide(read: Observed, now: float) -> Plan:
-        looks.append(now)
-        if len(looks) == 1:  # somebody else writes after our read
+        reconciles.append(now)
+        if len(reconciles) == 1:  # somebody else writes after our read
             meta = {"namespace": KEY.namespace, "name": KEY.name}
             ref = {"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": meta}
             world.patch(ref, {"spec": {"revision": "2"}})
         return plan
 
     def admit(verb: str, obj: Object) -> None:
-        if obj["kind"] == "Pod" and len(looks) == 2:
+        if obj["kind"] == "Pod" and len(reconciles) == 2:
             raise ApiError(500, "InternalError", "webhook failed")
 
     world.admission.append(admit)
@@ -333,7 +333,7 @@ def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_d
 
     with pytest.raises(ApiError, match="webhook failed"):
         run()
-    assert len(looks) == 2
+    assert len(reconciles) == 2
     assert attempts(metrics) == {"EngineFailed": 1}
     assert value(metrics, "pretune_hold_seconds_count", cause="Failed") is None
     run()
@@ -341,7 +341,7 @@ def test_a_look_counts_when_its_status_is_written_and_what_it_did_when_that_is_d
     assert value(metrics, "pretune_hold_seconds_count", cause="Failed") == 1
 
 
-async def test_a_look_is_timed_however_it_ends() -> None:
+async def test_a_reconcile_is_timed_however_it_ends() -> None:
     metrics = ControllerMetrics()
 
     async def well() -> float:
@@ -359,7 +359,7 @@ async def test_a_look_is_timed_however_it_ends() -> None:
     assert value(metrics, "pretune_reconcile_errors_total") == 1
 
 
-def test_what_the_process_knows_is_asked_for_when_somebody_looks() -> None:
+def test_what_the_process_knows_is_computed_at_each_scrape() -> None:
     state = {"depth": 3, "stuck": 0.5, "leader": False}
     metrics = ControllerMetrics(
         lambda: state["depth"], lambda: state["stuck"], lambda: bool(state["leader"])
@@ -395,7 +395,7 @@ def test_starts_are_counted_by_what_their_logs_say_and_forgotten_with_their_cach
         assert not samples(metrics, name)
 
 
-def test_where_no_logs_are_read_nothing_is_said_of_starts() -> None:
+def test_where_no_logs_are_read_nothing_is_exported_of_starts() -> None:
     metrics = ControllerMetrics()
     look(metrics, None, sealed(), consumers={"seeded": 2})
     assert value(metrics, "pretune_consumers", **HERE, state="warm") is None

@@ -1,4 +1,4 @@
-"""What one look sees, on the simulator's API server."""
+"""What one reconcile observes, on the simulator's API server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.sim.cluster import Client, Clock, Server
 from tests.unit.objects import KEY, NOW, SETTINGS, Pod, cache, claim, job, template
 
 NS = KEY.namespace
-SECRET = "hf_do_not_tell"
+SECRET = "hf_secret"
 
 
 class Forbidding(Client):
@@ -58,10 +58,10 @@ def server(*objects: Object) -> Server:
     return world
 
 
-def look(
+def observe_now(
     world: Server, forbidden: tuple[str, ...] = (), now: float = NOW
 ) -> tuple[Observed, list[str]]:
-    """What is seen, and the calls that it took."""
+    """What is observed, and the calls that it took."""
     client = Forbidding(world)
     client.forbidden = forbidden
     return asyncio.run(observe(KEY, client, SETTINGS, now)), client.calls
@@ -171,16 +171,16 @@ def test_a_source_that_cannot_be_had_is_refused_by_name(
     reason: str,
     words: list[str],
 ) -> None:
-    source = look(server(the_cache, *objects), forbidden)[0].source
+    source = observe_now(server(the_cache, *objects), forbidden)[0].source
     assert isinstance(source, Refused)
     assert source.reason == reason
     assert all(word in source.message for word in words), source.message
 
 
 def test_a_source_is_the_pod_template_as_its_author_wrote_it() -> None:
-    assert look(server(refers_to("Deployment"), deployment()))[0].source == template()
-    assert look(server(cache(source={"template": template()})))[0].source == template()
-    assert look(server(cache(source=None)))[0].source is None
+    assert observe_now(server(refers_to("Deployment"), deployment()))[0].source == template()
+    assert observe_now(server(cache(source={"template": template()})))[0].source == template()
+    assert observe_now(server(cache(source=None)))[0].source is None
 
 
 def test_a_source_that_the_api_server_cannot_answer_for_now_is_an_error_and_no_verdict() -> None:
@@ -197,24 +197,25 @@ def test_a_source_that_the_api_server_cannot_answer_for_now_is_an_error_and_no_v
         asyncio.run(observe(KEY, client, SETTINGS, NOW))
 
 
-def test_pods_of_ours_and_consumers_are_told_apart_by_the_role() -> None:
+def test_pods_of_ours_and_consumers_are_distinguished_by_the_role() -> None:
     tuning = Pod().running("vllm").object
     consumer = pod("serving-1", labels={names.CACHE: KEY.name})
     stranger = pod("stranger", labels={names.CACHE: "other"})
-    seen = look(server(cache(), claim(), tuning, consumer, stranger))[0]
-    assert [one["metadata"]["name"] for one in seen.pods] == ["pod"]
-    assert [one["metadata"]["name"] for one in seen.consumers] == ["serving-1"]
+    observed = observe_now(server(cache(), claim(), tuning, consumer, stranger))[0]
+    assert [one["metadata"]["name"] for one in observed.pods] == ["pod"]
+    assert [one["metadata"]["name"] for one in observed.consumers] == ["serving-1"]
     assert (
-        seen.pods[0]["status"]["initContainerStatuses"] == tuning["status"]["initContainerStatuses"]
+        observed.pods[0]["status"]["initContainerStatuses"]
+        == tuning["status"]["initContainerStatuses"]
     )
-    assert [one["name"] for one in seen.pods[0]["spec"]["initContainers"]][-1] == "vllm"
+    assert [one["name"] for one in observed.pods[0]["spec"]["initContainers"]][-1] == "vllm"
 
 
 def test_no_env_value_of_a_pod_or_a_job_is_kept() -> None:
     """But in templates and examples, of which attempts are made."""
     spec: Any = {"template": {"spec": pod("x")["spec"]}}
     labels = {names.CACHE: KEY.name}
-    seen = look(
+    observed = observe_now(
         server(
             cache(),
             claim(),
@@ -223,16 +224,16 @@ def test_no_env_value_of_a_pod_or_a_job_is_kept() -> None:
             pod("t", labels={**labels, names.ROLE: "tuning"}),
         )
     )[0]
-    assert len(seen.jobs) == len(seen.pods) == len(seen.consumers) == 1
-    assert SECRET not in json.dumps([seen.jobs, seen.pods, seen.consumers])
+    assert len(observed.jobs) == len(observed.pods) == len(observed.consumers) == 1
+    assert SECRET not in json.dumps([observed.jobs, observed.pods, observed.consumers])
 
 
 def test_an_object_is_seen_with_its_kind_and_without_managed_fields() -> None:
     world = server(cache(), claim(), job("b-default"), Pod().object)
     for place in world.objects:
         world.objects[place]["metadata"]["managedFields"] = [{"manager": "kubectl"}]
-    seen = look(world)[0]
-    for one in (seen.cache, seen.claim, *seen.jobs, *seen.pods):
+    observed = observe_now(world)[0]
+    for one in (observed.cache, observed.claim, *observed.jobs, *observed.pods):
         assert one is not None
         assert one["apiVersion"] and one["kind"]
         assert "managedFields" not in one["metadata"]
@@ -267,12 +268,12 @@ def test_a_claim_is_asked_why_only_while_it_is_pending() -> None:
     found = world.get("v1", "PersistentVolumeClaim", NS, "pretune-qwen3")
     assert found is not None
     world.create(event(found, "no provisioner"))
-    seen, _ = look(world)
-    assert [one["message"] for one in seen.claim_events] == ["no provisioner"]
-    assert seen.storage_class is not None
+    observed, _ = observe_now(world)
+    assert [one["message"] for one in observed.claim_events] == ["no provisioner"]
+    assert observed.storage_class is not None
     world.patch(found, {"status": {"phase": "Bound"}}, status=True)
-    seen, calls = look(world)
-    assert seen.claim_events == () and seen.storage_class is None
+    observed, calls = observe_now(world)
+    assert observed.claim_events == () and observed.storage_class is None
     assert not any("Event" in call or "StorageClass" in call for call in calls)
 
 
@@ -296,7 +297,7 @@ def test_a_job_is_asked_why_it_has_no_pod(
         owner = {"uid": made["metadata"]["uid"], "controller": True}
         world.create(one.but(ownerReferences=[owner]).object)
     world.create(event(made, "exceeded quota"))
-    events = look(world, now=NOW + age)[0].job_events
+    events = observe_now(world, now=NOW + age)[0].job_events
     assert (
         [one["message"] for one in events.get(made["metadata"]["uid"], ())] == ["exceeded quota"]
     ) == asked
@@ -310,22 +311,22 @@ def test_every_pod_of_the_namespace_is_read_only_where_an_old_agent_could_go() -
     world = server(
         cache(), claim(), config_map(current), mounting("serving", config="pretune-agent-old")
     )
-    seen, calls = look(world)
-    assert [one["metadata"]["name"] for one in seen.agents] == [current]
+    observed, calls = observe_now(world)
+    assert [one["metadata"]["name"] for one in observed.agents] == [current]
     assert MINE in calls and ANYBODYS not in calls
     world.create(config_map("pretune-agent-old"))
-    seen, calls = look(world)
-    assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS in calls
+    observed, calls = observe_now(world)
+    assert observed.agents_named == {"pretune-agent-old"} and ANYBODYS in calls
     world.create(
         {**mounting("mine", config="pretune-agent-old"), "metadata": labelled("mine", KEY.name)}
     )
-    seen, calls = look(world)
-    assert seen.agents_named == {"pretune-agent-old"} and ANYBODYS not in calls
+    observed, calls = observe_now(world)
+    assert observed.agents_named == {"pretune-agent-old"} and ANYBODYS not in calls
 
 
 def test_no_byte_of_an_agent_is_read() -> None:
-    seen = look(server(cache(), claim(), config_map("pretune-agent-old")))[0]
-    assert all("binaryData" not in one for one in seen.agents)
+    observed = observe_now(server(cache(), claim(), config_map("pretune-agent-old")))[0]
+    assert all("binaryData" not in one for one in observed.agents)
 
 
 def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_it() -> None:
@@ -335,19 +336,19 @@ def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_
         {**done, "status": {"phase": "Succeeded"}},
         mounting("other", claim_name="pretune-else"),
     )
-    seen = look(world)[0]
-    assert seen.cache is None and seen.claim is not None
-    assert seen.claim_users == {"done"}
-    assert not seen.namespace_has_caches
+    observed = observe_now(world)[0]
+    assert observed.cache is None and observed.claim is not None
+    assert observed.claim_users == {"done"}
+    assert not observed.namespace_has_caches
 
 
 def test_without_its_cache_agents_are_kept_for_the_others_of_the_namespace() -> None:
     other = cache()
     other["metadata"]["name"] = "other"
-    seen = look(
+    observed = observe_now(
         server(other, config_map("pretune-agent-old"), mounting("p", config="pretune-agent-old"))
     )[0]
-    assert seen.namespace_has_caches and seen.agents_named == {"pretune-agent-old"}
+    assert observed.namespace_has_caches and observed.agents_named == {"pretune-agent-old"}
 
 
 @pytest.mark.parametrize("others", [False, True])
@@ -355,8 +356,8 @@ def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(oth
     other = cache()
     other["metadata"]["name"] = "other"
     around = [other, config_map(agent()[0])] if others else []
-    seen, calls = look(server(*around, pod("p", labels={names.CACHE: KEY.name})))
-    assert seen.cache is None and seen.claim is None and seen.held == ()
+    observed, calls = observe_now(server(*around, pod("p", labels={names.CACHE: KEY.name})))
+    assert observed.cache is None and observed.claim is None and observed.held == ()
     assert [one for one in calls if "list Pod" in one] == [
         f"list Pod {CACHE}={KEY.name},!{ROLE} status.phase=Pending"
     ]
@@ -364,8 +365,8 @@ def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(oth
 
 
 def test_the_last_cache_gone_the_current_agent_is_kept_for_the_pods_that_name_it() -> None:
-    seen = look(server(config_map(agent()[0]), mounting("p", config=agent()[0])))[0]
-    assert not seen.namespace_has_caches and seen.agents_named == {agent()[0]}
+    observed = observe_now(server(config_map(agent()[0]), mounting("p", config=agent()[0])))[0]
+    assert not observed.namespace_has_caches and observed.agents_named == {agent()[0]}
 
 
 def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
@@ -373,7 +374,7 @@ def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
         {"schedulingGates": [{"name": "kueue"}, {"name": names.HOLD}]},
         {names.CACHE: KEY.name},
     )
-    seen = look(
+    observed = observe_now(
         server(
             pod("held", labels=labels, **gates),
             pod("others", labels=labels, schedulingGates=[{"name": "kueue"}]),
@@ -381,10 +382,10 @@ def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:
             pod("free", labels=labels),
         )
     )[0]
-    assert [one["metadata"]["name"] for one in seen.held] == ["held"]
-    assert not seen.consumers  # none of them was given anything
-    assert seen.held[0]["spec"]["schedulingGates"] == gates["schedulingGates"]
-    assert SECRET not in json.dumps(seen.held)
+    assert [one["metadata"]["name"] for one in observed.held] == ["held"]
+    assert not observed.consumers  # none of them was given anything
+    assert observed.held[0]["spec"]["schedulingGates"] == gates["schedulingGates"]
+    assert SECRET not in json.dumps(observed.held)
 
 
 def test_without_its_cache_pods_with_a_bundle_that_do_not_start_are_seen_with_their_events() -> (
@@ -408,13 +409,13 @@ def test_without_its_cache_pods_with_a_bundle_that_do_not_start_are_seen_with_th
             "reason": "FailedMount",
         }
     )
-    seen = look(world, now=NOW + 100)[0]
-    assert [one["metadata"]["name"] for one in seen.consumers] == ["stuck"]
-    assert [one["reason"] for one in seen.pod_events[uid]] == ["FailedMount"]
+    observed = observe_now(world, now=NOW + 100)[0]
+    assert [one["metadata"]["name"] for one in observed.consumers] == ["stuck"]
+    assert [one["reason"] for one in observed.pod_events[uid]] == ["FailedMount"]
 
 
 def test_jobs_are_read_before_their_pods() -> None:
-    calls = look(server(cache(), claim(), job("b-default"), Pod().object))[1]
+    calls = observe_now(server(cache(), claim(), job("b-default"), Pod().object))[1]
     assert calls.index(f"list Job {CACHE}={KEY.name}") < calls.index(MINE)
 
 
@@ -468,9 +469,10 @@ def test_an_origin_is_read_once_however_many_pods_it_has() -> None:
     for owner in (rollout(world, "a"), rollout(world, "b", image="vllm:2")):
         for number in range(3):
             consumer(world, f"{owner['metadata']['name']}-{number}", owner, RUNS)
-    seen, calls = look(world)
+    observed, calls = observe_now(world)
     assert {
-        name: one.template["spec"]["containers"][0]["image"] for name, one in seen.origins.items()
+        name: one.template["spec"]["containers"][0]["image"]
+        for name, one in observed.origins.items()
     } == {  # type: ignore[index]
         "ReplicaSet/a": "vllm:1",
         "ReplicaSet/b": "vllm:2",
@@ -481,7 +483,7 @@ def test_an_origin_is_read_once_however_many_pods_it_has() -> None:
     ]
 
 
-def test_nobody_asks_where_pods_came_from_that_have_ended_or_are_ending() -> None:
+def test_origins_of_pods_that_have_ended_or_are_ending_are_not_read() -> None:
     world = server(cache(source=None), claim())
     consumer(world, "done", rollout(world, "a"), {"phase": "Succeeded"})
     consumer(world, "failed", rollout(world, "b"), {"phase": "Failed"})
@@ -489,16 +491,16 @@ def test_nobody_asks_where_pods_came_from_that_have_ended_or_are_ending() -> Non
     world.objects["v1", "Pod", NS, leaving["metadata"]["name"]]["metadata"]["deletionTimestamp"] = (
         format_timestamp(NOW)
     )
-    seen, calls = look(world)
-    assert len(seen.consumers) == 3
-    assert seen.origins == {} and seen.examples == {}
+    observed, calls = observe_now(world)
+    assert len(observed.consumers) == 3
+    assert observed.origins == {} and observed.examples == {}
     assert not any("ReplicaSet" in one for one in calls)
 
 
 def test_an_owner_that_cannot_be_read_is_refused_in_its_place() -> None:
     world = server(cache(source=None), claim())
     consumer(world, "a-1", rollout(world), RUNS)
-    template = look(world, ("ReplicaSet",))[0].origins["ReplicaSet/a"].template
+    template = observe_now(world, ("ReplicaSet",))[0].origins["ReplicaSet/a"].template
     assert isinstance(template, Refused) and template.reason == "SourceForbidden"
 
 
@@ -509,7 +511,7 @@ def test_the_workload_above_is_read_for_advice_unless_the_source_is_it(
     source = {"workloadRef": {"apiVersion": "apps/v1", "kind": ref, "name": "a"}} if ref else None
     world = server(cache(source=source), claim())
     consumer(world, "a-1", rollout(world), RUNS)
-    found = look(world)[0].origins["ReplicaSet/a"].workload
+    found = observe_now(world)[0].origins["ReplicaSet/a"].workload
     assert (found is not None) == read
 
 
@@ -517,14 +519,16 @@ def test_the_sources_workload_is_seen_without_its_template() -> None:
     the_deployment = workload(
         "Deployment", {"template": template(), "progressDeadlineSeconds": 600}
     )
-    seen = look(server(refers_to("Deployment"), the_deployment))[0].source_workload
-    assert seen is not None and seen["spec"] == {"progressDeadlineSeconds": 600}
-    assert look(server(cache()))[0].source_workload is None
+    observed = observe_now(server(refers_to("Deployment"), the_deployment))[0].source_workload
+    assert observed is not None and observed["spec"] == {"progressDeadlineSeconds": 600}
+    assert observe_now(server(cache()))[0].source_workload is None
 
 
 def test_a_sources_workload_without_a_template_is_seen_nevertheless() -> None:
-    seen = look(server(refers_to("Service", "v1"), workload("Service", {"ports": []}, "v1")))[0]
-    assert isinstance(seen.source, Refused) and seen.source_workload is not None
+    observed = observe_now(
+        server(refers_to("Service", "v1"), workload("Service", {"ports": []}, "v1"))
+    )[0]
+    assert isinstance(observed.source, Refused) and observed.source_workload is not None
 
 
 def tuned(*templates: Object, state: str = names.SEALED, **spec: Any) -> Object:
@@ -549,7 +553,7 @@ TWO = [{"name": "a", "nodeSelector": {"gpu": "a"}}, {"name": "b", "nodeSelector"
         ("another revision is sealed", tuned(template()), {"revision": "2"}, True),
         ("one of two targets is sealed", {"bundles": tuned(template(), targets=TWO)["bundles"][:1]}, {"targets": TWO}, True),
         ("both targets are sealed", tuned(template(), targets=TWO), {"targets": TWO}, False),
-        ("which engine it is cannot be told", None, {"engineContainer": "other"}, False),
+        ("which container is the engine is unknown", None, {"engineContainer": "other"}, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -563,11 +567,11 @@ def test_a_whole_pod_and_the_claims_of_its_template_are_read_only_while_a_bundle
     volumes = [{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}]
     world.patch(owner, {"spec": {"template": {"spec": {"volumes": volumes}}}})
     made = consumer(world, "a-1", owner, RUNS)
-    seen, calls = look(world)
-    assert (seen.examples.get("ReplicaSet/a") == world.get("v1", "Pod", NS, "a-1")) == read
+    observed, calls = observe_now(world)
+    assert (observed.examples.get("ReplicaSet/a") == world.get("v1", "Pod", NS, "a-1")) == read
     assert ("get Pod a-1" in calls) == read
-    assert seen.source_claims == ({"models": ("ReadOnlyMany",)} if read else {})
-    assert made["metadata"]["uid"] == seen.consumers[0]["metadata"]["uid"]
+    assert observed.source_claims == ({"models": ("ReadOnlyMany",)} if read else {})
+    assert made["metadata"]["uid"] == observed.consumers[0]["metadata"]["uid"]
 
 
 def test_the_example_is_the_newest_pod_that_the_webhook_has_seen_else_the_newest() -> None:
@@ -576,11 +580,11 @@ def test_the_example_is_the_newest_pod_that_the_webhook_has_seen_else_the_newest
     for name in ("a-1", "a-2"):
         consumer(world, name, owner, RUNS)
         world.clock.advance(60)
-    assert look(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-2"
+    assert observe_now(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-2"
     for name, meta in (("a-3", touched), ("a-4", touched), ("a-5", {})):
         consumer(world, name, owner, RUNS, **meta)
         world.clock.advance(60)
-    assert look(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-4"
+    assert observe_now(world)[0].examples["ReplicaSet/a"]["metadata"]["name"] == "a-4"
 
 
 def test_a_pod_that_is_gone_by_now_or_another_one_is_no_example() -> None:
@@ -603,12 +607,12 @@ def test_a_pod_that_is_gone_by_now_or_another_one_is_no_example() -> None:
 def test_a_pod_that_is_its_own_template_is_no_further_read() -> None:
     world = server(cache(source=None), claim())
     consumer(world, "bare", None, RUNS)
-    seen, calls = look(world)
+    observed, calls = observe_now(world)
     assert "get Pod bare" not in calls
-    assert isinstance(found := seen.origins["Pod/bare"].template, dict)
+    assert isinstance(found := observed.origins["Pod/bare"].template, dict)
     assert found["spec"]["containers"][0]["env"] == [{"name": "TOKEN", "value": SECRET}]
-    assert seen.examples["Pod/bare"] == world.get("v1", "Pod", NS, "bare")
-    assert SECRET not in json.dumps(seen.consumers)
+    assert observed.examples["Pod/bare"] == world.get("v1", "Pod", NS, "bare")
+    assert SECRET not in json.dumps(observed.consumers)
 
 
 WHOLE: Object = {
@@ -664,7 +668,7 @@ WHOLE: Object = {
 def test_a_consumer_is_cut_down_to_what_is_decided_on() -> None:
     world = server(cache(source=None), claim())
     world.objects["v1", "Pod", NS, "a-1"] = WHOLE
-    (cut,) = look(world)[0].consumers
+    (cut,) = observe_now(world)[0].consumers
     assert cut["metadata"] == {
         **{name: one for name, one in WHOLE["metadata"].items() if name != "managedFields"},
         "annotations": {names.BUNDLE: "b", names.TARGET: "t"},
@@ -720,20 +724,22 @@ def stuck(world: Server, number: int) -> Object:
 def test_a_pod_is_asked_why_it_does_not_start_once_it_should_have() -> None:
     world = server(cache(source=None), claim())
     uid = stuck(world, 1)["metadata"]["uid"]
-    assert look(world, now=NOW + 30)[0].pod_events == {}
-    seen = look(world, now=NOW + 61)[0]
-    assert [one["message"] for one in seen.pod_events[uid]] == ["unmounted-1"]
-    assert "managedFields" not in seen.pod_events[uid][0]["metadata"]
+    assert observe_now(world, now=NOW + 30)[0].pod_events == {}
+    observed = observe_now(world, now=NOW + 61)[0]
+    assert [one["message"] for one in observed.pod_events[uid]] == ["unmounted-1"]
+    assert "managedFields" not in observed.pod_events[uid][0]["metadata"]
 
 
-def test_of_many_pods_that_do_not_start_five_are_asked_at_a_look_and_others_at_the_next() -> None:
+def test_of_many_pods_that_do_not_start_the_events_of_five_are_read_and_of_others_at_the_next_reconcile() -> (
+    None
+):
     world = server(cache(source=None), claim())
     uids = {stuck(world, number)["metadata"]["uid"] for number in range(12)}
     asked = set()
     for second in range(40):
-        seen, calls = look(world, now=NOW + 61 + 15 * second)
-        assert len(seen.pod_events) == sum("list Event" in one for one in calls) == 5
-        asked |= set(seen.pod_events)
+        observed, calls = observe_now(world, now=NOW + 61 + 15 * second)
+        assert len(observed.pod_events) == sum("list Event" in one for one in calls) == 5
+        asked |= set(observed.pod_events)
     assert asked == uids
 
 
@@ -746,14 +752,14 @@ def test_the_events_of_claims_jobs_and_pods_are_not_mixed_up() -> None:
     for about, message in ((found, "claim"), (jobs[0], "job-0"), (jobs[1], "job-1")):
         assert about is not None
         world.create(event(about, message))
-    seen = look(world, now=NOW + 61)[0]
-    assert [one["message"] for one in seen.claim_events] == ["claim"]
+    observed = observe_now(world, now=NOW + 61)[0]
+    assert [one["message"] for one in observed.claim_events] == ["claim"]
     for number, one in enumerate(jobs):
-        assert [said["message"] for said in seen.job_events[one["metadata"]["uid"]]] == [
+        assert [event["message"] for event in observed.job_events[one["metadata"]["uid"]]] == [
             f"job-{number}"
         ]
-    for number, one in enumerate(seen.consumers):
-        assert [said["message"] for said in seen.pod_events[one["metadata"]["uid"]]] == [
+    for number, one in enumerate(observed.consumers):
+        assert [event["message"] for event in observed.pod_events[one["metadata"]["uid"]]] == [
             f"unmounted-{number}"
         ]
-    assert len(seen.job_events) == len(seen.pod_events) == 2
+    assert len(observed.job_events) == len(observed.pod_events) == 2

@@ -38,20 +38,20 @@ def pod(name: str = "p", version: int = 1, cache: str = "a", **meta: Any) -> Obj
 
 def woken(*streams: list[Any]) -> list[tuple[float, Key, bool]]:
     """What a watch of pods wakes: when, whom, how urgently."""
-    return told(*streams)[0]
+    return play(*streams)[0]
 
 
-def told(
+def play(
     *streams: list[Any], fail: int = 0
 ) -> tuple[list[tuple[float, Key, bool]], list[tuple[float, str]]]:
-    """That, and whom it frees, when; "/" is everybody. The first `fail` tries to free fail."""
+    """That, and which pods it releases, when; "/" is all. The first `fail` releases fail."""
     found: list[tuple[float, Key, bool]] = []
-    freed: list[tuple[float, str]] = []
+    released: list[tuple[float, str]] = []
     left = list(streams)
 
-    async def free(namespace: str, name: str) -> None:
-        freed.append((now(), f"{namespace}/{name}"))
-        if len(freed) <= fail:
+    async def on_orphan(namespace: str, name: str) -> None:
+        released.append((now(), f"{namespace}/{name}"))
+        if len(released) <= fail:
             raise TimeoutError
 
     async def watch() -> AsyncIterator[tuple[str, Object]]:
@@ -66,14 +66,14 @@ def told(
             await asyncio.Event().wait()
 
     async def story() -> None:
-        pods = PodWatcher(watch, lambda key, urgent: found.append((now(), key, urgent)), free)
+        pods = PodWatcher(watch, lambda key, urgent: found.append((now(), key, urgent)), on_orphan)
         running = asyncio.create_task(pods.run())
         await asyncio.sleep(1000)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
     run(story())
-    return found, freed
+    return found, released
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def told(
         ("it is there", [[("ADDED", pod()), LISTED]], [A]),
         ("it comes, changes and goes", [[LISTED, ("ADDED", pod()), ("MODIFIED", pod(version=2)), ("DELETED", pod())]], [A, A, A]),
         ("its label names another cache", [[("ADDED", pod()), LISTED, ("MODIFIED", pod(version=2, cache="b"))]], [A, A, B]),
-        ("its label is taken away, which is told as its end", [[("ADDED", pod()), LISTED, ("DELETED", pod(version=2))]], [A, A]),
+        ("its label is taken away, which is reported as its end", [[("ADDED", pod()), LISTED, ("DELETED", pod(version=2))]], [A, A]),
         ("it goes by another name than it was known by", [[("ADDED", pod(cache="b")), LISTED, ("DELETED", pod())]], [B, B]),
         ("one goes that was not known", [[LISTED, ("DELETED", pod())]], [A]),
         ("the stream ends and nothing was missed", [[("ADDED", pod()), LISTED], [("ADDED", pod()), LISTED]], [A]),
@@ -94,7 +94,7 @@ def told(
         ("it came after the list, and its end was missed", [[LISTED, ("ADDED", pod())], [LISTED]], [A, A]),
         ("its label is empty", [[("ADDED", pod(cache="")), LISTED, ("DELETED", pod(cache=""))]], []),
         ("its label is emptied", [[("ADDED", pod()), LISTED, ("MODIFIED", pod(version=2, cache=""))], [LISTED]], [A, A]),
-        ("it is made anew under its name", [[("ADDED", pod()), LISTED], [("ADDED", pod(uid="other")), LISTED]], [A, A, A]),
+        ("it is recreated under its name", [[("ADDED", pod()), LISTED], [("ADDED", pod(uid="other")), LISTED]], [A, A, A]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -117,7 +117,7 @@ HELD = {REASON: "Held: bundle b is being tuned"}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_news_of_a_pod_is_urgent_where_others_wait_for_it(
+def test_a_change_of_a_pod_is_urgent_where_others_wait_for_it(
     case: str, changes: list[Any], urgent: list[bool]
 ) -> None:
     assert [one for _, _, one in woken([LISTED, *changes])] == urgent
@@ -139,10 +139,10 @@ GIVEN: Object = {**PART, "annotations": {DELIVERY: "Overlay"}}
 
 
 @pytest.mark.parametrize(
-    ("case", "changes", "freed"),
+    ("case", "changes", "released"),
     [
         ("it comes and changes", [("ADDED", pod()), ("MODIFIED", pod(version=2))], []),
-        ("its label is taken away, which is told as its end", [("ADDED", pod()), ("DELETED", pod(version=2))], ["ns/p"]),
+        ("its label is taken away, which is reported as its end", [("ADDED", pod()), ("DELETED", pod(version=2))], ["ns/p"]),
         ("it is deleted", [("ADDED", pod()), ("DELETED", pod(version=2, deletionTimestamp="2026-01-01T00:00:00Z"))], []),
         ("its label is emptied", [("ADDED", pod()), ("MODIFIED", pod(version=2, cache=""))], ["ns/p"]),
         ("it is an attempt's", [("ADDED", pod(**PART))], []),
@@ -150,28 +150,28 @@ GIVEN: Object = {**PART, "annotations": {DELIVERY: "Overlay"}}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_a_pod_that_no_look_finds_any_more_is_freed(
-    case: str, changes: list[Any], freed: list[str]
+def test_a_pod_that_no_reconcile_finds_any_more_is_released(
+    case: str, changes: list[Any], released: list[str]
 ) -> None:
-    assert [one for _, one in told([*changes])[1]] == freed
+    assert [one for _, one in play([*changes])[1]] == released
 
 
-def test_at_the_beginning_of_each_stream_whoever_was_lost_meanwhile_is_freed() -> None:
+def test_at_the_beginning_of_each_stream_pods_that_were_lost_meanwhile_are_released() -> None:
     assert [
-        one for _, one in told([("ADDED", pod()), LISTED, 700], [("ADDED", pod()), LISTED])[1]
+        one for _, one in play([("ADDED", pod()), LISTED, 700], [("ADDED", pod()), LISTED])[1]
     ] == ["/", "/"]
 
 
-def test_freeing_is_tried_until_it_succeeds_and_holds_up_no_news(
+def test_a_release_is_tried_until_it_succeeds_and_delays_no_other_change(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    found, freed = told([("DELETED", pod()), 5, ("ADDED", pod(name="q", cache="b"))], fail=2)
-    assert freed == [(0, "ns/p"), (1, "ns/p"), (3, "ns/p")]
+    found, released = play([("DELETED", pod()), 5, ("ADDED", pod(name="q", cache="b"))], fail=2)
+    assert released == [(0, "ns/p"), (1, "ns/p"), (3, "ns/p")]
     assert (5, B, False) in found
     assert "pod ns/p may still be held, tried again in 1 s: TimeoutError" in caplog.messages
 
 
-def test_the_latest_news_of_a_pod_alone_is_tried() -> None:
+def test_a_newer_change_of_a_pod_replaces_its_release() -> None:
     changes = [("MODIFIED", pod(version=n, **GIVEN)) for n in (1, 2)]
-    freed = told([changes[0], 2, changes[1]], fail=100)[1]
-    assert [at for at, _ in freed[:6]] == [0, 1, 2, 3, 5, 9]
+    released = play([changes[0], 2, changes[1]], fail=100)[1]
+    assert [at for at, _ in released[:6]] == [0, 1, 2, 3, 5, 9]

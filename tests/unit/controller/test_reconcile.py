@@ -1,4 +1,4 @@
-"""One look at one cache, on the simulator's API server: what is sent, and what becomes of each answer."""
+"""One reconcile of one cache, on the simulator's API server: what is sent, and what becomes of each answer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_was_made_is_the_outcome(world: Server) -> None:
     assert made.code == 201 and made.object is not None and made.object["metadata"]["uid"]
 
 
-def test_what_is_there_already_is_the_outcome_whoever_it_belongs_to(world: Server) -> None:
+def test_what_is_there_already_is_the_outcome_whatever_owns_it(world: Server) -> None:
     theirs = copy.deepcopy(JOB)
     theirs["metadata"]["ownerReferences"] = [{"uid": "somebody", "controller": True}]
     world.create(theirs)
@@ -230,7 +230,7 @@ def test_some_are_carried_out_at_a_time_and_no_more(world: Server) -> None:
     assert set(map(tuple, gates(world).values())) == {tuple(KUEUES)}
 
 
-def test_where_nobody_answers_not_everyone_is_asked(world: Server) -> None:
+def test_when_the_api_server_does_not_answer_no_further_call_is_made(world: Server) -> None:
     client = Slow(world)
     client.silent = True
     pods = [gated(world, f"p{n}") for n in range(100)]
@@ -238,7 +238,7 @@ def test_where_nobody_answers_not_everyone_is_asked(world: Server) -> None:
     assert len(client.calls) == len(failed) == MAX_CONCURRENT_CALLS
 
 
-def test_what_the_status_says_is_told_though_a_pod_is_not_let_go_which_is_tried_again(
+def test_events_of_the_status_are_recorded_though_a_pod_is_not_released_which_is_tried_again(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods = [gated(world, f"p{n}") for n in range(3)]
@@ -251,18 +251,18 @@ def test_what_the_status_says_is_told_though_a_pod_is_not_let_go_which_is_tried_
     events = Event("Released", "3 pods"), Event("Sealed", "b")
     plan = Plan(status={"n": 1}, after=tuple(map(released, pods)), events=events)
     with pytest.raises(ApiError, match="webhook failed"):
-        play(world, lambda seen, now: plan, monkeypatch)
+        play(world, lambda observed, now: plan, monkeypatch)
     assert status_of(world) == {"n": 1}
     assert [one.reason for one in world.events] == [
         "Sealed"
-    ]  # of the release each retry would tell anew: "waited 61 s"
+    ]  # each retry would record another event of the release: "waited 61 s"
     assert gates(world) == {"p0": [*KUEUES, HOLD], "p1": KUEUES, "p2": KUEUES}
     world.admission.clear()
-    play(world, lambda seen, now: plan, monkeypatch)
+    play(world, lambda observed, now: plan, monkeypatch)
     assert [one.reason for one in world.events].count("Released") == 1
 
 
-def test_a_release_is_told_though_what_else_comes_after_the_status_fails(
+def test_a_release_is_recorded_though_what_else_comes_after_the_status_fails(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod, made = gated(world, "p"), world.create(JOB)
@@ -278,17 +278,17 @@ def test_a_release_is_told_though_what_else_comes_after_the_status_fails(
     )
     plan = Plan(status={"n": 1}, after=after, events=(Event("Released", "1 pod"),))
     with pytest.raises(ApiError, match="try again"):
-        play(world, lambda seen, now: plan, monkeypatch)
+        play(world, lambda observed, now: plan, monkeypatch)
     assert [one.reason for one in world.events] == ["Released"] and gates(world) == {"p": KUEUES}
 
 
 @pytest.mark.parametrize(
-    ("code", "looks"),
+    ("code", "reconciles"),
     [(403, 1), (409, 3), (422, 1), (503, 1)],
     ids=["refused", "conflict", "invalid", "busy"],
 )
-def test_a_status_that_cannot_be_written_holds_nobody_and_ends_nothing(
-    world: Server, monkeypatch: pytest.MonkeyPatch, code: int, looks: int
+def test_a_status_that_cannot_be_written_holds_no_pod_and_ends_nothing(
+    world: Server, monkeypatch: pytest.MonkeyPatch, code: int, reconciles: int
 ) -> None:
     """A deletion waits for a status that remembers it; a gate that is gone is its own memory."""
     pod, made, seen_times, patch = gated(world, "p"), world.create(JOB), [], world.patch
@@ -304,11 +304,11 @@ def test_a_status_that_cannot_be_written_holds_nobody_and_ends_nothing(
     events = Event("Released", "1 pod"), Event("Sealed", "b")
     plan = Plan(status={"n": 1}, after=(ending, released(pod)), events=events, look_again=60.0)
     if code == 409:
-        assert play(world, lambda seen, now: plan, monkeypatch) == 0.0
+        assert play(world, lambda observed, now: plan, monkeypatch) == 0.0
     else:
         with pytest.raises(ApiError, match=str(code)):
-            play(world, lambda seen, now: plan, monkeypatch)
-    assert len(seen_times) == looks
+            play(world, lambda observed, now: plan, monkeypatch)
+    assert len(seen_times) == reconciles
     assert gates(world) == {"p": KUEUES} and [one.reason for one in world.events] == ["Released"]
     assert world.get("batch/v1", "Job", KEY.namespace, JOB["metadata"]["name"]) is not None
 
@@ -324,11 +324,11 @@ def test_a_release_that_fails_beside_a_status_that_is_never_written_is_an_error(
     monkeypatch.setattr(world, "patch", refuse_all)
     plan = Plan(status={"n": 1}, after=(released(pod),), events=(Event("Released", "1 pod"),))
     with pytest.raises(ApiError, match="the pod's"):
-        play(world, lambda seen, now: plan, monkeypatch)
+        play(world, lambda observed, now: plan, monkeypatch)
     assert world.events == []
 
 
-# --- a cache that cannot be looked at
+# --- a cache that cannot be reconciled
 
 
 def aged(world: Server, name: str, age: float, cache: str = KEY.name) -> None:
@@ -346,7 +346,7 @@ def aged(world: Server, name: str, age: float, cache: str = KEY.name) -> None:
     )
 
 
-def let_go(world: Server) -> set[str]:
+def released_pods(world: Server) -> set[str]:
     return {
         one["metadata"]["name"]
         for one in world.list("v1", "Pod", KEY.namespace)
@@ -354,7 +354,7 @@ def let_go(world: Server) -> set[str]:
     }
 
 
-def stumble(seen: Observed, now: float) -> Plan:
+def stumble(observed: Observed, now: float) -> Plan:
     raise KeyError("a fault of ours")
 
 
@@ -367,7 +367,7 @@ def stumble(seen: Observed, now: float) -> Plan:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_pods_are_held_though_their_cache_cannot_be_looked_at(
+def test_pods_are_held_though_their_cache_cannot_be_reconciled(
     case: str, hold: Object, free: set[str], world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.patch(cache_ref(), {"spec": {"hold": hold}})
@@ -376,10 +376,10 @@ def test_pods_are_held_though_their_cache_cannot_be_looked_at(
     aged(world, "another-caches", 10_000, "other")
     with pytest.raises(KeyError, match="a fault of ours"):
         play(world, stumble, monkeypatch)
-    assert let_go(world) == free
-    said = [(one.reason, one.message, one.warning) for one in world.events]
+    assert released_pods(world) == free
+    events = [(one.reason, one.message, one.warning) for one in world.events]
     words = "1 pods: spec.hold.timeoutSeconds has passed, and the cache cannot be reconciled: 'a fault of ours'"
-    assert said == ([("Released", words, True)] if free else [])
+    assert events == ([("Released", words, True)] if free else [])
 
 
 async def failing() -> None:
@@ -395,15 +395,15 @@ async def hanging() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "said"),
+    ("answer", "error", "message"),
     [
         (failing, ApiError, "conversion webhook failed"),
         (timing_out, TimeoutError, ": TimeoutError"),
         (hanging, TimeoutError, ": TimeoutError"),
     ],
 )
-def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(
-    world: Server, answer: Callable[[], Awaitable[None]], error: type[Exception], said: str
+def test_pods_are_released_though_the_source_cannot_be_read_for_hours(
+    world: Server, answer: Callable[[], Awaitable[None]], error: type[Exception], message: str
 ) -> None:
     source = {
         "template": None,
@@ -421,11 +421,11 @@ def test_pods_are_let_go_though_the_source_cannot_be_read_for_hours(
     client.get = get  # type: ignore[method-assign]
     with pytest.raises(error):
         virtual.run(reconcile(KEY, client, SETTINGS, world.clock))
-    assert let_go(world) == {"held"}
-    assert [said in one.message for one in world.events if one.reason == "Released"] == [True]
+    assert released_pods(world) == {"held"}
+    assert [message in one.message for one in world.events if one.reason == "Released"] == [True]
 
 
-def test_pods_that_cannot_be_let_go_either_are_no_event_and_cost_little_time(
+def test_pods_that_cannot_be_released_either_are_no_event_and_cost_little_time(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aged(world, "held", 3601)
@@ -434,10 +434,10 @@ def test_pods_that_cannot_be_let_go_either_are_no_event_and_cost_little_time(
     monkeypatch.setattr(pretune.controller.reconcile, "decide", stumble)
     with pytest.raises(KeyError):
         virtual.run(reconcile(KEY, client, SETTINGS, world.clock))
-    assert world.events == [] and let_go(world) == set()
+    assert world.events == [] and released_pods(world) == set()
 
 
-def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_ends_them(
+def test_when_nothing_answers_the_reconcile_and_what_follows_end_before_the_queue_ends_them(
     world: Server,
 ) -> None:
     client = Client(world)
@@ -460,7 +460,7 @@ def test_where_nobody_answers_the_look_and_what_follows_end_before_the_queue_end
     )
 
 
-def test_the_first_error_is_told_whatever_else_fails(
+def test_the_first_error_is_raised_whatever_else_fails(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refused(key: Key, cluster: Cluster) -> tuple[Object, ...]:
@@ -471,7 +471,7 @@ def test_the_first_error_is_told_whatever_else_fails(
         play(world, stumble, monkeypatch)
 
 
-# --- pods that no look finds any more
+# --- pods that no reconcile finds any more
 
 
 def stray(
@@ -493,7 +493,7 @@ def stray(
     world.patch(pod, {"status": pod["status"]}, status=True)
 
 
-def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no_other(
+def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_released_and_no_other(
     world: Server,
 ) -> None:
     parts = {CACHE: "qwen3", ROLE: "tuning"}
@@ -520,7 +520,7 @@ def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_freed_and_no
     assert gates(world)["held"] == [*KUEUES, HOLD]
 
 
-def test_a_pod_that_cannot_be_freed_is_an_error_so_that_it_is_tried_again(world: Server) -> None:
+def test_a_pod_that_cannot_be_released_is_an_error_so_that_it_is_tried_again(world: Server) -> None:
     stray(world, "bare")
     refuse(world, "Pod", 503)
     with pytest.raises(ApiError, match="503"):
@@ -535,15 +535,15 @@ def test_a_refusal_is_decided_on_in_the_same_run(
 ) -> None:
     refuse(world, "Job", 403)
 
-    def decide(seen: Observed, now: float) -> Plan:
-        said = seen.outcomes.get("create Job")
+    def decide(observed: Observed, now: float) -> Plan:
+        refused = observed.outcomes.get("create Job")
         return Plan(
             actions=(Create("create Job", JOB),),
-            status={"said": said.message if said else "nothing yet"},
+            status={"message": refused.message if refused else "nothing yet"},
         )
 
     play(world, decide, monkeypatch)
-    assert status_of(world) == {"said": "exceeded quota: gpus"}
+    assert status_of(world) == {"message": "exceeded quota: gpus"}
 
 
 def test_the_status_is_written_once_between_the_actions_and_what_comes_after(
@@ -551,7 +551,7 @@ def test_the_status_is_written_once_between_the_actions_and_what_comes_after(
 ) -> None:
     world.create(JOB)
 
-    def decide(seen: Observed, now: float) -> Plan:
+    def decide(observed: Observed, now: float) -> Plan:
         ending = Delete("delete Job", JOB)
         made = Create("create Job", {**JOB, "metadata": {**JOB["metadata"], "name": "second"}})
         return Plan((made,), {"n": 1}, (ending,), (Event("Tuning", "now"),), 7.0)
@@ -570,7 +570,7 @@ def test_the_status_is_written_once_between_the_actions_and_what_comes_after(
 def test_a_status_that_says_what_is_there_is_not_written(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decide(seen: Observed, now: float) -> Plan:
+    def decide(observed: Observed, now: float) -> Plan:
         return Plan(status={"list": ({"a": 1, "empty": None},), "empty": None, "map": {"b": {}}})
 
     for writes in (1, 0, 0):
@@ -583,9 +583,9 @@ def test_a_field_that_is_no_longer_wanted_goes(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 2}}
-    play(world, lambda seen, now: Plan(status=first), monkeypatch)
+    play(world, lambda observed, now: Plan(status=first), monkeypatch)
     assert status_of(world) == first
-    play(world, lambda seen, now: Plan(status=second), monkeypatch)
+    play(world, lambda observed, now: Plan(status=second), monkeypatch)
     assert status_of(world) == second
 
 
@@ -594,9 +594,9 @@ def test_a_cache_that_changed_meanwhile_is_observed_again_at_once_before_anythin
 ) -> None:
     generations = []
 
-    def decide(seen: Observed, now: float) -> Plan:
-        assert seen.cache is not None
-        generations.append(seen.cache["metadata"]["generation"])
+    def decide(observed: Observed, now: float) -> Plan:
+        assert observed.cache is not None
+        generations.append(observed.cache["metadata"]["generation"])
         if len(generations) == 1:  # a person's edit, after our read
             world.patch(cache_ref(), {"spec": {"revision": "2"}})
         return Plan(
@@ -613,22 +613,22 @@ def test_a_cache_that_changed_meanwhile_is_observed_again_at_once_before_anythin
 def test_a_cache_that_others_write_to_all_the_time_is_left_to_the_queue(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = []
+    reconciles = []
 
-    def decide(seen: Observed, now: float) -> Plan:
-        looks.append(now)
-        world.patch(cache_ref(), {"spec": {"revision": str(len(looks))}})
-        return Plan(status={"n": len(looks)})
+    def decide(observed: Observed, now: float) -> Plan:
+        reconciles.append(now)
+        world.patch(cache_ref(), {"spec": {"revision": str(len(reconciles))}})
+        return Plan(status={"n": len(reconciles)})
 
     assert play(world, decide, monkeypatch) == 0.0
-    assert len(looks) == 3 and status_of(world) == {}
+    assert len(reconciles) == 3 and status_of(world) == {}
 
 
-def test_a_cache_that_is_deleted_meanwhile_is_looked_at_as_gone(
+def test_a_cache_that_is_deleted_meanwhile_is_reconciled_as_gone(
     world: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decide(seen: Observed, now: float) -> Plan:
-        if seen.cache is None:
+    def decide(observed: Observed, now: float) -> Plan:
+        if observed.cache is None:
             return Plan(look_again=30.0)
         world.remove(("pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name))
         return Plan(status={"n": 1})
@@ -641,7 +641,7 @@ def test_an_error_while_acting_leaves_the_status_as_it_was(
 ) -> None:
     refuse(world, "Job", 503)
     with pytest.raises(ApiError):
-        play(world, lambda seen, now: Plan((Create("create Job", JOB),), {"n": 1}), monkeypatch)
+        play(world, lambda observed, now: Plan((Create("create Job", JOB),), {"n": 1}), monkeypatch)
     assert status_of(world) == {}
 
 

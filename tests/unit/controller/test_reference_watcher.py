@@ -104,7 +104,7 @@ def there(generation: int = 1, **more: Any) -> list[Any]:
         ("its spec changes", [[*there(), ("MODIFIED", deployment(2, 2))]], 2),
         ("only its status changes", [[*there(), ("MODIFIED", deployment(1, 2))]], 1),
         ("it is deleted", [[*there(), GONE]], 2),
-        ("it is made anew", [[*there(), GONE, ("ADDED", deployment(1, 9, "other"))]], 3),
+        ("it is recreated", [[*there(), GONE, ("ADDED", deployment(1, 9, "other"))]], 3),
         (
             "another of the namespace changes",
             [[*there(), ("MODIFIED", deployment(2, name="other"))]],
@@ -158,7 +158,7 @@ def test_several_names_of_a_namespace_share_a_watch_and_each_wakes_its_own() -> 
     )
     woken = [key for _, key in play(streams, story)]
     assert woken.count(A) == 1  # known since the first watch
-    assert woken.count(B) == 2  # it was told, and its object changed
+    assert woken.count(B) == 2  # woken once for its object, and once for a change of it
     assert woken.count(C) == 1  # its object went; nothing was known of it
 
 

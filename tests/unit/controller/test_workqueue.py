@@ -26,7 +26,7 @@ A, B = Key("ns", "a"), Key("ns", "b")
 
 
 class Work:
-    """What a queue calls: notes when each key ran, and does what it was told."""
+    """What a queue calls: notes when each key ran, and does what the test says."""
 
     def __init__(self, answers: dict[Key, list[Any]] | None = None, takes: float = 0.0) -> None:
         self.answers, self.takes = answers or {}, takes
@@ -201,27 +201,27 @@ def test_an_error_is_one_line_with_the_key(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_queue_is_stuck_only_while_keys_wait_and_nothing_moves() -> None:
-    said: list[float] = []
+    seconds: list[float] = []
 
     async def story(queue: Queue) -> None:
-        said.append(queue.stuck_seconds())  # idle
+        seconds.append(queue.stuck_seconds())  # idle
         queue.wake(A)
         await asyncio.sleep(50)
-        said.append(queue.stuck_seconds())  # one runs, none waits
+        seconds.append(queue.stuck_seconds())  # one runs, none waits
         queue.wake(B)
         await asyncio.sleep(20)
-        said.append(queue.stuck_seconds())  # one waits since 20 s
+        seconds.append(queue.stuck_seconds())  # one waits since 20 s
         await asyncio.sleep(60)
-        said.append(
+        seconds.append(
             queue.stuck_seconds()
         )  # it runs; the first was ended after two minutes, and waits again since 9 s
 
     play(Work(takes=1000.0), story, workers=1)
-    assert said == [0, 0, 20, 9]
+    assert seconds == [0, 0, 20, 9]
 
 
 def test_a_key_that_went_to_the_front_does_not_count_as_waiting_where_it_was() -> None:
-    said: list[float] = []
+    seconds: list[float] = []
 
     async def story(queue: Queue) -> None:
         queue.wake(A)
@@ -229,14 +229,14 @@ def test_a_key_that_went_to_the_front_does_not_count_as_waiting_where_it_was() -
         queue.wake(B)
         queue.wake(B, urgent=True)
         await asyncio.sleep(119 + 50)
-        said.append(queue.stuck_seconds())  # B runs since 50 s; A, which was ended, waits again
+        seconds.append(queue.stuck_seconds())  # B runs since 50 s; A, which was ended, waits again
 
     play(Work(takes=1000.0), story, workers=1)
-    assert said == [49]
+    assert seconds == [49]
 
 
 def test_nothing_waits_once_an_urgent_key_runs() -> None:
-    said: list[float] = []
+    seconds: list[float] = []
 
     async def story(queue: Queue) -> None:
         queue.wake(A)
@@ -244,10 +244,10 @@ def test_nothing_waits_once_an_urgent_key_runs() -> None:
         queue.wake(B)
         queue.wake(B, urgent=True)
         await asyncio.sleep(50)
-        said.append(queue.stuck_seconds())
+        seconds.append(queue.stuck_seconds())
 
     play(Work({A: [None]}, takes=20.0), story, workers=1)
-    assert said == [0]
+    assert seconds == [0]
 
 
 def test_a_key_with_nothing_to_come_is_forgotten() -> None:

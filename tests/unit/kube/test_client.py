@@ -162,7 +162,7 @@ def test_a_page_of_a_proxy_is_an_error_that_can_be_read() -> None:
         api.play(lambda cluster: cluster.create(job()))
 
 
-def test_nobody_who_answers_is_a_connection_error() -> None:
+def test_no_answer_is_a_connection_error() -> None:
     async def story() -> None:
         async with Kubernetes(Configuration(host="http://127.0.0.1:1")) as cluster:
             await cluster.get("v1", "Pod", "ns", "p")
@@ -178,7 +178,7 @@ def page(*names: str, more: str = "") -> Answer:
     }
 
 
-def test_a_list_is_read_in_pages_and_each_item_is_told_its_kind() -> None:
+def test_a_list_is_read_in_pages_and_each_item_has_its_kind() -> None:
     api = Api().on(f"GET {JOBS}", page("a", "b", more="next"), page("c"))
     found = api.play(
         lambda cluster: cluster.list("batch/v1", "Job", "ns", labels="x=y", project=lambda one: one)
@@ -192,7 +192,7 @@ def test_a_list_is_read_in_pages_and_each_item_is_told_its_kind() -> None:
     ]
 
 
-def test_a_list_whose_snapshot_is_gone_begins_again_and_tells_nothing_twice() -> None:
+def test_a_list_whose_snapshot_is_gone_begins_again_and_returns_nothing_twice() -> None:
     gone = status(410, "Expired", "continue token expired")
     api = Api().on(f"GET {JOBS}", page("a", more="next"), gone, page("a", "b"))
     found = api.play(lambda cluster: cluster.list("batch/v1", "Job", "ns"))
@@ -232,7 +232,7 @@ def test_a_strategic_patch_says_so_and_holds_to_the_uid() -> None:
     assert headers["Content-Type"] == "application/strategic-merge-patch+json"
 
 
-def test_another_object_of_that_name_is_a_conflict_though_it_is_said_as_an_immutable_field() -> (
+def test_another_object_of_that_name_is_a_conflict_though_it_is_reported_as_an_immutable_field() -> (
     None
 ):
     causes = [{"field": "metadata.uid", "message": "field is immutable"}]
@@ -259,12 +259,12 @@ def test_a_deletion_holds_to_the_uid_leaves_dependents_to_the_background_and_nee
 EVENTS = "/api/v1/namespaces/inference/events"
 
 
-def test_an_event_said_again_is_counted_where_it_is() -> None:
-    said = Event("Tuning", "since now")
-    name = build_event(cache(), said, NOW)["metadata"]["name"]
+def test_a_repeated_event_is_counted_where_it_is() -> None:
+    event = Event("Tuning", "since now")
+    name = build_event(cache(), event, NOW)["metadata"]["name"]
     api = Api().on(f"POST {EVENTS}", status(409, "AlreadyExists", ""))
     api.on(f"GET {EVENTS}/{name}", (200, {"count": 4})).on(f"PATCH {EVENTS}/{name}", (200, {}))
-    api.play(lambda cluster: cluster.record_event(cache(), said))
+    api.play(lambda cluster: cluster.record_event(cache(), event))
     assert api.asked[-1][2]["count"] == 5
 
 
@@ -320,7 +320,7 @@ def watched(api: Api) -> list[tuple[str, str]]:
     return result
 
 
-def test_a_watch_tells_what_is_there_and_then_what_changes_without_bookmarks() -> None:
+def test_a_watch_begins_with_what_is_there_and_then_has_changes_without_bookmarks() -> None:
     there = {
         "metadata": {"resourceVersion": "5"},
         "items": [{"metadata": {"name": "j", "resourceVersion": "3"}}],
@@ -486,7 +486,7 @@ def test_a_log_that_is_refused_is_an_error_with_the_api_servers_words(
     assert refused.value.code == code
 
 
-def test_whoever_has_read_enough_of_a_log_ends_the_stream() -> None:
+def test_a_reader_that_has_read_enough_of_a_log_ends_the_stream() -> None:
     ended = asyncio.Event()
 
     class Endless(Api):
