@@ -18,7 +18,7 @@ from pretune.api.types import Key, Object
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, LogSummary
 from pretune.engines.vllm.log import Parser
 from pretune.kube.types import ApiError
-from pretune.policy.model import EngineStart, Told
+from pretune.policy.model import EngineStart, StartObservation
 from pretune.policy.pods.warm_starts import differences
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class LogUnavailable(Exception):
 @dataclass
 class _Entry:
     start: EngineStart
-    result: Told | None = None  # None: not known yet
+    result: StartObservation | None = None  # None: not known yet
     is_final: bool = False
     tries: int = 0
 
@@ -93,7 +93,7 @@ class LogReader:
         self._queue: asyncio.Queue[tuple[Key, str]] = asyncio.Queue()
         self._logged: set[str] = set()  # reasons that the operator's log has already
 
-    def results(self, key: Key) -> dict[str, Told]:
+    def results(self, key: Key) -> dict[str, StartObservation]:
         """Return what is known of a key's starts, by EngineStart.key.
 
         A start whose log is never read has an empty result, so that the others do not wait for it.
@@ -103,7 +103,10 @@ class LogReader:
             for name, entry in self._entries.get(key, {}).items()
             if entry.result is not None
         }
-        return {**dict.fromkeys(self._unread.get(key, ()), Told(LogSummary())), **results}
+        return {
+            **dict.fromkeys(self._unread.get(key, ()), StartObservation(LogSummary())),
+            **results,
+        }
 
     def set_starts(self, key: Key, starts: Iterable[EngineStart]) -> None:
         """Read the logs of these starts of a key from now on, and of no others."""
@@ -155,7 +158,7 @@ class LogReader:
         try:
             async with asyncio.timeout(LOG_TIMEOUT_SECONDS):
                 result = await self._read(key, entry.start)
-            unclear = result.said.result == UNKNOWN and not result.said.ready
+            unclear = result.log_summary.result == UNKNOWN and not result.log_summary.ready
             if unclear and not entry.start.probed:
                 pauses = UNREADY_RETRY_SECONDS
         except LogUnavailable as error:
@@ -163,7 +166,7 @@ class LogReader:
         except (ApiError, OSError, TimeoutError) as error:
             code = error.code if isinstance(error, ApiError) else 0
             pauses = () if code in FAILURE_OF_CODE else RETRY_SECONDS
-            result = Told(LogSummary())
+            result = StartObservation(LogSummary())
             if entry.tries > len(pauses):
                 reason = FAILURE_OF_CODE.get(code, NO_ANSWER)
                 result = self._note_failure(reason, f"{pod}: {str(error) or type(error).__name__}")
@@ -181,10 +184,10 @@ class LogReader:
         if self._entries.get(key, {}).get(name) is not entry:
             return  # it is not wanted any more
         if entry.start.ready >= self._began_at:
-            self._count_result(key, result.said.result)
+            self._count_result(key, result.log_summary.result)
         self._set_result(key, entry, result)
 
-    def _set_result(self, key: Key, entry: _Entry, result: Told) -> None:
+    def _set_result(self, key: Key, entry: _Entry, result: StartObservation) -> None:
         entry.result = result
         self._wake_if_complete(key)
 
@@ -192,7 +195,7 @@ class LogReader:
         if all(entry.result is not None for entry in self._entries.get(key, {}).values()):
             self._wake(key)
 
-    async def _read(self, key: Key, start: EngineStart) -> Told:
+    async def _read(self, key: Key, start: EngineStart) -> StartObservation:
         """Return what a start's log says. Raises LogUnavailable, and what the cluster raises."""
         ready_until = start.ready + READY_SLACK_SECONDS
         parser = Parser(until=ready_until if start.probed else None)
@@ -215,7 +218,7 @@ class LogReader:
         tuned = summary.result in (PARTIAL, TUNED)
         if tuned and not summary.differences and start.engine is not None:
             differing = await self._find_differences(key, start, start.engine)
-        return Told(summary, differing)
+        return StartObservation(summary, differing)
 
     async def _find_differences(
         self, key: Key, start: EngineStart, template: Object
@@ -229,7 +232,7 @@ class LogReader:
                 return differences(container, template)
         return ()
 
-    def _note_failure(self, reason: str, message: str) -> Told:
+    def _note_failure(self, reason: str, message: str) -> StartObservation:
         """Count and log that a log was not read; return the empty result."""
         self._count_failure(reason)
         self._log_once(
@@ -237,7 +240,7 @@ class LogReader:
             f"{message}; further failures with this reason are only counted"
             " (pretune_start_read_failures_total)",
         )
-        return Told(LogSummary())
+        return StartObservation(LogSummary())
 
     def _log_once(self, reason: str, message: str) -> None:
         if reason not in self._logged:

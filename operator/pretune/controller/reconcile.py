@@ -73,7 +73,7 @@ async def _reconcile(
     for retries_left in reversed(range(MAX_CONFLICT_RETRIES + 1)):
         observed = await observe(key, cluster, settings, clock())
         if log_reader is not None:
-            observed = replace(observed, starts=log_reader.results(key))
+            observed = replace(observed, start_logs=log_reader.results(key))
         plan = decide(observed, clock())
         if outcomes := await apply_actions(key, plan.actions, cluster):
             plan = decide(replace(observed, outcomes=outcomes), clock())
@@ -104,7 +104,7 @@ async def _reconcile(
             raise errors[0]
         if metrics is not None:
             metrics.count_rescues(plan)
-        return plan.look_again
+        return plan.requeue_after
     raise AssertionError("the last round returns or raises")
 
 

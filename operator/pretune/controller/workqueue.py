@@ -163,7 +163,7 @@ class Queue:
         entry.ticket, entry.is_running, self._waiting = 0, True, self._waiting - 1
         try:
             async with asyncio.timeout(RUN_TIMEOUT_SECONDS):
-                look_again = await self._work(key)
+                requeue_after = await self._work(key)
         except Exception as error:
             entry.failures += 1
             backoff = MIN_BACKOFF_SECONDS * 2.0 ** min(entry.failures - 1, 10)
@@ -174,8 +174,8 @@ class Queue:
             log.debug("%s: failed here", key, exc_info=error)
         else:
             entry.failures, entry.blocked_until = 0, -inf
-            if look_again is not None:
-                entry.wanted_at = min(entry.wanted_at, loop.time() + look_again)
+            if requeue_after is not None:
+                entry.wanted_at = min(entry.wanted_at, loop.time() + requeue_after)
         finally:
             self._moved_at = loop.time()
             entry.is_running = False

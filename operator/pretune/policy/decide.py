@@ -30,7 +30,7 @@ def decide(observed: Observed, now: float) -> Plan:
     if observed.cache["metadata"].get("deletionTimestamp"):
         held = [one for one in observed.consumers if is_held(one)]
         return Plan(
-            after=tuple(release.release_all(held)), look_again=release.LET_GO if held else None
+            after=tuple(release.release_all(held)), requeue_after=release.LET_GO if held else None
         )
     made = observed.claim is None
     observed = _with_outcomes(observed)
@@ -72,8 +72,8 @@ def decide(observed: Observed, now: float) -> Plan:
         after=tuple(plan.after),
         events=(*plan.events, *plan.changes()),
         released=tuple(plan.released),
-        starts=warm_starts.worth_reading(plan, pods) if observed.starts is not None else (),
-        look_again=None if plan.look is None else max(0.0, plan.look - now),
+        starts=warm_starts.worth_reading(plan, pods) if observed.start_logs is not None else (),
+        requeue_after=None if plan.look is None else max(0.0, plan.look - now),
     )
 
 

@@ -1,4 +1,4 @@
-"""What one reconcile sees, and what it wants done. Pure data: the clock is a float of Unix seconds (UTC)."""
+"""What one reconcile observes, and what it wants done: pure data. Times are Unix seconds (UTC)."""
 
 from __future__ import annotations
 
@@ -14,108 +14,98 @@ from pretune.config import Settings
 from pretune.engines.logs import LogSummary
 from pretune.kube.types import Event
 
-# --- what is seen
+# --- what is observed
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One key, read live. Objects are plain dicts, cut down to the fields in use (controller/observe.py)."""
+    """One key, read live. Objects are plain dicts, cut down to the fields in use.
+
+    controller/observe.py reads them, controller/project.py says what is kept.
+    """
 
     key: Key
     settings: Settings
     agent_name: str  # the current agent ConfigMap's name
     cache: Object | None
-    source: Object | Refused | None = (
-        None  # a pod template {metadata, spec} as its author wrote it; None: the cache names none
-    )
-    source_workload: Object | None = (
-        None  # that spec.source.workloadRef names: kind, name, labels, spec without its template
-    )
-    source_claims: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # that the templates mount which are not tuned yet, the consumers' included: access modes by name
+    # A pod template {metadata, spec} as its author wrote it; None: the cache names no source.
+    source: Object | Refused | None = None
+    # What spec.source.workloadRef names: kind, name, labels, spec without its template.
+    source_workload: Object | None = None
+    # Access modes by name, of the claims that untuned templates mount, the consumers' included.
+    source_claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     claim: Object | None = None  # the PersistentVolumeClaim, ours or the user's
-    storage_class: Object | None = None  # of the claim, when it is Pending
-    claim_events: tuple[Object, ...] = ()  # when it is Pending
+    storage_class: Object | None = None  # of the claim, while it is pending
+    claim_events: tuple[Object, ...] = ()  # while it is pending
     jobs: tuple[Object, ...] = ()  # labelled with this cache
-    pods: tuple[Object, ...] = ()  # of role tuning, inspect, prune
-    consumers: tuple[
-        Object, ...
-    ] = ()  # pods with the cache's label and no role: of any phase, cut down (controller/observe.py)
-    origins: Mapping[str, Origin] = field(
-        default_factory=dict
-    )  # by sources.origin_key() of a consumer
+    pods: tuple[Object, ...] = ()  # labelled with this cache and a role
+    # Pods with the cache's label and no role, of any phase.
+    consumers: tuple[Object, ...] = ()
+    origins: Mapping[str, Origin] = field(default_factory=dict)  # by origin key of a consumer
+    # By origin key: one whole consumer, as admission left it, where a bundle of its template is
+    # not sealed.
     examples: Mapping[str, Object] = field(default_factory=dict)
-    """By the same key: one whole consumer pod, as admission left it; only where a bundle of its template is not sealed."""
+    # By pod uid: of consumers that were given a bundle and do not start, five at most.
     pod_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
-    """By pod uid: of consumers that were given a bundle and do not start (policy/pods/start_failures.suspect), five at most."""
     job_events: Mapping[str, tuple[Object, ...]] = field(
         default_factory=dict
-    )  # by Job uid: of Jobs without a pod
+    )  # by uid: without pod
     agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
-    agents_named: frozenset[str] = (
-        frozenset()
-    )  # agent ConfigMaps that some pod of the namespace names
+    agents_named: frozenset[str] = frozenset()  # those that some pod of the namespace mounts
     namespace_has_caches: bool = True
-    held: tuple[
-        Object, ...
-    ] = ()  # consumers behind our gate, cut down; read only when the cache is gone
-    claim_users: frozenset[str] = (
-        frozenset()
-    )  # pods of any phase that name the claim; read only when the cache is gone
-    outcomes: Mapping[str, Outcome] = field(
-        default_factory=dict
-    )  # of this run's actions, by Action.name
-    starts: Mapping[str, Told] | None = (
-        None  # by EngineStart.key: what logs have told so far; None: none are read
-    )
+    held: tuple[Object, ...] = ()  # held consumers; only read when the cache is gone
+    # Names of pods of any phase that mount the claim; only read when the cache is gone.
+    claim_users: frozenset[str] = frozenset()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by name
+    # What is known of consumers' logs, by EngineStart.key; None: no logs are read.
+    start_logs: Mapping[str, StartObservation] | None = None
 
     @property
     def spec(self) -> Spec:
+        """The cache's spec."""
         assert self.cache is not None
         return Spec.from_cache(self.cache)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a consumer's pod template comes from, as its author wrote it (docs/dev/architecture.md)."""
+    """Where a consumer's pod template comes from, as its author wrote it."""
 
-    kind: str  # ReplicaSet | StatefulSet | DaemonSet | Job: the controlling owner; Pod: the pod is its own template
+    # ReplicaSet | StatefulSet | DaemonSet | Job: the controlling owner; Pod: its own template.
+    kind: str
     name: str
-    template: Object | Refused  # {metadata, spec}; Refused: it could not be had, and why
-    order: tuple[int, str] = (
-        0,
-        "",
-    )  # the newer revision is the larger: (revision number, creation time)
-    workload: Object | None = (
-        None  # the Deployment above a ReplicaSet, else the owner: kind, metadata, spec without its template;
-        # not read where spec.source.workloadRef names one of apps, which is Observed.source_workload
-    )
+    template: Object | Refused  # {metadata, spec}; Refused: it could not be read, and why
+    # The newer revision is the larger: (revision number, creation time).
+    order: tuple[int, str] = (0, "")
+    # The Deployment above a ReplicaSet, else the owner: kind, metadata, spec without its template.
+    # Not read where spec.source.workloadRef names one of apps: that is Observed.source_workload.
+    workload: Object | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the API server said to an action that it refused. An accepted one has none, but for a made object."""
+    """The API server's answer about an object that was created or applied."""
 
     code: int  # HTTP status
     message: str
-    object: Object | None = None  # what is there (after 201, and after 409)
+    object: Object | None = None  # what exists (after 200, 201 and 409)
 
 
 @dataclass(frozen=True)
 class EngineStart:
-    """One start of a consumer's engine, whose log tells whether it was warm."""
+    """One start of a consumer's engine, whose log says whether it was warm."""
 
     pod: str  # its name
     uid: str
     container: str
     since: str  # when the container started, as its status says it (RFC 3339)
     ready: float  # when the pod became ready (Unix seconds)
-    probed: bool = True  # it was not ready before the engine was
+    probed: bool = True  # the pod was not ready before the engine was
     engine: Object | None = None  # the container as its author wrote it
 
     @property
     def key(self) -> str:
+        """The pod's uid and the start's time: a restarted engine is another start."""
         return f"{self.uid}/{self.since}"
 
     @property
@@ -125,13 +115,12 @@ class EngineStart:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What became of reading one start's log."""
+class StartObservation:
+    """What is known of one start from its log, and of its pod."""
 
-    said: LogSummary
-    differs: tuple[
-        str, ...
-    ] = ()  # variables and flags in which the pod differs from its template, of one that tuned
+    log_summary: LogSummary
+    # Variables and flags in which the pod differs from its template, of an engine that tuned.
+    differences: tuple[str, ...] = ()
 
 
 # --- what is wanted
@@ -139,14 +128,14 @@ class Told:
 
 @dataclass(frozen=True)
 class Action:
-    """One call to the API server; every one may be made twice."""
+    """One call to the API server; each may be made twice."""
 
     name: str  # "create Job demo-3f9c…-1": unique in a plan, and what is logged
 
 
 @dataclass(frozen=True)
 class Create(Action):
-    """POST; 409 is no error: what is there is taken as the outcome, whoever it belongs to."""
+    """POST. 409 is no error: what exists is the outcome, whatever owns it."""
 
     object: Object = field(default_factory=dict)
 
@@ -160,20 +149,23 @@ class Apply(Action):
 
 @dataclass(frozen=True)
 class Patch(Action):
-    """Merge patch (or strategic merge patch) of one object, only as long as it has this uid."""
+    """Merge patch (or strategic merge patch) of one object, as long as it has this uid."""
 
     object: Object = field(default_factory=dict)  # apiVersion, kind, metadata.{namespace,name,uid}
     patch: Mapping[str, Any] = field(default_factory=dict)
-    strategic: bool = False  # removes one element of a list by its name, where a merge patch would replace the list
+    # It removes one item of a list by its name, where a merge patch would replace the list.
+    strategic: bool = False
 
 
 @dataclass(frozen=True)
 class Delete(Action):
-    """Delete with background propagation, only as long as it has this uid (and version, where one is given); 404 is no error."""
+    """Delete with background propagation, as long as the object has this uid; 404 is no error.
 
-    object: Object = field(
-        default_factory=dict
-    )  # apiVersion, kind, metadata.{namespace,name,uid[,resourceVersion]}
+    And this resourceVersion, where one is given.
+    """
+
+    # apiVersion, kind, metadata.{namespace,name,uid[,resourceVersion]}
+    object: Object = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,17 +178,16 @@ class Released:
 
 @dataclass(frozen=True)
 class Plan:
-    """actions in their order, then one status write, then `after` (what must not happen before the status remembers; several at a
-    time, in any order), then events."""
+    """What is to be done: `actions` in their order, one write of `status`, `after`, `events`.
+
+    `after` is what must not happen before the status remembers it; several at a time, in any order.
+    """
 
     actions: tuple[Action, ...] = ()
-    status: Mapping[str, Any] | None = (
-        None  # the whole status wanted; None: nothing to write (no cache)
-    )
+    status: Mapping[str, Any] | None = None  # the whole status; None: there is none to write
     after: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
-    look_again: float | None = None  # seconds from now
+    requeue_after: float | None = None  # seconds from now
     released: tuple[Released, ...] = ()
-    starts: tuple[
-        EngineStart, ...
-    ] = ()  # whose logs are worth reading; all that is known of others may be forgotten
+    # Starts whose logs are worth reading; what is known of others may be forgotten.
+    starts: tuple[EngineStart, ...] = ()

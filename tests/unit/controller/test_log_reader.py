@@ -22,7 +22,7 @@ from pretune.controller.log_reader import (
 from pretune.controller.reconcile import reconcile
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, LogSummary
 from pretune.kube.types import ApiError
-from pretune.policy.model import EngineStart, Observed, Plan, Told
+from pretune.policy.model import EngineStart, Observed, Plan, StartObservation
 
 from tests.sim.cluster import Client, Clock, Server
 from tests.unit.engines.vllm.test_log import ENDS, READY, STARTS, USING, bar, loaded, saved
@@ -123,7 +123,7 @@ def reading(node: Node, body: Callable[[LogReader, Calls], Any], began: float = 
 
 
 def results(reader: LogReader, key: Key = KEY) -> list[str]:
-    return [one.said.result for one in reader.results(key).values()]
+    return [one.log_summary.result for one in reader.results(key).values()]
 
 
 def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
@@ -351,7 +351,7 @@ def test_the_result_of_an_engine_that_tuned_says_where_the_pod_differs_from_its_
         reader.set_starts(KEY, some)
         await asyncio.sleep(1)
         known = reader.results(KEY)
-        assert [known[one.key].differs for one in some] == [("env A", "env B"), (), ()]
+        assert [known[one.key].differences for one in some] == [("env A", "env B"), (), ()]
         assert "secret" not in repr(known) and "secret" not in repr(reader._entries)
 
     reading(node, body)
@@ -448,14 +448,18 @@ def test_a_reconcile_observes_what_is_known_and_leaves_the_rest_to_the_reader(
     node = Node()
     reader = LogReader(node.log, node.get, lambda key: None)
     [observed] = reconcile_with(monkeypatch, reader, (start(1),))
-    assert observed.starts == {} and list(reader._entries[KEY]) == [start(1).key] and not node.asked
-    reader._entries[KEY][start(1).key].result = answer = Told(LogSummary(WARM))
+    assert (
+        observed.start_logs == {}
+        and list(reader._entries[KEY]) == [start(1).key]
+        and not node.asked
+    )
+    reader._entries[KEY][start(1).key].result = answer = StartObservation(LogSummary(WARM))
     [observed] = reconcile_with(monkeypatch, reader, (start(1),))
-    assert observed.starts == {start(1).key: answer}
+    assert observed.start_logs == {start(1).key: answer}
     reconcile_with(monkeypatch, reader, ())
     assert not reader._entries
 
 
 def test_without_a_reader_a_reconcile_observes_no_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     [observed] = reconcile_with(monkeypatch, None, (start(1),))
-    assert observed.starts is None
+    assert observed.start_logs is None

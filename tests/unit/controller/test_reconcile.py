@@ -302,7 +302,7 @@ def test_a_status_that_cannot_be_written_holds_no_pod_and_ends_nothing(
     monkeypatch.setattr(world, "patch", refuse_status)
     ending = Delete("delete Job", reference(JOB, made["metadata"]["uid"]))
     events = Event("Released", "1 pod"), Event("Sealed", "b")
-    plan = Plan(status={"n": 1}, after=(ending, released(pod)), events=events, look_again=60.0)
+    plan = Plan(status={"n": 1}, after=(ending, released(pod)), events=events, requeue_after=60.0)
     if code == 409:
         assert play(world, lambda observed, now: plan, monkeypatch) == 0.0
     else:
@@ -629,7 +629,7 @@ def test_a_cache_that_is_deleted_meanwhile_is_reconciled_as_gone(
 ) -> None:
     def decide(observed: Observed, now: float) -> Plan:
         if observed.cache is None:
-            return Plan(look_again=30.0)
+            return Plan(requeue_after=30.0)
         world.remove(("pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name))
         return Plan(status={"n": 1})
 

@@ -130,7 +130,7 @@ def test_a_known_claim_gets_an_attempt_and_the_agent_before_it() -> None:
     assert isinstance(agent, Apply)
     made = {"kind": "ConfigMap", "metadata": {"name": "pretune-agent-0"}}
     plan = decide(seen(**given, outcomes={agent.name: Outcome(200, "", made)}), NOW)
-    assert [type(one) for one in plan.actions] == [Create] and plan.look_again == 0
+    assert [type(one) for one in plan.actions] == [Create] and plan.requeue_after == 0
     assert decide(seen(cache(KNOWN)), NOW).actions == plan.actions
     refused = decide(
         seen(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW
@@ -148,7 +148,9 @@ def test_the_agent_is_there_though_nothing_is_to_be_tuned() -> None:
     refused = decide(
         seen(cache(status_of(kept)), agents=(), outcomes={plan.actions[0].name: outcome}), NOW
     )
-    assert [one.reason for one in refused.events] == ["AgentMissing"] and refused.look_again == 30
+    assert [one.reason for one in refused.events] == [
+        "AgentMissing"
+    ] and refused.requeue_after == 30
 
 
 def test_a_job_that_the_api_server_refuses_is_said_in_its_words() -> None:
@@ -164,7 +166,7 @@ def test_a_job_that_the_api_server_refuses_is_said_in_its_words() -> None:
         [bundle] = plan.status["bundles"]
         assert (bundle["state"], bundle["reason"]) == (state, reason)
         assert code == 409 or bundle["message"] == "its words"
-        assert plan.look_again is not None
+        assert plan.requeue_after is not None
 
 
 def test_targets_go_one_after_another_but_a_waiting_one_holds_up_nobody() -> None:
@@ -240,7 +242,9 @@ def test_a_report_of_seal_makes_the_bundle_sealed_before_its_job_ends() -> None:
     assert plan.status is not None
     [sealed] = plan.status["bundles"]
     assert (sealed["entries"], sealed["engineImage"]) == (20, "registry/vllm@sha256:1")
-    assert not plan.after and plan.look_again == 25  # the pod may linger for 30 s after its report
+    assert (
+        not plan.after and plan.requeue_after == 25
+    )  # the pod may linger for 30 s after its report
     later = seen(cache(plan.status), jobs=(job(bundle),), pods=(pod.object,))  # type: ignore[arg-type]
     assert action_names(decide(later, NOW + 25).after, Patch)
 
@@ -369,13 +373,13 @@ def test_a_bundle_of_the_same_id_but_another_fingerprint_is_not_ours() -> None:
     [bundle] = ids(cache())
     other = replace(sealed_report(bundle, "inspect"), fingerprint="0" * 64)
     plan = answered(cache(), other)
-    assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
+    assert ready(plan) == ("False", "Inspecting") and plan.requeue_after == 0
 
 
 def test_an_empty_answer_is_remembered_before_an_attempt_starts() -> None:
     """In one run the attempt would live by the time that the status is made, and the place would be unknown for ever."""
     plan = answered(cache())
-    assert not action_names(plan.actions, Create) and plan.look_again == 0
+    assert not action_names(plan.actions, Create) and plan.requeue_after == 0
     assert plan.status is not None and plan.status["storage"] == {"claimUID": "claim-uid"}
     assert len(action_names(decide(seen(cache(dict(plan.status))), NOW).actions, Create)) == 1
 
@@ -389,7 +393,7 @@ def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles(
         }
     )
     plan = answered(sealed)
-    assert ready(plan) == ("False", "Inspecting") and plan.look_again == 0
+    assert ready(plan) == ("False", "Inspecting") and plan.requeue_after == 0
     assert not action_names(plan.actions, Create), "only once the status has forgotten the bundle"
 
 
@@ -466,7 +470,7 @@ def test_a_claim_goes_with_its_cache_once_no_pod_names_it() -> None:
         f"delete PersistentVolumeClaim pretune-{KEY.name}"
     ]
     in_use = decide(seen(**gone, claim_users=frozenset({"serving-0"})), NOW)
-    assert not in_use.actions and in_use.look_again
+    assert not in_use.actions and in_use.requeue_after
     kept = claim(annotations={names.WHEN_DELETED: "Retain"})
     assert not decide(seen(**{**gone, "claim": kept}), NOW).actions
     assert not decide(seen(**{**gone, "claim": claim(labels={})}), NOW).actions

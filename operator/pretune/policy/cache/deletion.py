@@ -41,7 +41,7 @@ def afterlife(observed: Observed, now: float) -> Plan:
     return Plan(
         tuple(actions),
         after=(*release_all(observed.held), *rescued),
-        look_again=min(looks, default=None),
+        requeue_after=min(looks, default=None),
     )
 
 

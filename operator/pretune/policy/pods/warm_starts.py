@@ -75,13 +75,13 @@ def _engine(one: Consumer) -> Object | None:
 def told(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
     """Of status.consumers: how many started warm, in part, or tuned; nothing where no logs are read. As they were while an answer is still
     to come: else each start of the controller, and each new pod, would take back what was said."""
-    if plan.observed.starts is None:
+    if plan.observed.start_logs is None:
         return {}
-    found = [plan.observed.starts.get(_start(one).key) for one in pods if _is_told(one)]
+    found = [plan.observed.start_logs.get(_start(one).key) for one in pods if _is_told(one)]
     if None in found:
         before = ((plan.cache.get("status") or {}).get("consumers")) or {}
         return {name: before[name] for name in logs.RESULTS if name in before}
-    results = [one.said.result for one in found if one is not None]
+    results = [one.log_summary.result for one in found if one is not None]
     return {
         "warm": results.count(logs.WARM),
         "partial": results.count(logs.PARTIAL),
@@ -100,17 +100,17 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, obje
     warm = _warm_folders(plan, pods)
     for one in pods:
         answer = (
-            plan.observed.starts.get(_start(one).key)
-            if plan.observed.starts and _is_told(one)
+            plan.observed.start_logs.get(_start(one).key)
+            if plan.observed.start_logs and _is_told(one)
             else None
         )
         if (
             answer is not None
-            and answer.said.result in (logs.TUNED, logs.PARTIAL)
+            and answer.log_summary.result in (logs.TUNED, logs.PARTIAL)
             and _was_promised(one)
         ):
             why = factor(plan, one, warm.get(one.given, set()))
-            groups.setdefault((one.given, answer.said.result, why), []).append(one)
+            groups.setdefault((one.given, answer.log_summary.result, why), []).append(one)
     for (bundle, result, why), some in sorted(groups.items()):
         how = "tuned all of it again" if result == logs.TUNED else "tuned some of it again"
         plan.events.append(
@@ -131,9 +131,9 @@ def _warm_folders(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, set[
     """Of each bundle, where engines that started warm from it found it."""
     found: dict[str, set[str]] = {}
     for one in pods:
-        answer = (plan.observed.starts or {}).get(_start(one).key) if _is_told(one) else None
-        if answer is not None and answer.said.result == logs.WARM:
-            found.setdefault(one.given, set()).update(answer.said.folders)
+        answer = (plan.observed.start_logs or {}).get(_start(one).key) if _is_told(one) else None
+        if answer is not None and answer.log_summary.result == logs.WARM:
+            found.setdefault(one.given, set()).update(answer.log_summary.folders)
     return found
 
 
@@ -151,8 +151,8 @@ FACTORS = {"gpu": "GPU", "flashinfer_version": "FlashInfer version"}
 
 def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     """Why a consumer that had its bundle tuned: the first that can be told. `warm`: folders in which others found it."""
-    answer = (plan.observed.starts or {})[_start(one).key]
-    said, record = answer.said, plan.bundles.get(one.given) or {}
+    answer = (plan.observed.start_logs or {})[_start(one).key]
+    said, record = answer.log_summary, plan.bundles.get(one.given) or {}
     if one.mode == OVERLAY and one.seed is not None and one.seed.reason != "Seeded":
         return f"its folder was empty: {one.seed.reason}: {one.seed.message}"
     if said.differences:
@@ -177,9 +177,7 @@ def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
         return f"{moved}{where}: its ranks did not agree, or it may not read the files"
     if said.managed:
         return f"{moved}{_other_store(said, warm)}"
-    return (
-        f"{moved}{_other_key(said, warm)}{_what_differs(answer.differs, _references(_engine(one)))}"
-    )
+    return f"{moved}{_other_key(said, warm)}{_what_differs(answer.differences, _references(_engine(one)))}"
 
 
 def _other_store(said: logs.LogSummary, warm: set[str]) -> str:
@@ -315,8 +313,8 @@ def saved(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
 
 def _tuned(plan: PlanBuilder, one: Consumer) -> bool:
     """Whether its log says that it tuned, all or some of it, however soon it was ready. False: it did not, or nobody knows."""
-    answer = (plan.observed.starts or {}).get(_start(one).key)
-    return answer is not None and answer.said.result in (logs.TUNED, logs.PARTIAL)
+    answer = (plan.observed.start_logs or {}).get(_start(one).key)
+    return answer is not None and answer.log_summary.result in (logs.TUNED, logs.PARTIAL)
 
 
 def worth(record: Mapping[str, object]) -> tuple[int, float] | None:

@@ -202,7 +202,7 @@ def test_an_api_server_that_fails_is_asked_again() -> None:
     the_cache = asking()
     [action] = [one for one in decide(seen(the_cache), NOW).actions if isinstance(one, Create)]
     plan = decide(seen(the_cache, outcomes={action.name: Outcome(500, "etcd is away")}), NOW)
-    assert "import" not in of(plan) and plan.look_again is not None and plan.look_again <= 30
+    assert "import" not in of(plan) and plan.requeue_after is not None and plan.requeue_after <= 30
 
 
 def test_each_target_imports_and_an_import_holds_up_no_other_targets_tuning() -> None:
@@ -376,7 +376,7 @@ def test_it_is_waited_for_and_not_for_ever(
             and "import" not in of(plan)
         )
         assert FROM in of(plan)["message"] and made(plan) == [] and not plan.after
-        assert plan.look_again is not None and plan.look_again <= 1620 - age
+        assert plan.requeue_after is not None and plan.requeue_after <= 1620 - age
 
 
 def test_what_keeps_its_pod_from_being_made_is_said_and_ends_it() -> None:

@@ -341,7 +341,7 @@ def test_what_is_sealed_and_not_proven_is_withheld_and_its_proof_begins_in_the_n
     assert told(first)["message"].startswith(
         "20 entries; the engine is started from the bundle once more"
     )
-    assert not proofs(first) and first.look_again == 0
+    assert not proofs(first) and first.requeue_after == 0
     assert [(one.reason, one.warning) for one in first.events] == [("Proving", False)]
     [made] = proofs(looked(told(first)))
     assert (
@@ -555,7 +555,7 @@ def test_a_job_that_is_refused_is_said_and_the_bundle_stays_withheld(
     [action] = looked(bundle()).actions
     plan = looked(bundle(), outcomes={action.name: Outcome(code, "its words")})
     assert (told(plan)["state"], told(plan)["reason"]) == (PROVING, reason)
-    assert plan.look_again is not None and plan.look_again <= again
+    assert plan.requeue_after is not None and plan.requeue_after <= again
     if code == 422:  # it will never be taken as it is: tried as often as attempts are
         limit = {
             **told(plan),

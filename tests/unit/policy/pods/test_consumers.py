@@ -114,7 +114,7 @@ def test_an_older_revision_without_a_bundle_waits_until_the_rollout_is_over() ->
     just = {**sealed("a"), "sealedAt": format_timestamp(NOW - 10)}
     made = plan(a_cache(just), OLD, NEW)
     assert not jobs(made) and (bundle_of("old"), "Queued") in queue(made)
-    assert made.look_again is not None and made.look_again <= SETTLE - 10
+    assert made.requeue_after is not None and made.requeue_after <= SETTLE - 10
     assert jobs(plan(a_cache(just), OLD, NEW, now=NOW + SETTLE)) == [bundle_of("old")]
 
 
@@ -131,7 +131,7 @@ def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None
     }
     the_cache["status"]["conditions"] = [ready]
     made = plan(the_cache, OLD, NEW)
-    assert not jobs(made) and made.look_again is not None and made.look_again <= SETTLE - 10
+    assert not jobs(made) and made.requeue_after is not None and made.requeue_after <= SETTLE - 10
     assert jobs(plan(the_cache, OLD, NEW, now=NOW + SETTLE)) == [bundle_of("old")]
     bundle = bundle_of("a")
     the_cache["status"]["bundles"][0] = {**long_ago, "state": names.PROVING, "digest": "sha256:1"}
@@ -217,7 +217,7 @@ def test_what_a_pod_that_is_missing_for_a_while_needs_is_not_tuned_anew() -> Non
     """Its StatefulSet makes it again; without this each eviction would cost a tuning, and give a failed bundle new attempts."""
     first = plan(a_cache(pending("a")), **WORKING)
     assert queue(first) == [(bundle_of("a"), "WaitingForPod")] and not first.after
-    assert first.look_again is not None and first.look_again <= MISSED
+    assert first.requeue_after is not None and first.requeue_after <= MISSED
     assert first.status is not None
     cached = a_cache(*first.status["bundles"])
     over = plan(cached, now=NOW + MISSED, **WORKING)
@@ -286,7 +286,7 @@ def test_a_held_pod_waits_while_its_bundle_is_made_and_older_pods_serve() -> Non
         a_cache(pending("a"), hold={"timeoutSeconds": 400}), OLD, HELD, jobs=(job(bundle_of("a")),)
     )
     assert not released(made)
-    assert made.look_again is not None and made.look_again <= 300
+    assert made.requeue_after is not None and made.requeue_after <= 300
 
 
 REFUSED = {"state": names.REFUSED, "reason": "MultiPodEngine"}
@@ -321,7 +321,7 @@ def test_a_held_pod_is_let_go(name: str) -> None:
     assert released(made) == ["a-1"]
     assert [(one.cause, one.waited) for one in made.released] == [(cause, 100.0)]
     assert (
-        made.look_again is not None and made.look_again <= LET_GO
+        made.requeue_after is not None and made.requeue_after <= LET_GO
     )  # a patch that met a conflict is made again
     [event] = [one for one in made.events if one.reason == "Released"]
     assert "1 pod of bundle" in event.message and "waited 100 s" in event.message
@@ -385,7 +385,7 @@ def test_a_cache_that_is_deleted_lets_everybody_go() -> None:
     dying = a_cache(pending("a"), hold={"onFailure": "Keep"})
     dying["metadata"]["deletionTimestamp"] = format_timestamp(NOW)
     made = plan(dying, OLD, HELD)
-    assert released(made) == ["a-1"] and made.look_again == LET_GO
+    assert released(made) == ["a-1"] and made.requeue_after == LET_GO
     gone = seen(None, held=(HELD.object,))
     assert released(decide(type(gone)(**{**vars(gone), "cache": None}), NOW)) == ["a-1"]
 
@@ -462,7 +462,7 @@ def test_counts_are_written_every_ten_seconds_at_most() -> None:
         Consumer("a").given("x").ready().seeded(),
     )
     assert made.status is not None and made.status["consumers"] == before
-    assert made.look_again is not None and made.look_again <= COUNTED - 4
+    assert made.requeue_after is not None and made.requeue_after <= COUNTED - 4
     later = plan(
         a_cache(sealed("a"), status={"consumers": before}),
         Consumer("a").given("x").ready().seeded(),

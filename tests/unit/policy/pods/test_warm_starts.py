@@ -13,7 +13,7 @@ from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, Difference, LogSummary
 from pretune.policy.decide import decide
-from pretune.policy.model import Plan, Told
+from pretune.policy.model import Plan, StartObservation
 from pretune.policy.pods.warm_starts import SETTLE, differences, worth
 from pretune.protocol import Report
 
@@ -45,14 +45,14 @@ def a_cache(status: Object | None = None, **more: Any) -> Object:
 
 def plan(
     *pods: Consumer,
-    starts: dict[str, Told] | None = None,
+    starts: dict[str, StartObservation] | None = None,
     the_cache: Object | None = None,
     now: float = NOW,
     of: dict[str, Any] | None = None,
 ) -> Plan:
     consumers = tuple(one.object for one in pods)
     made = seen(
-        the_cache or a_cache(), consumers=consumers, origins=of or origin("a"), starts=starts
+        the_cache or a_cache(), consumers=consumers, origins=of or origin("a"), start_logs=starts
     )
     return decide(made, now)
 
@@ -63,9 +63,11 @@ def key(pod: Consumer) -> str:
 
 def told(
     *pods: tuple[Consumer, LogSummary | str], differs: tuple[str, ...] = ()
-) -> dict[str, Told]:
+) -> dict[str, StartObservation]:
     return {
-        key(pod): Told(said if isinstance(said, LogSummary) else LogSummary(said), differs)
+        key(pod): StartObservation(
+            said if isinstance(said, LogSummary) else LogSummary(said), differs
+        )
         for pod, said in pods
     }
 
@@ -400,9 +402,9 @@ def test_other_starts_save_nothing(pod: Consumer) -> None:
 )
 def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts: int) -> None:
     pod, other = started(1, LONG_AGO, LONG_AGO + 25), started(2, LONG_AGO, LONG_AGO + 25)
-    logs = {f"uid-2/{format_timestamp(LONG_AGO)}": Told(LogSummary(WARM))}
+    logs = {f"uid-2/{format_timestamp(LONG_AGO)}": StartObservation(LogSummary(WARM))}
     if result:
-        logs[f"uid-1/{format_timestamp(LONG_AGO)}"] = Told(LogSummary(result))
+        logs[f"uid-1/{format_timestamp(LONG_AGO)}"] = StartObservation(LogSummary(result))
     assert saved(plan(pod, other, starts=logs, the_cache=a_cache(**PROVEN)))[0] == 80 * (1 + counts)
 
 
@@ -421,7 +423,7 @@ def test_a_slower_warm_start_takes_nothing_back() -> None:
 def test_a_start_that_may_still_flip_is_looked_at_again_when_its_time_is_over() -> None:
     made = plan(started(1, NOW - 50, NOW - 25), the_cache=a_cache(**PROVEN))
     assert saved(made) == (None, None)
-    assert made.look_again is not None and 60 <= made.look_again <= 62
+    assert made.requeue_after is not None and 60 <= made.requeue_after <= 62
 
 
 STARTS = st.lists(
@@ -500,7 +502,7 @@ def test_three_thousand_pods_are_told_in_no_time() -> None:
     assert with_ - without < 1.0
 
 
-def _time(*pods: Consumer, starts: dict[str, Told] | None) -> float:
+def _time(*pods: Consumer, starts: dict[str, StartObservation] | None) -> float:
     began = time.process_time()
     plan(*pods, starts=starts, the_cache=a_cache(**PROVEN))
     return time.process_time() - began
