@@ -25,7 +25,7 @@ from pretune.manifests.gate import is_held
 from pretune.origin import read_origin, without_template
 from pretune.podspec import identity
 from pretune.podspec.workloads import origin_key, origin_of, template_of
-from pretune.policy.bundles.attempt_state import POD_GRACE, is_finished
+from pretune.policy.bundles.attempt_state import POD_GRACE, is_finished, is_job_finished
 from pretune.policy.model import Observed, Origin
 from pretune.policy.pods.rescue import suspect
 
@@ -33,7 +33,6 @@ API_VERSION = f"{GROUP}/{VERSION}"
 MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
 # Kinds of a source that is itself the workload above its consumers.
 APPS_KINDS = ("Deployment", "StatefulSet", "DaemonSet")
-JOB_ENDED = ("Complete", "Failed")
 
 
 async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) -> Observed:
@@ -369,16 +368,9 @@ def _jobs_without_pod(jobs: Iterable[Object], pods: Iterable[Object], now: float
         for job in jobs
         if job["metadata"]["uid"] not in owners
         and not job["spec"].get("suspend")
-        and not _has_ended(job)
+        and not is_job_finished(job)
         and now - parse_timestamp(job["metadata"]["creationTimestamp"]) >= POD_GRACE
     ]
-
-
-def _has_ended(job: Object) -> bool:
-    conditions = job.get("status", {}).get("conditions") or ()
-    return any(
-        condition["status"] == "True" and condition["type"] in JOB_ENDED for condition in conditions
-    )
 
 
 async def _find_agents_named(

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from pretune.api import delivery_reasons
 from pretune.api.names import CACHE, DELIVERY, REASON, ROLE
 from pretune.api.types import Key, Object
 from pretune.kube.watch import ADDED, DELETED, ENDED, LISTED, Change, watch_with_backoff
@@ -148,4 +149,4 @@ def is_urgent(pod: Object, is_new: bool) -> bool:
     if ROLE in meta["labels"]:
         return True
     reason = str((meta.get("annotations") or {}).get(REASON, ""))
-    return is_new and reason.startswith("Held:")
+    return is_new and reason.startswith(f"{delivery_reasons.HELD}:")
