@@ -13,6 +13,7 @@ from pretune import protocol
 from pretune.api.names import GROUP, KIND, PLURAL, STATES, VERSION
 from pretune.api.reasons import REASONS
 from pretune.api.spec import Spec
+from pretune.manifests.delivery_modes import AUTO, MODES, NONE
 
 from tools import crd
 
@@ -156,6 +157,11 @@ def test_the_names_of_the_api_are_those_of_the_crd() -> None:
     spec = crd.load()["spec"]
     assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (GROUP, KIND, PLURAL)
     assert [one["name"] for one in spec["versions"]] == [VERSION]
+
+
+def test_every_delivery_mode_can_be_asked_for() -> None:
+    enum = FIELDS["spec.delivery.mode"].schema["enum"]
+    assert sorted(enum) == sorted([AUTO, *(mode.name for mode in MODES), NONE])
 
 
 def test_every_state_and_reason_fits_the_status() -> None:

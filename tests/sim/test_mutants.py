@@ -10,7 +10,8 @@ import pytest
 from pretune import origin
 from pretune.api.names import PROOF
 from pretune.api.timestamps import format_timestamp
-from pretune.manifests.injection import Delivery, inject
+from pretune.manifests.delivery_modes import Delivery
+from pretune.manifests.injection import inject
 from pretune.podspec import workloads
 from pretune.policy.bundles import proof_state
 from pretune.policy.hold import release

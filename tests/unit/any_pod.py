@@ -12,7 +12,7 @@ from typing import Any
 from pretune.api import names
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests.injection import Delivery
+from pretune.manifests.delivery_modes import Delivery
 from pretune.protocol import Inputs
 
 NAMES = (

@@ -18,7 +18,8 @@ from functools import cached_property
 from pretune.api.names import CACHE, ROLE
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
-from pretune.manifests.injection import NONE, Delivery, inject, is_injected
+from pretune.manifests.delivery_modes import NONE, Delivery
+from pretune.manifests.injection import inject, is_injected
 from pretune.manifests.json_patch import Operation
 from pretune.podspec.template import all_containers
 from pretune.podspec.workloads import controller_of

@@ -51,7 +51,8 @@ def test_it_holds_the_agent_the_engines_and_the_protocol_and_nothing_of_the_cont
         f"pretune/{file.relative_to(ROOT).as_posix()}"
         for part in ("agent", "engines")
         for file in (ROOT / part).rglob("*.py")
-        if file.name not in ("log.py", "logs.py")  # the controller reads logs: a change there is no other agent
+        if file.name
+        not in ("log.py", "logs.py")  # the controller reads logs: a change there is no other agent
     }
     assert {one.filename for one in entries()} == {
         "__main__.py",

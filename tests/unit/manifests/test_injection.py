@@ -18,8 +18,9 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.agent_container import script
+from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.gate import is_held, release_patch
-from pretune.manifests.injection import Delivery, find_collision, inject, is_injected, strip
+from pretune.manifests.injection import find_collision, inject, is_injected, strip
 from pretune.manifests.json_patch import add_entries, copy_json
 from pretune.podspec import identity
 from pretune.protocol import Inputs, Report, Task

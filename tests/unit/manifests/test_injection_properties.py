@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pretune.api.names import HOLD
 from pretune.api.types import Object
+from pretune.manifests.delivery_modes import NONE, Delivery
 from pretune.manifests.gate import is_held
-from pretune.manifests.injection import NONE, Delivery, find_collision, inject, is_injected, strip
+from pretune.manifests.injection import find_collision, inject, is_injected, strip
 from pretune.podspec import identity
 from pretune.podspec.template import required_terms
 

@@ -15,6 +15,7 @@ from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.manifests.delivery_modes import find_mode
 from pretune.manifests.job import build_proof_job
 from pretune.podspec.template import count_gpus, engine_of
 from pretune.policy.bundles import proof_state
@@ -256,7 +257,8 @@ def begin(plan: PlanBuilder, want: DesiredBundle, record: Object) -> None:
         return
     try:
         example = observed.examples.get(want.origin)
-        on_claim = plan.spec.delivery == "ReadOnly" and record.get("layout") == "PerRank"
+        mode = find_mode(plan.spec.delivery)
+        on_claim = mode is not None and record.get("layout") in mode.proven_on_claim
         job = build_proof_job(
             observed.key,
             plan.cache,

@@ -10,6 +10,7 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Target
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
+from pretune.manifests.delivery_modes import find_mode
 from pretune.manifests.gate import is_held
 from pretune.podspec import identity
 from pretune.podspec.template import engine_of
@@ -104,7 +105,13 @@ class Consumer:
         """It runs with its bundle: copied by seed, which says so, or mounted."""
         if not self.given or not self.started:
             return False
-        return self.mode == "ReadOnly" or (self.seed is not None and self.seed.reason == "Seeded")
+        return self.is_mounted or (self.seed is not None and self.seed.reason == "Seeded")
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether its engine reads the bundle on the claim, and not a copy that seed makes."""
+        mode = find_mode(self.mode)
+        return mode is not None and not mode.makes_a_copy
 
     @property
     def seed(self) -> Report | None:

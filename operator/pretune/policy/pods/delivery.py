@@ -17,7 +17,8 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, Target, claim_name
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests.injection import NONE, OVERLAY, READ_ONLY, Delivery, find_collision
+from pretune.manifests.delivery_modes import NONE, Choice, Delivery, choose_mode
+from pretune.manifests.injection import find_collision
 from pretune.podspec import identity
 from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of, moving_tag
@@ -77,7 +78,7 @@ def delivery(
             delivery_reasons.NOT_SEALED_YET,
             f"bundle {arrival.want.bundle} is not {arrival.lacks} yet; the pod is not held: {why}",
         )
-    mode, warning = _mode(arrival)
+    mode, warning = choose_mode(_choice(arrival))
     return Delivery(
         mode=mode,
         reason=reason,
@@ -101,39 +102,17 @@ def _at_most(spec: Spec) -> str:
     return f"at most {spec.hold.timeout_seconds} s from its creation (spec.hold.timeoutSeconds)"
 
 
-def _mode(a: Arrival) -> tuple[str, str]:
-    """How the bundle is given, and a warning where that is not what was asked for.
-
-    ReadOnly only where the engine of that layout reads nothing but what is sealed; where the status speaks of this very spec, and
-    nobody looks whether the claim still holds it (an engine without its folder could not start, while seed starts it cold); not what
-    another engine wrote, until a proof has shown that this one finds its key folder there (docs/dev/facts-vllm.md: a miss crashes); and
-    where the image is still the one that was tuned: behind a moved tag may be a release that writes, and seed compares versions.
-    """
-    layout, asked = a.record.get("layout"), a.spec.delivery
-    if not a.given or asked == OVERLAY:
-        return OVERLAY, ""
-    if asked == READ_ONLY and layout == "Shared":
-        words = "vLLM of this release writes to its one file at each start: the pod gets a copy"
-        return (
-            OVERLAY,
-            f"pretune: spec.delivery.mode ReadOnly is not possible with layout Shared: {words}",
-        )
-    if asked == READ_ONLY and layout == "PerRank" and a.of_unknown_origin:
-        words = "an engine that looks for another key folder would crash on it: the pod gets a copy (spec.verify BeforeRelease proves it)"
-        return (
-            OVERLAY,
-            f"pretune: spec.delivery.mode ReadOnly is not used: bundle {a.want.bundle} was imported and is not proven: {words}",
-        )
-    if (a.cache.get("status") or {}).get("observedGeneration") != a.cache["metadata"].get(
-        "generation"
-    ):
-        return OVERLAY, ""
-    if a.condition("Ready").get("reason") == reasons.INSPECTING or (
-        asked != READ_ONLY and a.may_have_moved
-    ):
-        return OVERLAY, ""
-    fit = ("Managed", "PerRank") if asked == READ_ONLY else ("Managed",)
-    return (READ_ONLY if layout in fit else OVERLAY), ""
+def _choice(a: Arrival) -> Choice:
+    return Choice(
+        asked=a.spec.delivery,
+        bundle=a.want.bundle,
+        layout=a.record.get("layout"),
+        is_given=a.given,
+        is_trusted=not a.of_unknown_origin,
+        is_current=a.status_is_current,
+        is_inspecting=a.condition("Ready").get("reason") == reasons.INSPECTING,
+        image_may_have_moved=a.may_have_moved,
+    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +158,12 @@ class Arrival:
             image.get("imagePullPolicy") != "Never"
             and moving_tag(image.get("image") or "") is not None
         )
+
+    @property
+    def status_is_current(self) -> bool:
+        """Whether the cache's status is of this very spec."""
+        observed = (self.cache.get("status") or {}).get("observedGeneration")
+        return bool(observed == self.cache["metadata"].get("generation"))
 
     @property
     def records(self) -> list[Object]:

@@ -16,7 +16,7 @@ from pretune.api.types import Object
 from pretune.engines import logs
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.kube.types import Event
-from pretune.manifests.injection import OVERLAY, READ_ONLY
+from pretune.manifests.delivery_modes import find_mode
 from pretune.podspec import canonical
 from pretune.podspec.template import engine_of
 from pretune.policy.model import EngineStart
@@ -42,7 +42,7 @@ def _is_told(one: Consumer) -> bool:
     return (
         one.ready
         and bool(one.given and one.since and one.ready_since)
-        and one.mode in (OVERLAY, READ_ONLY)
+        and find_mode(one.mode) is not None
     )
 
 
@@ -124,7 +124,7 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, obje
 
 def _was_promised(one: Consumer) -> bool:
     """It had its bundle, or would have, had seed not found fault with it."""
-    return one.mode == READ_ONLY or (one.seed is not None and one.seed.reason not in NONE_THERE)
+    return one.is_mounted or (one.seed is not None and one.seed.reason not in NONE_THERE)
 
 
 def _warm_folders(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, set[str]]:
@@ -153,7 +153,7 @@ def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     """Why a consumer that had its bundle tuned: the first that can be told. `warm`: folders in which others found it."""
     answer = (plan.observed.start_logs or {})[_start(one).key]
     said, record = answer.log_summary, plan.bundles.get(one.given) or {}
-    if one.mode == OVERLAY and one.seed is not None and one.seed.reason != "Seeded":
+    if one.seed is not None and one.seed.reason != "Seeded":
         return f"its folder was empty: {one.seed.reason}: {one.seed.message}"
     if said.differences:
         return "; ".join(

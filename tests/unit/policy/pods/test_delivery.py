@@ -13,8 +13,9 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.cli import OVERRIDE
+from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.gate import is_held
-from pretune.manifests.injection import Delivery, inject, is_injected
+from pretune.manifests.injection import inject, is_injected
 from pretune.podspec import identity
 from pretune.policy.pods.delivery import LEFT_ALONE, delivery, want
 

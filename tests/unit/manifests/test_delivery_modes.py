@@ -1,0 +1,166 @@
+"""A delivery mode is a row of MODES: one that is added here works everywhere."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from dataclasses import replace
+
+import kubernetes_validate
+import pytest
+from pretune.api import delivery_reasons
+from pretune.api.names import DELIVERY
+from pretune.api.types import Object
+from pretune.engines.vllm.cli import OVERRIDE
+from pretune.manifests import delivery_modes
+from pretune.manifests.delivery_modes import (
+    MODES,
+    Choice,
+    Delivery,
+    DeliveryMode,
+    ModeTable,
+    Obstacle,
+    Parts,
+    choose_mode,
+)
+from pretune.manifests.injection import find_collision, inject, is_injected, strip
+from pretune.protocol import LAYOUTS, PER_RANK
+
+from tests.patches import patched
+from tests.unit.builders import engine, law, stored, templates
+from tests.unit.manifests.test_injection import GIVEN, engine_in, pod_of
+from tests.unit.policy.pods.test_delivery import World
+
+CHOICE = Choice(
+    asked="Auto",
+    bundle="0123456789ab-default",
+    layout="Managed",
+    is_given=True,
+    is_trusted=True,
+    is_current=True,
+    is_inspecting=False,
+    image_may_have_moved=False,
+)
+
+
+def mounted_image(pod: Object, engine: Object, delivery: Delivery) -> Parts:
+    """The bundle as an image (KEP-4639), named after it."""
+    source = {"reference": f"registry/bundles:{delivery.bundle}", "pullPolicy": "IfNotPresent"}
+    return Parts(
+        mount={"name": "pretune-image", "mountPath": "/pretune/image", "readOnly": True},
+        folder="/pretune/image/tactics",
+        volumes=({"name": "pretune-image", "image": source},),
+    )
+
+
+IMAGE = DeliveryMode(
+    name="Image",
+    build_parts=mounted_image,
+    volume_names=("pretune-image",),
+    mount_path="/pretune/image",
+    folders=re.compile("/pretune/image/.*"),
+    obstacles=(
+        Obstacle(lambda choice: not choice.is_given),
+        Obstacle(lambda choice: choice.layout != PER_RANK, "{bundle} is not laid out by rank"),
+    ),
+)
+
+
+@pytest.fixture
+def with_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_modes, "MODES", ModeTable((IMAGE, *MODES)))
+
+
+def given(pod: Object) -> Object:
+    return patched(pod, inject(pod, Delivery("Image", **GIVEN)))
+
+
+@pytest.mark.usefixtures("with_image")
+def test_a_mode_that_is_added_is_injected_recognised_and_taken_out_again() -> None:
+    plain = pod_of(engine().init("fetch").pod(volumes=[{"name": "shm", "emptyDir": {}}]))
+    pod = given(plain)
+    assert engine_in(pod)["env"] == [{"name": OVERRIDE, "value": "/pretune/image/tactics"}]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm", "pretune-image"]
+    assert pod["metadata"]["annotations"][DELIVERY] == "Image"
+    assert is_injected(pod) and inject(pod, Delivery("Overlay", **GIVEN)) == []
+    assert strip(pod) == plain
+    named = {**pod, "metadata": {**pod["metadata"], "name": "pod"}}
+    kubernetes_validate.validate(named, "1.31", strict=True)
+
+    copied = copy.deepcopy(pod)  # a manifest that was copied has no annotations of ours
+    del copied["metadata"]["annotations"]
+    assert is_injected(copied) and strip(copied) == plain
+
+
+@pytest.mark.usefixtures("with_image")
+def test_what_a_pod_has_of_an_added_modes_parts_is_a_collision() -> None:
+    pod = engine().pod(volumes=[{"name": "pretune-image", "emptyDir": {}}])
+    assert find_collision(pod, engine_in(pod)) == "the pod has a volume pretune-image"
+    pod = engine(volumeMounts=[{"name": "own", "mountPath": "/pretune/image/x"}])
+    assert "where /pretune/image would be mounted" in (find_collision(pod, engine_in(pod)) or "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "layout", "mode"),
+    [
+        ("Auto", "PerRank", "Image"),
+        ("Image", "PerRank", "Image"),
+        ("Auto", "Managed", "ReadOnly"),
+        ("Image", "Managed", "Overlay"),
+        ("Overlay", "PerRank", "Overlay"),
+        ("ReadOnly", "PerRank", "ReadOnly"),
+    ],
+)
+@pytest.mark.usefixtures("with_image")
+def test_an_added_mode_is_chosen_by_its_row(asked: str, layout: str, mode: str) -> None:
+    world = World().sealed(layout).spec(delivery={"mode": asked})
+    answer = world.answer()
+    assert (answer.mode, answer.reason) == (mode, delivery_reasons.GIVEN)
+    refused = f"mode Image is not used: {answer.bundle} is not laid out by rank"
+    expected = (
+        [f"pretune: spec.delivery.{refused}"] if (asked, mode) == ("Image", "Overlay") else []
+    )
+    assert list(answer.warnings) == expected
+
+
+def test_without_its_row_a_mode_is_unknown() -> None:
+    pod = given(pod_of(engine()))
+    assert pod["spec"] == engine()["spec"]
+    assert choose_mode(replace(CHOICE, asked="Image")) == ("Overlay", "")
+
+
+# --- laws of every row
+
+
+@law(templates())
+def test_every_row_is_recognised_by_what_it_adds(pod: Object) -> None:
+    pod = pod_of(stored(pod))
+    for mode in (*MODES, IMAGE):
+        parts = mode.build_parts(pod, engine_in(pod), Delivery(mode.name, **GIVEN))
+        assert {volume["name"] for volume in parts.volumes} <= set(mode.volume_names)
+        assert parts.mount["mountPath"] == mode.mount_path
+        assert mode.folders.fullmatch(parts.folder)
+        assert [container["name"] for container in parts.init_containers] == [
+            name for name in (mode.init_container,) if name
+        ]
+
+
+def test_no_row_takes_anothers_path_for_its_own() -> None:
+    for mode, other in itertools.permutations((*MODES, IMAGE), 2):
+        assert mode.mount_path != other.mount_path
+        folder = other.build_parts(pod_of(engine()), engine(), Delivery(other.name, **GIVEN)).folder
+        assert not mode.folders.fullmatch(folder)
+
+
+def test_the_last_row_fits_every_bundle() -> None:
+    assert MODES[-1].obstacles == ()
+    flags = ("is_given", "is_trusted", "is_current", "is_inspecting", "image_may_have_moved")
+    for asked in ("Auto", *(mode.name for mode in MODES)):
+        for layout in (*LAYOUTS, "LayoutOfTomorrow", None):
+            for values in itertools.product((False, True), repeat=len(flags)):
+                given = dict(zip(flags, values, strict=True))
+                choice = Choice(asked=asked, bundle="b", layout=layout, **given)
+                name, warning = choose_mode(choice)
+                assert name in ("ReadOnly", "Overlay")
+                assert not warning or (asked == "ReadOnly" and name == "Overlay")
