@@ -16,8 +16,8 @@ from pretune.kube.lease import LEASE_DURATION_SECONDS
 from pretune.kube.watch import ENDED, LISTED
 from pretune.manifests.agent_archive import agent
 from pretune.webhook.admission import Admission
-from pretune.webhook.informers import Caches, Controller, cut
-from pretune.webhook.template_cache import Revisions
+from pretune.webhook.informers import CacheInformer, LeaseMonitor, trim_cache
+from pretune.webhook.template_cache import TemplateCache
 
 from tests.sim.cluster import Client, Write, copied
 from tests.sim.ground import Ground
@@ -44,14 +44,14 @@ class Webhook:
         self.blind: float | None = None  # since when it sees no caches
         self.controller_died: float | None = None
         self._loop = VirtualLoop()
-        self._caches, self._controller = Caches(self.clock), Controller(self.clock)
+        self._caches, self._controller = CacheInformer(self.clock), LeaseMonitor(self.clock)
         self._coming: deque[tuple[float, str, Object]] = deque()  # what the watch has not told yet
         self.client = Client(ground.server, "webhook")
-        self._judge = Admission(
-            Revisions(self.client, self.clock), self._caches, self._controller, agent()[0]
+        self._admission = Admission(
+            TemplateCache(self.client, self.clock), self._caches, self._controller, agent()[0]
         )
-        self._caches.tell(LISTED, {})
-        self._controller.tell(LISTED, {})
+        self._caches.on_event(LISTED, {})
+        self._controller.on_event(LISTED, {})
         ground.server.listeners.append(self._on_write)
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Webhook:
         """Its watch of the caches is down."""
         if self.blind is None:
             self._see()
-            self._caches.tell(ENDED, {})
+            self._caches.on_event(ENDED, {})
             self.blind = self.clock.now
 
     def regain_sight(self) -> None:
@@ -71,8 +71,8 @@ class Webhook:
             self.blind = None
             self._coming.clear()
             for one in self.ground.stored("pretune.dev/v1alpha1", KIND):
-                self._caches.tell("ADDED", cut(copied(one)))
-            self._caches.tell(LISTED, {})
+                self._caches.on_event("ADDED", trim_cache(copied(one)))
+            self._caches.on_event(LISTED, {})
 
     def controller_dies(self) -> None:
         if self.controller_died is None:
@@ -94,7 +94,7 @@ class Webhook:
             self.blind is None and self._coming and self._coming[0][0] <= self.clock.now - self.lag
         ):
             _, change, obj = self._coming.popleft()
-            self._caches.tell(change, cut(copied(obj)))
+            self._caches.on_event(change, trim_cache(copied(obj)))
 
     def _renew(self) -> None:
         """The controller renews its lease every few seconds, as long as it lives."""
@@ -103,7 +103,7 @@ class Webhook:
                 "holderIdentity": "controller",
                 "renewTime": f"{format_timestamp(self.clock.now)} {self.clock.now}",
             }
-            self._controller.tell("MODIFIED", {"spec": spec})
+            self._controller.on_event("MODIFIED", {"spec": spec})
 
     @property
     def may_hold(self) -> bool:
@@ -140,7 +140,7 @@ class Webhook:
             "namespace": obj["metadata"]["namespace"],
             "object": asked,
         }
-        answer = self._loop.run_until_complete(self._judge.answer(request))
+        answer = self._loop.run_until_complete(self._admission.answer(request))
         assert answer.reason != "Failed", "the webhook failed by itself"
         if answer.patch:
             was = copied(obj)

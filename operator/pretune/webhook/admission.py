@@ -1,7 +1,9 @@
-"""The webhook: the API server asks it about each pod that opted in, when that is made; it adds, or does nothing, and never refuses.
+"""Admission of a pod: the API server asks the webhook about each pod with the cache's label.
 
-What it answers is decided in policy/pods/delivery.py from what is known already (webhook/informers.py) and the owner's template
-(webhook/template_cache.py). Whatever goes wrong here, the pod is allowed as it came. Why this is no handler of kopf's: docs/decisions/0005.
+The answer adds to the pod or leaves it as it is, and never refuses it. policy/pods/delivery.py
+decides, from what the watches have brought (webhook/informers.py) and the owner's template
+(webhook/template_cache.py). After any error here the pod is admitted unchanged. Why this is no kopf
+handler: docs/decisions/0005.
 """
 
 from __future__ import annotations
@@ -24,160 +26,159 @@ from pretune.manifests.json_patch import Operation
 from pretune.podspec.template import all_containers
 from pretune.podspec.workloads import controller_of
 from pretune.policy.pods.delivery import delivery
-from pretune.webhook.informers import Caches, Controller
-from pretune.webhook.template_cache import Lately, Revisions
+from pretune.webhook.informers import CacheInformer, LeaseMonitor
+from pretune.webhook.template_cache import SizedLRU, TemplateCache
 
 log = logging.getLogger(__name__)
-BUDGET = 2.0  # seconds for an answer; the API server waits 5
-WARNING = 256  # characters of a warning that the API server hands on for sure
 
-TOKEN = "kube-api-access-"
+ADMISSION_BUDGET_SECONDS = 2.0  # for one answer; the API server waits 5 s
+MAX_WARNING_CHARACTERS = 256  # of one warning: so much the API server passes on in any case
 
-SKIPPED, FAILED = (
-    "Skipped",
-    "Failed",
-)  # beside the reasons of delivery_reasons.DELIVERIES: none of our business; an error of ours
+TOKEN_VOLUME_PREFIX = "kube-api-access-"
+
+# Beside the delivery reasons: the pod is not a consumer; the webhook had an error.
+SKIPPED, FAILED = "Skipped", "Failed"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said about one pod, which is allowed in any case."""
+    """The answer about one pod, which is admitted in any case."""
 
     mode: str  # ReadOnly | Overlay | None
-    reason: str  # SKIPPED, FAILED, or one of delivery_reasons.DELIVERIES
+    reason: str  # a DeliveryReason, SKIPPED or FAILED
     patch: tuple[Operation, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @cached_property
     def response(self) -> str:
-        """The fields of an AdmissionResponse but its uid, as JSON without the braces."""
+        """The fields of an AdmissionResponse except its uid, as JSON without the outer braces."""
         fields: Object = {"allowed": True}
         if self.patch:
+            patch = json.dumps(self.patch, separators=(",", ":"))
             fields["patchType"] = "JSONPatch"
-            fields["patch"] = base64.b64encode(
-                json.dumps(self.patch, separators=(",", ":")).encode()
-            ).decode()
+            fields["patch"] = base64.b64encode(patch.encode()).decode()
         if self.warnings:
             fields["warnings"] = self.warnings
         return json.dumps(fields)[1:-1]
 
 
 class Admission:
-    """Judges the requests of AdmissionReviews (admission.k8s.io/v1)."""
+    """Answers the requests of AdmissionReviews (admission.k8s.io/v1)."""
 
     def __init__(
-        self, revisions: Revisions, caches: Caches, controller: Controller, agent_name: str
+        self,
+        templates: TemplateCache,
+        caches: CacheInformer,
+        controller: LeaseMonitor,
+        agent_name: str,
     ) -> None:
-        self._revisions, self._caches, self._controller = revisions, caches, controller
-        self._agent = agent_name
-        # Each with the pod that it was given for.
-        self._answers: Lately[Hashable, tuple[Object, Answer]] = Lately()
+        """agent_name: the name of the agent's ConfigMap."""
+        self._templates, self._caches, self._controller = templates, caches, controller
+        self._agent_name = agent_name
+        # Of each revision the last pod with its answer (docs/decisions/0005).
+        self._answers: SizedLRU[Hashable, tuple[Object, Answer]] = SizedLRU()
 
-    def alive(self) -> bool:
-        """Whether somebody lives who could release a pod."""
-        return self._controller.alive() and self._caches.current()
+    def can_hold(self) -> bool:
+        """Whether pods may be held: the controller is alive, and the caches are current."""
+        return self._controller.is_alive() and self._caches.is_current()
 
-    def trouble(self) -> str:
-        """Why the webhook is not ready; ""."""
-        return (
-            ""
-            if self._caches.listed and self._controller.listed
-            else "caches and lease were not read yet"
-        )
+    def find_problem(self) -> str:
+        """Return why the webhook is not ready, in a sentence; "" when it is."""
+        if self._caches.has_synced and self._controller.has_synced:
+            return ""
+        return "the caches and the controller's lease have not been read yet"
 
     async def answer(self, request: Object) -> Answer:
-        """Never raises. The request's object is ours to change."""
+        """Return the answer to one request, whose object may be changed here. Never raises."""
         try:
-            async with asyncio.timeout(BUDGET):
+            async with asyncio.timeout(ADMISSION_BUDGET_SECONDS):
                 return await self._answer(request)
         except Exception as error:
-            log.error("%s: left as it came: %s", _who(request), _where(error))
+            description = _describe_error(error)
+            log.error("%s: admitted unchanged: %s", _describe_pod(request), description)
             return Answer(NONE, FAILED)
 
     async def _answer(self, request: Object) -> Answer:
         pod = request.get("object") or {}
         labels = (pod.get("metadata") or {}).get("labels") or {}
-        if (
-            request.get("operation") != "CREATE"
-            or CACHE not in labels
-            or ROLE in labels
-            or is_injected(pod)
-        ):
+        is_new_consumer = (
+            request.get("operation") == "CREATE" and CACHE in labels and ROLE not in labels
+        )
+        if not is_new_consumer or is_injected(pod):
             return Answer(NONE, SKIPPED)
-        if trouble := self.trouble():
-            return Answer(
-                NONE,
-                FAILED,
-                warnings=(_short(f"pretune: {trouble}: the pod starts without its bundle"),),
-            )
+        if problem := self.find_problem():
+            warning = _truncate(f"pretune: {problem}: the pod starts without its bundle")
+            return Answer(NONE, FAILED, warnings=(warning,))
         namespace, name = request["namespace"], labels[CACHE]
-        cache, alive = self._caches.get(namespace, name), self.alive()
+        cache, can_hold = self._caches.get(namespace, name), self.can_hold()
         if cache is None:
-            return self._decided(
-                request, delivery(namespace, None, pod, pod, "", alive, self._agent)
+            decision = delivery(namespace, None, pod, pod, "", can_hold, self._agent_name)
+            return self._build_answer(request, decision)
+        origin, revision = await self._templates.find_origin(namespace, pod)
+        _rename_token_volume(pod)
+        key = (revision, cache["metadata"]["uid"], cache["metadata"]["resourceVersion"], can_hold)
+        answered_pod, answer = self._answers.get(key) or (None, None)
+        if answer is None or answered_pod != pod:
+            decision = delivery(
+                namespace, cache, pod, origin.template, origin.kind, can_hold, self._agent_name
             )
-        origin, revision = await self._revisions.of(namespace, pod)
-        _name_token(pod)
-        same = (revision, cache["metadata"]["uid"], cache["metadata"]["resourceVersion"], alive)
-        known, answer = self._answers.get(same) or (None, None)
-        if answer is None or known != pod:
-            given = delivery(
-                namespace, cache, pod, origin.template, origin.kind, alive, self._agent
-            )
-            answer = self._decided(request, given)
+            answer = self._build_answer(request, decision)
             if revision is not None and not isinstance(origin.template, Refused):
-                # The revision's other pods are mostly alike, and what is said of one holds for them, while the cache is as it was.
-                self._answers.put(same, (pod, answer), pod)
+                self._answers.put(key, (pod, answer), pod)
         return answer
 
-    def _decided(self, request: Object, given: Delivery) -> Answer:
+    def _build_answer(self, request: Object, decision: Delivery) -> Answer:
         pod = request["object"]
         cache = f"{request['namespace']}/{pod['metadata']['labels'][CACHE]}"
-        log.info("%s: %s: %s: %s", cache, _who(request), given.reason, given.message)
-        warnings = tuple(_short(one) for one in given.warnings)
-        return Answer(given.mode, given.reason, tuple(inject(pod, given)), warnings)
+        log.info("%s: %s: %s: %s", cache, _describe_pod(request), decision.reason, decision.message)
+        warnings = tuple(_truncate(warning) for warning in decision.warnings)
+        return Answer(decision.mode, decision.reason, tuple(inject(pod, decision)), warnings)
 
 
-def _name_token(pod: Object) -> None:
-    """Give the ServiceAccount plugin's volume one name in all pods: its end is random, and nothing that we add says it."""
-    spec = pod["spec"]
-    tokens = {
-        one["name"]
-        for one in spec.get("volumes") or ()
-        if one["name"].startswith(TOKEN) and "projected" in one
+def _rename_token_volume(pod: Object) -> None:
+    """Give the ServiceAccount admission's volume the same name in every pod.
+
+    Its name ends at random, and pods of one revision differ in nothing else. The patch does not
+    refer to it.
+    """
+    volumes = pod["spec"].get("volumes") or ()
+    token_volumes = {
+        volume["name"]
+        for volume in volumes
+        if volume["name"].startswith(TOKEN_VOLUME_PREFIX) and "projected" in volume
     }
-    if not tokens:
+    if not token_volumes:
         return
-    for holder in (
-        spec["volumes"],
-        *(one.get("volumeMounts") or () for _, one in all_containers(pod)),
-    ):
-        for one in holder:
-            if one["name"] in tokens:
-                one["name"] = TOKEN
+    mounts = (container.get("volumeMounts") or () for _, container in all_containers(pod))
+    for named in (volumes, *mounts):
+        for item in named:
+            if item["name"] in token_volumes:
+                item["name"] = TOKEN_VOLUME_PREFIX
 
 
-def _short(warning: str) -> str:
-    return warning if len(warning) <= WARNING else warning[: WARNING - 1] + "…"
+def _truncate(warning: str) -> str:
+    if len(warning) <= MAX_WARNING_CHARACTERS:
+        return warning
+    return warning[: MAX_WARNING_CHARACTERS - 1] + "…"
 
 
-def _who(request: Object) -> str:
-    """The pod that a request is about, and whose it is; for a log line, whatever the request is."""
+def _describe_pod(request: Object) -> str:
+    """Return which pod a request is about, and its owner, for a log line; never raises."""
     pod = request.get("object")
     meta = pod.get("metadata") if isinstance(pod, dict) else None
     meta = meta if isinstance(meta, dict) else {}
     name = meta.get("name") or f"{meta.get('generateName') or ''}…"
     try:
         owner = controller_of({"metadata": meta})
-        whose = f" of {owner['kind']} {owner['name']}" if owner else ""
+        of_owner = f" of {owner['kind']} {owner['name']}" if owner else ""
     except (TypeError, LookupError, AttributeError):
-        whose = ""
-    return f"pod {request.get('namespace')}/{name}{whose}{' (dry run)' if request.get('dryRun') else ''}"
+        of_owner = ""
+    dry_run = " (dry run)" if request.get("dryRun") else ""
+    return f"pod {request.get('namespace')}/{name}{of_owner}{dry_run}"
 
 
-def _where(error: Exception) -> str:
-    """What went wrong, without its message: that may quote an env value."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"
-    )
+def _describe_error(error: Exception) -> str:
+    """Return an error's type and place, without its message: that may quote an env value."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    file = frame.filename.rpartition("/")[2]
+    return f"{type(error).__name__} at {file}:{frame.lineno} in {frame.name}"

@@ -1,8 +1,11 @@
-"""The webhook's TLS certificate, renewed under way: who made it (the chart, cert-manager) writes new files, nobody restarts us.
+"""The webhook's TLS certificate, which is replaced while the webhook serves.
 
-The kubelet swaps the folder of a mounted Secret as a whole, but anybody's files may be read half written. So a pair is read once, tried
-on a context that nobody uses, and only then given to the one that serves, from memory: OpenSSL changes a context before it finds that
-certificate and key do not fit. New connections get the new pair; those that are open go on.
+Its issuer (the chart, cert-manager) writes new files, and nothing restarts the webhook.
+
+The kubelet replaces the folder of a mounted Secret at once, but other files may be read half
+written. So a pair is read once, tried with a context that serves no connection, and only then
+loaded into the one that serves, from memory: OpenSSL changes a context before it finds that
+certificate and key do not belong together. New connections get the new pair, open ones go on.
 """
 
 from __future__ import annotations
@@ -19,101 +22,107 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-EVERY = 5.0  # seconds between two looks; the kubelet itself takes up to a minute to bring a changed Secret
-SOON = 7 * 86400.0  # seconds before the end from which a person should look at what renews it
+CHECK_INTERVAL_SECONDS = 5.0  # the kubelet itself takes up to a minute to bring a changed Secret
+EXPIRY_WARNING_SECONDS = 7 * 86400.0  # before the expiry: someone should look at the renewal
+
+Pair = tuple[bytes, bytes]  # the contents of tls.crt and tls.key
 
 
 class CertificateError(Exception):
-    """tls.crt and tls.key are not there, or are no pair; the message names the folder."""
+    """tls.crt and tls.key are missing, or do not belong together; the message names the folder."""
 
 
-class Certificates:
-    """`context` serves the newest pair of `folder` that fits."""
+class CertificateWatcher:
+    """`context` serves the newest pair in `folder` that is usable; `expires_at` is in Unix
+    seconds."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises CertificateError where there is no pair to begin with."""
+        """Raises CertificateError where there is no usable pair at the start."""
         self._folder = Path(folder)
-        self._pair: tuple[bytes, bytes] = b"", b""
-        self._refused: object = None  # what was found last, and not taken
-        self.ends = 0.0  # Unix seconds
-        self.context = _context()
+        self._pair: Pair = b"", b""
+        self._refused: object = None  # what was found last and is not used
+        self.expires_at = 0.0
+        self.context = _new_context()
         try:
-            self._take(self._read())
+            self._load(self._read())
         except (OSError, ValueError) as error:
-            raise CertificateError(self._sentence(error)) from None
+            raise CertificateError(self._describe(error)) from None
 
     @property
-    def left(self) -> float:
-        """Seconds that the certificate is valid from now; negative: it has ended."""
-        return self.ends - time.time()
+    def seconds_left(self) -> float:
+        """Seconds until the certificate expires; negative once it has."""
+        return self.expires_at - time.time()
 
-    async def follow(self) -> None:
-        """Look at the files until cancelled."""
+    async def watch_files(self) -> None:
+        """Load each new pair, until cancelled."""
         while True:
-            await asyncio.sleep(EVERY)
-            self.look()
+            await asyncio.sleep(CHECK_INTERVAL_SECONDS)
+            self.check_files()
 
-    def look(self) -> None:
-        """Take the files' pair if it is another one; keep the old one, and say so once, where it does not fit."""
-        found: object = None
+    def check_files(self) -> None:
+        """Load the pair in the files if it is a new one; keep the old one if it is not usable.
+
+        That is logged once.
+        """
+        pair: Pair | None = None
         try:
-            found = pair = self._read()
+            pair = self._read()
             if pair == self._pair:
                 self._refused = None
                 return
-            self._take(pair)
+            self._load(pair)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            if self._refused != (found, str(error)):
+            if self._refused != (pair, str(error)):
                 log.warning(
-                    "%s; the certificate that was read before is kept, until %s",
-                    self._sentence(error),
-                    self._until(),
+                    "%s; the previous certificate stays in use, it is valid until %s",
+                    self._describe(error),
+                    self._expiry(),
                 )
-                self._refused = found, str(error)
+                self._refused = pair, str(error)
             return
         self._refused = None
-        log.info("the certificate in %s is a new one, valid until %s", self._folder, self._until())
+        log.info("loaded a new certificate from %s, valid until %s", self._folder, self._expiry())
 
-    def _read(self) -> tuple[bytes, bytes]:
+    def _read(self) -> Pair:
         return (self._folder / "tls.crt").read_bytes(), (self._folder / "tls.key").read_bytes()
 
-    def _take(self, pair: tuple[bytes, bytes]) -> None:
-        ends = not_after(pair[0])
-        with _file(pair[0]) as certificate, _file(pair[1]) as key:
-            for context in (_context(), self.context):
-                context.load_cert_chain(certificate, key, password=_no_password)
-        self._pair, self.ends = pair, ends
-        if self.left < SOON:
+    def _load(self, pair: Pair) -> None:
+        expires_at = parse_expiry(pair[0])
+        with _memory_file(pair[0]) as certificate, _memory_file(pair[1]) as key:
+            for context in (_new_context(), self.context):
+                context.load_cert_chain(certificate, key, password=_refuse_password)
+        self._pair, self.expires_at = pair, expires_at
+        if self.seconds_left < EXPIRY_WARNING_SECONDS:
             log.warning(
-                "the certificate in %s is valid until %s only: is it renewed?",
+                "the certificate in %s expires at %s: check that it is renewed",
                 self._folder,
-                self._until(),
+                self._expiry(),
             )
 
-    def _sentence(self, error: Exception) -> str:
-        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return (
-            f"{self._folder}: tls.crt and tls.key cannot be used: {words or type(error).__name__}"
-        )
+    def _describe(self, error: Exception) -> str:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        cause = cause or type(error).__name__
+        return f"{self._folder}: tls.crt and tls.key cannot be used: {cause}"
 
-    def _until(self) -> str:
-        return datetime.fromtimestamp(self.ends, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def _expiry(self) -> str:
+        return datetime.fromtimestamp(self.expires_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _context() -> ssl.SSLContext:
+def _new_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
-def _no_password() -> str:
-    """OpenSSL would ask at the terminal."""
+def _refuse_password() -> str:
+    """OpenSSL would ask for it at the terminal."""
     raise ValueError("the key has a password")
 
 
 @contextmanager
-def _file(content: bytes) -> Iterator[str]:
-    """A file in memory, since OpenSSL reads from a path only, and our root is read-only."""
+def _memory_file(content: bytes) -> Iterator[str]:
+    """Return the path of a file in memory: OpenSSL reads only from a path, and our root is
+    read-only."""
     descriptor = os.memfd_create("pretune")
     try:
         os.write(descriptor, content)
@@ -122,40 +131,40 @@ def _file(content: bytes) -> Iterator[str]:
         os.close(descriptor)
 
 
-# --- when it ends: the standard library tells that only of a certificate that the other side of a connection has shown
+# --- the expiry: the standard library reads it only from a certificate of a connection's other side
 
 
-def not_after(pem: bytes) -> float:
-    """Unix seconds at which the first certificate of a PEM file ends. Raises ValueError where it is no certificate."""
+def parse_expiry(pem: bytes) -> float:
+    """Return when the first certificate of a PEM file expires, in Unix seconds.
+
+    Raises ValueError where it is no certificate.
+    """
     try:
         begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
         text = pem.decode("ascii", "replace")
         first = text[text.index(begin) : text.index(end) + len(end)]
-        certificate = _parts(_parts(ssl.PEM_cert_to_DER_cert(first))[0][1])
-        fields = [
-            one for one in _parts(certificate[0][1]) if one[0] != 0xA0
-        ]  # without its version, which may be left out
-        kind, value = _parts(fields[3][1])[
-            1
-        ]  # serial number, algorithm, issuer, validity: (not before, not after)
-        form = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}[
-            kind
-        ]  # UTCTime until 2049, GeneralizedTime
-        return datetime.strptime(value.decode("ascii"), form).replace(tzinfo=UTC).timestamp()
+        certificate = _parse_der(_parse_der(ssl.PEM_cert_to_DER_cert(first))[0][1])
+        # Without the version, which is optional: serial number, algorithm, issuer, validity, …
+        fields = [field for field in _parse_der(certificate[0][1]) if field[0] != 0xA0]
+        tag, value = _parse_der(fields[3][1])[1]  # of the validity: (not before, not after)
+        # UTCTime until 2049, then GeneralizedTime.
+        time_format = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}[tag]
+        expiry = datetime.strptime(value.decode("ascii"), time_format)
+        return expiry.replace(tzinfo=UTC).timestamp()
     except (ValueError, LookupError) as error:
         raise ValueError(f"tls.crt holds no certificate ({type(error).__name__})") from None
 
 
-def _parts(der: bytes) -> list[tuple[int, bytes]]:
-    """(tag, content) of each value in a row, by the distinguished encoding rules (X.690)."""
-    found, at = [], 0
+def _parse_der(der: bytes) -> list[tuple[int, bytes]]:
+    """Return tag and content of each value in a row (distinguished encoding rules, X.690)."""
+    values, at = [], 0
     while at < len(der):
         tag, size, at = der[at], der[at + 1], at + 2
         if size & 0x80:
-            more = size & 0x7F
-            size, at = int.from_bytes(der[at : at + more], "big"), at + more
+            size_bytes = size & 0x7F
+            size, at = int.from_bytes(der[at : at + size_bytes], "big"), at + size_bytes
         if at + size > len(der):
             raise ValueError("cut off")
-        found.append((tag, der[at : at + size]))
+        values.append((tag, der[at : at + size]))
         at += size
-    return found
+    return values

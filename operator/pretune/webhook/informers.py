@@ -1,12 +1,12 @@
-"""What the webhook knows without asking: the caches, and whether the controller lives. Both come from watches.
+"""What the webhook knows without a request: every cache, and whether the controller is alive.
 
-While a watch is down the caches stay as they were seen last; but whoever cannot see the controller's lease being renewed holds nothing.
+Both come from watches. While the watch of the caches is down, the caches stay as they were last
+seen. A webhook that does not see the controller renew its lease holds no pod.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 from pretune.api.names import GROUP, KIND, VERSION
 from pretune.api.types import Object
@@ -19,98 +19,114 @@ from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backof
 MAX_PAUSE_SECONDS = 10.0  # before a watch that failed is opened again: pods are admitted meanwhile
 
 
-class Caches:
-    """Every AutotuneCache, as last seen."""
+class CacheInformer:
+    """Every AutotuneCache, as last seen. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._objects: dict[tuple[str, str], Object] = {}
-        self._list: (
-            dict[tuple[str, str], Object] | None
-        ) = {}  # while what is there is told; None: what changes is
-        self._down: float | None = None  # since when nothing is told, on our clock
-        self.listed = False  # at least once
+        self._caches: dict[tuple[str, str], Object] = {}
+        # What the stream has listed so far; None once the list is complete and changes follow.
+        self._listing: dict[tuple[str, str], Object] | None = {}
+        self._down_since: float | None = None  # None while the watch is open
+        self.has_synced = False  # the caches were listed at least once
 
     def get(self, namespace: str, name: str) -> Object | None:
-        return self._objects.get((namespace, name))
+        """Return the cache as last seen; None: there is none of this name."""
+        return self._caches.get((namespace, name))
 
-    def current(self) -> bool:
-        """Whether what is known is at most 15 s old: a watch that ends is opened again at once, and that is not to end a hold."""
-        return self.listed and (
-            self._down is None or self._clock() - self._down < LEASE_DURATION_SECONDS
+    def is_current(self) -> bool:
+        """Whether the caches are known as they were at most 15 s ago.
+
+        A watch that ends is opened again at once: that alone must not end a hold.
+        """
+        return self.has_synced and (
+            self._down_since is None or self._clock() - self._down_since < LEASE_DURATION_SECONDS
         )
 
-    def tell(self, change: str, obj: Object) -> None:
+    def on_event(self, change: str, cache: Object) -> None:
+        """Take over one change of the watch (kube.watch); `cache` is {} with LISTED and ENDED."""
         if change == ENDED:
-            self._list = {}
-            self._down = self._clock() if self._down is None else self._down
+            self._listing = {}
+            if self._down_since is None:
+                self._down_since = self._clock()
         elif change == LISTED:
-            self._objects, self._list = self._list or {}, None
-            self._down, self.listed = None, True
+            self._caches, self._listing = self._listing or {}, None
+            self._down_since, self.has_synced = None, True
         else:
-            place = obj["metadata"]["namespace"], obj["metadata"]["name"]
-            known = self._objects if self._list is None else self._list
+            caches = self._caches if self._listing is None else self._listing
+            key = cache["metadata"]["namespace"], cache["metadata"]["name"]
             if change == DELETED:
-                known.pop(place, None)
+                caches.pop(key, None)
             else:
-                known[place] = obj
+                caches[key] = cache
 
 
-class Controller:
-    """Whether the controller lives, by its lease: only a renewal that we saw happen counts, on our own monotonic clock, whatever
-    times the lease itself says."""
+class LeaseMonitor:
+    """Whether the controller is alive, by its lease.
+
+    Only a renewal that this process saw happen counts, on its own clock (`clock` returns monotonic
+    seconds), whatever times the lease itself holds.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._said: Any = None  # the lease's words, as last seen
-        self._renewed: float | None = None  # when it was last seen to be renewed
-        self._open = False  # whether changes are told, rather than what is there
-        self._there = False  # whether it was in the list that is being told
-        self.listed = False  # at least once
+        self._holder_and_time: tuple[str | None, str | None] | None = None  # as last seen
+        self._renewed_at: float | None = None  # when a renewal was last seen
+        self._is_watching = False  # the list is complete, and changes follow
+        self._is_listed = False  # the lease was in the list that is being read
+        self.has_synced = False  # the lease was listed at least once
 
-    def alive(self) -> bool:
-        return self._renewed is not None and self._clock() - self._renewed < LEASE_DURATION_SECONDS
+    def is_alive(self) -> bool:
+        """Whether the lease was renewed within the last 15 s."""
+        return (
+            self._renewed_at is not None
+            and self._clock() - self._renewed_at < LEASE_DURATION_SECONDS
+        )
 
-    def tell(self, change: str, obj: Object) -> None:
+    def on_event(self, change: str, lease: Object) -> None:
+        """Take over one change of the watch (kube.watch); `lease` is {} with LISTED and ENDED."""
         if change == ENDED:
-            self._open = self._there = False
+            self._is_watching = self._is_listed = False
         elif change == LISTED:
-            self._open = self.listed = True
-            if not self._there:
-                self._said = self._renewed = None
+            self._is_watching = self.has_synced = True
+            if not self._is_listed:
+                self._holder_and_time = self._renewed_at = None
         elif change == DELETED:
-            self._said = self._renewed = None
+            self._holder_and_time = self._renewed_at = None
         else:
-            spec = obj.get("spec") or {}
-            said = spec.get("holderIdentity"), spec.get("renewTime")
-            if not said[0]:
-                self._renewed = None  # given back
-            elif self._open and said != self._said:
-                self._renewed = self._clock()
-            self._said, self._there = said, True
+            spec = lease.get("spec") or {}
+            holder_and_time = spec.get("holderIdentity"), spec.get("renewTime")
+            if not spec.get("holderIdentity"):
+                self._renewed_at = None  # its holder has released it
+            elif self._is_watching and holder_and_time != self._holder_and_time:
+                self._renewed_at = self._clock()
+            self._holder_and_time, self._is_listed = holder_and_time, True
 
 
-def cut(cache: Object) -> Object:
-    """What the webhook keeps of a cache: all but the record of who wrote which field, and the template, often the larger part."""
-    meta = {name: one for name, one in cache["metadata"].items() if name != "managedFields"}
+def trim_cache(cache: Object) -> Object:
+    """Return what the webhook keeps of a cache: everything except managedFields and the template.
+
+    The template is often the larger part of a cache.
+    """
+    meta = {name: value for name, value in cache["metadata"].items() if name != "managedFields"}
     spec = dict(cache.get("spec") or {})
     if "template" in (spec.get("source") or {}):
         spec["source"] = {}
     return {**cache, "metadata": meta, "spec": spec}
 
 
-async def watch_caches(cluster: Kubernetes, caches: Caches) -> None:
-    """Keep `caches` up to date, until cancelled."""
+async def watch_caches(cluster: Kubernetes, caches: CacheInformer) -> None:
+    """Keep `caches` current, until cancelled."""
 
     def open_watch() -> AsyncIterator[Change]:
-        return cluster.watch(f"{GROUP}/{VERSION}", KIND, "", project=cut)
+        return cluster.watch(f"{GROUP}/{VERSION}", KIND, "", project=trim_cache)
 
-    async for change, obj in watch_with_backoff("caches", open_watch, MAX_PAUSE_SECONDS):
-        caches.tell(change, obj)
+    async for change, cache in watch_with_backoff("caches", open_watch, MAX_PAUSE_SECONDS):
+        caches.on_event(change, cache)
 
 
-async def watch_controller(cluster: Kubernetes, namespace: str, controller: Controller) -> None:
-    """Keep `controller` up to date, until cancelled.
+async def watch_lease(cluster: Kubernetes, namespace: str, controller: LeaseMonitor) -> None:
+    """Keep `controller` current, until cancelled; `namespace` is that of the lease.
 
     The lease is renewed every few seconds: when nothing comes for longer, either its watch is dead
     or its holder.
@@ -129,4 +145,4 @@ async def watch_controller(cluster: Kubernetes, namespace: str, controller: Cont
 
     what = f"lease {namespace}/{lease.LEASE_NAME}"
     async for change, obj in watch_with_backoff(what, open_watch, MAX_PAUSE_SECONDS):
-        controller.tell(change, obj)
+        controller.on_event(change, obj)

@@ -12,41 +12,40 @@ from pretune.health import serve_health
 from pretune.kube.client import Kubernetes, load_configuration
 from pretune.manifests.agent_archive import agent
 from pretune.webhook.admission import Admission
-from pretune.webhook.certificates import Certificates
-from pretune.webhook.informers import Caches, Controller, watch_caches, watch_controller
+from pretune.webhook.certificates import CertificateWatcher
+from pretune.webhook.informers import CacheInformer, LeaseMonitor, watch_caches, watch_lease
 from pretune.webhook.metrics import WebhookMetrics
-from pretune.webhook.server import PATH, application, serve
-from pretune.webhook.template_cache import Revisions
+from pretune.webhook.server import PATH, build_application, serve
+from pretune.webhook.template_cache import TemplateCache
 
 log = logging.getLogger(__name__)
 
 
 async def run(settings: WebhookSettings) -> None:
-    """Work until SIGTERM or SIGINT. Raises CertificateError, and what ended the work otherwise."""
+    """Serve until SIGTERM or SIGINT. Raises CertificateError, and whatever else ended the work."""
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    certificates = Certificates(settings.certificates)
-    caches, controller = Caches(time.monotonic), Controller(time.monotonic)
+    certificates = CertificateWatcher(settings.certificates)
+    caches, controller = CacheInformer(time.monotonic), LeaseMonitor(time.monotonic)
     async with Kubernetes(await load_configuration()) as cluster, asyncio.TaskGroup() as group:
-        ours = [
+        watches = [
             group.create_task(watch_caches(cluster, caches)),
-            group.create_task(watch_controller(cluster, settings.namespace, controller)),
-            group.create_task(certificates.follow()),
+            group.create_task(watch_lease(cluster, settings.namespace, controller)),
+            group.create_task(certificates.watch_files()),
         ]
-        admission = Admission(Revisions(cluster), caches, controller, agent()[0])
-        metrics = WebhookMetrics(lambda: certificates.ends, admission.alive)
+        admission = Admission(TemplateCache(cluster), caches, controller, agent()[0])
+        metrics = WebhookMetrics(lambda: certificates.expires_at, admission.can_hold)
+        app = build_application(admission.answer, metrics.record_answer)
 
-        def trouble() -> str:
-            return "stopping" if stop.is_set() else admission.trouble()
+        def find_problem() -> str:
+            return "stopping" if stop.is_set() else admission.find_problem()
 
         async with (
-            serve_health(settings.health_port, ready=trouble, metrics=metrics.exposition),
-            serve(
-                settings.port, certificates.context, application(admission.answer, metrics.admitted)
-            ),
+            serve_health(settings.health_port, ready=find_problem, metrics=metrics.exposition),
+            serve(settings.port, certificates.context, app),
         ):
-            log.info("asked at port %d%s", settings.port, PATH)
+            log.info("serving POST %s on port %d", PATH, settings.port)
             await stop.wait()
-        for one in ours:
-            one.cancel()
+        for watch in watches:
+            watch.cancel()

@@ -7,46 +7,58 @@ from collections.abc import Callable
 from pretune.metrics_base import Metrics
 from pretune.webhook.admission import FAILED
 
-_ADMISSION = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
+_ADMISSION_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
 
 
 class WebhookMetrics(Metrics):
+    """The webhook's registry.
+
+    `certificate_expires_at` returns Unix seconds. `controller_is_alive` returns whether the
+    controller renewed its lease within 15 s, so that pods may be held.
+    """
+
     def __init__(
         self,
-        certificate_ends: Callable[[], float] = lambda: 0,
-        controller_alive: Callable[[], bool] = lambda: False,
+        certificate_expires_at: Callable[[], float] = lambda: 0,
+        controller_is_alive: Callable[[], bool] = lambda: False,
     ) -> None:
-        """certificate_ends: Unix seconds. controller_alive: whether its lease was renewed within 15 s, so that pods may be held."""
         super().__init__()
         self._seconds = self._add_histogram(
             "pretune_admission_seconds",
-            "Time from a read request to its answer, in seconds, by what the pod was given.",
-            _ADMISSION,
+            "Seconds from the arrival of an admission request to its answer,"
+            " by how the pod's bundle is delivered.",
+            _ADMISSION_SECONDS,
             ("delivery",),
         )
         self._admissions = self._add_counter(
             "pretune_admissions",
-            "Pods that were asked about, by what they were given (ReadOnly, Overlay, None) and why (docs/reasons.md).",
+            "Answers to admission requests, by how the pod's bundle is delivered"
+            " (ReadOnly, Overlay, None) and by reason (docs/reasons.md).",
             ("delivery", "reason"),
         )
         self._errors = self._add_counter(
             "pretune_admission_errors",
-            "Pods that were left as they came because of an error of the webhook's own.",
+            "Pods that were admitted unchanged because of an error in the webhook.",
         )
         self._add_computed_gauge(
             "pretune_certificate_expiry_timestamp_seconds",
-            "When the serving certificate that is in use ends, in Unix seconds.",
-            certificate_ends,
+            "When the serving certificate in use expires, in Unix seconds.",
+            certificate_expires_at,
         )
         self._add_computed_gauge(
             "pretune_controller_alive",
-            "1 while the controller's lease is renewed, as this webhook sees it; else 0, and no pod is held.",
-            controller_alive,
+            "1 while this webhook sees the controller's lease renewed;"
+            " otherwise 0, and no pod is held.",
+            controller_is_alive,
         )
 
-    def admitted(self, delivery: str, reason: str, took: float) -> None:
-        """One answer: delivery is ReadOnly, Overlay or None; reason a DeliveryReason, Skipped or Failed; took: seconds."""
-        self._seconds.labels(delivery).observe(took)
-        self._admissions.labels(delivery, reason).inc()
+    def record_answer(self, mode: str, reason: str, seconds: float) -> None:
+        """Count one answer.
+
+        mode: ReadOnly, Overlay or None. reason: a DeliveryReason, Skipped or Failed. seconds: how
+        long the answer took.
+        """
+        self._seconds.labels(mode).observe(seconds)
+        self._admissions.labels(mode, reason).inc()
         if reason == FAILED:
             self._errors.inc()

@@ -1,4 +1,4 @@
-"""The webhook's HTTPS server: POST /pods, an AdmissionReview in and out."""
+"""The webhook's HTTPS server: POST /pods, with an AdmissionReview in and out."""
 
 from __future__ import annotations
 
@@ -15,77 +15,78 @@ from pretune.api.types import Object
 from pretune.webhook.admission import Answer
 
 PATH = "/pods"
-LARGEST = (
-    16 << 20
-)  # bytes of a request: the API server takes objects of 3 MB, and asks about them in JSON
-KEPT = 120.0  # seconds that an idle connection is kept: the API server closes it after 90, and is not to meet one that we close
-PARTING = 5.0  # seconds, once we have to end, in which every connection that is used is closed with its answer
-ENDING = 5.0  # seconds that requests may take to end after that
+MAX_REQUEST_BYTES = 16 << 20  # the API server accepts objects of 3 MB, and sends them as JSON
+# An idle connection: the API server closes it after 90 s, and must not meet one that we closed.
+KEEPALIVE_SECONDS = 120.0
+DRAIN_SECONDS = 5.0  # once the process ends: each connection is closed with its next answer
+SHUTDOWN_SECONDS = 5.0  # after that, for requests that are under way
 
-
-Judge = Callable[
-    [Object], Awaitable[Answer]
-]  # an AdmissionReview's request -> the answer; never raises
-Count = Callable[
-    [str, str, float], None
-]  # of each answer its mode, its reason, and the seconds that it took
-
-
-# --- over HTTPS
+Admit = Callable[[Object], Awaitable[Answer]]  # an AdmissionReview's request; never raises
+RecordAnswer = Callable[[str, str, float], None]  # its mode, its reason, and the seconds it took
 
 REVIEW = (
     '{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": %s, %s}}'
 )
 
 
-def application(judge: Judge, count: Count | None = None) -> web.Application:
-    """POST /pods: an AdmissionReview, answered with an AdmissionReview. What is none gets 400: no API server sends that."""
+def build_application(admit: Admit, record_answer: RecordAnswer | None = None) -> web.Application:
+    """Return the application that answers POST /pods: an AdmissionReview with an AdmissionReview.
 
-    async def pods(request: web.Request) -> web.Response:
-        began, raw = time.perf_counter(), await request.read()
+    Anything else in the body gets 400: no API server sends that.
+    """
+
+    async def answer_review(http_request: web.Request) -> web.Response:
+        started_at, body = time.perf_counter(), await http_request.read()
         try:
-            asked = json.loads(raw)["request"]
-            uid = asked["uid"]
-            asked.get("object")
+            request = json.loads(body)["request"]
+            uid = request["uid"]
+            request.get("object")
         except (ValueError, TypeError, LookupError, AttributeError):
-            return web.Response(status=400, text="this is no AdmissionReview with a request\n")
-        answer = await judge(asked)
-        if count is not None:
-            count(answer.mode, answer.reason, time.perf_counter() - began)
-        body = REVIEW % (json.dumps(uid), answer.response)
-        return web.Response(body=body.encode(), content_type="application/json")
+            message = "the body is not an AdmissionReview with a request\n"
+            return web.Response(status=400, text=message)
+        answer = await admit(request)
+        if record_answer is not None:
+            record_answer(answer.mode, answer.reason, time.perf_counter() - started_at)
+        review = REVIEW % (json.dumps(uid), answer.response)
+        return web.Response(body=review.encode(), content_type="application/json")
 
-    app = web.Application(client_max_size=LARGEST)
-    app.router.add_post(PATH, pods)
+    app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+    app.router.add_post(PATH, answer_review)
     return app
 
 
 @asynccontextmanager
 async def serve(port: int, context: ssl.SSLContext, app: web.Application) -> AsyncIterator[None]:
-    """Serve while the body runs; then part with each connection at its next answer, and only then take no more.
+    """Serve while the body runs; then close each connection with its next answer, and stop.
 
-    The API server keeps connections. It meets one that is closed under its hands with an error, does not ask again (a POST is not
-    repeated), and the pod comes without us (seen: 5 of 6,800 in three rollouts). An answer that says so ends one without that.
+    The API server keeps connections open. When one is closed while it sends, it does not repeat
+    the request (a POST), and the pod is created without its bundle (seen: 5 of 6,800 in three
+    rollouts). An answer with `Connection: close` ends a connection without that.
     """
-    parting = asyncio.Event()
+    draining = asyncio.Event()
 
     @web.middleware
-    async def part(
+    async def close_when_draining(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         response = await handler(request)
-        if parting.is_set():
+        if draining.is_set():
             response.force_close()
         return response
 
-    app.middlewares.append(part)
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEPT, shutdown_timeout=ENDING)
+    app.middlewares.append(close_when_draining)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, port=port, ssl_context=context).start()
         yield
-        parting.set()
-        for _ in range(round(PARTING / 0.1)):
+        draining.set()
+        for _ in range(round(DRAIN_SECONDS / 0.1)):
             if runner.server is None or not runner.server.connections:
                 break
             await asyncio.sleep(0.1)

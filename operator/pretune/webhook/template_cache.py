@@ -1,4 +1,7 @@
-"""The templates of pods that are being made, each read once: a revision never changes, however many pods are made of it."""
+"""The templates of pods that are being created, each read once.
+
+A revision never changes, however many pods are created from it.
+"""
 
 from __future__ import annotations
 
@@ -17,93 +20,108 @@ from pretune.origin import read_origin
 from pretune.podspec.workloads import TemplateRef, origin_of
 from pretune.policy.model import Origin
 
-TIMEOUT = 1.5  # seconds that a read may take: the API server waits for us, and a person for the pod
-BRIEFLY = 1.0  # seconds that a template is believed which may be changed: a Job's (Kueue does), a ReplicaSet's without Deployment
-MOST = (
-    4 << 20
-)  # characters of JSON that are remembered: the pods of some 300 revisions; parsed they take five times as much
+READ_TIMEOUT_SECONDS = 1.5  # the API server waits for the webhook, and a person for the pod
+# How long a template is remembered that may change: that of a Job (Kueue changes it), or of a
+# ReplicaSet without a Deployment.
+CHANGEABLE_SECONDS = 1.0
+# JSON that is remembered: the pods of about 300 revisions. Parsed it takes five times as much.
+MAX_JSON_CHARACTERS = 4 << 20
 
-# The Deployment controller's label: the ReplicaSet is one revision, and it will not change the template.
-_HASH = "pod-template-hash"
+# The Deployment controller's label: the ReplicaSet is one revision, and its template stays.
+TEMPLATE_HASH_LABEL = "pod-template-hash"
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Lately(Generic[K, V]):
-    """A dict that forgets what was not asked for the longest, once its values are too large together: nobody's pods, however large
-    they are, fill the webhook's memory."""
+class SizedLRU(Generic[K, V]):
+    """A mapping that drops its least recently used values once all of them are too large together.
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most, self._size = most, 0
-        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
+    So no pods, however large, fill the webhook's memory.
+    """
+
+    def __init__(self, max_json_characters: int = MAX_JSON_CHARACTERS) -> None:
+        self._max_size, self._size = max_json_characters, 0
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        if key not in self._kept:
+        """Return the value, which is the most recently used one then."""
+        if key not in self._entries:
             return None
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
 
-    def put(self, key: K, value: V, of: Object) -> None:
-        """`of`: the plain data that makes up the value's size."""
-        size = len(json.dumps(of))
-        self._size -= self._kept.pop(key, (value, 0))[1]
-        if size > self._most:
+    def put(self, key: K, value: V, sized_by: Object) -> None:
+        """Remember the value. Its size is that of `sized_by` as JSON; too large alone, it is not
+        remembered."""
+        size = len(json.dumps(sized_by))
+        self._size -= self._entries.pop(key, (value, 0))[1]
+        if size > self._max_size:
             return
-        self._kept[key] = value, size
+        self._entries[key] = value, size
         self._size += size
-        while self._size > self._most:
-            self._size -= self._kept.popitem(last=False)[1][1]
+        while self._size > self._max_size:
+            self._size -= self._entries.popitem(last=False)[1][1]
 
 
-class Revisions:
-    """Where pods come from, by the revision that they are made of."""
+class TemplateCache:
+    """Where pods come from, by the revision that they are created from.
+
+    `clock` returns monotonic seconds.
+    """
 
     def __init__(self, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster, self._clock = cluster, clock
-        self._known: Lately[Hashable, tuple[Origin, float]] = Lately()  # until when it is believed
-        self._reading: dict[Hashable, asyncio.Task[Origin]] = {}
+        # Each with the time until which it may be used.
+        self._origins: SizedLRU[Hashable, tuple[Origin, float]] = SizedLRU()
+        self._reads: dict[Hashable, asyncio.Task[Origin]] = {}
 
-    async def of(self, namespace: str, pod: Object) -> tuple[Origin, Hashable]:
-        """The pod's origin (model.Origin), and a key by which what follows from its template may be remembered; None: by none.
+    async def find_origin(self, namespace: str, pod: Object) -> tuple[Origin, Hashable]:
+        """Return the pod's origin, and the key of its revision; None where the template may change.
 
-        Its template is Refused, with a sentence, where it could not be read, or not in time. Pods of one revision that come at
-        once share one read.
+        What follows from the template may be remembered by that key. Pods of one revision that come
+        at once share one read. Origin.template is Refused, with a message, where it could not be
+        read, or not in time.
         """
         ref = origin_of(pod)
         if ref is None:
             return await read_origin(self._cluster, namespace, pod), None
         labels = pod["metadata"].get("labels") or {}
-        fixed = ref.kind == "ControllerRevision" or (ref.kind == "ReplicaSet" and _HASH in labels)
-        key = (namespace, ref.kind, ref.uid, ref.name, labels.get(_HASH))
-        known, until = self._known.get(key) or (None, 0.0)
-        if known is None or self._clock() >= until:
-            known = await self._shared(key, namespace, pod, ref, float("inf") if fixed else BRIEFLY)
-        return known, key if fixed else None
+        is_revision = ref.kind == "ControllerRevision" or (
+            ref.kind == "ReplicaSet" and TEMPLATE_HASH_LABEL in labels
+        )
+        key = (namespace, ref.kind, ref.uid, ref.name, labels.get(TEMPLATE_HASH_LABEL))
+        origin, usable_until = self._origins.get(key) or (None, 0.0)
+        if origin is None or self._clock() >= usable_until:
+            usable_seconds = float("inf") if is_revision else CHANGEABLE_SECONDS
+            origin = await self._read_once(key, namespace, pod, ref, usable_seconds)
+        return origin, key if is_revision else None
 
-    async def _shared(
-        self, key: Hashable, namespace: str, pod: Object, ref: TemplateRef, believed: float
+    async def _read_once(
+        self, key: Hashable, namespace: str, pod: Object, ref: TemplateRef, usable_seconds: float
     ) -> Origin:
-        if key not in self._reading:
+        """Read the origin and remember it, or wait for a read of it that is under way."""
+        if key not in self._reads:
 
             async def read() -> Origin:
                 try:
-                    found = await self._read(namespace, pod, ref)
-                    if not isinstance(found.template, Refused):
-                        self._known.put(key, (found, self._clock() + believed), found.template)
-                    return found
+                    origin = await self._read(namespace, pod, ref)
+                    if not isinstance(origin.template, Refused):
+                        usable_until = self._clock() + usable_seconds
+                        self._origins.put(key, (origin, usable_until), origin.template)
+                    return origin
                 finally:
-                    del self._reading[key]
+                    del self._reads[key]
 
-            self._reading[key] = asyncio.create_task(read())
-        return await asyncio.shield(
-            self._reading[key]
-        )  # where one request gives up, another may still wait
+            self._reads[key] = asyncio.create_task(read())
+        # Where one request gives up, another may still wait.
+        return await asyncio.shield(self._reads[key])
 
     async def _read(self, namespace: str, pod: Object, ref: TemplateRef) -> Origin:
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(READ_TIMEOUT_SECONDS):
                 return await read_origin(self._cluster, namespace, pod)
         except (ApiError, OSError) as error:  # TimeoutError is an OSError
-            words = f"{ref.kind} {namespace}/{ref.name}: {str(error) or f'no answer within {TIMEOUT} s'}"
-            return Origin(ref.owner, ref.owner_name, Refused(reasons.SOURCE_NOT_FOUND, words))
+            cause = str(error) or f"no answer within {READ_TIMEOUT_SECONDS} s"
+            message = f"{ref.kind} {namespace}/{ref.name}: {cause}"
+            return Origin(ref.owner, ref.owner_name, Refused(reasons.SOURCE_NOT_FOUND, message))

@@ -417,7 +417,7 @@ def test_admissions_are_counted_by_what_was_given_and_why() -> None:
         ("None", "OverrideSet", 0.001),
         ("None", "Failed", 2.0),
     ]:
-        metrics.admitted(delivery, reason, took)
+        metrics.record_answer(delivery, reason, took)
     assert value(metrics, "pretune_admissions_total", delivery="Overlay", reason="Held") == 1
     assert value(metrics, "pretune_admission_seconds_bucket", delivery="Overlay", le="0.0005") == 1
     assert value(metrics, "pretune_admission_seconds_count", delivery="None") == 2

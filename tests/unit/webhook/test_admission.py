@@ -34,10 +34,10 @@ from pretune.manifests.injection import is_injected, strip
 from pretune.policy.pods.delivery import delivery, want
 from pretune.webhook import admission, server
 from pretune.webhook.admission import FAILED, SKIPPED, Admission, Answer
-from pretune.webhook.certificates import Certificates
-from pretune.webhook.informers import Caches, Controller
-from pretune.webhook.server import application, serve
-from pretune.webhook.template_cache import Revisions
+from pretune.webhook.certificates import CertificateWatcher
+from pretune.webhook.informers import CacheInformer, LeaseMonitor
+from pretune.webhook.server import build_application, serve
+from pretune.webhook.template_cache import TemplateCache
 
 from tests.patches import patched
 from tests.unit.builders import law, templates
@@ -152,23 +152,23 @@ class Hook:
         self.now = 0.0  # its own clock: some hooks are made long before their test
         self.cluster, self.caches, self.controller = (
             Cluster(),
-            Caches(lambda: self.now),
-            Controller(lambda: self.now),
+            CacheInformer(lambda: self.now),
+            LeaseMonitor(lambda: self.now),
         )
         self.counted: list[str] = []
         self.admission = Admission(
-            Revisions(self.cluster), self.caches, self.controller, "pretune-agent-0"
+            TemplateCache(self.cluster), self.caches, self.controller, "pretune-agent-0"
         )  # type: ignore[arg-type]
 
     def knowing(self, *caches: Object) -> Hook:
         for one in caches:
-            self.caches.tell("ADDED", one)
-        self.caches.tell(LISTED, {})
+            self.caches.on_event("ADDED", one)
+        self.caches.on_event(LISTED, {})
         return self
 
     def alive(self) -> Hook:
-        self.controller.tell(LISTED, {})
-        self.controller.tell("ADDED", {"spec": {"holderIdentity": "a", "renewTime": "now"}})
+        self.controller.on_event(LISTED, {})
+        self.controller.on_event("ADDED", {"spec": {"holderIdentity": "a", "renewTime": "now"}})
         return self
 
     def count(self, mode: str, reason: str, seconds: float) -> None:
@@ -179,10 +179,10 @@ class Hook:
         """The answers: the response of an AdmissionReview, or (status, text)."""
 
         async def story() -> list[Any]:
-            port, app = free_port(), application(self.admission.answer, self.count)
+            port, app = free_port(), build_application(self.admission.answer, self.count)
             trust = ssl.create_default_context(cafile=str(tls / "tls.crt"))
             async with (
-                serve(port, Certificates(tls).context, app),
+                serve(port, CertificateWatcher(tls).context, app),
                 aiohttp.ClientSession() as session,
             ):
 
@@ -333,21 +333,24 @@ def test_a_warning_is_as_long_as_the_api_server_hands_on(tls: Path) -> None:
 
 def test_nothing_is_done_before_caches_and_lease_were_read(tls: Path) -> None:
     for the_hook in (Hook().alive(), Hook().knowing(cache())):
-        assert the_hook.admission.trouble() == "caches and lease were not read yet"
+        assert (
+            the_hook.admission.find_problem()
+            == "the caches and the controller's lease have not been read yet"
+        )
         (response,) = the_hook.asked(tls, review(pod()))
         assert (
             "patch" not in response
             and "the pod starts without its bundle" in response["warnings"][0]
         )
         assert the_hook.counted == [FAILED]
-    assert hook().admission.trouble() == ""
+    assert hook().admission.find_problem() == ""
 
 
 @pytest.mark.parametrize("blind", ["caches", "controller"])
 def test_nobody_is_held_by_a_webhook_that_sees_nothing_any_more(blind: str, tls: Path) -> None:
     the_hook = hook()
     if blind == "caches":
-        the_hook.caches.tell(ENDED, {})
+        the_hook.caches.on_event(ENDED, {})
         the_hook.controller._clock = lambda: 0.0  # it still sees the lease renewed
     the_hook.now = 16.0
     (response,) = the_hook.asked(tls, review(pod()))
@@ -425,21 +428,21 @@ def test_what_was_said_holds_only_while_all_is_as_it_was(tls: Path) -> None:
         return str(after(pod(), response)["metadata"]["annotations"][REASON]).partition(":")[0]
 
     assert reason() == "Held"
-    the_hook.controller.tell("MODIFIED", {"spec": {"holderIdentity": "", "renewTime": "later"}})
+    the_hook.controller.on_event("MODIFIED", {"spec": {"holderIdentity": "", "renewTime": "later"}})
     assert reason() == "NotSealedYet"
-    the_hook.controller.tell(
+    the_hook.controller.on_event(
         "MODIFIED", {"spec": {"holderIdentity": "b", "renewTime": "later still"}}
     )
     assert reason() == "Held"
     sealed_now = cache(1, sealed())
     sealed_now["metadata"]["resourceVersion"] = "2"  # its status: the generation is the same
-    the_hook.caches.tell("MODIFIED", sealed_now)
+    the_hook.caches.on_event("MODIFIED", sealed_now)
     assert reason() == "Given"
-    the_hook.caches.tell("DELETED", sealed_now)
+    the_hook.caches.on_event("DELETED", sealed_now)
     assert reason() == "NoCache"
     anew = cache(1, suspend=True)
     anew["metadata"]["uid"] = "another"
-    the_hook.caches.tell("ADDED", anew)
+    the_hook.caches.on_event("ADDED", anew)
     assert reason() == "Suspended"
 
 
@@ -491,7 +494,7 @@ def test_an_answer_is_given_in_time_whatever_hangs(
     async def hangs(*_: Any) -> Any:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(admission, "BUDGET", 0.2)
+    monkeypatch.setattr(admission, "ADMISSION_BUDGET_SECONDS", 0.2)
     the_hook = hook()
     monkeypatch.setattr(the_hook.admission, "_answer", hangs)
     assert the_hook.asked(tls, review(pod())) == [{"uid": "u-1", "allowed": True}]
@@ -538,7 +541,7 @@ def test_a_pod_that_cannot_be_read_goes_as_it_came_with_one_line_in_the_log(
     (line,) = caplog.messages
     assert (
         line.startswith("pod inference/")
-        and "left as it came: " in line
+        and "admitted unchanged: " in line
         and SECRET not in line
         and "\n" not in line
     )
@@ -549,18 +552,20 @@ def test_a_pod_that_cannot_be_read_goes_as_it_came_with_one_line_in_the_log(
 )  # fmt: skip
 def test_what_is_no_admission_review_is_refused_as_such(body: bytes, tls: Path) -> None:
     the_hook = hook()
-    assert the_hook.asked(tls, body) == [(400, "this is no AdmissionReview with a request\n")]
+    assert the_hook.asked(tls, body) == [
+        (400, "the body is not an AdmissionReview with a request\n")
+    ]
     assert not the_hook.counted
 
 
 def test_a_failure_is_told_by_its_place_not_by_its_words(caplog: pytest.LogCaptureFixture) -> None:
-    class Careless(Caches):
+    class Careless(CacheInformer):
         def get(self, namespace: str, name: str) -> Object | None:
             raise ValueError(f"TOKEN={SECRET}")
 
     the_hook = hook()
     the_hook.admission._caches = careless = Careless(time.monotonic)
-    careless.listed = True
+    careless.has_synced = True
     assert asyncio.run(the_hook.admission.answer(review(pod())["request"])) == Answer(
         "None", FAILED
     )
@@ -746,7 +751,10 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(
         process = Process(tls, port)
         async with process.run(tmp_path) as running:
             await until(lambda: process.page("/healthz"), (200, "ok\n"))
-            assert await process.page("/readyz") == (503, "caches and lease were not read yet\n")
+            assert await process.page("/readyz") == (
+                503,
+                "the caches and the controller's lease have not been read yet\n",
+            )
             api.listed = {CACHES: [cache()], LEASES: [a_lease(1)]}
             server = await api.start(port)
             await until(lambda: process.page("/readyz"), (200, "ok\n"))
@@ -848,7 +856,9 @@ def test_at_the_end_each_connection_is_parted_with_by_an_answer_and_none_is_cut(
         body = json.dumps(review(pod())).encode()
 
         async def server() -> None:
-            async with serve(port, Certificates(tls).context, application(hook.admission.answer)):
+            async with serve(
+                port, CertificateWatcher(tls).context, build_application(hook.admission.answer)
+            ):
                 await end.wait()
 
         running = asyncio.create_task(server())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pretune.webhook import certificates
-from pretune.webhook.certificates import CertificateError, Certificates, not_after
+from pretune.webhook.certificates import CertificateError, CertificateWatcher, parse_expiry
 
 DAY = 86400
 
@@ -97,28 +97,28 @@ def common_name(port: int, trust: Path | None = None) -> str:
 def test_a_client_is_shown_the_new_pair_once_the_mount_was_swapped(
     mount: Path, pairs: Path
 ) -> None:
-    ours = Certificates(mount)
+    ours = CertificateWatcher(mount)
     context = ours.context
     assert shown(context) == "first"
     swap(mount, pairs / "second")
-    ours.look()
+    ours.check_files()
     assert shown(context) == "second" and ours.context is context
 
 
 def test_the_files_are_looked_at_every_few_seconds(
     mount: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certificates, "EVERY", 0.05)
+    monkeypatch.setattr(certificates, "CHECK_INTERVAL_SECONDS", 0.05)
 
     async def story() -> tuple[str, str]:
-        ours, connected = Certificates(mount), asyncio.Event()
+        ours, connected = CertificateWatcher(mount), asyncio.Event()
 
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             connected.set()
             writer.write(await reader.readline())
             writer.close()
 
-        following = asyncio.create_task(ours.follow())
+        following = asyncio.create_task(ours.watch_files())
         server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=ours.context)
         port = server.sockets[0].getsockname()[1]
         trust = ssl.create_default_context(cafile=str(pairs / "first" / "tls.crt"))
@@ -157,30 +157,30 @@ def test_the_files_are_looked_at_every_few_seconds(
 def test_what_does_not_fit_leaves_the_old_pair_and_is_said_once(
     case: str, change: object, tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = Certificates(copied(tmp_path, pairs / "first"))
+    ours = CertificateWatcher(copied(tmp_path, pairs / "first"))
     change(tmp_path, pairs / "second")  # type: ignore[operator]
     for _ in range(3):
-        ours.look()
-    assert [str(tmp_path) in message and "is kept" in message for message in caplog.messages] == [
-        True
-    ]
+        ours.check_files()
+    assert [
+        str(tmp_path) in message and "stays in use" in message for message in caplog.messages
+    ] == [True]
     assert shown(ours.context) == "first"
     copied(tmp_path, pairs / "second")
-    ours.look()
+    ours.check_files()
     assert shown(ours.context) == "second"
 
 
 def test_another_fault_is_said_again_and_so_is_the_same_one_after_a_good_pair(
     tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = Certificates(copied(tmp_path, pairs / "first"))
+    ours = CertificateWatcher(copied(tmp_path, pairs / "first"))
     for content in (b"", b"x", b""):
         (tmp_path / "tls.crt").write_bytes(content)
-        ours.look()
+        ours.check_files()
     copied(tmp_path, pairs / "first")
-    ours.look()
+    ours.check_files()
     (tmp_path / "tls.crt").write_bytes(b"")
-    ours.look()
+    ours.check_files()
     assert len(caplog.messages) == 4
 
 
@@ -188,11 +188,11 @@ def test_without_a_pair_to_begin_with_there_is_no_webhook(tmp_path: Path, pairs:
     with pytest.raises(
         CertificateError, match=r"tls.crt and tls.key cannot be used: No such file or directory"
     ):
-        Certificates(tmp_path)
+        CertificateWatcher(tmp_path)
     copied(tmp_path, pairs / "first")
     (tmp_path / "tls.key").write_bytes((pairs / "second" / "tls.key").read_bytes())
     with pytest.raises(CertificateError, match=r"KEY_VALUES_MISMATCH|key values mismatch"):
-        Certificates(tmp_path)
+        CertificateWatcher(tmp_path)
 
 
 def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(
@@ -204,7 +204,7 @@ def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(
         [*command, "-in", str(pairs / "first" / "tls.key")], check=True, capture_output=True
     )
     with pytest.raises(CertificateError, match="the key has a password"):
-        Certificates(tmp_path)
+        CertificateWatcher(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(
 )  # the last ends after 2049, when the time is written otherwise
 def test_when_a_certificate_ends(days: int, tmp_path: Path) -> None:
     pair = make(tmp_path, "any", days)
-    assert abs(not_after((pair / "tls.crt").read_bytes()) - time.time() - days * DAY) < 60
+    assert abs(parse_expiry((pair / "tls.crt").read_bytes()) - time.time() - days * DAY) < 60
 
 
 def test_of_a_chain_the_first_certificate_counts(tmp_path: Path, pairs: Path) -> None:
@@ -220,13 +220,13 @@ def test_of_a_chain_the_first_certificate_counts(tmp_path: Path, pairs: Path) ->
         make(tmp_path, name, days) / "tls.crt" for name, days in (("leaf", 3), ("ca", 900))
     )
     chain = b"some text\n" + short.read_bytes() + long.read_bytes()
-    assert not_after(chain) == not_after(short.read_bytes())
+    assert parse_expiry(chain) == parse_expiry(short.read_bytes())
 
 
 def test_what_is_left_is_known_and_a_certificate_about_to_end_is_warned_of(
     tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert 29 * DAY < Certificates(pairs / "first").left < 31 * DAY
+    assert 29 * DAY < CertificateWatcher(pairs / "first").seconds_left < 31 * DAY
     assert not caplog.messages
-    assert Certificates(make(tmp_path, "ending", 6)).left < 7 * DAY
-    assert "is it renewed?" in caplog.messages[0]
+    assert CertificateWatcher(make(tmp_path, "ending", 6)).seconds_left < 7 * DAY
+    assert "check that it is renewed" in caplog.messages[0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pretune.api.types import Object
 from pretune.kube.watch import ENDED, LISTED
-from pretune.webhook.informers import Caches, Controller, cut
+from pretune.webhook.informers import CacheInformer, LeaseMonitor, trim_cache
 
 Told = tuple[Any, ...]  # (seconds, change, …)
 
@@ -29,12 +29,12 @@ def lease(renewed: int, holder: str | None = "a") -> Object:
 def told(*story: Told) -> bool:
     """Whether the controller is alive after this story: (at, change, lease); the last one is only a time."""
     clock = Clock()
-    controller = Controller(clock)
+    controller = LeaseMonitor(clock)
     for at, *said in story:
         clock.now = 100.0 + at
         if said:
-            controller.tell(said[0], said[1] if len(said) > 1 else {})
-    return controller.alive()
+            controller.on_event(said[0], said[1] if len(said) > 1 else {})
+    return controller.is_alive()
 
 
 THERE = [(0, "ADDED", lease(0)), (0, LISTED)]
@@ -96,7 +96,7 @@ def cache(name: str, version: int = 1, namespace: str = "ns") -> Object:
     return {"metadata": {"namespace": namespace, "name": name, "resourceVersion": str(version)}}
 
 
-def knows(caches: Caches) -> list[str]:
+def knows(caches: CacheInformer) -> list[str]:
     names = [(space, name) for space in ("ns", "other") for name in ("a", "b")]
     found = [caches.get(*place) for place in names]
     return [
@@ -127,28 +127,28 @@ A, B = ("ADDED", cache("a")), ("ADDED", cache("b"))
 def test_of_the_caches_is_known(
     case: str, story: list[tuple[str, Object]], known: list[str]
 ) -> None:
-    caches = Caches(Clock())
+    caches = CacheInformer(Clock())
     for change, obj in story:
-        caches.tell(change, obj)
+        caches.on_event(change, obj)
     assert knows(caches) == known
-    assert caches.listed == any(change == LISTED for change, _ in story)
+    assert caches.has_synced == any(change == LISTED for change, _ in story)
 
 
 def test_caches_that_have_not_been_watched_for_15_s_are_not_current() -> None:
     clock = Clock()
-    caches = Caches(clock)
-    assert not caches.current()
-    caches.tell(LISTED, {})
+    caches = CacheInformer(clock)
+    assert not caches.is_current()
+    caches.on_event(LISTED, {})
     clock.now += 3600
-    assert caches.current()
-    caches.tell(ENDED, {})
+    assert caches.is_current()
+    caches.on_event(ENDED, {})
     clock.now += 10
-    caches.tell(ENDED, {})  # it could not be opened again
-    assert caches.current()
+    caches.on_event(ENDED, {})  # it could not be opened again
+    assert caches.is_current()
     clock.now += 5
-    assert not caches.current()
-    caches.tell(LISTED, {})
-    assert caches.current()
+    assert not caches.is_current()
+    caches.on_event(LISTED, {})
+    assert caches.is_current()
 
 
 def test_what_is_kept_of_a_cache_is_what_the_decision_reads() -> None:
@@ -165,7 +165,10 @@ def test_what_is_kept_of_a_cache_is_what_the_decision_reads() -> None:
         "spec": {"source": {}, "targets": []},
         "status": {"bundles": []},
     }
-    assert cut(whole) == kept and whole["spec"] == {"source": {"template": template}, "targets": []}
+    assert trim_cache(whole) == kept and whole["spec"] == {
+        "source": {"template": template},
+        "targets": [],
+    }
     ref = {"metadata": {}, "spec": {"source": {"workloadRef": {"kind": "Deployment"}}}}
-    assert cut(ref) == ref
-    assert cut({"metadata": {}}) == {"metadata": {}, "spec": {}}
+    assert trim_cache(ref) == ref
+    assert trim_cache({"metadata": {}}) == {"metadata": {}, "spec": {}}

@@ -11,7 +11,13 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
 from pretune.policy.model import Origin
-from pretune.webhook.template_cache import BRIEFLY, MOST, TIMEOUT, Lately, Revisions
+from pretune.webhook.template_cache import (
+    CHANGEABLE_SECONDS,
+    MAX_JSON_CHARACTERS,
+    READ_TIMEOUT_SECONDS,
+    SizedLRU,
+    TemplateCache,
+)
 
 from tests.unit.objects import template
 from tests.unit.virtual import run
@@ -67,9 +73,9 @@ def deployed(revision: str = "1") -> Object:
 STATEFUL = pod("StatefulSet", "s", **{"controller-revision-hash": "s-1"})
 
 
-def play(api: Api, story: Callable[[Revisions], Awaitable[Any]]) -> Any:
+def play(api: Api, story: Callable[[TemplateCache], Awaitable[Any]]) -> Any:
     async def all_of_it() -> Any:
-        return await story(Revisions(api, asyncio.get_running_loop().time))  # type: ignore[arg-type]
+        return await story(TemplateCache(api, asyncio.get_running_loop().time))  # type: ignore[arg-type]
 
     return run(all_of_it())
 
@@ -84,20 +90,20 @@ def play(api: Api, story: Callable[[Revisions], Awaitable[Any]]) -> Any:
             "a ReplicaSet without Deployment, whose template may change",
             pod(),
             pod(),
-            BRIEFLY,
+            CHANGEABLE_SECONDS,
             2,
             False,
         ),
-        ("the same, at once", pod(), pod(), BRIEFLY / 2, 1, False),
+        ("the same, at once", pod(), pod(), CHANGEABLE_SECONDS / 2, 1, False),
         (
             "a Job, whose template may change while it is suspended",
             pod("Job"),
             pod("Job"),
-            BRIEFLY,
+            CHANGEABLE_SECONDS,
             2,
             False,
         ),
-        ("the same, at once", pod("Job"), pod("Job"), BRIEFLY / 2, 1, False),
+        ("the same, at once", pod("Job"), pod("Job"), CHANGEABLE_SECONDS / 2, 1, False),
         ("a bare pod", template(), template(), 0, 0, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -107,10 +113,10 @@ def test_how_often_a_template_is_read(
 ) -> None:
     api = Api()
 
-    async def story(revisions: Revisions) -> tuple[Origin, Any]:
-        await revisions.of("ns", one)
+    async def story(templates: TemplateCache) -> tuple[Origin, Any]:
+        await templates.find_origin("ns", one)
         await asyncio.sleep(seconds)
-        return await revisions.of("ns", other)
+        return await templates.find_origin("ns", other)
 
     origin, key = play(api, story)
     assert origin.template["spec"]["containers"][0]["image"] == "vllm:1"
@@ -120,8 +126,8 @@ def test_how_often_a_template_is_read(
 def test_a_revision_of_that_name_in_another_namespace_is_another() -> None:
     api = Api()
 
-    async def story(revisions: Revisions) -> set[Any]:
-        return {(await revisions.of(namespace, deployed()))[1] for namespace in ("a", "b")}
+    async def story(templates: TemplateCache) -> set[Any]:
+        return {(await templates.find_origin(namespace, deployed()))[1] for namespace in ("a", "b")}
 
     assert len(play(api, story)) == 2 and api.read == 2
 
@@ -129,11 +135,11 @@ def test_a_revision_of_that_name_in_another_namespace_is_another() -> None:
 def test_what_may_change_is_read_as_it_is_by_then() -> None:
     api = Api()
 
-    async def story(revisions: Revisions) -> Origin:
-        await revisions.of("ns", pod("Job"))
+    async def story(templates: TemplateCache) -> Origin:
+        await templates.find_origin("ns", pod("Job"))
         api.image = "vllm:2"
-        await asyncio.sleep(BRIEFLY)
-        return (await revisions.of("ns", pod("Job")))[0]
+        await asyncio.sleep(CHANGEABLE_SECONDS)
+        return (await templates.find_origin("ns", pod("Job")))[0]
 
     assert play(api, story).template["spec"]["containers"][0]["image"] == "vllm:2"
 
@@ -141,8 +147,8 @@ def test_what_may_change_is_read_as_it_is_by_then() -> None:
 def test_pods_that_come_at_once_share_one_read() -> None:
     api = Api(slow=1.0)
 
-    async def story(revisions: Revisions) -> list[Any]:
-        return await asyncio.gather(*(revisions.of("ns", deployed()) for _ in range(20)))
+    async def story(templates: TemplateCache) -> list[Any]:
+        return await asyncio.gather(*(templates.find_origin("ns", deployed()) for _ in range(20)))
 
     assert len(play(api, story)) == 20 and api.read == 1
 
@@ -150,9 +156,9 @@ def test_pods_that_come_at_once_share_one_read() -> None:
 def test_a_request_that_gives_up_does_not_end_the_read_for_the_others() -> None:
     api = Api(slow=1.0)
 
-    async def story(revisions: Revisions) -> tuple[str, Any]:
-        hasty = asyncio.create_task(asyncio.wait_for(revisions.of("ns", deployed()), 0.5))
-        patient = asyncio.create_task(revisions.of("ns", deployed()))
+    async def story(templates: TemplateCache) -> tuple[str, Any]:
+        hasty = asyncio.create_task(asyncio.wait_for(templates.find_origin("ns", deployed()), 0.5))
+        patient = asyncio.create_task(templates.find_origin("ns", deployed()))
         gave_up = (await asyncio.gather(hasty, return_exceptions=True))[0]
         return type(gave_up).__name__, (await patient)[0].template
 
@@ -174,7 +180,7 @@ def test_a_request_that_gives_up_does_not_end_the_read_for_the_others() -> None:
             "ReplicaSet ns/rs: 500 InternalError: etcd",
         ),
         ("unreachable", {"error": ConnectionError("refused")}, "ReplicaSet ns/rs: refused"),
-        ("silent", {"slow": 60.0}, f"ReplicaSet ns/rs: no answer within {TIMEOUT} s"),
+        ("silent", {"slow": 60.0}, f"ReplicaSet ns/rs: no answer within {READ_TIMEOUT_SECONDS} s"),
         ("absent", {"absent": True}, "ReplicaSet ns/rs is not there"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -186,12 +192,12 @@ def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(
     for name, value in fault.items():
         setattr(api, name, value)
 
-    async def story(revisions: Revisions) -> tuple[Origin, float, Origin]:
+    async def story(templates: TemplateCache) -> tuple[Origin, float, Origin]:
         began = asyncio.get_running_loop().time()
-        bad = (await revisions.of("ns", deployed()))[0]
+        bad = (await templates.find_origin("ns", deployed()))[0]
         took = asyncio.get_running_loop().time() - began
         api.slow, api.error, api.absent = 0.01, None, False
-        return bad, took, (await revisions.of("ns", deployed()))[0]
+        return bad, took, (await templates.find_origin("ns", deployed()))[0]
 
     bad, took, good = play(api, story)
     assert (
@@ -199,64 +205,64 @@ def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(
         and bad.template.message == words
         and bad.kind == "ReplicaSet"
     )
-    assert took <= TIMEOUT and not isinstance(good.template, Refused)
+    assert took <= READ_TIMEOUT_SECONDS and not isinstance(good.template, Refused)
 
 
 def test_an_error_of_our_own_is_not_swallowed_and_blocks_no_later_pod() -> None:
     api = Api()
 
-    async def story(revisions: Revisions) -> Origin:
+    async def story(templates: TemplateCache) -> Origin:
         api.error = KeyError("ours")
         with pytest.raises(KeyError):
-            await revisions.of("ns", deployed())
+            await templates.find_origin("ns", deployed())
         api.error = None
-        return (await revisions.of("ns", deployed()))[0]
+        return (await templates.find_origin("ns", deployed()))[0]
 
     assert not isinstance(play(api, story).template, Refused)
 
 
-def kept(lately: Lately[int, str]) -> str:
-    return "".join(lately.get(number) or "" for number in range(1, 5))
+def kept(values: SizedLRU[int, str]) -> str:
+    return "".join(values.get(number) or "" for number in range(1, 5))
 
 
 def test_what_was_not_asked_for_the_longest_is_forgotten_first() -> None:
-    lately: Lately[int, str] = Lately(10)
+    values: SizedLRU[int, str] = SizedLRU(10)
     for number, value, of in ((1, "a", {"a": 1}), (2, "b", {})):  # 8 and 2 characters
-        lately.put(number, value, of)
-    assert kept(lately) == "ab"
-    assert lately.get(1) == "a"
-    lately.put(3, "c", {})
-    assert kept(lately) == "ac"
+        values.put(number, value, of)
+    assert kept(values) == "ab"
+    assert values.get(1) == "a"
+    values.put(3, "c", {})
+    assert kept(values) == "ac"
 
 
 def test_what_is_put_again_counts_once() -> None:
-    lately: Lately[int, str] = Lately(10)
+    values: SizedLRU[int, str] = SizedLRU(10)
     for value in "ab":
-        lately.put(1, value, {"a": 1})
-    lately.put(2, "c", {})
-    assert kept(lately) == "bc"
+        values.put(1, value, {"a": 1})
+    values.put(2, "c", {})
+    assert kept(values) == "bc"
 
 
 def test_what_is_too_large_by_itself_is_not_remembered_and_drives_nothing_out() -> None:
-    lately: Lately[int, str] = Lately(10)
-    lately.put(1, "a", {})
-    lately.put(2, "b", {})
-    lately.put(2, "c", {"a": "x" * 10})
-    assert kept(lately) == "a"
-    lately.put(3, "d", {"a": 1})
-    assert kept(lately) == "ad"
+    values: SizedLRU[int, str] = SizedLRU(10)
+    values.put(1, "a", {})
+    values.put(2, "b", {})
+    values.put(2, "c", {"a": "x" * 10})
+    assert kept(values) == "a"
+    values.put(3, "d", {"a": 1})
+    assert kept(values) == "ad"
 
 
 def test_no_more_than_a_bound_is_remembered_however_large_the_templates_are() -> None:
     api = Api(slow=0.0)
-    api.image = "x" * (MOST // 10)
+    api.image = "x" * (MAX_JSON_CHARACTERS // 10)
 
-    async def story(revisions: Revisions) -> None:
+    async def story(templates: TemplateCache) -> None:
         for number in range(10):
-            await revisions.of("ns", deployed(str(number)))
-        await revisions.of("ns", deployed("9"))
+            await templates.find_origin("ns", deployed(str(number)))
+        await templates.find_origin("ns", deployed("9"))
         assert api.read == 10
-        await revisions.of("ns", deployed("0"))
+        await templates.find_origin("ns", deployed("0"))
 
     play(api, story)
     assert api.read == 11
