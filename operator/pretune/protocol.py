@@ -23,7 +23,8 @@ TACTICS_MOUNT = "/pretune/tactics"
 SOURCE_MOUNT = "/pretune/import"  # import: the claim that holds what vLLM wrote elsewhere, at its root, read-only
 AGENT_FILE = "agent.pyz"  # the ConfigMap's key
 
-TOO_SLOW = 75  # seed's exit code where it may still be stuck in a read of the claim: its script clears the folder once more, and ends well
+# Seed's exit code where it may still hang in a read of the claim. Its script then empties the folder.
+TOO_SLOW_EXIT_CODE = 75
 
 # The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096 bytes
 # (docs/dev/facts-kubernetes.md).
@@ -199,20 +200,33 @@ class Task:
         )
 
 
+# Reasons of reports that are on no condition; the others are those of api/reasons.py. What was done:
+CHECKED = "Checked"  # the attempt goes on
+PROVEN = "Proven"
+INSPECTED = "Inspected"
+PRUNED = "Pruned"
+SEEDED = "Seeded"
+# Why it was not done:
+INSPECT_FAILED = "InspectFailed"
+PRUNE_FAILED = "PruneFailed"
+# Why seed left the folder empty (or NoSpace, UnsafePath, NoPython, AgentMissing):
+NO_BUNDLE = "NoBundle"
+NOT_PROVEN = "NotProven"
+CORRUPT_BUNDLE = "CorruptBundle"
+INPUTS_DIFFER = "InputsDiffer"
+VERSIONS_DIFFER = "VersionsDiffer"
+CLAIM_TOO_SLOW = "TooSlow"
+SEED_FAILED = "SeedFailed"
+
 _OF_A_BUNDLE = ("Sealed", "NothingToTune")  # reasons of a report that says what a bundle is
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a container of ours says at its end, in its termination message.
-
-    `reason` is one of reasons.REASONS, or "Checked" (check: go on), "Proven", "Inspected", "Pruned", "PruneFailed", "InspectFailed",
-    "Seeded", or why seed left the folder empty: "NoBundle", "NotProven", "CorruptBundle", "InputsDiffer", "VersionsDiffer", "NoSpace",
-    "TooSlow", "UnsafePath", "SeedFailed", and from its script "NoPython", "AgentMissing".
-    """
+    """What an agent container reports at its end, in its termination message."""
 
     by: str  # check | seal | seed | prove | import | inspect | prune
-    reason: str
+    reason: str  # one of api/reasons.py, or of those above
     message: str = ""
     id: str = ""
     layout: str = ""

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pretune.manifests.agent_archive import config_map
-from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, seed_container
+from pretune.manifests.agent_archive import build_agent_config_map
+from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, build_seed_container
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Task
 
 from tests.bench.harness import Bench, claim, serving
@@ -119,7 +119,7 @@ def prepared(
         made = world.Pod(Path(folder))
         made.sealed(files)
         shutil.copytree(made.claim, volume["spec"]["hostPath"]["path"], dirs_exist_ok=True)
-    agent = config_map(namespace)
+    agent = build_agent_config_map(namespace)
     if bench.kube.get("ConfigMap", namespace, agent["metadata"]["name"]) is None:
         bench.kube.create(agent)
     bench.kube.create(runner(namespace, name))
@@ -152,14 +152,17 @@ def runner(namespace: str, name: str) -> Object:
         {"name": "tactics", "mountPath": TACTICS_MOUNT},
         {"name": "copies", "mountPath": COPIES},
     ]
-    seed = seed_container("pretune-seed", engine, task, {}, CLAIM_VOLUME, mounts)
+    seed = build_seed_container("pretune-seed", engine, task, {}, CLAIM_VOLUME, mounts)
     [*_, script] = seed["command"]
     seed["env"] = [*seed["env"], {"name": "SEED", "value": script}]
     seed["command"] = ["sleep", "3600"]
     volumes = [
         {"name": "tactics", "emptyDir": {}},
         {"name": "copies", "emptyDir": {}},
-        {"name": AGENT_VOLUME, "configMap": {"name": config_map(namespace)["metadata"]["name"]}},
+        {
+            "name": AGENT_VOLUME,
+            "configMap": {"name": build_agent_config_map(namespace)["metadata"]["name"]},
+        },
         {"name": CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": name, "readOnly": True}},
     ]
     spec = {

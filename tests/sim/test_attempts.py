@@ -7,7 +7,7 @@ import itertools
 import pytest
 from pretune.api.names import FAILED, INSPECT, REFUSED, SEALED, TUNING
 from pretune.api.timestamps import parse_timestamp
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 
 from tests.sim.simulation import CLAIM, FAR, Simulation, template
 from tests.sim.steps import TWO, only_record, reason, sealed, started, tuning_pod, until
@@ -39,7 +39,7 @@ def test_an_undisturbed_tuning_takes_three_objects_and_at_most_8_status_writes_t
     assert sim.laws.status_writes <= 8, sim.writes("AutotuneCache")
     assert [one for one in sim.writes() if "AutotuneCache" not in one] == [
         f"create PersistentVolumeClaim {CLAIM}",
-        f"create ConfigMap {agent()[0]}",
+        f"create ConfigMap {agent_name()}",
         f"create Job {sim.world.jobs()[0]['metadata']['name']}",
     ]
 

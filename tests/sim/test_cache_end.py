@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 
 from tests.sim.simulation import CACHE as THE_CACHE
 from tests.sim.simulation import CLAIM, FAR, KEY, Simulation
@@ -66,7 +66,7 @@ def test_an_older_agent_goes_when_no_pod_names_it_and_no_webhook_of_an_older_rel
     assert len(sim.server.list("v1", "ConfigMap", KEY.namespace)) == 3
     sim.settle(FAR)
     names = [one["metadata"]["name"] for one in sim.server.list("v1", "ConfigMap", KEY.namespace)]
-    assert names == sorted(["pretune-agent-111111111111", agent()[0]])
+    assert names == sorted(["pretune-agent-111111111111", agent_name()])
 
 
 def test_the_agent_stays_for_another_cache_of_the_namespace(sim: Simulation) -> None:

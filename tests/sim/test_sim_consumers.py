@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pretune.api.names import PROOF, PROVING, TUNING
 from pretune.api.types import Object
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 from pretune.protocol import Versions
 
 from tests.sim.conftest import SEARCH
@@ -187,7 +187,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     @rule(at=MOMENT)
     def the_agent_is_deleted(self, at: str) -> None:
         self._until(at)
-        self.fleet.delete(("v1", "ConfigMap", KEY.namespace, agent()[0]))
+        self.fleet.delete(("v1", "ConfigMap", KEY.namespace, agent_name()))
 
     @rule(at=MOMENT)
     def the_status_is_wiped(self, at: str) -> None:

@@ -10,7 +10,7 @@ from pretune.api.names import RETIRED, SEALED, SEED_CONTAINER
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.kube.types import ApiError
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 from pretune.protocol import Report, Versions
 
 from tests.sim.fleet import Fleet
@@ -48,7 +48,7 @@ def other_versions(fleet: Fleet) -> None:
 def lose_the_agent(fleet: Fleet) -> None:
     """While nobody is there to make it anew."""
     fleet.down()
-    fleet.delete(("v1", "ConfigMap", KEY.namespace, agent()[0]))
+    fleet.delete(("v1", "ConfigMap", KEY.namespace, agent_name()))
 
 
 SEED_FINDS: dict[str, tuple[Fault, str]] = {
@@ -90,7 +90,7 @@ def test_an_engine_that_reads_the_bundle_itself_starts_cold_without_it(
 
 def test_an_agent_that_was_deleted_is_made_again_before_the_next_pods_need_it(fleet: Fleet) -> None:
     rolled_out(fleet)
-    fleet.delete(("v1", "ConfigMap", KEY.namespace, agent()[0]))
+    fleet.delete(("v1", "ConfigMap", KEY.namespace, agent_name()))
     fleet.settle()
     fleet.serve(replicas=5)
     fleet.settle()

@@ -14,7 +14,7 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.lease import LEASE_DURATION_SECONDS
 from pretune.kube.watch import ENDED, LISTED
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 from pretune.webhook.admission import Admission
 from pretune.webhook.informers import CacheInformer, LeaseMonitor, trim_cache
 from pretune.webhook.template_cache import TemplateCache
@@ -48,7 +48,7 @@ class Webhook:
         self._coming: deque[tuple[float, str, Object]] = deque()  # what the watch has not told yet
         self.client = Client(ground.server, "webhook")
         self._admission = Admission(
-            TemplateCache(self.client, self.clock), self._caches, self._controller, agent()[0]
+            TemplateCache(self.client, self.clock), self._caches, self._controller, agent_name()
         )
         self._caches.on_event(LISTED, {})
         self._controller.on_event(LISTED, {})

@@ -14,7 +14,20 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from pretune.agent.context import Context
 from pretune.agent.errors import AgentError
-from pretune.protocol import TERMINATION_LOG, TOO_SLOW, Report
+from pretune.api import reasons
+from pretune.protocol import (
+    CHECKED,
+    CLAIM_TOO_SLOW,
+    INSPECT_FAILED,
+    INSPECTED,
+    PROVEN,
+    PRUNE_FAILED,
+    PRUNED,
+    SEED_FAILED,
+    TERMINATION_LOG,
+    TOO_SLOW_EXIT_CODE,
+    Report,
+)
 
 
 class Verb(NamedTuple):
@@ -27,13 +40,13 @@ class Verb(NamedTuple):
 
 VERBS: Dict[str, Verb] = {
     # A bundle that is there already ends the attempt too: the engine must not start.
-    "check": Verb("check", ("Checked",), "SealFailed"),
-    "seal": Verb("seal", ("Sealed", "NothingToTune"), "SealFailed"),
-    "seed": Verb("seed", (), "SeedFailed"),
-    "prove": Verb("prove", ("Proven",), "ProofFailed"),
-    "import": Verb("import_folder", ("Sealed",), "ImportRefused"),
-    "inspect": Verb("inspect", ("Inspected",), "InspectFailed"),
-    "prune": Verb("prune", ("Pruned",), "PruneFailed"),
+    "check": Verb("check", (CHECKED,), reasons.SEAL_FAILED),
+    "seal": Verb("seal", (reasons.SEALED, reasons.NOTHING_TO_TUNE), reasons.SEAL_FAILED),
+    "seed": Verb("seed", (), SEED_FAILED),
+    "prove": Verb("prove", (PROVEN,), reasons.PROOF_FAILED),
+    "import": Verb("import_folder", (reasons.SEALED,), reasons.IMPORT_REFUSED),
+    "inspect": Verb("inspect", (INSPECTED,), INSPECT_FAILED),
+    "prune": Verb("prune", (PRUNED,), PRUNE_FAILED),
 }
 OPTIONS = ("--claim", "--tactics", "--source", "--proc", "--termination-log", "--limit")
 USAGE = (
@@ -57,9 +70,9 @@ def run(verb: str, context: Context) -> Report:
 
 
 def exit_code(report: Report) -> int:
-    """Return 0 where the pod goes on. After seed it always does; TOO_SLOW is for seed's script."""
+    """Return 0 where the pod goes on. After seed it always does: its script ends with 0."""
     if report.by == "seed":
-        return TOO_SLOW if report.reason == "TooSlow" else 0
+        return TOO_SLOW_EXIT_CODE if report.reason == CLAIM_TOO_SLOW else 0
     return 0 if report.reason in VERBS[report.by].success else 1
 
 
@@ -98,7 +111,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _write_termination_message(path: str, report: Report) -> None:
     # Inspect's report counts as one only with an answer: "no bundle" is not "could not look".
-    is_answer = report.by != "inspect" or report.reason == "Inspected"
+    is_answer = report.by != "inspect" or report.reason == INSPECTED
     text = report.dump() if is_answer else "%s: %s" % (report.reason, report.message[:500])
     try:
         with open(path, "w", encoding="utf-8") as file:

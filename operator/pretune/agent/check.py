@@ -14,8 +14,9 @@ from pretune.agent.claim.store import Store, create_store, explain_claim_errors
 from pretune.agent.context import Context
 from pretune.agent.engine.versions import image_versions
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 from pretune.engines.vllm import releases
-from pretune.protocol import Report
+from pretune.protocol import CHECKED, Report
 
 # What is asked for in advance; a bundle is some 10 kB to 10 MB, and seal says NoSpace where this was not enough.
 LEAST_BYTES = 4 * 1024 * 1024
@@ -56,7 +57,7 @@ def check(context: Context) -> Report:
     notes = [note for note in (message, damaged) if note]
     return Report(
         by="check",
-        reason="Checked",
+        reason=CHECKED,
         message=", ".join(notes),
         id=context.inputs.bundle_id(),
         versions=versions,
@@ -68,13 +69,13 @@ def _try_to_write(staging: Folder, context: Context) -> None:
     free = room.f_bavail * room.f_frsize
     if room.f_blocks and free < LEAST_BYTES:  # some network file systems tell nothing
         raise AgentError(
-            "NoSpace",
+            reasons.NO_SPACE,
             "the claim has %d KiB free, at least %d MiB are needed"
             % (free >> 10, LEAST_BYTES >> 20),
         )
     if room.f_files and room.f_favail < LEAST_INODES:
         raise AgentError(
-            "NoSpace",
+            reasons.NO_SPACE,
             "the claim has %d inodes free, at least %d are needed" % (room.f_favail, LEAST_INODES),
         )
     name, disk = (

@@ -16,6 +16,7 @@ from pretune.agent.engine.scan import Changed, Scan
 from pretune.agent.engine.stable import judge, same_tactics, short
 from pretune.agent.engine.versions import image_versions
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 from pretune.engines.vllm import files, releases
 from pretune.protocol import Report, Versions
 
@@ -24,12 +25,12 @@ MAX_NAMED = 3  # folders that a message names
 
 # Reasons that seal gives for an engine's folder; here they are about a folder that a person named.
 _SOURCE_REASONS = (
-    "CorruptFiles",
-    "IncompleteRanks",
-    "SharedLayout",
-    "UnsafeFiles",
-    "UnreadableFiles",
-    "EngineNotReady",
+    reasons.CORRUPT_FILES,
+    reasons.INCOMPLETE_RANKS,
+    reasons.SHARED_LAYOUT,
+    reasons.UNSAFE_FILES,
+    reasons.UNREADABLE_FILES,
+    reasons.ENGINE_NOT_READY,
 )
 
 
@@ -73,7 +74,7 @@ def import_folder(context: Context) -> Report:
                         *(context, verify_unchanged),
                     )
                 except AgentError as error:
-                    if error.reason == "EngineNotReady":
+                    if error.reason == reasons.ENGINE_NOT_READY:
                         raise _changes(written) from None
                     raise
                 report = bundle.report("import", has_proof_record(store, bundle))
@@ -85,7 +86,7 @@ def _source_names(source: str) -> Tuple[str, ...]:
     """Return the names that lead to the source folder. Raises AgentError ImportRefused."""
     names = tuple(name for name in source.split("/") if name not in ("", "."))
     if any(name == ".." or "\0" in name for name in names):
-        raise AgentError("ImportRefused", "%r leads out of the claim" % source)
+        raise AgentError(reasons.IMPORT_REFUSED, "%r leads out of the claim" % source)
     return names
 
 
@@ -115,14 +116,14 @@ def _choose(top: Folder, at: Tuple[str, ...], image: Versions, context: Context)
         return best[0]
     if best:
         raise AgentError(
-            "ImportRefused",
+            reasons.IMPORT_REFUSED,
             "%d folders fit, and only one is this engine's: %s; name it (the engine's log does:"
             " Using FlashInfer autotune cache)"
             % (len(best), _list([short(candidate.written.path) for candidate in best])),
         )
     if refusals:
-        raise AgentError("ImportRefused", _list(refusals, "; "))
-    raise AgentError("ImportRefused", _explain_nothing_found(at, search))
+        raise AgentError(reasons.IMPORT_REFUSED, _list(refusals, "; "))
+    raise AgentError(reasons.IMPORT_REFUSED, _explain_nothing_found(at, search))
 
 
 def _best_layout(
@@ -171,7 +172,7 @@ def _judge_candidate(
         with top.open_path(written.root) as root:
             tactics, digests = judge(root, scan, context)
     except AgentError as error:
-        if error.reason == "UnreadableFiles":
+        if error.reason == reasons.UNREADABLE_FILES:
             return _explain_unreadable(top, written) or error.message
         if error.reason in _SOURCE_REASONS:
             return "%s: %s" % (error.reason, error.message)
@@ -213,7 +214,7 @@ def _scan_or_none(top: Folder, written: Written) -> Optional[Scan]:
 
 def _changes(written: Written) -> AgentError:
     return AgentError(
-        "ImportRefused",
+        reasons.IMPORT_REFUSED,
         "%s changes while it is read: an engine writes to it; import it once it is ready"
         % short(written.path),
     )

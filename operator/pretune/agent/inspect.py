@@ -13,7 +13,7 @@ from pretune.agent.claim.proof_records import has_proof_record
 from pretune.agent.claim.store import Store, open_store
 from pretune.agent.context import Context
 from pretune.agent.errors import AgentError
-from pretune.protocol import ANSWER_BYTES, ANSWERS, Report
+from pretune.protocol import ANSWER_BYTES, ANSWERS, INSPECTED, Report
 
 
 def inspect(context: Context) -> Report:
@@ -23,7 +23,7 @@ def inspect(context: Context) -> Report:
     """
     store = open_store(context.claim, context.task.subPath, context.task.cache)
     if store is None:
-        return Report("inspect", "Inspected", "the claim has no folder of %s" % context.task.cache)
+        return Report("inspect", INSPECTED, "the claim has no folder of %s" % context.task.cache)
     with store:
         answers, broken = _read_bundles(store, context)
     answers.sort(key=lambda answer: answer.at, reverse=True)
@@ -83,7 +83,7 @@ def fit_report(answers: List[Report], message: str) -> Report:
                 )
                 for answer in kept
             ]
-            report = Report("inspect", "Inspected", message[:200], bundles=short, more=more)
+            report = Report("inspect", INSPECTED, message[:200], bundles=short, more=more)
             if len(report.dump().encode()) <= ANSWER_BYTES:
                 return report
         kept = kept[:-1]

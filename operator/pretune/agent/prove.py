@@ -21,8 +21,9 @@ from pretune.agent.engine.compatibility import other_gpu, other_versions
 from pretune.agent.engine.scan import Changed, Scan, read
 from pretune.agent.engine.stable import ask_engine, look, quiet, short
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 from pretune.engines.vllm import files
-from pretune.protocol import File, Part, Report
+from pretune.protocol import PROVEN, File, Part, Report
 
 MAX_NAMED = 3  # files, and operations, that a message names
 
@@ -54,7 +55,7 @@ def prove(context: Context) -> Report:
         ask_engine(context, "before its files were read")
         store = open_store(context.claim, task.subPath, task.cache)
         if store is None:
-            raise AgentError("ProofFailed", "the claim has no folder of %s" % task.cache)
+            raise AgentError(reasons.PROOF_FAILED, "the claim has no folder of %s" % task.cache)
         with store:
             bundle = _find_bundle(store, context)
             gpu_unknown = _compare_environment(bundle, context)
@@ -63,13 +64,13 @@ def prove(context: Context) -> Report:
         ask_engine(context, "after its files were read")
     except AgentError as error:
         # An engine that has ended has a restart count, which the controller reads.
-        if error.reason in ("EngineFailed", "EngineNotReady"):
-            raise AgentError("ProofFailed", error.message) from None
+        if error.reason in (reasons.ENGINE_FAILED, reasons.ENGINE_NOT_READY):
+            raise AgentError(reasons.PROOF_FAILED, error.message) from None
         raise
     except _NotReproducible as difference:
         return Report(
             "prove",
-            "NotReproducible",
+            reasons.NOT_REPRODUCIBLE,
             str(difference),
             context.inputs.bundle_id(),
             newEntries=difference.new_entries,
@@ -80,7 +81,7 @@ def prove(context: Context) -> Report:
     message = _proven_message(bundle, context, gpu_unknown)
     context.log("proof: %s: %s" % (bundle.manifest.id, message))
     report = bundle.report("prove", proven=True)
-    return replace(report, reason="Proven", message=message, writer=None, seconds=0)
+    return replace(report, reason=PROVEN, message=message, writer=None, seconds=0)
 
 
 def _proven_message(bundle: Bundle, context: Context, gpu_unknown: str) -> str:
@@ -100,10 +101,10 @@ def _find_bundle(store: Store, context: Context) -> Bundle:
         bundle = find_bundle(store.bundles, bundle_id, context.inputs)
     except DamagedBundle as damage:
         raise AgentError(
-            "ProofFailed", "bundle %s on the claim is damaged: %s" % (bundle_id, damage)
+            reasons.PROOF_FAILED, "bundle %s on the claim is damaged: %s" % (bundle_id, damage)
         ) from None
     if bundle is None:
-        raise AgentError("ProofFailed", "the claim has no bundle %s" % bundle_id)
+        raise AgentError(reasons.PROOF_FAILED, "the claim has no bundle %s" % bundle_id)
     return bundle
 
 
@@ -133,15 +134,15 @@ def _compare_folder(store: Store, bundle: Bundle, context: Context) -> None:
             second = look(folder)
             if second is None:
                 raise AgentError(
-                    "ProofFailed", "the engine is ready and still writes into its folder"
+                    reasons.PROOF_FAILED, "the engine is ready and still writes into its folder"
                 )
             _compare(part, sealed, folder, second)
         except Changed as path:
             raise AgentError(
-                "ProofFailed", "the engine is ready and still writes %s" % path
+                reasons.PROOF_FAILED, "the engine is ready and still writes %s" % path
             ) from None
         except AgentError as error:
-            if error.reason == "UnsafeFiles":  # there were none when it was sealed
+            if error.reason == reasons.UNSAFE_FILES:  # there were none when it was sealed
                 raise _NotReproducible(error.message) from None
             raise
 

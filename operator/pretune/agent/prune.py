@@ -11,7 +11,8 @@ from pretune.agent.claim.staging import delete_atomically, remove_stale_staging
 from pretune.agent.claim.store import create_store, explain_claim_errors, open_store
 from pretune.agent.context import Context
 from pretune.agent.errors import AgentError
-from pretune.protocol import Report
+from pretune.api import reasons
+from pretune.protocol import PRUNED, Report
 
 
 def prune(context: Context) -> Report:
@@ -22,10 +23,10 @@ def prune(context: Context) -> Report:
     task, disk = context.task, context.disk
     for bundle_id in task.ids:
         if not is_bundle_id(bundle_id):
-            raise AgentError("UnsafePath", "%r is not a bundle's id" % bundle_id)
+            raise AgentError(reasons.UNSAFE_PATH, "%r is not a bundle's id" % bundle_id)
     existing = open_store(context.claim, task.subPath, task.cache)
     if existing is None:  # and none is made
-        return Report("prune", "Pruned", "the claim has no folder of %s" % task.cache)
+        return Report("prune", PRUNED, "the claim has no folder of %s" % task.cache)
     existing.close()
     with explain_claim_errors("cannot delete bundles"):
         with create_store(context.claim, task.subPath, task.cache, disk) as store:
@@ -37,4 +38,4 @@ def prune(context: Context) -> Report:
             # After their bundles: where there is a record, its bundle is there.
             remove_orphaned_proof_records(store, disk)
             remove_stale_staging(store, context.pod_uid, "", disk)
-    return Report("prune", "Pruned", "%d deleted" % len(deleted))
+    return Report("prune", PRUNED, "%d deleted" % len(deleted))

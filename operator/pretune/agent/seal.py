@@ -9,6 +9,7 @@ from pretune.agent.claim.store import create_store, explain_claim_errors
 from pretune.agent.context import Context
 from pretune.agent.engine.stable import ask_engine, judge, look, quiet, same_tactics
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 from pretune.protocol import Report
 
 
@@ -30,7 +31,7 @@ def seal(context: Context) -> Report:
         def still() -> None:
             if not same_tactics(look(folder), seen):
                 raise AgentError(
-                    "EngineNotReady", "the engine is ready and still writes its tactics"
+                    reasons.ENGINE_NOT_READY, "the engine is ready and still writes its tactics"
                 )
             ask_engine(context, "after its files were read")
 

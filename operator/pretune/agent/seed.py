@@ -18,7 +18,20 @@ from pretune.agent.claim.store import open_store
 from pretune.agent.context import Context
 from pretune.agent.engine.compatibility import other_versions
 from pretune.agent.errors import AgentError
-from pretune.protocol import File, Part, Report
+from pretune.api import reasons
+from pretune.protocol import (
+    CLAIM_TOO_SLOW,
+    CORRUPT_BUNDLE,
+    INPUTS_DIFFER,
+    NO_BUNDLE,
+    NOT_PROVEN,
+    SEED_FAILED,
+    SEEDED,
+    VERSIONS_DIFFER,
+    File,
+    Part,
+    Report,
+)
 
 COPY_THREADS = 4  # a network claim answers several at a time; and while one waits, another hashes
 BLOCK_BYTES = 128 * 1024  # read, hashed and written together: they stay in a core's cache
@@ -43,7 +56,7 @@ def seed(context: Context) -> Report:
     if work.error is not None:
         raise work.error
     return work.report or Report(
-        "seed", "TooSlow", "the claim did not answer within %.0f s" % context.limit_seconds
+        "seed", CLAIM_TOO_SLOW, "the claim did not answer within %.0f s" % context.limit_seconds
     )
 
 
@@ -74,12 +87,12 @@ def _seed_or_explain(context: Context, cancelled: threading.Event) -> Report:
     except AgentError as error:
         return Report("seed", error.reason, error.message)
     except DamagedBundle as damage:
-        return Report("seed", "CorruptBundle", str(damage))
+        return Report("seed", CORRUPT_BUNDLE, str(damage))
     except OSError as error:
-        reason = "NoSpace" if error.errno in NO_SPACE_ERRNOS else "SeedFailed"
+        reason = reasons.NO_SPACE if error.errno in NO_SPACE_ERRNOS else SEED_FAILED
         return Report("seed", reason, str(error))
     except ValueError as error:
-        return Report("seed", "SeedFailed", str(error))
+        return Report("seed", SEED_FAILED, str(error))
 
 
 def _seed(target: Folder, context: Context, cancelled: threading.Event) -> Report:
@@ -87,32 +100,32 @@ def _seed(target: Folder, context: Context, cancelled: threading.Event) -> Repor
     task, bundle_id = context.task, context.inputs.bundle_id()
     store = open_store(context.claim, task.subPath, task.cache)
     if store is None:
-        raise AgentError("NoBundle", "the claim has no folder of %s" % task.cache)
+        raise AgentError(NO_BUNDLE, "the claim has no folder of %s" % task.cache)
     with store:
         try:
             bundle = find_manifest(store.bundles, bundle_id, context.inputs)
         except AgentError as error:
-            reason = "InputsDiffer" if error.reason == "IdCollision" else error.reason
+            reason = INPUTS_DIFFER if error.reason == reasons.ID_COLLISION else error.reason
             raise AgentError(reason, error.message) from None
         if bundle is None:
-            raise AgentError("NoBundle", "the claim has no bundle %s" % bundle_id)
+            raise AgentError(NO_BUNDLE, "the claim has no bundle %s" % bundle_id)
         if task.proven:
             # Loaded only where it is needed: this runs in every pod.
             from pretune.agent.claim.proof_records import has_proof_record
 
             if not has_proof_record(store, bundle):
                 raise AgentError(
-                    "NotProven",
+                    NOT_PROVEN,
                     "bundle %s has no proof yet, and spec.verify asks for one" % bundle_id,
                 )
         difference = other_versions(bundle.manifest, context)
         if difference:
-            raise AgentError("VersionsDiffer", difference)
+            raise AgentError(VERSIONS_DIFFER, difference)
         part = bundle.manifest.parts[0]
         with store.bundles.open_path([bundle_id, part.name]) as source:
             _PartCopy(part, source, target, context.disk, cancelled).run()
     context.log("seeded: %s into the override folder" % bundle.manifest.message)
-    return replace(bundle.report("seed"), reason="Seeded", writer=None, seconds=0)
+    return replace(bundle.report("seed"), reason=SEEDED, writer=None, seconds=0)
 
 
 class _PartCopy:
@@ -214,7 +227,7 @@ class _PartCopy:
         """Raises AgentError TooSlow; called between reading the claim and writing."""
         if self.cancelled.is_set():
             raise AgentError(
-                "TooSlow",
+                CLAIM_TOO_SLOW,
                 "the claim was too slow: the bundle's %d files were not read in time"
                 % len(self.part.files),
             )

@@ -20,7 +20,7 @@ from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.controller import project
 from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata_only
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 from pretune.manifests.gate import is_held
 from pretune.origin import read_origin, without_template
 from pretune.podspec import identity
@@ -52,7 +52,7 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
     )
     if cache is None:
         return await _observe_without_cache(key, cluster, settings, jobs, agents, now)
-    spec, current_agent = Spec.from_cache(cache), agent()[0]
+    spec, current_agent = Spec.from_cache(cache), agent_name()
     labelled, claim, (source, workload) = await asyncio.gather(
         cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", project=project.pod),
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, claim_name(key.name, spec)),
@@ -125,7 +125,7 @@ async def _observe_without_cache(
     That is its claim, the agents, and pods that have not started. Few reads where there is nothing
     left: a pod may have the label of a cache that never existed, and change every second.
     """
-    name, current_agent = f"pretune-{key.name}", agent()[0]
+    name, current_agent = f"pretune-{key.name}", agent_name()
     claim, other_caches, pending = await asyncio.gather(
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, name),
         cluster.list(API_VERSION, KIND, key.namespace, project=metadata_only),

@@ -1,4 +1,4 @@
-"""check, seal and seed: the agent, run in the engine's own image with its uid and PATH, and without its GPUs."""
+"""The containers that run the agent in the engine's own image, with its uid and PATH, without GPUs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pretune.api import reasons
 from pretune.api.types import Object
 from pretune.protocol import (
     AGENT_FILE,
     AGENT_MOUNT,
     CLAIM_MOUNT,
     POD_UID_VARIABLE,
+    SEED_FAILED,
     TACTICS_MOUNT,
     TASK_VARIABLE,
-    TOO_SLOW,
+    TERMINATION_LOG,
+    TOO_SLOW_EXIT_CODE,
     Report,
     Task,
 )
@@ -26,24 +29,29 @@ from pretune.protocol import (
 AGENT_VOLUME, CLAIM_VOLUME = "pretune-agent", "pretune-claim"
 
 SEED = "seed"
-LONGEST_TASK = 96 * 1024  # characters, all of them ASCII
 
-FILE = f"{AGENT_MOUNT}/{AGENT_FILE}"
-NO_PYTHON = "the image has no python3 on its PATH"
-PYTHON = "python3 -I -S"  # without what the image adds to each start of Python: a .pth file may import anything
-OLD_ENOUGH = f"{PYTHON} -c 'import sys; sys.exit(sys.version_info < (3, 8))'"
-OLD = "python3 in the image is older than 3.8"
-MISSING = f"{FILE} is not there: the agent's ConfigMap was missing when the pod started"
-
-# seal is in the pod's sum, beside the engine. Requests are limits, so that a Guaranteed pod stays one and a quota on limits is content.
+# Seal runs beside the engine, so this adds to what the pod requests. Requests equal limits: a
+# Guaranteed pod stays Guaranteed, and a quota on limits accepts it.
 SEAL_RESOURCES = {"cpu": "500m", "memory": "256Mi"}
-_COPIED = ("cpu", "memory", "ephemeral-storage")
+_COPIED_RESOURCES = ("cpu", "memory", "ephemeral-storage")
 
-# Of what the engine may add to its capabilities, that which decides what files it can read and write.
+# Linux refuses to start a process with a variable of 128 KiB (MAX_ARG_STRLEN).
+MAX_TASK_CHARACTERS = 96 * 1024  # all of them ASCII
+
+# Of the capabilities that the engine may add, those that decide which files it can read and write.
 _FILE_CAPABILITIES = {"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"}
 
+_AGENT = f"{AGENT_MOUNT}/{AGENT_FILE}"
+_PYTHON = "python3 -I -S"  # without site-packages of the image: a .pth file may import anything
+_HAS_PYTHON = "command -v python3 > /dev/null"
+_HAS_PYTHON_38 = f"{_PYTHON} -c 'import sys; sys.exit(sys.version_info < (3, 8))'"
+_NO_PYTHON = "the image has no python3 on its PATH"
+_OLD_PYTHON = "python3 in the image is older than 3.8"
+_NO_AGENT = f"{_AGENT} is not there: the agent's ConfigMap was missing when the pod started"
+_NO_REPORT = "the agent ended with status %s and no report; see the log of this container"
 
-def agent_container(
+
+def build_agent_container(
     name: str,
     verb: str,
     engine: Object,
@@ -52,134 +60,163 @@ def agent_container(
     claim: Object,
     mounts: list[Object],
 ) -> Object:
-    """A container that runs the agent's `verb` in the engine's image; its report is its termination message. claim: the mount of the
-    claim, without its path."""
-    made = {
+    """Return a container that runs the agent's `verb` in the engine's image.
+
+    Its report is its termination message. claim: the mount of the claim, without its path.
+    """
+    container = {
         "name": name,
         "image": engine.get("image"),
         "imagePullPolicy": engine.get("imagePullPolicy"),
-        "command": [
-            "/bin/sh",
-            "-c",
-            script(verb),
-        ],  # not by PATH, which the engine may have narrowed
+        # By its path, since the engine's PATH may not lead to it.
+        "command": ["/bin/sh", "-c", build_script(verb)],
         "env": [
-            *path_variables(engine.get("env") or []),
-            *task_variables(task),
+            *select_path_variables(engine.get("env") or []),
+            *build_task_variables(task),
             {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
         ],
         "resources": resources,
-        "securityContext": security_context(engine.get("securityContext") or {}),
+        "securityContext": build_security_context(engine.get("securityContext") or {}),
         "volumeMounts": [
             {"name": AGENT_VOLUME, "mountPath": AGENT_MOUNT, "readOnly": True},
             {**claim, "mountPath": CLAIM_MOUNT},
             *mounts,
         ],
     }
-    return {field: value for field, value in made.items() if value is not None}
+    return {field: value for field, value in container.items() if value is not None}
 
 
-def seed_container(
+def build_seed_container(
     name: str, engine: Object, task: Task, resources: Object, claim: str, mounts: list[Object]
 ) -> Object:
-    """A container that runs seed, and ends well whatever happens. claim: the volume that the claim is mounted by, read-only."""
-    made = agent_container(
-        name, SEED, engine, _short(task), resources, {"name": claim, "readOnly": True}, mounts
-    )
-    return {**made, "terminationMessagePolicy": "File"}
+    """Return a container that runs seed and succeeds whatever happens.
+
+    claim: the name of the volume that mounts the claim, here read-only.
+    """
+    mount = {"name": claim, "readOnly": True}
+    task = _fit_variable(task)
+    container = build_agent_container(name, SEED, engine, task, resources, mount, mounts)
+    return {**container, "terminationMessagePolicy": "File"}
 
 
-def _short(task: Task) -> Task:
-    """Without the engine's words where they are so long (a script) that the container might not be started with them as one variable
-    (128 KiB, Linux' MAX_ARG_STRLEN): its vLLM is then looked for on PATH."""
-    return task if len(task.dump()) <= LONGEST_TASK else replace(task, command=[])
+def _fit_variable(task: Task) -> Task:
+    """Return the task without the engine's command where this (a script) is too long for a variable.
+
+    The agent then looks for vLLM on PATH.
+    """
+    return task if len(task.dump()) <= MAX_TASK_CHARACTERS else replace(task, command=[])
+
+
+# --- the script
 
 
 @functools.cache
-def script(verb: str) -> str:
-    """The shell's part: what the agent cannot report because it cannot run. Nothing in it means anything to the kubelet's `$(…)`."""
-    return _script_of_seed() if verb == SEED else _script(verb)
+def build_script(verb: str) -> str:
+    """Return the shell script that runs the agent, and reports what the agent cannot report.
+
+    Nothing in it means anything to the kubelet, which expands `$(…)`.
+    """
+    return _build_seed_script() if verb == SEED else _build_script(verb)
 
 
-def _script(verb: str) -> str:
+def _build_script(verb: str) -> str:
     lines = (
-        'say() { printf %s "$1" > /dev/termination-log; exit 1; }',
-        f"command -v python3 > /dev/null || say {_words(verb, 'NoPython', NO_PYTHON)}",
-        f"{OLD_ENOUGH} || say {_words(verb, 'NoPython', OLD)}",
-        f"[ -f {FILE} ] || say {_words(verb, 'AgentMissing', MISSING)}",
-        f"exec {PYTHON} {FILE} {verb}",
+        f'fail() {{ printf %s "$1" > {TERMINATION_LOG}; exit 1; }}',
+        *_explain_no_agent(verb),
+        f"exec {_PYTHON} {_AGENT} {verb}",
     )
     return "\n".join(lines)
 
 
-def _script_of_seed() -> str:
-    """Asks what was wrong only when the agent failed: one start of python3 less in every pod. Whoever kills the agent in the middle
-    leaves half a bundle: all is taken out again here. TERM is the pod's end; a shell that is process 1 would ignore it.
+def _build_seed_script() -> str:
+    """Return seed's script, which ends with 0 whatever happens.
+
+    It looks for what is wrong only after the agent failed: that saves a start of python3 in every pod.
+    An agent that was killed leaves half a bundle, so the folder is emptied here too. TERM is sent when
+    the pod is deleted; a shell that is process 1 ignores it without a trap.
     """
-    killed = "the agent ended with status %s and no report; see the log of this container"
     lines = (
-        'say() { printf "$@" > /dev/termination-log; exit 0; }',
+        f'fail() {{ printf "$@" > {TERMINATION_LOG}; exit 0; }}',
         "trap 'exit 0' TERM",
-        f"{PYTHON} {FILE} {SEED} &",
+        f"{_PYTHON} {_AGENT} {SEED} &",
         "wait $!",
         "status=$?",
         '[ "$status" = 0 ] && exit 0',
         f"rm -rf -- {TACTICS_MOUNT}/* {TACTICS_MOUNT}/.[!.]* {TACTICS_MOUNT}/..?*",
-        f'[ "$status" = {TOO_SLOW} ] && exit 0',  # it has said so
-        f"command -v python3 > /dev/null || say {_words(SEED, 'NoPython', NO_PYTHON)}",
-        f"{OLD_ENOUGH} || say {_words(SEED, 'NoPython', OLD)}",
-        f"[ -f {FILE} ] || say {_words(SEED, 'AgentMissing', MISSING)}",
-        f'say {_words(SEED, "SeedFailed", killed)} "$status"',
+        f'[ "$status" = {TOO_SLOW_EXIT_CODE} ] && exit 0',  # the agent has reported this
+        *_explain_no_agent(SEED),
+        f'fail {_report(SEED, SEED_FAILED, _NO_REPORT)} "$status"',
     )
     return "\n".join(lines)
 
 
-def _words(verb: str, reason: str, message: str) -> str:
+def _explain_no_agent(verb: str) -> tuple[str, ...]:
+    """Return the lines that report why the agent cannot run."""
+    return (
+        f"{_HAS_PYTHON} || fail {_report(verb, reasons.NO_PYTHON, _NO_PYTHON)}",
+        f"{_HAS_PYTHON_38} || fail {_report(verb, reasons.NO_PYTHON, _OLD_PYTHON)}",
+        f"[ -f {_AGENT} ] || fail {_report(verb, reasons.AGENT_MISSING, _NO_AGENT)}",
+    )
+
+
+def _report(verb: str, reason: str, message: str) -> str:
     return shlex.quote(Report(by=verb, reason=reason, message=message).dump())
 
 
-def task_variables(task: Task) -> list[Object]:
-    """The agent's task, as the kubelet must find it to hand it over unchanged: to it `$$` is one dollar, `$(NAME)` a variable."""
+# --- variables, resources, rights
+
+
+def build_task_variables(task: Task) -> list[Object]:
+    """Return the variables that hold the agent's task and its pod's uid.
+
+    The kubelet replaces `$(NAME)` in a value; it hands over `$$` as one dollar.
+    """
     return [
         {"name": POD_UID_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         {"name": TASK_VARIABLE, "value": task.dump().replace("$", "$$")},
     ]
 
 
-def path_variables(env: list[Object]) -> list[Object]:
-    """The engine's PATH, if it sets one, with the variables that this refers to, in their order."""
-    needed, found = {"PATH"}, []
-    for one in reversed(env):
-        if one["name"] in needed:
-            found.append(copy.deepcopy(one))
-            needed |= set(re.findall(r"\$\(([^)]*)\)", one.get("value") or ""))
-    return found[::-1]
+def select_path_variables(env: list[Object]) -> list[Object]:
+    """Return the engine's PATH, if it sets one, after the variables that PATH refers to."""
+    needed, selected = {"PATH"}, []
+    for variable in reversed(env):
+        if variable["name"] in needed:
+            selected.append(copy.deepcopy(variable))
+            needed |= set(re.findall(r"\$\(([^)]*)\)", variable.get("value") or ""))
+    return selected[::-1]
 
 
-def copied_resources(engine: Object) -> Object:
-    """The engine's cpu, memory and ephemeral-storage: in an ordinary init container they add nothing to the pod's sum."""
+def copy_resources(engine: Object) -> Object:
+    """Return the engine's cpu, memory and ephemeral-storage.
+
+    In an ordinary init container they add nothing to what the pod requests.
+    """
     resources: Mapping[str, Any] = engine.get("resources") or {}
     copied = {
         kind: {
-            name: amount for name, amount in (resources.get(kind) or {}).items() if name in _COPIED
+            name: amount
+            for name, amount in (resources.get(kind) or {}).items()
+            if name in _COPIED_RESOURCES
         }
         for kind in ("limits", "requests")
     }
     return {kind: amounts for kind, amounts in copied.items() if amounts}
 
 
-def security_context(engine: Object) -> Object:
-    """The engine's, so that files are read and written as by it, without what only a GPU program needs.
+def build_security_context(engine: Object) -> Object:
+    """Return the engine's security context without what only a GPU program needs.
 
-    Passes Pod Security restricted where the engine does.
+    So files are read and written as the engine does it. It passes Pod Security "restricted" where the
+    engine's does.
     """
-    made = copy.deepcopy(
-        {name: one for name, one in engine.items() if name not in ("privileged", "procMount")}
+    context = copy.deepcopy(
+        {name: value for name, value in engine.items() if name not in ("privileged", "procMount")}
     )
-    made["allowPrivilegeEscalation"] = False
-    capabilities = made.get("capabilities") or {}
+    context["allowPrivilegeEscalation"] = False
+    capabilities = context.get("capabilities") or {}
     if capabilities.get("add"):
         capabilities["add"] = [
-            one for one in capabilities["add"] if one.removeprefix("CAP_") in _FILE_CAPABILITIES
+            name for name in capabilities["add"] if name.removeprefix("CAP_") in _FILE_CAPABILITIES
         ]
-    return made
+    return context

@@ -17,8 +17,8 @@ from pretune.api.types import Object
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
-    copied_resources,
-    seed_container,
+    build_seed_container,
+    copy_resources,
 )
 from pretune.manifests.engine import TACTICS_VOLUME, tactics_on_claim
 from pretune.podspec.template import command_words
@@ -249,8 +249,8 @@ def _overlay_parts(pod: Object, engine: Object, delivery: Delivery) -> Parts:
         command=command_words(engine),
         proven=delivery.proven,
     )
-    resources = copied_resources(engine)
-    seed = seed_container(SEED_CONTAINER, engine, task, resources, claim, [mount])
+    resources = copy_resources(engine)
+    seed = build_seed_container(SEED_CONTAINER, engine, task, resources, claim, [mount])
     agent = {"name": delivery.agent, "optional": True}
     return Parts(
         mount=mount,

@@ -23,7 +23,7 @@ from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
     SEAL_RESOURCES,
-    agent_container,
+    build_agent_container,
 )
 from pretune.manifests.injection import strip
 from pretune.manifests.job import build_job, hashed_name
@@ -115,7 +115,7 @@ def _pod(
         "readOnly": True,
     }
     small = {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
-    container = agent_container(
+    container = build_agent_container(
         IMPORT_CONTAINER, "import", engine, task, small, {"name": CLAIM_VOLUME}, mounts=[mount]
     )
     volumes: list[Object] = [

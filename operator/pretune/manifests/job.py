@@ -31,7 +31,7 @@ from pretune.api.spec import Spec, Target, claim_name, storage_place
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.manifests.admitted import apply_admission
-from pretune.manifests.agent_container import CLAIM_VOLUME, task_variables
+from pretune.manifests.agent_container import CLAIM_VOLUME, build_task_variables
 from pretune.manifests.injection import strip
 from pretune.manifests.tuning_pod import (
     MESH_ANNOTATIONS,
@@ -212,7 +212,9 @@ def _claim_pod(
         "image": settings.operator_image,
         "imagePullPolicy": settings.operator_pull_policy,
         "command": ["python3", "-m", "pretune.agent", verb],
-        "env": task_variables(Task(cache=key.folder, subPath=spec.claim.sub_path, ids=list(ids))),
+        "env": build_task_variables(
+            Task(cache=key.folder, subPath=spec.claim.sub_path, ids=list(ids))
+        ),
         "resources": {"limits": dict(_CLAIM_RESOURCES), "requests": dict(_CLAIM_RESOURCES)},
         "securityContext": {
             "allowPrivilegeEscalation": False,

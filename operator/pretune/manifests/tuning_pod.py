@@ -14,9 +14,9 @@ from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
     SEAL_RESOURCES,
-    agent_container,
-    copied_resources,
-    seed_container,
+    build_agent_container,
+    build_seed_container,
+    copy_resources,
 )
 from pretune.manifests.engine import (
     TACTICS_VOLUME,
@@ -102,22 +102,22 @@ def build_pod_template(
     )  # then a container need not have its own, and ours must not exceed the pod's
     volumes = _used_volumes(pod, [*kept, started])
     claim = _claim_volume(volumes, [*kept, started], claim_name(cache, spec))
-    copied = {} if pod_resources else copied_resources(engine)
+    copied = {} if pod_resources else copy_resources(engine)
     small = (
         {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
     )
     tactics: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
     looking = [] if purpose == PROVE_CLAIM else [{**tactics, "readOnly": True}]
     if purpose == TUNE:
-        check = agent_container(
+        check = build_agent_container(
             CHECK_CONTAINER, "check", engine, task, copied, {"name": claim}, mounts=[]
         )
-        seal = agent_container(
+        seal = build_agent_container(
             SEAL_CONTAINER, "seal", engine, task, small, {"name": claim}, mounts=looking
         )
         init, last = [check, *kept, started], seal
     else:
-        last = agent_container(
+        last = build_agent_container(
             PROVE_CONTAINER, "prove", engine, task, small, {"name": claim}, mounts=looking
         )
         init = [*kept, started]
@@ -131,7 +131,9 @@ def build_pod_template(
                 inputs=inputs,
                 command=command_words(engine),
             )
-            init.insert(-1, seed_container(SEED_CONTAINER, engine, asked, copied, claim, [tactics]))
+            init.insert(
+                -1, build_seed_container(SEED_CONTAINER, engine, asked, copied, claim, [tactics])
+            )
     made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
     made |= merge_scheduling(pod, spec, target)
     made |= {

@@ -10,7 +10,7 @@ import time
 from pretune.config import WebhookSettings
 from pretune.health import serve_health
 from pretune.kube.client import Kubernetes, load_configuration
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 from pretune.webhook.admission import Admission
 from pretune.webhook.certificates import CertificateWatcher
 from pretune.webhook.informers import CacheInformer, LeaseMonitor, watch_caches, watch_lease
@@ -34,7 +34,7 @@ async def run(settings: WebhookSettings) -> None:
             group.create_task(watch_lease(cluster, settings.namespace, controller)),
             group.create_task(certificates.watch_files()),
         ]
-        admission = Admission(TemplateCache(cluster), caches, controller, agent()[0])
+        admission = Admission(TemplateCache(cluster), caches, controller, agent_name())
         metrics = WebhookMetrics(lambda: certificates.expires_at, admission.can_hold)
         app = build_application(admission.answer, metrics.record_answer)
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import build_agent_archive
 from pretune.protocol import POD_UID_VARIABLE, TASK_VARIABLE, Report
 
 from tests.unit.agent.conftest import needs_root
@@ -59,7 +59,7 @@ def start(
     root = pod.claim.parent
     zipped = root / "agent.pyz"
     if not zipped.exists():
-        zipped.write_bytes(agent()[1])
+        zipped.write_bytes(build_agent_archive())
     zipped.chmod(0o444)
     log = root / "log"
     log.touch()
@@ -103,7 +103,7 @@ def as_uid(uid: int, *groups: int) -> list[str]:
 
 
 def test_the_agents_files_are_python_38() -> None:
-    archive = zipfile.ZipFile(io.BytesIO(agent()[1]))
+    archive = zipfile.ZipFile(io.BytesIO(build_agent_archive()))
     assert len(archive.namelist()) > 20
     for name in archive.namelist():
         ast.parse(archive.read(name), name, feature_version=(3, 8))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from pretune.agent import seed
-from pretune.manifests.agent_archive import agent
-from pretune.manifests.agent_container import script
+from pretune.manifests.agent_archive import build_agent_archive
+from pretune.manifests.agent_container import build_script
 from pretune.protocol import TASK_VARIABLE, Report
 
 from tests.unit.agent.conftest import needs_root
@@ -42,12 +42,12 @@ def start(
     root = pod.claim.parent
     zipped, log = root / "agent.pyz", root / "log"
     if with_agent and not zipped.exists():
-        zipped.write_bytes(agent()[1])
+        zipped.write_bytes(build_agent_archive())
         zipped.chmod(0o444)
     log.touch()
     log.chmod(0o666)
     options = f"--claim {pod.claim} --tactics {pod.tactics} --termination-log {log} --limit {limit}"
-    text = script("seed").replace("agent.pyz seed &", f"agent.pyz seed {options} &")
+    text = build_script("seed").replace("agent.pyz seed &", f"agent.pyz seed {options} &")
     for place, here in (
         ("/pretune/agent/agent.pyz", zipped),
         ("/pretune/tactics/", f"{pod.tactics}/"),

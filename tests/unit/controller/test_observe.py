@@ -15,7 +15,7 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller.observe import observe
 from pretune.kube.types import ApiError
-from pretune.manifests.agent_archive import agent
+from pretune.manifests.agent_archive import agent_name
 from pretune.podspec import identity
 from pretune.policy.model import Observed
 
@@ -307,7 +307,7 @@ MINE, ANYBODYS = f"list Pod {CACHE}={KEY.name}", "list Pod"
 
 
 def test_every_pod_of_the_namespace_is_read_only_where_an_old_agent_could_go() -> None:
-    current = agent()[0]
+    current = agent_name()
     world = server(
         cache(), claim(), config_map(current), mounting("serving", config="pretune-agent-old")
     )
@@ -355,7 +355,7 @@ def test_without_its_cache_agents_are_kept_for_the_others_of_the_namespace() -> 
 def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(others: bool) -> None:
     other = cache()
     other["metadata"]["name"] = "other"
-    around = [other, config_map(agent()[0])] if others else []
+    around = [other, config_map(agent_name())] if others else []
     observed, calls = observe_now(server(*around, pod("p", labels={names.CACHE: KEY.name})))
     assert observed.cache is None and observed.claim is None and observed.held == ()
     assert [one for one in calls if "list Pod" in one] == [
@@ -365,8 +365,8 @@ def test_a_label_of_a_cache_that_never_was_does_not_read_the_namespaces_pods(oth
 
 
 def test_the_last_cache_gone_the_current_agent_is_kept_for_the_pods_that_name_it() -> None:
-    observed = observe_now(server(config_map(agent()[0]), mounting("p", config=agent()[0])))[0]
-    assert not observed.namespace_has_caches and observed.agents_named == {agent()[0]}
+    observed = observe_now(server(config_map(agent_name()), mounting("p", config=agent_name())))[0]
+    assert not observed.namespace_has_caches and observed.agents_named == {agent_name()}
 
 
 def test_without_its_cache_the_pods_behind_our_gate_are_seen() -> None:

@@ -19,34 +19,35 @@ ROOT = Path(pretune.__file__).parent
 
 
 def entries() -> list[zipfile.ZipInfo]:
-    return zipfile.ZipFile(io.BytesIO(agent_archive.agent()[1])).infolist()
+    return zipfile.ZipFile(io.BytesIO(agent_archive.build_agent_archive())).infolist()
 
 
 def test_the_name_is_that_of_the_content() -> None:
-    name, content = agent_archive.agent()
-    assert name == f"pretune-agent-{hashlib.sha256(content).hexdigest()[:12]}"
+    digest = hashlib.sha256(agent_archive.build_agent_archive()).hexdigest()
+    assert agent_archive.agent_name() == f"pretune-agent-{digest[:12]}"
 
 
 def test_the_same_files_make_the_same_bytes_whatever_their_dates_and_modes(
     tmp_path: Path, monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
     copied = tmp_path / "pretune"
-    for file in [*ROOT.glob("*.py"), *ROOT.glob("agent/**/*.py"), *ROOT.glob("engines/**/*.py")]:
+    for file in ROOT.rglob("*.py"):
         target = copied / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
         target.chmod(0o600)
     monkeypatch.setattr(pretune, "__file__", str(copied / "__init__.py"))
-    assert agent_archive.agent.__wrapped__() == agent_archive.agent()
+    build = agent_archive.build_agent_archive.__wrapped__
+    assert build() == agent_archive.build_agent_archive()
     (copied / "protocol.py").write_bytes((ROOT / "protocol.py").read_bytes() + b"\n# changed\n")
-    assert agent_archive.agent.__wrapped__()[0] != agent_archive.agent()[0]
+    assert build() != agent_archive.build_agent_archive()
 
 
 def test_no_clock_is_in_the_bytes() -> None:
     assert {one.date_time for one in entries()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_it_holds_the_agent_the_engines_and_the_protocol_and_nothing_of_the_controller() -> None:
+def test_it_holds_the_agent_and_what_it_imports_and_nothing_of_the_controller() -> None:
     ours = {
         f"pretune/{file.relative_to(ROOT).as_posix()}"
         for part in ("agent", "engines")
@@ -54,22 +55,25 @@ def test_it_holds_the_agent_the_engines_and_the_protocol_and_nothing_of_the_cont
         if file.name
         not in ("log.py", "logs.py")  # the controller reads logs: a change there is no other agent
     }
-    assert {one.filename for one in entries()} == {
+    assert {entry.filename for entry in entries()} == {
         "__main__.py",
         "pretune/__init__.py",
+        "pretune/api/__init__.py",
+        "pretune/api/reasons.py",
         "pretune/protocol.py",
     } | ours
 
 
 def test_it_fits_a_config_map_with_room() -> None:
     assert (
-        len(agent_archive.config_map("inference")["binaryData"]["agent.pyz"]) < 512 * 1024
+        len(agent_archive.build_agent_config_map("inference")["binaryData"]["agent.pyz"])
+        < 512 * 1024
     )  # of 1 MiB
 
 
 def test_a_plain_python_runs_what_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "agent.pyz"
-    file.write_bytes(agent_archive.agent()[1])
+    file.write_bytes(agent_archive.build_agent_archive())
     code = f"import sys; sys.path.insert(0, {str(file)!r}); import pretune.protocol as w; print(w.Inputs('f', '', 't', {{}}).bundle_id())"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code],
@@ -86,7 +90,8 @@ def test_its_main_runs_the_agents_main(tmp_path: Path) -> None:
     zip_file = tmp_path / "agent.pyz"
     with zipfile.ZipFile(zip_file, "w") as archive:
         archive.writestr(
-            "__main__.py", zipfile.ZipFile(io.BytesIO(agent_archive.agent()[1])).read("__main__.py")
+            "__main__.py",
+            zipfile.ZipFile(io.BytesIO(agent_archive.build_agent_archive())).read("__main__.py"),
         )
         archive.writestr("pretune/__init__.py", "")
         archive.writestr("pretune/agent/__init__.py", "")
@@ -101,12 +106,12 @@ def test_its_main_runs_the_agents_main(tmp_path: Path) -> None:
 
 
 def test_the_config_map_is_immutable_without_owner_and_holds_the_zip() -> None:
-    made = agent_archive.config_map("inference")
+    made = agent_archive.build_agent_config_map("inference")
     kubernetes_validate.validate(made, "1.34", strict=True)
     assert made["immutable"] is True
     assert made["metadata"] == {
-        "name": agent_archive.agent()[0],
+        "name": agent_archive.agent_name(),
         "namespace": "inference",
         "labels": {"pretune.dev/role": "agent"},
     }
-    assert base64.b64decode(made["binaryData"]["agent.pyz"]) == agent_archive.agent()[1]
+    assert base64.b64decode(made["binaryData"]["agent.pyz"]) == agent_archive.build_agent_archive()

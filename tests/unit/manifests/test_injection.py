@@ -17,7 +17,7 @@ from pretune.api import names
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests.agent_container import script
+from pretune.manifests.agent_container import build_script
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.gate import is_held, release_patch
 from pretune.manifests.injection import find_collision, inject, is_injected, strip
@@ -632,11 +632,11 @@ def test_injecting_changes_neither_the_pod_nor_shares_anything_with_it(delivery:
 
 
 def test_the_script_means_nothing_to_the_kubelet() -> None:
-    assert "$(" not in script("seed") and "$$" not in script("seed")
+    assert "$(" not in build_script("seed") and "$$" not in build_script("seed")
 
 
 def test_the_script_is_one_of_any_posix_shell() -> None:
-    subprocess.run(["/bin/sh", "-n", "-c", script("seed")], check=True)
+    subprocess.run(["/bin/sh", "-n", "-c", build_script("seed")], check=True)
 
 
 def test_fingerprints_do_not_know_of_us() -> None:
@@ -650,8 +650,8 @@ def test_fingerprints_do_not_know_of_us() -> None:
 def test_reports_of_the_script_are_reports() -> None:
     told = [
         line.partition(" || ")[2] or line
-        for line in script("seed").splitlines()
-        if " || say " in line
+        for line in build_script("seed").splitlines()
+        if " || fail " in line
     ]
     reports = [Report.load(shlex.split(line)[1]) for line in told]
     assert [(one.by, one.reason) for one in reports if one] == [

@@ -20,7 +20,7 @@ from pretune.api.spec import Target
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.engines.vllm import cli
-from pretune.manifests.agent_container import script
+from pretune.manifests.agent_container import build_script
 from pretune.manifests.job import (
     attempt_name,
     build_inspect_job,
@@ -817,7 +817,7 @@ echo "$@" > {said}
 
 def run_script(tmp_path: Any, python: str | None, agent: bool = True) -> tuple[int, str, str]:
     """The shell script of check, with its paths led into tmp_path: exit code, termination message, what python3 was given."""
-    text = script("check").replace("/dev/termination-log", str(tmp_path / "log"))
+    text = build_script("check").replace("/dev/termination-log", str(tmp_path / "log"))
     text = text.replace("/pretune/agent/agent.pyz", str(tmp_path / "agent.pyz"))
     (tmp_path / "bin").mkdir()
     if python is not None:
@@ -861,8 +861,8 @@ def test_otherwise_the_shell_hands_over_to_the_agent(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("verb", ["check", "seal"])
 def test_the_kubelet_finds_nothing_to_replace_in_the_script(verb: str) -> None:
-    assert "$(" not in script(verb)
-    assert "$$" not in script(verb)
+    assert "$(" not in build_script(verb)
+    assert "$$" not in build_script(verb)
 
 
 # --- inspect and prune

@@ -13,7 +13,8 @@ from typing import Optional, Sequence
 from pretune.agent.claim.fs import Folder, is_safe_name, is_safe_path, read_and_close
 from pretune.agent.engine.scan import MOST_BYTES, MOST_FILES, Changed, scan
 from pretune.agent.errors import AgentError
-from pretune.protocol import SCHEMA, File, Inputs, Manifest, Report, WireError, digest
+from pretune.api import reasons
+from pretune.protocol import EMPTY, SCHEMA, File, Inputs, Manifest, Report, WireError, digest
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # 10,000 files' worth
@@ -38,7 +39,7 @@ class Bundle:
         part = self.manifest.parts[0]
         return Report(
             by=by,
-            reason="NothingToTune" if part.layout == "Empty" else "Sealed",
+            reason=reasons.NOTHING_TO_TUNE if part.layout == EMPTY else reasons.SEALED,
             message=self.manifest.message,
             id=self.manifest.id,
             layout=part.layout,
@@ -100,7 +101,7 @@ def find_manifest(
         raise DamagedBundle("%s: %s" % (MANIFEST, error)) from None
     if inputs is not None and manifest.inputs != inputs:
         raise AgentError(
-            "IdCollision", "bundle %s on the claim was made of other inputs" % bundle_id
+            reasons.ID_COLLISION, "bundle %s on the claim was made of other inputs" % bundle_id
         )
     return Bundle(manifest, digest(raw))
 
@@ -111,7 +112,7 @@ def _check_schema(bundle_id: str, raw: bytes) -> None:
     family = SCHEMA.rsplit("/", 1)[0] + "/"
     if isinstance(schema, str) and schema != SCHEMA and schema.startswith(family):
         raise AgentError(
-            "IdCollision",
+            reasons.ID_COLLISION,
             "bundle %s on the claim is of another pretune release (%s)" % (bundle_id, schema),
         )
 
@@ -158,7 +159,7 @@ def check_digests(bundle: Folder, part: str, files: Sequence[File], folders: Seq
     except Changed as error:
         raise DamagedBundle("%s/%s changes" % (part, error)) from None
     except AgentError as error:
-        if error.reason == "UnreadableFiles":
+        if error.reason == reasons.UNREADABLE_FILES:
             raise PermissionError(errno.EACCES, error.message) from None
         raise DamagedBundle(error.message) from None
 

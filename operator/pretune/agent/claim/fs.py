@@ -14,6 +14,7 @@ import stat
 from typing import List, Optional, Sequence, Tuple, Union
 
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -59,7 +60,7 @@ class Folder:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise AgentError(
-                    "UnsafePath",
+                    reasons.UNSAFE_PATH,
                     "%s is a link or not a folder; it was not followed" % self.path_of(name),
                 ) from None
             raise
@@ -86,13 +87,13 @@ class Folder:
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENXIO):
                     raise AgentError(
-                        "UnsafePath", "%s is a link or a socket" % parent.path_of(name)
+                        reasons.UNSAFE_PATH, "%s is a link or a socket" % parent.path_of(name)
                     ) from None
                 raise
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
-            raise AgentError("UnsafePath", "%s is not a regular file" % self.path_of(path))
+            raise AgentError(reasons.UNSAFE_PATH, "%s is not a regular file" % self.path_of(path))
         return fd, status
 
     def list_names(self) -> List[str]:

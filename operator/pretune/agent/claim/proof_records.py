@@ -18,6 +18,7 @@ from pretune.agent.claim.fs import Disk, Folder, read_and_close, remove_tree, wr
 from pretune.agent.claim.staging import open_staging
 from pretune.agent.claim.store import Store, create_folder
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 
 PROOFS = "proofs"
 SCHEMA = "pretune.dev/proof/v1"
@@ -89,11 +90,11 @@ def _explain_obstacle(folder: Folder, file: str, error: OSError) -> Exception:
     """
     status = folder.lstat(file)
     if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
-        return AgentError("UnsafePath", "%s is a folder: remove it" % folder.path_of(file))
+        return AgentError(reasons.UNSAFE_PATH, "%s is a folder: remove it" % folder.path_of(file))
     is_refused = error.errno in (errno.EPERM, errno.EACCES)
     if is_refused and status is not None and status.st_uid != os.geteuid():
         return AgentError(
-            "ReadOnlyClaim",
+            reasons.READ_ONLY_CLAIM,
             "%s is of an earlier bundle and belongs to uid %d, so uid %d may not replace it:"
             " remove it" % (folder.path_of(file), status.st_uid, os.geteuid()),
         )

@@ -29,6 +29,7 @@ from pretune.agent.engine.scan import Scan
 from pretune.agent.engine.stable import same
 from pretune.agent.engine.versions import image_versions
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 from pretune.engines.vllm import cli, files, releases
 from pretune.protocol import File, Inputs, Manifest, Part, Versions, Writer, digest
 
@@ -141,7 +142,7 @@ def _read_back(bundle: Folder, written: Sequence[File], folders: Sequence[str]) 
         check_digests(bundle, PART, written, folders)
     except DamagedBundle as damage:
         raise AgentError(
-            "SealFailed", "the claim gives back other bytes than were written: %s" % damage
+            reasons.SEAL_FAILED, "the claim gives back other bytes than were written: %s" % damage
         ) from None
 
 
@@ -203,7 +204,7 @@ def find_or_make_room(store: Store, bundle_id: str, inputs: Inputs, disk: Disk) 
         disk.rename(store.bundles, bundle_id, store.staging, gone)
     except PermissionError as error:
         raise AgentError(
-            "ReadOnlyClaim",
+            reasons.READ_ONLY_CLAIM,
             "bundles/%s is damaged and belongs to uid %d, so uid %d may not replace it (%s): remove it"
             % (bundle_id, status.st_uid, os.geteuid(), error.strerror),
         ) from None

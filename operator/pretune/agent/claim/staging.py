@@ -15,6 +15,7 @@ from typing import Iterator, Tuple
 from pretune.agent.claim.fs import Disk, Folder, is_safe_name, read_and_close, remove_tree
 from pretune.agent.claim.store import Store
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 
 GONE_PREFIX = ".gone-"  # of the name of what is being deleted
 _START_MARK = "started"
@@ -32,7 +33,7 @@ def open_staging(store: Store, pod_uid: str, disk: Disk) -> Iterator[Folder]:
     Raises AgentError UnsafePath, OSError.
     """
     if not is_safe_name(pod_uid) or pod_uid.startswith("."):
-        raise AgentError("UnsafePath", "%r is not a pod's uid" % pod_uid)
+        raise AgentError(reasons.UNSAFE_PATH, "%r is not a pod's uid" % pod_uid)
     _ensure_folder(store.staging, pod_uid, disk)
     try:
         with store.staging.open_folder(pod_uid) as folder:

@@ -24,6 +24,7 @@ from pretune.agent.claim.fs import (
     open_root,
 )
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 
 SHARED_MODE = 0o1777  # several uids write here, and none removes what is another's
 
@@ -94,7 +95,7 @@ def _names(sub_path: str, cache: str) -> List[str]:
     names = [name for name in sub_path.split("/") if name not in ("", ".")] + [cache]
     for name in names:
         if name == ".." or "\0" in name or "/" in name:
-            raise AgentError("UnsafePath", "%r is not a folder of the claim" % name)
+            raise AgentError(reasons.UNSAFE_PATH, "%r is not a folder of the claim" % name)
     return names
 
 
@@ -131,11 +132,11 @@ def explain_claim_errors(failure: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_SPACE_ERRNOS:
             raise AgentError(
-                "NoSpace", "%s: %s; enlarge the claim" % (failure, error.strerror)
+                reasons.NO_SPACE, "%s: %s; enlarge the claim" % (failure, error.strerror)
             ) from None
         if error.errno in NOT_WRITABLE_ERRNOS:
             raise AgentError(
-                "ReadOnlyClaim",
+                reasons.READ_ONLY_CLAIM,
                 "%s as uid %d, gid %d: %s; the claim has to be writable for the engine's uid"
                 " (fsGroup, or its export's rights)"
                 % (failure, os.geteuid(), os.getegid(), error.strerror),

@@ -15,6 +15,7 @@ from typing import Callable, Iterator, List, Optional, Pattern, Tuple
 from pretune.agent.claim.fs import Folder
 from pretune.agent.engine.scan import Scan, scan
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 from pretune.engines.vllm import files
 
 MOST = 200  # key folders that are looked into
@@ -55,7 +56,7 @@ class Search:
             found.update(self._in(root))
             if len(found) > MOST:
                 raise AgentError(
-                    "ImportRefused",
+                    reasons.IMPORT_REFUSED,
                     "more than %d folders of tactics below %s: name one of them"
                     % (MOST, shown(at)),
                 )

@@ -8,6 +8,7 @@ from typing import Dict, List, Tuple
 
 from pretune.agent.claim.fs import Folder, is_safe_name, read_and_close
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 
 MOST_FILES = 10000  # files and folders
 MOST_BYTES = 256 * 1024 * 1024
@@ -39,7 +40,7 @@ def scan(root: Folder) -> Scan:
     if sum(size for size, _, _ in found.files.values()) > MOST_BYTES:
         largest = max(found.files, key=lambda path: found.files[path][0])
         raise AgentError(
-            "UnsafeFiles",
+            reasons.UNSAFE_FILES,
             "the engine left more than %d MiB; the largest file is %s"
             % (MOST_BYTES >> 20, largest),
         )
@@ -55,11 +56,11 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
         path = prefix + name
         if not is_safe_name(name):
             raise AgentError(
-                "UnsafeFiles", "%s: not a name that an engine gives" % ascii(path)[:200]
+                reasons.UNSAFE_FILES, "%s: not a name that an engine gives" % ascii(path)[:200]
             )
         if len(found.files) + len(found.folders) >= MOST_FILES:
             raise AgentError(
-                "UnsafeFiles",
+                reasons.UNSAFE_FILES,
                 "the engine left more than %d files; one too many is %s" % (MOST_FILES, path),
             )
         try:
@@ -72,7 +73,9 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
             found.files[path] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
         elif stat.S_ISDIR(seen.st_mode):
             if depth >= DEEPEST:
-                raise AgentError("UnsafeFiles", "%s: more than %d folders deep" % (path, DEEPEST))
+                raise AgentError(
+                    reasons.UNSAFE_FILES, "%s: more than %d folders deep" % (path, DEEPEST)
+                )
             found.folders.append(path)
             try:
                 below = folder.open_folder(name)
@@ -84,7 +87,7 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
                 _scan(below, path + "/", depth + 1, found)
         else:
             raise AgentError(
-                "UnsafeFiles", "%s is %s; it was not followed" % (path, _kind(seen.st_mode))
+                reasons.UNSAFE_FILES, "%s is %s; it was not followed" % (path, _kind(seen.st_mode))
             )
 
 
@@ -103,7 +106,7 @@ def read(root: Folder, path: str, limit: int) -> bytes:
 
 def _unreadable(path: str, error: OSError) -> AgentError:
     return AgentError(
-        "UnreadableFiles",
+        reasons.UNREADABLE_FILES,
         "%s: %s, though this container has the engine's uid" % (path, error.strerror),
     )
 

@@ -11,6 +11,7 @@ from pretune.agent.context import Context
 from pretune.agent.engine.probe import ask
 from pretune.agent.engine.scan import Changed, Scan, read, scan
 from pretune.agent.errors import AgentError
+from pretune.api import reasons
 from pretune.engines.vllm import files
 
 LOOKS = 150  # at an engine that cannot be asked: until two in a row are equal
@@ -22,7 +23,9 @@ def ask_engine(context: Context, when: str) -> None:
         return
     said = ask(context.task.ready, context.task.headers)
     if said:
-        raise AgentError("EngineFailed", "the engine did not answer as ready %s: %s" % (when, said))
+        raise AgentError(
+            reasons.ENGINE_FAILED, "the engine did not answer as ready %s: %s" % (when, said)
+        )
 
 
 def look(folder: Folder) -> Optional[Scan]:
@@ -56,7 +59,7 @@ def quiet(folder: Folder, context: Context) -> Scan:
             return now
         last = now
     raise AgentError(
-        "EngineNotReady",
+        reasons.ENGINE_NOT_READY,
         "the engine still writes its tactics after %.0f s" % (LOOKS * context.settle_seconds),
     )
 
@@ -78,10 +81,10 @@ def judge(folder: Folder, seen: Scan, context: Context) -> Tuple[files.Tactics, 
         raise AgentError(error.reason, error.message) from None
     except Changed as error:
         raise AgentError(
-            "EngineNotReady", "the engine is ready and still writes %s" % error
+            reasons.ENGINE_NOT_READY, "the engine is ready and still writes %s" % error
         ) from None
     except OSError as error:
-        raise AgentError("UnreadableFiles", "%s" % error) from None
+        raise AgentError(reasons.UNREADABLE_FILES, "%s" % error) from None
 
 
 def same(folder: Folder, path: str, digests: Dict[str, str]) -> bytes:
@@ -90,10 +93,10 @@ def same(folder: Folder, path: str, digests: Dict[str, str]) -> bytes:
         data = read(folder, path, files.LARGEST_FILE)
     except (Changed, OSError) as error:
         raise AgentError(
-            "EngineNotReady", "%s changed while it was copied: %s" % (path, error)
+            reasons.ENGINE_NOT_READY, "%s changed while it was copied: %s" % (path, error)
         ) from None
     if hashlib.sha256(data).hexdigest() != digests[path]:
-        raise AgentError("EngineNotReady", "%s changed while it was copied" % path)
+        raise AgentError(reasons.ENGINE_NOT_READY, "%s changed while it was copied" % path)
     return data
 
 

@@ -14,7 +14,7 @@ from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
-from pretune.protocol import Report
+from pretune.protocol import CHECKED, INSPECTED, PROVEN, PRUNED, Report
 
 POD_GRACE = 5.0  # seconds that a Job may be without a pod before its events are shown
 EVENTS = 30.0  # seconds between looks at the events of a Job without a pod: nothing that is watched tells of them
@@ -23,10 +23,10 @@ LOST = 600.0  # seconds that a pod may be Terminating past its grace
 DISRUPTIONS = 6  # pods of one attempt that may be evicted or preempted; the last of them ends it
 
 ANSWERS_OF_OURS = (
-    "Checked",
-    "Proven",
-    "Inspected",
-    "Pruned",
+    CHECKED,
+    PROVEN,
+    INSPECTED,
+    PRUNED,
 )  # reasons of a report that are no reason of a bundle
 
 _CANNOT_PULL = (
@@ -132,7 +132,7 @@ def has_reported(pod: Object) -> bool:
     found = statuses(pod)
     check = report_of(found.get(CHECK_CONTAINER))
     said = any(report_of(found.get(name)) is not None for name in (SEAL_CONTAINER, PROVE_CONTAINER))
-    return said or (check is not None and check.reason != "Checked")
+    return said or (check is not None and check.reason != CHECKED)
 
 
 def ended_at(pod: Object) -> float | None:
@@ -197,7 +197,7 @@ def reported(a: Attempt) -> AttemptState | None:
             )
         return finished(report.reason, report.message, report)
     report = report_of(found.get(CHECK_CONTAINER))
-    if report is not None and report.reason != "Checked":
+    if report is not None and report.reason != CHECKED:
         return finished(report.reason, report.message, report)
     return None
 

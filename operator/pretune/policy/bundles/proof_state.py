@@ -34,7 +34,7 @@ from pretune.policy.bundles.attempt_state import (
     unscheduled,
     without_pod,
 )
-from pretune.protocol import Report
+from pretune.protocol import SEEDED, Report
 
 JUDGED = frozenset(
     {reasons.NOT_REPRODUCIBLE, reasons.WARM_HANG, reasons.WARM_CRASH}
@@ -51,7 +51,7 @@ def unseeded(a: Attempt) -> AttemptState | None:
     if end is None or not end.get("message"):
         return None
     report = Report.load(end["message"])
-    if report is not None and report.reason == "Seeded":
+    if report is not None and report.reason == SEEDED:
         return None
     said = (
         f"{report.reason}: {report.message}"

@@ -31,6 +31,7 @@ from pretune.policy.plan_builder import (
     next_try,
     note_failure,
 )
+from pretune.protocol import PROVEN
 
 
 def may_be_given(record: Mapping[str, Any], spec: Spec) -> bool:
@@ -175,7 +176,7 @@ def _read(plan: PlanBuilder, record: Object, job: Object | None) -> None:
             reasons.PROOF_FAILED,
             f"the proof was of another bundle on the claim, {report.digest}",
         )
-    elif report is not None and report.reason == "Proven":
+    elif report is not None and report.reason == PROVEN:
         assert pod is not None
         _proven(plan, record, start_seconds(pod, PROVE_CONTAINER))
         tidy(plan, record["id"], [job] if job else [])

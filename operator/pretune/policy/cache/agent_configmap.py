@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretune.api import reasons
 from pretune.api.timestamps import parse_timestamp
-from pretune.manifests.agent_archive import config_map
+from pretune.manifests.agent_archive import build_agent_config_map
 from pretune.policy.model import Action, Apply, Observed
 from pretune.policy.plan_builder import PlanBuilder, delete
 
@@ -36,7 +36,8 @@ def refusal(plan: PlanBuilder) -> str:
 
 def _apply(plan: PlanBuilder) -> Apply:
     return Apply(
-        f"apply ConfigMap {plan.observed.agent_name}", config_map(plan.observed.key.namespace)
+        f"apply ConfigMap {plan.observed.agent_name}",
+        build_agent_config_map(plan.observed.key.namespace),
     )
 
 

@@ -18,7 +18,7 @@ from pretune.podspec.workloads import origin_key
 from pretune.policy.bundles.attempt_state import condition, is_finished, statuses, terminated
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import PlanBuilder
-from pretune.protocol import Report
+from pretune.protocol import SEEDED, Report
 
 COUNTED = 10.0  # seconds between two writes of status.consumers
 
@@ -105,7 +105,7 @@ class Consumer:
         """It runs with its bundle: copied by seed, which says so, or mounted."""
         if not self.given or not self.started:
             return False
-        return self.is_mounted or (self.seed is not None and self.seed.reason == "Seeded")
+        return self.is_mounted or (self.seed is not None and self.seed.reason == SEEDED)
 
     @property
     def is_mounted(self) -> bool:
