@@ -33,14 +33,13 @@ class Want:
     engine: str  # the container's name
     inputs: Inputs
     bundle: str  # its id
-    refusal: Refused | None  # why the template alone says that it cannot be tuned
 
 
 def want(template: Object, spec: Spec, target: Target) -> Want:
     """Raises Refused as engine_of does."""
     inputs = identity.inputs(template, spec, target)
     engine = engine_of(template, spec.engine_container)["name"]
-    return Want(engine, inputs, inputs.bundle_id(), find_refusal(template, spec, target))
+    return Want(engine, inputs, inputs.bundle_id())
 
 
 def delivery(
@@ -261,7 +260,10 @@ def not_tunable(a: Arrival) -> str | None:
     """As the status says, or as it will: the template alone can say so before anybody has looked."""
     if a.record.get("state") == REFUSED:
         return _words(a)
-    refusal = None if a.given else a.want.refusal
+    if a.given:
+        return None
+    assert not isinstance(a.template, Refused) and a.target is not None
+    refusal = find_refusal(a.template, a.spec, a.target)
     return f"{refusal.reason}: {refusal.message}" if refusal else None
 
 
