@@ -31,7 +31,7 @@ class Context:
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> "Context":
-        """Return the context of this container. Raises WireError for a task that is missing or odd."""
+        """Return this container's context. Raises WireError where the task is missing or malformed."""
         return cls(
             task=protocol.Task.load(env.get(protocol.TASK_VARIABLE, "")),
             pod_uid=env.get(protocol.POD_UID_VARIABLE) or "by-hand",

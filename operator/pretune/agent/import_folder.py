@@ -1,4 +1,4 @@
-"""Make a bundle of what vLLM wrote elsewhere: find it, judge it as seal does, compare it, publish it."""
+"""Make a bundle of what vLLM wrote elsewhere: find it, judge it as seal does, publish it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SOURCE_REASONS = (
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One engine configuration's tactics, judged, of the image's FlashInfer and the target's GPU."""
+    """One engine configuration's tactics, judged, which fit the image and the target's GPU."""
 
     written: Written
     scan: Scan
@@ -47,8 +47,8 @@ class _Candidate:
 def import_folder(context: Context) -> Report:
     """Return the report Sealed; a valid bundle that is there already wins.
 
-    Raises AgentError with nothing published: ImportRefused for whatever is wrong with the source; what
-    the image (ReleaseTooOld, SharedLayout) or our claim (NoSpace, ReadOnlyClaim, UnsafePath,
+    Raises AgentError with nothing published: ImportRefused for whatever is wrong with the source;
+    what the image (ReleaseTooOld, SharedLayout) or our claim (NoSpace, ReadOnlyClaim, UnsafePath,
     IdCollision) refuses.
     """
     task = context.task

@@ -68,8 +68,8 @@ def _answer(bundle: Bundle, proven: bool) -> Report:
 def fit_report(answers: List[Report], message: str) -> Report:
     """Return the report with at most ANSWERS answers, within ANSWER_BYTES.
 
-    Messages are cut first, then versions left out. Only when that is not enough, the last answers are
-    left out; `more` counts those.
+    Messages are cut first, then versions left out. Only when that is not enough, the last answers
+    are left out; `more` counts those.
     """
     kept = answers[:ANSWERS]
     while True:

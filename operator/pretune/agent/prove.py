@@ -1,8 +1,8 @@
 """Check that the engine, started from a sealed bundle, is warm.
 
-The bundle has to be of this image and this GPU, and the engine's folder has to hold the bundle as it
-was sealed, and nothing else. The first is a check of its own, since FlashInfer ignores files of another
-environment without touching them (agent/engine/compatibility.py).
+The bundle has to be of this image and this GPU, and the engine's folder has to hold the bundle as
+it was sealed, and nothing else. The first is a check of its own, since FlashInfer ignores files
+of another environment without touching them (agent/engine/compatibility.py).
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ class _NotReproducible(Exception):
 def prove(context: Context) -> Report:
     """Return the report Proven, with the proof record on the claim; else NotReproducible.
 
-    The engine is asked whether it is ready before and after its files are read. One that cannot be
-    asked has to leave them unchanged between two scans. A file written again with the same bytes is
-    not a change: vLLM 0.27 to 0.31 do so at each start. Where the engine reads the bundle on the claim
-    (task.onClaim) it cannot change it: only image, GPU and the bundle's own bytes are compared.
+    The engine is asked whether it is ready before and after its files are read. One that cannot
+    be asked has to leave them unchanged between two scans. A file written again with the same
+    bytes is not a change: vLLM 0.27 to 0.31 do so at each start. Where the engine reads the
+    bundle on the claim (task.onClaim) it cannot change it: only image, GPU and the bundle's own
+    bytes are compared.
 
     Raises AgentError with nothing written: ProofFailed for what is not the bundle's fault, and what
     the claim refuses (NoSpace, ReadOnlyClaim).
@@ -87,7 +88,10 @@ def prove(context: Context) -> Report:
 def _proven_message(bundle: Bundle, context: Context, gpu_unknown: str) -> str:
     part = bundle.manifest.parts[0]
     if context.task.onClaim:
-        message = "started: %d entries in %d files on the claim; new entries beside them cannot be seen there"
+        message = (
+            "started: %d entries in %d files on the claim;"
+            " whether the engine tuned others is unknown"
+        )
     else:
         message = "warm: %d entries in %d files, none new and none changed"
     message %= (part.entries, len(part.files))

@@ -33,8 +33,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
 def build_agent_archive() -> bytes:
     """Return the agent as a zip.
 
-    The same files make the same bytes: they are sorted, have one date, and are not compressed, since
-    zlib's releases differ. So a python3 without zlib can read it too.
+    The same files make the same bytes: they are sorted, have one date, and are not compressed,
+    since zlib's releases differ. So a python3 without zlib can read it too.
     """
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:

@@ -1,4 +1,4 @@
-"""The containers that run the agent in the engine's own image, with its uid and PATH, without GPUs."""
+"""The containers that run the agent: in the engine's image, with its uid and PATH, no GPU."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ def build_seed_container(
 
 
 def _fit_variable(task: Task) -> Task:
-    """Return the task without the engine's command where this (a script) is too long for a variable.
+    """Return the task, without the engine's command where that is too long for a variable.
 
-    The agent then looks for vLLM on PATH.
+    A script can be that long. The agent then looks for vLLM on PATH.
     """
     return task if len(task.dump()) <= MAX_TASK_CHARACTERS else replace(task, command=[])
 
@@ -131,9 +131,9 @@ def _build_script(verb: str) -> str:
 def _build_seed_script() -> str:
     """Return seed's script, which ends with 0 whatever happens.
 
-    It looks for what is wrong only after the agent failed: that saves a start of python3 in every pod.
-    An agent that was killed leaves half a bundle, so the folder is emptied here too. TERM is sent when
-    the pod is deleted; a shell that is process 1 ignores it without a trap.
+    It looks for what is wrong only after the agent failed: that saves a start of python3 in every
+    pod. An agent that was killed leaves half a bundle, so the folder is emptied here too. TERM is
+    sent when the pod is deleted; a shell that is process 1 ignores it without a trap.
     """
     lines = (
         f'fail() {{ printf "$@" > {TERMINATION_LOG}; exit 0; }}',
@@ -207,8 +207,8 @@ def copy_resources(engine: Object) -> Object:
 def build_security_context(engine: Object) -> Object:
     """Return the engine's security context without what only a GPU program needs.
 
-    So files are read and written as the engine does it. It passes Pod Security "restricted" where the
-    engine's does.
+    So files are read and written as the engine does it. It passes Pod Security "restricted" where
+    the engine's does.
     """
     context = copy.deepcopy(
         {name: value for name, value in engine.items() if name not in ("privileged", "procMount")}

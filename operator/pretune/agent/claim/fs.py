@@ -53,7 +53,7 @@ class Folder:
         return "%s/%s" % (self.path, name) if self.path else name
 
     def open_folder(self, name: str) -> "Folder":
-        """Open the folder of that name. Raises AgentError UnsafePath for a link or file, OSError."""
+        """Open a folder by its name. Raises AgentError UnsafePath for a link or file, OSError."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return Folder(os.open(name, flags, dir_fd=self.fd), self.path_of(name))

@@ -1,7 +1,7 @@
 """Proof records: <cache folder>/proofs/<id>.json says that the engine started warm from a bundle.
 
-They lie beside the sealed folders, which are never changed. A record names its bundle's digest: with
-another digest it is of another bundle, and does not count.
+They lie beside the sealed folders, which are never changed. A record names its bundle's digest:
+with another digest it is of another bundle, and does not count.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ProofRecord:
 def has_proof_record(store: Store, bundle: Bundle) -> bool:
     """Whether the proof record of exactly this bundle is on the claim.
 
-    A link, another bundle's record or one that may not be read does not count. Raises other OSErrors: a
-    storage that fails has not answered no.
+    A link, another bundle's record or one that may not be read does not count. Raises other
+    OSErrors: a storage that fails has not answered no.
     """
     record = _read(store, bundle.manifest.id)
     return record is not None and (record.id, record.digest) == (bundle.manifest.id, bundle.digest)
@@ -62,8 +62,8 @@ def _read(store: Store, bundle_id: str) -> Optional[ProofRecord]:
 def write_proof_record(store: Store, bundle: Bundle, pod_uid: str, now: float, disk: Disk) -> None:
     """Write the proof record of this bundle, unless it is there: whole and synced, by one rename.
 
-    now: Unix seconds. Raises AgentError (UnsafePath where a folder is in its place, ReadOnlyClaim where
-    another uid's record is), OSError.
+    now: Unix seconds. Raises AgentError (UnsafePath where a folder is in its place, ReadOnlyClaim
+    where another uid's record is), OSError.
     """
     if has_proof_record(store, bundle):
         return

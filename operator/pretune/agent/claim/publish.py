@@ -48,9 +48,9 @@ def publish_bundle(
 ) -> Bundle:
     """Publish these files of the folder as the bundle of context.inputs, and return it.
 
-    A valid bundle that is there already wins, and is returned. `digests` are the sha256 of the files
-    as they were judged. `verify_unchanged` is called last, before the rename, which cannot be undone:
-    it raises an AgentError where what was read does not count any more.
+    A valid bundle that is there already wins, and is returned. `digests` are the sha256 of the
+    files as they were judged. `verify_unchanged` is called last, before the rename, which cannot
+    be undone: it raises an AgentError where what was read does not count any more.
 
     Raises AgentError (SealFailed, IdCollision, UnsafePath, ReadOnlyClaim), OSError.
     """
@@ -110,7 +110,8 @@ def write_part(
 ) -> List[File]:
     """Write a new folder with these files and folders, and return size and sha256 of what was read.
 
-    Files have mode 0444, folders 0555. All is synced: files first, then folders from the deepest up.
+    Files have mode 0444, folders 0555. All is synced: files first, then folders from the deepest
+    up.
     """
     written: List[File] = []
     disk.mkdir(parent, name)
@@ -205,8 +206,8 @@ def find_or_make_room(store: Store, bundle_id: str, inputs: Inputs, disk: Disk) 
     except PermissionError as error:
         raise AgentError(
             reasons.READ_ONLY_CLAIM,
-            "bundles/%s is damaged and belongs to uid %d, so uid %d may not replace it (%s): remove it"
-            % (bundle_id, status.st_uid, os.geteuid(), error.strerror),
+            "bundles/%s is damaged and belongs to uid %d, so uid %d may not replace it (%s):"
+            " remove it" % (bundle_id, status.st_uid, os.geteuid(), error.strerror),
         ) from None
     except FileNotFoundError:
         return None

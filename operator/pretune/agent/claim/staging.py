@@ -1,7 +1,7 @@
-"""The staging folders on the claim: where a pod writes before one rename, and what is being deleted.
+"""The staging folders on the claim: what a pod writes before one rename, and what is deleted.
 
-<cache folder>/.staging/<pod uid>/{started,bundle/…} is a pod's, which removes it at its end. One that
-was killed leaves it behind: the next one that may remove it does so.
+<cache folder>/.staging/<pod uid>/{started,bundle/…} is a pod's, which removes it at its end. One
+that was killed leaves it behind: the next one that may remove it does so.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ GONE_PREFIX = ".gone-"  # of the name of what is being deleted
 _START_MARK = "started"
 _MAX_START_MARK_BYTES = 256
 
-# No attempt lives longer than a day: spec.tuning.deadlineSeconds, from its start. Removal starts with
-# a rename, so that even a running one would lose only its attempt and never publish half a bundle.
+# No attempt lives longer than a day: spec.tuning.deadlineSeconds, from its start. Removal starts
+# with a rename, so that even a running one would lose only its attempt and never publish half a
+# bundle.
 STALE_SECONDS = 86400.0
 
 
@@ -105,9 +106,9 @@ def gone_name(name: str) -> str:
 def remove_stale_staging(store: Store, own: str, bundle_id: str, disk: Disk) -> None:
     """Remove what killed pods left below .staging, as far as this uid may.
 
-    That is what was being deleted; other attempts at the bundle `bundle_id`, of which only one runs at
-    a time ("" for none); and what is older than a day by the claim's clock, which is that of the
-    folder `own`, this pod's own.
+    That is what was being deleted; other attempts at the bundle `bundle_id`, of which only one
+    runs at a time ("" for none); and what is older than a day by the claim's clock, which is that
+    of the folder `own`, this pod's own.
     """
     own_status = store.staging.lstat(own)
     now = own_status.st_mtime if own_status else time.time()
