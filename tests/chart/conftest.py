@@ -18,6 +18,7 @@ CHART = ROOT / "charts/pretune"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 BUILT = Path(os.environ.get("PRETUNE_BUILD") or CACHE / "pretune") / "bin/helm"
 NAMESPACE = "pretune-system"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, ten times as fast
 IMAGE = {"image": {"repository": "registry.test/pretune/operator"}}
 
 Object = dict[str, Any]
@@ -51,7 +52,7 @@ def render(helm: Helm) -> Render:
         if key not in known:
             done = helm("template", release, str(CHART), "--namespace", NAMESPACE, values=values)
             assert done.returncode == 0, done.stderr
-            known[key] = [one for one in yaml.safe_load_all(done.stdout) if one]
+            known[key] = [one for one in yaml.load_all(done.stdout, LOADER) if one]
         return known[key]
 
     return do

@@ -102,6 +102,9 @@ class Server:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.objects: dict[Place, Object] = {}
+        self._places: dict[
+            tuple[str, str], list[Place]
+        ] = {}  # by kind, sorted; as far as asked for
         self.writes: list[Write] = []
         self.events: list[Event] = []
         self.admission: list[Admission] = []
@@ -132,11 +135,11 @@ class Server:
         """The stored objects themselves: not to be changed."""
         self._known(api_version, kind)
         wanted = (api_version, kind)
-        for place in sorted(
-            one for one in self.objects if one[:2] == wanted and namespace in ("", one[2])
-        ):
-            found = self.objects[place]
-            if _labels_match(found, labels) and _fields_match(found, fields):
+        if wanted not in self._places:
+            self._places[wanted] = sorted(place for place in self.objects if place[:2] == wanted)
+        for place in self._places[wanted]:
+            found = self.objects[place] if namespace in ("", place[2]) else None
+            if found and _labels_match(found, labels) and _fields_match(found, fields):
                 yield found
 
     # --- writing
@@ -236,6 +239,7 @@ class Server:
     def remove(self, place: Place, by: str = "") -> None:
         """The object is gone, whatever stood in the way."""
         gone = self.objects.pop(place)
+        self._places.pop(place[:2], None)
         self._version += 1
         self._tell(Write("delete", place[1], place[3], by, gone))
 
@@ -284,6 +288,8 @@ class Server:
     def _store(self, place: Place, obj: Object, verb: str, by: str) -> Object:
         self._version += 1
         stored = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self._version)}}
+        if place not in self.objects:
+            self._places.pop(place[:2], None)
         self.objects[place] = stored
         self._tell(Write(verb, place[1], place[3], by, stored))
         return stored

@@ -5,9 +5,10 @@ docs/dev/invariants.md: 1, 2, 8 and 9.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,12 @@ def _may_make_a_pod(job: Object) -> bool:
 
 def valid_status(status: Object) -> None:
     """Of the CRD's form, every reason in the closed list, list-map keys unique."""
+    _check_status(json.dumps(status))
+
+
+@lru_cache(maxsize=10_000)  # a journey that is repeated with another fault writes the same statuses
+def _check_status(text: str) -> None:
+    status = json.loads(text)
     errors = sorted(
         status_validator().iter_errors(status), key=lambda one: list(map(str, one.path))
     )
