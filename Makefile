@@ -34,13 +34,17 @@ lint: venv ## format, lint, types, import layers
 	PYTHONPATH=operator $(VENV)/bin/lint-imports
 	@! test -e operator/__init__.py || { echo "operator/__init__.py shadows the standard library: remove it"; exit 1; }
 
-unit: venv ## the tests that need no cluster
-	$(PYTHON) -m pytest -q -n 2 -m "not cluster and not rehearsal" tests
+check: lint ## before a commit: lint, and the tests that only compute
+	$(PYTHON) -m pytest -q -n 2 --ignore=tests/unit/agent --ignore=tests/unit/webhook tests/unit
+
+unit: venv ## the tests that need no cluster; what is generated, by sample
+	-@$(MAKE) --no-print-directory clients
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal -m "not cluster and not rehearsal" tests
 
 properties: venv ## a million generated pods: inject, strip, hold, release
 	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 tests/unit/manifests/test_injection_properties.py
 
-cluster: venv ## a real one-node Kubernetes with the project's images; .local/kubeconfig leads to it
+cluster: ## a real one-node Kubernetes with the project's images; .local/kubeconfig leads to it
 	tools/cluster/up
 	tools/images/build
 
@@ -50,20 +54,20 @@ cluster-down: ## remove all of it
 rehearsal: venv ## vLLM's own warm-up code for the CPU: the two releases that CI plays, about 11 GB
 	images/rehearsal/install
 
-test: lint cluster rehearsal ## all of it: lint, types, layers, every test
-	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal tests
+test: lint cluster rehearsal ## all of it: lint, types, layers, every test in full
+	PRETUNE_FULL=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal tests
 
-demo: venv ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout with pretune beside one without
-	$(PYTHON) -m tools.demo
+demo: ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout with pretune beside one without
+	python3 -m tools.demo
 
-bench: cluster ## the measured table, or some rows of it: ROWS="seed scale"
+bench: venv cluster ## the measured table, or some rows of it: ROWS="seed scale"
 	PYTHONPATH=operator $(PYTHON) -m tests.bench $(ROWS)
 
-fidelity: cluster ## every release's own code in every situation: docs/compatibility.md; then several ranks, and the stand-in. RELEASES="0.32.0 0.33.0" KEEP=1
+fidelity: venv cluster ## every release's own code in every situation: docs/compatibility.md; then several ranks, and the stand-in. RELEASES="0.32.0 0.33.0" KEEP=1
 	PYTHONPATH=operator $(PYTHON) -m tests.fidelity.matrix $(if $(KEEP),--keep) $(RELEASES)
 	FIDELITY_RELEASES=installed $(PYTHON) -m pytest -q -m rehearsal tests/fidelity
 
-docs: venv ## make the generated documents anew
+docs: venv ## update the generated documents
 	$(PYTHON) -m tools.docs
 
-.PHONY: help venv lock clients lint unit properties cluster cluster-down rehearsal test demo bench fidelity docs
+.PHONY: help venv lock clients lint check unit properties cluster cluster-down rehearsal test demo bench fidelity docs

@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 from pretune.kube.types import ApiError
 
+from tests.depth import sample
 from tests.sim.cluster import Client, Faults
 from tests.sim.fleet import Fleet
 from tests.sim.simulation import CACHE, CLAIM, FAR
@@ -200,7 +201,7 @@ def test_the_journeys_make_the_calls_that_they_are_about() -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", JOURNEYS)
 def test_a_controller_killed_at_any_call_leaves_nobody_behind(name: str, when: str) -> None:
-    for number in numbers(name):
+    for number in sample(numbers(name)):
         fleet = JOURNEYS[name].begins()
         fleet.controller = fleet.client(faults=Faults(crash_at=(number, when)))
         for _ in range(JOURNEYS[name].steps):
@@ -213,7 +214,7 @@ def test_a_controller_killed_at_any_call_leaves_nobody_behind(name: str, when: s
 @pytest.mark.parametrize("effect", ["refused", "lost"])
 @pytest.mark.parametrize("name", JOURNEYS)
 def test_a_call_that_fails_is_made_again_for_consumers_too(name: str, effect: str) -> None:
-    for number in numbers(name):
+    for number in sample(numbers(name)):
         error = ERRORS[number % len(ERRORS)]
         if calls(name)[number - 1].startswith("create Job") and isinstance(error, ApiError):
             error = (
@@ -240,7 +241,7 @@ def test_a_call_that_fails_is_made_again_for_consumers_too(name: str, effect: st
 
 @pytest.mark.parametrize("name", JOURNEYS)
 def test_an_old_leader_that_goes_on_late_holds_up_nobody(name: str) -> None:
-    for number in numbers(name):
+    for number in sample(numbers(name)):
         fleet = JOURNEYS[name].begins()
         old = fleet.client("old leader", pause_before=number)
         for _ in range(JOURNEYS[name].steps):

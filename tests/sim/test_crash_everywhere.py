@@ -13,6 +13,7 @@ import pytest
 from pretune.api.names import SEALED, TUNING
 from pretune.kube.types import ApiError
 
+from tests.depth import sample
 from tests.sim.cluster import Faults
 from tests.sim.simulation import CACHE, CLAIM, FAR, KEY, Simulation
 
@@ -108,7 +109,7 @@ def test_the_journeys_make_every_kind_of_call() -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_controller_killed_at_any_call_loses_nothing_and_starts_nothing_twice(when: str) -> None:
-    for number, fine in every_call():
+    for number, fine in sample(list(every_call())):
         sim = Simulation()
         sim.controller = sim.client(faults=Faults(crash_at=(number, when)))
         to_sealed(sim, fine)
@@ -129,7 +130,7 @@ ERRORS = (
 
 @pytest.mark.parametrize("effect", ["refused", "done, answer lost"])
 def test_a_call_that_fails_is_made_again(effect: str) -> None:
-    for number in range(1, len(calls(False)[0]) + 1):
+    for number in sample(range(1, len(calls(False)[0]) + 1)):
         error, fine = ERRORS[number % len(ERRORS)], False
         faults = (
             Faults(errors={number: error})
@@ -148,7 +149,7 @@ def test_a_call_that_fails_is_made_again(effect: str) -> None:
 @pytest.mark.parametrize("moment", ["tuning", "sealed", "deleted", "made again"])
 def test_an_old_leader_that_goes_on_late_at_any_call_changes_nothing(moment: str) -> None:
     _, sealed = calls(False)
-    for number in range(1, sealed + 1):
+    for number in sample(range(1, sealed + 1)):
         sim = Simulation()
         first = sim.client("old leader", pause_before=number)
         sim.deploy()

@@ -30,6 +30,7 @@ from pretune.api.names import (
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import is_job_finished
 
+from tests.depth import examples
 from tests.sim.cluster import Write
 from tests.sim.conftest import SEARCH
 from tests.sim.reading import end_of, running
@@ -398,7 +399,7 @@ def _healthy(pod: Object) -> bool:
 TestAnythingHappens = AnythingHappens.TestCase
 TestAnythingHappens.settings = hypothesis.settings(
     hypothesis.settings.get_profile("sim-search" if SEARCH else "sim"),
-    max_examples=1000 if SEARCH else 60,
+    max_examples=1000 if SEARCH else examples(60),
     stateful_step_count=16 if SEARCH else 12,
     suppress_health_check=list(hypothesis.HealthCheck),
 )

@@ -17,6 +17,7 @@ from pretune.api.types import Object
 from pretune.manifests.agent_archive import agent_name
 from pretune.protocol import Versions
 
+from tests.depth import examples
 from tests.sim.conftest import SEARCH
 from tests.sim.fleet import Fleet
 from tests.sim.reading import ready, state
@@ -375,7 +376,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
 TestAnythingHappensToConsumers = AnythingHappensToConsumers.TestCase
 TestAnythingHappensToConsumers.settings = hypothesis.settings(
     hypothesis.settings.get_profile("sim-search" if SEARCH else "sim"),
-    max_examples=1000 if SEARCH else 40,
+    max_examples=1000 if SEARCH else examples(40),
     stateful_step_count=14 if SEARCH else 10,
     suppress_health_check=list(hypothesis.HealthCheck),
 )

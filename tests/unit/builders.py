@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Key, Object
 from pretune.config import Settings
+
+from tests.depth import examples
 
 KEY = Key("inference", "qwen3")
 SETTINGS = Settings(
@@ -130,8 +132,8 @@ def stored(template: Object) -> Object:
 
 
 def law(*strategies: st.SearchStrategy[Any]) -> Any:
-    """A property that holds for all of these. Without time limits: the machine may be busy."""
-    settled = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+    """A property that holds for all of these."""
+    settled = settings(max_examples=examples(60))
     return lambda test: settled(given(*strategies)(test))
 
 

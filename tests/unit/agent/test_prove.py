@@ -22,6 +22,7 @@ from pretune.api.reasons import REASONS
 from pretune.engines.vllm.files import operation, read_tactics, tuned
 from pretune.protocol import Inputs, Report
 
+from tests.depth import examples
 from tests.unit.agent.conftest import needs_root
 from tests.unit.agent.pod import (
     CACHE,
@@ -752,7 +753,7 @@ def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
     }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     had=CONFIGS.filter(bool),
     has=st.none() | CONFIGS,

@@ -1,9 +1,11 @@
-"""docs/dev/invariants.md, 5, over many pods: 100,000 by default, PRETUNE_PROPERTIES=1000000 for more. A failure names the pod's number."""
+"""docs/dev/invariants.md, 5, over many generated pods (tests/depth.py says how many).
+
+A failure names the pod's number.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -15,18 +17,18 @@ from pretune.manifests.injection import find_collision, inject, is_injected, str
 from pretune.podspec import identity
 from pretune.podspec.template import required_terms
 
+from tests.depth import GENERATED_PODS
 from tests.patches import patched
 from tests.unit.any_pod import Chance, touched
 from tests.unit.builders import law, templates
 from tests.unit.manifests.test_injection import DELIVERIES, engine_in, lean, qos, released
 
-CASES = int(os.environ.get("PRETUNE_PROPERTIES", "100000"))
 PARTS = 20  # tests, so that several processes share the work
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_what_is_given_can_be_taken_out_again_and_changes_nothing_else(part: int) -> None:
-    for number in range(part, CASES, PARTS):
+    for number in range(part, GENERATED_PODS, PARTS):
         pod, delivery, others = arrival(number)
         try:
             holds(pod, delivery, others)
