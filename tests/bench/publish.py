@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.agent.pod import INPUTS, Pod, managed
+from tests.unit.agent.pod import INPUTS, AgentPod, managed_store
 
 FILES = 200
 ROUNDS = 9
@@ -25,7 +25,7 @@ ROUNDS = 9
 def measure(where: str) -> tuple[float, float]:
     """Seconds, each the median of ROUNDS: of seal, and of `cp -R` with `sync -f`, both below the folder `where`."""
     with tempfile.TemporaryDirectory(dir=where) as folder:
-        pod = Pod(Path(folder)).wrote(managed(FILES - 1))
+        pod = AgentPod(Path(folder)).write_tactics(managed_store(FILES - 1))
         copies = Path(folder) / "copies"
         copies.mkdir()
         subprocess.run(["sync"], check=True)

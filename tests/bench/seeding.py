@@ -60,7 +60,7 @@ print(json.dumps([seeds[1:], copies[1:]]))  # the first round finds nothing in a
 def seeded(bench: Bench) -> list[Row]:
     """Medians of ROUNDS, alternating: with the bundle in the node's page cache, as for every pod of a node but the first, and without."""
     with bench.namespace("seed") as namespace:
-        seed, copy = prepared(bench, namespace, "few", world.managed(FILES - 1))("cached")
+        seed, copy = prepared(bench, namespace, "few", world.managed_store(FILES - 1))("cached")
         big = prepared(bench, namespace, "big", _large())
         cases = [("", big("cached")), (", read from the disk", big("uncached"))]
     rows = [
@@ -89,7 +89,7 @@ def seeded(bench: Bench) -> list[Row]:
 
 def _large() -> dict[str, bytes]:
     """The managed store with entries that fill what a bundle may have; what fills them means nothing to FlashInfer."""
-    files = world.managed(BIG_FILES)
+    files = world.managed_store(BIG_FILES)
     room = MIB * 1024 * 1024 - sum(len(one) for one in files.values()) - 64 * BIG_FILES
     for path in files:
         if "/entries/" in path:
@@ -116,9 +116,9 @@ def prepared(
     volume = bench.kube.get("PersistentVolume", "", bound["spec"]["volumeName"])
     assert volume is not None
     with tempfile.TemporaryDirectory() as folder:
-        made = world.Pod(Path(folder))
-        made.sealed(files)
-        shutil.copytree(made.claim, volume["spec"]["hostPath"]["path"], dirs_exist_ok=True)
+        pod = world.AgentPod(Path(folder))
+        pod.seal(files)
+        shutil.copytree(pod.claim, volume["spec"]["hostPath"]["path"], dirs_exist_ok=True)
     agent = build_agent_config_map(namespace)
     if bench.kube.get("ConfigMap", namespace, agent["metadata"]["name"]) is None:
         bench.kube.create(agent)

@@ -11,38 +11,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.agent.pod import Pod
+from tests.unit.agent.pod import AgentPod
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other uids need root")
 
 
 @pytest.fixture
-def pod(tmp_path: Path) -> Pod:
-    return Pod(tmp_path)
+def pod(tmp_path: Path) -> AgentPod:
+    return AgentPod(tmp_path)
 
 
 @pytest.fixture
-def open_pod() -> Iterator[Pod]:
+def open_pod() -> Iterator[AgentPod]:
     """A pod whose folders any uid may reach."""
     root = Path(tempfile.mkdtemp(prefix="pretune-"))
     root.chmod(0o755)
-    made = Pod(root)
-    made.claim.chmod(0o777)
-    made.tactics.chmod(0o777)
-    yield made
+    pod = AgentPod(root)
+    pod.claim.chmod(0o777)
+    pod.tactics.chmod(0o777)
+    yield pod
     shutil.rmtree(root)
 
 
 @pytest.fixture
 def mount() -> Iterator[Callable[..., None]]:
-    """`mount(*arguments, path)`, undone in the end."""
+    """`mount(*arguments, path)`; unmounted at the end."""
     mounted: list[str] = []
 
-    def do(*arguments: str) -> None:
+    def run_mount(*arguments: str) -> None:
         subprocess.run(["mount", *arguments], check=True)
         if arguments[0] != "-o" or "remount" not in arguments[1]:
             mounted.append(arguments[-1])
 
-    yield do
+    yield run_mount
     for path in reversed(mounted):
         subprocess.run(["umount", path], check=True)

@@ -1,4 +1,4 @@
-"""A tuning pod's world on this machine: a claim, an override folder, an engine that answers, and the agent in it."""
+"""The agent in a pod on this machine: a claim, an override folder, and an engine that answers."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def rank_file(entries: int, metadata: Any = None, **more: Any) -> bytes:
     ).encode()
 
 
-def ranks(count: int, entries: int = 3, key: str = KEY) -> dict[str, bytes]:
+def rank_files(count: int, entries: int = 3, key: str = KEY) -> dict[str, bytes]:
     return {
         f"{key}/autotune_configs_dp0_rank{rank}.json": rank_file(entries) for rank in range(count)
     }
 
 
-def managed(entries: int) -> dict[str, bytes]:
+def managed_store(entries: int) -> dict[str, bytes]:
     files = {f"{STORE}/manifest.json": json.dumps({"cache_schema": "v2", **METADATA}).encode()}
     for n in range(entries):
         key = f"('op', 'Runner', (({n}, 8),))"
@@ -67,20 +67,19 @@ def managed(entries: int) -> dict[str, bytes]:
     return files
 
 
-class Pod:
-    """One claim and one override folder, in a folder of the test."""
+class AgentPod:
+    """A pod's claim and override folder, below a folder of the test."""
 
     def __init__(self, root: Path) -> None:
         self.claim, self.tactics = root / "claim", root / "tactics"
-        self.proc = (
-            root / "proc"
-        )  # of a node that says nothing of its GPUs, unless a test writes it
+        self.proc = root / "proc"  # of a node that does not name its GPUs, unless a test writes it
         self.claim.mkdir()
         self.tactics.mkdir()
-        self.said: list[str] = []
+        self.log_lines: list[str] = []
 
     @property
     def folder(self) -> Path:
+        """The cache's folder on the claim."""
         return self.claim / CACHE
 
     @property
@@ -90,8 +89,8 @@ class Pod:
     def bundle(self, inputs: Inputs = INPUTS) -> Path:
         return self.bundles / inputs.bundle_id()
 
-    def wrote(self, files: dict[str, bytes], folders: tuple[str, ...] = ()) -> Pod:
-        """What the engine leaves, in place of what was there, with mkstemp's mode."""
+    def write_tactics(self, files: dict[str, bytes], folders: tuple[str, ...] = ()) -> AgentPod:
+        """Write what the engine leaves, in place of what was there, with mkstemp's mode."""
         for name in sorted(os.listdir(self.tactics)):
             _remove(self.tactics / name)
         for folder in folders:
@@ -104,9 +103,9 @@ class Pod:
         return self
 
     def context(self, uid: str = "pod-1", disk: Disk | None = None, **task: Any) -> Context:
-        whole = Task(CACHE, inputs=INPUTS, gpus=1, ready=None, command=["/absent/vllm"])
+        default = Task(CACHE, inputs=INPUTS, gpus=1, ready=None, command=["/absent/vllm"])
         return Context(
-            task=replace(whole, **task),
+            task=replace(default, **task),
             pod_uid=uid,
             claim=str(self.claim),
             tactics=str(self.tactics),
@@ -114,19 +113,19 @@ class Pod:
             path="/absent",
             disk=disk or Disk(),
             settle_seconds=0.0,
-            log=self.said.append,
+            log=self.log_lines.append,
         )
 
     def run(self, verb: str, uid: str = "pod-1", disk: Disk | None = None, **task: Any) -> Report:
         return run(verb, self.context(uid, disk, **task))
 
-    def sealed(self, files: dict[str, bytes], **task: Any) -> Report:
-        report = self.wrote(files).run("seal", **task)
+    def seal(self, files: dict[str, bytes], **task: Any) -> Report:
+        report = self.write_tactics(files).run("seal", **task)
         assert report.reason in ("Sealed", "NothingToTune"), report
         return report
 
-    def found(self, inputs: Inputs = INPUTS) -> Any:
-        """The whole bundle or None; raises DamagedBundle."""
+    def find_bundle(self, inputs: Inputs = INPUTS) -> Any:
+        """Return the whole bundle, or None. Raises DamagedBundle."""
         store = open_store(str(self.claim), "", CACHE)
         if store is None:
             return None
@@ -134,34 +133,35 @@ class Pod:
             return find_bundle(store.bundles, inputs.bundle_id(), inputs)
 
     def staging(self) -> list[str]:
+        """The names below the cache's .staging."""
         return sorted(os.listdir(self.folder / ".staging"))
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        for below in path.iterdir():
-            _remove(below)
+        for child in path.iterdir():
+            _remove(child)
         path.rmdir()
     else:
         path.unlink()
 
 
 def snapshot(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything that can be seen of a tree: type and mode, size, time, content."""
-    seen = {}
+    """Return all that is visible of a tree: type and mode, time, content."""
+    entries = {}
     for path in sorted([folder, *folder.rglob("*")]):
         status = path.lstat()
         content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
-        seen[str(path.relative_to(folder))] = (
+        entries[str(path.relative_to(folder))] = (
             oct(status.st_mode),
             status.st_mtime_ns if content else None,
             content,
         )
-    return seen
+    return entries
 
 
-def content(folder: Path) -> dict[str, bytes | None]:
-    """Files with their bytes, folders with None."""
+def read_tree(folder: Path) -> dict[str, bytes | None]:
+    """Return the files below with their bytes, the folders with None."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -169,22 +169,23 @@ def content(folder: Path) -> dict[str, bytes | None]:
 
 
 @contextmanager
-def engine(
+def serve_engine(
     *answers: int,
     silent_from: int = 1000,
     at: str = "127.0.0.1",
     certificate: tuple[Path, Path] | None = None,
 ) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """An HTTP engine that gives these answers in turn, the last one for ever: its URL, and the headers of what was asked.
+    """Run an HTTP engine with these status codes as answers, the last one for ever.
 
-    From the question of this number on it does not answer until the end.
+    Yields its URL, and a list of each request's headers. From request `silent_from` on it does not
+    answer.
     """
-    left, asked, over = list(answers), [], threading.Event()
+    left, requests, over = list(answers), [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(dict(self.headers))
-            if len(asked) >= silent_from:
+            requests.append(dict(self.headers))
+            if len(requests) >= silent_from:
                 over.wait(60)
                 return
             self.send_response(left.pop(0) if len(left) > 1 else left[0])
@@ -204,7 +205,7 @@ def engine(
     )
     thread.start()
     try:
-        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/health", asked
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/health", requests
     finally:
         over.set()
         server.shutdown()

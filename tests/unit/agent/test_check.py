@@ -11,7 +11,7 @@ import pytest
 from pretune.api.reasons import REASONS
 from pretune.protocol import Inputs
 
-from tests.unit.agent.pod import CACHE, INPUTS, Pod, ranks, snapshot
+from tests.unit.agent.pod import CACHE, INPUTS, AgentPod, rank_files, snapshot
 
 
 def image(root: Path, vllm: str, flashinfer: str = "0.7.2.post1") -> list[str]:
@@ -47,7 +47,7 @@ def image(root: Path, vllm: str, flashinfer: str = "0.7.2.post1") -> list[str]:
     ],
 )
 def test_a_release_that_cannot_be_tuned_is_refused_by_name_before_the_claim_is_touched(
-    pod: Pod, tmp_path: Path, version: str, gpus: int, reason: str, named: str
+    pod: AgentPod, tmp_path: Path, version: str, gpus: int, reason: str, named: str
 ) -> None:
     report = pod.run("check", command=image(tmp_path, version), gpus=gpus)
     assert report.reason == reason and named in report.message
@@ -58,7 +58,9 @@ def test_a_release_that_cannot_be_tuned_is_refused_by_name_before_the_claim_is_t
         assert reason in REASONS and not pod.folder.exists()
 
 
-def test_the_folders_that_several_uids_share_are_made_1777_whatever_the_umask(pod: Pod) -> None:
+def test_the_folders_that_several_uids_share_are_made_1777_whatever_the_umask(
+    pod: AgentPod,
+) -> None:
     before = os.umask(0o077)
     try:
         assert pod.run("check", subPath="team/pretune").reason == "Checked"
@@ -69,7 +71,7 @@ def test_the_folders_that_several_uids_share_are_made_1777_whatever_the_umask(po
         assert stat.S_IMODE(path.stat().st_mode) == 0o1777, path
 
 
-def test_folders_of_the_users_own_keep_their_mode(pod: Pod) -> None:
+def test_folders_of_the_users_own_keep_their_mode(pod: AgentPod) -> None:
     (pod.claim / "team").mkdir(mode=0o750)
     assert pod.run("check", subPath="/team/").reason == "Checked"
     assert stat.S_IMODE((pod.claim / "team").stat().st_mode) == 0o750
@@ -80,7 +82,7 @@ def test_folders_of_the_users_own_keep_their_mode(pod: Pod) -> None:
 )
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_a_link_or_file_on_the_way_is_named_and_not_followed(
-    pod: Pod, tmp_path: Path, where: str, kind: str
+    pod: AgentPod, tmp_path: Path, where: str, kind: str
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -97,13 +99,13 @@ def test_a_link_or_file_on_the_way_is_named_and_not_followed(
 
 
 @pytest.mark.parametrize("path", ["..", "a/../b", "../a"])
-def test_a_sub_path_never_leads_out_of_the_claim(pod: Pod, path: str) -> None:
+def test_a_sub_path_never_leads_out_of_the_claim(pod: AgentPod, path: str) -> None:
     assert pod.run("check", subPath=path).reason == "UnsafePath"
     assert list(pod.claim.iterdir()) == []
 
 
-def test_a_bundle_that_is_there_ends_the_attempt_with_its_own_data(pod: Pod) -> None:
-    sealed = pod.sealed(ranks(2, 7), gpus=2)
+def test_a_bundle_that_is_there_ends_the_attempt_with_its_own_data(pod: AgentPod) -> None:
+    sealed = pod.seal(rank_files(2, 7), gpus=2)
     before = snapshot(pod.bundles)
     found = pod.run("check", "pod-2", gpus=2)
     assert (found.by, found.reason) == ("check", "Sealed")
@@ -122,15 +124,15 @@ def test_a_bundle_that_is_there_ends_the_attempt_with_its_own_data(pod: Pod) -> 
     assert snapshot(pod.bundles) == before and pod.staging() == []
 
 
-def test_a_bundle_whose_seal_died_before_its_last_mode_gets_it(pod: Pod) -> None:
-    pod.sealed(ranks(1))
+def test_a_bundle_whose_seal_died_before_its_last_mode_gets_it(pod: AgentPod) -> None:
+    pod.seal(rank_files(1))
     pod.bundle().chmod(0o755)
     assert pod.run("check").reason == "Sealed"
     assert stat.S_IMODE(pod.bundle().stat().st_mode) == 0o555
 
 
-def test_a_damaged_bundle_does_not_end_the_attempt_and_is_said(pod: Pod) -> None:
-    pod.sealed(ranks(1))
+def test_a_damaged_bundle_does_not_end_the_attempt_and_is_said(pod: AgentPod) -> None:
+    pod.seal(rank_files(1))
     (pod.bundle() / "manifest.json").unlink()
     report = pod.run("check")
     assert (
@@ -140,12 +142,12 @@ def test_a_damaged_bundle_does_not_end_the_attempt_and_is_said(pod: Pod) -> None
     )
 
 
-def test_a_bundle_of_another_id_is_no_answer(pod: Pod) -> None:
-    pod.sealed(ranks(1), inputs=Inputs("0f" * 32, "", "b200", {}))
+def test_a_bundle_of_another_id_is_no_answer(pod: AgentPod) -> None:
+    pod.seal(rank_files(1), inputs=Inputs("0f" * 32, "", "b200", {}))
     assert pod.run("check").reason == "Checked"
 
 
-def test_what_killed_attempts_left_is_swept_but_a_living_ones_is_not(pod: Pod) -> None:
+def test_what_killed_attempts_left_is_swept_but_a_living_ones_is_not(pod: AgentPod) -> None:
     pod.run("check", "dead-long-ago")
     pod.run("check", "alive", inputs=Inputs("0f" * 32, "", "b200", {}))
     staging = pod.folder / ".staging"

@@ -13,18 +13,18 @@ from pretune.agent.__main__ import exit_code
 from pretune.agent.inspect import fit_report
 from pretune.protocol import ANSWER_BYTES, ANSWERS, Inputs, Report, Versions, Writer
 
-from tests.unit.agent.pod import INPUTS, Pod, managed, ranks, snapshot
+from tests.unit.agent.pod import INPUTS, AgentPod, managed_store, rank_files, snapshot
 
 
 def inputs(number: int) -> Inputs:
     return Inputs(f"{number:064x}", "", "b200", {})
 
 
-def seal_many(pod: Pod, count: int) -> list[str]:
+def seal_many(pod: AgentPod, count: int) -> list[str]:
     """Bundles sealed one hour after another; their ids, the oldest first."""
     from pretune.agent.__main__ import run
 
-    pod.wrote(ranks(1))
+    pod.write_tactics(rank_files(1))
     for number in range(count):
         context = pod.context(inputs=inputs(number))
         context.now = lambda number=number: 1.7e9 + 3600 * number  # type: ignore[misc]
@@ -32,8 +32,8 @@ def seal_many(pod: Pod, count: int) -> list[str]:
     return [inputs(number).bundle_id() for number in range(count)]
 
 
-def test_an_answer_says_all_that_the_record_of_a_bundle_needs(pod: Pod) -> None:
-    sealed = pod.sealed(managed(5))
+def test_an_answer_says_all_that_the_record_of_a_bundle_needs(pod: AgentPod) -> None:
+    sealed = pod.seal(managed_store(5))
     report = pod.run("inspect", ids=[INPUTS.bundle_id()])
     assert (report.reason, exit_code(report), report.more) == ("Inspected", 0, 0)
     (answer,) = report.bundles
@@ -54,7 +54,7 @@ def test_an_answer_says_all_that_the_record_of_a_bundle_needs(pod: Pod) -> None:
     assert Report.load(report.dump()) == report
 
 
-def test_wanted_bundles_come_first_then_the_newest_and_the_rest_is_counted(pod: Pod) -> None:
+def test_wanted_bundles_come_first_then_the_newest_and_the_rest_is_counted(pod: AgentPod) -> None:
     ids = seal_many(pod, 11)
     report = pod.run("inspect", ids=[ids[2], "000000000000-absent"])
     told = [one.id for one in report.bundles]
@@ -63,7 +63,7 @@ def test_wanted_bundles_come_first_then_the_newest_and_the_rest_is_counted(pod: 
     assert len(report.dump().encode()) <= ANSWER_BYTES
 
 
-def test_broken_ones_are_counted_named_and_no_answer(pod: Pod, tmp_path: Path) -> None:
+def test_broken_ones_are_counted_named_and_no_answer(pod: AgentPod, tmp_path: Path) -> None:
     ids = seal_many(pod, 3)
     (pod.bundles / ids[0] / "manifest.json").unlink()
     (pod.bundles / "0123456789ab-linked").symlink_to(tmp_path)
@@ -73,14 +73,14 @@ def test_broken_ones_are_counted_named_and_no_answer(pod: Pod, tmp_path: Path) -
     assert "2 whole, 2 broken" in report.message and ids[0] in report.message
 
 
-def test_a_claim_without_our_folder_has_no_bundles(pod: Pod) -> None:
+def test_a_claim_without_our_folder_has_no_bundles(pod: AgentPod) -> None:
     report = pod.run("inspect", ids=[INPUTS.bundle_id()])
     assert (report.reason, report.bundles, exit_code(report)) == ("Inspected", [], 0)
     assert list(pod.claim.iterdir()) == []
 
 
 def test_a_look_that_failed_leaves_no_report_that_could_be_read_as_nothing_there(
-    pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pretune.agent.__main__ import main
 
@@ -149,7 +149,7 @@ def test_a_report_of_a_bundle_stays_within_its_bytes(report: Report) -> None:
 # --- prune
 
 
-def test_prune_removes_the_named_bundles_only_and_leaves_nothing_behind(pod: Pod) -> None:
+def test_prune_removes_the_named_bundles_only_and_leaves_nothing_behind(pod: AgentPod) -> None:
     ids = seal_many(pod, 3)
     kept = snapshot(pod.bundles / ids[1])
     report = pod.run("prune", ids=[ids[0], ids[2], "000000000000-absent"])
@@ -159,14 +159,14 @@ def test_prune_removes_the_named_bundles_only_and_leaves_nothing_behind(pod: Pod
 
 
 @pytest.mark.parametrize("name", ["..", "../other/bundles/x", "", "/", "0123456789ab-../x"])
-def test_prune_takes_no_name_that_is_no_id(pod: Pod, name: str) -> None:
+def test_prune_takes_no_name_that_is_no_id(pod: AgentPod, name: str) -> None:
     (sealed,) = seal_many(pod, 1)
     report = pod.run("prune", ids=[sealed, name])
     assert report.reason == "UnsafePath" and exit_code(report) == 1
     assert os.listdir(pod.bundles) == [sealed]
 
 
-def test_prune_removes_a_link_and_not_what_it_leads_to(pod: Pod, tmp_path: Path) -> None:
+def test_prune_removes_a_link_and_not_what_it_leads_to(pod: AgentPod, tmp_path: Path) -> None:
     seal_many(pod, 1)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -180,12 +180,12 @@ def test_prune_removes_a_link_and_not_what_it_leads_to(pod: Pod, tmp_path: Path)
     assert pod.staging() == []
 
 
-def test_prune_makes_no_folder_where_there_is_none(pod: Pod) -> None:
+def test_prune_makes_no_folder_where_there_is_none(pod: AgentPod) -> None:
     assert pod.run("prune", ids=[INPUTS.bundle_id()]).reason == "Pruned"
     assert list(pod.claim.iterdir()) == []
 
 
-def test_a_manifest_of_wrong_types_is_broken_and_nothing_worse(pod: Pod) -> None:
+def test_a_manifest_of_wrong_types_is_broken_and_nothing_worse(pod: AgentPod) -> None:
     (name,) = seal_many(pod, 1)
     manifest = pod.bundles / name / "manifest.json"
     whole = json.loads(manifest.read_bytes())

@@ -11,14 +11,22 @@ import pytest
 from pretune.agent.claim.fs import Disk, Folder
 from pretune.protocol import Inputs
 
-from tests.unit.agent.pod import INPUTS, KEY, Pod, content, managed, ranks, snapshot
+from tests.unit.agent.pod import (
+    INPUTS,
+    KEY,
+    AgentPod,
+    managed_store,
+    rank_files,
+    read_tree,
+    snapshot,
+)
 
 CHANGES = ("mkdir", "create", "write", "chmod", "fsync", "rename", "unlink", "rmdir")
 DIED = 99
 OTHER = Inputs("0f" * 32, "", "b200", {})
 
 
-class Mortal(Disk):
+class KillingDisk(Disk):
     """Ends the process, without any cleaning up, after the n-th operation."""
 
     def __init__(self, operations: int) -> None:
@@ -31,7 +39,7 @@ class Mortal(Disk):
 
 
 def _mortal(name: str) -> Callable[..., Any]:
-    def operation(self: Mortal, *arguments: Any) -> Any:
+    def operation(self: KillingDisk, *arguments: Any) -> Any:
         if name == "write" and self.left == 1:  # half a write, then death
             os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
             os._exit(DIED)
@@ -43,16 +51,16 @@ def _mortal(name: str) -> Callable[..., Any]:
 
 
 for _name in CHANGES:
-    setattr(Mortal, _name, _mortal(_name))
+    setattr(KillingDisk, _name, _mortal(_name))
 
 
-def dies_at(operations: int, act: Callable[[Disk], Any]) -> bool:
+def is_killed_at(operations: int, act: Callable[[Disk], Any]) -> bool:
     """Whether `act`, in a process of its own, was ended by its n-th operation; False when it came to its end."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            act(Mortal(operations))
+            act(KillingDisk(operations))
             code = 0
         finally:
             os._exit(code)
@@ -61,18 +69,18 @@ def dies_at(operations: int, act: Callable[[Disk], Any]) -> bool:
     return code == DIED
 
 
-def each_death(
+def kill_after_each_operation(
     folder: Path,
-    act: Callable[[Pod, Disk], Any],
-    prepare: Callable[[Pod], Any],
-    check: Callable[[Pod], None],
+    act: Callable[[AgentPod, Disk], Any],
+    prepare: Callable[[AgentPod], Any],
+    check: Callable[[AgentPod], None],
 ) -> int:
     """Kills `act` after each of its operations in turn, each time in a world of its own; the number of operations."""
     for operations in range(1, 2000):
         (folder / str(operations)).mkdir()
-        pod = Pod(folder / str(operations))
+        pod = AgentPod(folder / str(operations))
         prepare(pod)
-        died = dies_at(operations, lambda disk, pod=pod: act(pod, disk))  # type: ignore[misc]
+        died = is_killed_at(operations, lambda disk, pod=pod: act(pod, disk))  # type: ignore[misc]
         check(pod)
         if not died:
             return operations - 1
@@ -80,29 +88,29 @@ def each_death(
 
 
 FILES = {
-    **ranks(2, 3),
-    "cd" * 32 + "/autotune_configs_dp0_rank0.json": ranks(1)[
+    **rank_files(2, 3),
+    "cd" * 32 + "/autotune_configs_dp0_rank0.json": rank_files(1)[
         f"{KEY}/autotune_configs_dp0_rank0.json"
     ],
 }
 
 
-def _sealed_whole(pod: Pod) -> None:
-    found = pod.found()
+def _sealed_whole(pod: AgentPod) -> None:
+    found = pod.find_bundle()
     assert found is not None
-    assert content(pod.bundle() / "tactics") == content(pod.tactics)
+    assert read_tree(pod.bundle() / "tactics") == read_tree(pod.tactics)
 
 
-@pytest.mark.parametrize("files", [FILES, managed(2), {}])
+@pytest.mark.parametrize("files", [FILES, managed_store(2), {}])
 def test_a_seal_killed_after_any_operation_leaves_its_bundle_whole_or_absent(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
     absent = whole = 0
     reason = "Sealed" if files else "NothingToTune"
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         nonlocal absent, whole
-        there = pod.found() is not None
+        there = pod.find_bundle() is not None
         whole, absent = whole + there, absent + (not there)
         if there:
             _sealed_whole(pod)
@@ -113,18 +121,18 @@ def test_a_seal_killed_after_any_operation_leaves_its_bundle_whole_or_absent(
         assert pod.staging() == []
         assert os.stat(pod.bundle()).st_mode & 0o777 == 0o555
 
-    def prepare(pod: Pod) -> None:
-        pod.wrote(files)
+    def prepare(pod: AgentPod) -> None:
+        pod.write_tactics(files)
         pod.run("check", "pod-1", gpus=2)
 
-    operations = each_death(
+    operations = kill_after_each_operation(
         tmp_path, lambda pod, disk: pod.run("seal", "pod-1", disk, gpus=2), prepare, check
     )
     assert operations > 15 and absent > 5 and whole > 3
 
 
 def test_a_check_killed_after_any_operation_is_no_hindrance_to_the_next(tmp_path: Path) -> None:
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         assert pod.run("check", "pod-2").reason == "Checked"
         # A dead attempt at the same bundle is swept. One that died before it could say at which it was waits for a day.
         left = {name: os.listdir(pod.folder / ".staging" / name) for name in pod.staging()}
@@ -135,10 +143,10 @@ def test_a_check_killed_after_any_operation_is_no_hindrance_to_the_next(tmp_path
         )
         assert pod.run("seal", "pod-2").reason == "Sealed"
 
-    operations = each_death(
+    operations = kill_after_each_operation(
         tmp_path,
         lambda pod, disk: pod.run("check", "pod-1", disk),
-        lambda pod: pod.wrote(ranks(1)),
+        lambda pod: pod.write_tactics(rank_files(1)),
         check,
     )
     assert operations > 10
@@ -147,47 +155,53 @@ def test_a_check_killed_after_any_operation_is_no_hindrance_to_the_next(tmp_path
 def test_no_seal_changes_a_bundle_that_is_sealed_wherever_it_dies(tmp_path: Path) -> None:
     before: dict[str, Any] = {}
 
-    def prepare(pod: Pod) -> None:
-        pod.sealed(ranks(1, 3), inputs=OTHER)
-        pod.sealed(ranks(2, 5), gpus=2)
+    def prepare(pod: AgentPod) -> None:
+        pod.seal(rank_files(1, 3), inputs=OTHER)
+        pod.seal(rank_files(2, 5), gpus=2)
         before.clear()
         before.update(snapshot(pod.bundles))
-        pod.wrote(ranks(2, 7))
+        pod.write_tactics(rank_files(2, 7))
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         assert snapshot(pod.bundles) == before
 
-    each_death(tmp_path, lambda pod, disk: pod.run("seal", "pod-2", disk, gpus=2), prepare, check)
+    kill_after_each_operation(
+        tmp_path, lambda pod, disk: pod.run("seal", "pod-2", disk, gpus=2), prepare, check
+    )
 
 
 def test_a_sealed_bundle_is_untouched_while_another_one_is_sealed_and_dies(tmp_path: Path) -> None:
     before: dict[str, Any] = {}
 
-    def prepare(pod: Pod) -> None:
-        pod.sealed(ranks(1, 3), inputs=OTHER)
+    def prepare(pod: AgentPod) -> None:
+        pod.seal(rank_files(1, 3), inputs=OTHER)
         before.clear()
         before.update(snapshot(pod.bundle(OTHER)))
-        pod.wrote(ranks(2, 7))
+        pod.write_tactics(rank_files(2, 7))
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         assert snapshot(pod.bundle(OTHER)) == before
 
-    each_death(tmp_path, lambda pod, disk: pod.run("seal", "pod-2", disk, gpus=2), prepare, check)
+    kill_after_each_operation(
+        tmp_path, lambda pod, disk: pod.run("seal", "pod-2", disk, gpus=2), prepare, check
+    )
 
 
 def test_replacing_a_torn_bundle_may_die_anywhere(tmp_path: Path) -> None:
-    def prepare(pod: Pod) -> None:
-        pod.sealed(ranks(2), gpus=2)
+    def prepare(pod: AgentPod) -> None:
+        pod.seal(rank_files(2), gpus=2)
         folder = pod.bundle() / "tactics" / KEY
         folder.chmod(0o755)
         (folder / "autotune_configs_dp0_rank1.json").unlink()
         folder.chmod(0o555)
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         assert pod.run("seal", "pod-2", gpus=2).reason == "Sealed"
         _sealed_whole(pod)
 
-    each_death(tmp_path, lambda pod, disk: pod.run("seal", "pod-1", disk, gpus=2), prepare, check)
+    kill_after_each_operation(
+        tmp_path, lambda pod, disk: pod.run("seal", "pod-1", disk, gpus=2), prepare, check
+    )
 
 
 def test_a_prune_killed_after_any_operation_leaves_bundles_whole_or_absent_and_the_next_one_ends_it(
@@ -195,17 +209,17 @@ def test_a_prune_killed_after_any_operation_leaves_bundles_whole_or_absent_and_t
 ) -> None:
     ids = [INPUTS.bundle_id(), OTHER.bundle_id()]
 
-    def prepare(pod: Pod) -> None:
-        pod.sealed(ranks(1, 3), inputs=OTHER)
-        pod.sealed(ranks(2, 5), gpus=2)
+    def prepare(pod: AgentPod) -> None:
+        pod.seal(rank_files(1, 3), inputs=OTHER)
+        pod.seal(rank_files(2, 5), gpus=2)
 
-    def check(pod: Pod) -> None:
-        pod.found()  # raises DamagedBundle
-        pod.found(OTHER)
+    def check(pod: AgentPod) -> None:
+        pod.find_bundle()  # raises DamagedBundle
+        pod.find_bundle(OTHER)
         assert pod.run("prune", "pod-3", ids=ids).reason == "Pruned"
         assert list(pod.bundles.iterdir()) == [] and pod.staging() == []
 
-    operations = each_death(
+    operations = kill_after_each_operation(
         tmp_path, lambda pod, disk: pod.run("prune", "pod-2", disk, ids=ids), prepare, check
     )
     assert operations > 10
@@ -214,15 +228,17 @@ def test_a_prune_killed_after_any_operation_leaves_bundles_whole_or_absent_and_t
 def test_a_seed_killed_after_any_operation_starts_again_from_an_empty_folder(
     tmp_path: Path,
 ) -> None:
-    def prepare(pod: Pod) -> None:
-        pod.sealed(FILES, gpus=2)
-        pod.wrote({})
+    def prepare(pod: AgentPod) -> None:
+        pod.seal(FILES, gpus=2)
+        pod.write_tactics({})
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         assert pod.run("seed").reason == "Seeded"
-        assert content(pod.tactics) == content(pod.bundle() / "tactics")
+        assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
-    each_death(tmp_path, lambda pod, disk: pod.run("seed", "pod-2", disk), prepare, check)
+    kill_after_each_operation(
+        tmp_path, lambda pod, disk: pod.run("seed", "pod-2", disk), prepare, check
+    )
 
 
 class Journal(Disk):
@@ -260,9 +276,9 @@ def _path(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
 
 
-def test_everything_is_synced_before_the_rename_and_the_rename_itself_after(pod: Pod) -> None:
+def test_everything_is_synced_before_the_rename_and_the_rename_itself_after(pod: AgentPod) -> None:
     journal = Journal()
-    pod.wrote(FILES, folders=("ef" * 32,))
+    pod.write_tactics(FILES, folders=("ef" * 32,))
     assert pod.run("seal", disk=journal, gpus=2).reason == "Sealed"
     assert journal.at_rename == [set()]
     assert str(pod.bundles) not in journal.unsynced

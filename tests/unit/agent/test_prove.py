@@ -30,42 +30,42 @@ from tests.unit.agent.pod import (
     KEY,
     METADATA,
     STORE,
-    Pod,
-    content,
-    engine,
-    managed,
+    AgentPod,
+    managed_store,
     rank_file,
-    ranks,
+    rank_files,
+    read_tree,
+    serve_engine,
 )
 from tests.unit.agent.test_check import image
-from tests.unit.agent.test_container import act
-from tests.unit.agent.test_killed import each_death
+from tests.unit.agent.test_killed import kill_after_each_operation
+from tests.unit.agent.test_zipapp import run_process
 
 ID = INPUTS.bundle_id()
 SAMPLES = Path(__file__).with_name("samples")  # written by FlashInfer 0.7.2.post1 itself
 OTHER = Inputs("0f" * 32, "", "b200", {})
 SHARED = {f"{KEY}/autotune_configs.json": rank_file(5)}
 LAYOUTS: list[tuple[dict[str, bytes], int]] = [
-    (managed(4), 1),
-    (ranks(4, 5), 4),
-    (ranks(1, 5), 1),
+    (managed_store(4), 1),
+    (rank_files(4, 5), 4),
+    (rank_files(1, 5), 1),
     (SHARED, 1),
 ]
 
 
-def proof(pod: Pod, inputs: Inputs = INPUTS) -> Path:
+def record_path(pod: AgentPod, inputs: Inputs = INPUTS) -> Path:
     return pod.folder / "proofs" / f"{inputs.bundle_id()}.json"
 
 
-def started_from(pod: Pod, files: dict[str, bytes], gpus: int = 1) -> Pod:
+def seal_and_seed(pod: AgentPod, files: dict[str, bytes], gpus: int = 1) -> AgentPod:
     """Sealed, and copied into another pod's folder as its seed does."""
-    pod.sealed(files, gpus=gpus)
-    pod.wrote({})
+    pod.seal(files, gpus=gpus)
+    pod.write_tactics({})
     assert pod.run("seed", gpus=gpus).reason == "Seeded"
     return pod
 
 
-def tuned_by(op: str, entries: int) -> dict[str, Any]:
+def entries_of(op: str, entries: int) -> dict[str, Any]:
     return {
         f"('{op}', 'Runner', (({n}, 8),), (torch.bfloat16,))": ["Runner", n] for n in range(entries)
     }
@@ -73,10 +73,10 @@ def tuned_by(op: str, entries: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
 def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
-    pod: Pod, files: dict[str, bytes], gpus: int
+    pod: AgentPod, files: dict[str, bytes], gpus: int
 ) -> None:
-    started_from(pod, files, gpus)
-    before = content(pod.bundles)
+    seal_and_seed(pod, files, gpus)
+    before = read_tree(pod.bundles)
     report = pod.run("prove", "pod-2", gpus=gpus)
     assert (report.reason, report.id, report.newEntries, report.proven) == (
         "Proven",
@@ -84,24 +84,24 @@ def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
         0,
         True,
     ), report
-    assert report.digest == pod.found().digest and "none new" in report.message
-    said = json.loads(proof(pod).read_text())
+    assert report.digest == pod.find_bundle().digest and "none new" in report.message
+    said = json.loads(record_path(pod).read_text())
     assert said.pop("at") and said == {
         "schema": "pretune.dev/proof/v1",
         "id": ID,
         "digest": report.digest,
     }
-    assert content(pod.bundles) == before and pod.staging() == []
+    assert read_tree(pod.bundles) == before and pod.staging() == []
 
 
-def test_a_proof_is_readable_by_all_and_its_folder_open_to_the_next_uid(pod: Pod) -> None:
-    started_from(pod, ranks(1)).run("prove")
-    assert stat.S_IMODE(proof(pod).stat().st_mode) == 0o444
-    assert stat.S_IMODE(proof(pod).parent.stat().st_mode) == 0o1777
+def test_a_proof_is_readable_by_all_and_its_folder_open_to_the_next_uid(pod: AgentPod) -> None:
+    seal_and_seed(pod, rank_files(1)).run("prove")
+    assert stat.S_IMODE(record_path(pod).stat().st_mode) == 0o444
+    assert stat.S_IMODE(record_path(pod).parent.stat().st_mode) == 0o1777
 
 
-def test_a_file_written_anew_with_the_same_bytes_is_not_changed(pod: Pod) -> None:
-    started_from(pod, SHARED)
+def test_a_file_written_anew_with_the_same_bytes_is_not_changed(pod: AgentPod) -> None:
+    seal_and_seed(pod, SHARED)
     path = pod.tactics / KEY / "autotune_configs.json"
     again = path.with_name("new")
     again.write_bytes(path.read_bytes())
@@ -109,9 +109,9 @@ def test_a_file_written_anew_with_the_same_bytes_is_not_changed(pod: Pod) -> Non
     assert pod.run("prove").reason == "Proven"
 
 
-def test_what_the_engine_leaves_beside_its_tactics_counts_for_nothing(pod: Pod) -> None:
+def test_what_the_engine_leaves_beside_its_tactics_counts_for_nothing(pod: AgentPod) -> None:
     """A log, or the temporary file of a writer that died: seal leaves them out too."""
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
     (pod.tactics / "logs").mkdir()
     (pod.tactics / "logs" / "engine.log").write_bytes(b"ready")
     (pod.tactics / KEY / ".autotuner_x.tmp").write_bytes(b"{")
@@ -121,61 +121,68 @@ def test_what_the_engine_leaves_beside_its_tactics_counts_for_nothing(pod: Pod) 
 # --- not reproducible
 
 
-def _one_more_in_each_rank(pod: Pod) -> None:
+def _one_more_in_each_rank(pod: AgentPod) -> None:
     for path in sorted((pod.tactics / KEY).iterdir()):
         data = json.loads(path.read_bytes())
-        path.write_text(json.dumps({**data, **tuned_by("fused_moe", 1)}))
+        path.write_text(json.dumps({**data, **entries_of("fused_moe", 1)}))
 
 
-def _another_tactic(pod: Pod) -> None:
+def _another_tactic(pod: AgentPod) -> None:
     path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
     data = json.loads(path.read_bytes())
     key = next(name for name in data if name.startswith("("))
     path.write_text(json.dumps({**data, key: ["Other", 7]}))
 
 
-def _another_key(pod: Pod) -> None:
+def _another_key(pod: AgentPod) -> None:
     (pod.tactics / ("cd" * 32)).mkdir()
     path = pod.tactics / ("cd" * 32) / "autotune_configs_dp0_rank0.json"
     path.write_text(
         json.dumps(
-            {"_metadata": METADATA, **tuned_by("a", 1), **tuned_by("b", 3), **tuned_by("c", 2)}
+            {
+                "_metadata": METADATA,
+                **entries_of("a", 1),
+                **entries_of("b", 3),
+                **entries_of("c", 2),
+            }
         )
     )
 
 
-def _many_operations(pod: Pod) -> None:
+def _many_operations(pod: AgentPod) -> None:
     path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
     data = json.loads(path.read_bytes())
     path.write_text(
-        json.dumps({**data, **{key: one for op in "abcde" for key, one in tuned_by(op, 1).items()}})
+        json.dumps(
+            {**data, **{key: one for op in "abcde" for key, one in entries_of(op, 1).items()}}
+        )
     )
 
 
-def _a_record(pod: Pod) -> None:
+def _a_record(pod: AgentPod) -> None:
     path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
     data = json.loads(path.read_bytes())
     path.write_text(json.dumps({**data, "_records": {"replay": {"one": 1, "two": 2}}}))
 
 
-def _reordered(pod: Pod) -> None:
+def _reordered(pod: AgentPod) -> None:
     path = pod.tactics / KEY / "autotune_configs_dp0_rank0.json"
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_bytes()).items()))))
 
 
-def _no_json(pod: Pod) -> None:
+def _no_json(pod: AgentPod) -> None:
     (pod.tactics / KEY / "autotune_configs_dp0_rank1.json").write_bytes(b"{")
 
 
-def _missing(pod: Pod) -> None:
+def _missing(pod: AgentPod) -> None:
     (pod.tactics / KEY / "autotune_configs_dp0_rank1.json").unlink()
 
 
-def _empty_key(pod: Pod) -> None:
+def _empty_key(pod: AgentPod) -> None:
     (pod.tactics / ("cd" * 32)).mkdir()
 
 
-def _link(pod: Pod) -> None:
+def _link(pod: AgentPod) -> None:
     (pod.tactics / KEY / "link").symlink_to("/etc/passwd")
 
 
@@ -199,9 +206,9 @@ def _link(pod: Pod) -> None:
     ],
 )
 def test_what_the_engine_tuned_again_is_counted_and_named_and_no_proof_is_left(
-    pod: Pod, does: Callable[[Pod], None], entries: int, words: list[str]
+    pod: AgentPod, does: Callable[[AgentPod], None], entries: int, words: list[str]
 ) -> None:
-    started_from(pod, ranks(2), 2)
+    seal_and_seed(pod, rank_files(2), 2)
     does(pod)
     report = pod.run("prove", "pod-2", gpus=2)
     assert (report.reason, report.newEntries, report.proven) == (
@@ -212,11 +219,11 @@ def test_what_the_engine_tuned_again_is_counted_and_named_and_no_proof_is_left(
     for word in words:
         assert word in report.message, report.message
     assert len(report.dump().encode()) <= 700
-    assert not proof(pod).exists() and pod.found() is not None
+    assert not record_path(pod).exists() and pod.find_bundle() is not None
 
 
-def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: Pod) -> None:
-    started_from(pod, managed(3))
+def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: AgentPod) -> None:
+    seal_and_seed(pod, managed_store(3))
     for name, op in (("1" * 24, "mm_fp4"), ("2" * 24, "mm_fp4"), ("3" * 24, "fused_moe")):
         made = {"key": f"('{op}', 'Runner', (({name[0]}, 8),))", "runner": "Runner", "tactic": 1}
         (pod.tactics / STORE / "entries" / f"{name}.json").write_text(json.dumps(made))
@@ -228,34 +235,36 @@ def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: 
     )
 
 
-def test_a_read_only_engine_has_no_copy_so_the_bundle_on_the_claim_is_what_counts(pod: Pod) -> None:
-    pod.sealed(ranks(1))
-    pod.wrote({})
+def test_a_read_only_engine_has_no_copy_so_the_bundle_on_the_claim_is_what_counts(
+    pod: AgentPod,
+) -> None:
+    pod.seal(rank_files(1))
+    pod.write_tactics({})
     report = pod.run("prove", onClaim=True)
     assert (
         report.reason == "Proven"
         and "warm" not in report.message
-        and "cannot be seen" in report.message
+        and "is unknown" in report.message
     )
     assert pod.run("prove", inputs=OTHER, onClaim=True).reason == "ProofFailed"
 
 
-def test_a_read_only_engines_bundle_is_read_whole_before_it_is_proven(pod: Pod) -> None:
-    pod.sealed(ranks(2), gpus=2)
-    pod.wrote({})
+def test_a_read_only_engines_bundle_is_read_whole_before_it_is_proven(pod: AgentPod) -> None:
+    pod.seal(rank_files(2), gpus=2)
+    pod.write_tactics({})
     file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank1.json"
     same_size = file.read_bytes()[::-1]
     file.chmod(0o644)
     file.write_bytes(same_size)
     report = pod.run("prove", gpus=2, onClaim=True)
     assert report.reason == "ProofFailed" and "rank1.json is not what was sealed" in report.message
-    assert not proof(pod).exists()
+    assert not record_path(pod).exists()
 
 
 # --- of another environment: FlashInfer refuses its files and leaves them as they are, so that the folder looks warm
 
 
-def node_has(pod: Pod, *models: str) -> None:
+def write_gpu_models(pod: AgentPod, *models: str) -> None:
     """What the kernel driver says of each of the node's GPUs; "" is a GPU whose file has no such line."""
     for n, model in enumerate(models):
         file = pod.proc / "driver" / "nvidia" / "gpus" / f"0000:{n:02x}:00.0" / "information"
@@ -270,17 +279,17 @@ B200, H200, H100 = "NVIDIA B200", "NVIDIA H200", "NVIDIA H100 80GB HBM3"  # META
 @pytest.mark.parametrize("on_claim", [False, True])
 @pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
 def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_nobody_touched(
-    pod: Pod, files: dict[str, bytes], gpus: int, on_claim: bool
+    pod: AgentPod, files: dict[str, bytes], gpus: int, on_claim: bool
 ) -> None:
-    started_from(pod, files, gpus)
-    node_has(pod, H200, H200)
-    with engine(200) as (url, _):
+    seal_and_seed(pod, files, gpus)
+    write_gpu_models(pod, H200, H200)
+    with serve_engine(200) as (url, _):
         report = pod.run("prove", ready=url, gpus=gpus, onClaim=on_claim)
     assert (report.reason, report.id, report.newEntries) == ("NotReproducible", ID, 0), report
     assert report.message.startswith(
         f"GPU differs: the bundle is of {B200}, the node has {H200}; FlashInfer refuses"
     )
-    assert not proof(pod).exists() and pod.found() is not None
+    assert not record_path(pod).exists() and pod.find_bundle() is not None
 
 
 @pytest.mark.parametrize("on_claim", [False, True])
@@ -309,12 +318,12 @@ def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_nobody_touched(
     ],
 )
 def test_the_gpu_is_compared_as_far_as_the_kernel_driver_names_the_nodes(
-    pod: Pod, models: list[str], reason: str, words: str, on_claim: bool
+    pod: AgentPod, models: list[str], reason: str, words: str, on_claim: bool
 ) -> None:
-    started_from(pod, ranks(1))
-    node_has(pod, *models)
+    seal_and_seed(pod, rank_files(1))
+    write_gpu_models(pod, *models)
     report = pod.run("prove", onClaim=on_claim)
-    assert (report.reason, proof(pod).exists()) == (
+    assert (report.reason, record_path(pod).exists()) == (
         reason,
         reason == "Proven",
     ) and words in report.message, report
@@ -341,21 +350,21 @@ def test_the_gpu_is_compared_as_far_as_the_kernel_driver_names_the_nodes(
     ],
 )
 def test_a_slice_is_of_its_gpu_and_a_bundle_without_a_gpu_of_any(
-    pod: Pod, gpu: str, model: str, reason: str, words: str
+    pod: AgentPod, gpu: str, model: str, reason: str, words: str
 ) -> None:
-    started_from(
+    seal_and_seed(
         pod, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": gpu})}
     )
-    node_has(pod, model)
+    write_gpu_models(pod, model)
     report = pod.run("prove")
     assert report.reason == reason and words in report.message, report
 
 
-def test_the_gpu_is_compared_before_the_files(pod: Pod) -> None:
+def test_the_gpu_is_compared_before_the_files(pod: AgentPod) -> None:
     """What the engine tuned on another GPU says nothing about the bundle's own."""
-    started_from(pod, ranks(2), 2)
+    seal_and_seed(pod, rank_files(2), 2)
     _one_more_in_each_rank(pod)
-    node_has(pod, H200)
+    write_gpu_models(pod, H200)
     report = pod.run("prove", gpus=2)
     assert (report.reason, report.newEntries) == (
         "NotReproducible",
@@ -363,10 +372,10 @@ def test_the_gpu_is_compared_before_the_files(pod: Pod) -> None:
     ) and "GPU differs" in report.message
 
 
-def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod: Pod) -> None:
-    started_from(pod, ranks(1))
-    node_has(pod, H200)
-    code, report, said = act(pod, "prove")
+def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod: AgentPod) -> None:
+    seal_and_seed(pod, rank_files(1))
+    write_gpu_models(pod, H200)
+    code, report, said = run_process(pod, "prove")
     assert (code, report.reason) == (1, "NotReproducible") and H200 in report.message, said
 
 
@@ -395,7 +404,7 @@ def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod:
     ],
 )
 def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
-    pod: Pod,
+    pod: AgentPod,
     tmp_path: Path,
     sealed: tuple[str, str],
     here: tuple[str, str],
@@ -404,73 +413,77 @@ def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    pod.sealed(ranks(1), command=image(tmp_path / "a", *sealed))
-    pod.wrote({})
+    pod.seal(rank_files(1), command=image(tmp_path / "a", *sealed))
+    pod.write_tactics({})
     assert pod.run("seed").reason == "Seeded"
     report = pod.run("prove", command=image(tmp_path / "b", *here), onClaim=on_claim)
     assert (
         report.reason == ("NotReproducible" if words else "Proven") and words in report.message
     ), report
-    assert (report.newEntries, proof(pod).exists()) == (0, not words)
+    assert (report.newEntries, record_path(pod).exists()) == (0, not words)
 
 
 # --- no proof, and not the bundle's fault
 
 
-def test_no_bundle_and_a_damaged_one_cannot_be_proven(pod: Pod) -> None:
+def test_no_bundle_and_a_damaged_one_cannot_be_proven(pod: AgentPod) -> None:
     assert pod.run("prove").reason == "ProofFailed"
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
     file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
     file.chmod(0o644)
     file.write_bytes(rank_file(9))
     report = pod.run("prove")
     assert (
-        report.reason == "ProofFailed" and "damaged" in report.message and not proof(pod).exists()
+        report.reason == "ProofFailed"
+        and "damaged" in report.message
+        and not record_path(pod).exists()
     )
 
 
 @pytest.mark.parametrize("answers", [(500,), (200, 500)])
 def test_an_engine_that_does_not_answer_before_or_after_is_not_warm_and_not_judged(
-    pod: Pod, answers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, answers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pretune.agent.engine.probe.time.sleep", lambda _: None)
-    started_from(pod, ranks(1))
-    with engine(*answers) as (url, _):
+    seal_and_seed(pod, rank_files(1))
+    with serve_engine(*answers) as (url, _):
         report = pod.run("prove", ready=url)
     assert (
         report.reason == "ProofFailed"
         and "answered 500" in report.message
-        and not proof(pod).exists()
+        and not record_path(pod).exists()
     )
-    with engine(200) as (url, asked):
+    with serve_engine(200) as (url, asked):
         assert pod.run("prove", ready=url).reason == "Proven"
     assert len(asked) == 2
 
 
 def test_an_engine_that_is_ready_and_tunes_on_is_found_at_the_second_look(
-    pod: Pod, monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
 
     def later(folder: Folder) -> Any:
         _another_tactic(pod)
         return look(folder)
 
     monkeypatch.setattr("pretune.agent.prove.look", later)
-    with engine(200) as (url, _):
+    with serve_engine(200) as (url, _):
         report = pod.run("prove", ready=url)
     assert (report.reason, report.newEntries) == ("NotReproducible", 1)
 
 
 @needs_root
-def test_a_full_claim_and_a_read_only_one_are_said_as_seal_says_them(pod: Pod, mount: Any) -> None:
+def test_a_full_claim_and_a_read_only_one_are_said_as_seal_says_them(
+    pod: AgentPod, mount: Any
+) -> None:
     mount("-t", "tmpfs", "-o", "size=1m,mode=0777", "none", str(pod.claim))
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
     with pytest.raises(OSError), open(pod.claim / "filler", "wb", buffering=0) as filler:
         while True:
             filler.write(b"x" * 4096)
     assert pod.run("prove").reason == "NoSpace"
-    assert not proof(pod).exists()
+    assert not record_path(pod).exists()
     (pod.claim / "filler").unlink()
     mount("-o", "remount,ro", str(pod.claim))
     assert pod.run("prove").reason == "ReadOnlyClaim"
@@ -481,23 +494,25 @@ def test_a_full_claim_and_a_read_only_one_are_said_as_seal_says_them(pod: Pod, m
 # --- what a proof is good for
 
 
-def test_seed_gives_an_unproven_bundle_to_nobody_who_asks_for_a_proof(pod: Pod) -> None:
-    started_from(pod, ranks(1))
+def test_seed_gives_an_unproven_bundle_to_nobody_who_asks_for_a_proof(pod: AgentPod) -> None:
+    seal_and_seed(pod, rank_files(1))
     unproven = pod.run("seed", "pod-3", proven=True)
-    assert unproven.reason == "NotProven" and ID in unproven.message and content(pod.tactics) == {}
+    assert (
+        unproven.reason == "NotProven" and ID in unproven.message and read_tree(pod.tactics) == {}
+    )
     assert pod.run("seed", "pod-3").reason == "Seeded"
     assert pod.run("prove").reason == "Proven"
     assert pod.run("seed", "pod-3", proven=True).reason == "Seeded"
-    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
 
-def test_check_seal_and_inspect_say_whether_the_bundle_is_proven(pod: Pod) -> None:
+def test_check_seal_and_inspect_say_whether_the_bundle_is_proven(pod: AgentPod) -> None:
     def say() -> list[bool]:
         reports = [pod.run("check"), pod.run("seal"), *pod.run("inspect", ids=[ID]).bundles]
         assert [one.id for one in reports] == [ID] * 3
         return [one.proven for one in reports]
 
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
     assert say() == [False] * 3
     assert pod.run("prove").reason == "Proven"
     assert say() == [True] * 3
@@ -559,12 +574,12 @@ def _deep(path: Path) -> None:
     ],
 )
 def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(
-    pod: Pod, spoil: Callable[[Path], None]
+    pod: AgentPod, spoil: Callable[[Path], None]
 ) -> None:
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
-    proof(pod).chmod(0o644)
-    spoil(proof(pod))
+    record_path(pod).chmod(0o644)
+    spoil(record_path(pod))
     assert pod.run("seed", proven=True).reason == "NotProven"
     assert not pod.run("check").proven and not pod.run("inspect", ids=[ID]).bundles[0].proven
     assert pod.run("seed").reason == "Seeded"
@@ -572,55 +587,58 @@ def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(
     if spoil in (_linked_folder, _folder):
         assert again.reason == "UnsafePath" and "proofs" in again.message
     else:
-        assert again.reason == "Proven" and not proof(pod).is_symlink()
+        assert again.reason == "Proven" and not record_path(pod).is_symlink()
         assert pod.run("seed", proven=True).reason == "Seeded"
 
 
-def test_a_bundle_that_was_made_anew_is_not_proven_by_its_predecessors_proof(pod: Pod) -> None:
-    started_from(pod, ranks(1))
+def test_a_bundle_that_was_made_anew_is_not_proven_by_its_predecessors_proof(pod: AgentPod) -> None:
+    seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
     file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
     file.chmod(0o644)
     file.write_bytes(b"torn")
-    assert pod.wrote(ranks(1, 4)).run("seal", "pod-9").reason == "Sealed"
+    assert pod.write_tactics(rank_files(1, 4)).run("seal", "pod-9").reason == "Sealed"
     assert pod.run("seed", proven=True).reason == "NotProven"
     assert pod.run("seed").reason == "Seeded"
     assert pod.run("prove", "pod-10").reason == "Proven"
     assert pod.run("seed", proven=True).reason == "Seeded"
 
 
-def test_a_proof_that_is_there_stays_as_it_is(pod: Pod) -> None:
-    started_from(pod, ranks(1))
+def test_a_proof_that_is_there_stays_as_it_is(pod: AgentPod) -> None:
+    seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
-    before = proof(pod).stat()
+    before = record_path(pod).stat()
     assert pod.run("prove", "pod-5").reason == "Proven"
-    assert proof(pod).stat() == before or proof(pod).stat().st_mtime_ns == before.st_mtime_ns
+    assert (
+        record_path(pod).stat() == before
+        or record_path(pod).stat().st_mtime_ns == before.st_mtime_ns
+    )
 
 
-def test_prune_takes_the_proof_with_its_bundle_and_leaves_the_others(pod: Pod) -> None:
-    pod.sealed(ranks(1, 4), inputs=OTHER)
+def test_prune_takes_the_proof_with_its_bundle_and_leaves_the_others(pod: AgentPod) -> None:
+    pod.seal(rank_files(1, 4), inputs=OTHER)
     assert pod.run("seed", inputs=OTHER).reason == "Seeded"
     assert pod.run("prove", inputs=OTHER).reason == "Proven"
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
     assert pod.run("prune", ids=[ID]).reason == "Pruned"
-    assert not proof(pod).exists() and proof(pod, OTHER).exists()
+    assert not record_path(pod).exists() and record_path(pod, OTHER).exists()
 
 
 @pytest.mark.parametrize("verb", ["check", "prune"])
-def test_a_proof_without_its_bundle_is_swept(pod: Pod, verb: str) -> None:
-    started_from(pod, ranks(1))
+def test_a_proof_without_its_bundle_is_swept(pod: AgentPod, verb: str) -> None:
+    seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
     subprocess.run(["rm", "-rf", str(pod.bundle())], check=True)
-    (proof(pod).parent / "notes.txt").write_text("a person's")
+    (record_path(pod).parent / "notes.txt").write_text("a person's")
     pod.run(verb, "pod-7")
-    assert os.listdir(proof(pod).parent) == ["notes.txt"]
+    assert os.listdir(record_path(pod).parent) == ["notes.txt"]
 
 
 @needs_root
-def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: Pod) -> None:
+def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: AgentPod) -> None:
     pod = open_pod
-    started_from(pod, ranks(1))
+    seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
 
     def as_another(verb: str, **task: Any) -> Report:
@@ -643,8 +661,8 @@ def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: Po
 
     shutil.rmtree(pod.tactics / KEY)  # what root copied is root's to clear
     assert as_another("seed", proven=True).reason == "Seeded"
-    proof(pod).chmod(0o644)
-    _of_another_digest(proof(pod))
+    record_path(pod).chmod(0o644)
+    _of_another_digest(record_path(pod))
     report = as_another("prove")
     assert (
         report.reason == "ReadOnlyClaim"
@@ -661,46 +679,46 @@ def test_a_prove_killed_after_any_operation_leaves_the_bundle_proven_or_not_and_
 ) -> None:
     proven = not_proven = 0
 
-    def prepare(pod: Pod) -> None:
-        started_from(pod, ranks(2), 2)
+    def prepare(pod: AgentPod) -> None:
+        seal_and_seed(pod, rank_files(2), 2)
         if earlier:  # of a bundle that was here before
             pod.run("prove", gpus=2)
-            proof(pod).chmod(0o644)
-            _of_another_digest(proof(pod))
+            record_path(pod).chmod(0o644)
+            _of_another_digest(record_path(pod))
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         nonlocal proven, not_proven
         said = pod.run("seed", "pod-8", proven=True).reason
         proven, not_proven = proven + (said == "Seeded"), not_proven + (said == "NotProven")
         assert said in ("Seeded", "NotProven")
-        assert pod.found() is not None
+        assert pod.find_bundle() is not None
         assert pod.run("seed", "pod-8").reason == "Seeded"
         assert pod.run("prove", "pod-9", gpus=2).reason == "Proven"
         assert pod.run("seed", "pod-8", proven=True).reason == "Seeded"
 
-    operations = each_death(
+    operations = kill_after_each_operation(
         tmp_path, lambda pod, disk: pod.run("prove", "pod-1", disk, gpus=2), prepare, check
     )
     assert operations > 8 and proven > 2 and not_proven > 4
 
 
 def test_a_prune_killed_anywhere_leaves_no_bundle_proven_that_was_not(tmp_path: Path) -> None:
-    def prepare(pod: Pod) -> None:
-        started_from(pod, ranks(1))
+    def prepare(pod: AgentPod) -> None:
+        seal_and_seed(pod, rank_files(1))
         pod.run("prove")
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         assert pod.run("seed", proven=True).reason in ("Seeded", "NoBundle")
         assert pod.run("prune", "pod-2", ids=[ID]).reason == "Pruned"
         assert list(pod.bundles.iterdir()) == [] and list((pod.folder / "proofs").iterdir()) == []
 
-    each_death(
+    kill_after_each_operation(
         tmp_path, lambda pod, disk: pod.run("prune", "pod-1", disk, ids=[ID]), prepare, check
     )
 
 
-def test_the_proof_is_synced_before_its_rename_and_its_folder_after(pod: Pod) -> None:
-    started_from(pod, ranks(1))
+def test_the_proof_is_synced_before_its_rename_and_its_folder_after(pod: AgentPod) -> None:
+    seal_and_seed(pod, rank_files(1))
     log: list[str] = []
 
     class Log(Disk):
@@ -768,20 +786,20 @@ def test_a_bundle_is_proven_exactly_where_every_tactics_file_is_as_it_was_sealed
         return json.dumps({"_metadata": METADATA, **configs}).encode()
 
     with tempfile.TemporaryDirectory() as root:
-        pod = started_from(Pod(Path(root)), {path: written(had)})
+        pod = seal_and_seed(AgentPod(Path(root)), {path: written(had)})
         files = {} if has is None else {path: written(has)}
         made = (
             {beside: written({"('x', 'R')": ["R", 1]}) if beside.endswith(".json") else b"words"}
             if beside
             else {}
         )
-        pod.wrote({**files, **made}, folders=() if files else (KEY,))
+        pod.write_tactics({**files, **made}, folders=() if files else (KEY,))
         report = pod.run("prove")
         new = {key for key, one in (has or {}).items() if had.get(key) != one}
         same = list((has or {}).items()) == list(had.items()) and not beside.endswith(".json")
         assert report.reason == ("Proven" if same else "NotReproducible"), report
         assert report.newEntries == len(new) + beside.endswith(".json")
-        assert proof(pod).exists() == same
+        assert record_path(pod).exists() == same
 
 
 @given(CONFIGS)

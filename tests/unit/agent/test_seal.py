@@ -17,16 +17,26 @@ from pretune.agent.engine.scan import MOST_BYTES
 from pretune.api.reasons import REASONS
 from pretune.protocol import Inputs, Manifest, digest
 
-from tests.unit.agent.pod import INPUTS, KEY, STORE, Pod, content, engine, managed, rank_file, ranks
+from tests.unit.agent.pod import (
+    INPUTS,
+    KEY,
+    STORE,
+    AgentPod,
+    managed_store,
+    rank_file,
+    rank_files,
+    read_tree,
+    serve_engine,
+)
 
 
 @pytest.mark.parametrize(
     ("files", "gpus", "layout", "entries", "message"),
     [
-        (managed(10), 1, "Managed", 10, "10 entries in a managed store"),
-        (ranks(4, 191), 4, "PerRank", 191, "191 entries in 4 rank files"),
-        (ranks(1, 1), 1, "PerRank", 1, "1 entry in 1 rank file"),
-        (ranks(2), 4, "PerRank", 3, "3 entries in 2 rank files, fewer than the 4 GPUs"),
+        (managed_store(10), 1, "Managed", 10, "10 entries in a managed store"),
+        (rank_files(4, 191), 4, "PerRank", 191, "191 entries in 4 rank files"),
+        (rank_files(1, 1), 1, "PerRank", 1, "1 entry in 1 rank file"),
+        (rank_files(2), 4, "PerRank", 3, "3 entries in 2 rank files, fewer than the 4 GPUs"),
         (
             {f"{KEY}/autotune_configs.json": rank_file(20)},
             1,
@@ -35,7 +45,7 @@ from tests.unit.agent.pod import INPUTS, KEY, STORE, Pod, content, engine, manag
             "20 entries in a shared file",
         ),
         (
-            {**ranks(2), f"{KEY}/autotune_configs.json": rank_file(1)},
+            {**rank_files(2), f"{KEY}/autotune_configs.json": rank_file(1)},
             2,
             "PerRank",
             3,
@@ -44,14 +54,16 @@ from tests.unit.agent.pod import INPUTS, KEY, STORE, Pod, content, engine, manag
     ],
 )
 def test_publishes_each_layout_as_the_engine_wrote_it(
-    pod: Pod, files: dict[str, bytes], gpus: int, layout: str, entries: int, message: str
+    pod: AgentPod, files: dict[str, bytes], gpus: int, layout: str, entries: int, message: str
 ) -> None:
-    report = pod.wrote(files).run("seal", gpus=gpus)
+    report = pod.write_tactics(files).run("seal", gpus=gpus)
     assert (report.reason, report.layout, report.entries) == ("Sealed", layout, entries)
     assert report.message == message + ", vLLM's version unknown"
-    assert content(pod.bundle() / "tactics") == content(pod.tactics)
+    assert read_tree(pod.bundle() / "tactics") == read_tree(pod.tactics)
     assert (
-        pod.found().digest == report.digest == digest((pod.bundle() / "manifest.json").read_bytes())
+        pod.find_bundle().digest
+        == report.digest
+        == digest((pod.bundle() / "manifest.json").read_bytes())
     )
     assert report.versions and (
         report.versions.flashinfer,
@@ -71,30 +83,33 @@ def test_publishes_each_layout_as_the_engine_wrote_it(
         ({}, ()),
         ({}, (KEY,)),
         ({f"{KEY}/autotune_configs.json": rank_file(0)}, ()),
-        ({f"{STORE}/manifest.json": managed(0)[f"{STORE}/manifest.json"]}, (f"{STORE}/entries",)),
+        (
+            {f"{STORE}/manifest.json": managed_store(0)[f"{STORE}/manifest.json"]},
+            (f"{STORE}/entries",),
+        ),
     ],
 )
 def test_nothing_tuned_is_sealed_as_empty_with_its_folders_and_names_the_causes(
-    pod: Pod, files: dict[str, bytes], folders: tuple[str, ...]
+    pod: AgentPod, files: dict[str, bytes], folders: tuple[str, ...]
 ) -> None:
-    report = pod.wrote(files, folders).run("seal")
+    report = pod.write_tactics(files, folders).run("seal")
     assert (report.reason, report.layout, report.entries) == ("NothingToTune", "Empty", 0)
     assert "compute capability below 9.0" in report.message
     assert len(report.dump().encode()) <= 700
-    assert content(pod.bundle() / "tactics") == content(pod.tactics)
+    assert read_tree(pod.bundle() / "tactics") == read_tree(pod.tactics)
 
 
-def test_a_bundle_and_all_in_it_is_readable_by_all_and_writable_by_none(pod: Pod) -> None:
-    pod.sealed(ranks(2), gpus=2)
+def test_a_bundle_and_all_in_it_is_readable_by_all_and_writable_by_none(pod: AgentPod) -> None:
+    pod.seal(rank_files(2), gpus=2)
     for path in [pod.bundle(), *pod.bundle().rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o555 if path.is_dir() else 0o444), path
     for shared in (pod.folder, pod.bundles, pod.folder / ".staging"):
         assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
 
 
-def test_the_manifest_holds_what_adoption_and_prune_need(pod: Pod) -> None:
+def test_the_manifest_holds_what_adoption_and_prune_need(pod: AgentPod) -> None:
     pod.run("check", "pod-1")
-    report = pod.wrote(ranks(1)).run("seal", "pod-1")
+    report = pod.write_tactics(rank_files(1)).run("seal", "pod-1")
     manifest = Manifest.load((pod.bundle() / "manifest.json").read_bytes())
     assert (manifest.id, manifest.inputs, manifest.cache) == (
         INPUTS.bundle_id(),
@@ -109,19 +124,19 @@ def test_the_manifest_holds_what_adoption_and_prune_need(pod: Pod) -> None:
     assert report.writer == manifest.writer and report.at == manifest.sealedAt
 
 
-def test_seconds_count_from_the_end_of_check(pod: Pod) -> None:
+def test_seconds_count_from_the_end_of_check(pod: AgentPod) -> None:
     begin, end = pod.context(), pod.context()
     begin.now, end.now = lambda: 1000.0, lambda: 1912.4
     from pretune.agent.__main__ import run
 
     assert run("check", begin).reason == "Checked"
-    pod.wrote(ranks(1))
+    pod.write_tactics(rank_files(1))
     assert run("seal", end).seconds == 912
 
 
-def test_temporary_and_foreign_files_are_left_out_and_said(pod: Pod) -> None:
-    kept = ranks(1)
-    pod.wrote(
+def test_temporary_and_foreign_files_are_left_out_and_said(pod: AgentPod) -> None:
+    kept = rank_files(1)
+    pod.write_tactics(
         {
             **kept,
             f"{KEY}/.autotuner_k3j2.tmp": b"{",
@@ -133,30 +148,30 @@ def test_temporary_and_foreign_files_are_left_out_and_said(pod: Pod) -> None:
     report = pod.run("seal")
     assert "3 temporary files left out, 1 file of no known form left out" in report.message
     assert {
-        path for path, data in content(pod.bundle() / "tactics").items() if data is not None
+        path for path, data in read_tree(pod.bundle() / "tactics").items() if data is not None
     } == set(kept)
 
 
 # --- refused
 
 
-def _link(pod: Pod) -> None:
+def _link(pod: AgentPod) -> None:
     (pod.tactics / KEY / "autotune_configs_dp0_rank1.json").symlink_to("/etc/passwd")
 
 
-def _linked_folder(pod: Pod) -> None:
+def _linked_folder(pod: AgentPod) -> None:
     (pod.tactics / ("cd" * 32)).symlink_to("/etc")
 
 
-def _dangling(pod: Pod) -> None:
+def _dangling(pod: AgentPod) -> None:
     (pod.tactics / "gone").symlink_to("/absent")
 
 
-def _fifo(pod: Pod) -> None:
+def _fifo(pod: AgentPod) -> None:
     os.mkfifo(pod.tactics / KEY / "autotune_configs_dp0_rank1.json")
 
 
-def _socket(pod: Pod) -> None:
+def _socket(pod: AgentPod) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         here = os.getcwd()
         os.chdir(pod.tactics)  # a socket's path is short
@@ -166,35 +181,35 @@ def _socket(pod: Pod) -> None:
             os.chdir(here)
 
 
-def _device(pod: Pod) -> None:
+def _device(pod: AgentPod) -> None:
     if os.geteuid():
         pytest.skip("mknod needs root")
     os.mknod(pod.tactics / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
 
 
-def _odd_name(pod: Pod) -> None:
+def _odd_name(pod: AgentPod) -> None:
     (pod.tactics / "..json").write_bytes(b"{}")
 
 
-def _line_break(pod: Pod) -> None:
+def _line_break(pod: AgentPod) -> None:
     (pod.tactics / "a\nb").write_bytes(b"{}")
 
 
-def _no_text(pod: Pod) -> None:
+def _no_text(pod: AgentPod) -> None:
     (Path(os.fsdecode(os.fsencode(pod.tactics) + b"/\xff"))).write_bytes(b"{}")
 
 
-def _too_many(pod: Pod) -> None:
+def _too_many(pod: AgentPod) -> None:
     for n in range(10_001):
         (pod.tactics / f"{n}.json").touch()
 
 
-def _too_large(pod: Pod) -> None:
+def _too_large(pod: AgentPod) -> None:
     with (pod.tactics / KEY / "big.json").open("wb") as file:
         file.truncate(MOST_BYTES + 1)
 
 
-def _too_deep(pod: Pod) -> None:
+def _too_deep(pod: AgentPod) -> None:
     (pod.tactics / "/".join("abcdefghi")).mkdir(parents=True)
 
 
@@ -216,13 +231,13 @@ def _too_deep(pod: Pod) -> None:
     ],
 )
 def test_unsafe_files_are_named_never_followed_and_never_published(
-    pod: Pod, spoil: Callable[[Pod], None], named: str
+    pod: AgentPod, spoil: Callable[[AgentPod], None], named: str
 ) -> None:
-    pod.wrote(ranks(1))
+    pod.write_tactics(rank_files(1))
     spoil(pod)
     report = pod.run("seal")
     assert report.reason == "UnsafeFiles" and named in report.message
-    assert pod.found() is None and not pod.folder.exists()
+    assert pod.find_bundle() is None and not pod.folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -278,7 +293,7 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
             "without key, runner or tactic",
         ),
         (
-            {path: data for path, data in managed(2).items() if "entries" in path},
+            {path: data for path, data in managed_store(2).items() if "entries" in path},
             1,
             [],
             "CorruptFiles",
@@ -286,21 +301,21 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
         ),
         ({"v3/store.db": b"x"}, 1, [], "CorruptFiles", "v3/store.db"),
         (
-            {path: data for path, data in ranks(4).items() if "rank2" not in path},
+            {path: data for path, data in rank_files(4).items() if "rank2" not in path},
             4,
             [],
             "IncompleteRanks",
             "dp0_rank2.json is missing",
         ),
         (
-            ranks(3),
+            rank_files(3),
             4,
             ["vllm", "serve", "m", "-tp", "4"],
             "IncompleteRanks",
             "dp0_rank3.json is missing",
         ),
         (
-            {**ranks(1), f"{KEY}/autotune_configs_dp0_rank1.json": rank_file(5)},
+            {**rank_files(1), f"{KEY}/autotune_configs_dp0_rank1.json": rank_file(5)},
             2,
             [],
             "IncompleteRanks",
@@ -308,7 +323,7 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
         ),
         (
             {
-                **ranks(1),
+                **rank_files(1),
                 f"{KEY}/autotune_configs_dp0_rank1.json": rank_file(3, {"gpu": "NVIDIA H200"}),
             },
             2,
@@ -320,37 +335,41 @@ def test_unsafe_files_are_named_never_followed_and_never_published(
     ],
 )
 def test_what_is_not_whole_fails_with_its_path_and_is_not_published(
-    pod: Pod, files: dict[str, bytes], gpus: int, command: list[str], reason: str, named: str
+    pod: AgentPod, files: dict[str, bytes], gpus: int, command: list[str], reason: str, named: str
 ) -> None:
-    report = pod.wrote(files).run("seal", gpus=gpus, command=command)
+    report = pod.write_tactics(files).run("seal", gpus=gpus, command=command)
     assert report.reason == reason and named in report.message
     assert reason in REASONS
-    assert pod.found() is None
+    assert pod.find_bundle() is None
 
 
 # --- the engine
 
 
-def test_an_http_engine_is_asked_before_and_after_with_the_probes_headers(pod: Pod) -> None:
-    with engine(200) as (url, asked):
+def test_an_http_engine_is_asked_before_and_after_with_the_probes_headers(pod: AgentPod) -> None:
+    with serve_engine(200) as (url, asked):
         assert (
-            pod.wrote(ranks(1)).run("seal", ready=url, headers={"Authorization": "Bearer x"}).reason
+            pod.write_tactics(rank_files(1))
+            .run("seal", ready=url, headers={"Authorization": "Bearer x"})
+            .reason
             == "Sealed"
         )
     assert [one["Authorization"] for one in asked] == ["Bearer x", "Bearer x"]
 
 
 def test_an_engine_that_listens_on_the_pods_address_only_is_found_there(
-    pod: Pod, monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "127.0.0.2")
-    with engine(200, at="127.0.0.2") as (url, asked):
-        report = pod.wrote(ranks(1)).run("seal", ready=url)
+    with serve_engine(200, at="127.0.0.2") as (url, asked):
+        report = pod.write_tactics(rank_files(1)).run("seal", ready=url)
     assert report.reason == "Sealed" and len(asked) == 2
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
-def test_an_https_engine_needs_no_certificate_that_is_trusted(pod: Pod, tmp_path: Path) -> None:
+def test_an_https_engine_needs_no_certificate_that_is_trusted(
+    pod: AgentPod, tmp_path: Path
+) -> None:
     key, certificate = tmp_path / "key", tmp_path / "cert"
     made = [
         "openssl",
@@ -367,47 +386,49 @@ def test_an_https_engine_needs_no_certificate_that_is_trusted(pod: Pod, tmp_path
         "/CN=x",
     ]
     subprocess.run(made, check=True, capture_output=True)
-    with engine(200, certificate=(certificate, key)) as (url, _):
+    with serve_engine(200, certificate=(certificate, key)) as (url, _):
         assert url.startswith("https://")
-        assert pod.wrote(ranks(1)).run("seal", ready=url).reason == "Sealed"
+        assert pod.write_tactics(rank_files(1)).run("seal", ready=url).reason == "Sealed"
 
 
-def test_a_redirect_is_an_answer_as_for_the_kubelet(pod: Pod) -> None:
-    with engine(307) as (url, _):
-        assert pod.wrote(ranks(1)).run("seal", ready=url).reason == "Sealed"
+def test_a_redirect_is_an_answer_as_for_the_kubelet(pod: AgentPod) -> None:
+    with serve_engine(307) as (url, _):
+        assert pod.write_tactics(rank_files(1)).run("seal", ready=url).reason == "Sealed"
 
 
 @pytest.mark.parametrize("answers", [(503,), (200, 503)])
 def test_an_engine_that_is_not_ready_before_or_after_publishes_nothing(
-    pod: Pod, answers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, answers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with engine(*answers) as (url, _):
-        report = pod.wrote(ranks(1)).run("seal", ready=url)
+    with serve_engine(*answers) as (url, _):
+        report = pod.write_tactics(rank_files(1)).run("seal", ready=url)
     assert report.reason == "EngineFailed" and "answered 503" in report.message
-    assert pod.found() is None
+    assert pod.find_bundle() is None
 
 
-def test_one_reset_connection_is_no_dead_engine(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_reset_connection_is_no_dead_engine(
+    pod: AgentPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with engine(500, 200) as (url, _):
-        assert pod.wrote(ranks(1)).run("seal", ready=url).reason == "Sealed"
+    with serve_engine(500, 200) as (url, _):
+        assert pod.write_tactics(rank_files(1)).run("seal", ready=url).reason == "Sealed"
 
 
 def test_an_engine_that_died_is_named_with_what_the_connection_said(
-    pod: Pod, monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with engine(200) as (url, _):
+    with serve_engine(200) as (url, _):
         pass
-    report = pod.wrote(ranks(1)).run("seal", ready=url)
+    report = pod.write_tactics(rank_files(1)).run("seal", ready=url)
     assert report.reason == "EngineFailed" and "refused" in report.message
 
 
 class _Writing(Disk):
     """An engine that writes a rank file while seal stages."""
 
-    def __init__(self, pod: Pod, path: str, times: int = 10**6) -> None:
+    def __init__(self, pod: AgentPod, path: str, times: int = 10**6) -> None:
         self.file, self.left = pod.tactics / path, times
 
     def mkdir(self, parent: Folder, name: str, mode: int = 0o755) -> None:
@@ -418,20 +439,22 @@ class _Writing(Disk):
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_an_engine_that_still_writes_publishes_nothing(pod: Pod, ready: bool) -> None:
+def test_an_engine_that_still_writes_publishes_nothing(pod: AgentPod, ready: bool) -> None:
     for path in (
         f"{KEY}/autotune_configs_dp0_rank0.json",
         f"{KEY}/autotune_configs_dp0_rank1.json",
     ):
-        with engine(200) as (url, _):
-            pod.wrote(ranks(1))
+        with serve_engine(200) as (url, _):
+            pod.write_tactics(rank_files(1))
             report = pod.run("seal", disk=_Writing(pod, path), ready=url if ready else None)
         assert report.reason == "EngineNotReady"
         assert "still writes" in report.message or "changed while" in report.message
-        assert pod.found() is None and pod.staging() == []
+        assert pod.find_bundle() is None and pod.staging() == []
 
 
-def test_a_file_that_changed_behind_its_size_and_time_is_not_published_unjudged(pod: Pod) -> None:
+def test_a_file_that_changed_behind_its_size_and_time_is_not_published_unjudged(
+    pod: AgentPod,
+) -> None:
     class Sly(Disk):
         def mkdir(self, parent: Folder, name: str, mode: int = 0o755) -> None:
             super().mkdir(parent, name, mode)
@@ -441,30 +464,30 @@ def test_a_file_that_changed_behind_its_size_and_time_is_not_published_unjudged(
                 open_file.write(b"[")
             os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-    report = pod.wrote(ranks(1)).run("seal", disk=Sly())
+    report = pod.write_tactics(rank_files(1)).run("seal", disk=Sly())
     assert report.reason == "EngineNotReady" and "changed while it was copied" in report.message
-    assert pod.found() is None
+    assert pod.find_bundle() is None
 
 
-def test_a_claim_that_gives_back_other_bytes_gets_no_bundle(pod: Pod) -> None:
+def test_a_claim_that_gives_back_other_bytes_gets_no_bundle(pod: AgentPod) -> None:
     class Faulty(Disk):
         def write(self, fd: int, data: bytes) -> None:
             super().write(fd, data.replace(b"Runner", b"Bunner"))
 
-    report = pod.wrote(ranks(1)).run("seal", disk=Faulty())
+    report = pod.write_tactics(rank_files(1)).run("seal", disk=Faulty())
     assert report.reason == "SealFailed" and "other bytes than were written" in report.message
-    assert pod.found() is None and pod.staging() == []
+    assert pod.find_bundle() is None and pod.staging() == []
 
 
-def test_a_foreign_file_may_go_on_changing(pod: Pod) -> None:
-    pod.wrote({**ranks(1), "engine.log": b"1"})
+def test_a_foreign_file_may_go_on_changing(pod: AgentPod) -> None:
+    pod.write_tactics({**rank_files(1), "engine.log": b"1"})
     assert pod.run("seal", disk=_Writing(pod, "engine.log")).reason == "Sealed"
 
 
 def test_an_engine_without_http_is_waited_for_until_its_folder_rests(
-    pod: Pod, monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pod.wrote(ranks(1))
+    pod.write_tactics(rank_files(1))
     later = [rank_file(4), rank_file(5)]
 
     def sleep(_: float) -> None:
@@ -478,9 +501,9 @@ def test_an_engine_without_http_is_waited_for_until_its_folder_rests(
 # --- who wins
 
 
-def test_the_first_bundle_wins_and_the_second_seal_reports_it(pod: Pod) -> None:
-    first = pod.sealed(ranks(1, 3))
-    second = pod.wrote(ranks(1, 9)).run("seal", "pod-2")
+def test_the_first_bundle_wins_and_the_second_seal_reports_it(pod: AgentPod) -> None:
+    first = pod.seal(rank_files(1, 3))
+    second = pod.write_tactics(rank_files(1, 9)).run("seal", "pod-2")
     assert (second.reason, second.entries, second.digest, second.at) == (
         "Sealed",
         3,
@@ -489,7 +512,7 @@ def test_the_first_bundle_wins_and_the_second_seal_reports_it(pod: Pod) -> None:
     )
 
 
-def test_a_bundle_sealed_while_the_second_one_stages_wins(pod: Pod) -> None:
+def test_a_bundle_sealed_while_the_second_one_stages_wins(pod: AgentPod) -> None:
     class Slow(Disk):
         """Another pod's seal ends just before our rename."""
 
@@ -499,18 +522,18 @@ def test_a_bundle_sealed_while_the_second_one_stages_wins(pod: Pod) -> None:
                 (pod.tactics / KEY / "autotune_configs_dp0_rank0.json").touch()
             super().rename(source, name, to, new)
 
-    pod.wrote(ranks(1))
+    pod.write_tactics(rank_files(1))
     late = pod.run("seal", "pod-1", disk=Slow())
     assert late.reason == "Sealed"
-    assert late.digest == pod.found().digest
+    assert late.digest == pod.find_bundle().digest
     assert pod.staging() == []
 
 
 @pytest.mark.parametrize(
     "wreck", ["empty", "no manifest", "cut manifest", "changed file", "missing file", "added file"]
 )
-def test_a_damaged_bundle_is_replaced(pod: Pod, wreck: str) -> None:
-    pod.sealed(ranks(2), gpus=2)
+def test_a_damaged_bundle_is_replaced(pod: AgentPod, wreck: str) -> None:
+    pod.seal(rank_files(2), gpus=2)
     file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank1.json"
     for folder in [pod.bundle(), *[path for path in pod.bundle().rglob("*") if path.is_dir()]]:
         folder.chmod(0o755)
@@ -534,18 +557,18 @@ def test_a_damaged_bundle_is_replaced(pod: Pod, wreck: str) -> None:
             file.parent.parent.rmdir()
     pod.bundle().chmod(0o555)
     report = pod.run("seal", "pod-2", gpus=2)
-    assert report.reason == "Sealed" and pod.found().digest == report.digest
-    assert content(pod.bundle() / "tactics") == content(pod.tactics)
+    assert report.reason == "Sealed" and pod.find_bundle().digest == report.digest
+    assert read_tree(pod.bundle() / "tactics") == read_tree(pod.tactics)
     assert pod.staging() == []
 
 
 def test_a_bundle_sealed_in_place_of_the_damaged_one_that_is_being_removed_is_put_back(
-    pod: Pod, tmp_path: Path
+    pod: AgentPod, tmp_path: Path
 ) -> None:
-    pod.sealed(ranks(1))
+    pod.seal(rank_files(1))
     whole = tmp_path / "whole"
     shutil.copytree(pod.bundle(), whole)
-    before = content(whole)
+    before = read_tree(whole)
     pod.bundle().chmod(0o755)
     (pod.bundle() / "manifest.json").unlink()
 
@@ -558,27 +581,27 @@ def test_a_bundle_sealed_in_place_of_the_damaged_one_that_is_being_removed_is_pu
                 whole.rename(pod.bundle())
             super().rename(source, name, to, new)
 
-    report = pod.wrote(ranks(1, 9)).run("seal", "pod-2", disk=Late())
+    report = pod.write_tactics(rank_files(1, 9)).run("seal", "pod-2", disk=Late())
     assert (report.reason, report.entries) == ("Sealed", 3)
-    assert content(pod.bundle()) == before and pod.staging() == []
+    assert read_tree(pod.bundle()) == before and pod.staging() == []
 
 
-def test_a_bundle_of_other_inputs_under_our_id_is_left_alone(pod: Pod) -> None:
+def test_a_bundle_of_other_inputs_under_our_id_is_left_alone(pod: AgentPod) -> None:
     class Twin(Inputs):
         def bundle_id(self) -> str:
             return INPUTS.bundle_id()
 
-    pod.sealed(ranks(1))
-    before = content(pod.bundle())
+    pod.seal(rank_files(1))
+    before = read_tree(pod.bundle())
     twin = Twin("0f" * 32, INPUTS.revision, INPUTS.target, INPUTS.nodeSelector)
     for verb in ("check", "seal"):
         report = pod.run(verb, "pod-2", inputs=twin)
         assert report.reason == "IdCollision" and report.reason in REASONS
-    assert content(pod.bundle()) == before
+    assert read_tree(pod.bundle()) == before
 
 
-def test_a_bundle_of_a_newer_release_is_not_taken_for_a_damaged_one(pod: Pod) -> None:
-    pod.sealed(ranks(1))
+def test_a_bundle_of_a_newer_release_is_not_taken_for_a_damaged_one(pod: AgentPod) -> None:
+    pod.seal(rank_files(1))
     manifest = pod.bundle() / "manifest.json"
     manifest.chmod(0o644)
     manifest.write_bytes(
@@ -590,11 +613,11 @@ def test_a_bundle_of_a_newer_release_is_not_taken_for_a_damaged_one(pod: Pod) ->
     assert report.reason == "IdCollision" and "pretune.dev/bundle/v2" in report.message
 
 
-def test_a_link_in_place_of_a_bundle_is_not_followed(pod: Pod, tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_bundle_is_not_followed(pod: AgentPod, tmp_path: Path) -> None:
     pod.run("check")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     pod.bundle().symlink_to(elsewhere)
-    report = pod.wrote(ranks(1)).run("seal")
+    report = pod.write_tactics(rank_files(1)).run("seal")
     assert report.reason == "UnsafePath" and INPUTS.bundle_id() in report.message
     assert list(elsewhere.iterdir()) == [] and pod.bundle().is_symlink()

@@ -18,32 +18,32 @@ from tests.unit.agent.pod import (
     INPUTS,
     KEY,
     STORE,
-    Pod,
-    content,
-    managed,
+    AgentPod,
+    managed_store,
     rank_file,
-    ranks,
+    rank_files,
+    read_tree,
     snapshot,
 )
 from tests.unit.agent.test_check import image
 
 
-@pytest.mark.parametrize("files", [ranks(4, 9), managed(12), managed(300), {}])
+@pytest.mark.parametrize("files", [rank_files(4, 9), managed_store(12), managed_store(300), {}])
 def test_the_folder_holds_exactly_the_bundle_and_the_engine_may_write_in_it(
-    pod: Pod, files: dict[str, bytes]
+    pod: AgentPod, files: dict[str, bytes]
 ) -> None:
-    pod.wrote(files, folders=("ef" * 32,)).run("seal", gpus=4)
-    pod.wrote({"left/over": b"x"})
+    pod.write_tactics(files, folders=("ef" * 32,)).run("seal", gpus=4)
+    pod.write_tactics({"left/over": b"x"})
     before = snapshot(pod.bundles)
     report = pod.run("seed")
     assert (report.reason, report.id, exit_code(report)) == ("Seeded", INPUTS.bundle_id(), 0)
-    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
     for path in pod.tactics.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666)
     assert snapshot(pod.bundles) == before
 
 
-def _spoil(pod: Pod, change: Callable[[Path], None]) -> None:
+def _spoil(pod: AgentPod, change: Callable[[Path], None]) -> None:
     for path in [pod.bundle(), *pod.bundle().rglob("*")]:
         path.chmod(0o755)
     change(pod.bundle())
@@ -83,21 +83,21 @@ def _linked(bundle: Path) -> None:
     ],
 )
 def test_whatever_is_wrong_with_the_bundle_the_folder_is_left_empty(
-    pod: Pod, spoil: Callable[[Path], None], reason: str
+    pod: AgentPod, spoil: Callable[[Path], None], reason: str
 ) -> None:
-    pod.sealed(ranks(2), gpus=2)
+    pod.seal(rank_files(2), gpus=2)
     _spoil(pod, spoil)
     report = pod.run("seed")
     assert (report.reason, exit_code(report)) == (reason, 0)
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
-def test_a_claim_without_our_folder_is_no_bundle(pod: Pod) -> None:
+def test_a_claim_without_our_folder_is_no_bundle(pod: AgentPod) -> None:
     report = pod.run("seed")
     assert (report.reason, exit_code(report)) == ("NoBundle", 0)
 
 
-def test_no_claim_at_all_is_told(pod: Pod) -> None:
+def test_no_claim_at_all_is_told(pod: AgentPod) -> None:
     pod.claim.rmdir()
     report = pod.run("seed")
     assert (report.reason, exit_code(report)) == (
@@ -106,14 +106,14 @@ def test_no_claim_at_all_is_told(pod: Pod) -> None:
     ) and "No such file" in report.message
 
 
-def test_other_inputs_under_the_id_are_not_seeded(pod: Pod) -> None:
+def test_other_inputs_under_the_id_are_not_seeded(pod: AgentPod) -> None:
     class Twin(Inputs):
         def bundle_id(self) -> str:
             return INPUTS.bundle_id()
 
-    pod.sealed(ranks(1))
+    pod.seal(rank_files(1))
     assert pod.run("seed", inputs=Twin("0f" * 32, "", "b200", {})).reason == "InputsDiffer"
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
 @pytest.mark.parametrize(
@@ -128,15 +128,15 @@ def test_other_inputs_under_the_id_are_not_seeded(pod: Pod) -> None:
     ],
 )
 def test_the_images_versions_have_to_be_the_sealed_ones_as_far_as_both_are_known(
-    pod: Pod, tmp_path: Path, sealed: tuple[str, str], here: tuple[str, str], reason: str
+    pod: AgentPod, tmp_path: Path, sealed: tuple[str, str], here: tuple[str, str], reason: str
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    pod.sealed(ranks(1), command=image(tmp_path / "a", *sealed))
+    pod.seal(rank_files(1), command=image(tmp_path / "a", *sealed))
     report = pod.run("seed", command=image(tmp_path / "b", *here))
     assert report.reason == reason
     if reason == "VersionsDiffer":
-        assert content(pod.tactics) == {} and here[0] in report.message + here[0]
+        assert read_tree(pod.tactics) == {} and here[0] in report.message + here[0]
 
 
 # --- as a copy: by several threads, block by block
@@ -145,16 +145,16 @@ def test_the_images_versions_have_to_be_the_sealed_ones_as_far_as_both_are_known
 @pytest.mark.parametrize(
     "size", [seed.BLOCK_BYTES - 1, seed.BLOCK_BYTES, seed.BLOCK_BYTES + 1, 3 * seed.BLOCK_BYTES]
 )
-def test_a_file_of_any_number_of_blocks_is_copied_whole(pod: Pod, size: int) -> None:
-    pod.sealed({path: raw.ljust(size) for path, raw in managed(20).items()})
-    pod.wrote({})
+def test_a_file_of_any_number_of_blocks_is_copied_whole(pod: AgentPod, size: int) -> None:
+    pod.seal({path: raw.ljust(size) for path, raw in managed_store(20).items()})
+    pod.write_tactics({})
     assert pod.run("seed").reason == "Seeded"
     assert {one.stat().st_size for one in pod.tactics.rglob("*.json")} == {size}
-    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
 
-def test_a_byte_after_a_whole_number_of_blocks_is_not_overlooked(pod: Pod) -> None:
-    pod.sealed({path: raw.ljust(seed.BLOCK_BYTES) for path, raw in managed(2).items()})
+def test_a_byte_after_a_whole_number_of_blocks_is_not_overlooked(pod: AgentPod) -> None:
+    pod.seal({path: raw.ljust(seed.BLOCK_BYTES) for path, raw in managed_store(2).items()})
 
     def spoil(bundle: Path) -> None:
         file = next((bundle / "tactics" / STORE / "entries").iterdir())
@@ -162,16 +162,16 @@ def test_a_byte_after_a_whole_number_of_blocks_is_not_overlooked(pod: Pod) -> No
 
     _spoil(pod, spoil)
     assert pod.run("seed").reason == "CorruptBundle"
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
 @pytest.mark.parametrize(
     "change", [lambda raw: raw[:-1], lambda raw: raw + b" ", lambda raw: b" " + raw[1:]]
 )
 def test_one_byte_anywhere_in_one_of_many_files_empties_the_folder(
-    pod: Pod, change: Callable[[bytes], bytes]
+    pod: AgentPod, change: Callable[[bytes], bytes]
 ) -> None:
-    pod.sealed(managed(300))
+    pod.seal(managed_store(300))
 
     def spoil(bundle: Path) -> None:
         file = sorted((bundle / "tactics" / STORE / "entries").iterdir())[250]
@@ -180,11 +180,11 @@ def test_one_byte_anywhere_in_one_of_many_files_empties_the_folder(
     _spoil(pod, spoil)
     report = pod.run("seed")
     assert report.reason == "CorruptBundle" and STORE in report.message
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
-def test_a_folder_that_is_gone_from_the_bundle_is_named(pod: Pod) -> None:
-    pod.sealed(ranks(2))
+def test_a_folder_that_is_gone_from_the_bundle_is_named(pod: AgentPod) -> None:
+    pod.seal(rank_files(2))
     _spoil(pod, lambda bundle: (bundle / "tactics" / KEY).rename(bundle / "elsewhere"))
     report = pod.run("seed")
     assert (report.reason, report.message) == ("CorruptBundle", f"{KEY} is missing")
@@ -214,18 +214,18 @@ class SlowDisk(Disk):
 @pytest.mark.parametrize(
     ("files", "disk"),
     [
-        (managed(300), SlowDisk(file=0.02)),
+        (managed_store(300), SlowDisk(file=0.02)),
         (
-            {path: raw.ljust(40 * seed.BLOCK_BYTES) for path, raw in managed(3).items()},
+            {path: raw.ljust(40 * seed.BLOCK_BYTES) for path, raw in managed_store(3).items()},
             SlowDisk(block=0.1),
         ),
     ],
     ids=["many files", "large files"],
 )
 def test_what_takes_too_long_is_given_up_with_an_empty_folder(
-    pod: Pod, files: dict[str, bytes], disk: Disk
+    pod: AgentPod, files: dict[str, bytes], disk: Disk
 ) -> None:
-    pod.sealed(files)
+    pod.seal(files)
     context = pod.context(disk=disk)
     context.limit_seconds = 0.2
     began = time.monotonic()
@@ -233,21 +233,21 @@ def test_what_takes_too_long_is_given_up_with_an_empty_folder(
     assert (report.reason, exit_code(report)) == ("TooSlow", 75)
     assert f"{len(files)} files were not read in time" in report.message
     assert time.monotonic() - began < 2, "no longer than what was begun"
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
-def test_several_files_are_copied_at_a_time(pod: Pod) -> None:
-    pod.sealed(managed(60))
+def test_several_files_are_copied_at_a_time(pod: AgentPod) -> None:
+    pod.seal(managed_store(60))
     disk = SlowDisk(file=0.01)
     assert pod.run("seed", disk=disk).reason == "Seeded"
     assert len(disk.threads) == seed.COPY_THREADS
 
 
 def test_where_no_more_threads_may_be_started_fewer_do_it(
-    pod: Pod, monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pod.sealed(managed(60))
-    pod.wrote({})
+    pod.seal(managed_store(60))
+    pod.write_tactics({})
     started = []
 
     class Rare(threading.Thread):
@@ -260,14 +260,14 @@ def test_where_no_more_threads_may_be_started_fewer_do_it(
     monkeypatch.setattr(seed.threading, "Thread", Rare)
     assert pod.run("seed").reason == "Seeded"
     assert len(started) == 2
-    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
 
 def test_a_call_that_does_not_return_is_not_waited_for(
-    pod: Pod, monkeypatch: pytest.MonkeyPatch
+    pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seed, "STOP_SECONDS", 0.1)
-    pod.sealed(managed(30))
+    pod.seal(managed_store(30))
     go = threading.Event()
     context = pod.context(disk=SlowDisk(go=go))
     context.limit_seconds = 0.1
@@ -276,16 +276,16 @@ def test_a_call_that_does_not_return_is_not_waited_for(
     go.set()
 
 
-def test_an_error_that_nobody_foresaw_is_reported_too(pod: Pod) -> None:
+def test_an_error_that_nobody_foresaw_is_reported_too(pod: AgentPod) -> None:
     class Odd(Disk):
         def create(self, parent: Folder, name: str, mode: int = 0o600) -> int:
             raise MemoryError("odd")
 
-    pod.sealed({f"{KEY}/autotune_configs_dp0_rank{n}.json": rank_file(3) for n in range(30)})
+    pod.seal({f"{KEY}/autotune_configs_dp0_rank{n}.json": rank_file(3) for n in range(30)})
     report = pod.run("seed", disk=Odd())
     assert (report.reason, report.message, exit_code(report)) == (
         "SeedFailed",
         "MemoryError: odd",
         0,
     )
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}

@@ -19,9 +19,17 @@ from pretune.manifests.agent_container import build_script
 from pretune.protocol import TASK_VARIABLE, Report
 
 from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.pod import INPUTS, KEY, Pod, content, managed, rank_file, ranks
+from tests.unit.agent.pod import (
+    INPUTS,
+    KEY,
+    AgentPod,
+    managed_store,
+    rank_file,
+    rank_files,
+    read_tree,
+)
 from tests.unit.agent.test_check import image
-from tests.unit.agent.test_container import act, as_uid
+from tests.unit.agent.test_zipapp import as_uid, run_process
 
 SHELLS = [one for one in ("dash", "bash", "busybox") if shutil.which(one)]
 PYTHONS = str(
@@ -30,8 +38,8 @@ PYTHONS = str(
 TOOLS = "/usr/bin:/bin"
 
 
-def start(
-    pod: Pod,
+def start_script(
+    pod: AgentPod,
     *before: str,
     shell: str = "dash",
     path: str | None = None,
@@ -66,15 +74,15 @@ def start(
     )
 
 
-def run(pod: Pod, *before: str, **how: object) -> tuple[int, Report, str]:
-    process = start(pod, *before, **how)  # type: ignore[arg-type]
+def run_script(pod: AgentPod, *before: str, **how: object) -> tuple[int, Report, str]:
+    process = start_script(pod, *before, **how)  # type: ignore[arg-type]
     said, _ = process.communicate(timeout=60)
     report = Report.load((pod.claim.parent / "log").read_text())
     assert report is not None, said
     return process.returncode, report, said
 
 
-def fake_agent(pod: Pod, text: str) -> None:
+def fake_agent(pod: AgentPod, text: str) -> None:
     """In place of the agent: what a broken one could do, after half of its work."""
     half = pod.tactics / "half"
     lines = f"import os, signal, sys, time; os.makedirs({str(half)!r}); open({str(half / '.hidden')!r}, 'w').close()\n"
@@ -83,12 +91,12 @@ def fake_agent(pod: Pod, text: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_bundle_is_seeded_through_any_shell(pod: Pod, shell: str) -> None:
-    pod.sealed(managed(30))
-    pod.wrote({"left/over": b"x"})
-    code, report, said = run(pod, shell=shell)
+def test_a_bundle_is_seeded_through_any_shell(pod: AgentPod, shell: str) -> None:
+    pod.seal(managed_store(30))
+    pod.write_tactics({"left/over": b"x"})
+    code, report, said = run_script(pod, shell=shell)
     assert (code, report.reason, report.id) == (0, "Seeded", INPUTS.bundle_id()), said
-    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
 
 BROKEN = [
@@ -103,33 +111,33 @@ BROKEN = [
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(("text", "message"), BROKEN, ids=[text for text, _ in BROKEN])
 def test_an_agent_that_breaks_in_the_middle_leaves_nothing_and_stops_nothing(
-    pod: Pod, shell: str, text: str, message: str
+    pod: AgentPod, shell: str, text: str, message: str
 ) -> None:
     fake_agent(pod, text)
-    code, report, said = run(pod, shell=shell)
+    code, report, said = run_script(pod, shell=shell)
     assert (code, report.reason) == (0, "SeedFailed"), said
     assert report.message.startswith(message)
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_an_image_without_python_starts_cold(pod: Pod, tmp_path: Path, shell: str) -> None:
-    pod.sealed(ranks(1))
+def test_an_image_without_python_starts_cold(pod: AgentPod, tmp_path: Path, shell: str) -> None:
+    pod.seal(rank_files(1))
     bare = tmp_path / "bin"
     bare.mkdir()
     (bare / "rm").symlink_to(shutil.which("rm") or "rm")
-    code, report, said = run(pod, shell=shell, path=str(bare))
+    code, report, said = run_script(pod, shell=shell, path=str(bare))
     assert (code, report.reason) == (0, "NoPython"), said
     assert report.message == "the image has no python3 on its PATH"
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
-def test_an_image_with_an_old_python_starts_cold(pod: Pod, tmp_path: Path) -> None:
+def test_an_image_with_an_old_python_starts_cold(pod: AgentPod, tmp_path: Path) -> None:
     old = tmp_path / "bin"
     old.mkdir()
     (old / "python3").write_text("#!/bin/sh\nexit 1\n")
     (old / "python3").chmod(0o755)
-    code, report, _ = run(pod, path=f"{old}:{TOOLS}")
+    code, report, _ = run_script(pod, path=f"{old}:{TOOLS}")
     assert (code, report.reason, report.message) == (
         0,
         "NoPython",
@@ -137,19 +145,19 @@ def test_an_image_with_an_old_python_starts_cold(pod: Pod, tmp_path: Path) -> No
     )
 
 
-def test_a_config_map_that_was_not_there_is_said(pod: Pod) -> None:
-    pod.sealed(ranks(1))
-    code, report, _ = run(pod, with_agent=False)
+def test_a_config_map_that_was_not_there_is_said(pod: AgentPod) -> None:
+    pod.seal(rank_files(1))
+    code, report, _ = run_script(pod, with_agent=False)
     assert (code, report.reason) == (0, "AgentMissing")
     assert "ConfigMap" in report.message
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
 @needs_root
-def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: Pod) -> None:
+def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: AgentPod) -> None:
     """A pod that is deleted while it is seeded must not wait for its whole grace period: process 1 ignores what it does not handle."""
     fake_agent(pod, "time.sleep(60)")
-    process = start(pod, "unshare", "--pid", "--fork", "--kill-child")
+    process = start_script(pod, "unshare", "--pid", "--fork", "--kill-child")
     while not list(pod.tactics.iterdir()):
         time.sleep(0.01)
     inner = Path(
@@ -165,44 +173,44 @@ def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: Pod) ->
 @needs_root
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_a_read_only_claim_is_enough_for_any_uid(
-    open_pod: Pod, mount: Callable[..., None], uid: int
+    open_pod: AgentPod, mount: Callable[..., None], uid: int
 ) -> None:
-    pod = open_pod.wrote(managed(30))
-    assert act(pod, "seal")[1].reason == "Sealed"
-    pod.wrote({})
+    pod = open_pod.write_tactics(managed_store(30))
+    assert run_process(pod, "seal")[1].reason == "Sealed"
+    pod.write_tactics({})
     pod.tactics.chmod(0o777)
     mount("--bind", str(pod.claim), str(pod.claim))
     mount("-o", "remount,ro,bind", str(pod.claim))
-    code, report, said = run(pod, *(as_uid(uid) if uid else ()))
+    code, report, said = run_script(pod, *(as_uid(uid) if uid else ()))
     assert (code, report.reason) == (0, "Seeded"), said
-    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
     assert {path.stat().st_uid for path in pod.tactics.rglob("*")} == {uid}
 
 
 @needs_root
-def test_a_full_folder_is_emptied_and_said(open_pod: Pod, mount: Callable[..., None]) -> None:
-    pod = open_pod.wrote(
+def test_a_full_folder_is_emptied_and_said(open_pod: AgentPod, mount: Callable[..., None]) -> None:
+    pod = open_pod.write_tactics(
         {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(500) for rank in range(4)}
     )
-    assert act(pod, "seal", gpus=4)[1].reason == "Sealed"
+    assert run_process(pod, "seal", gpus=4)[1].reason == "Sealed"
     mount("-t", "tmpfs", "-o", "size=64k,mode=0777", "none", str(pod.tactics))
-    code, report, said = run(pod, *as_uid(1000), gpus=4)
+    code, report, said = run_script(pod, *as_uid(1000), gpus=4)
     assert (code, report.reason) == (0, "NoSpace"), said
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
-def test_other_versions_in_the_image_start_cold(pod: Pod, tmp_path: Path) -> None:
+def test_other_versions_in_the_image_start_cold(pod: AgentPod, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    pod.sealed(ranks(1), command=image(tmp_path / "a", "0.33.0", "0.7.2"))
-    pod.wrote({})
-    code, report, _ = run(pod, command=image(tmp_path / "b", "0.33.1", "0.7.2"))
+    pod.seal(rank_files(1), command=image(tmp_path / "a", "0.33.0", "0.7.2"))
+    pod.write_tactics({})
+    code, report, _ = run_script(pod, command=image(tmp_path / "b", "0.33.1", "0.7.2"))
     assert (code, report.reason) == (0, "VersionsDiffer") and "0.33.1" in report.message
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
 @pytest.fixture
-def dead(open_pod: Pod) -> Iterator[Pod]:
+def dead(open_pod: AgentPod) -> Iterator[AgentPod]:
     """A claim whose server does not answer: a FUSE file system whose other end reads nothing."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no /dev/fuse")
@@ -220,19 +228,19 @@ def dead(open_pod: Pod) -> Iterator[Pod]:
 
 @needs_root
 @pytest.mark.parametrize("uid", [0, 1000])
-def test_a_claim_that_does_not_answer_is_not_waited_for(dead: Pod, uid: int) -> None:
+def test_a_claim_that_does_not_answer_is_not_waited_for(dead: AgentPod, uid: int) -> None:
     pod = dead
     (pod.tactics / "left").mkdir()
     (pod.tactics / "left").chmod(0o777)
     began = time.monotonic()
-    code, report, said = run(pod, *(as_uid(uid) if uid else ()), limit=0.5)
+    code, report, said = run_script(pod, *(as_uid(uid) if uid else ()), limit=0.5)
     assert (code, report.reason, report.message) == (
         0,
         "TooSlow",
         "the claim did not answer within 0 s",
     ), said
     assert time.monotonic() - began < 0.5 + seed.STOP_SECONDS + 2
-    assert content(pod.tactics) == {}
+    assert read_tree(pod.tactics) == {}
 
 
 MEASURED = """import resource, subprocess, sys
@@ -242,12 +250,12 @@ sys.exit(code)
 """
 
 
-def test_memory_does_not_grow_with_the_bundle(pod: Pod) -> None:
+def test_memory_does_not_grow_with_the_bundle(pod: AgentPod) -> None:
     """Seed shares the engine's limits; of 128 MiB in files it holds some blocks at a time. The limit is for Python and all."""
     big = b'{"key": "k", "runner": "r", "tactic": 1}'.ljust(8 << 20)
-    pod.sealed({path: big if "entries" in path else raw for path, raw in managed(16).items()})
-    pod.wrote({})
-    _, report, said = run(
+    pod.seal({path: big if "entries" in path else raw for path, raw in managed_store(16).items()})
+    pod.write_tactics({})
+    _, report, said = run_script(
         pod, sys.executable, "-I", "-S", "-c", MEASURED
     )  # a process of its own: ours is large
     assert report.reason == "Seeded"

@@ -13,7 +13,7 @@ from pretune.api.reasons import REASONS
 from pretune.engines.vllm import cli, releases
 from pretune.engines.vllm.files import Tactics, Unsound, read_tactics
 
-from tests.unit.agent.pod import KEY, managed, rank_file, ranks
+from tests.unit.agent.pod import KEY, managed_store, rank_file, rank_files
 
 SERVE = ["vllm", "serve", "m"]
 
@@ -204,7 +204,7 @@ def test_one_missing_file_of_a_tensor_parallel_group_is_found(
 
 @given(st.integers(2, 8), st.data())
 def test_a_gap_is_found_without_knowing_the_engines_flags(count: int, data: st.DataObject) -> None:
-    files = ranks(count)
+    files = rank_files(count)
     missing = data.draw(st.integers(0, count - 2))
     del files[f"{KEY}/autotune_configs_dp0_rank{missing}.json"]
     with pytest.raises(Unsound, match=f"dp0_rank{missing}.json is missing"):
@@ -213,7 +213,7 @@ def test_a_gap_is_found_without_knowing_the_engines_flags(count: int, data: st.D
 
 @given(st.integers(2, 6), st.integers(0, 5), st.integers(4, 9))
 def test_one_rank_that_disagrees_is_found(count: int, which: int, entries: int) -> None:
-    files = ranks(count)
+    files = rank_files(count)
     files[f"{KEY}/autotune_configs_dp0_rank{which % count}.json"] = rank_file(entries)
     with pytest.raises(Unsound, match="the ranks disagree"):
         told(files, SERVE)
@@ -222,14 +222,14 @@ def test_one_rank_that_disagrees_is_found(count: int, which: int, entries: int) 
 def test_ranks_with_as_many_entries_of_other_operations_are_told() -> None:
     """Each start of vLLM 0.32 would hang with them (docs/ranks.md); its own comparison, of counts, says nothing."""
     other = rank_file(3).replace(b"('op', 'Runner', ((2,", b"('another_op', 'Runner', ((2,")
-    files = {**ranks(2), f"{KEY}/autotune_configs_dp0_rank1.json": other}
+    files = {**rank_files(2), f"{KEY}/autotune_configs_dp0_rank1.json": other}
     found = told(files, SERVE)
     assert (
         found.unlike.endswith("rank1.json hold unlike entries of another_op")
         and found.unlike in found.message()
     )
-    assert not told(ranks(2), SERVE).unlike
-    stages = {**ranks(1), f"{KEY}/autotune_configs_dp0_rank1.json": other}
+    assert not told(rank_files(2), SERVE).unlike
+    stages = {**rank_files(1), f"{KEY}/autotune_configs_dp0_rank1.json": other}
     assert not told(stages, words(1, 2)).unlike, "stages tune operations of their own"
 
 
@@ -242,9 +242,9 @@ def test_a_pipeline_stage_that_tuned_nothing_may_be_silent() -> None:
     assert told(files, words(2, 2)).entries == 3
 
 
-@given(st.permutations(sorted({**ranks(3), **managed(2), "x.txt": b""})))
+@given(st.permutations(sorted({**rank_files(3), **managed_store(2), "x.txt": b""})))
 def test_the_order_of_a_listing_changes_nothing(paths: list[str]) -> None:
-    files = {**ranks(3), **managed(2), "x.txt": b""}
+    files = {**rank_files(3), **managed_store(2), "x.txt": b""}
     assert read_tactics(paths, files.__getitem__) == read_tactics(sorted(files), files.__getitem__)
 
 
@@ -267,7 +267,7 @@ def test_what_flashinfer_could_not_tell_stays_unknown() -> None:
 
 @given(st.binary(max_size=200))
 def test_no_content_of_a_file_raises_anything_but_unsound(raw: bytes) -> None:
-    for path in (*managed(1), *ranks(1), f"{KEY}/autotune_configs.json"):
+    for path in (*managed_store(1), *rank_files(1), f"{KEY}/autotune_configs.json"):
         with suppress(Unsound):
             read_tactics([path], lambda _: raw)
 
@@ -285,6 +285,6 @@ json_values = st.recursive(
 @given(json_values)
 def test_no_json_raises_anything_but_unsound(value: object) -> None:
     raw = json.dumps(value).encode()
-    for path in (*managed(1), *ranks(1), f"{KEY}/autotune_configs.json"):
+    for path in (*managed_store(1), *rank_files(1), f"{KEY}/autotune_configs.json"):
         with suppress(Unsound):
             read_tactics([path], lambda _: raw)

@@ -23,14 +23,14 @@ from tests.unit.agent.pod import (
     KEY,
     METADATA,
     STORE,
-    Pod,
-    content,
-    managed,
+    AgentPod,
+    managed_store,
     rank_file,
-    ranks,
+    rank_files,
+    read_tree,
 )
 from tests.unit.agent.test_check import image
-from tests.unit.agent.test_killed import each_death
+from tests.unit.agent.test_killed import kill_after_each_operation
 
 V1 = ".cache/vllm/flashinfer_autotune_cache/0.7.2.post1/100a"
 V1_CPU = ".cache/vllm/flashinfer_autotune_cache/flashinfer/0.7.2.post1"  # no architecture is known
@@ -41,27 +41,29 @@ H200 = {**METADATA, "gpu": "NVIDIA H200"}
 OLDER = {**METADATA, "flashinfer_version": "0.7.0.post1"}
 
 
-def holds(pod: Pod, folder: str, files: dict[str, bytes]) -> Pod:
+def write_source(pod: AgentPod, folder: str, files: dict[str, bytes]) -> AgentPod:
     """The source claim has these files, as vLLM leaves them."""
     for path, data in files.items():
-        file = source(pod) / folder / path
+        file = source_claim(pod) / folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         file.chmod(0o600)
     return pod
 
 
-def source(pod: Pod) -> Path:
+def source_claim(pod: AgentPod) -> Path:
     folder = pod.claim.with_name("source")
     folder.mkdir(exist_ok=True)
     return folder
 
 
-def bring(pod: Pod, at: str = "", uid: str = "pod-1", disk: Any = None, **task: Any) -> Report:
+def run_import(
+    pod: AgentPod, at: str = "", uid: str = "pod-1", disk: Any = None, **task: Any
+) -> Report:
     from pretune.agent.__main__ import run
 
     context = pod.context(uid, disk, source=at, **task)
-    context.source = str(source(pod))
+    context.source = str(source_claim(pod))
     return run("import", context)
 
 
@@ -69,7 +71,7 @@ def under(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{path}": data for path, data in files.items()}
 
 
-def in_the_image(pod: Pod, vllm_version: str, flashinfer: str = "0.7.2.post1") -> list[str]:
+def make_image(pod: AgentPod, vllm_version: str, flashinfer: str = "0.7.2.post1") -> list[str]:
     folder = pod.claim.with_name("image")
     folder.mkdir()
     return image(folder, vllm_version, flashinfer)
@@ -98,10 +100,10 @@ def in_the_image(pod: Pod, vllm_version: str, flashinfer: str = "0.7.2.post1") -
     ],
 )
 def test_rank_files_are_found_from_wherever_on_the_way_to_them(
-    pod: Pod, written: str, at: str
+    pod: AgentPod, written: str, at: str
 ) -> None:
-    holds(pod, written, ranks(4, 7))
-    report = bring(pod, at, gpus=4)
+    write_source(pod, written, rank_files(4, 7))
+    report = run_import(pod, at, gpus=4)
     assert (report.reason, report.layout, report.entries, report.seconds) == (
         "Sealed",
         "PerRank",
@@ -110,9 +112,9 @@ def test_rank_files_are_found_from_wherever_on_the_way_to_them(
     ), report
     assert report.by == "import" and "7 entries in 4 rank files, imported from " in report.message
     assert {
-        path: data for path, data in content(pod.bundle() / "tactics").items() if data
-    } == ranks(4, 7)
-    assert pod.found().digest == report.digest and pod.staging() == []
+        path: data for path, data in read_tree(pod.bundle() / "tactics").items() if data
+    } == rank_files(4, 7)
+    assert pod.find_bundle().digest == report.digest and pod.staging() == []
 
 
 @pytest.mark.parametrize(
@@ -124,20 +126,20 @@ def test_rank_files_are_found_from_wherever_on_the_way_to_them(
     ],
 )
 def test_a_managed_store_is_found_from_wherever_on_the_way_to_it(
-    pod: Pod, written: str, at: str
+    pod: AgentPod, written: str, at: str
 ) -> None:
-    holds(pod, written, managed(5))
-    report = bring(pod, at)
+    write_source(pod, written, managed_store(5))
+    report = run_import(pod, at)
     assert (report.reason, report.layout, report.entries) == ("Sealed", "Managed", 5), report
     assert {
-        path: data for path, data in content(pod.bundle() / "tactics").items() if data
-    } == managed(5)
+        path: data for path, data in read_tree(pod.bundle() / "tactics").items() if data
+    } == managed_store(5)
 
 
-def test_an_imported_bundle_is_one_like_any_other(pod: Pod) -> None:
-    command = in_the_image(pod, "0.33.0")
-    holds(pod, V2, managed(5))
-    report = bring(pod, command=command)
+def test_an_imported_bundle_is_one_like_any_other(pod: AgentPod) -> None:
+    command = make_image(pod, "0.33.0")
+    write_source(pod, V2, managed_store(5))
+    report = run_import(pod, command=command)
     assert report.versions is not None and vars(report.versions) == {
         "vllm": "0.33.0",
         "flashinfer": "0.7.2.post1",
@@ -146,64 +148,64 @@ def test_an_imported_bundle_is_one_like_any_other(pod: Pod) -> None:
     }
     assert pod.run("check", "pod-2", command=command).reason == "Sealed"
     assert pod.run("seed", "pod-3", command=command).reason == "Seeded"
-    assert content(pod.tactics) == content(pod.bundle() / "tactics")
+    assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
     assert pod.run("prove", "pod-4", command=command).reason == "Proven"
     assert pod.run("inspect", ids=[INPUTS.bundle_id()]).bundles[0].proven
 
 
-def test_the_samples_that_flashinfer_wrote_are_imported(pod: Pod) -> None:
-    shutil.copytree(Path(__file__).with_name("samples") / "v2root", source(pod) / "store")
-    report = bring(pod, "store", inputs=ANYWHERE)
+def test_the_samples_that_flashinfer_wrote_are_imported(pod: AgentPod) -> None:
+    shutil.copytree(Path(__file__).with_name("samples") / "v2root", source_claim(pod) / "store")
+    report = run_import(pod, "store", inputs=ANYWHERE)
     assert (report.reason, report.entries) == ("Sealed", 10)
     assert (
         "GPU NVIDIA H200, not compared: the target names no nvidia.com/gpu.product"
         in report.message
     )
-    refused = bring(pod, "store")
+    refused = run_import(pod, "store")
     assert (
         "of GPU NVIDIA H200, and the target's nvidia.com/gpu.product is NVIDIA-B200"
         in refused.message
     )
 
 
-def test_a_bundle_that_is_there_already_wins(pod: Pod) -> None:
-    sealed = pod.sealed(ranks(1, 3))
-    holds(pod, V1, ranks(1, 9))
-    report = bring(pod)
+def test_a_bundle_that_is_there_already_wins(pod: AgentPod) -> None:
+    sealed = pod.seal(rank_files(1, 3))
+    write_source(pod, V1, rank_files(1, 9))
+    report = run_import(pod)
     assert (report.reason, report.digest, report.entries) == ("Sealed", sealed.digest, 3)
 
 
-def test_nothing_of_the_source_is_changed(pod: Pod) -> None:
-    holds(pod, V1, ranks(1))
-    before = content(source(pod))
-    assert bring(pod).reason == "Sealed"
-    assert content(source(pod)) == before
+def test_nothing_of_the_source_is_changed(pod: AgentPod) -> None:
+    write_source(pod, V1, rank_files(1))
+    before = read_tree(source_claim(pod))
+    assert run_import(pod).reason == "Sealed"
+    assert read_tree(source_claim(pod)) == before
 
 
 # --- which of several
 
 
-def test_of_two_flashinfers_that_of_the_image_is_taken(pod: Pod) -> None:
-    command = in_the_image(pod, "0.32.0")
-    holds(pod, V1, ranks(1, 4))
-    holds(
+def test_of_two_flashinfers_that_of_the_image_is_taken(pod: AgentPod) -> None:
+    command = make_image(pod, "0.32.0")
+    write_source(pod, V1, rank_files(1, 4))
+    write_source(
         pod,
         V1.replace("0.7.2.post1", "0.7.0.post1"),
         {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(9, OLDER)},
     )
-    report = bring(pod, command=command)
+    report = run_import(pod, command=command)
     assert (report.reason, report.entries) == ("Sealed", 4)
     assert f"imported from {V1}/abababababab…" in report.message
 
 
-def test_of_two_gpus_that_of_the_target_is_taken(pod: Pod) -> None:
-    holds(
+def test_of_two_gpus_that_of_the_target_is_taken(pod: AgentPod) -> None:
+    write_source(
         pod,
         V1.replace("100a", "90a"),
         {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(9, H200)},
     )
-    holds(pod, V1, ranks(1, 4))
-    assert bring(pod).entries == 4
+    write_source(pod, V1, rank_files(1, 4))
+    assert run_import(pod).entries == 4
 
 
 @pytest.mark.parametrize(
@@ -211,103 +213,107 @@ def test_of_two_gpus_that_of_the_target_is_taken(pod: Pod) -> None:
     [(1, (), "Managed"), (2, (), "PerRank"), (2, ("-tp", "2"), "PerRank")],
 )
 def test_where_033_wrote_both_that_of_so_many_gpus_is_taken(
-    pod: Pod, gpus: int, words: tuple[str, ...], layout: str
+    pod: AgentPod, gpus: int, words: tuple[str, ...], layout: str
 ) -> None:
-    command = [*in_the_image(pod, "0.33.0"), *words]
-    holds(pod, V1, ranks(2))
-    holds(pod, V2, managed(5))
-    assert bring(pod, gpus=gpus, command=command).layout == layout
+    command = [*make_image(pod, "0.33.0"), *words]
+    write_source(pod, V1, rank_files(2))
+    write_source(pod, V2, managed_store(5))
+    assert run_import(pod, gpus=gpus, command=command).layout == layout
 
 
-def test_two_keys_that_fit_are_named_and_one_has_to_be_chosen(pod: Pod) -> None:
-    holds(pod, V1, {**ranks(1, 4), **ranks(1, 5, OTHER_KEY)})
-    report = bring(pod)
+def test_two_keys_that_fit_are_named_and_one_has_to_be_chosen(pod: AgentPod) -> None:
+    write_source(pod, V1, {**rank_files(1, 4), **rank_files(1, 5, OTHER_KEY)})
+    report = run_import(pod)
     assert report.reason == "ImportRefused" and not list(pod.folder.glob("bundles/*"))
     assert (
         "2 folders fit" in report.message
         and f"{V1}/abababababab…, {V1}/cdcdcdcdcdcd…; name it" in report.message
     )
-    assert bring(pod, f"{V1}/{OTHER_KEY}").entries == 5
-    assert set(content(pod.bundle() / "tactics")) == {
+    assert run_import(pod, f"{V1}/{OTHER_KEY}").entries == 5
+    assert set(read_tree(pod.bundle() / "tactics")) == {
         OTHER_KEY,
         f"{OTHER_KEY}/autotune_configs_dp0_rank0.json",
     }
 
 
-def test_a_key_that_is_unsound_for_this_engine_leaves_the_other(pod: Pod) -> None:
-    holds(pod, V1, {**ranks(4, 4), **ranks(1, 5, OTHER_KEY)})
-    report = bring(pod, gpus=4, command=["/absent/vllm", "-tp", "4"])
+def test_a_key_that_is_unsound_for_this_engine_leaves_the_other(pod: AgentPod) -> None:
+    write_source(pod, V1, {**rank_files(4, 4), **rank_files(1, 5, OTHER_KEY)})
+    report = run_import(pod, gpus=4, command=["/absent/vllm", "-tp", "4"])
     assert (report.reason, report.entries) == ("Sealed", 4)
 
 
 # --- refused
 
 
-def _nothing(pod: Pod) -> None:
-    (source(pod) / "models").mkdir()
+def _nothing(pod: AgentPod) -> None:
+    (source_claim(pod) / "models").mkdir()
 
 
-def _other_gpu(pod: Pod) -> None:
-    holds(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, H200)})
+def _other_gpu(pod: AgentPod) -> None:
+    write_source(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, H200)})
 
 
-def _no_gpu(pod: Pod) -> None:
-    holds(
+def _no_gpu(pod: AgentPod) -> None:
+    write_source(
         pod,
         V1,
         {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {**METADATA, "gpu": "unknown"})},
     )
 
 
-def _corrupt(pod: Pod) -> None:
-    holds(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": b"{"})
+def _corrupt(pod: AgentPod) -> None:
+    write_source(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": b"{"})
 
 
-def _no_entries(pod: Pod) -> None:
-    holds(pod, V1, {f"{KEY}/autotune_configs.json": rank_file(0)})
+def _no_entries(pod: AgentPod) -> None:
+    write_source(pod, V1, {f"{KEY}/autotune_configs.json": rank_file(0)})
 
 
-def _gap(pod: Pod) -> None:
-    holds(pod, V1, {path: data for path, data in ranks(3).items() if "rank1" not in path})
+def _gap(pod: AgentPod) -> None:
+    write_source(
+        pod, V1, {path: data for path, data in rank_files(3).items() if "rank1" not in path}
+    )
 
 
-def _mixed(pod: Pod) -> None:
+def _mixed(pod: AgentPod) -> None:
     other = rank_file(3).replace(b"('op', 'Runner', ((2,", b"('another_op', 'Runner', ((2,")
-    holds(pod, V1, {**ranks(2), f"{KEY}/autotune_configs_dp0_rank1.json": other})
+    write_source(pod, V1, {**rank_files(2), f"{KEY}/autotune_configs_dp0_rank1.json": other})
 
 
-def _shared_on_two(pod: Pod) -> None:
-    holds(pod, V1, {f"{KEY}/autotune_configs.json": rank_file(3)})
+def _shared_on_two(pod: AgentPod) -> None:
+    write_source(pod, V1, {f"{KEY}/autotune_configs.json": rank_file(3)})
 
 
-def _linked_file(pod: Pod) -> None:
-    holds(pod, V1, ranks(1))
-    (source(pod) / V1 / KEY / "more.json").symlink_to("/etc/passwd")
+def _linked_file(pod: AgentPod) -> None:
+    write_source(pod, V1, rank_files(1))
+    (source_claim(pod) / V1 / KEY / "more.json").symlink_to("/etc/passwd")
 
 
-def _linked_key(pod: Pod) -> None:
-    holds(pod, "elsewhere", ranks(1))
-    (source(pod) / V1).mkdir(parents=True)
-    (source(pod) / V1 / KEY).symlink_to(source(pod) / "elsewhere" / KEY)
+def _linked_key(pod: AgentPod) -> None:
+    write_source(pod, "elsewhere", rank_files(1))
+    (source_claim(pod) / V1).mkdir(parents=True)
+    (source_claim(pod) / V1 / KEY).symlink_to(source_claim(pod) / "elsewhere" / KEY)
 
 
-def _linked_cache(pod: Pod) -> None:
-    holds(pod, "elsewhere/" + V1, ranks(1))
-    (source(pod) / ".cache").symlink_to("elsewhere/.cache")
+def _linked_cache(pod: AgentPod) -> None:
+    write_source(pod, "elsewhere/" + V1, rank_files(1))
+    (source_claim(pod) / ".cache").symlink_to("elsewhere/.cache")
 
 
-def _too_large(pod: Pod) -> None:
-    holds(pod, V1, ranks(1))
-    with open(source(pod) / V1 / KEY / "huge.bin", "wb") as huge:
+def _too_large(pod: AgentPod) -> None:
+    write_source(pod, V1, rank_files(1))
+    with open(source_claim(pod) / V1 / KEY / "huge.bin", "wb") as huge:
         huge.truncate(300 << 20)
 
 
-def _large_file(pod: Pod) -> None:
-    holds(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": b" " * (LARGEST_FILE + 1)})
+def _large_file(pod: AgentPod) -> None:
+    write_source(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": b" " * (LARGEST_FILE + 1)})
 
 
-def _many(pod: Pod) -> None:
-    holds(pod, V1, {f"{number:064x}/autotune_configs.json": rank_file(1) for number in range(201)})
+def _many(pod: AgentPod) -> None:
+    write_source(
+        pod, V1, {f"{number:064x}/autotune_configs.json": rank_file(1) for number in range(201)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,10 +353,10 @@ def _many(pod: Pod) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_by_name_and_nothing_is_taken(
-    pod: Pod, prepare: Callable[[Pod], None], at: str, gpus: int, words: str
+    pod: AgentPod, prepare: Callable[[AgentPod], None], at: str, gpus: int, words: str
 ) -> None:
     prepare(pod)
-    report = bring(pod, at, gpus=gpus)
+    report = run_import(pod, at, gpus=gpus)
     assert report.reason == "ImportRefused" and words in report.message, report
     assert len(report.dump().encode()) <= 700
     assert not list(pod.claim.rglob("*.json"))
@@ -366,34 +372,34 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_is_taken(
     ],
 )  # fmt: skip
 def test_what_the_image_does_not_read_is_refused(
-    pod: Pod, version: str, flashinfer: str, gpus: int, words: list[str], refused: str
+    pod: AgentPod, version: str, flashinfer: str, gpus: int, words: list[str], refused: str
 ) -> None:
-    command = in_the_image(pod, version, flashinfer)
-    holds(pod, V1, ranks(gpus))
-    report = bring(pod, command=command, gpus=gpus)
+    command = make_image(pod, version, flashinfer)
+    write_source(pod, V1, rank_files(gpus))
+    report = run_import(pod, command=command, gpus=gpus)
     assert report.reason == refused and all(one in report.message for one in words), report
 
 
 def test_without_a_word_on_flashinfer_the_default_roots_folder_says_it_and_an_override_folder_cannot(
-    pod: Pod,
+    pod: AgentPod,
 ) -> None:
-    command = in_the_image(pod, "0.32.0")
+    command = make_image(pod, "0.32.0")
     silent = {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {"gpu": "NVIDIA B200"})}
-    holds(pod, "override", silent)
-    report = bring(pod, "override", command=command)
+    write_source(pod, "override", silent)
+    report = run_import(pod, "override", command=command)
     assert "of FlashInfer of no known version, and the image has 0.7.2.post1" in report.message
-    holds(pod, V1, silent)
-    assert bring(pod, command=command).reason == "Sealed"
+    write_source(pod, V1, silent)
+    assert run_import(pod, command=command).reason == "Sealed"
 
 
-def test_a_source_that_changes_while_it_is_read_is_left_for_later(pod: Pod) -> None:
+def test_a_source_that_changes_while_it_is_read_is_left_for_later(pod: AgentPod) -> None:
     from pretune.agent.claim.fs import Disk, Folder
 
-    holds(pod, V1, ranks(1))
+    write_source(pod, V1, rank_files(1))
 
     class Writes(Disk):
         def fsync(self, fd: int) -> None:
-            path = source(pod) / V1 / KEY / "autotune_configs_dp0_rank0.json"
+            path = source_claim(pod) / V1 / KEY / "autotune_configs_dp0_rank0.json"
             path.write_bytes(rank_file(4))
             super().fsync(fd)
 
@@ -401,22 +407,22 @@ def test_a_source_that_changes_while_it_is_read_is_left_for_later(pod: Pod) -> N
             assert not (name == "bundle" and not new.startswith(".gone")), "published"
             super().rename(source, name, to, new)
 
-    report = bring(pod, disk=Writes())
+    report = run_import(pod, disk=Writes())
     assert (
         report.reason == "ImportRefused"
         and "changes while it is read: an engine writes to it" in report.message
     )
-    assert pod.staging() == [] and pod.found() is None
+    assert pod.staging() == [] and pod.find_bundle() is None
 
 
 @needs_root
 @pytest.mark.parametrize("locked", ["autotune_configs_dp0_rank1.json", "", ".."])
-def test_what_this_uid_may_not_read_is_said_with_its_owner(open_pod: Pod, locked: str) -> None:
+def test_what_this_uid_may_not_read_is_said_with_its_owner(open_pod: AgentPod, locked: str) -> None:
     pod = open_pod
-    holds(pod, V1, ranks(2))
-    for path in source(pod).rglob("*.json"):
+    write_source(pod, V1, rank_files(2))
+    for path in source_claim(pod).rglob("*.json"):
         path.chmod(0o644)
-    barred = (source(pod) / V1 / KEY / locked).resolve()
+    barred = (source_claim(pod) / V1 / KEY / locked).resolve()
     barred.chmod(0o600)
     os.chown(barred, 2000, 2000)
     read, write = os.pipe()
@@ -426,7 +432,7 @@ def test_what_this_uid_may_not_read_is_said_with_its_owner(open_pod: Pod, locked
             os.setgroups([])
             os.setgid(4711)
             os.setuid(4711)
-            os.write(write, bring(pod, gpus=2).dump().encode())
+            os.write(write, run_import(pod, gpus=2).dump().encode())
         finally:
             os._exit(0)
     os.close(write)
@@ -438,29 +444,29 @@ def test_what_this_uid_may_not_read_is_said_with_its_owner(open_pod: Pod, locked
         "belongs to uid 2000, gid 2000 (mode 0600), and uid 4711, gid 4711, as which the engine runs"
         in report.message
     )
-    assert str(barred.relative_to(source(pod))) in report.message
+    assert str(barred.relative_to(source_claim(pod))) in report.message
 
 
-def test_a_folder_of_the_files_system_that_nobody_may_read_is_no_matter(pod: Pod) -> None:
-    (source(pod) / "lost+found").mkdir(0o000)
-    holds(pod, V1, ranks(1))
-    assert bring(pod).reason == "Sealed"
+def test_a_folder_of_the_files_system_that_nobody_may_read_is_no_matter(pod: AgentPod) -> None:
+    (source_claim(pod) / "lost+found").mkdir(0o000)
+    write_source(pod, V1, rank_files(1))
+    assert run_import(pod).reason == "Sealed"
 
 
 @needs_root
 def test_our_own_claim_without_space_says_so_as_seal_does(
-    open_pod: Pod, mount: Callable[..., None]
+    open_pod: AgentPod, mount: Callable[..., None]
 ) -> None:
-    holds(
+    write_source(
         open_pod,
         V1,
         {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(2000) for rank in range(8)},
     )
     mount("-t", "tmpfs", "-o", "size=1m,mode=0777", "none", str(open_pod.claim))
-    report = bring(open_pod, gpus=8)
+    report = run_import(open_pod, gpus=8)
     assert report.reason == "NoSpace" and "enlarge the claim" in report.message
     mount("-o", "remount,ro", str(open_pod.claim))
-    assert bring(open_pod, gpus=8).reason == "ReadOnlyClaim"
+    assert run_import(open_pod, gpus=8).reason == "ReadOnlyClaim"
 
 
 def test_an_import_killed_after_any_operation_leaves_the_bundle_whole_or_absent(
@@ -468,19 +474,21 @@ def test_an_import_killed_after_any_operation_leaves_the_bundle_whole_or_absent(
 ) -> None:
     absent = whole = 0
 
-    def check(pod: Pod) -> None:
+    def check(pod: AgentPod) -> None:
         nonlocal absent, whole
-        there = pod.found() is not None
+        there = pod.find_bundle() is not None
         whole, absent = whole + there, absent + (not there)
-        assert bring(pod, uid="pod-2", gpus=2).reason == "Sealed"
+        assert run_import(pod, uid="pod-2", gpus=2).reason == "Sealed"
         assert {
-            path: data for path, data in content(pod.bundle() / "tactics").items() if data
-        } == ranks(2)
+            path: data for path, data in read_tree(pod.bundle() / "tactics").items() if data
+        } == rank_files(2)
 
-    def prepare(pod: Pod) -> None:
-        holds(pod, V1, ranks(2))
+    def prepare(pod: AgentPod) -> None:
+        write_source(pod, V1, rank_files(2))
 
-    each_death(tmp_path, lambda pod, disk: bring(pod, disk=disk, gpus=2), prepare, check)
+    kill_after_each_operation(
+        tmp_path, lambda pod, disk: run_import(pod, disk=disk, gpus=2), prepare, check
+    )
     assert absent > 5 and whole > 3
 
 
