@@ -1,6 +1,7 @@
-"""A consumer's pod to its template as the author wrote it: one read of the object that holds it, as it is now.
+"""A consumer's pod to its template as the author wrote it: one read of the object that holds it.
 
-The controller asks once an origin and look (controller/observe.py); the webhook once an origin, and remembers the answer.
+The controller asks once for each origin and run (controller/observe.py); the webhook once for each
+origin, and caches the answer.
 """
 
 from __future__ import annotations
@@ -13,139 +14,164 @@ from pretune.api.types import Object
 from pretune.kube.types import ApiError, Cluster
 from pretune.manifests.admitted import apply_admission
 from pretune.manifests.injection import strip
-from pretune.podspec.workloads import TemplateRef, controller_of, origin_of, template_of
+from pretune.podspec.source import template_of
+from pretune.podspec.workloads import (
+    POD,
+    REVISION_KIND,
+    TemplateRef,
+    WorkloadKind,
+    controller_of,
+    find_kind,
+    origin_of,
+)
 from pretune.policy.model import Origin
 
-REVISION = "deployment.kubernetes.io/revision"  # annotation of a ReplicaSet; a rollback makes the old one's the newest again
-_ANSWERS = {
-    403: reasons.SOURCE_FORBIDDEN,
-    404: reasons.SOURCE_NOT_FOUND,
-}  # of the API server; any other error is raised
+# The API server's answers that become a Refused, by HTTP status. Any other error is raised.
+_REFUSALS = {403: reasons.SOURCE_FORBIDDEN, 404: reasons.SOURCE_NOT_FOUND}
 
 
 async def read_origin(
     cluster: Cluster, namespace: str, pod: Object, *, workload: bool = False
 ) -> Origin:
-    """Where a pod's template comes from. A pod without an owner of a known kind is its own: no read.
+    """Return where a pod's template comes from.
 
-    pod: its metadata is enough for one that has an owner; it may be one that is just being made (no name, no uid).
-    workload: whether Origin.workload is wanted, for one more read: the Deployment above a ReplicaSet, else the owner. What cannot
-    be had of it is None, and no error.
-    Origin.template is Refused (SourceNotFound, SourceForbidden, SourceInvalid) where the owner is gone or another of its name,
-    may not be read, or holds no template. Raises ApiError, OSError or TimeoutError where the read fails otherwise.
+    pod: its metadata is enough if it has an owner. It may be one that is being created, without
+    name and uid. A pod without an owner of a known kind is its own template: nothing is read.
+    workload: whether Origin.workload is wanted, for one more read: the workload above the owner,
+    else the owner. If it cannot be read it is None, and no error.
+    Origin.template is Refused (SourceNotFound, SourceForbidden, SourceInvalid) if the owner is gone
+    or is another object of its name, may not be read, or holds no template. Raises ApiError,
+    OSError or TimeoutError if the read fails otherwise.
     """
     ref = origin_of(pod)
     if ref is None:
-        return _its_own(pod)
-    found = await _read(cluster, namespace, ref)
-    above = (
-        await _above(cluster, namespace, found.object)
-        if workload and found.object is not None
-        else None
-    )
-    return Origin(ref.owner, ref.owner_name, found.template, found.order, above)
+        return _origin_of_bare(pod)
+    holder = await _read_holder(cluster, namespace, ref)
+    above = None
+    if workload and holder.object is not None:
+        above = await _read_workload(cluster, namespace, ref, holder.object)
+    return Origin(ref.owner, ref.owner_name, holder.template, holder.order, above)
 
 
 def without_template(workload: Object) -> Object:
-    """A workload's kind, name, labels and spec without its pod template."""
+    """Return a workload's kind, name, labels and spec without its pod template."""
     meta = {name: workload["metadata"].get(name) for name in ("namespace", "name", "uid", "labels")}
-    spec = {name: one for name, one in (workload.get("spec") or {}).items() if name != "template"}
-    return {
-        **{name: workload[name] for name in ("apiVersion", "kind")},
-        "metadata": meta,
-        "spec": spec,
+    spec = {
+        name: value for name, value in (workload.get("spec") or {}).items() if name != "template"
     }
+    kind = {name: workload[name] for name in ("apiVersion", "kind")}
+    return {**kind, "metadata": meta, "spec": spec}
 
 
-# --- inside
+# --- a pod that is its own template
 
 
-@dataclass(frozen=True)
-class _Found:
-    template: Object | Refused
-    order: tuple[int, str] = (0, "")
-    object: Object | None = None
+def _origin_of_bare(pod: Object) -> Origin:
+    """Return what the pod's author wrote, as far as that is known.
 
-
-def _its_own(pod: Object) -> Origin:
-    """What the pod's author wrote, as far as it can be told: without what we, the scheduler and the API server added."""
-    bare = strip(pod)
-    meta, spec = bare["metadata"], dict(bare["spec"])
+    That is the pod without what we, the scheduler and the API server added.
+    """
+    stripped = strip(pod)
+    meta, spec = stripped["metadata"], dict(stripped["spec"])
     if not _author_chose_node(pod):
-        spec.pop("nodeName", None)  # else each node would make a bundle of its own
+        spec.pop("nodeName", None)  # else each node would have a bundle of its own
     written = {
         "metadata": {name: meta.get(name) or {} for name in ("labels", "annotations")},
         "spec": spec,
     }
     name = meta.get("name") or meta.get("generateName") or ""
-    found = _template(apply_admission(written, pod), "Pod", name)
-    return Origin("Pod", name, found, (0, meta.get("creationTimestamp") or ""))
+    template = _conforming(apply_admission(written, pod), POD, name)
+    return Origin(POD, name, template, (0, meta.get("creationTimestamp") or ""))
 
 
 def _author_chose_node(pod: Object) -> bool:
-    """The scheduler's binding leaves no mark in managedFields (seen on 1.34); a pod that is being made has no uid yet."""
+    """Whether spec.nodeName is the author's.
+
+    The scheduler's binding leaves no mark in managedFields (seen on 1.34). A pod that is being
+    created has no uid yet.
+    """
     meta = pod["metadata"]
-    marks = [
-        ((one.get("fieldsV1") or {}).get("f:spec") or {}) for one in meta.get("managedFields") or ()
-    ]
-    return "uid" not in meta or any("f:nodeName" in one for one in marks)
+    entries = meta.get("managedFields") or ()
+    specs = [(entry.get("fieldsV1") or {}).get("f:spec") or {} for entry in entries]
+    return "uid" not in meta or any("f:nodeName" in fields for fields in specs)
 
 
-async def _read(cluster: Cluster, namespace: str, ref: TemplateRef) -> _Found:
-    named = f"{ref.kind} {namespace}/{ref.name}"
+# --- a pod whose template is in another object
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """The object that holds a template, as it was read."""
+
+    template: Object | Refused
+    order: tuple[int, str] = (0, "")  # as Origin.order
+    object: Object | None = None
+
+
+async def _read_holder(cluster: Cluster, namespace: str, ref: TemplateRef) -> _Holder:
+    name = f"{ref.kind} {namespace}/{ref.name}"
     try:
-        found = await cluster.get(ref.api_version, ref.kind, namespace, ref.name)
+        holder = await cluster.get(ref.api_version, ref.kind, namespace, ref.name)
     except ApiError as error:
-        if error.code not in _ANSWERS:
+        if error.code not in _REFUSALS:
             raise
-        return _Found(Refused(_ANSWERS[error.code], f"{named}: {error.message}"))
-    if found is None:
-        return _Found(Refused(reasons.SOURCE_NOT_FOUND, f"{named} is not there"))
-    meta = found["metadata"]
-    if ref.kind == "ControllerRevision":
-        uid, number = (controller_of(found) or {}).get("uid"), found.get("revision") or 0
-        template = ((found.get("data") or {}).get("spec") or {}).get("template")
-        if isinstance(template, dict):
-            template = {
-                name: one for name, one in template.items() if name != "$patch"
-            }  # how a revision is put back
-    else:
-        uid, number = meta["uid"], (meta.get("annotations") or {}).get(REVISION) or 0
-        template = (found.get("spec") or {}).get("template")
+        return _Holder(Refused(_REFUSALS[error.code], f"{name}: {error.message}"))
+    if holder is None:
+        return _Holder(Refused(reasons.SOURCE_NOT_FOUND, f"{name} does not exist"))
+    row = find_kind(ref.owner)
+    assert row is not None  # origin_of has found it
+    uid, number, template = _open_holder(holder, row)
     if uid != ref.uid:
-        whose = f"{ref.owner} {ref.owner_name} (uid {ref.uid})"
-        return _Found(
-            Refused(
-                reasons.SOURCE_NOT_FOUND,
-                f"{named} is not that of the pod's owner {whose}, which is gone",
-            )
-        )
-    order = (int(number) if str(number).isdecimal() else 0, meta.get("creationTimestamp") or "")
-    return _Found(_template(template, ref.kind, f"{namespace}/{ref.name}"), order, found)
+        owner = f"{ref.owner} {ref.owner_name} (uid {ref.uid})"
+        message = f"{name} is not that of the pod's owner {owner}, which is gone"
+        return _Holder(Refused(reasons.SOURCE_NOT_FOUND, message))
+    created = holder["metadata"].get("creationTimestamp") or ""
+    template = _conforming(template, ref.kind, f"{namespace}/{ref.name}")
+    return _Holder(template, (_parse_number(number), created), holder)
 
 
-def _template(template: object, kind: str, name: str) -> Object | Refused:
+def _open_holder(holder: Object, row: WorkloadKind) -> tuple[object, object, object]:
+    """Return the uid of the pod's owner, the revision's number, and the template, unchecked."""
+    meta = holder["metadata"]
+    if row.revision_name is None:
+        number = (meta.get("annotations") or {}).get(row.order_annotation)
+        return meta["uid"], number, (holder.get("spec") or {}).get("template")
+    template = ((holder.get("data") or {}).get("spec") or {}).get("template")
+    if isinstance(template, dict):  # $patch is there for a rollback
+        template = {name: value for name, value in template.items() if name != "$patch"}
+    return (controller_of(holder) or {}).get("uid"), holder.get("revision"), template
+
+
+def _parse_number(value: object) -> int:
+    return int(str(value)) if str(value).isdecimal() else 0
+
+
+def _conforming(template: object, kind: str, name: str) -> Object | Refused:
+    source = {"kind": kind, "metadata": {"name": name}, "spec": {"template": template}}
     try:
-        return template_of(
-            {"kind": kind, "metadata": {"name": name}, "spec": {"template": template}}
-        )
+        return template_of(source)
     except Refused as refused:
         return Refused(reasons.SOURCE_INVALID, refused.message)
 
 
-async def _above(cluster: Cluster, namespace: str, found: Object) -> Object | None:
-    """The set of a revision, the Deployment of a ReplicaSet; else the object itself: another kind above it is not ours to read."""
-    owner = controller_of(found)
-    if owner is None or (found["kind"] != "ControllerRevision" and owner["kind"] != "Deployment"):
-        return without_template(found)
+async def _read_workload(
+    cluster: Cluster, namespace: str, ref: TemplateRef, holder: Object
+) -> Object | None:
+    """Return the workload that a person created, without its template.
+
+    The owner of a ControllerRevision; what a row names above an object of its kind; else the
+    holder itself, whatever is above it.
+    """
+    owner, row = controller_of(holder), find_kind(ref.owner)
+    is_revision = ref.kind == REVISION_KIND
+    if owner is None or not (is_revision or (row is not None and owner["kind"] == row.above)):
+        return without_template(holder)
     try:
         above = await cluster.get(owner["apiVersion"], owner["kind"], namespace, owner["name"])
     except ApiError as error:
-        if error.code not in _ANSWERS:
+        if error.code not in _REFUSALS:
             raise
         return None
-    return (
-        without_template(above)
-        if above is not None and above["metadata"]["uid"] == owner["uid"]
-        else None
-    )
+    if above is None or above["metadata"]["uid"] != owner["uid"]:
+        return None
+    return without_template(above)

@@ -26,7 +26,7 @@ def test_a_source_that_is_not_there_is_said_and_recovers(
         source={"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}}
     )
     cache = ready(kind="Stalled", reason="SourceNotFound")
-    assert "/serving is not there" in condition(cache, "Stalled")["message"]
+    assert "/serving does not exist" in condition(cache, "Stalled")["message"]
     template = engine()
     kube.create(
         {

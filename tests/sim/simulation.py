@@ -15,7 +15,7 @@ from pretune.config import Settings
 from pretune.controller.reconcile import reconcile
 from pretune.kube.types import ApiError
 from pretune.podspec import identity
-from pretune.podspec.workloads import template_of
+from pretune.podspec.source import template_of
 
 from tests.sim.cluster import Client, Clock, Faults, Killed, Server
 from tests.sim.ground import Move

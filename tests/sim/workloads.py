@@ -9,7 +9,7 @@ from functools import partial
 
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
-from pretune.origin import REVISION
+from pretune.podspec.workloads import REVISION_ANNOTATION
 
 from tests.sim.cluster import copied
 from tests.sim.ground import Ground, Move
@@ -130,15 +130,15 @@ class Deployments(Maker):
         new = next(
             (found for found in sets if _without_hash(found["spec"]["template"]) == template), None
         )
-        last = max((int(note(found, REVISION)) for found in sets), default=0)
+        last = max((int(note(found, REVISION_ANNOTATION)) for found in sets), default=0)
         if new is None:
             return "makes a ReplicaSet", partial(self._make_set, one, last + 1)
-        if int(note(new, REVISION)) < last:
-            renewed = {"metadata": {"annotations": {REVISION: str(last + 1)}}}
+        if int(note(new, REVISION_ANNOTATION)) < last:
+            renewed = {"metadata": {"annotations": {REVISION_ANNOTATION: str(last + 1)}}}
             return "goes back", partial(self.server.patch, ref(new), renewed)
         old = sorted(
             (found for found in sets if found is not new),
-            key=lambda found: int(note(found, REVISION)),
+            key=lambda found: int(note(found, REVISION_ANNOTATION)),
         )
         recreates = (one["spec"].get("strategy") or {}).get("type") == "Recreate"
         return self._recreate(one, new, old) if recreates else self._roll(one, new, old)
@@ -151,7 +151,7 @@ class Deployments(Maker):
             "namespace": one["metadata"]["namespace"],
             "name": f"{one['metadata']['name']}-{digest}",
             "labels": template["metadata"]["labels"],
-            "annotations": {REVISION: str(revision)},
+            "annotations": {REVISION_ANNOTATION: str(revision)},
             "ownerReferences": [owned_by(one)],
         }
         spec = {"replicas": 0, "selector": {"matchLabels": {HASH: digest}}, "template": template}

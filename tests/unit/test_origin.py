@@ -14,11 +14,12 @@ from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
-from pretune.podspec import identity
-from pretune.podspec.workloads import origin_of
+from pretune.podspec import identity, workloads
+from pretune.podspec.workloads import REVISION_ANNOTATION, WorkloadKind, origin_of
 from pretune.policy.model import Origin
 from pretune.protocol import TASK_VARIABLE
 
+from tests.sim import cluster
 from tests.sim.cluster import Client, Clock, Server
 from tests.unit.objects import KEY, NOW, template
 
@@ -79,7 +80,7 @@ def rollout(world: Server, revision: str = "3", **spec: Any) -> tuple[Object, Ob
     above = made(
         world, "Deployment", "above", spec={"replicas": 2, "template": template(image="newer")}
     )
-    notes = {origin.REVISION: revision}
+    notes = {REVISION_ANNOTATION: revision}
     meta = {"ownerReferences": controlled_by(above), "annotations": notes}
     return above, made(world, "ReplicaSet", metadata=meta, spec={"template": TEMPLATE, **spec})
 
@@ -185,6 +186,39 @@ def test_the_workload_above_is_read_when_it_is_asked_for_without_its_template(
     assert found.workload["metadata"]["uid"] == above["metadata"]["uid"]
 
 
+@pytest.mark.parametrize("above", [False, True], ids=("its own template", "one workload above"))
+def test_a_kind_that_is_added_as_a_row_has_its_template_and_its_workload_read(
+    world: Server, monkeypatch: pytest.MonkeyPatch, above: bool
+) -> None:
+    row = WorkloadKind(
+        "serving.test",
+        "Replica",
+        order_annotation="serving.test/number",
+        above="Fleet" if above else "",
+    )
+    monkeypatch.setattr(workloads, "KINDS", (*workloads.KINDS, row))
+    monkeypatch.setattr(
+        cluster,
+        "KINDS",
+        cluster.KINDS | {("serving.test/v1", "Replica"), ("serving.test/v1", "Fleet")},
+    )
+    fleet = made(world, "Fleet", "all", version="serving.test/v1", spec={"size": 3})
+    meta = {
+        "ownerReferences": controlled_by(fleet),
+        "annotations": {"serving.test/number": "5"},
+    }
+    replica = made(
+        world, "Replica", version="serving.test/v1", metadata=meta, spec={"template": TEMPLATE}
+    )
+    found, calls = ask(world, pod_of(replica), workload=True)
+    assert (found.kind, found.name, found.template) == ("Replica", "serving", TEMPLATE)
+    assert found.order == (5, format_timestamp(NOW))
+    assert found.workload is not None
+    expected = ("Fleet", {"size": 3}) if above else ("Replica", {})
+    assert (found.workload["kind"], found.workload["spec"]) == expected
+    assert calls == ["get Replica serving", *(["get Fleet all"] if above else [])]
+
+
 def test_a_replica_set_that_nobody_or_another_kind_controls_is_the_workload_itself(
     world: Server,
 ) -> None:
@@ -270,7 +304,7 @@ def odd_revision(world: Server) -> Object:
 @pytest.mark.parametrize(
     ("build", "reason", "words"),
     [
-        (gone, "SourceNotFound", ["ReplicaSet inference/serving", "is not there"]),
+        (gone, "SourceNotFound", ["ReplicaSet inference/serving", "does not exist"]),
         (another, "SourceNotFound", ["ReplicaSet inference/serving", "is gone"]),
         (
             anothers_revision,

@@ -24,7 +24,8 @@ from pretune.manifests.agent_archive import agent_name
 from pretune.manifests.gate import is_held
 from pretune.origin import read_origin, without_template
 from pretune.podspec import identity
-from pretune.podspec.workloads import origin_key, origin_of, template_of
+from pretune.podspec.source import template_of
+from pretune.podspec.workloads import has_revisions, origin_key, origin_of
 from pretune.policy.bundles.attempt_state import POD_GRACE, is_finished, is_job_finished
 from pretune.policy.model import Observed, Origin
 from pretune.policy.pods.rescue import suspect
@@ -32,7 +33,6 @@ from pretune.policy.pods.rescue import suspect
 API_VERSION = f"{GROUP}/{VERSION}"
 MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
 # Kinds of a source that is itself the workload above its consumers.
-APPS_KINDS = ("Deployment", "StatefulSet", "DaemonSet")
 
 
 async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) -> Observed:
@@ -61,7 +61,7 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
     pods = [pod for pod in labelled if ROLE in pod["metadata"]["labels"]]
     consumers = [pod for pod in labelled if ROLE not in pod["metadata"]["labels"]]
     newest = _newest_by_origin(consumers)
-    source_is_workload = (spec.workload_ref or {}).get("kind") in APPS_KINDS
+    source_is_workload = has_revisions((spec.workload_ref or {}).get("kind", ""))
     (
         storage_class,
         agents_named,

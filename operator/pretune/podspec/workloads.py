@@ -1,135 +1,92 @@
-"""A source object to the pod template in it, {metadata, spec}, as its author wrote it. Pure: controller/observe.py reads the object."""
+"""The kinds of workloads whose pods may be consumers, and where such a pod's template is. Pure.
+
+One row of KINDS says of one kind where the template of its pods is, how its revisions are ordered,
+which workload is above it, and whether its pods are held.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from pretune.api import reasons
-from pretune.api.names import KIND
-from pretune.api.reasons import Refused
 from pretune.api.types import Object
 
-# What the rest of pretune relies on. A field that is not here may be anything: the API server judges it, in the Job.
-# A dict lists an object's fields, a list an array's items (which have a name where it is listed), MAP is an object of strings.
-MAP: Any = {"*": str}
-_ENTRIES: Any = [{"name": str}]
-_RESOURCES: Any = {"limits": {}, "requests": {}, "claims": _ENTRIES}
-_PROBE: Any = {
-    "httpGet": {
-        "path": str,
-        "host": str,
-        "scheme": str,
-        "httpHeaders": [{"name": str, "value": str}],
-    },
-    "exec": {},
-    "grpc": {},
-    "tcpSocket": {},
-}
-_CONTAINER: Any = {
-    "name": str,
-    "image": str,
-    "command": [str],
-    "args": [str],
-    "env": [{"name": str, "value": str, "valueFrom": {"fieldRef": {}, "resourceFieldRef": {}}}],
-    "envFrom": [{}],
-    "ports": [{}],
-    "resources": _RESOURCES,
-    "volumeMounts": _ENTRIES,
-    "volumeDevices": _ENTRIES,
-    "securityContext": {"capabilities": {"add": [str], "drop": [str]}},
-    "startupProbe": _PROBE,
-    "readinessProbe": _PROBE,
-}
-_EXPRESSIONS: Any = [{"key": str, "operator": str, "values": [str]}]
-_TERMS: Any = [{"matchExpressions": _EXPRESSIONS, "matchFields": _EXPRESSIONS}]
-_TEMPLATE: Any = {
-    "metadata": {"labels": MAP, "annotations": MAP},
-    "spec": {
-        "containers": [_CONTAINER],
-        "initContainers": [_CONTAINER],
-        "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
-        "resourceClaims": [{"name": str}],
-        "nodeName": str,
-        "nodeSelector": MAP,
-        "tolerations": [{}],
-        "affinity": {
-            "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _TERMS}
-            }
-        },
-    },
-}
-_NAME = re.compile(
-    r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
-)  # of an object, as the API server takes it
-_KINDS: dict[Any, str] = {dict: "an object", list: "a list", str: "a string"}
+REVISION_ANNOTATION = "deployment.kubernetes.io/revision"  # a rollback makes an old one the newest
+POD = "Pod"  # the kind of the origin of a pod that is its own template
+
+# Set on each pod, before it is created, by the controllers that keep ControllerRevisions.
+REVISION_LABEL = "controller-revision-hash"
+REVISIONS_API, REVISION_KIND = "apps/v1", "ControllerRevision"
 
 
-def template_of(source: Object) -> Object:
-    """The pod template of a workload (spec.template) or of an AutotuneCache (spec.source.template): a copy, without nulls.
+@dataclass(frozen=True)
+class WorkloadKind:
+    """A kind of object that controls pods."""
 
-    Raises Refused: SourceNotSupported where there is none, SourceInvalid, with the field, where it is not of a template's form
-    (an AutotuneCache keeps unknown fields, so that its API server checks nothing inside the pod spec).
-    """
-    meta, kind = source.get("metadata") or {}, source.get("kind") or "object"
-    path = "spec.source.template" if kind == KIND else "spec.template"
-    found: Any = source
-    for step in path.split("."):
-        found = found.get(step) if isinstance(found, dict) else None
-    where = f"{kind} {meta.get('name', '')}: {path}"
-    pod = found.get("spec") if isinstance(found, dict) else None
-    if not isinstance(pod, dict) or not pod.get("containers"):
-        if kind == KIND:
-            raise Refused(reasons.SOURCE_INVALID, f"{where}.spec.containers: Required value")
-        raise Refused(
-            reasons.SOURCE_NOT_SUPPORTED,
-            f"{where} is no pod template with containers; name the object that holds the template, or use spec.source.template",
-        )
-    template: Object = _without_nulls(found)
-    _conform(template, _TEMPLATE, where)
-    for index, volume in enumerate(template["spec"].get("volumes") or ()):
-        claim = volume.get("persistentVolumeClaim")
-        name = claim.get("claimName") if isinstance(claim, dict) else None
-        if claim is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-            field = f"{where}.spec.volumes[{index}].persistentVolumeClaim.claimName"
-            raise Refused(reasons.SOURCE_INVALID, f"{field}: {name!r} is no name of a claim")
-    return template
+    group: str  # the API group
+    kind: str
 
+    # None: the pods' template is in the object, at spec.template. Else it is in a
+    # ControllerRevision, since the object may be at a newer revision than its pod. This is its
+    # name, by the object's name and the pod's label controller-revision-hash.
+    revision_name: Callable[[str, str], str] | None = None
 
-def _without_nulls(value: Any) -> Any:
-    """As the API server stores it: a null field is an absent one."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+    # Annotation of the object with its revision's number: the newest has the largest. "": a
+    # ControllerRevision has its number as a field, and another object's age decides.
+    order_annotation: str = ""
 
+    # Label of pods whose object is one revision, so that its template never changes.
+    fixed_by_label: str = ""
 
-def _conform(value: Any, shape: Any, path: str) -> None:
-    kind: Any = str if shape is str else type(shape)
-    if not isinstance(value, kind):
-        raise Refused(reasons.SOURCE_INVALID, f"{path} must be {_KINDS[kind]}")
-    if isinstance(value, list):
-        for index, one in enumerate(value):
-            _conform(one, shape[0], f"{path}[{index}]")
-            if shape[0] is not str and "name" in shape[0] and not one.get("name"):
-                raise Refused(reasons.SOURCE_INVALID, f"{path}[{index}].name: Required value")
-    elif isinstance(value, dict):
-        for name, one in value.items():
-            if (inner := shape.get(name, shape.get("*"))) is not None:
-                _conform(one, inner, f"{path}.{name}")
+    # Kind of the workload above, of which each object is a revision. "": it has none.
+    above: str = ""
+
+    # Whether its pods are held while spec.hold.when is WhenServing. A pod of a kind that replaces
+    # pods one by one takes the place of one that serves, which would be missed while it is held.
+    is_held: bool = False
+
+    @property
+    def has_revisions(self) -> bool:
+        """Whether its pods may be of different revisions."""
+        return bool(self.revision_name or self.above)
+
+    @property
+    def workload(self) -> str:
+        """The kind of the workload that a person created."""
+        return self.above or self.kind
 
 
-REVISION_LABEL = "controller-revision-hash"  # set on each pod by the StatefulSet and DaemonSet controllers before it is made
+KINDS: tuple[WorkloadKind, ...] = (
+    WorkloadKind(
+        "apps",
+        "ReplicaSet",
+        order_annotation=REVISION_ANNOTATION,
+        fixed_by_label="pod-template-hash",  # set by the Deployment controller
+        above="Deployment",
+        is_held=True,
+    ),
+    WorkloadKind("apps", "StatefulSet", revision_name=lambda name, label: label),
+    WorkloadKind("apps", "DaemonSet", revision_name=lambda name, label: f"{name}-{label}"),
+    WorkloadKind("batch", "Job"),
+)
 
-_HOLDS_TEMPLATE = {
-    "ReplicaSet": "apps",
-    "Job": "batch",
-}  # owner kinds with the template inside, and their API group
-_HAS_REVISIONS = (
-    "StatefulSet",
-    "DaemonSet",
-)  # of apps: the set may be at a newer revision than its pod
+
+def find_kind(kind: str, group: str | None = None) -> WorkloadKind | None:
+    """Return the row of a kind, of any group if none is given; None if there is no row."""
+    for row in KINDS:
+        if row.kind == kind and group in (None, row.group):
+            return row
+    return None
+
+
+def has_revisions(workload: str) -> bool:
+    """Whether a workload of this kind keeps revisions: a Deployment, a StatefulSet, a DaemonSet."""
+    return any(row.workload == workload and row.has_revisions for row in KINDS)
+
+
+def held_kinds() -> list[str]:
+    """Return the kinds whose pods are held while spec.hold.when is WhenServing."""
+    return [row.kind for row in KINDS if row.is_held]
 
 
 @dataclass(frozen=True)
@@ -137,40 +94,53 @@ class TemplateRef:
     """The object that holds a pod's template as its author wrote it."""
 
     api_version: str
-    kind: str  # ReplicaSet | Job | ControllerRevision
+    kind: str  # of a row without revision_name, or ControllerRevision
     name: str
-    uid: str  # of the controlling owner: the object's own, or that of its own controlling owner (ControllerRevision)
-    owner: str  # the controlling owner's kind: ReplicaSet | StatefulSet | DaemonSet | Job
+    uid: str  # of the controlling owner: the object's own, or that of a revision's own controller
+    owner: str  # the controlling owner's kind
     owner_name: str
 
 
 def controller_of(obj: Object) -> Object | None:
-    """The owner reference of an object's controller: {apiVersion, kind, name, uid, …}; None: it has none."""
+    """Return the owner reference of an object's controller, or None.
+
+    It has apiVersion, kind, name and uid.
+    """
     owners: list[Object] = obj["metadata"].get("ownerReferences") or []
-    return next((one for one in owners if one.get("controller")), None)
+    return next((owner for owner in owners if owner.get("controller")), None)
 
 
 def origin_of(pod: Object) -> TemplateRef | None:
-    """What to read for a pod's template: its controlling ReplicaSet or Job; for a StatefulSet's or DaemonSet's pod the
-    ControllerRevision that it was made of (by its label controller-revision-hash), since the set itself may be at a newer one.
-    None: the pod has no owner of these kinds, and is its own template (a kind of the same name in another API group, and a pod
-    without that label, which its set did not make, included)."""
+    """Return what holds a pod's template; None if the pod is its own template.
+
+    It is its own template if no object of KINDS controls it (one of the same kind in another API
+    group is none), and if a kind with revisions did not create it: then it has no revision label.
+    """
     owner = controller_of(pod)
     if owner is None:
         return None
-    kind, name, uid, version = owner["kind"], owner["name"], owner["uid"], owner["apiVersion"]
-    group = version.rpartition("/")[0]
-    if _HOLDS_TEMPLATE.get(kind) == group:
-        return TemplateRef(version, kind, name, uid, kind, name)
-    revision = (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
-    if kind not in _HAS_REVISIONS or group != "apps" or not revision:
+    name, uid, version = owner["name"], owner["uid"], owner["apiVersion"]
+    row = find_kind(owner["kind"], version.rpartition("/")[0])
+    if row is None:
         return None
-    # Named by the set and the hash; a StatefulSet's pods carry the whole name, a DaemonSet's only the hash.
-    whole = revision if kind == "StatefulSet" else f"{name}-{revision}"
-    return TemplateRef(version, "ControllerRevision", whole, uid, kind, name)
+    if row.revision_name is None:
+        return TemplateRef(version, row.kind, name, uid, row.kind, name)
+    label = (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
+    if not label:
+        return None
+    revision = row.revision_name(name, label)
+    return TemplateRef(REVISIONS_API, REVISION_KIND, revision, uid, row.kind, name)
 
 
 def origin_key(pod: Object) -> str:
-    """By which pods of one template are told to be so: `ReplicaSet/<name>`, `ControllerRevision/<name>`, `Job/<name>`, `Pod/<name>`."""
+    """Return `<kind>/<name>` of a pod's origin: the same for the pods of one template."""
     ref = origin_of(pod)
-    return f"{ref.kind}/{ref.name}" if ref else f"Pod/{pod['metadata'].get('name', '')}"
+    return f"{ref.kind}/{ref.name}" if ref else f"{POD}/{pod['metadata'].get('name', '')}"
+
+
+def template_version(ref: TemplateRef, pod: Object) -> str | None:
+    """Return what identifies the template in a pod's origin for good; None if it may change."""
+    if ref.kind == REVISION_KIND:
+        return ref.name
+    row, labels = find_kind(ref.owner), pod["metadata"].get("labels") or {}
+    return labels.get(row.fixed_by_label) if row and row.fixed_by_label else None

@@ -17,7 +17,7 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Cluster
 from pretune.origin import read_origin
-from pretune.podspec.workloads import TemplateRef, origin_of
+from pretune.podspec.workloads import TemplateRef, origin_of, template_version
 from pretune.policy.model import Origin
 
 READ_TIMEOUT_SECONDS = 1.5  # the API server waits for the webhook, and a person for the pod
@@ -26,9 +26,6 @@ READ_TIMEOUT_SECONDS = 1.5  # the API server waits for the webhook, and a person
 CHANGEABLE_SECONDS = 1.0
 # JSON that is remembered: the pods of about 300 revisions. Parsed it takes five times as much.
 MAX_JSON_CHARACTERS = 4 << 20
-
-# The Deployment controller's label: the ReplicaSet is one revision, and its template stays.
-TEMPLATE_HASH_LABEL = "pod-template-hash"
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -86,16 +83,14 @@ class TemplateCache:
         ref = origin_of(pod)
         if ref is None:
             return await read_origin(self._cluster, namespace, pod), None
-        labels = pod["metadata"].get("labels") or {}
-        is_revision = ref.kind == "ControllerRevision" or (
-            ref.kind == "ReplicaSet" and TEMPLATE_HASH_LABEL in labels
-        )
-        key = (namespace, ref.kind, ref.uid, ref.name, labels.get(TEMPLATE_HASH_LABEL))
+        version = template_version(ref, pod)
+        is_fixed = version is not None
+        key = (namespace, ref.kind, ref.uid, ref.name, version)
         origin, usable_until = self._origins.get(key) or (None, 0.0)
         if origin is None or self._clock() >= usable_until:
-            usable_seconds = float("inf") if is_revision else CHANGEABLE_SECONDS
+            usable_seconds = float("inf") if is_fixed else CHANGEABLE_SECONDS
             origin = await self._read_once(key, namespace, pod, ref, usable_seconds)
-        return origin, key if is_revision else None
+        return origin, key if is_fixed else None
 
     async def _read_once(
         self, key: Hashable, namespace: str, pod: Object, ref: TemplateRef, usable_seconds: float

@@ -1,117 +1,11 @@
-"""What a source's pod template is, and what is said of an object that has none."""
+"""A workload kind is a row of KINDS: where a pod's template is, for every row and one more."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import pytest
-from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.podspec import workloads
-
-from tests.unit.builders import engine, law, stored, templates
-
-
-def workload(template: Any, kind: str = "Deployment") -> Object:
-    return {"kind": kind, "metadata": {"name": "qwen3"}, "spec": {"template": template}}
-
-
-def inline(template: Any) -> Object:
-    return {
-        "kind": "AutotuneCache",
-        "metadata": {"name": "qwen3"},
-        "spec": {"source": {"template": template}},
-    }
-
-
-@law(templates())
-def test_the_template_is_handed_on_as_its_author_wrote_it(pod: Object) -> None:
-    assert workloads.template_of(workload(pod)) == pod
-    assert workloads.template_of(inline(pod)) == pod
-
-
-def test_nulls_are_left_out_as_the_api_server_does_and_the_source_stays_as_it_is() -> None:
-    source = inline(
-        engine(command=None, env=[{"name": "A", "value": None}]).pod(
-            nodeSelector=None, volumes=None
-        )
-    )
-    before = copy.deepcopy(source)
-    pod = workloads.template_of(source)["spec"]
-    assert set(pod) == {"containers"}
-    assert "command" not in pod["containers"][0]
-    assert pod["containers"][0]["env"] == [{"name": "A"}]
-    assert source == before
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        {"kind": "CronJob", "metadata": {"name": "qwen3"}, "spec": {"jobTemplate": {}}},
-        {"kind": "ConfigMap", "metadata": {"name": "qwen3"}, "data": {"template": "x"}},
-        {"kind": "Rollout", "metadata": {"name": "qwen3"}, "spec": {"workloadRef": {"name": "x"}}},
-        workload({"metadata": {}}),
-        workload({"spec": {"replicas": 3}}),
-        workload({"spec": {"containers": []}}),
-        workload("a text"),
-        workload(None),
-    ],
-)
-def test_an_object_without_a_pod_template_is_not_supported_and_named(source: Object) -> None:
-    with pytest.raises(Refused) as refused:
-        workloads.template_of(source)
-    assert refused.value.reason == "SourceNotSupported"
-    assert refused.value.message.startswith(
-        f"{source['kind']} qwen3: spec.template is no pod template"
-    )
-
-
-WRONG = [
-    ({"metadata": {}, "spec": {}}, ".spec.containers: Required value"),
-    ({"spec": {"containers": "vllm"}}, ".spec.containers must be a list"),
-    ({"spec": {"containers": [None]}}, ".spec.containers[0] must be an object"),
-    ({"spec": {"containers": [{"image": "vllm:1"}]}}, ".spec.containers[0].name: Required value"),
-    (engine(args="serve"), ".spec.containers[0].args must be a list"),
-    (engine().args("serve", 8), ".spec.containers[0].args[1] must be a string"),  # type: ignore[arg-type]
-    (engine(env={"A": "1"}), ".spec.containers[0].env must be a list"),
-    (engine(env=[{"name": "A", "value": 1}]), ".spec.containers[0].env[0].value must be a string"),
-    (
-        engine().having(resources={"limits": 8}),
-        ".spec.containers[0].resources.limits must be an object",
-    ),
-    (
-        engine(readinessProbe={"httpGet": "/health"}),
-        ".spec.containers[0].readinessProbe.httpGet must be an object",
-    ),
-    (engine(volumeMounts=[{}]), ".spec.containers[0].volumeMounts[0].name: Required value"),
-    (engine().pod(nodeSelector={"gpu": True}), ".spec.nodeSelector.gpu must be a string"),
-    (engine().pod(initContainers=[{"name": 8}]), ".spec.initContainers[0].name must be a string"),
-    (
-        {"spec": engine()["spec"], "metadata": {"labels": {"a": 1}}},
-        ".metadata.labels.a must be a string",
-    ),
-]
-
-
-@pytest.mark.parametrize(("template", "words"), WRONG, ids=[one[1] for one in WRONG])
-def test_a_template_of_another_form_is_invalid_with_the_field_since_nobody_else_looks_into_it(
-    template: Any, words: str
-) -> None:
-    with pytest.raises(Refused) as refused:
-        workloads.template_of(inline(template))
-    assert (refused.value.reason, refused.value.message) == (
-        "SourceInvalid",
-        "AutotuneCache qwen3: spec.source.template" + words,
-    )
-
-
-@law(templates())
-def test_what_the_api_server_stored_is_always_of_the_form(pod: Object) -> None:
-    workloads.template_of(workload(stored(pod)))
-
-
-# --- where a pod's template comes from
+from pretune.podspec.workloads import KINDS, WorkloadKind
 
 
 def pod(*owners: Object, name: str = "p", **labels: str) -> Object:
@@ -176,3 +70,59 @@ def test_a_pod_that_has_neither_a_name_nor_labels_yet_has_an_origin() -> None:
         workloads.origin_of({"metadata": {"ownerReferences": [owner("DaemonSet")]}, "spec": {}})
         is None
     )
+
+
+# --- the rows
+
+CLONE_SET = WorkloadKind(
+    "apps.kruise.io",
+    "CloneSet",
+    revision_name=lambda name, label: label,
+    is_held=True,
+)
+
+
+def test_a_kind_that_is_added_has_an_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a kind of the same name in another group."""
+    stateful = WorkloadKind("apps.kruise.io", "StatefulSet")
+    monkeypatch.setattr(workloads, "KINDS", (*KINDS, CLONE_SET, stateful))
+    of = pod(owner("CloneSet", "apps.kruise.io/v1alpha1"), **HASH)
+    assert workloads.origin_of(of) == ref("ControllerRevision", "o-7f", "CloneSet")
+    assert workloads.origin_key(of) == "ControllerRevision/o-7f"
+    assert workloads.held_kinds() == ["ReplicaSet", "CloneSet"]
+    assert workloads.has_revisions("CloneSet")
+    other = pod(owner("StatefulSet", "apps.kruise.io/v1beta1"), **HASH)
+    assert workloads.origin_of(other) == ref("StatefulSet", "o", version="apps.kruise.io/v1beta1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("Deployment", True),
+        ("StatefulSet", True),
+        ("DaemonSet", True),
+        ("Job", False),
+        ("ReplicaSet", False),
+        ("Pod", False),
+        ("", False),
+    ],
+)
+def test_which_workloads_keep_revisions(kind: str, expected: bool) -> None:
+    assert workloads.has_revisions(kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "of", "version"),
+    [
+        ("a Deployment's", pod(owner("ReplicaSet"), **{"pod-template-hash": "7f"}), "7f"),
+        ("a ReplicaSet's without Deployment", pod(owner("ReplicaSet")), None),
+        ("a StatefulSet's", pod(owner("StatefulSet"), **HASH), "o-7f"),
+        ("a Job's, which Kueue may change", pod(owner("Job", "batch/v1")), None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_identifies_a_template_that_never_changes(
+    case: str, of: Object, version: str | None
+) -> None:
+    origin = workloads.origin_of(of)
+    assert origin is not None and workloads.template_version(origin, of) == version

@@ -181,7 +181,7 @@ def test_a_request_that_gives_up_does_not_end_the_read_for_the_others() -> None:
         ),
         ("unreachable", {"error": ConnectionError("refused")}, "ReplicaSet ns/rs: refused"),
         ("silent", {"slow": 60.0}, f"ReplicaSet ns/rs: no answer within {READ_TIMEOUT_SECONDS} s"),
-        ("absent", {"absent": True}, "ReplicaSet ns/rs is not there"),
+        ("absent", {"absent": True}, "ReplicaSet ns/rs does not exist"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

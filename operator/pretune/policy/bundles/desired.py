@@ -11,6 +11,7 @@ from pretune.api.types import Object
 from pretune.podspec import canonical, identity
 from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of
+from pretune.podspec.workloads import find_kind
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
 from pretune.policy.pods.consumers import Consumer
@@ -93,9 +94,13 @@ def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Origin, Object]]
 
 
 def _workload(origin: Origin) -> str:
-    """What revisions are one another's; ReplicaSets of a Deployment that was not read count as one's."""
+    """Return what workload an origin is a revision of.
+
+    Where the workload above could not be read, all origins of the kind count as one workload's.
+    """
     if origin.workload is None:
-        return origin.kind if origin.kind == "ReplicaSet" else f"{origin.kind}/{origin.name}"
+        row = find_kind(origin.kind)
+        return origin.kind if row and row.above else f"{origin.kind}/{origin.name}"
     return f"{origin.workload['kind']}/{origin.workload['metadata']['name']}"
 
 

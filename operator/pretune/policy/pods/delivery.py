@@ -22,6 +22,7 @@ from pretune.manifests.injection import find_collision
 from pretune.podspec import identity
 from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of, moving_tag
+from pretune.podspec.workloads import held_kinds
 from pretune.policy.bundles.proofs import may_be_given
 from pretune.protocol import Inputs
 
@@ -337,9 +338,10 @@ def runs_already(a: Arrival) -> str | None:
 
 def would_be_missed(a: Arrival) -> str | None:
     """A StatefulSet's pod, say, takes the place of one that serves: it would be missing for the whole tuning."""
-    if a.spec.hold.when == "Always" or a.owner == "ReplicaSet":
+    kinds = held_kinds()
+    if a.spec.hold.when == "Always" or a.owner in kinds:
         return None
-    return "only a ReplicaSet's pods are held unless spec.hold.when is Always"
+    return f"only a {' or a '.join(kinds)}'s pods are held unless spec.hold.when is Always"
 
 
 def has_node(a: Arrival) -> str | None:
