@@ -1,4 +1,5 @@
-"""What the API server is answered about pods, over HTTPS; and the webhook as a process beside an API server that is restarted."""
+"""Answers to admission requests over HTTPS, and the webhook's process beside an API server that
+is restarted."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ from tests.patches import patched
 from tests.unit.builders import law, templates
 from tests.unit.test_health import free_port
 
-SECRET = "hunter2"  # an env value, which is never to be seen in a log
+SECRET = "hunter2"  # an env value, which must never be in a log
 CACHES = "/apis/pretune.dev/v1alpha1/autotunecaches"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
 REPLICASET = "/apis/apps/v1/namespaces/inference/replicasets/qwen3-1"
@@ -82,8 +83,8 @@ def template() -> Object:
 
 
 def pod(**spec: Any) -> Object:
-    """As a ReplicaSet makes it, and the API server sends it before it has a name."""
-    made = template()
+    """As a ReplicaSet creates it, and the API server sends it before it has a name."""
+    pod = template()
     owner = {
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
@@ -91,30 +92,30 @@ def pod(**spec: Any) -> Object:
         "uid": "rs",
         "controller": True,
     }
-    made["metadata"] |= {"generateName": "qwen3-1-", "ownerReferences": [owner]}
-    made["spec"] |= spec
-    return {"apiVersion": "v1", "kind": "Pod", **made}
+    pod["metadata"] |= {"generateName": "qwen3-1-", "ownerReferences": [owner]}
+    pod["spec"] |= spec
+    return {"apiVersion": "v1", "kind": "Pod", **pod}
 
 
-def labelled(one: Object, **labels: str) -> Object:
-    one["metadata"]["labels"] = {name.replace("__", "/"): value for name, value in labels.items()}
-    return one
+def labelled(pod: Object, **labels: str) -> Object:
+    pod["metadata"]["labels"] = {name.replace("__", "/"): value for name, value in labels.items()}
+    return pod
 
 
-def review(the_pod: Any, **request: Any) -> Object:
-    asked = {
+def review(the_pod: Any, **changes: Any) -> Object:
+    request = {
         "uid": "u-1",
         "operation": "CREATE",
         "namespace": "inference",
         "dryRun": False,
         "object": the_pod,
-        **request,
+        **changes,
     }
-    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked}
+    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
 
 
 def cache(version: int = 1, *bundles: Object, **spec: Any) -> Object:
-    """One whose older revision serves."""
+    """A cache whose older revision serves."""
     serves = {"id": "0lder-default", "fingerprint": "0", "state": "Sealed", "serving": True}
     ready = {"type": "StorageReady", "status": "True", "reason": "Bound", "message": ""}
     return {
@@ -145,123 +146,125 @@ class Cluster:
         }
 
 
-class Hook:
-    """A webhook that knows one cache and sees the controller live."""
+class Webhook:
+    """The webhook, with the changes of its watches given by the test."""
 
     def __init__(self) -> None:
-        self.now = 0.0  # its own clock: some hooks are made long before their test
-        self.cluster, self.caches, self.controller = (
-            Cluster(),
-            CacheInformer(lambda: self.now),
-            LeaseMonitor(lambda: self.now),
-        )
-        self.counted: list[str] = []
-        self.admission = Admission(
-            TemplateCache(self.cluster), self.caches, self.controller, "pretune-agent-0"
-        )  # type: ignore[arg-type]
+        self.now = 0.0  # monotonic seconds: some webhooks are built long before their test
+        self.cluster = Cluster()
+        self.caches = CacheInformer(lambda: self.now)
+        self.controller = LeaseMonitor(lambda: self.now)
+        self.reasons: list[str] = []
+        templates = TemplateCache(self.cluster)  # type: ignore[arg-type]
+        self.admission = Admission(templates, self.caches, self.controller, "pretune-agent-0")
 
-    def knowing(self, *caches: Object) -> Hook:
-        for one in caches:
-            self.caches.on_event("ADDED", one)
+    def with_caches(self, *caches: Object) -> Webhook:
+        for cache in caches:
+            self.caches.on_event("ADDED", cache)
         self.caches.on_event(LISTED, {})
         return self
 
-    def alive(self) -> Hook:
+    def with_live_controller(self) -> Webhook:
         self.controller.on_event(LISTED, {})
         self.controller.on_event("ADDED", {"spec": {"holderIdentity": "a", "renewTime": "now"}})
         return self
 
-    def count(self, mode: str, reason: str, seconds: float) -> None:
+    def record_answer(self, mode: str, reason: str, seconds: float) -> None:
         assert 0 <= seconds < 60 and mode in ("ReadOnly", "Overlay", "None")
-        self.counted.append(reason)
+        self.reasons.append(reason)
 
-    def asked(self, tls: Path, *reviews: Any, at_once: bool = False) -> list[Any]:
-        """The answers: the response of an AdmissionReview, or (status, text)."""
+    def ask(self, tls: Path, *reviews: Any, at_once: bool = False) -> list[Any]:
+        """Return each answer: the response of an AdmissionReview, or (status, text)."""
 
         async def story() -> list[Any]:
-            port, app = free_port(), build_application(self.admission.answer, self.count)
+            port, app = free_port(), build_application(self.admission.answer, self.record_answer)
             trust = ssl.create_default_context(cafile=str(tls / "tls.crt"))
             async with (
                 serve(port, CertificateWatcher(tls).context, app),
                 aiohttp.ClientSession() as session,
             ):
 
-                async def ask(one: Any) -> Any:
-                    body = one if isinstance(one, bytes) else json.dumps(one).encode()
+                async def post(review: Any) -> Any:
+                    body = review if isinstance(review, bytes) else json.dumps(review).encode()
                     url = f"https://localhost:{port}/pods?timeout=5s"
                     async with session.post(url, data=body, ssl=trust) as answer:
                         return (
-                            judged(await answer.json())
+                            response_of(await answer.json())
                             if answer.status == 200
                             else (answer.status, await answer.text())
                         )
 
                 if at_once:
-                    return await asyncio.gather(*(ask(one) for one in reviews))
-                return [await ask(one) for one in reviews]
+                    return await asyncio.gather(*(post(review) for review in reviews))
+                return [await post(review) for review in reviews]
 
         return asyncio.run(story())
 
 
-def hook(*bundles: Object, **spec: Any) -> Hook:
-    return Hook().knowing(cache(1, *bundles, **spec)).alive()
+def webhook(*bundles: Object, **spec: Any) -> Webhook:
+    return Webhook().with_caches(cache(1, *bundles, **spec)).with_live_controller()
 
 
-def judged(answer: Object) -> Object:
+def response_of(answer: Object) -> Object:
     assert (answer["apiVersion"], answer["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
     response: Object = answer["response"]
     assert response["uid"] == "u-1" and response["allowed"] is True
     return response
 
 
-def after(one: Object, response: Object) -> Object:
-    """The pod as the API server would make it."""
+def admitted(pod: Object, response: Object) -> Object:
+    """Return the pod as the API server stores it."""
     if "patch" not in response:
-        return one
+        return pod
     assert response["patchType"] == "JSONPatch"
-    return patched(one, json.loads(base64.b64decode(response["patch"])))
+    return patched(pod, json.loads(base64.b64decode(response["patch"])))
 
 
-def needed() -> str:
+def bundle_id() -> str:
     spec = Spec.from_cache(cache())
     return want(template(), spec, spec.targets[0]).bundle
 
 
 def sealed(layout: str = "Managed") -> Object:
-    return {"id": needed(), "fingerprint": "1", "state": "Sealed", "layout": layout}
+    return {"id": bundle_id(), "fingerprint": "1", "state": "Sealed", "layout": layout}
 
 
 # --- one pod
 
 
 @pytest.mark.parametrize(
-    ("the_hook", "mode", "reason", "held"),
+    ("the_webhook", "mode", "reason", "held"),
     [
-        (hook(sealed()), "ReadOnly", "Given", False),
-        (hook(sealed("PerRank")), "Overlay", "Given", False),
-        (hook(), "Overlay", "Held", True),
-        (hook(hold={"when": "Never"}), "Overlay", "NotSealedYet", False),
-        (hook(suspend=True), "None", "Suspended", False),
-        (hook(delivery={"mode": "None"}), "None", "DeliveryOff", False),
-        (Hook().knowing().alive(), "None", "NoCache", False),
+        (webhook(sealed()), "ReadOnly", "Given", False),
+        (webhook(sealed("PerRank")), "Overlay", "Given", False),
+        (webhook(), "Overlay", "Held", True),
+        (webhook(hold={"when": "Never"}), "Overlay", "NotSealedYet", False),
+        (webhook(suspend=True), "None", "Suspended", False),
+        (webhook(delivery={"mode": "None"}), "None", "DeliveryOff", False),
+        (Webhook().with_caches().with_live_controller(), "None", "NoCache", False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_pod_is_given_what_was_decided_and_says_so(
-    the_hook: Hook, mode: str, reason: str, held: bool, tls: Path, caplog: pytest.LogCaptureFixture
+def test_a_pod_gets_its_delivery_and_has_the_reason_as_annotation(
+    the_webhook: Webhook,
+    mode: str,
+    reason: str,
+    held: bool,
+    tls: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "pretune.webhook.admission")
-    (response,) = the_hook.asked(tls, review(pod()))
-    made = after(pod(), response)
-    notes = made["metadata"]["annotations"]
+    (response,) = the_webhook.ask(tls, review(pod()))
+    stored = admitted(pod(), response)
+    annotations = stored["metadata"]["annotations"]
     assert (
-        notes[DELIVERY] == mode
-        and notes[REASON].startswith(f"{reason}: ")
-        and is_held(made) == held
+        annotations[DELIVERY] == mode
+        and annotations[REASON].startswith(f"{reason}: ")
+        and is_held(stored) == held
     )
-    assert notes.get(BUNDLE) == (None if mode == "None" else needed())
+    assert annotations.get(BUNDLE) == (None if mode == "None" else bundle_id())
     assert ("warnings" in response) == (mode == "None")
-    assert the_hook.counted == [reason] and reason in DELIVERIES
+    assert the_webhook.reasons == [reason] and reason in DELIVERIES
     (line,) = caplog.messages
     assert line.startswith(
         f"inference/qwen3: pod inference/qwen3-1-… of ReplicaSet qwen3-1: {reason}: "
@@ -273,7 +276,11 @@ def test_a_pod_is_given_what_was_decided_and_says_so(
     ("case", "the_pod", "request_"),
     [
         ("not opted in", labelled(pod(), app="qwen3"), {}),
-        ("one of ours", labelled(pod(), pretune__dev="x", **{CACHE: "qwen3", ROLE: "tuning"}), {}),
+        (
+            "one of our pods",
+            labelled(pod(), pretune__dev="x", **{CACHE: "qwen3", ROLE: "tuning"}),
+            {},
+        ),
         ("without labels", {"metadata": {}, "spec": {}}, {}),
         ("without metadata", {"spec": {}}, {}),
         ("changed", pod(), {"operation": "UPDATE"}),
@@ -282,185 +289,186 @@ def test_a_pod_is_given_what_was_decided_and_says_so(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_none_of_our_business_goes_as_it_came(
+def test_what_is_not_a_new_consumer_is_admitted_unchanged(
     case: str, the_pod: Any, request_: Object, tls: Path
 ) -> None:
-    the_hook = hook()
-    assert the_hook.asked(tls, review(the_pod, **request_)) == [{"uid": "u-1", "allowed": True}]
-    assert the_hook.counted == [SKIPPED] and the_hook.cluster.read == 0
+    the_webhook = webhook()
+    assert the_webhook.ask(tls, review(the_pod, **request_)) == [{"uid": "u-1", "allowed": True}]
+    assert the_webhook.reasons == [SKIPPED] and the_webhook.cluster.read == 0
 
 
-@pytest.mark.parametrize("the_hook", [hook(), hook(sealed()), hook(suspend=True)])
-def test_a_pod_that_was_answered_for_is_not_touched_again(the_hook: Hook, tls: Path) -> None:
-    (first,) = the_hook.asked(tls, review(pod()))
-    made = after(pod(), first)
-    made["spec"]["containers"].append(
-        {"name": "sidecar"}
-    )  # another webhook's, after which we are asked anew
-    assert the_hook.asked(tls, review(made)) == [{"uid": "u-1", "allowed": True}]
+@pytest.mark.parametrize("the_webhook", [webhook(), webhook(sealed()), webhook(suspend=True)])
+def test_a_pod_that_has_its_answer_is_not_changed_again(the_webhook: Webhook, tls: Path) -> None:
+    (first,) = the_webhook.ask(tls, review(pod()))
+    stored = admitted(pod(), first)
+    # Another webhook adds a container, after which the API server asks again.
+    stored["spec"]["containers"].append({"name": "sidecar"})
+    assert the_webhook.ask(tls, review(stored)) == [{"uid": "u-1", "allowed": True}]
 
 
-def test_a_dry_run_is_answered_likewise(tls: Path) -> None:
-    real, dry = hook().asked(tls, review(pod()), review(pod(), dryRun=True))
-    assert real == dry and is_held(after(pod(), dry))
+def test_a_dry_run_gets_the_same_answer(tls: Path) -> None:
+    real, dry = webhook().ask(tls, review(pod()), review(pod(), dryRun=True))
+    assert real == dry and is_held(admitted(pod(), dry))
 
 
-def test_the_namespace_is_the_requests_whatever_the_pod_says(tls: Path) -> None:
+def test_the_namespace_is_that_of_the_request_and_not_of_the_pod(tls: Path) -> None:
     other = pod()
     other["metadata"]["namespace"] = "other"
-    here, there = hook().asked(tls, review(other), review(pod(), namespace="other"))
-    assert is_held(after(pod(), here))
-    assert after(pod(), there)["metadata"]["annotations"][REASON].startswith("NoCache")
+    here, there = webhook().ask(tls, review(other), review(pod(), namespace="other"))
+    assert is_held(admitted(pod(), here))
+    assert admitted(pod(), there)["metadata"]["annotations"][REASON].startswith("NoCache")
 
 
 def test_a_pod_of_3_mb_is_answered(tls: Path) -> None:
     large = pod()
     large["spec"]["containers"][0]["args"] = ["x" * 1000] * 3000
-    (response,) = hook(hold={"when": "Always"}).asked(tls, review(large))
-    assert is_injected(after(large, response))
+    (response,) = webhook(hold={"when": "Always"}).ask(tls, review(large))
+    assert is_injected(admitted(large, response))
 
 
-def test_a_warning_is_as_long_as_the_api_server_hands_on(tls: Path) -> None:
+def test_a_warning_is_cut_to_what_the_api_server_passes_on(tls: Path) -> None:
     failed = {**sealed(), "state": "Failed", "reason": "EngineFailed", "message": "x" * 900}
-    (response,) = hook(failed).asked(tls, review(pod()))
+    (response,) = webhook(failed).ask(tls, review(pod()))
     (warning,) = response["warnings"]
     assert len(warning) == 256 and warning.startswith("pretune: TuningFailed: bundle ")
-    assert len(after(pod(), response)["metadata"]["annotations"][REASON]) > 900
+    assert len(admitted(pod(), response)["metadata"]["annotations"][REASON]) > 900
 
 
-# --- what it knows
+# --- what the watches have brought
 
 
-def test_nothing_is_done_before_caches_and_lease_were_read(tls: Path) -> None:
-    for the_hook in (Hook().alive(), Hook().knowing(cache())):
+def test_pods_are_admitted_unchanged_until_caches_and_lease_were_listed(tls: Path) -> None:
+    for the_webhook in (Webhook().with_live_controller(), Webhook().with_caches(cache())):
         assert (
-            the_hook.admission.find_problem()
+            the_webhook.admission.find_problem()
             == "the caches and the controller's lease have not been read yet"
         )
-        (response,) = the_hook.asked(tls, review(pod()))
+        (response,) = the_webhook.ask(tls, review(pod()))
         assert (
             "patch" not in response
             and "the pod starts without its bundle" in response["warnings"][0]
         )
-        assert the_hook.counted == [FAILED]
-    assert hook().admission.find_problem() == ""
+        assert the_webhook.reasons == [FAILED]
+    assert webhook().admission.find_problem() == ""
 
 
 @pytest.mark.parametrize("blind", ["caches", "controller"])
-def test_nobody_is_held_by_a_webhook_that_sees_nothing_any_more(blind: str, tls: Path) -> None:
-    the_hook = hook()
+def test_no_pod_is_held_while_a_watch_is_down_for_too_long(blind: str, tls: Path) -> None:
+    the_webhook = webhook()
     if blind == "caches":
-        the_hook.caches.on_event(ENDED, {})
-        the_hook.controller._clock = lambda: 0.0  # it still sees the lease renewed
-    the_hook.now = 16.0
-    (response,) = the_hook.asked(tls, review(pod()))
-    made = after(pod(), response)
+        the_webhook.caches.on_event(ENDED, {})
+        the_webhook.controller._clock = lambda: 0.0  # it still sees the lease being renewed
+    the_webhook.now = 16.0
+    (response,) = the_webhook.ask(tls, review(pod()))
+    stored = admitted(pod(), response)
     assert (
-        not is_held(made)
-        and "nobody could release the pod" in made["metadata"]["annotations"][REASON]
+        not is_held(stored)
+        and "nobody could release the pod" in stored["metadata"]["annotations"][REASON]
     )
 
 
 def with_token(end: str) -> Object:
-    """As the ServiceAccount plugin leaves it, before anybody else is asked."""
+    """As the ServiceAccount admission leaves it, which comes before all webhooks."""
     name = f"kube-api-access-{end}"
-    mine = {"name": "models", "emptyDir": {}}
-    made = pod(
-        volumes=[mine, {"name": name, "projected": {}}],
+    models = {"name": "models", "emptyDir": {}}
+    with_volumes = pod(
+        volumes=[models, {"name": name, "projected": {}}],
         initContainers=[{"name": "fetch", "volumeMounts": [{"name": name}]}],
     )
     mounts = [
         {"name": "models", "mountPath": "/models"},
         {"name": name, "mountPath": "/var/run/secrets", "readOnly": True},
     ]
-    made["spec"]["containers"][0]["volumeMounts"] = mounts
-    return made
+    with_volumes["spec"]["containers"][0]["volumeMounts"] = mounts
+    return with_volumes
 
 
-class Counting:
-    """decide.delivery.delivery, counted."""
+class CountedDelivery:
+    """policy.pods.delivery.delivery, which counts its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.decided = 0
+        self.calls = 0
         monkeypatch.setattr(admission, "delivery", self)
 
-    def __call__(self, *asked: Any) -> Any:
-        self.decided += 1
-        return delivery(*asked)
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        return delivery(*arguments)
 
 
-def test_pods_of_a_revision_that_are_alike_are_decided_about_once(
+def test_equal_pods_of_a_revision_are_decided_about_once(
     tls: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pretune.webhook.admission")
-    counting, the_hook = Counting(monkeypatch), hook()
-    first, second, third = the_hook.asked(
+    counting, the_webhook = CountedDelivery(monkeypatch), webhook()
+    first, second, third = the_webhook.ask(
         tls, *(review(with_token(end)) for end in ("abcde", "fghij", "fghij"))
     )
-    assert first == second == third and counting.decided == 1 and the_hook.cluster.read == 1
-    assert len(caplog.messages) == 1 and the_hook.counted == ["Held"] * 3
-    made = after(with_token("fghij"), second)
-    assert is_held(made) and "kube-api-access-fghij" in json.dumps(made)
-    assert strip(made) == with_token("fghij")
+    assert first == second == third and counting.calls == 1 and the_webhook.cluster.read == 1
+    assert len(caplog.messages) == 1 and the_webhook.reasons == ["Held"] * 3
+    stored = admitted(with_token("fghij"), second)
+    assert is_held(stored) and "kube-api-access-fghij" in json.dumps(stored)
+    assert strip(stored) == with_token("fghij")
 
 
-def test_a_pod_that_differs_from_the_first_of_its_revision_has_an_answer_of_its_own(
+def test_a_pod_that_differs_from_others_of_its_revision_gets_its_own_answer(
     tls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting, the_hook = Counting(monkeypatch), hook()
+    counting, the_webhook = CountedDelivery(monkeypatch), webhook()
     mirrored, taken = with_token("abcde"), with_token("abcde")
     mirrored["spec"]["containers"][0]["image"] = "mirror/vllm:2"
     taken["spec"]["volumes"][0]["name"] = "pretune-claim"
-    plain, other, alone = the_hook.asked(
+    plain, other, alone = the_webhook.ask(
         tls, review(with_token("abcde")), review(mirrored), review(taken)
     )
-    assert counting.decided == 3
-    assert after(mirrored, other)["spec"]["initContainers"][-1]["image"] == "mirror/vllm:2"
-    assert after(with_token("abcde"), plain)["spec"]["initContainers"][-1]["image"] == "vllm:2"
-    assert after(taken, alone)["metadata"]["annotations"][REASON].startswith("NamesCollide")
+    assert counting.calls == 3
+    assert admitted(mirrored, other)["spec"]["initContainers"][-1]["image"] == "mirror/vllm:2"
+    assert admitted(with_token("abcde"), plain)["spec"]["initContainers"][-1]["image"] == "vllm:2"
+    assert admitted(taken, alone)["metadata"]["annotations"][REASON].startswith("NamesCollide")
 
 
-def test_what_was_said_holds_only_while_all_is_as_it_was(tls: Path) -> None:
-    the_hook = hook()
+def test_a_remembered_answer_ends_with_each_change_of_cache_and_controller(tls: Path) -> None:
+    the_webhook = webhook()
 
     def reason() -> str:
-        (response,) = the_hook.asked(tls, review(pod()))
-        return str(after(pod(), response)["metadata"]["annotations"][REASON]).partition(":")[0]
+        (response,) = the_webhook.ask(tls, review(pod()))
+        return str(admitted(pod(), response)["metadata"]["annotations"][REASON]).partition(":")[0]
 
     assert reason() == "Held"
-    the_hook.controller.on_event("MODIFIED", {"spec": {"holderIdentity": "", "renewTime": "later"}})
+    the_webhook.controller.on_event(
+        "MODIFIED", {"spec": {"holderIdentity": "", "renewTime": "later"}}
+    )
     assert reason() == "NotSealedYet"
-    the_hook.controller.on_event(
+    the_webhook.controller.on_event(
         "MODIFIED", {"spec": {"holderIdentity": "b", "renewTime": "later still"}}
     )
     assert reason() == "Held"
     sealed_now = cache(1, sealed())
     sealed_now["metadata"]["resourceVersion"] = "2"  # its status: the generation is the same
-    the_hook.caches.on_event("MODIFIED", sealed_now)
+    the_webhook.caches.on_event("MODIFIED", sealed_now)
     assert reason() == "Given"
-    the_hook.caches.on_event("DELETED", sealed_now)
+    the_webhook.caches.on_event("DELETED", sealed_now)
     assert reason() == "NoCache"
-    anew = cache(1, suspend=True)
-    anew["metadata"]["uid"] = "another"
-    the_hook.caches.on_event("ADDED", anew)
+    recreated = cache(1, suspend=True)
+    recreated["metadata"]["uid"] = "another"
+    the_webhook.caches.on_event("ADDED", recreated)
     assert reason() == "Suspended"
 
 
-def test_an_owner_that_could_not_be_read_is_forgotten_at_once(tls: Path) -> None:
-    the_hook = hook(sealed())
-    the_hook.cluster.error = ConnectionError("refused")
-    (alone,) = the_hook.asked(tls, review(pod()))
-    the_hook.cluster.error = None
-    (given,) = the_hook.asked(tls, review(pod()))
-    assert after(pod(), alone)["metadata"]["annotations"][DELIVERY] == "None"
-    assert after(pod(), given)["metadata"]["annotations"][DELIVERY] == "ReadOnly"
+def test_an_owner_that_could_not_be_read_is_read_again_for_the_next_pod(tls: Path) -> None:
+    the_webhook = webhook(sealed())
+    the_webhook.cluster.error = ConnectionError("refused")
+    (alone,) = the_webhook.ask(tls, review(pod()))
+    the_webhook.cluster.error = None
+    (given,) = the_webhook.ask(tls, review(pod()))
+    assert admitted(pod(), alone)["metadata"]["annotations"][DELIVERY] == "None"
+    assert admitted(pod(), given)["metadata"]["annotations"][DELIVERY] == "ReadOnly"
 
 
 # --- what goes wrong
 
 
 @pytest.mark.parametrize(
-    ("fault", "words", "least", "most"),
+    ("fault", "message", "least", "most"),
     [
         (
             {"error": ApiError(403, "Forbidden", "no right")},
@@ -472,44 +480,45 @@ def test_an_owner_that_could_not_be_read_is_forgotten_at_once(tls: Path) -> None
         ({"slow": 30.0}, "ReplicaSet inference/qwen3-1: no answer within 1.5 s", 1.4, 2.0),
     ],
 )
-def test_pods_whose_owner_cannot_be_read_are_left_alone_in_time_with_one_read(
-    fault: Object, words: str, least: float, most: float, tls: Path
+def test_pods_whose_owner_cannot_be_read_in_time_share_one_read_and_are_left_alone(
+    fault: Object, message: str, least: float, most: float, tls: Path
 ) -> None:
-    the_hook = hook(sealed())
+    the_webhook = webhook(sealed())
     for name, value in fault.items():
-        setattr(the_hook.cluster, name, value)
+        setattr(the_webhook.cluster, name, value)
     began = time.monotonic()
-    responses = the_hook.asked(tls, *[review(pod())] * 20, at_once=True)
+    responses = the_webhook.ask(tls, *[review(pod())] * 20, at_once=True)
     assert least <= time.monotonic() - began < most + 1.0  # 20 TLS connections on a busy machine
     for response in responses:
-        notes = after(pod(), response)["metadata"]["annotations"]
-        assert notes == {DELIVERY: "None", REASON: f"OwnerUnreadable: {words}"}
-        assert response["warnings"] == [f"pretune: OwnerUnreadable: {words}"]
-    assert the_hook.cluster.read == 1
+        annotations = admitted(pod(), response)["metadata"]["annotations"]
+        assert annotations == {DELIVERY: "None", REASON: f"OwnerUnreadable: {message}"}
+        assert response["warnings"] == [f"pretune: OwnerUnreadable: {message}"]
+    assert the_webhook.cluster.read == 1
 
 
-def test_an_answer_is_given_in_time_whatever_hangs(
+def test_an_answer_comes_within_its_budget_even_if_the_decision_hangs(
     tls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hangs(*_: Any) -> Any:
         await asyncio.sleep(60)
 
     monkeypatch.setattr(admission, "ADMISSION_BUDGET_SECONDS", 0.2)
-    the_hook = hook()
-    monkeypatch.setattr(the_hook.admission, "_answer", hangs)
-    assert the_hook.asked(tls, review(pod())) == [{"uid": "u-1", "allowed": True}]
-    assert the_hook.counted == [FAILED]
+    the_webhook = webhook()
+    monkeypatch.setattr(the_webhook.admission, "_answer", hangs)
+    assert the_webhook.ask(tls, review(pod())) == [{"uid": "u-1", "allowed": True}]
+    assert the_webhook.reasons == [FAILED]
 
 
 def broken(**changes: Any) -> Object:
-    made = pod()
+    """Return a pod with other values: `spec__volumes` is spec.volumes."""
+    broken_pod = pod()
     for path, value in changes.items():
         part, _, name = path.partition("__")
         if name:
-            made[part][name] = value
+            broken_pod[part][name] = value
         else:
-            made[part] = value
-    return made
+            broken_pod[part] = value
+    return broken_pod
 
 
 @pytest.mark.parametrize(
@@ -532,12 +541,12 @@ def broken(**changes: Any) -> Object:
         ["x"],
     ],
 )
-def test_a_pod_that_cannot_be_read_goes_as_it_came_with_one_line_in_the_log(
+def test_a_malformed_pod_is_admitted_unchanged_with_one_line_in_the_log(
     the_pod: Any, tls: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    the_hook = hook(hold={"when": "Always"})
-    assert the_hook.asked(tls, review(the_pod)) == [{"uid": "u-1", "allowed": True}]
-    assert the_hook.counted == [FAILED]
+    the_webhook = webhook(hold={"when": "Always"})
+    assert the_webhook.ask(tls, review(the_pod)) == [{"uid": "u-1", "allowed": True}]
+    assert the_webhook.reasons == [FAILED]
     (line,) = caplog.messages
     assert (
         line.startswith("pod inference/")
@@ -550,23 +559,25 @@ def test_a_pod_that_cannot_be_read_goes_as_it_came_with_one_line_in_the_log(
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"7", b'"x"', b"null", b"{}", b'{"request": null}', b'{"request": []}', b'{"request": {}}', b"\xff\xfe"]
 )  # fmt: skip
-def test_what_is_no_admission_review_is_refused_as_such(body: bytes, tls: Path) -> None:
-    the_hook = hook()
-    assert the_hook.asked(tls, body) == [
+def test_a_body_that_is_not_an_admission_review_gets_400(body: bytes, tls: Path) -> None:
+    the_webhook = webhook()
+    assert the_webhook.ask(tls, body) == [
         (400, "the body is not an AdmissionReview with a request\n")
     ]
-    assert not the_hook.counted
+    assert not the_webhook.reasons
 
 
-def test_a_failure_is_told_by_its_place_not_by_its_words(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_is_logged_with_its_place_and_without_its_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Careless(CacheInformer):
         def get(self, namespace: str, name: str) -> Object | None:
             raise ValueError(f"TOKEN={SECRET}")
 
-    the_hook = hook()
-    the_hook.admission._caches = careless = Careless(time.monotonic)
+    the_webhook = webhook()
+    the_webhook.admission._caches = careless = Careless(time.monotonic)
     careless.has_synced = True
-    assert asyncio.run(the_hook.admission.answer(review(pod())["request"])) == Answer(
+    assert asyncio.run(the_webhook.admission.answer(review(pod())["request"])) == Answer(
         "None", FAILED
     )
     (line,) = caplog.messages
@@ -591,40 +602,40 @@ JSON = st.recursive(
 
 
 @law(JSON, JSON)
-def test_nothing_that_is_asked_makes_it_fail(meta: Any, spec: Any) -> None:
+def test_no_request_makes_the_answer_raise(meta: Any, spec: Any) -> None:
     async def story() -> None:
-        the_hook = hook(hold={"when": "Always"})
+        the_webhook = webhook(hold={"when": "Always"})
         for the_pod in (
             meta,
             {"metadata": meta, "spec": spec},
             broken(spec=spec),
             broken(metadata=meta),
         ):
-            for one in (
+            for body in (
                 review(the_pod),
                 {"request": {"uid": "u-1", **(spec if isinstance(spec, dict) else {})}},
             ):
-                answer = await the_hook.admission.answer(one["request"])
+                answer = await the_webhook.admission.answer(body["request"])
                 json.loads(server.REVIEW % ('"u-1"', answer.response))
 
     asyncio.run(story())
 
 
 @law(templates())
-def test_any_pod_of_its_own_is_answered_for(the_pod: Object) -> None:
-    arrives = copy.deepcopy(the_pod)
-    arrives["metadata"]["labels"][CACHE] = "qwen3"
-    the_hook = hook(engineContainer="vllm", hold={"when": "Always"})
-    answer = asyncio.run(the_hook.admission.answer(review(arrives)["request"]))
+def test_any_consumer_without_an_owner_gets_an_answer(the_pod: Object) -> None:
+    arriving = copy.deepcopy(the_pod)
+    arriving["metadata"]["labels"][CACHE] = "qwen3"
+    the_webhook = webhook(engineContainer="vllm", hold={"when": "Always"})
+    answer = asyncio.run(the_webhook.admission.answer(review(arriving)["request"]))
     assert answer.reason in ("Held", "NotSealedYet", "OverrideSet", "NotTunable"), answer
-    assert is_injected(patched(arrives, answer.patch))
+    assert is_injected(patched(arriving, answer.patch))
 
 
 # --- the process
 
 
 class Api:
-    """An API server with caches, a lease and a ReplicaSet, for watches that stay open until it is stopped."""
+    """An API server with caches, a lease and a ReplicaSet; its watches stay open until it stops."""
 
     def __init__(self) -> None:
         self.listed: dict[str, list[Object]] = {CACHES: [], LEASES: []}
@@ -644,27 +655,27 @@ class Api:
             return web.json_response(
                 {"metadata": {"resourceVersion": "5"}, "items": self.listed[request.path]}
             )
-        response, told = web.StreamResponse(), asyncio.Queue[Object | None]()
+        response, changes = web.StreamResponse(), asyncio.Queue[Object | None]()
         await response.prepare(request)
-        self.streams.append((request.path, told))
-        while (change := await told.get()) is not None:
+        self.streams.append((request.path, changes))
+        while (change := await changes.get()) is not None:
             await response.write(json.dumps(change).encode() + b"\n")
         return response
 
-    async def say(self, path: str, change: str, obj: Object) -> None:
-        """To whoever watches; once somebody does."""
+    async def send(self, path: str, change: str, obj: Object) -> None:
+        """Send a change to every watch of the path, once there is one."""
 
         async def watched() -> bool:
-            return any(at == path for at, _ in self.streams)
+            return any(path_of_stream == path for path_of_stream, _ in self.streams)
 
         await until(watched, True)
-        for at, told in self.streams:
-            if at == path:
-                told.put_nowait({"type": change, "object": obj})
+        for path_of_stream, changes in self.streams:
+            if path_of_stream == path:
+                changes.put_nowait({"type": change, "object": obj})
 
     def end(self) -> None:
-        for _, told in self.streams:
-            told.put_nowait(None)
+        for _, changes in self.streams:
+            changes.put_nowait(None)
         self.streams.clear()
 
     async def start(self, port: int) -> TestServer:
@@ -675,7 +686,7 @@ class Api:
         return server
 
 
-def a_lease(number: int, holder: str = "a") -> Object:
+def lease(number: int, holder: str = "a") -> Object:
     meta = {"namespace": "default", "name": "pretune-controller", "resourceVersion": str(number)}
     return {"metadata": meta, "spec": {"holderIdentity": holder, "renewTime": str(number)}}
 
@@ -707,9 +718,9 @@ class Process:
             "PRETUNE_WEBHOOK_PORT": str(self.port),
             "PRETUNE_HEALTH_PORT": str(self.health),
         }
-        words = (sys.executable, "-m", "pretune", "webhook")
+        command = (sys.executable, "-m", "pretune", "webhook")
         process = await asyncio.create_subprocess_exec(
-            *words, env=environment, stderr=asyncio.subprocess.PIPE
+            *command, env=environment, stderr=asyncio.subprocess.PIPE
         )
         try:
             async with aiohttp.ClientSession() as self.session:
@@ -727,12 +738,12 @@ class Process:
             return 0, ""
 
     async def reason(self) -> str:
-        """Of the annotation that a pod of the ReplicaSet gets."""
+        """Return the reason that a pod of the ReplicaSet has as annotation."""
         trust = ssl.create_default_context(cafile=str(self.tls / "tls.crt"))
         url = f"https://localhost:{self.port}/pods?timeout=5s"
         async with self.session.post(url, json=review(pod()), ssl=trust) as answer:
-            made = after(pod(), judged(await answer.json()))
-        return str(made["metadata"]["annotations"][REASON]).partition(":")[0]
+            stored = admitted(pod(), response_of(await answer.json()))
+        return str(stored["metadata"]["annotations"][REASON]).partition(":")[0]
 
 
 async def until(what: Callable[[], Awaitable[Any]], wanted: Any) -> None:
@@ -743,7 +754,7 @@ async def until(what: Callable[[], Awaitable[Any]], wanted: Any) -> None:
     raise AssertionError(f"{found!r} is not {wanted!r}")
 
 
-def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(
+def test_the_process_survives_a_restart_of_the_api_server_and_ends_without_an_error(
     tls: Path, tmp_path: Path
 ) -> None:
     async def story() -> tuple[int | None, str]:
@@ -755,39 +766,38 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(
                 503,
                 "the caches and the controller's lease have not been read yet\n",
             )
-            api.listed = {CACHES: [cache()], LEASES: [a_lease(1)]}
+            api.listed = {CACHES: [cache()], LEASES: [lease(1)]}
             server = await api.start(port)
             await until(lambda: process.page("/readyz"), (200, "ok\n"))
-            assert (
-                await process.reason() == "NotSealedYet"
-            )  # the controller was not seen to live yet
-            await api.say(LEASES, "MODIFIED", a_lease(2))
+            # No renewal of the lease was seen yet.
+            assert await process.reason() == "NotSealedYet"
+            await api.send(LEASES, "MODIFIED", lease(2))
             await until(process.reason, "Held")
-            await api.say(CACHES, "MODIFIED", cache(2, sealed()))
+            await api.send(CACHES, "MODIFIED", cache(2, sealed()))
             await until(process.reason, "Given")
 
             api.end()
             await server.close()
-            assert await process.reason() == "Given"  # what it knows is still known
+            assert await process.reason() == "Given"  # the caches stay as they were last seen
             assert (await process.page("/readyz"))[0] == 200
             api.listed[CACHES] = [cache(3, suspend=True)]
             server = await api.start(port)
             await until(process.reason, "Suspended")
-            await api.say(CACHES, "MODIFIED", cache(4))
+            await api.send(CACHES, "MODIFIED", cache(4))
             await until(process.reason, "Held")
-            await api.say(LEASES, "MODIFIED", a_lease(3, ""))
+            await api.send(LEASES, "MODIFIED", lease(3, ""))
             await until(process.reason, "NotSealedYet")
 
-            await api.say(CACHES, "MODIFIED", cache(5, sealed()))
+            await api.send(CACHES, "MODIFIED", cache(5, sealed()))
             await until(process.reason, "Given")
-            _, numbers = await process.page("/metrics")
-            assert 'pretune_admissions_total{delivery="ReadOnly",reason="Given"}' in numbers
-            ends = float(
-                re.findall(r"^pretune_certificate_expiry_timestamp_seconds (.*)$", numbers, re.M)[0]
+            _, metrics = await process.page("/metrics")
+            assert 'pretune_admissions_total{delivery="ReadOnly",reason="Given"}' in metrics
+            expires_at = float(
+                re.findall(r"^pretune_certificate_expiry_timestamp_seconds (.*)$", metrics, re.M)[0]
             )
             assert (
-                abs(ends - time.time() - 9 * 86400) < 600
-                and "\npretune_controller_alive 0.0\n" in numbers
+                abs(expires_at - time.time() - 9 * 86400) < 600
+                and "\npretune_controller_alive 0.0\n" in metrics
             )
             running.send_signal(signal.SIGTERM)
             code = await asyncio.wait_for(running.wait(), 10)
@@ -802,21 +812,22 @@ def test_a_webhook_lives_through_its_api_server_and_ends_in_peace(
     assert SECRET not in log and "Traceback" not in log
 
 
-def test_what_is_asked_already_is_answered_before_the_end(tls: Path, tmp_path: Path) -> None:
+def test_requests_that_are_under_way_are_answered_before_the_process_ends(
+    tls: Path, tmp_path: Path
+) -> None:
     async def story() -> tuple[str, int | None]:
         api, port = Api(), free_port()
         api.listed, api.delay = {CACHES: [cache(1, sealed())], LEASES: []}, 1.0
         server, process = await api.start(port), Process(tls, port)
         async with process.run(tmp_path) as running:
             await until(lambda: process.page("/readyz"), (200, "ok\n"))
-            asked = asyncio.create_task(process.reason())
+            under_way = asyncio.create_task(process.reason())
             await api.reading.wait()
             running.send_signal(signal.SIGTERM)
             await until(lambda: process.page("/readyz"), (503, "stopping\n"))
-            late = (
-                await process.reason()
-            )  # who asks meanwhile, since the Service still led here, is answered too
-            answer = await asked
+            # The Service still leads here: a late request is answered too.
+            late = await process.reason()
+            answer = await under_way
             assert late == answer
             code = await asyncio.wait_for(running.wait(), 10)
             api.end()
@@ -832,13 +843,13 @@ def run_webhook(tls: Path, **environment: str) -> subprocess.CompletedProcess[st
         "PYTHONPATH": str(Path(__file__).parents[3] / "operator"),
         "PRETUNE_CERTIFICATES": str(tls),
     }
-    words: Sequence[str] = (sys.executable, "-m", "pretune", "webhook")
+    command: Sequence[str] = (sys.executable, "-m", "pretune", "webhook")
     return subprocess.run(
-        words, env={**env, **environment}, capture_output=True, text=True, timeout=60
+        command, env={**env, **environment}, capture_output=True, text=True, timeout=60
     )
 
 
-def test_a_webhook_without_certificate_ends_with_the_reason(tmp_path: Path) -> None:
+def test_without_a_certificate_the_process_ends_with_the_reason(tmp_path: Path) -> None:
     ended = run_webhook(tmp_path)
     assert ended.returncode == 1
     assert (
@@ -847,22 +858,24 @@ def test_a_webhook_without_certificate_ends_with_the_reason(tmp_path: Path) -> N
     assert "Traceback" not in ended.stderr
 
 
-def test_at_the_end_each_connection_is_parted_with_by_an_answer_and_none_is_cut(tls: Path) -> None:
+def test_at_the_end_each_connection_is_closed_with_an_answer_and_none_while_idle(tls: Path) -> None:
     """A connection that is closed while it is idle is one that the API server may be writing to."""
 
     async def story() -> tuple[list[str | None], float]:
-        port, end, hook = free_port(), asyncio.Event(), Hook().knowing(cache(1)).alive()
+        port, end, the_webhook = free_port(), asyncio.Event(), webhook()
         trust = ssl.create_default_context(cafile=str(tls / "tls.crt"))
         body = json.dumps(review(pod())).encode()
 
         async def server() -> None:
             async with serve(
-                port, CertificateWatcher(tls).context, build_application(hook.admission.answer)
+                port,
+                CertificateWatcher(tls).context,
+                build_application(the_webhook.admission.answer),
             ):
                 await end.wait()
 
         running = asyncio.create_task(server())
-        said: list[str | None] = []
+        connection_headers: list[str | None] = []
         async with aiohttp.ClientSession() as session:
 
             async def ask() -> None:
@@ -870,7 +883,7 @@ def test_at_the_end_each_connection_is_parted_with_by_an_answer_and_none_is_cut(
                     f"https://localhost:{port}/pods", data=body, ssl=trust
                 ) as answer:
                     assert answer.status == 200
-                    said.append(answer.headers.get("Connection"))
+                    connection_headers.append(answer.headers.get("Connection"))
 
             await asyncio.sleep(0.5)
             await ask()
@@ -879,8 +892,8 @@ def test_at_the_end_each_connection_is_parted_with_by_an_answer_and_none_is_cut(
             await ask()
             began = time.monotonic()
             await running
-            return said, time.monotonic() - began
+            return connection_headers, time.monotonic() - began
 
-    said, seconds = asyncio.run(story())
-    assert said == [None, "close"]
-    assert seconds < 2, "with nobody left to part with, it ends"
+    connection_headers, seconds = asyncio.run(story())
+    assert connection_headers == [None, "close"]
+    assert seconds < 2, "it ends once no connection is open"

@@ -1,4 +1,4 @@
-"""A certificate that is renewed under way, looked at by a real TLS client."""
+"""A certificate that is replaced while the server runs, as a real TLS client sees it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DAY = 86400
 
 
 def make(folder: Path, name: str, days: int = 30) -> Path:
-    """A self-signed pair in a folder of its own."""
-    made = folder / name
-    made.mkdir(exist_ok=True)
+    """Write a self-signed pair into a folder of this name."""
+    pair = folder / name
+    pair.mkdir(exist_ok=True)
     command = [
         "openssl",
         "req",
@@ -32,9 +32,9 @@ def make(folder: Path, name: str, days: int = 30) -> Path:
         "-nodes",
     ]
     command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-days", str(days)]
-    command += ["-keyout", str(made / "tls.key"), "-out", str(made / "tls.crt")]
+    command += ["-keyout", str(pair / "tls.key"), "-out", str(pair / "tls.crt")]
     subprocess.run(command, check=True, capture_output=True)
-    return made
+    return pair
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mount(tmp_path: Path, pairs: Path) -> Path:
-    """A folder as the kubelet mounts a Secret: tls.crt -> ..data/tls.crt, ..data -> a folder that is swapped as a whole."""
+    """A folder as the kubelet mounts a Secret: tls.crt is a link to ..data/tls.crt, and ..data a link
+    that is replaced."""
     swap(tmp_path, pairs / "first")
     for name in ("tls.crt", "tls.key"):
         (tmp_path / name).symlink_to(f"..data/{name}")
@@ -59,15 +60,15 @@ def swap(mount: Path, to: Path) -> None:
     os.replace(mount / "..data_tmp", mount / "..data")
 
 
-def copied(folder: Path, pair: Path) -> Path:
-    """Plain files."""
+def copy_pair(folder: Path, pair: Path) -> Path:
+    """Write the pair as plain files."""
     for name in ("tls.crt", "tls.key"):
         (folder / name).write_bytes((pair / name).read_bytes())
     return folder
 
 
-def shown(context: ssl.SSLContext) -> str:
-    """The common name of the certificate that a client is shown."""
+def served_name(context: ssl.SSLContext) -> str:
+    """Return the common name of the certificate that a client gets."""
 
     async def connect() -> str:
         async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,32 +95,30 @@ def common_name(port: int, trust: Path | None = None) -> str:
     return text.rpartition("= ")[2].strip()
 
 
-def test_a_client_is_shown_the_new_pair_once_the_mount_was_swapped(
-    mount: Path, pairs: Path
-) -> None:
-    ours = CertificateWatcher(mount)
-    context = ours.context
-    assert shown(context) == "first"
+def test_a_client_gets_the_new_pair_once_the_mount_was_swapped(mount: Path, pairs: Path) -> None:
+    watcher = CertificateWatcher(mount)
+    context = watcher.context
+    assert served_name(context) == "first"
     swap(mount, pairs / "second")
-    ours.check_files()
-    assert shown(context) == "second" and ours.context is context
+    watcher.check_files()
+    assert served_name(context) == "second" and watcher.context is context
 
 
-def test_the_files_are_looked_at_every_few_seconds(
+def test_the_files_are_checked_again_and_again_and_open_connections_go_on(
     mount: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificates, "CHECK_INTERVAL_SECONDS", 0.05)
 
     async def story() -> tuple[str, str]:
-        ours, connected = CertificateWatcher(mount), asyncio.Event()
+        watcher, connected = CertificateWatcher(mount), asyncio.Event()
 
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             connected.set()
             writer.write(await reader.readline())
             writer.close()
 
-        following = asyncio.create_task(ours.watch_files())
-        server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=ours.context)
+        watching = asyncio.create_task(watcher.watch_files())
+        server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=watcher.context)
         port = server.sockets[0].getsockname()[1]
         trust = ssl.create_default_context(cafile=str(pairs / "first" / "tls.crt"))
         reader, writer = await asyncio.open_connection(
@@ -134,7 +133,7 @@ def test_the_files_are_looked_at_every_few_seconds(
         writer.write(b"still here\n")  # a connection that was open before
         line = (await reader.readline()).decode().strip()
         writer.close()
-        following.cancel()
+        watching.cancel()
         server.close()
         return name, line
 
@@ -154,42 +153,42 @@ def test_the_files_are_looked_at_every_few_seconds(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_does_not_fit_leaves_the_old_pair_and_is_said_once(
+def test_a_pair_that_is_not_usable_leaves_the_old_one_and_is_logged_once(
     case: str, change: object, tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = CertificateWatcher(copied(tmp_path, pairs / "first"))
+    watcher = CertificateWatcher(copy_pair(tmp_path, pairs / "first"))
     change(tmp_path, pairs / "second")  # type: ignore[operator]
     for _ in range(3):
-        ours.check_files()
+        watcher.check_files()
     assert [
         str(tmp_path) in message and "stays in use" in message for message in caplog.messages
     ] == [True]
-    assert shown(ours.context) == "first"
-    copied(tmp_path, pairs / "second")
-    ours.check_files()
-    assert shown(ours.context) == "second"
+    assert served_name(watcher.context) == "first"
+    copy_pair(tmp_path, pairs / "second")
+    watcher.check_files()
+    assert served_name(watcher.context) == "second"
 
 
-def test_another_fault_is_said_again_and_so_is_the_same_one_after_a_good_pair(
+def test_another_fault_is_logged_again_and_so_is_the_same_one_after_a_good_pair(
     tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = CertificateWatcher(copied(tmp_path, pairs / "first"))
+    watcher = CertificateWatcher(copy_pair(tmp_path, pairs / "first"))
     for content in (b"", b"x", b""):
         (tmp_path / "tls.crt").write_bytes(content)
-        ours.check_files()
-    copied(tmp_path, pairs / "first")
-    ours.check_files()
+        watcher.check_files()
+    copy_pair(tmp_path, pairs / "first")
+    watcher.check_files()
     (tmp_path / "tls.crt").write_bytes(b"")
-    ours.check_files()
+    watcher.check_files()
     assert len(caplog.messages) == 4
 
 
-def test_without_a_pair_to_begin_with_there_is_no_webhook(tmp_path: Path, pairs: Path) -> None:
+def test_without_a_usable_pair_at_the_start_there_is_an_error(tmp_path: Path, pairs: Path) -> None:
     with pytest.raises(
         CertificateError, match=r"tls.crt and tls.key cannot be used: No such file or directory"
     ):
         CertificateWatcher(tmp_path)
-    copied(tmp_path, pairs / "first")
+    copy_pair(tmp_path, pairs / "first")
     (tmp_path / "tls.key").write_bytes((pairs / "second" / "tls.key").read_bytes())
     with pytest.raises(CertificateError, match=r"KEY_VALUES_MISMATCH|key values mismatch"):
         CertificateWatcher(tmp_path)
@@ -198,7 +197,7 @@ def test_without_a_pair_to_begin_with_there_is_no_webhook(tmp_path: Path, pairs:
 def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(
     tmp_path: Path, pairs: Path
 ) -> None:
-    copied(tmp_path, pairs / "first")
+    copy_pair(tmp_path, pairs / "first")
     command = ["openssl", "ec", "-aes256", "-passout", "pass:x", "-out", str(tmp_path / "tls.key")]
     subprocess.run(
         [*command, "-in", str(pairs / "first" / "tls.key")], check=True, capture_output=True
@@ -209,13 +208,15 @@ def test_a_key_with_a_password_is_refused_and_not_asked_for_at_the_terminal(
 
 @pytest.mark.parametrize(
     "days", [1, 365, 20_000]
-)  # the last ends after 2049, when the time is written otherwise
-def test_when_a_certificate_ends(days: int, tmp_path: Path) -> None:
+)  # the last expires after 2049, when the time has another format
+def test_the_expiry_of_a_certificate_is_read(days: int, tmp_path: Path) -> None:
     pair = make(tmp_path, "any", days)
     assert abs(parse_expiry((pair / "tls.crt").read_bytes()) - time.time() - days * DAY) < 60
 
 
-def test_of_a_chain_the_first_certificate_counts(tmp_path: Path, pairs: Path) -> None:
+def test_the_expiry_of_a_chain_is_that_of_its_first_certificate(
+    tmp_path: Path, pairs: Path
+) -> None:
     short, long = (
         make(tmp_path, name, days) / "tls.crt" for name, days in (("leaf", 3), ("ca", 900))
     )
@@ -223,7 +224,7 @@ def test_of_a_chain_the_first_certificate_counts(tmp_path: Path, pairs: Path) ->
     assert parse_expiry(chain) == parse_expiry(short.read_bytes())
 
 
-def test_what_is_left_is_known_and_a_certificate_about_to_end_is_warned_of(
+def test_a_certificate_that_expires_soon_is_warned_about(
     tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert 29 * DAY < CertificateWatcher(pairs / "first").seconds_left < 31 * DAY

@@ -1,4 +1,4 @@
-"""What the webhook knows of caches and of the controller, also while a watch is down."""
+"""Caches and the controller's lease as the webhook sees them, also while a watch is down."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pretune.api.types import Object
 from pretune.kube.watch import ENDED, LISTED
 from pretune.webhook.informers import CacheInformer, LeaseMonitor, trim_cache
 
-Told = tuple[Any, ...]  # (seconds, change, …)
+Step = tuple[Any, ...]  # (seconds, change, …)
 
 
 class Clock:
@@ -26,14 +26,14 @@ def lease(renewed: int, holder: str | None = "a") -> Object:
     }
 
 
-def told(*story: Told) -> bool:
-    """Whether the controller is alive after this story: (at, change, lease); the last one is only a time."""
+def is_alive_after(*story: Step) -> bool:
+    """Whether the controller is alive after this story: (at, change, lease); the last has only a time."""
     clock = Clock()
     controller = LeaseMonitor(clock)
-    for at, *said in story:
+    for at, *change in story:
         clock.now = 100.0 + at
-        if said:
-            controller.on_event(said[0], said[1] if len(said) > 1 else {})
+        if change:
+            controller.on_event(change[0], change[1] if len(change) > 1 else {})
     return controller.is_alive()
 
 
@@ -44,63 +44,67 @@ THERE = [(0, "ADDED", lease(0)), (0, LISTED)]
     ("case", "story", "alive"),
     [
         ("nothing was seen", [(0,)], False),
-        ("it is there, who knows since when", [*THERE, (1,)], False),
-        ("it was renewed before our eyes", [*THERE, (2, "MODIFIED", lease(5)), (3,)], True),
+        ("it was listed, renewed at an unknown time", [*THERE, (1,)], False),
+        ("a renewal was seen", [*THERE, (2, "MODIFIED", lease(5)), (3,)], True),
         ("14.9 s ago", [*THERE, (2, "MODIFIED", lease(5)), (16.9,)], True),
         ("15 s ago", [*THERE, (2, "MODIFIED", lease(5)), (17,)], False),
         ("and again since", [*THERE, (2, "MODIFIED", lease(5)), (7, "MODIFIED", lease(10)), (21,)], True),
-        ("something else of it changed", [*THERE, (2, "MODIFIED", lease(0)), (3,)], False),
-        ("another took it", [*THERE, (2, "MODIFIED", lease(5, "b")), (3,)], True),
-        ("it was given back", [*THERE, (2, "MODIFIED", lease(5)), (3, "MODIFIED", lease(8, "")), (3,)], False),
-        ("given back, as the API stores it", [*THERE, (2, "MODIFIED", lease(5)), (3, "MODIFIED", lease(8, None)), (3,)], False),
-        ("given back and taken", [*THERE, (3, "MODIFIED", lease(8, "")), (4, "MODIFIED", lease(9, "b")), (5,)], True),
+        ("something else in it changed", [*THERE, (2, "MODIFIED", lease(0)), (3,)], False),
+        ("another replica acquired it", [*THERE, (2, "MODIFIED", lease(5, "b")), (3,)], True),
+        ("it was released", [*THERE, (2, "MODIFIED", lease(5)), (3, "MODIFIED", lease(8, "")), (3,)], False),
+        ("released, as the API stores it", [*THERE, (2, "MODIFIED", lease(5)), (3, "MODIFIED", lease(8, None)), (3,)], False),
+        ("released and acquired", [*THERE, (3, "MODIFIED", lease(8, "")), (4, "MODIFIED", lease(9, "b")), (5,)], True),
         ("it was deleted", [*THERE, (2, "MODIFIED", lease(5)), (3, "DELETED", lease(5)), (3,)], False),
-        ("deleted and made anew", [*THERE, (3, "DELETED", lease(0)), (4, "ADDED", lease(0, "b")), (5,)], True),
-        ("it was not there, and is made", [(0, LISTED), (4, "ADDED", lease(0)), (5,)], True),
+        ("deleted and recreated", [*THERE, (3, "DELETED", lease(0)), (4, "ADDED", lease(0, "b")), (5,)], True),
+        ("it did not exist, and is created", [(0, LISTED), (4, "ADDED", lease(0)), (5,)], True),
         ("the watch ended a moment ago", [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (4,)], True),
         ("the watch has been down for long", [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (18,)], False),
         (
-            "renewed while the watch was down, who knows when",
+            "renewed at an unknown time while the watch was down",
             [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (60, "ADDED", lease(10)), (60, LISTED), (61,)],
             False,
         ),
         (
-            "renewed in the short while that it was down",
+            "renewed while the watch was down for a moment",
             [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (5, "ADDED", lease(10)), (5, LISTED), (16,)],
             True,
         ),
         (
-            "that is no renewal that we saw",
+            "such a renewal was not seen, and does not count",
             [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (5, "ADDED", lease(10)), (5, LISTED), (17,)],
             False,
         ),
         (
-            "given back while the watch was down",
+            "released while the watch was down",
             [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (4, "ADDED", lease(8, "")), (4, LISTED), (5,)],
             False,
         ),
-        ("gone while the watch was down", [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (4, LISTED), (5,)], False),
+        ("deleted while the watch was down", [*THERE, (2, "MODIFIED", lease(5)), (3, ENDED), (4, LISTED), (5,)], False),
         (
-            "seen to live again after a long time",
+            "a renewal is seen again after a long time",
             [*THERE, (3, ENDED), (90, "ADDED", lease(10)), (90, LISTED), (91, "MODIFIED", lease(15)), (92,)],
             True,
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_the_controller_is_alive(case: str, story: list[Told], alive: bool) -> None:
-    assert told(*story) is alive
+def test_the_controller_is_alive_while_renewals_of_its_lease_are_seen(
+    case: str, story: list[Step], alive: bool
+) -> None:
+    assert is_alive_after(*story) is alive
 
 
 def cache(name: str, version: int = 1, namespace: str = "ns") -> Object:
     return {"metadata": {"namespace": namespace, "name": name, "resourceVersion": str(version)}}
 
 
-def knows(caches: CacheInformer) -> list[str]:
+def known_to(caches: CacheInformer) -> list[str]:
     names = [(space, name) for space in ("ns", "other") for name in ("a", "b")]
     found = [caches.get(*place) for place in names]
     return [
-        f"{one['metadata']['name']}{one['metadata']['resourceVersion']}" for one in found if one
+        f"{cache['metadata']['name']}{cache['metadata']['resourceVersion']}"
+        for cache in found
+        if cache
     ]
 
 
@@ -111,26 +115,26 @@ A, B = ("ADDED", cache("a")), ("ADDED", cache("b"))
     ("case", "story", "known"),
     [
         ("nothing before all is listed", [A, B], []),
-        ("what is there", [A, B, (LISTED, {})], ["a1", "b1"]),
+        ("what was listed", [A, B, (LISTED, {})], ["a1", "b1"]),
         ("by namespace", [A, ("ADDED", cache("a", 7, "other")), (LISTED, {})], ["a1", "a7"]),
-        ("what is made", [A, (LISTED, {}), B], ["a1", "b1"]),
-        ("what changes", [A, (LISTED, {}), ("MODIFIED", cache("a", 2))], ["a2"]),
-        ("what goes", [A, B, (LISTED, {}), ("DELETED", cache("a", 2))], ["b1"]),
+        ("one is created", [A, (LISTED, {}), B], ["a1", "b1"]),
+        ("one changes", [A, (LISTED, {}), ("MODIFIED", cache("a", 2))], ["a2"]),
+        ("one is deleted", [A, B, (LISTED, {}), ("DELETED", cache("a", 2))], ["b1"]),
         ("as it was, while the watch is down", [A, (LISTED, {}), (ENDED, {})], ["a1"]),
         ("as it was, until all is listed again", [A, (LISTED, {}), (ENDED, {}), B], ["a1"]),
-        ("without what went meanwhile", [A, (LISTED, {}), (ENDED, {}), B, (LISTED, {})], ["b1"]),
-        ("without what went while it was listed", [A, (LISTED, {}), (ENDED, {}), A, (ENDED, {}), B, (LISTED, {})], ["b1"]),
-        ("what changes after that", [A, (LISTED, {}), (ENDED, {}), A, (LISTED, {}), ("MODIFIED", cache("a", 2))], ["a2"]),
+        ("without one that was deleted meanwhile", [A, (LISTED, {}), (ENDED, {}), B, (LISTED, {})], ["b1"]),
+        ("without one that was deleted while all are listed", [A, (LISTED, {}), (ENDED, {}), A, (ENDED, {}), B, (LISTED, {})], ["b1"]),
+        ("one changes after that", [A, (LISTED, {}), (ENDED, {}), A, (LISTED, {}), ("MODIFIED", cache("a", 2))], ["a2"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_of_the_caches_is_known(
+def test_the_known_caches_are_those_listed_and_changed_since(
     case: str, story: list[tuple[str, Object]], known: list[str]
 ) -> None:
     caches = CacheInformer(Clock())
     for change, obj in story:
         caches.on_event(change, obj)
-    assert knows(caches) == known
+    assert known_to(caches) == known
     assert caches.has_synced == any(change == LISTED for change, _ in story)
 
 
@@ -151,7 +155,7 @@ def test_caches_that_have_not_been_watched_for_15_s_are_not_current() -> None:
     assert caches.is_current()
 
 
-def test_what_is_kept_of_a_cache_is_what_the_decision_reads() -> None:
+def test_a_trimmed_cache_has_everything_except_managed_fields_and_template() -> None:
     template = {"spec": {"containers": []}}
     whole = {
         "kind": "AutotuneCache",
@@ -159,13 +163,13 @@ def test_what_is_kept_of_a_cache_is_what_the_decision_reads() -> None:
         "spec": {"source": {"template": template}, "targets": []},
         "status": {"bundles": []},
     }
-    kept = {
+    trimmed = {
         "kind": "AutotuneCache",
         "metadata": {"name": "a", "uid": "u"},
         "spec": {"source": {}, "targets": []},
         "status": {"bundles": []},
     }
-    assert trim_cache(whole) == kept and whole["spec"] == {
+    assert trim_cache(whole) == trimmed and whole["spec"] == {
         "source": {"template": template},
         "targets": [],
     }

@@ -1,4 +1,4 @@
-"""How often a template is read, and what becomes of one that cannot be. Times are the virtual loop's."""
+"""How often a template is read, and what follows when it cannot be read; in virtual time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.unit.virtual import run
 
 
 class Api:
-    """Holds every ReplicaSet, Job and ControllerRevision that is asked for, each answer after `slow` seconds."""
+    """Has every ReplicaSet, Job and ControllerRevision, and answers after `slow` seconds."""
 
     def __init__(self, slow: float = 0.01) -> None:
         self.slow, self.read = slow, 0
@@ -39,7 +39,7 @@ class Api:
             raise self.error
         if self.absent:
             return None
-        made = {"template": template(image=self.image)}
+        spec = {"template": template(image=self.image)}
         meta: Object = {"namespace": namespace, "name": name, "uid": "uid"}
         if kind == "ControllerRevision":
             meta |= {
@@ -52,9 +52,9 @@ class Api:
                 "apiVersion": api_version,
                 "kind": kind,
                 "metadata": meta,
-                "data": {"spec": made},
+                "data": {"spec": spec},
             }
-        return {"apiVersion": api_version, "kind": kind, "metadata": meta, "spec": made}
+        return {"apiVersion": api_version, "kind": kind, "metadata": meta, "spec": spec}
 
 
 def pod(kind: str = "ReplicaSet", name: str = "rs", **labels: str) -> Object:
@@ -74,14 +74,14 @@ STATEFUL = pod("StatefulSet", "s", **{"controller-revision-hash": "s-1"})
 
 
 def play(api: Api, story: Callable[[TemplateCache], Awaitable[Any]]) -> Any:
-    async def all_of_it() -> Any:
+    async def play_story() -> Any:
         return await story(TemplateCache(api, asyncio.get_running_loop().time))  # type: ignore[arg-type]
 
-    return run(all_of_it())
+    return run(play_story())
 
 
 @pytest.mark.parametrize(
-    ("case", "one", "other", "seconds", "reads", "remembered"),
+    ("case", "first", "second", "seconds", "reads", "remembered"),
     [
         ("a Deployment's revision", deployed(), deployed(), 9999, 1, True),
         ("two revisions", deployed(), deployed("2"), 0, 2, True),
@@ -108,22 +108,22 @@ def play(api: Api, story: Callable[[TemplateCache], Awaitable[Any]]) -> Any:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_how_often_a_template_is_read(
-    case: str, one: Object, other: Object, seconds: float, reads: int, remembered: bool
+def test_a_template_is_read_again_only_if_it_may_have_changed(
+    case: str, first: Object, second: Object, seconds: float, reads: int, remembered: bool
 ) -> None:
     api = Api()
 
     async def story(templates: TemplateCache) -> tuple[Origin, Any]:
-        await templates.find_origin("ns", one)
+        await templates.find_origin("ns", first)
         await asyncio.sleep(seconds)
-        return await templates.find_origin("ns", other)
+        return await templates.find_origin("ns", second)
 
     origin, key = play(api, story)
     assert origin.template["spec"]["containers"][0]["image"] == "vllm:1"
     assert api.read == reads and (key is not None) == remembered
 
 
-def test_a_revision_of_that_name_in_another_namespace_is_another() -> None:
+def test_a_revision_of_the_same_name_in_another_namespace_is_read_too() -> None:
     api = Api()
 
     async def story(templates: TemplateCache) -> set[Any]:
@@ -132,7 +132,7 @@ def test_a_revision_of_that_name_in_another_namespace_is_another() -> None:
     assert len(play(api, story)) == 2 and api.read == 2
 
 
-def test_what_may_change_is_read_as_it_is_by_then() -> None:
+def test_a_template_that_may_change_is_read_as_it_is_later() -> None:
     api = Api()
 
     async def story(templates: TemplateCache) -> Origin:
@@ -167,7 +167,7 @@ def test_a_request_that_gives_up_does_not_end_the_read_for_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "fault", "words"),
+    ("case", "fault", "message"),
     [
         (
             "forbidden",
@@ -185,8 +185,8 @@ def test_a_request_that_gives_up_does_not_end_the_read_for_the_others() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(
-    case: str, fault: Object, words: str
+def test_a_failed_read_is_refused_in_time_and_the_next_pod_tries_again(
+    case: str, fault: Object, message: str
 ) -> None:
     api = Api()
     for name, value in fault.items():
@@ -202,13 +202,13 @@ def test_what_cannot_be_read_is_said_within_the_time_and_tried_again(
     bad, took, good = play(api, story)
     assert (
         isinstance(bad.template, Refused)
-        and bad.template.message == words
+        and bad.template.message == message
         and bad.kind == "ReplicaSet"
     )
     assert took <= READ_TIMEOUT_SECONDS and not isinstance(good.template, Refused)
 
 
-def test_an_error_of_our_own_is_not_swallowed_and_blocks_no_later_pod() -> None:
+def test_a_defect_of_ours_is_raised_and_blocks_no_later_pod() -> None:
     api = Api()
 
     async def story(templates: TemplateCache) -> Origin:
@@ -221,39 +221,39 @@ def test_an_error_of_our_own_is_not_swallowed_and_blocks_no_later_pod() -> None:
     assert not isinstance(play(api, story).template, Refused)
 
 
-def kept(values: SizedLRU[int, str]) -> str:
+def remembered(values: SizedLRU[int, str]) -> str:
     return "".join(values.get(number) or "" for number in range(1, 5))
 
 
-def test_what_was_not_asked_for_the_longest_is_forgotten_first() -> None:
+def test_the_least_recently_used_value_is_dropped_first() -> None:
     values: SizedLRU[int, str] = SizedLRU(10)
     for number, value, of in ((1, "a", {"a": 1}), (2, "b", {})):  # 8 and 2 characters
         values.put(number, value, of)
-    assert kept(values) == "ab"
+    assert remembered(values) == "ab"
     assert values.get(1) == "a"
     values.put(3, "c", {})
-    assert kept(values) == "ac"
+    assert remembered(values) == "ac"
 
 
-def test_what_is_put_again_counts_once() -> None:
+def test_a_value_that_is_put_again_counts_once() -> None:
     values: SizedLRU[int, str] = SizedLRU(10)
     for value in "ab":
         values.put(1, value, {"a": 1})
     values.put(2, "c", {})
-    assert kept(values) == "bc"
+    assert remembered(values) == "bc"
 
 
-def test_what_is_too_large_by_itself_is_not_remembered_and_drives_nothing_out() -> None:
+def test_a_value_that_is_too_large_alone_is_not_remembered_and_drops_no_other() -> None:
     values: SizedLRU[int, str] = SizedLRU(10)
     values.put(1, "a", {})
     values.put(2, "b", {})
     values.put(2, "c", {"a": "x" * 10})
-    assert kept(values) == "a"
+    assert remembered(values) == "a"
     values.put(3, "d", {"a": 1})
-    assert kept(values) == "ad"
+    assert remembered(values) == "ad"
 
 
-def test_no_more_than_a_bound_is_remembered_however_large_the_templates_are() -> None:
+def test_what_is_remembered_is_bounded_however_large_the_templates_are() -> None:
     api = Api(slow=0.0)
     api.image = "x" * (MAX_JSON_CHARACTERS // 10)
 
