@@ -199,6 +199,12 @@ SAME = {
         0, engine_at(p)["env"].pop(1)
     ),
     "a reference written out": lambda p: engine_at(p)["env"][2].update(value="1/b"),
+    "a secret's key that is required, in words": lambda p: engine_at(p)["env"][1]["valueFrom"][
+        "secretKeyRef"
+    ].update(optional=False),
+    "a ConfigMap that is required, in words": lambda p: engine_at(p)["envFrom"][0][
+        "configMapRef"
+    ].update(optional=False),
 }
 
 OTHER = {
@@ -213,6 +219,12 @@ OTHER = {
     "an empty env value": lambda p: engine_at(p)["env"].append({"name": "C", "value": ""}),
     "which secret": lambda p: engine_at(p)["env"][1]["valueFrom"]["secretKeyRef"].update(
         name="other"
+    ),
+    "a secret's key that is optional": lambda p: engine_at(p)["env"][1]["valueFrom"][
+        "secretKeyRef"
+    ].update(optional=True),
+    "a ConfigMap that is optional": lambda p: engine_at(p)["envFrom"][0]["configMapRef"].update(
+        optional=True
     ),
     "what a reference finds": lambda p: engine_at(p)["env"].insert(0, engine_at(p)["env"].pop(2)),
     "a dollar that is meant": lambda p: engine_at(p)["env"][2].update(value="$$(A)/b"),
@@ -256,6 +268,16 @@ def test_the_devices_of_a_claim_template_are_part_of_the_fingerprint() -> None:
 
     assert fingerprint(pod("one-b200")) != fingerprint(pod("two-b200"))
     assert fingerprint(pod("one-b200")) == fingerprint(pod("one-b200", called="device"))
+
+
+@pytest.mark.parametrize("empty", [None, "", False, [], {}, {"b": {"c": None}}])
+def test_a_field_that_says_nothing_counts_as_absent_at_any_depth(empty: Any) -> None:
+    assert canonical.drop_empty({"a": empty, "d": {"e": [{"f": empty}]}}) == {"d": {"e": [{}]}}
+
+
+@pytest.mark.parametrize("value", [0, True, "0", "false", [None], [False], [""]])
+def test_a_field_that_says_something_is_kept(value: Any) -> None:
+    assert canonical.drop_empty({"a": value}) == {"a": value}
 
 
 @law(st.lists(st.tuples(st.sampled_from("ABC"), st.text("AB$()", max_size=6)), max_size=5))
