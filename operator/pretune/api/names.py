@@ -1,4 +1,4 @@
-"""Names of the AutotuneCache API: labels, annotations, containers, states."""
+"""Names of the AutotuneCache API: labels, annotations, the gate, roles, containers, states."""
 
 from __future__ import annotations
 
@@ -7,41 +7,55 @@ VERSION = "v1alpha1"
 KIND = "AutotuneCache"
 PLURAL = "autotunecaches"
 
-# Labels and annotations. CACHE and ROLE stand on all that is ours; a pod with CACHE and without ROLE is a consumer.
-CACHE = "pretune.dev/cache"
-ROLE = "pretune.dev/role"  # tuning | proof | import | inspect | prune; on a claim and a ConfigMap: claim | agent
-BUNDLE = "pretune.dev/bundle"  # label of an attempt; annotation of a consumer: what it was given
-DELIVERY = "pretune.dev/delivery"  # annotation of a consumer: ReadOnly | Overlay | None
-REASON = "pretune.dev/reason"  # annotation of a consumer: "<one of reasons.DELIVERIES>: <message>"
-TARGET = "pretune.dev/target"  # annotation of a consumer, by its author: the name of its target
-HOLD = "pretune.dev/hold"  # scheduling gate of a consumer that waits for its bundle
-ATTEMPT = "pretune.dev/attempt"  # the attempt's number, from 1
-FINGERPRINT = "pretune.dev/fingerprint"  # annotation: whole
-WHEN_DELETED = "pretune.dev/when-deleted"  # annotation of our claim: Delete | Retain
-SIZE = "pretune.dev/size"  # annotation of our claim: what spec.storage.claim.size asked for, so that a change is seen
-STORAGE = (
-    "pretune.dev/storage"  # annotation of an attempt: where its bundle goes to, by storage_place()
-)
-REQUEST_KEY = (
-    "pretune.dev/question"  # annotation of an inspect or prune Job: the ids it was given, as JSON
-)
+# --- labels
 
-IMPORT = "pretune.dev/import"  # annotation of a cache, by its author: `<claim>[/<path in it>]`, a folder that vLLM wrote itself
+# On every object of ours. A pod with CACHE and without ROLE is a consumer.
+CACHE = "pretune.dev/cache"
+ROLE = "pretune.dev/role"  # of a Job or pod: see below; of a claim: claim; of a ConfigMap: agent
+ATTEMPT = "pretune.dev/attempt"  # of a Job or pod: the number of the attempt or proof, from 1
+BUNDLE = "pretune.dev/bundle"  # of a Job or pod: the bundle's id; of a consumer an annotation
+
+# --- annotations of a consumer
+
+DELIVERY = "pretune.dev/delivery"  # a mode of manifests/delivery_modes.py, or None
+REASON = "pretune.dev/reason"  # "<name in delivery_reasons.DELIVERIES>: <message>"
+TARGET = "pretune.dev/target"  # set by the pod's author: the name of its target
+
+HOLD = "pretune.dev/hold"  # scheduling gate of a consumer that waits for its bundle
+
+# --- annotations of other objects
+
+# Of a cache, set by its author: `<claim>[/<path in it>]`, a folder that vLLM wrote elsewhere.
+IMPORT = "pretune.dev/import"
+# Of an attempt, a proof or an import: the fingerprint, all of it; where the bundle goes, by
+# storage_place().
+FINGERPRINT = "pretune.dev/fingerprint"
+STORAGE = "pretune.dev/storage"
+REQUEST_KEY = "pretune.dev/question"  # of a Job that inspects or prunes: the ids it was given
+# Of our claim: Delete or Retain; the size that spec.storage.claim.size had, to notice a change.
+WHEN_DELETED = "pretune.dev/when-deleted"
+SIZE = "pretune.dev/size"
+
+# --- roles
 
 TUNING, PROOF, INSPECT, PRUNE = "tuning", "proof", "inspect", "prune"
-IMPORTING = "import"  # its pod needs no GPU: it holds up nobody's attempt but its own bundle's
+IMPORTING = "import"  # needs no GPU, so that only attempts of its own bundle wait for it
+
+# --- containers
+
 CHECK_CONTAINER, SEAL_CONTAINER = "pretune-check", "pretune-seal"
 PROVE_CONTAINER, IMPORT_CONTAINER = "pretune-prove", "pretune-import"
 AGENT_CONTAINER = "pretune-agent"  # of inspect and prune
 SEED_CONTAINER = "pretune-seed"  # of consumers, and of a proof's pod
 
-PENDING, TUNING_STATE, SEALED, FAILED, REFUSED, RETIRED = (
-    "Pending",
-    "Tuning",
-    "Sealed",
-    "Failed",
-    "Refused",
-    "Retired",
-)
-PROVING = "Proving"  # on the claim, and given to no pod before its proof: only with spec.verify: BeforeRelease
+# --- states of a bundle
+
+PENDING = "Pending"
+TUNING_STATE = "Tuning"
+# On the claim, and given to no pod before its proof: only with spec.verify: BeforeRelease.
+PROVING = "Proving"
+SEALED = "Sealed"
+FAILED = "Failed"
+REFUSED = "Refused"
+RETIRED = "Retired"
 STATES = (PENDING, TUNING_STATE, PROVING, SEALED, FAILED, REFUSED, RETIRED)

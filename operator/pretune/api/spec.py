@@ -1,4 +1,4 @@
-"""The AutotuneCache API in Python: names, spec, reasons, and the shape of the status. The CRD in the chart is its twin."""
+"""spec of an AutotuneCache, typed. The CRD in the chart is its twin (tests/chart/test_twins.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pretune.api.types import Object
 
 @dataclass(frozen=True)
 class Target:
+    """spec.targets[]: one kind of node that the engine runs on."""
+
     name: str = "default"
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Object, ...] = ()
@@ -17,19 +19,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Claim:
-    """spec.storage: either ours (`existing` empty) or the user's, with the folder in it."""
+    """spec.storage: the user's claim, or how to create one of ours."""
 
-    existing: str = ""
-    sub_path: str = ""
+    existing: str = ""  # the user's claim; "": one of ours
+    sub_path: str = ""  # in the user's claim
     storage_class: str | None = None
     access_mode: str = "ReadWriteMany"
     size: str | int = "1Gi"
-    when_deleted: str = "Delete"
+    when_deleted: str = "Delete"  # Delete | Retain
 
 
 @dataclass(frozen=True)
 class Hold:
-    """spec.hold: which consumers wait for their bundle, how long, and what comes when it fails."""
+    """spec.hold: which consumers wait for their bundle, how long, and what follows if it fails."""
 
     when: str = "WhenServing"  # WhenServing | Always | Never
     timeout_seconds: int = 3600  # from the pod's creation
@@ -38,7 +40,11 @@ class Hold:
 
 @dataclass(frozen=True)
 class Spec:
-    """spec of an AutotuneCache with every default in place, those of the CRD included."""
+    """spec of an AutotuneCache with every default in place, those of the CRD included.
+
+    Names are those of the CRD, but for spec.storage (claim), spec.tuning.podTemplate (job_labels to
+    tolerations) and spec.delivery.mode (delivery).
+    """
 
     workload_ref: Mapping[str, str] | None
     template: Object | None
@@ -64,32 +70,31 @@ class Spec:
     def from_cache(cls, cache: Object) -> Spec:
         """Return the spec of an AutotuneCache that the API server accepted."""
         spec = cache.get("spec") or {}
-        source, tuning, storage = (
-            spec.get("source") or {},
-            spec.get("tuning") or {},
-            spec.get("storage") or {},
-        )
-        overlay = tuning.get("podTemplate") or {}
-        meta, pod = overlay.get("metadata") or {}, overlay.get("spec") or {}
-        hold = spec.get("hold") or {}
-        made, existing = storage.get("claim") or {}, storage.get("existingClaim") or {}
+        source, tuning = spec.get("source") or {}, spec.get("tuning") or {}
+        storage, hold = spec.get("storage") or {}, spec.get("hold") or {}
+        claim, existing = storage.get("claim") or {}, storage.get("existingClaim") or {}
+        pod_template = tuning.get("podTemplate") or {}
+        meta, pod = pod_template.get("metadata") or {}, pod_template.get("spec") or {}
+        targets = spec.get("targets") or [{"name": "default"}]
         return cls(
             workload_ref=source.get("workloadRef"),
             template=source.get("template"),
             engine_container=spec.get("engineContainer") or "",
             targets=tuple(
                 Target(
-                    one["name"], one.get("nodeSelector") or {}, tuple(one.get("tolerations") or ())
+                    name=target["name"],
+                    node_selector=target.get("nodeSelector") or {},
+                    tolerations=tuple(target.get("tolerations") or ()),
                 )
-                for one in spec.get("targets") or [{"name": "default"}]
+                for target in targets
             ),
             claim=Claim(
                 existing=existing.get("name", ""),
                 sub_path=existing.get("subPath", ""),
-                storage_class=made.get("storageClassName"),
-                access_mode=(made.get("accessModes") or ["ReadWriteMany"])[0],
-                size=made.get("size", "1Gi"),
-                when_deleted=made.get("whenDeleted", "Delete"),
+                storage_class=claim.get("storageClassName"),
+                access_mode=(claim.get("accessModes") or ["ReadWriteMany"])[0],
+                size=claim.get("size", "1Gi"),
+                when_deleted=claim.get("whenDeleted", "Delete"),
             ),
             deadline_seconds=tuning.get("deadlineSeconds", 5400),
             max_attempts=tuning.get("maxAttempts", 3),
@@ -113,10 +118,10 @@ class Spec:
 
 
 def storage_place(cache: str, spec: Spec) -> str:
-    """`<claim>/<subPath>`: where a spec keeps its bundles."""
+    """Return `<claim>/<subPath>`: where the bundles of a cache of this name and spec are kept."""
     return f"{claim_name(cache, spec)}/{spec.claim.sub_path}"
 
 
 def claim_name(cache: str, spec: Spec) -> str:
-    """The claim that holds the bundles; our own is `pretune-<cache>`."""
+    """Return the name of the claim that holds the bundles; one of ours is `pretune-<cache>`."""
     return spec.claim.existing or f"pretune-{cache}"

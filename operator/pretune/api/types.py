@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-Object = dict[str, Any]  # a Kubernetes object, as plain as the API server sends it
+Object = dict[str, Any]  # a Kubernetes object, as parsed from the API server's JSON
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """A cache's name. It may have no cache any more: its claim still has to be looked after."""
+    """The namespace and name of a cache, which may be deleted: its claim is still looked after."""
 
     namespace: str
     name: str
@@ -20,5 +20,5 @@ class Key:
 
     @property
     def folder(self) -> str:
-        """The cache's folder on a claim."""
+        """The name of the cache's folder on a claim."""
         return f"{self.namespace}.{self.name}"
