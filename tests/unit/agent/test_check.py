@@ -1,4 +1,4 @@
-"""What is known before a GPU minute is spent."""
+"""What check finds out before a GPU is used."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_bundle_whose_seal_died_before_its_last_mode_gets_it(pod: AgentPod) ->
     assert stat.S_IMODE(pod.bundle().stat().st_mode) == 0o555
 
 
-def test_a_damaged_bundle_does_not_end_the_attempt_and_is_said(pod: AgentPod) -> None:
+def test_a_damaged_bundle_does_not_end_the_attempt_and_is_reported(pod: AgentPod) -> None:
     pod.seal(rank_files(1))
     (pod.bundle() / "manifest.json").unlink()
     report = pod.run("check")
@@ -142,12 +142,12 @@ def test_a_damaged_bundle_does_not_end_the_attempt_and_is_said(pod: AgentPod) ->
     )
 
 
-def test_a_bundle_of_another_id_is_no_answer(pod: AgentPod) -> None:
+def test_a_bundle_of_another_id_does_not_count(pod: AgentPod) -> None:
     pod.seal(rank_files(1), inputs=Inputs("0f" * 32, "", "b200", {}))
     assert pod.run("check").reason == "Checked"
 
 
-def test_what_killed_attempts_left_is_swept_but_a_living_ones_is_not(pod: AgentPod) -> None:
+def test_what_killed_attempts_left_is_removed_but_a_running_ones_is_not(pod: AgentPod) -> None:
     pod.run("check", "dead-long-ago")
     pod.run("check", "alive", inputs=Inputs("0f" * 32, "", "b200", {}))
     staging = pod.folder / ".staging"
@@ -162,7 +162,7 @@ def test_what_killed_attempts_left_is_swept_but_a_living_ones_is_not(pod: AgentP
     assert pod.staging() == ["alive", "now"]
 
 
-def test_a_task_that_is_no_json_is_told_and_not_a_traceback_alone(
+def test_a_task_that_is_not_json_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pretune.agent.__main__ import main

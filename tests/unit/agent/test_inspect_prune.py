@@ -1,4 +1,4 @@
-"""What inspect tells for adoption, and what prune takes away."""
+"""What inspect reports for adoption, and what prune deletes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seal_many(pod: AgentPod, count: int) -> list[str]:
     return [inputs(number).bundle_id() for number in range(count)]
 
 
-def test_an_answer_says_all_that_the_record_of_a_bundle_needs(pod: AgentPod) -> None:
+def test_an_answer_has_all_that_the_status_of_a_bundle_needs(pod: AgentPod) -> None:
     sealed = pod.seal(managed_store(5))
     report = pod.run("inspect", ids=[INPUTS.bundle_id()])
     assert (report.reason, exit_code(report), report.more) == ("Inspected", 0, 0)
@@ -57,19 +57,21 @@ def test_an_answer_says_all_that_the_record_of_a_bundle_needs(pod: AgentPod) -> 
 def test_wanted_bundles_come_first_then_the_newest_and_the_rest_is_counted(pod: AgentPod) -> None:
     ids = seal_many(pod, 11)
     report = pod.run("inspect", ids=[ids[2], "000000000000-absent"])
-    told = [one.id for one in report.bundles]
-    assert told == [ids[2], *reversed(ids[4:])] and len(told) == ANSWERS
+    answers = [answer.id for answer in report.bundles]
+    assert answers == [ids[2], *reversed(ids[4:])] and len(answers) == ANSWERS
     assert report.more == 3
     assert len(report.dump().encode()) <= ANSWER_BYTES
 
 
-def test_broken_ones_are_counted_named_and_no_answer(pod: AgentPod, tmp_path: Path) -> None:
+def test_broken_bundles_are_counted_and_named_and_get_no_answer(
+    pod: AgentPod, tmp_path: Path
+) -> None:
     ids = seal_many(pod, 3)
     (pod.bundles / ids[0] / "manifest.json").unlink()
     (pod.bundles / "0123456789ab-linked").symlink_to(tmp_path)
     (pod.bundles / "lost+found").mkdir()
     report = pod.run("inspect", ids=ids)
-    assert [one.id for one in report.bundles] == [ids[2], ids[1]]
+    assert [answer.id for answer in report.bundles] == [ids[2], ids[1]]
     assert "2 whole, 2 broken" in report.message and ids[0] in report.message
 
 
@@ -79,7 +81,7 @@ def test_a_claim_without_our_folder_has_no_bundles(pod: AgentPod) -> None:
     assert list(pod.claim.iterdir()) == []
 
 
-def test_a_look_that_failed_leaves_no_report_that_could_be_read_as_nothing_there(
+def test_an_inspection_that_failed_leaves_no_report(
     pod: AgentPod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pretune.agent.__main__ import main
@@ -121,10 +123,11 @@ def test_any_answers_fit_and_none_of_the_first_eight_is_left_out(
 ) -> None:
     report = fit_report(answers, message)
     assert len(report.dump().encode()) <= ANSWER_BYTES
-    assert [one.id for one in report.bundles] == [one.id for one in answers[:ANSWERS]]
+    kept = answers[:ANSWERS]
+    assert [answer.id for answer in report.bundles] == [answer.id for answer in kept]
     assert len(report.bundles) + report.more == len(answers)
-    for told, whole in zip(report.bundles, answers, strict=False):
-        assert (told.digest, told.writer, told.fingerprint, told.at) == (
+    for answer, whole in zip(report.bundles, kept, strict=True):
+        assert (answer.digest, answer.writer, answer.fingerprint, answer.at) == (
             whole.digest,
             whole.writer,
             whole.fingerprint,
@@ -136,20 +139,20 @@ def test_any_answers_fit_and_none_of_the_first_eight_is_left_out(
 def test_a_report_of_a_bundle_stays_within_its_bytes(report: Report) -> None:
     from dataclasses import replace
 
-    told = replace(
+    sealed = replace(
         report,
         by="seal",
         fingerprint="",
         versions=Versions("0.33.0", "0.7.2.post1", "13.0", "NVIDIA B200"),
     )
-    assert len(told.dump().encode()) <= 700
-    assert Report.load(told.dump()) is not None
+    assert len(sealed.dump().encode()) <= 700
+    assert Report.load(sealed.dump()) is not None
 
 
 # --- prune
 
 
-def test_prune_removes_the_named_bundles_only_and_leaves_nothing_behind(pod: AgentPod) -> None:
+def test_prune_deletes_the_named_bundles_only_and_leaves_nothing_behind(pod: AgentPod) -> None:
     ids = seal_many(pod, 3)
     kept = snapshot(pod.bundles / ids[1])
     report = pod.run("prune", ids=[ids[0], ids[2], "000000000000-absent"])
@@ -159,33 +162,33 @@ def test_prune_removes_the_named_bundles_only_and_leaves_nothing_behind(pod: Age
 
 
 @pytest.mark.parametrize("name", ["..", "../other/bundles/x", "", "/", "0123456789ab-../x"])
-def test_prune_takes_no_name_that_is_no_id(pod: AgentPod, name: str) -> None:
+def test_prune_refuses_a_name_that_is_not_an_id(pod: AgentPod, name: str) -> None:
     (sealed,) = seal_many(pod, 1)
     report = pod.run("prune", ids=[sealed, name])
     assert report.reason == "UnsafePath" and exit_code(report) == 1
     assert os.listdir(pod.bundles) == [sealed]
 
 
-def test_prune_removes_a_link_and_not_what_it_leads_to(pod: AgentPod, tmp_path: Path) -> None:
+def test_prune_deletes_a_link_and_not_what_it_leads_to(pod: AgentPod, tmp_path: Path) -> None:
     seal_many(pod, 1)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "file").write_text("x")
     (pod.bundles / "0123456789ab-linked").symlink_to(elsewhere)
-    (pod.bundles / "0123456789ab-torn").mkdir()
-    (pod.bundles / "0123456789ab-torn" / "inner").symlink_to(elsewhere)
-    report = pod.run("prune", ids=["0123456789ab-linked", "0123456789ab-torn"])
+    (pod.bundles / "0123456789ab-damaged").mkdir()
+    (pod.bundles / "0123456789ab-damaged" / "inner").symlink_to(elsewhere)
+    report = pod.run("prune", ids=["0123456789ab-linked", "0123456789ab-damaged"])
     assert report.reason == "Pruned" and report.message == "2 deleted"
     assert (elsewhere / "file").read_text() == "x"
     assert pod.staging() == []
 
 
-def test_prune_makes_no_folder_where_there_is_none(pod: AgentPod) -> None:
+def test_prune_creates_no_folder_where_there_is_none(pod: AgentPod) -> None:
     assert pod.run("prune", ids=[INPUTS.bundle_id()]).reason == "Pruned"
     assert list(pod.claim.iterdir()) == []
 
 
-def test_a_manifest_of_wrong_types_is_broken_and_nothing_worse(pod: AgentPod) -> None:
+def test_a_manifest_with_wrong_types_is_a_broken_bundle(pod: AgentPod) -> None:
     (name,) = seal_many(pod, 1)
     manifest = pod.bundles / name / "manifest.json"
     whole = json.loads(manifest.read_bytes())
@@ -204,9 +207,9 @@ def test_a_manifest_of_wrong_types_is_broken_and_nothing_worse(pod: AgentPod) ->
         [],
         None,
     ]
-    for one in wrong:
-        manifest.write_bytes(json.dumps(one).encode())
+    for content in wrong:
+        manifest.write_bytes(json.dumps(content).encode())
         report = pod.run("inspect")
-        assert report.reason == "Inspected" and "1 broken" in report.message, one
+        assert report.reason == "Inspected" and "1 broken" in report.message, content
     manifest.write_bytes(b"[" * 100_000)
     assert "1 broken" in pod.run("inspect").message

@@ -1,7 +1,8 @@
-"""docs/dev/invariants.md, 2, from the inside: a process that dies after any of its operations leaves each bundle whole or absent."""
+"""Invariant 2 (docs/dev/invariants.md): whenever it is killed, bundles are whole or absent."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,12 @@ from tests.unit.agent.pod import (
 )
 
 CHANGES = ("mkdir", "create", "write", "chmod", "fsync", "rename", "unlink", "rmdir")
-DIED = 99
+KILLED_CODE = 99
 OTHER = Inputs("0f" * 32, "", "b200", {})
 
 
 class KillingDisk(Disk):
-    """Ends the process, without any cleaning up, after the n-th operation."""
+    """Ends the process after the n-th operation, without any cleanup."""
 
     def __init__(self, operations: int) -> None:
         self.left = operations
@@ -35,14 +36,14 @@ class KillingDisk(Disk):
     def _count(self) -> None:
         self.left -= 1
         if self.left == 0:
-            os._exit(DIED)
+            os._exit(KILLED_CODE)
 
 
-def _mortal(name: str) -> Callable[..., Any]:
+def _killing(name: str) -> Callable[..., Any]:
     def operation(self: KillingDisk, *arguments: Any) -> Any:
         if name == "write" and self.left == 1:  # half a write, then death
             os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
-            os._exit(DIED)
+            os._exit(KILLED_CODE)
         done = getattr(Disk, name)(self, *arguments)
         self._count()
         return done
@@ -51,11 +52,11 @@ def _mortal(name: str) -> Callable[..., Any]:
 
 
 for _name in CHANGES:
-    setattr(KillingDisk, _name, _mortal(_name))
+    setattr(KillingDisk, _name, _killing(_name))
 
 
 def is_killed_at(operations: int, act: Callable[[Disk], Any]) -> bool:
-    """Whether `act`, in a process of its own, was ended by its n-th operation; False when it came to its end."""
+    """Whether `act`, in a process of its own, was killed by its n-th operation."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -65,8 +66,8 @@ def is_killed_at(operations: int, act: Callable[[Disk], Any]) -> bool:
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, DIED), code
-    return code == DIED
+    assert code in (0, KILLED_CODE), code
+    return code == KILLED_CODE
 
 
 def kill_after_each_operation(
@@ -75,14 +76,17 @@ def kill_after_each_operation(
     prepare: Callable[[AgentPod], Any],
     check: Callable[[AgentPod], None],
 ) -> int:
-    """Kills `act` after each of its operations in turn, each time in a world of its own; the number of operations."""
+    """Kill `act` after each of its operations in turn, each time with new folders.
+
+    Returns the number of operations.
+    """
     for operations in range(1, 2000):
         (folder / str(operations)).mkdir()
         pod = AgentPod(folder / str(operations))
         prepare(pod)
-        died = is_killed_at(operations, lambda disk, pod=pod: act(pod, disk))  # type: ignore[misc]
+        killed = is_killed_at(operations, functools.partial(act, pod))
         check(pod)
-        if not died:
+        if not killed:
             return operations - 1
     raise AssertionError("it never ends")
 
@@ -114,7 +118,7 @@ def test_a_seal_killed_after_any_operation_leaves_its_bundle_whole_or_absent(
         whole, absent = whole + there, absent + (not there)
         if there:
             _sealed_whole(pod)
-        # Whatever was left behind, the next attempt's check and seal go through, and the check sweeps the dead one's staging.
+        # The next attempt's check and seal succeed, and the check removes the killed one's staging.
         assert pod.run("check", "pod-2", gpus=2).reason == (reason if there else "Checked")
         assert pod.run("seal", "pod-2", gpus=2).reason == reason
         _sealed_whole(pod)
@@ -134,7 +138,7 @@ def test_a_seal_killed_after_any_operation_leaves_its_bundle_whole_or_absent(
 def test_a_check_killed_after_any_operation_is_no_hindrance_to_the_next(tmp_path: Path) -> None:
     def check(pod: AgentPod) -> None:
         assert pod.run("check", "pod-2").reason == "Checked"
-        # A dead attempt at the same bundle is swept. One that died before it could say at which it was waits for a day.
+        # A killed attempt at the same bundle is removed; one without its start mark after a day.
         left = {name: os.listdir(pod.folder / ".staging" / name) for name in pod.staging()}
         assert (
             left.pop("pod-2") == ["started"]
@@ -187,7 +191,9 @@ def test_a_sealed_bundle_is_untouched_while_another_one_is_sealed_and_dies(tmp_p
     )
 
 
-def test_replacing_a_torn_bundle_may_die_anywhere(tmp_path: Path) -> None:
+def test_a_seal_killed_while_it_replaces_a_damaged_bundle_is_no_hindrance_to_the_next(
+    tmp_path: Path,
+) -> None:
     def prepare(pod: AgentPod) -> None:
         pod.seal(rank_files(2), gpus=2)
         folder = pod.bundle() / "tactics" / KEY
@@ -242,7 +248,7 @@ def test_a_seed_killed_after_any_operation_starts_again_from_an_empty_folder(
 
 
 class Journal(Disk):
-    """What was made and written, and whether it was synced since."""
+    """Which paths were created or written, and not synced since."""
 
     def __init__(self) -> None:
         self.unsynced: set[str] = set()

@@ -1,4 +1,4 @@
-"""A bundle is proven when the engine that started from it left it as it was; the proof lies on the claim, beside the sealed folders."""
+"""A bundle is proven when the engine that started from it left its files unchanged."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def entries_of(op: str, entries: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
-def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
+def test_a_bundle_that_the_engine_left_unchanged_is_proven_and_recorded_on_the_claim(
     pod: AgentPod, files: dict[str, bytes], gpus: int
 ) -> None:
     seal_and_seed(pod, files, gpus)
@@ -85,8 +85,8 @@ def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
         True,
     ), report
     assert report.digest == pod.find_bundle().digest and "none new" in report.message
-    said = json.loads(record_path(pod).read_text())
-    assert said.pop("at") and said == {
+    record = json.loads(record_path(pod).read_text())
+    assert record.pop("at") and record == {
         "schema": "pretune.dev/proof/v1",
         "id": ID,
         "digest": report.digest,
@@ -94,13 +94,13 @@ def test_a_bundle_that_the_engine_left_alone_is_proven_and_the_claim_says_so(
     assert read_tree(pod.bundles) == before and pod.staging() == []
 
 
-def test_a_proof_is_readable_by_all_and_its_folder_open_to_the_next_uid(pod: AgentPod) -> None:
+def test_a_record_is_readable_by_all_and_its_folder_open_to_the_next_uid(pod: AgentPod) -> None:
     seal_and_seed(pod, rank_files(1)).run("prove")
     assert stat.S_IMODE(record_path(pod).stat().st_mode) == 0o444
     assert stat.S_IMODE(record_path(pod).parent.stat().st_mode) == 0o1777
 
 
-def test_a_file_written_anew_with_the_same_bytes_is_not_changed(pod: AgentPod) -> None:
+def test_a_file_written_again_with_the_same_bytes_is_not_changed(pod: AgentPod) -> None:
     seal_and_seed(pod, SHARED)
     path = pod.tactics / KEY / "autotune_configs.json"
     again = path.with_name("new")
@@ -109,7 +109,7 @@ def test_a_file_written_anew_with_the_same_bytes_is_not_changed(pod: AgentPod) -
     assert pod.run("prove").reason == "Proven"
 
 
-def test_what_the_engine_leaves_beside_its_tactics_counts_for_nothing(pod: AgentPod) -> None:
+def test_what_the_engine_leaves_beside_its_tactics_does_not_count(pod: AgentPod) -> None:
     """A log, or the temporary file of a writer that died: seal leaves them out too."""
     seal_and_seed(pod, rank_files(1))
     (pod.tactics / "logs").mkdir()
@@ -154,7 +154,7 @@ def _many_operations(pod: AgentPod) -> None:
     data = json.loads(path.read_bytes())
     path.write_text(
         json.dumps(
-            {**data, **{key: one for op in "abcde" for key, one in entries_of(op, 1).items()}}
+            {**data, **{key: tactic for op in "abcde" for key, tactic in entries_of(op, 1).items()}}
         )
     )
 
@@ -205,7 +205,7 @@ def _link(pod: AgentPod) -> None:
         (_link, 0, ["is a link"]),
     ],
 )
-def test_what_the_engine_tuned_again_is_counted_and_named_and_no_proof_is_left(
+def test_what_the_engine_tuned_again_is_counted_and_named_and_not_recorded_as_proven(
     pod: AgentPod, does: Callable[[AgentPod], None], entries: int, words: list[str]
 ) -> None:
     seal_and_seed(pod, rank_files(2), 2)
@@ -225,8 +225,8 @@ def test_what_the_engine_tuned_again_is_counted_and_named_and_no_proof_is_left(
 def test_a_managed_store_that_grew_names_the_operations_of_its_new_entries(pod: AgentPod) -> None:
     seal_and_seed(pod, managed_store(3))
     for name, op in (("1" * 24, "mm_fp4"), ("2" * 24, "mm_fp4"), ("3" * 24, "fused_moe")):
-        made = {"key": f"('{op}', 'Runner', (({name[0]}, 8),))", "runner": "Runner", "tactic": 1}
-        (pod.tactics / STORE / "entries" / f"{name}.json").write_text(json.dumps(made))
+        entry = {"key": f"('{op}', 'Runner', (({name[0]}, 8),))", "runner": "Runner", "tactic": 1}
+        (pod.tactics / STORE / "entries" / f"{name}.json").write_text(json.dumps(entry))
     report = pod.run("prove")
     assert (report.reason, report.newEntries) == ("NotReproducible", 3)
     assert (
@@ -261,11 +261,11 @@ def test_a_read_only_engines_bundle_is_read_whole_before_it_is_proven(pod: Agent
     assert not record_path(pod).exists()
 
 
-# --- of another environment: FlashInfer refuses its files and leaves them as they are, so that the folder looks warm
+# --- another environment: FlashInfer ignores the files and leaves them, so the folder looks warm
 
 
 def write_gpu_models(pod: AgentPod, *models: str) -> None:
-    """What the kernel driver says of each of the node's GPUs; "" is a GPU whose file has no such line."""
+    """Write the kernel driver's files of the node's GPUs; "" is a GPU whose file has no model."""
     for n, model in enumerate(models):
         file = pod.proc / "driver" / "nvidia" / "gpus" / f"0000:{n:02x}:00.0" / "information"
         file.parent.mkdir(parents=True)
@@ -278,7 +278,7 @@ B200, H200, H100 = "NVIDIA B200", "NVIDIA H200", "NVIDIA H100 80GB HBM3"  # META
 
 @pytest.mark.parametrize("on_claim", [False, True])
 @pytest.mark.parametrize(("files", "gpus"), LAYOUTS)
-def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_nobody_touched(
+def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_are_unchanged(
     pod: AgentPod, files: dict[str, bytes], gpus: int, on_claim: bool
 ) -> None:
     seal_and_seed(pod, files, gpus)
@@ -361,7 +361,7 @@ def test_a_slice_is_of_its_gpu_and_a_bundle_without_a_gpu_of_any(
 
 
 def test_the_gpu_is_compared_before_the_files(pod: AgentPod) -> None:
-    """What the engine tuned on another GPU says nothing about the bundle's own."""
+    """What the engine tuned on another GPU is not a fault of the bundle."""
     seal_and_seed(pod, rank_files(2), 2)
     _one_more_in_each_rank(pod)
     write_gpu_models(pod, H200)
@@ -372,11 +372,11 @@ def test_the_gpu_is_compared_before_the_files(pod: AgentPod) -> None:
     ) and "GPU differs" in report.message
 
 
-def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod: AgentPod) -> None:
+def test_in_a_pod_the_agent_reads_the_gpus_below_its_proc_option(pod: AgentPod) -> None:
     seal_and_seed(pod, rank_files(1))
     write_gpu_models(pod, H200)
-    code, report, said = run_process(pod, "prove")
-    assert (code, report.reason) == (1, "NotReproducible") and H200 in report.message, said
+    code, report, output = run_process(pod, "prove")
+    assert (code, report.reason) == (1, "NotReproducible") and H200 in report.message, output
 
 
 @pytest.mark.parametrize("on_claim", [False, True])
@@ -403,7 +403,7 @@ def test_in_the_pod_the_agent_reads_the_gpus_under_the_root_that_it_is_told(pod:
         ),
     ],
 )
-def test_a_bundle_of_other_versions_is_not_proven_by_files_that_nobody_touched(
+def test_a_bundle_of_other_versions_is_not_proven_by_files_that_are_unchanged(
     pod: AgentPod,
     tmp_path: Path,
     sealed: tuple[str, str],
@@ -458,7 +458,7 @@ def test_an_engine_that_does_not_answer_before_or_after_is_not_warm_and_not_judg
     assert len(asked) == 2
 
 
-def test_an_engine_that_is_ready_and_tunes_on_is_found_at_the_second_look(
+def test_an_engine_that_is_ready_and_still_tunes_is_found_by_the_second_scan(
     pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seal_and_seed(pod, rank_files(1))
@@ -474,7 +474,7 @@ def test_an_engine_that_is_ready_and_tunes_on_is_found_at_the_second_look(
 
 
 @needs_root
-def test_a_full_claim_and_a_read_only_one_are_said_as_seal_says_them(
+def test_a_full_claim_and_a_read_only_one_are_reported_as_by_seal(
     pod: AgentPod, mount: Any
 ) -> None:
     mount("-t", "tmpfs", "-o", "size=1m,mode=0777", "none", str(pod.claim))
@@ -491,10 +491,10 @@ def test_a_full_claim_and_a_read_only_one_are_said_as_seal_says_them(
     assert pod.run("prove").reason == "Proven"
 
 
-# --- what a proof is good for
+# --- what a proof record is for
 
 
-def test_seed_gives_an_unproven_bundle_to_nobody_who_asks_for_a_proof(pod: AgentPod) -> None:
+def test_seed_gives_no_bundle_without_proof_where_the_task_asks_for_one(pod: AgentPod) -> None:
     seal_and_seed(pod, rank_files(1))
     unproven = pod.run("seed", "pod-3", proven=True)
     assert (
@@ -506,16 +506,16 @@ def test_seed_gives_an_unproven_bundle_to_nobody_who_asks_for_a_proof(pod: Agent
     assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
 
-def test_check_seal_and_inspect_say_whether_the_bundle_is_proven(pod: AgentPod) -> None:
-    def say() -> list[bool]:
+def test_check_seal_and_inspect_report_whether_the_bundle_is_proven(pod: AgentPod) -> None:
+    def reported() -> list[bool]:
         reports = [pod.run("check"), pod.run("seal"), *pod.run("inspect", ids=[ID]).bundles]
-        assert [one.id for one in reports] == [ID] * 3
-        return [one.proven for one in reports]
+        assert [report.id for report in reports] == [ID] * 3
+        return [report.proven for report in reports]
 
     seal_and_seed(pod, rank_files(1))
-    assert say() == [False] * 3
+    assert reported() == [False] * 3
     assert pod.run("prove").reason == "Proven"
-    assert say() == [True] * 3
+    assert reported() == [True] * 3
     assert Report.load(pod.run("check").dump()).proven  # type: ignore[union-attr]
 
 
@@ -573,7 +573,7 @@ def _deep(path: Path) -> None:
         Path.unlink,
     ],
 )
-def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(
+def test_a_record_that_is_not_exactly_this_bundles_does_not_count(
     pod: AgentPod, spoil: Callable[[Path], None]
 ) -> None:
     seal_and_seed(pod, rank_files(1))
@@ -591,12 +591,14 @@ def test_what_is_no_proof_of_exactly_this_bundle_counts_as_none(
         assert pod.run("seed", proven=True).reason == "Seeded"
 
 
-def test_a_bundle_that_was_made_anew_is_not_proven_by_its_predecessors_proof(pod: AgentPod) -> None:
+def test_a_bundle_that_was_sealed_again_is_not_proven_by_its_predecessors_record(
+    pod: AgentPod,
+) -> None:
     seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
     file = pod.bundle() / "tactics" / KEY / "autotune_configs_dp0_rank0.json"
     file.chmod(0o644)
-    file.write_bytes(b"torn")
+    file.write_bytes(b"damaged")
     assert pod.write_tactics(rank_files(1, 4)).run("seal", "pod-9").reason == "Sealed"
     assert pod.run("seed", proven=True).reason == "NotProven"
     assert pod.run("seed").reason == "Seeded"
@@ -604,7 +606,7 @@ def test_a_bundle_that_was_made_anew_is_not_proven_by_its_predecessors_proof(pod
     assert pod.run("seed", proven=True).reason == "Seeded"
 
 
-def test_a_proof_that_is_there_stays_as_it_is(pod: AgentPod) -> None:
+def test_a_record_that_is_there_stays_as_it_is(pod: AgentPod) -> None:
     seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
     before = record_path(pod).stat()
@@ -615,7 +617,7 @@ def test_a_proof_that_is_there_stays_as_it_is(pod: AgentPod) -> None:
     )
 
 
-def test_prune_takes_the_proof_with_its_bundle_and_leaves_the_others(pod: AgentPod) -> None:
+def test_prune_deletes_the_record_with_its_bundle_and_keeps_the_others(pod: AgentPod) -> None:
     pod.seal(rank_files(1, 4), inputs=OTHER)
     assert pod.run("seed", inputs=OTHER).reason == "Seeded"
     assert pod.run("prove", inputs=OTHER).reason == "Proven"
@@ -626,7 +628,7 @@ def test_prune_takes_the_proof_with_its_bundle_and_leaves_the_others(pod: AgentP
 
 
 @pytest.mark.parametrize("verb", ["check", "prune"])
-def test_a_proof_without_its_bundle_is_swept(pod: AgentPod, verb: str) -> None:
+def test_a_record_without_its_bundle_is_removed(pod: AgentPod, verb: str) -> None:
     seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
     subprocess.run(["rm", "-rf", str(pod.bundle())], check=True)
@@ -636,7 +638,9 @@ def test_a_proof_without_its_bundle_is_swept(pod: AgentPod, verb: str) -> None:
 
 
 @needs_root
-def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: AgentPod) -> None:
+def test_another_uid_reads_a_record_and_names_the_owner_of_one_that_it_cannot_replace(
+    open_pod: AgentPod,
+) -> None:
     pod = open_pod
     seal_and_seed(pod, rank_files(1))
     assert pod.run("prove").reason == "Proven"
@@ -654,8 +658,8 @@ def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: Ag
                 os._exit(0)
         os.close(write)
         os.waitpid(child, 0)
-        with os.fdopen(read) as said:
-            report = Report.load(said.read())
+        with os.fdopen(read) as pipe:
+            report = Report.load(pipe.read())
         assert report is not None
         return report
 
@@ -674,7 +678,7 @@ def test_another_uid_reads_a_proof_and_says_whose_it_cannot_replace(open_pod: Ag
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_prove_killed_after_any_operation_leaves_the_bundle_proven_or_not_and_the_next_one_proves_it(
+def test_after_a_prove_killed_at_any_operation_the_next_one_proves_the_bundle(
     tmp_path: Path, earlier: bool
 ) -> None:
     proven = not_proven = 0
@@ -688,9 +692,9 @@ def test_a_prove_killed_after_any_operation_leaves_the_bundle_proven_or_not_and_
 
     def check(pod: AgentPod) -> None:
         nonlocal proven, not_proven
-        said = pod.run("seed", "pod-8", proven=True).reason
-        proven, not_proven = proven + (said == "Seeded"), not_proven + (said == "NotProven")
-        assert said in ("Seeded", "NotProven")
+        reason = pod.run("seed", "pod-8", proven=True).reason
+        proven, not_proven = proven + (reason == "Seeded"), not_proven + (reason == "NotProven")
+        assert reason in ("Seeded", "NotProven")
         assert pod.find_bundle() is not None
         assert pod.run("seed", "pod-8").reason == "Seeded"
         assert pod.run("prove", "pod-9", gpus=2).reason == "Proven"
@@ -717,7 +721,7 @@ def test_a_prune_killed_anywhere_leaves_no_bundle_proven_that_was_not(tmp_path: 
     )
 
 
-def test_the_proof_is_synced_before_its_rename_and_its_folder_after(pod: AgentPod) -> None:
+def test_the_record_is_synced_before_its_rename_and_its_folder_after(pod: AgentPod) -> None:
     seal_and_seed(pod, rank_files(1))
     log: list[str] = []
 
@@ -762,9 +766,9 @@ def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
     had, has = (
         tuned(
             f"{KEY}/autotune_configs_dp0_rank0.json",
-            json.dumps({"_metadata": METADATA, **one}).encode(),
+            json.dumps({"_metadata": METADATA, **configs}).encode(),
         )
-        for one in (before, after)
+        for configs in (before, after)
     )
     assert {key for key, tactic in has.items() if had.get(key) != tactic} == {
         key for key in after if before.get(key) != after[key]
@@ -788,14 +792,14 @@ def test_a_bundle_is_proven_exactly_where_every_tactics_file_is_as_it_was_sealed
     with tempfile.TemporaryDirectory() as root:
         pod = seal_and_seed(AgentPod(Path(root)), {path: written(had)})
         files = {} if has is None else {path: written(has)}
-        made = (
+        added = (
             {beside: written({"('x', 'R')": ["R", 1]}) if beside.endswith(".json") else b"words"}
             if beside
             else {}
         )
-        pod.write_tactics({**files, **made}, folders=() if files else (KEY,))
+        pod.write_tactics({**files, **added}, folders=() if files else (KEY,))
         report = pod.run("prove")
-        new = {key for key, one in (has or {}).items() if had.get(key) != one}
+        new = {key for key, tactic in (has or {}).items() if had.get(key) != tactic}
         same = list((has or {}).items()) == list(had.items()) and not beside.endswith(".json")
         assert report.reason == ("Proven" if same else "NotReproducible"), report
         assert report.newEntries == len(new) + beside.endswith(".json")
@@ -821,9 +825,11 @@ def test_the_samples_that_flashinfer_wrote_have_as_many_entries_as_are_counted()
         len(tuned(path, v1.read_bytes())) == read_tactics([path], lambda _: v1.read_bytes()).entries
     )
     store = SAMPLES / "v2root"
-    paths = [str(one.relative_to(store)) for one in store.rglob("*.json")]
-    entries = {key for one in paths for key in tuned(one, (store / one).read_bytes())}
-    assert len(entries) == read_tactics(paths, lambda one: (store / one).read_bytes()).entries == 10
+    paths = [str(path.relative_to(store)) for path in store.rglob("*.json")]
+    entries = {key for path in paths for key in tuned(path, (store / path).read_bytes())}
+    assert (
+        len(entries) == read_tactics(paths, lambda path: (store / path).read_bytes()).entries == 10
+    )
     assert {operation(key) for key in entries} <= {"toy_gemm", "toy_moe"}
 
 

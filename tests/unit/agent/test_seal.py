@@ -134,7 +134,7 @@ def test_seconds_count_from_the_end_of_check(pod: AgentPod) -> None:
     assert run("seal", end).seconds == 912
 
 
-def test_temporary_and_foreign_files_are_left_out_and_said(pod: AgentPod) -> None:
+def test_temporary_and_foreign_files_are_left_out_and_reported(pod: AgentPod) -> None:
     kept = rank_files(1)
     pod.write_tactics(
         {
@@ -172,11 +172,11 @@ def _fifo(pod: AgentPod) -> None:
 
 
 def _socket(pod: AgentPod) -> None:
-    with socket.socket(socket.AF_UNIX) as one:
+    with socket.socket(socket.AF_UNIX) as listener:
         here = os.getcwd()
         os.chdir(pod.tactics)  # a socket's path is short
         try:
-            one.bind("s")
+            listener.bind("s")
         finally:
             os.chdir(here)
 
@@ -347,23 +347,23 @@ def test_what_is_not_whole_fails_with_its_path_and_is_not_published(
 
 
 def test_an_http_engine_is_asked_before_and_after_with_the_probes_headers(pod: AgentPod) -> None:
-    with serve_engine(200) as (url, asked):
+    with serve_engine(200) as (url, requests):
         assert (
             pod.write_tactics(rank_files(1))
             .run("seal", ready=url, headers={"Authorization": "Bearer x"})
             .reason
             == "Sealed"
         )
-    assert [one["Authorization"] for one in asked] == ["Bearer x", "Bearer x"]
+    assert [headers["Authorization"] for headers in requests] == ["Bearer x", "Bearer x"]
 
 
 def test_an_engine_that_listens_on_the_pods_address_only_is_found_there(
     pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "127.0.0.2")
-    with serve_engine(200, at="127.0.0.2") as (url, asked):
+    with serve_engine(200, at="127.0.0.2") as (url, requests):
         report = pod.write_tactics(rank_files(1)).run("seal", ready=url)
-    assert report.reason == "Sealed" and len(asked) == 2
+    assert report.reason == "Sealed" and len(requests) == 2
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
@@ -371,7 +371,7 @@ def test_an_https_engine_needs_no_certificate_that_is_trusted(
     pod: AgentPod, tmp_path: Path
 ) -> None:
     key, certificate = tmp_path / "key", tmp_path / "cert"
-    made = [
+    command = [
         "openssl",
         "req",
         "-x509",
@@ -385,7 +385,7 @@ def test_an_https_engine_needs_no_certificate_that_is_trusted(
         "-subj",
         "/CN=x",
     ]
-    subprocess.run(made, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     with serve_engine(200, certificate=(certificate, key)) as (url, _):
         assert url.startswith("https://")
         assert pod.write_tactics(rank_files(1)).run("seal", ready=url).reason == "Sealed"
@@ -407,7 +407,7 @@ def test_an_engine_that_is_not_ready_before_or_after_publishes_nothing(
     assert pod.find_bundle() is None
 
 
-def test_one_reset_connection_is_no_dead_engine(
+def test_one_failed_request_does_not_fail_the_engine(
     pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -415,7 +415,7 @@ def test_one_reset_connection_is_no_dead_engine(
         assert pod.write_tactics(rank_files(1)).run("seal", ready=url).reason == "Sealed"
 
 
-def test_an_engine_that_died_is_named_with_what_the_connection_said(
+def test_an_engine_that_died_is_reported_with_the_connections_error(
     pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -479,12 +479,12 @@ def test_a_claim_that_gives_back_other_bytes_gets_no_bundle(pod: AgentPod) -> No
     assert pod.find_bundle() is None and pod.staging() == []
 
 
-def test_a_foreign_file_may_go_on_changing(pod: AgentPod) -> None:
+def test_a_foreign_file_may_still_change(pod: AgentPod) -> None:
     pod.write_tactics({**rank_files(1), "engine.log": b"1"})
     assert pod.run("seal", disk=_Writing(pod, "engine.log")).reason == "Sealed"
 
 
-def test_an_engine_without_http_is_waited_for_until_its_folder_rests(
+def test_an_engine_without_http_is_ready_when_its_folder_stops_changing(
     pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod.write_tactics(rank_files(1))

@@ -92,12 +92,12 @@ def test_whatever_is_wrong_with_the_bundle_the_folder_is_left_empty(
     assert read_tree(pod.tactics) == {}
 
 
-def test_a_claim_without_our_folder_is_no_bundle(pod: AgentPod) -> None:
+def test_a_claim_without_our_folder_has_no_bundle(pod: AgentPod) -> None:
     report = pod.run("seed")
     assert (report.reason, exit_code(report)) == ("NoBundle", 0)
 
 
-def test_no_claim_at_all_is_told(pod: AgentPod) -> None:
+def test_a_missing_claim_is_reported(pod: AgentPod) -> None:
     pod.claim.rmdir()
     report = pod.run("seed")
     assert (report.reason, exit_code(report)) == (
@@ -149,7 +149,7 @@ def test_a_file_of_any_number_of_blocks_is_copied_whole(pod: AgentPod, size: int
     pod.seal({path: raw.ljust(size) for path, raw in managed_store(20).items()})
     pod.write_tactics({})
     assert pod.run("seed").reason == "Seeded"
-    assert {one.stat().st_size for one in pod.tactics.rglob("*.json")} == {size}
+    assert {path.stat().st_size for path in pod.tactics.rglob("*.json")} == {size}
     assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
 
@@ -276,7 +276,7 @@ def test_a_call_that_does_not_return_is_not_waited_for(
     go.set()
 
 
-def test_an_error_that_nobody_foresaw_is_reported_too(pod: AgentPod) -> None:
+def test_an_unexpected_error_is_reported_too(pod: AgentPod) -> None:
     class Odd(Disk):
         def create(self, parent: Folder, name: str, mode: int = 0o600) -> int:
             raise MemoryError("odd")

@@ -1,4 +1,4 @@
-"""The seed container's command as it is, run by real shells: whatever is wrong, it ends well, says why and leaves an empty folder."""
+"""The seed container's script in real shells: on any error it exits 0 and the folder is empty."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.unit.agent.pod import (
 from tests.unit.agent.test_check import image
 from tests.unit.agent.test_zipapp import as_uid, run_process
 
-SHELLS = [one for one in ("dash", "bash", "busybox") if shutil.which(one)]
+SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 PYTHONS = str(
     Path(os.path.realpath(sys.executable)).parent
 )  # its folder: on PATH python3 is this one
@@ -76,26 +76,34 @@ def start_script(
 
 def run_script(pod: AgentPod, *before: str, **how: object) -> tuple[int, Report, str]:
     process = start_script(pod, *before, **how)  # type: ignore[arg-type]
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     report = Report.load((pod.claim.parent / "log").read_text())
-    assert report is not None, said
-    return process.returncode, report, said
+    assert report is not None, output
+    return process.returncode, report, output
 
 
 def fake_agent(pod: AgentPod, text: str) -> None:
-    """In place of the agent: what a broken one could do, after half of its work."""
+    """Write an agent that does half of its work and then runs this code."""
     half = pod.tactics / "half"
-    lines = f"import os, signal, sys, time; os.makedirs({str(half)!r}); open({str(half / '.hidden')!r}, 'w').close()\n"
-    lines += f"[open(os.path.join({str(pod.tactics)!r}, name), 'w').close() for name in ('.a', '..b', 'c d', '-rf')]\n"
-    (pod.claim.parent / "agent.pyz").write_text(lines + text + "\n")
+    paths = [
+        str(half / ".hidden"),
+        *(f"{pod.tactics}/{name}" for name in (".a", "..b", "c d", "-rf")),
+    ]
+    lines = [
+        "import os, signal, sys, time",
+        f"os.makedirs({str(half)!r})",
+        f"[open(path, 'w').close() for path in {paths!r}]",
+        text,
+    ]
+    (pod.claim.parent / "agent.pyz").write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_bundle_is_seeded_through_any_shell(pod: AgentPod, shell: str) -> None:
     pod.seal(managed_store(30))
     pod.write_tactics({"left/over": b"x"})
-    code, report, said = run_script(pod, shell=shell)
-    assert (code, report.reason, report.id) == (0, "Seeded", INPUTS.bundle_id()), said
+    code, report, output = run_script(pod, shell=shell)
+    assert (code, report.reason, report.id) == (0, "Seeded", INPUTS.bundle_id()), output
     assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
 
 
@@ -110,12 +118,12 @@ BROKEN = [
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(("text", "message"), BROKEN, ids=[text for text, _ in BROKEN])
-def test_an_agent_that_breaks_in_the_middle_leaves_nothing_and_stops_nothing(
+def test_an_agent_that_fails_in_the_middle_leaves_an_empty_folder_and_exit_code_0(
     pod: AgentPod, shell: str, text: str, message: str
 ) -> None:
     fake_agent(pod, text)
-    code, report, said = run_script(pod, shell=shell)
-    assert (code, report.reason) == (0, "SeedFailed"), said
+    code, report, output = run_script(pod, shell=shell)
+    assert (code, report.reason) == (0, "SeedFailed"), output
     assert report.message.startswith(message)
     assert read_tree(pod.tactics) == {}
 
@@ -126,8 +134,8 @@ def test_an_image_without_python_starts_cold(pod: AgentPod, tmp_path: Path, shel
     bare = tmp_path / "bin"
     bare.mkdir()
     (bare / "rm").symlink_to(shutil.which("rm") or "rm")
-    code, report, said = run_script(pod, shell=shell, path=str(bare))
-    assert (code, report.reason) == (0, "NoPython"), said
+    code, report, output = run_script(pod, shell=shell, path=str(bare))
+    assert (code, report.reason) == (0, "NoPython"), output
     assert report.message == "the image has no python3 on its PATH"
     assert read_tree(pod.tactics) == {}
 
@@ -145,7 +153,7 @@ def test_an_image_with_an_old_python_starts_cold(pod: AgentPod, tmp_path: Path) 
     )
 
 
-def test_a_config_map_that_was_not_there_is_said(pod: AgentPod) -> None:
+def test_a_config_map_that_was_missing_is_reported(pod: AgentPod) -> None:
     pod.seal(rank_files(1))
     code, report, _ = run_script(pod, with_agent=False)
     assert (code, report.reason) == (0, "AgentMissing")
@@ -155,7 +163,10 @@ def test_a_config_map_that_was_not_there_is_said(pod: AgentPod) -> None:
 
 @needs_root
 def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: AgentPod) -> None:
-    """A pod that is deleted while it is seeded must not wait for its whole grace period: process 1 ignores what it does not handle."""
+    """A pod deleted while it is seeded must not wait for its whole grace period.
+
+    Process 1 ignores signals that it does not handle.
+    """
     fake_agent(pod, "time.sleep(60)")
     process = start_script(pod, "unshare", "--pid", "--fork", "--kill-child")
     while not list(pod.tactics.iterdir()):
@@ -181,21 +192,23 @@ def test_a_read_only_claim_is_enough_for_any_uid(
     pod.tactics.chmod(0o777)
     mount("--bind", str(pod.claim), str(pod.claim))
     mount("-o", "remount,ro,bind", str(pod.claim))
-    code, report, said = run_script(pod, *(as_uid(uid) if uid else ()))
-    assert (code, report.reason) == (0, "Seeded"), said
+    code, report, output = run_script(pod, *(as_uid(uid) if uid else ()))
+    assert (code, report.reason) == (0, "Seeded"), output
     assert read_tree(pod.tactics) == read_tree(pod.bundle() / "tactics")
     assert {path.stat().st_uid for path in pod.tactics.rglob("*")} == {uid}
 
 
 @needs_root
-def test_a_full_folder_is_emptied_and_said(open_pod: AgentPod, mount: Callable[..., None]) -> None:
+def test_a_full_folder_is_emptied_and_reported(
+    open_pod: AgentPod, mount: Callable[..., None]
+) -> None:
     pod = open_pod.write_tactics(
         {f"{KEY}/autotune_configs_dp0_rank{rank}.json": rank_file(500) for rank in range(4)}
     )
     assert run_process(pod, "seal", gpus=4)[1].reason == "Sealed"
     mount("-t", "tmpfs", "-o", "size=64k,mode=0777", "none", str(pod.tactics))
-    code, report, said = run_script(pod, *as_uid(1000), gpus=4)
-    assert (code, report.reason) == (0, "NoSpace"), said
+    code, report, output = run_script(pod, *as_uid(1000), gpus=4)
+    assert (code, report.reason) == (0, "NoSpace"), output
     assert read_tree(pod.tactics) == {}
 
 
@@ -222,7 +235,7 @@ def dead(open_pod: AgentPod) -> Iterator[AgentPod]:
         ctypes.get_errno()
     )
     yield open_pod
-    os.close(server)  # whoever waits gets ENOTCONN
+    os.close(server)  # calls that wait get ENOTCONN
     libc.umount2(at, 2)
 
 
@@ -233,12 +246,12 @@ def test_a_claim_that_does_not_answer_is_not_waited_for(dead: AgentPod, uid: int
     (pod.tactics / "left").mkdir()
     (pod.tactics / "left").chmod(0o777)
     began = time.monotonic()
-    code, report, said = run_script(pod, *(as_uid(uid) if uid else ()), limit=0.5)
+    code, report, output = run_script(pod, *(as_uid(uid) if uid else ()), limit=0.5)
     assert (code, report.reason, report.message) == (
         0,
         "TooSlow",
         "the claim did not answer within 0 s",
-    ), said
+    ), output
     assert time.monotonic() - began < 0.5 + seed.STOP_SECONDS + 2
     assert read_tree(pod.tactics) == {}
 
@@ -251,12 +264,12 @@ sys.exit(code)
 
 
 def test_memory_does_not_grow_with_the_bundle(pod: AgentPod) -> None:
-    """Seed shares the engine's limits; of 128 MiB in files it holds some blocks at a time. The limit is for Python and all."""
+    """Seed shares the engine's limits. Of 128 MiB in files it holds some blocks at a time."""
     big = b'{"key": "k", "runner": "r", "tactic": 1}'.ljust(8 << 20)
     pod.seal({path: big if "entries" in path else raw for path, raw in managed_store(16).items()})
     pod.write_tactics({})
-    _, report, said = run_script(
+    _, report, output = run_script(
         pod, sys.executable, "-I", "-S", "-c", MEASURED
     )  # a process of its own: ours is large
     assert report.reason == "Seeded"
-    assert int(said.split("KiB:")[1]) < 32 * 1024, said
+    assert int(output.split("KiB:")[1]) < 32 * 1024, output

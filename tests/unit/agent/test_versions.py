@@ -1,4 +1,4 @@
-"""The image's versions, found as a kernel finds the engine's interpreter; nothing of the image is run."""
+"""The image's versions, found without running anything of the image."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """usr: a system Python with vLLM 0.1.0 on PATH; opt: the engine's own with 0.33.0, its `vllm` not on PATH."""
+    """usr: a system Python with vLLM 0.20.0; opt: the engine's own, with vLLM 0.33.0."""
     python(tmp_path / "usr", "3.10", vllm="0.20.0", flashinfer="0.5.0")
     own = python(tmp_path / "opt", vllm="0.33.0", flashinfer="0.7.2.post1")
     script(tmp_path / "opt/bin/vllm", f"#!{own}\n")
@@ -101,7 +101,7 @@ def test_the_engines_own_interpreter_decides(
 ) -> None:
     found = image_versions(
         [word.format(image) for word in command],
-        os.pathsep.join(f"{image}/{one}/bin" for one in path.split(":") if one),
+        os.pathsep.join(f"{image}/{prefix}/bin" for prefix in path.split(":") if prefix),
     )
     assert found.vllm == version
     assert found.flashinfer == {"0.33.0": "0.7.2.post1", "0.20.0": "0.5.0", "": ""}[version]
@@ -162,7 +162,7 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     assert image_versions([str(tmp_path / "python")], str(tmp_path)).vllm == ""
 
 
-def test_what_is_found_is_what_the_interpreter_itself_says(tmp_path: Path) -> None:
+def test_the_versions_are_those_that_the_interpreter_itself_finds(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     own = tmp_path / "venv/bin/python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -170,13 +170,13 @@ def test_what_is_found_is_what_the_interpreter_itself_says(tmp_path: Path) -> No
         [own, "-I", "-c", ask], check=True, capture_output=True, text=True
     ).stdout.strip()
     package(Path(site), "vllm", "0.33.0")
-    said = subprocess.run(
+    found = subprocess.run(
         [own, "-I", "-c", "import importlib.metadata as m; print(m.version('vllm'))"],
         check=True,
         capture_output=True,
         text=True,
     )
-    assert image_versions([str(own)], "").vllm == said.stdout.strip() == "0.33.0"
+    assert image_versions([str(own)], "").vllm == found.stdout.strip() == "0.33.0"
     # And of the interpreter that runs this test, wherever it was installed.
     own_site = subprocess.run(
         [sys.executable, "-I", "-c", ask], check=True, capture_output=True, text=True

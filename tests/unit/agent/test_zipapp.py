@@ -1,4 +1,4 @@
-"""As in the pod: the zipapp under `python3 -I -S`, another uid, real mounts, real full and read-only file systems."""
+"""The zipapp as in a pod: `python3 -I -S`, another uid, real mounts, full and read-only claims."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.unit.agent.pod import (
 
 
 def _pythons() -> list[str]:
-    """This one, and the oldest that this machine has, from 3.8 on."""
+    """The running Python, and the oldest on this machine, from 3.8 on."""
     found = [sys.executable]
     for minor in (8, 9, 10):
         places = [
@@ -91,10 +91,10 @@ def run_process(
 ) -> tuple[int, Report, str]:
     with serve_engine(200) as (url, _):
         process = start_process(pod, verb, *before, python=python, **{"ready": url, **task})
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     report = Report.load((pod.claim.parent / "log").read_text())
-    assert report is not None, said
-    return process.returncode, report, said
+    assert report is not None, output
+    return process.returncode, report, output
 
 
 def as_uid(uid: int, *groups: int) -> list[str]:
@@ -130,16 +130,16 @@ def test_the_zipapp_does_every_verb_in_any_python(pod: AgentPod, python: str) ->
             "headers": {"X-Probe": "1"},
             "source": "tactics",
         }
-        got, report, said = run_process(pod, verb, python=python, **task)
-        assert (got, report.reason) == (code, reason), said
-        assert f"pretune {verb}: {reason}" in said
+        got, report, output = run_process(pod, verb, python=python, **task)
+        assert (got, report.reason) == (code, reason), output
+        assert f"pretune {verb}: {reason}" in output
     assert not list(pod.tactics.iterdir())
 
 
-def test_an_unknown_verb_says_the_known_ones(pod: AgentPod) -> None:
+def test_an_unknown_verb_prints_the_known_ones(pod: AgentPod) -> None:
     process = start_process(pod, "unseal")
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "check|seal|seed|prove|import|inspect|prune" in said
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "check|seal|seed|prove|import|inspect|prune" in output
 
 
 def test_two_seals_at_once_give_one_bundle_that_both_report(pod: AgentPod) -> None:
@@ -147,11 +147,11 @@ def test_two_seals_at_once_give_one_bundle_that_both_report(pod: AgentPod) -> No
     for _ in range(3):
         with serve_engine(200) as (url, _asked):
             both = [start_process(pod, "seal", uid=f"pod-{n}", ready=url) for n in (1, 2)]
-            said = [one.communicate(timeout=60)[0] for one in both]
-        assert [one.returncode for one in both] == [0, 0], said
+            output = [process.communicate(timeout=60)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], output
         digests = {
             line.split()[-1]
-            for text in said
+            for text in output
             for line in text.splitlines()
             if "is on the claim" in line
         }
@@ -161,7 +161,7 @@ def test_two_seals_at_once_give_one_bundle_that_both_report(pod: AgentPod) -> No
 
 
 def test_term_cleans_up_and_leaves_no_report(pod: AgentPod) -> None:
-    """An eviction is no failed attempt: only a report would make it one."""
+    """An eviction is not a failed attempt: only a report would make it one."""
     pod.write_tactics(rank_files(1))
     with serve_engine(200, silent_from=2) as (url, asked):
         process = start_process(pod, "seal", uid="pod-1", ready=url)
@@ -183,8 +183,8 @@ def test_the_engines_uid_seals_its_0600_files_for_all_to_read(open_pod: AgentPod
     for path in pod.tactics.rglob("*"):
         os.chown(path, 1000, 1000)
     assert run_process(pod, "check", *as_uid(1000, 2000, 3000), gpus=2)[1].reason == "Checked"
-    code, report, said = run_process(pod, "seal", *as_uid(1000, 2000, 3000), gpus=2)
-    assert (code, report.reason) == (0, "Sealed"), said
+    code, report, output = run_process(pod, "seal", *as_uid(1000, 2000, 3000), gpus=2)
+    assert (code, report.reason) == (0, "Sealed"), output
     assert report.writer is not None
     assert (report.writer.uid, report.writer.gid, report.writer.groups) == (
         1000,
@@ -223,8 +223,8 @@ def test_two_uids_share_a_cache_and_neither_removes_the_others_bundle(open_pod: 
     other = replace(INPUTS, target="h200")
     assert run_process(pod, "seal", *as_uid(1001), inputs=other)[1].reason == "Sealed"
     before = snapshot(pod.bundle())
-    code, report, said = run_process(pod, "prune", *as_uid(1001), ids=[INPUTS.bundle_id()])
-    assert (code, report.reason) == (1, "ReadOnlyClaim"), said
+    code, report, output = run_process(pod, "prune", *as_uid(1001), ids=[INPUTS.bundle_id()])
+    assert (code, report.reason) == (1, "ReadOnlyClaim"), output
     assert snapshot(pod.bundle()) == before
     assert run_process(pod, "prune", *as_uid(1000), ids=[INPUTS.bundle_id()])[:2] == (
         0,
@@ -233,7 +233,7 @@ def test_two_uids_share_a_cache_and_neither_removes_the_others_bundle(open_pod: 
 
 
 @needs_root
-def test_a_damaged_bundle_of_another_uid_is_said_and_stays(open_pod: AgentPod) -> None:
+def test_a_damaged_bundle_of_another_uid_is_reported_and_stays(open_pod: AgentPod) -> None:
     pod = open_pod.write_tactics(rank_files(1))
     for path in pod.tactics.rglob("*"):
         path.chmod(0o777)
@@ -250,7 +250,7 @@ def test_a_damaged_bundle_of_another_uid_is_said_and_stays(open_pod: AgentPod) -
 
 
 @needs_root
-def test_a_claim_that_is_not_writable_is_said_with_the_uid(
+def test_a_claim_that_is_not_writable_is_reported_with_the_uid(
     open_pod: AgentPod, mount: Callable[..., None]
 ) -> None:
     pod = open_pod.write_tactics(rank_files(1))
@@ -286,7 +286,7 @@ def test_a_read_only_claim_with_our_folders_is_found_by_check_and_is_enough_for_
 
 
 @needs_root
-def test_a_full_claim_is_told_before_the_engine_starts(
+def test_a_full_claim_is_reported_before_the_engine_starts(
     open_pod: AgentPod, mount: Callable[..., None]
 ) -> None:
     mount("-t", "tmpfs", "-o", "size=16m,mode=0777", "none", str(open_pod.claim))
@@ -297,7 +297,7 @@ def test_a_full_claim_is_told_before_the_engine_starts(
 
 
 @needs_root
-def test_space_that_ends_while_sealing_publishes_nothing_and_is_given_back(
+def test_a_claim_that_fills_up_while_sealing_gets_no_bundle_and_its_space_back(
     open_pod: AgentPod, mount: Callable[..., None]
 ) -> None:
     pod = open_pod.write_tactics(
