@@ -383,7 +383,7 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
     ),
     "no account": (
         {"serviceAccount": {"create": False}},
-        "name the ServiceAccount that the controller is to run as",
+        "set it to the ServiceAccount for the controller",
     ),
     "annotations for nobody": (
         {"serviceAccount": {"create": False, "name": "mine", "annotations": {"a": "b"}}},
@@ -391,7 +391,7 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
     ),
     "no account for the webhook": (
         {"webhook": {"serviceAccount": {"create": False}}},
-        "name the ServiceAccount that the webhook is to run as",
+        "set it to the ServiceAccount for the webhook",
     ),
     "annotations for no account of the webhook": (
         {
@@ -407,7 +407,7 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
     ),
     "one port for two": (
         {"webhook": {"port": 8080}},
-        "webhook.port is 8080, where health and metrics are",
+        "webhook.port is 8080, the port of health and metrics",
     ),
     "an issuer that nobody asks": (
         {"webhook": {"certificates": {"issuerRef": {"name": "company"}}}},
@@ -518,7 +518,7 @@ def test_the_notes_lead_to_an_object_that_the_api_takes(helm: Helm) -> None:
         ({"webhook": {"enabled": False}}, "WARNING: webhook.enabled is false"),
         (
             {"webhook": {"certificates": {"source": "certManager"}}},
-            "WARNING: webhook.certificates.source is certManager, but this cluster does not have it",
+            "WARNING: webhook.certificates.source is certManager, but this cluster does not have cert-manager",
         ),
     ],
     ids=[

@@ -2,7 +2,7 @@
 {{ .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
-{{/* The start of every object's name: short enough for what is put behind it. */}}
+{{/* The start of every object's name, short enough for the suffixes. */}}
 {{- define "pretune.fullname" -}}
 {{- $name := include "pretune.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -65,7 +65,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* A component's pod: as whom it runs and how its image is pulled. */}}
+{{/* A component's pod: its user, and how its image is pulled. */}}
 {{- define "pretune.pod.identity" -}}
 {{- $ := index . 0 }}{{ $values := index $.Values (index . 1) -}}
 {{- with $.Values.image.pullSecrets -}}
@@ -82,7 +82,7 @@ securityContext:
   seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* A component's pod: where it may run. Empty by default. */}}
+{{/* A component's pod: on which nodes it may run. Empty by default. */}}
 {{- define "pretune.pod.placement" -}}
 {{- $ := index . 0 }}{{ $values := index $.Values (index . 1) -}}
 {{- with $values.nodeSelector }}
@@ -109,7 +109,10 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* The Secret with the webhook's certificate. cert-manager's has another name: neither takes the other's over. */}}
+{{/*
+The Secret with the webhook's certificate. cert-manager's has another name, so that neither of them
+changes the other one's.
+*/}}
 {{- define "pretune.webhook.secret" -}}
 {{- $name := printf "%s-webhook" (include "pretune.fullname" .) -}}
 {{ eq .Values.webhook.certificates.source "chart" | ternary $name (printf "%s-issued" $name) }}
