@@ -1,1 +1,1 @@
-"""What a pod template says, and who it is: pure functions over dicts."""
+"""What a pod template says, and its identity: pure functions over dicts."""

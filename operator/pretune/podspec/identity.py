@@ -1,4 +1,4 @@
-"""Who is who: a pod template's fingerprint, where its pods run, and the id of the bundle that this makes. Pure."""
+"""A template's fingerprint, where its pods run, and the id of the bundle that follows. Pure."""
 
 from __future__ import annotations
 
@@ -21,52 +21,62 @@ from pretune.protocol import Inputs
 
 
 def fingerprint(template: Object, engine_name: str) -> str:
-    """64 hex: what can change the engine's tuning. The same for what an author wrote and what the API server stored of it.
+    """Return 64 hex digits that stand for all that can change the engine's tuning.
 
-    In: the engine's image, command, args, env, envFrom, GPUs (resource and count, or claim templates), and the same but for the
-    GPUs of the init containers, in order: they may prepare files that the engine reads.
-    Not in: the override variable and the seed container, which we add ourselves; values behind references (never read); native
-    sidecars and other containers (beside the engine, not before it); names, labels, replicas, probes, ports, mounts, cpu, memory;
-    placement, which has its own place in the bundle's id.
+    The same for what an author wrote and for what the API server stored of it.
+    In: the engine's image, command, args, env, envFrom and GPUs (resource and count, or claim
+    templates); the same, without GPUs, of the init containers, in order: they may prepare files
+    that the engine reads.
+    Not in: the override variable and the seed container, which we add; values behind references
+    (never read); native sidecars and other containers (they run beside the engine, not before it);
+    names, labels, replicas, probes, ports, mounts, cpu, memory; placement, which the bundle's id
+    has beside the fingerprint.
     """
     engine = engine_of(template, engine_name)
-    init = template["spec"].get("initContainers") or ()
-    before = [one for one in init if not is_sidecar(one) and one["name"] != SEED_CONTAINER]
-    form = {
+    before_engine = [
+        container
+        for container in template["spec"].get("initContainers") or ()
+        if not is_sidecar(container) and container["name"] != SEED_CONTAINER
+    ]
+    content = {
         "engine": canonical.program(engine, without=(OVERRIDE,)),
         "gpus": gpu_resources(engine),
-        "claims": _claim_sources(template, engine),
-        "init": [canonical.program(one) for one in before],
+        "claims": _device_sources(template, engine),
+        "init": [canonical.program(container) for container in before_engine],
     }
-    return hashlib.sha256(canonical.to_json(form).encode()).hexdigest()
+    return hashlib.sha256(canonical.to_json(content).encode()).hexdigest()
 
 
-def _claim_sources(template: Object, engine: Object) -> list[Any]:
-    """Of each device claim of the engine: where the pod takes it from, and which request of it."""
-    sources = {one["name"]: one for one in template["spec"].get("resourceClaims") or ()}
+def _device_sources(template: Object, engine: Object) -> list[Any]:
+    """Return, for each device claim of the engine, its source in the pod and its request."""
+    sources = {source["name"]: source for source in template["spec"].get("resourceClaims") or ()}
     return [
         canonical.drop_empty(
-            {**sources.get(one["name"], {}), "name": None, "request": one.get("request")}
+            {**sources.get(claim["name"], {}), "name": None, "request": claim.get("request")}
         )
-        for one in device_claims(engine)
+        for claim in device_claims(engine)
     ]
 
 
 def placement(template: Object, target: Target) -> dict[str, Any]:
-    """Where the target's pods run, canonical: the target's nodeSelector laid over the pod's own, and its required node terms.
+    """Return where the target's pods run, in one form; {} means anywhere.
 
-    Part of the bundle's id, so that two GPU products never share a folder. {} means anywhere.
+    That is the target's nodeSelector laid over the pod's own, and the pod's required node terms.
+    Part of the bundle's id, so that two GPU products never share a folder.
     """
     pod = template["spec"]
     terms = {
         "nodeSelector": {**(pod.get("nodeSelector") or {}), **target.node_selector},
         "nodeAffinity": canonical.node_terms(required_terms(pod)),
     }
-    return {name: one for name, one in terms.items() if one}
+    return {name: term for name, term in terms.items() if term}
 
 
 def inputs(template: Object, spec: Spec, target: Target) -> Inputs:
-    """All that the bundle's id is made of; its bundle_id() is the id. Raises Refused as engine_of does."""
+    """Return all that the bundle's id is made of; its bundle_id() is the id.
+
+    Raises Refused as engine_of does.
+    """
     return Inputs(
         fingerprint=fingerprint(template, spec.engine_container),
         revision=spec.revision,
@@ -76,16 +86,16 @@ def inputs(template: Object, spec: Spec, target: Target) -> Inputs:
 
 
 def target_of(pod: Object, spec: Spec) -> Target | None:
-    """The target whose bundle a consumer gets; None: it cannot be told. `pod`: whatever has metadata.annotations and
-    spec.nodeSelector, a pod or its template.
+    """Return the target whose bundle a consumer gets; None if it is unknown.
 
-    The only target of the cache; else the one that the annotation pretune.dev/target names; else the only one whose nodeSelector
-    the pod's own contains.
+    The only target of the cache; else the one that the annotation pretune.dev/target names; else
+    the only one whose nodeSelector is part of the pod's own.
+    pod: a pod or a template: metadata.annotations and spec.nodeSelector are read.
     """
     if len(spec.targets) == 1:
         return spec.targets[0]
-    if named := ((pod.get("metadata") or {}).get("annotations") or {}).get(TARGET):
-        return next((one for one in spec.targets if one.name == named), None)
-    own = (pod["spec"].get("nodeSelector") or {}).items()
-    fitting = [one for one in spec.targets if one.node_selector.items() <= own]
+    if name := ((pod.get("metadata") or {}).get("annotations") or {}).get(TARGET):
+        return next((target for target in spec.targets if target.name == name), None)
+    selector = (pod["spec"].get("nodeSelector") or {}).items()
+    fitting = [target for target in spec.targets if target.node_selector.items() <= selector]
     return fitting[0] if len(fitting) == 1 else None

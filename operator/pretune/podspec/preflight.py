@@ -1,4 +1,4 @@
-"""What cannot be tuned as a copy of its serving pod: said before any Job, with the name of the field. Pure."""
+"""What cannot be tuned as a copy of its serving pod: found before any Job, with the field. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from pretune.podspec.template import (
     engine_of,
     gpu_resources,
     is_sidecar,
+    mounts_and_devices,
     required_terms,
 )
 
 # Labels of controllers whose pods are parts of one engine: LeaderWorkerSet, KubeRay, JobSet, Grove.
-_GROUPS = ("leaderworkerset.sigs.k8s.io/", "ray.io/", "jobset.sigs.k8s.io/", "grove.io/")
+_GROUP_LABELS = ("leaderworkerset.sigs.k8s.io/", "ray.io/", "jobset.sigs.k8s.io/", "grove.io/")
 
-# What LeaderWorkerSet sets in each of its pods: who reads it dials the leader in production.
+# What LeaderWorkerSet sets in each of its pods: an engine that reads it connects to the leader.
 _LEADER = "LWS_LEADER_ADDRESS"
 
-# Node labels that tell a part of a GPU: GPU Feature Discovery's product and sharing strategy, GKE's own.
-_PARTS = (
+# Node labels and values that stand for a part of a GPU: GPU Feature Discovery's product and sharing
+# strategy, and GKE's own labels.
+_GPU_PART_LABELS = (
     (re.compile(r"nvidia\.com/gpu\.product"), re.compile(r"(.*-)?MIG-.*|.*-SHARED")),
     (re.compile(r"nvidia\.com/gpu\.sharing-strategy"), re.compile(r"(?!none$).+")),
     (
@@ -37,16 +39,15 @@ _PARTS = (
 
 
 @dataclass(frozen=True)
-class Copy:
-    """What is asked about: the engine of a template, to be tuned for one target."""
+class Candidate:
+    """The engine of a template, to be tuned as a copy for one target."""
 
     template: Object
     engine: Object
     spec: Spec
     target: Target
-    claims: Mapping[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # claim name to access modes, as far as they were read
+    # Name of a claim to its access modes, of those claims that were read.
+    claims: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def pod(self) -> Object:
@@ -54,169 +55,187 @@ class Copy:
 
     @property
     def path(self) -> str:
-        """Of the pod spec, as the person knows it."""
-        if self.spec.workload_ref:
-            return f"{self.spec.workload_ref['kind']} {self.spec.workload_ref['name']}: spec.template.spec"
+        """The path of the pod spec, from the object that the user has written."""
+        if ref := self.spec.workload_ref:
+            return f"{ref['kind']} {ref['name']}: spec.template.spec"
         return "spec.source.template.spec"
 
-    def kept(self) -> Iterator[tuple[str, Object]]:
-        """The containers that will be in the tuning pod, each with its field."""
-        for place in ("initContainers", "containers"):
-            for index, one in enumerate(self.pod.get(place) or ()):
-                ordinary = place == "initContainers" and not is_sidecar(one)
-                if ordinary or one is self.engine or one["name"] in self.spec.keep_containers:
-                    yield f"{self.path}.{place}[{index}]", one
-
     @property
-    def at_engine(self) -> str:
-        return next(path for path, one in self.kept() if one is self.engine)
+    def engine_path(self) -> str:
+        return next(path for path, container in self.kept() if container is self.engine)
+
+    def kept(self) -> Iterator[tuple[str, Object]]:
+        """Yield the containers that will be in the tuning pod, each after its path."""
+        for place in ("initContainers", "containers"):
+            for index, container in enumerate(self.pod.get(place) or ()):
+                runs_before = place == "initContainers" and not is_sidecar(container)
+                is_kept = container["name"] in self.spec.keep_containers
+                if runs_before or is_kept or container is self.engine:
+                    yield f"{self.path}.{place}[{index}]", container
 
 
 def find_refusal(
     template: Object, spec: Spec, target: Target, claims: Mapping[str, Sequence[str]] | None = None
 ) -> Refused | None:
-    """Why this template cannot be tuned as a copy, or None. `claims`: access modes of the PersistentVolumeClaims that it mounts.
+    """Return why this template cannot be tuned as a copy, or None.
 
-    Raises Refused as engine_of does.
+    claims: access modes of the PersistentVolumeClaims that it mounts, by name. Raises Refused as
+    engine_of does.
     """
-    copy = Copy(template, engine_of(template, spec.engine_container), spec, target, claims or {})
-    for reason, check in CHECKS:
-        if reason not in spec.allow and (message := check(copy)):
+    engine = engine_of(template, spec.engine_container)
+    candidate = Candidate(template, engine, spec, target, claims or {})
+    for reason, check in PREFLIGHT_CHECKS:
+        if reason not in spec.allow and (message := check(candidate)):
             return Refused(reason, message)
     return None
 
 
-def kept_container_absent(copy: Copy) -> str | None:
+# --- the checks: each returns the field and what is wrong with it, or None
+
+
+def kept_container_missing(candidate: Candidate) -> str | None:
+    pod = candidate.pod
     names = [
-        one["name"]
+        container["name"]
         for place in ("initContainers", "containers")
-        for one in copy.pod.get(place) or ()
+        for container in pod.get(place) or ()
     ]
-    for index, name in enumerate(copy.spec.keep_containers):
+    for index, name in enumerate(candidate.spec.keep_containers):
         if name not in names:
-            return f"spec.tuning.keepContainers[{index}]: no container {name}; the pod has {', '.join(names)}"
+            path = f"spec.tuning.keepContainers[{index}]"
+            return f"{path}: no container {name}; the pod has {', '.join(names)}"
     return None
 
 
-def mount_without_volume(copy: Copy) -> str | None:
-    """A StatefulSet's volumeClaimTemplates are not in its pod template: each replica has a claim of its own."""
-    volumes = {one["name"] for one in copy.pod.get("volumes") or ()}
-    for path, one in copy.kept():
-        for use in ("volumeMounts", "volumeDevices"):
-            for index, mount in enumerate(one.get(use) or ()):
-                if mount["name"] not in volumes:
-                    return (
-                        f"{path}.{use}[{index}]: the template has no volume {mount['name']} (volumeClaimTemplates make one for"
-                        " each replica); give spec.source.template with a volume that the tuning pod may use"
-                    )
+def volume_missing(candidate: Candidate) -> str | None:
+    """A StatefulSet's volumeClaimTemplates are not in its pod template.
+
+    Each replica has a claim of its own.
+    """
+    volumes = {volume["name"] for volume in candidate.pod.get("volumes") or ()}
+    for path, container in candidate.kept():
+        for use, index, mount in mounts_and_devices(container):
+            if mount["name"] not in volumes:
+                return (
+                    f"{path}.{use}[{index}]: the template has no volume {mount['name']}"
+                    " (volumeClaimTemplates make one for each replica); set spec.source.template"
+                    " with a volume that the tuning pod may use"
+                )
     return None
 
 
-def label_of_several_pods(copy: Copy) -> str | None:
-    labels = (copy.template.get("metadata") or {}).get("labels") or {}
+def multi_pod_label(candidate: Candidate) -> str | None:
+    labels = (candidate.template.get("metadata") or {}).get("labels") or {}
     for name in sorted(labels):
-        if name.startswith(_GROUPS):
-            return f"{copy.path.removesuffix('.spec')}.metadata.labels: {name}: the engine is one of several pods"
+        if name.startswith(_GROUP_LABELS):
+            path = f"{candidate.path.removesuffix('.spec')}.metadata.labels"
+            return f"{path}: {name}: the engine is one of several pods"
     return None
 
 
-def flag_of_several_pods(copy: Copy) -> str | None:
-    flag = cli.several_pods(command_words(copy.engine))
-    return (
-        f"{copy.at_engine}.{_field_of(copy.engine, flag)}: {flag}: the engine is one of several pods"
-        if flag
-        else None
-    )
-
-
-def leader_address(copy: Copy) -> str | None:
-    for name in ("command", "args"):
-        if any(_LEADER in word for word in copy.engine.get(name) or ()):
-            return f"{copy.at_engine}.{name}: {_LEADER}: a copy would dial the leader that serves"
-    for index, one in enumerate(copy.engine.get("env") or ()):
-        if one["name"] == _LEADER or _LEADER in (one.get("value") or ""):
-            return f"{copy.at_engine}.env[{index}]: {_LEADER}: a copy would dial the leader that serves"
-    return None
-
-
-def registers_itself(copy: Copy) -> str | None:
-    env = {one["name"]: one.get("value") or "" for one in copy.engine.get("env") or ()}
-    found = cli.registers_itself(command_words(copy.engine), env)
-    if not found:
+def multi_pod_flag(candidate: Candidate) -> str | None:
+    flag = cli.several_pods(command_words(candidate.engine))
+    if not flag:
         return None
-    place = "env" if found in env else _field_of(copy.engine, found)
-    return f"{copy.at_engine}.{place}: {found}: the engine registers itself, so that a copy could be sent traffic"
+    path = f"{candidate.engine_path}.{_field_of_flag(candidate.engine, flag)}"
+    return f"{path}: {flag}: the engine is one of several pods"
 
 
-def claim_of_others(copy: Copy) -> str | None:
-    for index, one in enumerate(copy.pod.get("resourceClaims") or ()):
-        if one.get("resourceClaimName"):
+def leader_address(candidate: Candidate) -> str | None:
+    engine, path = candidate.engine, candidate.engine_path
+    message = f"{_LEADER}: a copy would connect to the leader that serves"
+    for name in ("command", "args"):
+        if any(_LEADER in word for word in engine.get(name) or ()):
+            return f"{path}.{name}: {message}"
+    for index, variable in enumerate(engine.get("env") or ()):
+        if variable["name"] == _LEADER or _LEADER in (variable.get("value") or ""):
+            return f"{path}.env[{index}]: {message}"
+    return None
+
+
+def self_registration(candidate: Candidate) -> str | None:
+    engine = candidate.engine
+    env = {variable["name"]: variable.get("value") or "" for variable in engine.get("env") or ()}
+    cause = cli.registers_itself(command_words(engine), env)
+    if not cause:
+        return None
+    field = "env" if cause in env else _field_of_flag(engine, cause)
+    path = f"{candidate.engine_path}.{field}"
+    return f"{path}: {cause}: the engine registers itself, so that a copy could get traffic"
+
+
+def shared_resource_claim(candidate: Candidate) -> str | None:
+    for index, claim in enumerate(candidate.pod.get("resourceClaims") or ()):
+        if name := claim.get("resourceClaimName"):
+            path = f"{candidate.path}.resourceClaims[{index}].resourceClaimName"
             return (
-                f"{copy.path}.resourceClaims[{index}].resourceClaimName: {one['resourceClaimName']}: the serving pods hold its"
-                " devices; use resourceClaimTemplateName"
+                f"{path}: {name}: the serving pods hold its devices; use resourceClaimTemplateName"
             )
     return None
 
 
-def part_of_a_gpu(copy: Copy) -> str | None:
-    for name in gpu_resources(copy.engine):
-        if name != "nvidia.com/gpu":
-            return f"{copy.at_engine}.resources: {name}: a part of a GPU"
-    index = copy.spec.targets.index(copy.target) if copy.target in copy.spec.targets else 0
-    own = {
-        name: one
-        for name, one in (copy.pod.get("nodeSelector") or {}).items()
-        if name not in copy.target.node_selector
-    }
-    asked = [
-        (f"spec.targets[{index}].nodeSelector", dict(copy.target.node_selector)),
-        (f"{copy.path}.nodeSelector", own),
-        *(
-            (f"{copy.path}.affinity.nodeAffinity", {one.get("key"): value})
-            for term in required_terms(copy.pod)
-            for one in term.get("matchExpressions") or ()
-            for value in (one.get("values") or () if one.get("operator") == "In" else ())
-        ),
-    ]
-    for path, labels in asked:
-        for name, value in sorted(labels.items()):
-            if any(label.fullmatch(name) and part.fullmatch(value) for label, part in _PARTS):
-                return f"{path}: {name}: {value}: a part of a GPU"
+def part_of_gpu(candidate: Candidate) -> str | None:
+    for resource in gpu_resources(candidate.engine):
+        if resource != "nvidia.com/gpu":
+            return f"{candidate.engine_path}.resources: {resource}: a part of a GPU"
+    for path, label, value in _required_labels(candidate):
+        if any(name.fullmatch(label) and part.fullmatch(value) for name, part in _GPU_PART_LABELS):
+            return f"{path}: {label}: {value}: a part of a GPU"
     return None
 
 
-def claim_for_one_pod(copy: Copy) -> str | None:
+def _required_labels(candidate: Candidate) -> Iterator[tuple[str, str, str]]:
+    """Yield the labels that a node must or may have for this pod: path, name, value."""
+    spec, target, pod = candidate.spec, candidate.target, candidate.pod
+    index = spec.targets.index(target) if target in spec.targets else 0
+    for name, value in sorted(target.node_selector.items()):
+        yield f"spec.targets[{index}].nodeSelector", name, value
+    for name, value in sorted((pod.get("nodeSelector") or {}).items()):
+        if name not in target.node_selector:
+            yield f"{candidate.path}.nodeSelector", name, value
+    for term in required_terms(pod):
+        for expression in term.get("matchExpressions") or ():
+            if expression.get("operator") == "In":
+                for value in expression.get("values") or ():
+                    path = f"{candidate.path}.affinity.nodeAffinity"
+                    yield path, expression.get("key") or "", value
+
+
+def single_use_claim(candidate: Candidate) -> str | None:
     used = {
         mount["name"]
-        for _, one in copy.kept()
-        for use in ("volumeMounts", "volumeDevices")
-        for mount in one.get(use) or ()
+        for _, container in candidate.kept()
+        for _, _, mount in mounts_and_devices(container)
     }
-    for index, volume in enumerate(copy.pod.get("volumes") or ()):
+    for index, volume in enumerate(candidate.pod.get("volumes") or ()):
         name = (volume.get("persistentVolumeClaim") or {}).get("claimName") or ""
-        if volume["name"] in used and "ReadWriteOncePod" in copy.claims.get(name, ()):
-            return f"{copy.path}.volumes[{index}].persistentVolumeClaim: {name} is ReadWriteOncePod: a serving pod holds it"
+        if volume["name"] in used and "ReadWriteOncePod" in candidate.claims.get(name, ()):
+            path = f"{candidate.path}.volumes[{index}].persistentVolumeClaim"
+            return f"{path}: {name} is ReadWriteOncePod: a serving pod holds it"
     return None
 
 
-Check = Callable[[Copy], str | None]
+Check = Callable[[Candidate], str | None]
 
-# In order; the first that has something to say counts. A risk named in spec.tuning.allow is not asked about.
-CHECKS: tuple[tuple[Reason, Check], ...] = (
-    (reasons.SOURCE_INVALID, kept_container_absent),
-    (reasons.SOURCE_INVALID, mount_without_volume),
-    (reasons.MULTI_POD_ENGINE, label_of_several_pods),
-    (reasons.MULTI_POD_ENGINE, flag_of_several_pods),
+# In order: the first that applies counts. A reason in spec.tuning.allow is skipped.
+PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
+    (reasons.SOURCE_INVALID, kept_container_missing),
+    (reasons.SOURCE_INVALID, volume_missing),
+    (reasons.MULTI_POD_ENGINE, multi_pod_label),
+    (reasons.MULTI_POD_ENGINE, multi_pod_flag),
     (reasons.MULTI_POD_ENGINE, leader_address),
-    (reasons.SELF_REGISTERING, registers_itself),
-    (reasons.SHARED_RESOURCE_CLAIM, claim_of_others),
-    (reasons.SHARED_GPU, part_of_a_gpu),
-    (reasons.SINGLE_USE_CLAIM, claim_for_one_pod),
+    (reasons.SELF_REGISTERING, self_registration),
+    (reasons.SHARED_RESOURCE_CLAIM, shared_resource_claim),
+    (reasons.SHARED_GPU, part_of_gpu),
+    (reasons.SINGLE_USE_CLAIM, single_use_claim),
 )
 
 
-def _field_of(engine: Object, shown: str) -> str:
-    """Whether a flag that engines/vllm/cli.py shows (with "-" for "_", and its value) stands in the command or in the args."""
+def _field_of_flag(engine: Object, shown: str) -> str:
+    """Return "args" or "command": where a flag is that engines/vllm/cli.py found.
+
+    shown: the flag as cli.py returns it: with "-" for "_", and with its value.
+    """
     flag = shown.split(" ")[0].split("=")[0]
     in_args = any(flag in word.replace("_", "-") for word in engine.get("args") or ())
     return "args" if in_args else "command"

@@ -1,5 +1,4 @@
-"""What a pod template says: which container is the engine, what it is called with, how many GPUs it asks for, which nodes it
-requires. Pure."""
+"""What a pod template says: its engine, and that engine's command, GPUs, mounts and nodes. Pure."""
 
 from __future__ import annotations
 
@@ -12,62 +11,88 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.podspec import canonical
 
-# A GPU by NVIDIA's device plugin: whole, a MIG slice, or time-sliced under the plugin's renamed resource.
+# A GPU of NVIDIA's device plugin: whole, a MIG slice, or time-sliced under the plugin's renamed
+# resource.
 _GPU = re.compile(r"nvidia\.com/(gpu|mig-.+|.+\.shared)")
 
 
-def engine_of(template: Object, engine_container: str) -> Object:
-    """The container that runs vLLM, as written (not a copy): the one named, else the only one that asks for a GPU.
+# --- containers
 
-    One that only names a resource claim (DRA) is looked at when none asks by resource: a claim may be a network card's.
-    Raises Refused: EngineNotFound, EngineAmbiguous; the message lists the containers.
+
+def engine_of(template: Object, engine_container: str) -> Object:
+    """Return the container that runs the engine, as written (not a copy).
+
+    It is the one of this name; if no name is given, the only one that asks for a GPU. A container
+    with a resource claim (DRA) counts only if none asks for a GPU by resource: the claim may be
+    for a network card. Raises Refused: EngineNotFound, EngineAmbiguous. The message lists the
+    containers.
     """
-    containers = template["spec"]["containers"]
-    names = ", ".join(one["name"] for one in containers)
+    containers: list[Object] = template["spec"]["containers"]
+    names = ", ".join(container["name"] for container in containers)
     if engine_container:
-        for one in containers:
-            if one["name"] == engine_container:
-                return one  # type: ignore[no-any-return]
+        for container in containers:
+            if container["name"] == engine_container:
+                return container
         raise Refused(
             reasons.ENGINE_NOT_FOUND,
             f"spec.engineContainer: no container {engine_container}; the pod has {names}",
         )
-    asking = [one for one in containers if gpu_resources(one)] or [
-        one for one in containers if device_claims(one)
-    ]
-    if not asking:
+    with_gpu = [container for container in containers if gpu_resources(container)]
+    with_gpu = with_gpu or [container for container in containers if device_claims(container)]
+    if not with_gpu:
         raise Refused(
             reasons.ENGINE_NOT_FOUND,
             f"no container asks for a GPU; name the engine in spec.engineContainer: one of {names}",
         )
-    if len(asking) > 1:
-        several = ", ".join(one["name"] for one in asking)
+    if len(with_gpu) > 1:
+        several = ", ".join(container["name"] for container in with_gpu)
         raise Refused(
             reasons.ENGINE_AMBIGUOUS,
             f"containers {several} ask for a GPU; name the engine in spec.engineContainer",
         )
-    return asking[0]  # type: ignore[no-any-return]
+    return with_gpu[0]
 
 
 def all_containers(pod: Object) -> Iterator[tuple[str, Object]]:
-    """Yield each container of any kind, after the name of the list that it stands in."""
+    """Yield the containers of every kind, each after the name of the list that it is in."""
     for place in ("initContainers", "containers", "ephemeralContainers"):
-        for one in pod["spec"].get(place) or ():
-            yield place, one
+        for container in pod["spec"].get(place) or ():
+            yield place, container
+
+
+def is_sidecar(init_container: Object) -> bool:
+    """Whether an init container is a native sidecar, which runs beside the engine."""
+    return bool(init_container.get("restartPolicy") == "Always")
+
+
+def command_words(container: Object) -> list[str]:
+    """Return command and args, as written: `$(NAME)` and scripts are not resolved."""
+    return [*(container.get("command") or ()), *(container.get("args") or ())]
+
+
+def mounts_and_devices(container: Object) -> Iterator[tuple[str, int, Object]]:
+    """Yield what the container uses of the pod's volumes: the list's name, the index, the item."""
+    for use in ("volumeMounts", "volumeDevices"):
+        for index, item in enumerate(container.get(use) or ()):
+            yield use, index, item
+
+
+# --- GPUs
 
 
 def gpu_resources(container: Object) -> dict[str, int]:
-    """GPU resource name to count; limits win, since an extended resource's request must equal its limit.
+    """Return the count of each GPU resource that the container asks for.
 
-    Raises Refused SourceInvalid for what is no quantity.
+    Limits count before requests, which must be equal for an extended resource. Raises Refused
+    SourceInvalid for what is no quantity.
     """
     resources = container.get("resources") or {}
-    asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+    amounts = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     counts = {}
-    for name in sorted(asked):
+    for name in sorted(amounts):
         if _GPU.fullmatch(name):
             try:
-                counts[name] = math.ceil(canonical.parse_quantity(asked[name]))
+                counts[name] = math.ceil(canonical.parse_quantity(amounts[name]))
             except ValueError as error:
                 raise Refused(
                     reasons.SOURCE_INVALID,
@@ -77,74 +102,61 @@ def gpu_resources(container: Object) -> dict[str, int]:
 
 
 def count_gpus(container: Object) -> int:
-    """How many GPUs the container asks for. With DRA: its claims, since only their classes know how many devices each is."""
+    """Return how many GPUs the container asks for.
+
+    With DRA that is the number of its claims: only their classes know how many devices each is.
+    """
     return sum(gpu_resources(container).values()) or len(device_claims(container))
 
 
-def command_words(engine: Object) -> list[str]:
-    """The command's and args' words, as written: `$(NAME)` and scripts are not resolved."""
-    return [*(engine.get("command") or ()), *(engine.get("args") or ())]
-
-
-def is_sidecar(container: Object) -> bool:
-    """Of an init container: whether it is a native sidecar, which runs beside the engine rather than before it."""
-    return bool(container.get("restartPolicy") == "Always")
-
-
 def device_claims(container: Object) -> list[Object]:
-    """The resource claims (DRA) that the container names."""
+    """Return the resource claims (DRA) that the container names."""
     return (container.get("resources") or {}).get("claims") or []
 
 
+# --- nodes
+
+
 def required_terms(pod: Object) -> list[Object]:
-    """The node selector terms that a pod spec requires, one of which must hold; nodeName is turned into a term, since a copy
-    that keeps it would get round the scheduler and its GPU count."""
-    required = ((pod.get("affinity") or {}).get("nodeAffinity") or {}).get(
-        "requiredDuringSchedulingIgnoredDuringExecution"
-    ) or {}
+    """Return the node selector terms that a pod spec requires, one of which must hold.
+
+    nodeName becomes a term: a copy with that field would bypass the scheduler, which counts GPUs.
+    """
+    affinity = (pod.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     terms: list[Object] = required.get("nodeSelectorTerms") or []
     if not pod.get("nodeName"):
         return terms
-    here = {"key": "metadata.name", "operator": "In", "values": [pod["nodeName"]]}
+    node = {"key": "metadata.name", "operator": "In", "values": [pod["nodeName"]]}
     if not terms:
-        return [{"matchFields": [here]}]
+        return [{"matchFields": [node]}]
     return [
-        {**one, "matchFields": [*(one.get("matchFields") or ()), here]}
-        if canonical.drop_empty(one)
-        else one
-        for one in terms
+        {**term, "matchFields": [*(term.get("matchFields") or ()), node]}
+        if canonical.drop_empty(term)  # an empty term holds for no node
+        else term
+        for term in terms
     ]
 
 
-# The first word of a tag that is put on something else every day; a commit or a date behind it makes it one of its kind.
-_MOVING = (
-    *(
-        "canary",
-        "current",
-        "dev",
-        "devel",
-        "develop",
-        "edge",
-        "head",
-        "latest",
-        "main",
-        "master",
-        "nightly",
-        "rolling",
-    ),
-    *("snapshot", "stable", "trunk", "unstable"),
+# --- the image
+
+# First words of tags that get other content again and again. With a commit or a date behind it,
+# such a tag keeps its content.
+_MOVING = re.compile(
+    "canary|current|dev|devel|develop|edge|head|latest|main|master|nightly|rolling|snapshot|stable"
+    "|trunk|unstable"
 )
-_FIXED = re.compile(r"[0-9a-f]{7,40}|[0-9]{6,8}")
+_COMMIT_OR_DATE = re.compile(r"[0-9a-f]{7,40}|[0-9]{6,8}")
 
 
 def moving_tag(image: str) -> str | None:
-    """The tag of an image that may be other content tomorrow; "" where it has none, which means latest; None: it stays what it is."""
-    tag = image.rpartition("/")[2].partition(":")[2]
-    words = re.split(r"[-_.]", tag.lower())
+    """Return the tag of an image that may have other content tomorrow; None if it may not.
+
+    "" stands for an image without a tag, which means latest.
+    """
     if not image or "@" in image:
         return None
-    return (
-        None
-        if tag and (words[0] not in _MOVING or any(_FIXED.fullmatch(one) for one in words))
-        else tag
-    )
+    tag = image.rpartition("/")[2].partition(":")[2]
+    words = re.split(r"[-_.]", tag.lower())
+    is_moving = _MOVING.fullmatch(words[0]) and not any(map(_COMMIT_OR_DATE.fullmatch, words))
+    return tag if is_moving or not tag else None
