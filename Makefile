@@ -1,4 +1,5 @@
-# make test: everything, from a bare Debian machine with root. make demo: see it work. The rest: parts of these two.
+# make test: everything, from a bare Debian machine with root. make demo: see it work.
+# The rest are parts of these two.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -8,7 +9,7 @@ PYTHON := $(VENV)/bin/python
 WORKERS ?= 4
 SOURCES := operator tests tools images
 
-help: ## these lines
+help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.made: requirements/dev.txt
@@ -32,7 +33,8 @@ lint: venv ## format, lint, types, import layers
 	$(VENV)/bin/ruff check --quiet $(SOURCES)
 	$(VENV)/bin/mypy
 	PYTHONPATH=operator $(VENV)/bin/lint-imports
-	@! test -e operator/__init__.py || { echo "operator/__init__.py shadows the standard library: remove it"; exit 1; }
+	@! test -e operator/__init__.py || \
+	  { echo "operator/__init__.py shadows the standard library: remove it"; exit 1; }
 
 check: lint ## before a commit: lint, and the tests that only compute
 	$(PYTHON) -m pytest -q -n 2 --ignore=tests/unit/agent --ignore=tests/unit/webhook tests/unit
@@ -42,19 +44,20 @@ unit: venv ## the tests that need no cluster; what is generated, by sample
 	$(PYTHON) -m pytest -q -n 2 --dist worksteal -m "not cluster and not rehearsal" tests
 
 properties: venv ## a million generated pods: inject, strip, hold, release
-	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 tests/unit/manifests/test_injection_properties.py
+	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 \
+	  tests/unit/manifests/test_injection_properties.py
 
 cluster: ## a real one-node Kubernetes with the project's images; .local/kubeconfig leads to it
 	tools/cluster/up
 	tools/images/build
 
-cluster-down: ## remove all of it
+cluster-down: ## remove that cluster with all of its state
 	tools/cluster/down
 
 rehearsal: venv ## vLLM's own warm-up code for the CPU: the two releases that CI plays, about 11 GB
 	images/rehearsal/install
 
-test: lint cluster rehearsal ## all of it: lint, types, layers, every test in full
+test: lint cluster rehearsal ## everything: lint, types, layers, every test in full
 	PRETUNE_FULL=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal tests
 
 demo: ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout with pretune beside one without
@@ -63,11 +66,12 @@ demo: ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout with
 bench: venv cluster ## the measured table, or some rows of it: ROWS="seed scale"
 	PYTHONPATH=operator $(PYTHON) -m tests.bench $(ROWS)
 
-fidelity: venv cluster ## every release's own code in every situation: docs/compatibility.md; then several ranks, and the stand-in. RELEASES="0.32.0 0.33.0" KEEP=1
+fidelity: venv cluster ## every release's own code in every situation, or RELEASES="0.33.0"; KEEP=1
 	PYTHONPATH=operator $(PYTHON) -m tests.fidelity.matrix $(if $(KEEP),--keep) $(RELEASES)
 	FIDELITY_RELEASES=installed $(PYTHON) -m pytest -q -m rehearsal tests/fidelity
 
 docs: venv ## update the generated documents
 	$(PYTHON) -m tools.docs
 
-.PHONY: help venv lock clients lint check unit properties cluster cluster-down rehearsal test demo bench fidelity docs
+.PHONY: help venv lock clients lint check unit properties cluster cluster-down rehearsal test demo \
+  bench fidelity docs

@@ -15,7 +15,10 @@ TEMPLATE = ROOT / "charts/pretune/templates/crds/autotunecaches.yaml"
 
 
 def load() -> dict[str, Any]:
-    """The CustomResourceDefinition; its template keeps Helm's actions on lines of their own, which are left out."""
+    """Return the CustomResourceDefinition.
+
+    Its template has Helm's actions on lines of their own, which are left out.
+    """
     lines = TEMPLATE.read_text().splitlines()
     found: dict[str, Any] = yaml.safe_load(
         "\n".join(line for line in lines if not re.match(r"\s*{{.*}}\s*$", line))
@@ -32,7 +35,10 @@ def schema() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its path from the object's root ("[]" behind a list's name), its schema, whether its parent requires it."""
+    """One field: its path, its schema, and whether its parent requires it.
+
+    The path begins at the object's root; "[]" stands behind the name of a list.
+    """
 
     path: str
     schema: dict[str, Any]
@@ -47,7 +53,7 @@ class Field:
 
 
 def fields(of: dict[str, Any] | None = None, path: str = "") -> Iterator[Field]:
-    """Every field below a schema, parents first; what stands in maps and preserved parts has no fields."""
+    """Yield every field below a schema, parents first. Maps and preserved parts have none."""
     of = schema() if of is None else of
     for name, one in of.get("properties", {}).items():
         here = f"{path}.{name}" if path else name
@@ -57,7 +63,10 @@ def fields(of: dict[str, Any] | None = None, path: str = "") -> Iterator[Field]:
 
 
 def strict() -> dict[str, Any]:
-    """The schema as JSON Schema that refuses unknown fields, as the API server does for kubectl. Rules (CEL) are not part of it."""
+    """Return the schema as JSON Schema that refuses unknown fields, as the API server does.
+
+    Rules (CEL) are not part of it.
+    """
     found = _strict(schema())
     assert isinstance(found, dict)
     return found

@@ -109,7 +109,10 @@ def _bounds(one: dict[str, Any]) -> str:
 
 
 def reasons() -> str:
-    """The closed lists of reasons, from operator/pretune/api: of a cache, of a pod's delivery, and of advice."""
+    """The closed lists of reasons, from operator/pretune/api.
+
+    Of a cache, of a pod's delivery, and of advice.
+    """
     states = ", ".join(f"`{one}`" for one in STATES)
     out = [
         "# Reasons, and what to do",

@@ -1,4 +1,4 @@
-"""The demo's hands: kubectl and helm, on the local cluster or on the one that KUBECONFIG names. Standard library only."""
+"""Runs kubectl and helm on the local cluster, or on the one that KUBECONFIG names."""
 
 from __future__ import annotations
 
@@ -14,119 +14,129 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(
-    os.environ.get(
-        "PRETUNE_BUILD", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pretune"
-    )
+    os.environ.get("PRETUNE_BUILD")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretune"
 )
 SYSTEM = "pretune-system"
-NEEDED = ("OPERATOR_IMAGE", "ENGINE_IMAGE")
+REQUIRED_VARIABLES = ("OPERATOR_IMAGE", "ENGINE_IMAGE")  # on a cluster of the user's
 
 Object = dict[str, Any]
 
 
 class Cluster:
-    """`own`: the user's own, by KUBECONFIG. Every failed command ends the demo with what it said."""
+    """The demo's cluster; `is_users` is True for one that KUBECONFIG names.
+
+    A command that fails ends the demo with its error message.
+    """
 
     def __init__(self) -> None:
-        self.own = bool(os.environ.get("KUBECONFIG"))
-        missing = [name for name in NEEDED if name not in os.environ]
-        if self.own and missing:
+        self.is_users = bool(os.environ.get("KUBECONFIG"))
+        missing = [name for name in REQUIRED_VARIABLES if name not in os.environ]
+        if self.is_users and missing:
             sys.exit(
-                f"KUBECONFIG is set, so the demo goes to that cluster: also set {' and '.join(missing)} to images that it can"
-                " pull (build them from Dockerfile and images/engine/Dockerfile)."
+                f"KUBECONFIG is set, so the demo uses that cluster. Set {' and '.join(missing)} to"
+                " images that it can pull (build them from Dockerfile and images/engine/Dockerfile)."
             )
-        self.operator = os.environ.get("OPERATOR_IMAGE", "localhost/pretune/operator:dev")
-        self.engine = os.environ.get("ENGINE_IMAGE", "localhost/pretune/engine:dev")
-        self.pull = "IfNotPresent" if self.own else "Never"
+        self.operator_image = os.environ.get("OPERATOR_IMAGE", "localhost/pretune/operator:dev")
+        self.engine_image = os.environ.get("ENGINE_IMAGE", "localhost/pretune/engine:dev")
+        self.pull_policy = "IfNotPresent" if self.is_users else "Never"
         self.environment = dict(os.environ)
-        if not self.own:
+        if not self.is_users:
             self.environment["KUBECONFIG"] = str(ROOT / ".local/kubeconfig")
 
     def bring_up(self) -> None:
-        """The local cluster with the project's images; nothing for a cluster of the user's."""
-        if not self.own:
-            subprocess.run(["make", "--no-print-directory", "cluster"], cwd=ROOT, check=True)
+        """Bring the local cluster up, with the images of the demo.
+
+        It does nothing on a cluster of the user's.
+        """
+        if self.is_users:
+            return
+        for command in (["tools/cluster/up"], ["tools/images/build", "operator", "engine"]):
+            if code := subprocess.run(command, cwd=ROOT).returncode:
+                sys.exit(code)  # it has said why
 
     def install(self) -> None:
-        """The chart, from the checkout."""
-        repository, colon, tag = self.operator.rpartition(":")
+        """Install the chart of this checkout."""
+        repository, colon, tag = self.operator_image.rpartition(":")
         if not colon or "/" in tag or "@" in repository:
-            sys.exit(f"OPERATOR_IMAGE={self.operator}: name it as repository:tag")
-        words = [
-            self._tool("helm"),
-            "upgrade",
-            "--install",
-            "pretune",
-            str(ROOT / "charts/pretune"),
+            sys.exit(f"OPERATOR_IMAGE={self.operator_image}: name it as repository:tag")
+        command = [
+            *(
+                self._program("helm"),
+                "upgrade",
+                "--install",
+                "pretune",
+                str(ROOT / "charts/pretune"),
+            ),
+            *(
+                "--namespace",
+                SYSTEM,
+                "--create-namespace",
+                "--set",
+                f"image.repository={repository}",
+            ),
+            *("--set-string", f"image.tag={tag}", "--set", f"image.pullPolicy={self.pull_policy}"),
+            *("--wait", "--timeout", "180s"),
         ]
-        words += [
-            "--namespace",
-            SYSTEM,
-            "--create-namespace",
-            "--set",
-            f"image.repository={repository}",
-        ]
-        words += ["--set-string", f"image.tag={tag}", "--set", f"image.pullPolicy={self.pull}"]
-        if not self.own:  # the tag stays when the code changes: this makes new pods of it
-            for part in ("controller", "webhook"):
-                words += ["--set-string", f"{part}.podAnnotations.image={_code()}"]
-        words += ["--wait", "--timeout", "180s"]
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True)
+        if not self.is_users:  # the tag stays when the code changes: this replaces the pods then
+            for component in ("controller", "webhook"):
+                command += ["--set-string", f"{component}.podAnnotations.image={_hash_code()}"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"helm upgrade --install pretune: {done.stderr.strip()}")
 
-    def kubectl(self, *words: str, stdin: str | None = None) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Return what kubectl prints."""
         done = subprocess.run(
-            [self._tool("kubectl"), *words],
+            [self._program("kubectl"), *arguments],
             env=self.environment,
             input=stdin,
             capture_output=True,
             text=True,
         )
         if done.returncode:
-            sys.exit(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+            sys.exit(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
     def apply(self, *objects: Object) -> None:
-        self.kubectl(
-            "apply",
-            "-f",
-            "-",
-            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
-        )
+        """Create these objects, or change them to this."""
+        manifest = {"apiVersion": "v1", "kind": "List", "items": objects}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
     def watch(self, kind: str, namespace: str) -> subprocess.Popen[str]:
-        """A process whose stdout is the objects of a kind, with what happened to each; for `events`."""
-        words = ["get", kind, "-n", namespace, "--watch", "-o", "json", "--output-watch-events"]
+        """Return a process that prints each event of that kind's objects, for `parse_events`."""
+        arguments = ["get", kind, "-n", namespace, "--watch", "-o", "json", "--output-watch-events"]
         return subprocess.Popen(
-            [self._tool("kubectl"), *words],
+            [self._program("kubectl"), *arguments],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
 
-    def _tool(self, name: str) -> str:
-        found = None if not self.own and (BUILD / "bin" / name).exists() else shutil.which(name)
-        return found or str(BUILD / "bin" / name)
+    def _program(self, name: str) -> str:
+        """Return the program to run: the local cluster's own, or on a user's cluster that of PATH."""
+        own = BUILD / "bin" / name
+        on_path = None if not self.is_users and own.exists() else shutil.which(name)
+        return on_path or str(own)
 
 
-def _code() -> str:
-    files = sorted(
-        [
-            *(ROOT / "operator").rglob("*.py"),
-            ROOT / "Dockerfile",
-            ROOT / "requirements/operator.txt",
-        ]
-    )
-    return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:12]
+def _hash_code() -> str:
+    files = [
+        *(ROOT / "operator").rglob("*.py"),
+        ROOT / "Dockerfile",
+        ROOT / "requirements/operator.txt",
+    ]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
 
 
-def events(stream: Iterable[str]) -> Iterator[tuple[str, Object]]:
-    """(ADDED | MODIFIED | DELETED, object): JSON objects that follow one another, each as soon as it is whole, however it is broken
-    into lines (seen: a line each of kubectl 1.34, many lines of others)."""
+def parse_events(lines: Iterable[str]) -> Iterator[tuple[str, Object]]:
+    """Yield (ADDED | MODIFIED | DELETED, object) for each JSON object, as soon as it is complete.
+
+    kubectl 1.34 prints one line for each, other releases print many.
+    """
     text = ""
-    for line in stream:
+    for line in lines:
         text += line
         if not line.rstrip().endswith("}"):
             continue

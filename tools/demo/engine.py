@@ -1,4 +1,4 @@
-"""The objects of the demo, and what the engines' own logs say of their tuning."""
+"""The demo's objects, and what an engine's log says about its tuning."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from tools.demo.cluster import Object
 CACHE = "qwen3-fp4"
 WITHOUT, WITH = "qwen3-without", "qwen3-with"
 REPLICAS = 3
-ENTRIES, SECONDS_PER_ENTRY, START = 40, 0.5, 2
+ENTRIES, SECONDS_PER_ENTRY, START_SECONDS = 40, 0.5, 2
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 _PROCESS = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - INFO - .*?Autotuning process (starts|ends)"
 )
 
-# Prints a digest of the tactics that a pod serves with: of the folder where the variable leads, else of the engine's own in its home.
-DIGEST = f"""
+# Prints a digest of the tactics that a pod serves with: those in the override's folder, or in the
+# engine's own cache.
+DIGEST_PROGRAM = f"""
 import hashlib, os, pathlib
-given = os.environ.get("{OVERRIDE}")
-root = pathlib.Path(given or pathlib.Path.home() / ".cache")
-files = sorted(one for one in root.rglob("*.json") if one.is_file() and (given or "autotune" in str(one)))
+override = os.environ.get("{OVERRIDE}")
+root = pathlib.Path(override or pathlib.Path.home() / ".cache")
+files = sorted(path for path in root.rglob("*.json") if path.is_file())
+files = [path for path in files if override or "autotune" in str(path)]
 assert files, "no tactics below %s" % root
-print(hashlib.sha256(b"".join(str(one.relative_to(root)).encode() + one.read_bytes() for one in files)).hexdigest()[:12])
+content = b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in files)
+print(hashlib.sha256(content).hexdigest()[:12])
 """
 
 
-def template(image: str, pull: str, release: str, words: list[str]) -> Object:
-    """A pod template as somebody has it today. `release`: the stand-in's; "" where the image alone says it."""
+def template(image: str, pull_policy: str, release: str, arguments: list[str]) -> Object:
+    """Return a pod template of an inference service.
+
+    `release` is the one that the stand-in plays; with "" the image decides.
+    """
     env = {
         "HOME": "/tmp",
         "ENGINE_ENTRIES": str(ENTRIES),
         "ENGINE_SECONDS_PER_ENTRY": str(SECONDS_PER_ENTRY),
-        "ENGINE_START_SECONDS": str(START),
+        "ENGINE_START_SECONDS": str(START_SECONDS),
     }
     vllm = f"/opt/engines/{release}/bin/vllm" if release else "vllm"
     return {
@@ -49,8 +55,8 @@ def template(image: str, pull: str, release: str, words: list[str]) -> Object:
                 {
                     "name": "vllm",
                     "image": image,
-                    "imagePullPolicy": pull,
-                    "command": [vllm, "serve", "Qwen/Qwen3-8B-FP4", *words],
+                    "imagePullPolicy": pull_policy,
+                    "command": [vllm, "serve", "Qwen/Qwen3-8B-FP4", *arguments],
                     "env": [{"name": name, "value": value} for name, value in env.items()],
                     "resources": {"limits": {"nvidia.com/gpu": "1"}},
                     "readinessProbe": {
@@ -68,7 +74,10 @@ def template(image: str, pull: str, release: str, words: list[str]) -> Object:
 
 
 def deployment(namespace: str, name: str, pods: Object, opted_in: bool) -> Object:
-    """One new pod at a time beside the old ones. Opting in is one label on the pod template."""
+    """Return a Deployment that replaces one pod at a time.
+
+    Opting in is one label on the pod template.
+    """
     labels = {"app": name, **({"pretune.dev/cache": CACHE} if opted_in else {})}
     return {
         "apiVersion": "apps/v1",
@@ -88,7 +97,7 @@ def deployment(namespace: str, name: str, pods: Object, opted_in: bool) -> Objec
 
 
 def cache(namespace: str) -> Object:
-    """The least that works: the labelled pods are the source."""
+    """Return the smallest cache that works: the labelled pods are its source."""
     return {
         "apiVersion": "pretune.dev/v1alpha1",
         "kind": "AutotuneCache",
@@ -97,10 +106,14 @@ def cache(namespace: str) -> Object:
     }
 
 
-def tuned(log: str) -> float:
-    """Seconds between the engine's own lines that its autotuning starts and ends; 0.0 where it never tuned."""
-    seen = [
-        (datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f"), what) for at, what in _PROCESS.findall(log)
+def tuning_seconds(log: str) -> float:
+    """Return the seconds between an engine's log lines that its autotuning starts and ends.
+
+    Returns 0.0 if it never tuned.
+    """
+    lines = [
+        (datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f"), event)
+        for at, event in _PROCESS.findall(log)
     ]
-    starts, ends = ([at for at, what in seen if what == wanted] for wanted in ("starts", "ends"))
+    starts, ends = ([at for at, event in lines if event == kind] for kind in ("starts", "ends"))
     return sum((end - start).total_seconds() for start, end in zip(starts, ends, strict=False))

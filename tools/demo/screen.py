@@ -1,4 +1,7 @@
-"""Prints lines with the seconds gone by; on a terminal also a block below them, which is redrawn while things change."""
+"""Prints lines with the seconds since the start.
+
+On a terminal it also draws a block below them, which follows what changes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ SILENCE_SECONDS = 5.0  # then the last line is repeated
 class Screen:
     """Where stdout is no terminal, a block becomes one line, printed when it has changed.
 
-    From `repeat_in_silence` on, the last line is repeated with its time while nothing else is printed.
+    From `repeat_in_silence` on, the last line is repeated with its time while nothing else is
+    printed.
     """
 
     def __init__(self) -> None:

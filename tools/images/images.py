@@ -1,7 +1,8 @@
-"""Builds the project's images without a registry, and loads them into the local cluster where one runs.
+"""Builds the project's images without a registry, and loads them into a running local cluster.
 
-`tools/images/build` builds what has changed; `tools/images/build engine` only that one. An image's key is a hash of its
-base, its Dockerfile and all that the Dockerfile copies; an image whose key has not changed is not touched.
+`tools/images/build` builds what has changed; `tools/images/build engine` only that one. An image's
+key is a hash of its base, its Dockerfile and all that the Dockerfile copies; an image whose key has
+not changed is not touched.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PIP_WHEEL = Path("/usr/share/python-wheels")  # of the package python3-pip-whl
 
 @dataclass(frozen=True)
 class Image:
-    """One Dockerfile; what it copies is looked up from the context, as `docker build -f dockerfile context` does."""
+    """One image: a Dockerfile, and the folder that it copies from."""
 
     name: str
     dockerfile: Path
@@ -48,7 +49,7 @@ class Image:
         return f"localhost/pretune/{self.name}:dev"
 
     def sources(self) -> Iterator[Path]:
-        """What its Dockerfile copies out of the context, file by file, without what Python compiles."""
+        """Yield each file that its Dockerfile copies out of the context."""
         for line in self.dockerfile.read_text().replace("\\\n", " ").splitlines():
             if not re.match(r"\s*(COPY|ADD)\s", line, re.IGNORECASE) or "--from=" in line:
                 continue
@@ -67,7 +68,10 @@ class Image:
                     yield from sorted(path.rglob("*")) if path.is_dir() else [path]
 
     def key(self, base: str) -> str:
-        """Changes when the image would: 16 hex of its base's key, Dockerfile and sources, names and modes included."""
+        """Return 16 hex digits that change when the image would.
+
+        They are a hash of its base's key, Dockerfile and sources, names and modes included.
+        """
         digest = hashlib.sha256(base.encode() + self.dockerfile.read_bytes())
         for path in self.sources():
             if path.is_file() and "__pycache__" not in path.parts:
@@ -113,7 +117,7 @@ def main(names: list[str]) -> int:
 
 
 def ensure_base() -> str:
-    """Make the base image, and one with pip for build stages, unless they are there; returns their key."""
+    """Make the base image, and one with pip for build stages; return their key."""
     packages = [
         line
         for line in (HERE / "base-packages").read_text().splitlines()
@@ -210,7 +214,7 @@ def build(image: Image, base: str) -> None:
         )
         partial = archive.with_suffix(".partial")
         partial.unlink(missing_ok=True)
-        # The OCI format: containerd then reads only the layers that are new; the Docker one takes 3 s more.
+        # The OCI format: containerd reads only the layers that are new, which saves 3 s.
         run(
             [
                 *buildah(),
@@ -226,7 +230,7 @@ def build(image: Image, base: str) -> None:
 
 
 def ensure_wheels(log: Path) -> Path:
-    """The folder of the operator's dependencies as wheels, fetched by this machine's pip with its settings.
+    """Return the folder of the operator's dependencies as wheels, which this machine's pip fetches.
 
     A build then needs no network, and no setting of this machine gets into an image.
     """

@@ -1,1 +1,4 @@
-"""A real Kubernetes on one machine, from programs built here: for trying pretune out and for its tests. Stdlib only."""
+"""A real Kubernetes on one machine, for demo and tests.
+
+Standard library only.
+"""

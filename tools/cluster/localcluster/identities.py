@@ -1,4 +1,7 @@
-"""Who is who on the cluster: a CA, the API server's certificates, and a random token for each client."""
+"""Makes the identities of the cluster's programs and clients.
+
+A CA, the API server's certificates, and a random token for each client.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Container images without a registry: archives in `$PRETUNE_BUILD/images`, loaded into each node's containerd."""
+"""Loads container images without a registry.
+
+They are archives in `$PRETUNE_BUILD/images`, loaded into each node's containerd.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ def archives() -> Path:
 
 
 def load_images(node: Node) -> None:
-    """Load what the node does not have yet in its present version. Raises StepError when containerd refuses an archive."""
+    """Load the images that the node does not have in their current version.
+
+    Raises StepError when containerd refuses an archive.
+    """
     loaded = node.folder / "images"
     loaded.mkdir(exist_ok=True)
     for archive in sorted(archives().glob("*.tar")):
@@ -65,7 +71,10 @@ def load_everywhere() -> None:
 
 
 def ensure_pause() -> None:
-    """Make the archive of the pause image, unless it is there: one static program of a few lines."""
+    """Make the archive of the pause image, unless it is there.
+
+    The image is one static program of a few lines.
+    """
     archive = archives() / "pause.tar"
     if archive.exists():
         return

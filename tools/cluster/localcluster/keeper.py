@@ -1,12 +1,15 @@
 """A process beside the cluster that does what hardware and a storage driver do elsewhere.
 
-- GPUs: each node says that it has `nvidia.com/gpu`, again whenever a kubelet that starts has set it to 0.
-- Volumes: a claim of our StorageClasses gets a PersistentVolume on a folder of this machine, which every node sees; so
-  ReadWriteMany is true. The folder is 0777, as an NFS export or a driver with fsGroup would be for any uid. A released
-  volume with reclaimPolicy Delete goes, with its folder.
+- GPUs: each node says that it has `nvidia.com/gpu`, again whenever a kubelet that starts has set it
+  to 0.
+- Volumes: a claim of our StorageClasses gets a PersistentVolume on a folder of this machine, which
+  every node sees, so ReadWriteMany holds. Its mode is 0777, which is what any uid sees of an NFS
+  export or of a driver with fsGroup. A released volume with reclaimPolicy Delete is deleted with
+  its folder.
 
-The rules for claims are those of the external-provisioner contract: the controller manager annotates a claim with the
-provisioner's name, and with the selected node where the class waits for the first consumer.
+The rules for claims are those of the external-provisioner contract: the controller manager
+annotates a claim with the provisioner's name, and with the selected node where the class waits for
+the first consumer.
 """
 
 from __future__ import annotations

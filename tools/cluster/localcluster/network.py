@@ -21,7 +21,10 @@ OURS = (
 
 
 def make_bridge(node: Node) -> None:
-    """Give the node its bridge with its address, before any pod exists: the API server listens on the first one."""
+    """Give the node its bridge with its address, before any pod exists.
+
+    The API server listens on the first one.
+    """
     if not exists(node):
         _ip("link", "add", node.bridge, "type", "bridge")
     _ip("address", "replace", f"{node.address}/24", "dev", node.bridge)
@@ -29,10 +32,11 @@ def make_bridge(node: Node) -> None:
 
 
 def keep_inside() -> None:
-    """Let pods reach each other and the cluster's services, and keep all that they send elsewhere on this machine.
+    """Let pods reach each other and the cluster's services, and nothing outside this machine.
 
-    They have no way out in any case, since nothing translates their addresses. But an engine that calls home should
-    fail at once, and a packet to a service that kube-proxy does not know yet should not go to the machine's gateway.
+    They have no way out in any case, since nothing translates their addresses. But an engine that
+    calls home should fail at once, and a packet to a service that kube-proxy does not know yet
+    should not go to the machine's gateway.
     """
     FORWARD.write_text("1")
     _ip("route", "replace", SERVICE_RANGE, "dev", NODES[0].bridge)
@@ -67,12 +71,15 @@ def check_ports() -> None:
             try:
                 probe.bind(("", port))
             except OSError as error:
-                advice = f"see who it is with `ss -ltnp 'sport = :{port}'`; another Kubernetes on this machine has to go"
+                advice = f"`ss -ltnp 'sport = :{port}'` shows which; stop another Kubernetes"
                 raise StepError(f"port {port} is not free: {error.strerror}", advice) from error
 
 
 def remove_chains() -> None:
-    """Remove the cluster's chains, and the rules that jump to them, from all tables; others' rules are not touched."""
+    """Remove the cluster's chains, and the rules that jump to them, from all tables.
+
+    Others' rules are not touched.
+    """
     for family in ("iptables", "ip6tables"):
         for table in TABLES:
             saved = subprocess.run(
@@ -85,7 +92,7 @@ def remove_chains() -> None:
 
 
 def _removal(saved: Iterable[str]) -> Iterable[str]:
-    """From the output of iptables-save, the commands that take our chains out again, jumps first."""
+    """Return the commands that remove our chains from what iptables-save printed, jumps first."""
     chains = []
     for line in saved:
         words = line.split()

@@ -1,4 +1,7 @@
-"""A node: its bridge, containerd and kubelet; and kube-proxy, one for the machine since all nodes share its network."""
+"""Starts a node: its bridge, containerd and kubelet.
+
+kube-proxy runs once, since all nodes share the machine's network.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ def start_node(node: Node) -> None:
 
 
 def start_proxy() -> None:
-    """Start kube-proxy, unless it runs: then its file is left alone too, for it ends when that is written."""
+    """Start kube-proxy, unless it runs.
+
+    Its file is not written while it runs: kube-proxy ends when its file changes.
+    """
     if running("kube-proxy") is not None:
         return
     file = STATE / "kube-proxy.yaml"

@@ -26,7 +26,10 @@ IMAGES = ("buildah", "mmdebstrap", "python3-pip-whl")
 
 
 def ensure_packages(names: Iterable[str]) -> None:
-    """Install the packages that are missing, and nothing when none is. Raises StepError where apt-get cannot."""
+    """Install the packages that are missing.
+
+    Raises StepError where apt-get cannot.
+    """
     missing = [name for name in names if not _installed(name)]
     if not missing:
         return

@@ -1,4 +1,4 @@
-"""Where things are and which numbers they use. The cluster is machine-wide: each checkout finds the same one."""
+"""Paths, addresses and ports of the cluster. It is machine-wide: each checkout finds the same one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ API_SERVER = f"https://{API_ADDRESS}:6443"
 POD_RANGE = "10.244.0.0/16"
 SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
-ETCD = "http://127.0.0.1:12379"  # not 2379: Debian's etcd-server package may start one of its own there
+ETCD = "http://127.0.0.1:12379"  # not 2379: Debian's etcd-server may start its own there
 ETCD_PEER = "http://127.0.0.1:12380"
 
 GPUS = 64  # more than a machine has: tests of several workers roll their pods side by side
@@ -72,7 +72,10 @@ class Node:
 
     @property
     def cgroup(self) -> str:
-        """The cgroup that its pods live in; a kubelet ends what it does not know there, so no two may share one."""
+        """The cgroup of its pods.
+
+        A kubelet kills unknown processes there, so two kubelets must not share one.
+        """
         return f"pretune-{self.name}"
 
     @property

@@ -1,7 +1,7 @@
-"""Start programs that outlive us, and end them later: only those, never a stranger that got their pid.
+"""Starts programs that outlive this process, and ends them later, never one that got their pid.
 
-A record is `run/<name>.json`: the pid with the boot and the clock tick in which it started. A pid that is used again has
-another start, so a record is trusted only while all three agree.
+A record is `run/<name>.json`: the pid with the boot and the clock tick in which it started. A pid
+that is used again has another start time, so a record is trusted only while all three agree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def _boot() -> str:
 
 
 def started_at(pid: int) -> int | None:
-    """The clock tick since boot in which the process started; None if there is none, or only its zombie."""
+    """Return the clock tick since boot in which the process started.
+
+    Returns None if there is no such process, or only its zombie.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -53,7 +56,10 @@ def recorded() -> list[str]:
 
 
 def start(name: str, command: Sequence[str | Path], env: dict[str, str] | None = None) -> None:
-    """Start a program in a session of its own, unless it runs; its output goes to `logs/<name>.log`."""
+    """Start a program in a session of its own, unless it runs.
+
+    Its output goes to `logs/<name>.log`.
+    """
     if running(name) is not None:
         return
     RECORDS.mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,7 @@ def start(name: str, command: Sequence[str | Path], env: dict[str, str] | None =
 
 
 def stop(names: Sequence[str]) -> None:
-    """Kill the programs of these names with the helpers they have forked, and wait until they are gone.
+    """Kill the programs of these names and their children, and wait until they are gone.
 
     Killed, not asked: all that they would save on the way out is about to be removed.
     """
@@ -90,7 +96,10 @@ def stop(names: Sequence[str]) -> None:
 
 
 def _ended(name: str, pid: int) -> bool:
-    """A zombie whose other threads are still ending has its ports open: a successor could not listen there."""
+    """Return whether the program has ended, with all its threads.
+
+    A zombie whose other threads are still ending has its ports open.
+    """
     try:
         threads = {entry.name for entry in Path(f"/proc/{pid}/task").iterdir()} - {str(pid)}
     except (FileNotFoundError, ProcessLookupError):
@@ -117,12 +126,15 @@ def wait_until(
     log: Path | None = None,
     needs: Sequence[str] = (),
 ) -> None:
-    """Wait until the condition holds; StepError when it takes longer, or when a program that it needs ends meanwhile."""
+    """Wait until the condition holds.
+
+    Raises StepError when it takes longer, or when a program that it needs ends meanwhile.
+    """
     deadline = time.monotonic() + seconds
     while not holds():
         for name in needs:
             if running(name) is None:
                 raise StepError(f"{name} ended while waiting for {what}", log=LOGS / f"{name}.log")
         if time.monotonic() > deadline:
-            raise StepError(f"waited {seconds:.0f} s for {what}, in vain", log=log)
+            raise StepError(f"waited {seconds:.0f} s for {what}, without success", log=log)
         time.sleep(0.1)

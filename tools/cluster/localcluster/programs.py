@@ -1,7 +1,8 @@
-"""Builds the cluster's programs from source with Go, once for each content of their go.mod and go.sum.
+"""Builds the cluster's programs from source with Go, once for each go.mod and go.sum.
 
-A build lands in `$PRETUNE_BUILD/go/kubernetes-<key>/`; `$PRETUNE_BUILD/bin` has a link to each program of the current
-build, so that a checkout with another go.mod does not disturb one that was built before.
+A build lands in `$PRETUNE_BUILD/go/kubernetes-<key>/`; `$PRETUNE_BUILD/bin` has a link to each
+program of the current build, so that a checkout with another go.mod does not disturb one that was
+built before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ ENVIRONMENT = {"CGO_ENABLED": "0"}
 
 
 def ensure_programs() -> None:
-    """Build the programs, unless they are there. Raises StepError when Go is missing or the build fails."""
+    """Build the programs, unless they are there.
+
+    Raises StepError when Go is missing or the build fails.
+    """
     folder = build_folder()
     links = folder / "bin"
     links.mkdir(parents=True, exist_ok=True)
@@ -36,7 +40,10 @@ def ensure_programs() -> None:
 
 
 def _linker_flags() -> str:
-    """Return the value of `go build -ldflags`: no symbol tables (half the size), and the version, which clients parse."""
+    """Return the value of `go build -ldflags`.
+
+    It leaves out symbol tables, half of the size, and sets the version, which clients parse.
+    """
     major, minor = KUBERNETES.removeprefix("v").split(".")[:2]
     variables = {
         f"{package}.{name}": value

@@ -1,4 +1,7 @@
-"""One printed line for each step, and progress lines while it takes long; what programs print goes to a log file."""
+"""Prints one line for each step, and progress lines while it takes long.
+
+The output of programs goes to a log file.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class StepError(Exception):
 
 
 def build_folder() -> Path:
-    """Where build products live that outlast a checkout: `$PRETUNE_BUILD`, by default in the user's cache."""
+    """Return the folder of what is built: `$PRETUNE_BUILD`, or one in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.environ.get("PRETUNE_BUILD") or f"{cache}/pretune")
 
@@ -42,9 +45,9 @@ def log_file(name: str) -> Path:
 
 @contextmanager
 def step(title: str, log: str = STORY, progress: Callable[[], str] | None = None) -> Iterator[Path]:
-    """Print the title with the seconds that the block took; the block gets the log file to append to.
+    """Print the title with the seconds that the block took. The block gets the path of its log file.
 
-    Until then a line every PROGRESS_SECONDS shows that the step goes on, with what `progress` returns: by default the
+    Meanwhile a line is printed every PROGRESS_SECONDS, with what `progress` returns: by default the
     last line that a program wrote to the step's own log.
     """
     file = log_file(log)
@@ -90,22 +93,25 @@ def _report_progress(
 
 
 def _last_line(log: Path | None) -> Callable[[], str]:
-    """Return a function that returns the last line that was written to the log since now, shortened."""
+    """Return a function that returns the log's last line since now, shortened."""
     begin = log.stat().st_size if log else 0
 
     def read() -> str:
         lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log else []
-        said = next(
+        last = next(
             (line for line in reversed(lines) if line.strip() and not line.startswith("$ ")), ""
         )
-        return said.strip()[:DETAIL_COLUMNS]
+        return last.strip()[:DETAIL_COLUMNS]
 
     return read
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Wait until no other process holds this file: two checkouts must not do the same thing side by side."""
+    """Hold this file as a lock; waits until no other process holds it.
+
+    Two checkouts must not build or start the same thing at once.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         try:
@@ -123,7 +129,10 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """Run a program with its output appended to the log. Raises StepError for an exit code other than 0."""
+    """Run a program with its output appended to the log.
+
+    Raises StepError for an exit code other than 0.
+    """
     with log.open("a") as out:
         print("$", *command, file=out, flush=True)
         done = subprocess.run(
@@ -139,7 +148,10 @@ def run(
 
 
 def link(name: Path, target: Path) -> None:
-    """Make `name` a relative link to the target, in one move: programs may be started by that name meanwhile."""
+    """Make `name` a relative link to the target, atomically.
+
+    A program may be started by that name at the same time.
+    """
     wanted = os.path.relpath(target, name.parent)
     if name.is_symlink() and os.readlink(name) == wanted:
         return
@@ -150,13 +162,13 @@ def link(name: Path, target: Path) -> None:
 
 
 def report(failure: StepError) -> int:
-    """Print a failure as a person needs it: the end of the log, what happened, how to go on. Returns the exit code."""
+    """Print the end of the log, what happened and what to do; return the exit code."""
     if failure.log is not None and failure.log.is_file():
         lines = failure.log.read_text(errors="replace").splitlines()[-TAIL:]
         print(f"--- the end of {failure.log}", *lines, "---", sep="\n", file=sys.stderr)
     print(f"error: {failure.what}", file=sys.stderr)
     print(
-        f"next:  {failure.advice or 'mend that and run the same command again; it goes on where it stopped'}",
+        f"next:  {failure.advice or 'fix that and run the same command again; it continues where it stopped'}",
         file=sys.stderr,
     )
     return 1

@@ -1,4 +1,4 @@
-"""Take away everything that the cluster put on the machine, also what a session or a reboot left half alive."""
+"""Removes everything that the cluster put on the machine, also after an aborted run or a reboot."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def traces() -> bool:
 
 
 def tear_down() -> None:
-    """Remove processes, containers, mounts, network, cgroups and files; each step is fine with nothing to do.
+    """Remove processes, containers, mounts, network, cgroups and files, as far as they exist.
 
-    Only for where there are traces of a cluster: the chains have the same names in anyone's Kubernetes.
+    Call it only where `traces` finds a cluster: every Kubernetes has chains of these names.
     """
     stop(recorded())
     _end_containers()
@@ -58,7 +58,10 @@ def tear_down() -> None:
 
 
 def _end_containers() -> None:
-    """Kill the shims of our containerds and what they started; the address on their command line tells whose they are."""
+    """Kill the shims of our containerds and what they started.
+
+    The address on a shim's command line names its containerd.
+    """
     addresses = {str(node.socket) for node in NODES}
     shims = {}
     for process in Path("/proc").glob("[0-9]*"):

@@ -22,7 +22,7 @@ from localcluster.programs import ensure_programs
 from localcluster.steps import step
 from localcluster.teardown import FORWARD_BEFORE, tear_down, traces
 
-TEST_CLUSTER = "pretune.dev/test-cluster"  # a label of namespace kube-system: tests run only where it is "true"
+TEST_CLUSTER = "pretune.dev/test-cluster"  # of kube-system; tests run only where it is "true"
 PRODUCT = "nvidia.com/gpu.product"
 
 
@@ -50,7 +50,7 @@ def bring_up(count: int) -> None:
 
 
 def _start(nodes: list[Node]) -> None:
-    if running("etcd") is None:  # what it held is gone or doubtful: begin anew
+    if running("etcd") is None:  # its data is gone or in doubt: start from nothing
         if traces():
             with step("remove what an earlier cluster left behind"):
                 tear_down()
@@ -58,7 +58,7 @@ def _start(nodes: list[Node]) -> None:
     else:
         ended = [name for name in recorded() if running(name) is None]
         print(
-            f"           these have ended and are started again: {' '.join(ended) or 'none'}",
+            f"           restarting what has ended: {' '.join(ended) or 'none'}",
             flush=True,
         )
     with step("start the control plane"):
