@@ -50,11 +50,11 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "a subPath that leads out": (
         {"storage": {"existingClaim": {"name": "shared", "subPath": "a/../../b"}}},
-        "subPath must be relative, without '..'",
+        "subPath must be relative and without '..'",
     ),
     "an absolute subPath": (
         {"storage": {"existingClaim": {"name": "shared", "subPath": "/a"}}},
-        "subPath must be relative, without '..'",
+        "subPath must be relative and without '..'",
     ),
     "a claim for one pod": (
         {"storage": {"claim": {"accessModes": ["ReadWriteOncePod"]}}},
@@ -62,7 +62,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "a claim of no size": (
         {"storage": {"claim": {"size": "0Gi"}}},
-        "size must be more than nothing",
+        "size must be more than 0",
     ),
     "a size that is none": (
         {"storage": {"claim": {"size": "much"}}},
@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "our own label": (
         {"tuning": {"podTemplate": {"metadata": {"labels": {"pretune.dev/role": "tuning"}}}}},
-        "keys of pretune.dev/ are the operator's own",
+        "keys that start with pretune.dev/ are reserved for the operator",
     ),
     "a revision of 64 characters": ({"revision": "r" * 64}, "spec.revision: Too long"),
 }

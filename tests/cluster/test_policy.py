@@ -69,7 +69,7 @@ def delete(kube: Kube, pod: Object) -> None:
         raise Refusal(answer.status_code, answer.json()["message"])
 
 
-NOTHING_ELSE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and change nothing else of it"
+NOTHING_ELSE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and change nothing else in it"
 NO_OTHER_GATE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and no other gate"
 
 # Each is a change that the API server takes from whoever has the right to patch pods.
