@@ -17,6 +17,7 @@ POD_UID_VARIABLE = "PRETUNE_POD_UID"  # by the downward API: check, seal and pru
 TERMINATION_LOG = "/dev/termination-log"
 
 # Where things are in a container of ours, and in the engine (the tactics: its override variable points there).
+PARTS_MOUNT = "/pretune"  # a folder below it for each part of the engine, by its name
 CLAIM_MOUNT = "/pretune/claim"  # the claim at its root, no subPath
 AGENT_MOUNT = "/pretune/agent"
 TACTICS_MOUNT = "/pretune/tactics"
@@ -32,7 +33,8 @@ REPORT_BYTES = 700
 ANSWER_BYTES = 4000  # of inspect, which is alone in its pod
 ANSWERS = 8  # bundles that one inspect answers for, so that its report stays within ANSWER_BYTES
 
-# How an engine's files may lie in a bundle; the CRD's enum of status.bundles[].layout.
+# How an engine's files may lie in a bundle: the CRD's enum of status.bundles[].layout. In the order of
+# how few pods may share one folder.
 MANAGED, PER_RANK, SHARED, EMPTY = "Managed", "PerRank", "Shared", "Empty"
 LAYOUTS = (EMPTY, MANAGED, PER_RANK, SHARED)
 
@@ -99,12 +101,12 @@ class File:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One kind of cache in a bundle: its folder there, the engine's variable that points to it, its layout, its files."""
+class SealedPart:
+    """What a bundle has of one part of the engine: the folder of that name in it."""
 
     name: str  # "tactics"
     variable: str  # "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
-    layout: str  # Managed | PerRank | Shared | Empty
+    layout: str  # one of LAYOUTS
     entries: int
     files: List[File]
     folders: List[str]  # every folder below the part's own, empty ones included
@@ -122,9 +124,22 @@ class Manifest:
     gpus: int
     tunedSeconds: int  # from the check container's end to the seal's
     sealedAt: str  # RFC 3339, UTC
-    parts: List[Part]
+    parts: List[SealedPart]  # at least one
     message: str = ""
     schema: str = SCHEMA
+
+    @property
+    def layout(self) -> str:
+        """The layout of the part that the fewest pods may share; Empty: nothing in any part."""
+        return max((part.layout for part in self.parts), key=LAYOUTS.index)
+
+    @property
+    def entries(self) -> int:
+        return sum(part.entries for part in self.parts)
+
+    @property
+    def number_of_files(self) -> int:
+        return sum(len(part.files) for part in self.parts)
 
     def dump(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
@@ -174,6 +189,7 @@ class Task:
     proven: bool = False  # seed: give only a bundle whose proof is on the claim
     onClaim: bool = False  # prove: the engine reads the bundle on the claim itself, read-only; there is no copy to compare
     source: str = ""  # import: the folder in the source claim, which is mounted at SOURCE_MOUNT; "" is its root
+    engine: str = "vllm"  # by its name in engines/registry.py
 
     def dump(self) -> str:
         # What asdict says, without the copies that it makes: the webhook says it for each pod.
@@ -197,6 +213,7 @@ class Task:
             proven=data.flag("proven"),
             onClaim=data.flag("onClaim"),
             source=data.text("source", ""),
+            engine=data.text("engine", "vllm"),
         )
 
 
@@ -471,7 +488,7 @@ def _writer(data: _Fields) -> Writer:
     return Writer(data.number("uid", most=MAX_ID), data.number("gid", most=MAX_ID), groups)
 
 
-def _part(data: _Fields) -> Part:
+def _part(data: _Fields) -> SealedPart:
     layout = data.text("layout")
     if layout not in LAYOUTS:
         raise WireError("parts: layout %r is unknown" % layout)
@@ -479,7 +496,7 @@ def _part(data: _Fields) -> Part:
         File(file.text("path"), file.number("size", most=MAX_BYTES), file.text("sha256", most=64))
         for file in data.objects("files", MAX_FILES)
     ]
-    return Part(
+    return SealedPart(
         name=data.text("name"),
         variable=data.text("variable"),
         layout=layout,

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretune.engines.vllm.files import Unsound, read_tactics
+from pretune.engines.evidence import Unsound
+from pretune.engines.vllm.tactics import judge
 
 from tests.fidelity.playing import VARIABLE
 from tests.fidelity.releases import REHEARSAL, RELEASES
@@ -303,7 +304,7 @@ def verdict_of(cache: Path, situation: Situation) -> str:
     paths = [str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()]
     words: Sequence[str] = ["vllm", "serve", "model", *situation.args]
     try:
-        found = read_tactics(paths, lambda path: (cache / path).read_bytes(), situation.gpus, words)
+        found = judge(paths, lambda path: (cache / path).read_bytes(), situation.gpus, words)
     except Unsound as error:
         return error.reason
     return f"{found.layout}, {found.entries}"

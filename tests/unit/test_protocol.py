@@ -16,8 +16,8 @@ from pretune.protocol import (
     File,
     Inputs,
     Manifest,
-    Part,
     Report,
+    SealedPart,
     Task,
     Versions,
     WireError,
@@ -49,7 +49,7 @@ MANIFEST = Manifest(
     gpus=1,
     tunedSeconds=900,
     sealedAt="2026-02-28T23:59:59Z",
-    parts=[Part("tactics", "VLLM_X", "Managed", 1, [File("a/b.json", 2, "0" * 64)], ["a"])],
+    parts=[SealedPart("tactics", "VLLM_X", "Managed", 1, [File("a/b.json", 2, "0" * 64)], ["a"])],
 )
 TASK = Task(
     "inference.qwen3",

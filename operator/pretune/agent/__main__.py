@@ -48,9 +48,9 @@ VERBS: Dict[str, Verb] = {
     "inspect": Verb("inspect", (INSPECTED,), INSPECT_FAILED),
     "prune": Verb("prune", (PRUNED,), PRUNE_FAILED),
 }
-OPTIONS = ("--claim", "--tactics", "--source", "--proc", "--termination-log", "--limit")
+OPTIONS = ("--claim", "--parts", "--source", "--proc", "--termination-log", "--limit")
 USAGE = (
-    "usage: agent.pyz %s [--claim DIR] [--tactics DIR] [--source DIR] [--proc DIR]"
+    "usage: agent.pyz %s [--claim DIR] [--parts DIR] [--source DIR] [--proc DIR]"
     " [--termination-log FILE] [--limit SECONDS]"
 ) % "|".join(VERBS)
 
@@ -99,7 +99,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         report = Report(verb, VERBS[verb].unexpected, str(error))
     else:
         context.claim = options.get("--claim") or context.claim
-        context.tactics = options.get("--tactics") or context.tactics
+        context.parts = options.get("--parts") or context.parts
         context.source = options.get("--source") or context.source
         context.proc = options.get("--proc") or context.proc
         context.limit_seconds = float(options.get("--limit") or context.limit_seconds)

@@ -12,10 +12,9 @@ from pretune.agent.claim.publish import make_read_only
 from pretune.agent.claim.staging import GONE_PREFIX, remove_stale_staging, write_start_mark
 from pretune.agent.claim.store import Store, create_store, explain_claim_errors
 from pretune.agent.context import Context
-from pretune.agent.engine.versions import image_versions
+from pretune.agent.engine.versions import describe_versions, image_versions, own_version
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
-from pretune.engines.vllm import releases
 from pretune.protocol import CHECKED, Report
 
 # What is asked for in advance; a bundle is some 10 kB to 10 MB, and seal says NoSpace where this was not enough.
@@ -27,14 +26,11 @@ def check(context: Context) -> Report:
     """Checked, or the bundle that is there already. Raises AgentError: ReleaseTooOld, SharedLayout, UnsafePath, IdCollision,
     ReadOnlyClaim, NoSpace."""
     task, log = context.task, context.log
-    versions = image_versions(task.command, context.path, context.pythonpath)
-    reason, message = releases.support(versions.vllm, task.gpus)
+    versions, engine = image_versions(context), context.engine
+    reason, message = engine.check_release(own_version(engine, versions), task.gpus)
     if reason:
         raise AgentError(reason, message)
-    log(
-        "image: vLLM %s, FlashInfer %s"
-        % (versions.vllm or "unknown", versions.flashinfer or "unknown")
-    )
+    log("image: %s" % describe_versions(engine, versions))
     with explain_claim_errors("cannot prepare %s on the claim" % task.cache):
         with create_store(context.claim, task.subPath, task.cache, context.disk) as store:
             _try_to_write(store.staging, context)

@@ -9,6 +9,8 @@ from typing import Callable, Mapping
 
 from pretune import protocol
 from pretune.agent.claim.fs import Disk
+from pretune.engines import registry
+from pretune.engines.base import Engine, Part
 
 
 @dataclass
@@ -18,7 +20,7 @@ class Context:
     task: protocol.Task
     pod_uid: str  # names the staging folder
     claim: str = protocol.CLAIM_MOUNT
-    tactics: str = protocol.TACTICS_MOUNT
+    parts: str = protocol.PARTS_MOUNT  # holds a folder for each part of the engine
     source: str = protocol.SOURCE_MOUNT
     proc: str = "/proc"  # prove: the kernel driver names the node's GPUs there
     path: str = os.defpath
@@ -38,6 +40,15 @@ class Context:
             path=env.get("PATH", os.defpath),
             pythonpath=env.get("PYTHONPATH", ""),
         )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the task. Raises ValueError where this release does not know it."""
+        return registry.named(self.task.engine)
+
+    def folder(self, part: Part) -> str:
+        """Return where a part's folder is mounted."""
+        return os.path.join(self.parts, part.name)
 
     @property
     def inputs(self) -> protocol.Inputs:

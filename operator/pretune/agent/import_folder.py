@@ -1,4 +1,4 @@
-"""Make a bundle of what vLLM wrote elsewhere: find it, judge it as seal does, publish it."""
+"""Make a bundle of what an engine wrote elsewhere: find it, judge it as seal does, compare it, publish it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pretune.agent.claim.proof_records import has_proof_record
 from pretune.agent.claim.publish import publish_bundle
 from pretune.agent.claim.store import create_store, explain_claim_errors
 from pretune.agent.context import Context
-from pretune.agent.engine.discover import Search, Written, below, may_not_read, shown
+from pretune.agent.engine.discover import ClaimTree, explain_unreadable, find, scan_found, show
 from pretune.agent.engine.scan import Changed, Scan
-from pretune.agent.engine.stable import judge, same_tactics, short
-from pretune.agent.engine.versions import image_versions
+from pretune.agent.engine.stable import PartContent, empty_content, is_same, judge, short
+from pretune.agent.engine.versions import image_versions, own_version
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
-from pretune.engines.vllm import files, releases
+from pretune.engines.base import Part
+from pretune.engines.evidence import Evidence, Found
 from pretune.protocol import Report, Versions
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"  # NVIDIA's GPU feature discovery gives it to a node
@@ -36,43 +37,47 @@ _SOURCE_REASONS = (
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One engine configuration's tactics, judged, which fit the image and the target's GPU."""
+    """What one engine configuration wrote, of the image's versions and the target's GPU."""
 
-    written: Written
+    written: Found
     scan: Scan
-    tactics: files.Tactics
+    evidence: Evidence
     digests: Dict[str, str]
 
 
 def import_folder(context: Context) -> Report:
     """Return the report Sealed; a valid bundle that is there already wins.
 
-    Raises AgentError with nothing published: ImportRefused for whatever is wrong with the source;
-    what the image (ReleaseTooOld, SharedLayout) or our claim (NoSpace, ReadOnlyClaim, UnsafePath,
+    What is found becomes the first part of the engine; its other parts are empty in the bundle.
+
+    Raises AgentError with nothing published: ImportRefused for whatever is wrong with the source; what
+    the image (ReleaseTooOld, SharedLayout) or our claim (NoSpace, ReadOnlyClaim, UnsafePath,
     IdCollision) refuses.
     """
-    task = context.task
-    image = image_versions(task.command, context.path, context.pythonpath)
-    reason, message = releases.support(image.vllm, task.gpus)
+    task, engine = context.task, context.engine
+    image = image_versions(context)
+    reason, message = engine.check_release(own_version(engine, image), task.gpus)
     if reason:
         raise AgentError(reason, message)
+    part, others = engine.parts[0], engine.parts[1:]
     with open_root(context.source) as top:
-        chosen = _choose(top, _source_names(task.source), image, context)
-        written, tactics = chosen.written, chosen.tactics
-        context.log("tactics: %s: %s: %s" % (written.path, tactics.layout, tactics.message()))
+        chosen = _choose(part, top, _source_names(task.source), image, context)
+        written, evidence = chosen.written, chosen.evidence
+        context.log(
+            "%s: %s: %s: %s" % (part.name, written.path, evidence.layout, evidence.message())
+        )
 
         def verify_unchanged() -> None:
-            if not same_tactics(_scan_or_none(top, written), chosen.scan):
+            if not is_same(part, _scan_or_none(top, written), chosen.scan):
                 raise _changes(written)
 
         with explain_claim_errors("cannot publish to the claim"):
             place = (context.claim, task.subPath, task.cache)
             with top.open_path(written.root) as root, create_store(*place, context.disk) as store:
+                content = PartContent(part, root, chosen.scan, evidence, chosen.digests)
+                contents = [content, *(empty_content(other, root) for other in others)]
                 try:
-                    bundle = publish_bundle(
-                        *(store, root, chosen.scan, tactics, chosen.digests),
-                        *(context, verify_unchanged),
-                    )
+                    bundle = publish_bundle(store, contents, context, verify_unchanged)
                 except AgentError as error:
                     if error.reason == reasons.ENGINE_NOT_READY:
                         raise _changes(written) from None
@@ -93,64 +98,70 @@ def _source_names(source: str) -> Tuple[str, ...]:
 # --- which of the folders
 
 
-def _choose(top: Folder, at: Tuple[str, ...], image: Versions, context: Context) -> _Candidate:
+def _choose(
+    part: Part, top: Folder, at: Tuple[str, ...], image: Versions, context: Context
+) -> _Candidate:
     """Return the only one that fits, found from the folder `at`.
 
     Raises AgentError ImportRefused, with what is wrong with each where none fits.
     """
-    search = Search(top)
-    candidates = search.written(at)
+    tree = ClaimTree(top)
+    candidates = find(part, tree, at)
     for written in candidates:
         context.log("found: %s" % written.path)
     fitting: List[_Candidate] = []
     refusals: List[str] = []
     for written in candidates:
-        result = _judge_candidate(top, written, image, context)
+        result = _judge_candidate(part, top, written, image, context)
         if isinstance(result, _Candidate):
             fitting.append(result)
         else:
             refusals.append("%s: %s" % (short(written.path), result))
             context.log("does not fit: %s" % refusals[-1])
-    best = _best_layout(fitting, image, context)
+    best = _best_layout(part, fitting, image, context)
     if len(best) == 1:
         return best[0]
     if best:
         raise AgentError(
             reasons.IMPORT_REFUSED,
-            "%d folders fit, and only one is this engine's: %s; name it (the engine's log does:"
-            " Using FlashInfer autotune cache)"
-            % (len(best), _list([short(candidate.written.path) for candidate in best])),
+            "%d folders fit, and only one is this engine's: %s; name it (the engine's log does: %s)"
+            % (
+                len(best),
+                _list([short(candidate.written.path) for candidate in best]),
+                part.named_in_log,
+            ),
         )
     if refusals:
         raise AgentError(reasons.IMPORT_REFUSED, _list(refusals, "; "))
-    raise AgentError(reasons.IMPORT_REFUSED, _explain_nothing_found(at, search))
+    raise AgentError(reasons.IMPORT_REFUSED, _explain_nothing_found(part, at, tree, context))
 
 
 def _best_layout(
-    fitting: Sequence[_Candidate], image: Versions, context: Context
+    part: Part, fitting: Sequence[_Candidate], image: Versions, context: Context
 ) -> List[_Candidate]:
-    """Return those of the layout that the image's vLLM looks for first."""
-    for layout in releases.layouts(image.vllm, context.task.gpus, context.task.command):
-        best = [candidate for candidate in fitting if candidate.tactics.layout == layout]
+    """Return those of the layout that the image's engine looks for first."""
+    for layout in _layouts(part, image, context):
+        best = [candidate for candidate in fitting if candidate.evidence.layout == layout]
         if best:
             return best
     return []
 
 
-def _explain_nothing_found(at: Tuple[str, ...], search: Search) -> str:
-    nothing = "there are no tactics of vLLM at %s" % shown(at)
-    if search.odd:
-        return "%s: %s" % (nothing, _list(search.odd, "; "))
-    if search.missing(at):
+def _layouts(part: Part, image: Versions, context: Context) -> Tuple[str, ...]:
+    task, version = context.task, own_version(context.engine, image)
+    return part.layouts(version, task.gpus, task.command)
+
+
+def _explain_nothing_found(
+    part: Part, at: Tuple[str, ...], tree: ClaimTree, context: Context
+) -> str:
+    nothing = "there are no %s of %s at %s" % (part.name, context.engine.title, show(at))
+    if tree.obstacles:
+        return "%s: %s" % (nothing, _list(tree.obstacles, "; "))
+    if tree.is_missing(at):
         return "%s: there is no such folder" % nothing
-    return (
-        "%s: it is not an override folder or a key folder, and there is no %s and no %s below"
-        % (
-            nothing,
-            "/".join(files.DEFAULT_ROOT),
-            "/".join(files.DEFAULT_STORE),
-        )
-    )
+    places = " and no ".join(part.places)
+    return "%s: it is not %s, and there is no %s below" % (nothing, part.folder_kinds, places)
 
 
 def _list(items: Sequence[str], separator: str = ", ") -> str:
@@ -162,7 +173,7 @@ def _list(items: Sequence[str], separator: str = ", ") -> str:
 
 
 def _judge_candidate(
-    top: Folder, written: Written, image: Versions, context: Context
+    part: Part, top: Folder, written: Found, image: Versions, context: Context
 ) -> Union[_Candidate, str]:
     """Return the candidate, judged as seal would, or why it does not fit."""
     try:
@@ -170,49 +181,53 @@ def _judge_candidate(
         if scan is None:
             raise _changes(written)
         with top.open_path(written.root) as root:
-            tactics, digests = judge(root, scan, context)
+            content = judge(part, root, scan, context)
     except AgentError as error:
         if error.reason == reasons.UNREADABLE_FILES:
             return _explain_unreadable(top, written) or error.message
         if error.reason in _SOURCE_REASONS:
             return "%s: %s" % (error.reason, error.message)
         return error.message
-    if not tactics.entries:
-        return "no tactics in it"
-    if tactics.unlike:
-        return "%s: files of several starts, with which an engine may hang" % tactics.unlike
-    flashinfer = tactics.flashinfer or written.flashinfer
-    if image.flashinfer and flashinfer != image.flashinfer:
-        return "of FlashInfer %s, and the image has %s" % (
-            flashinfer or "of no known version",
-            image.flashinfer,
-        )
-    notes = [*tactics.notes, "imported from %s" % short(written.path)]
-    gpu = tactics.gpu or "unknown"
+    evidence = content.evidence
+    if not evidence.entries:
+        return "no %s in it" % part.name
+    if evidence.unlike:
+        return "%s: files of several starts, with which an engine may hang" % evidence.unlike
+    versions = evidence.versions
+    for field, _, title in context.engine.distributions[1:]:
+        here = getattr(image, field)
+        there = getattr(versions, field) or getattr(written.versions, field)
+        if here and there != here:
+            known = there or "of no known version"
+            return "of %s %s, and the image has %s" % (title, known, here)
+        versions = replace(versions, **{field: there})
+    notes = [*evidence.notes, "imported from %s" % short(written.path)]
+    gpu = versions.gpu or "unknown"
     products = _products(context.inputs.nodeSelector)
     if not products:
         notes.append("GPU %s, not compared: the target names no %s" % (gpu, PRODUCT_LABEL))
-    elif not any(_is_product(tactics.gpu, product) for product in products):
+    elif not any(_is_product(versions.gpu, product) for product in products):
         return "of GPU %s, and the target's %s is %s" % (gpu, PRODUCT_LABEL, " or ".join(products))
-    layouts = releases.layouts(image.vllm, context.task.gpus, context.task.command)
-    if tactics.layout not in layouts:
-        return "layout %s, which vLLM %s on %d GPUs does not read; it reads %s" % (
-            *(tactics.layout, image.vllm, context.task.gpus),
+    layouts = _layouts(part, image, context)
+    if evidence.layout not in layouts:
+        engine = context.engine
+        return "layout %s, which %s %s on %d GPUs does not read; it reads %s" % (
+            *(evidence.layout, engine.title, own_version(engine, image), context.task.gpus),
             " or ".join(layouts),
         )
-    tactics = replace(tactics, flashinfer=flashinfer, notes=notes)
-    return _Candidate(written, scan, tactics, digests)
+    evidence = replace(evidence, versions=versions, notes=notes)
+    return _Candidate(written, scan, evidence, content.digests)
 
 
-def _scan_or_none(top: Folder, written: Written) -> Optional[Scan]:
+def _scan_or_none(top: Folder, written: Found) -> Optional[Scan]:
     """Return what is in the folder; None while it changes. Raises AgentError."""
     try:
-        return below(top, written)
+        return scan_found(top, written)
     except (Changed, FileNotFoundError):
         return None
 
 
-def _changes(written: Written) -> AgentError:
+def _changes(written: Found) -> AgentError:
     return AgentError(
         reasons.IMPORT_REFUSED,
         "%s changes while it is read: an engine writes to it; import it once it is ready"
@@ -220,17 +235,17 @@ def _changes(written: Written) -> AgentError:
     )
 
 
-def _explain_unreadable(top: Folder, written: Written) -> str:
+def _explain_unreadable(top: Folder, written: Found) -> str:
     """Return which file or folder this uid may not read and who owns it; "" where it is unknown."""
     places = [written.root + written.inner]
     try:
-        scan = below(top, written)
+        scan = scan_found(top, written)
         places = [(*written.root, *path.split("/")) for path in sorted(scan.files)]
     except AgentError:  # a folder in it
         pass
     except (Changed, OSError):
         return ""
-    return next(filter(None, (may_not_read(top, place) for place in places)), "")
+    return next(filter(None, (explain_unreadable(top, place) for place in places)), "")
 
 
 # --- the target's GPU

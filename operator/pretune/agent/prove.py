@@ -1,6 +1,6 @@
 """Check that the engine, started from a sealed bundle, is warm.
 
-The bundle has to be of this image and this GPU, and the engine's folder has to hold the bundle as
+The bundle has to be of this image and this GPU, and the engine's folders have to hold the bundle as
 it was sealed, and nothing else. The first is a check of its own, since FlashInfer ignores files
 of another environment without touching them (agent/engine/compatibility.py).
 """
@@ -8,9 +8,9 @@ of another environment without touching them (agent/engine/compatibility.py).
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Dict, List, Sequence, Set, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
 from pretune.agent.claim.bundles import Bundle, DamagedBundle, find_bundle
 from pretune.agent.claim.fs import Folder, open_root
@@ -19,11 +19,12 @@ from pretune.agent.claim.store import Store, create_store, explain_claim_errors,
 from pretune.agent.context import Context
 from pretune.agent.engine.compatibility import other_gpu, other_versions
 from pretune.agent.engine.scan import Changed, Scan, read
-from pretune.agent.engine.stable import ask_engine, look, quiet, short
+from pretune.agent.engine.stable import ask_engine, scan_or_none, short, wait_until_stable
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
-from pretune.engines.vllm import files
-from pretune.protocol import PROVEN, File, Part, Report
+from pretune.engines.base import Part
+from pretune.engines.evidence import Unsound
+from pretune.protocol import PROVEN, File, Report, SealedPart
 
 MAX_NAMED = 3  # files, and operations, that a message names
 
@@ -61,7 +62,7 @@ def prove(context: Context) -> Report:
             bundle = _find_bundle(store, context)
             gpu_unknown = _compare_environment(bundle, context)
             if not task.onClaim:
-                _compare_folder(store, bundle, context)
+                _compare_folders(store, bundle, context)
         ask_engine(context, "after its files were read")
     except AgentError as error:
         # An engine that has ended has a restart count, which the controller reads.
@@ -86,7 +87,7 @@ def prove(context: Context) -> Report:
 
 
 def _proven_message(bundle: Bundle, context: Context, gpu_unknown: str) -> str:
-    part = bundle.manifest.parts[0]
+    manifest = bundle.manifest
     if context.task.onClaim:
         message = (
             "started: %d entries in %d files on the claim;"
@@ -94,7 +95,7 @@ def _proven_message(bundle: Bundle, context: Context, gpu_unknown: str) -> str:
         )
     else:
         message = "warm: %d entries in %d files, none new and none changed"
-    message %= (part.entries, len(part.files))
+    message %= (manifest.entries, manifest.number_of_files)
     return "%s; GPU not compared: %s" % (message, gpu_unknown) if gpu_unknown else message
 
 
@@ -125,22 +126,65 @@ def _compare_environment(bundle: Bundle, context: Context) -> str:
     return gpu_unknown
 
 
-def _compare_folder(store: Store, bundle: Bundle, context: Context) -> None:
-    """Compare the engine's folder with the bundle, twice: a ready engine may still tune.
+class _Differences:
+    """What differs between a bundle and the folders of the engine's parts."""
+
+    def __init__(self) -> None:
+        self.new: Set[Tuple[str, str, str]] = set()  # entries: their part, key space and key
+        self.operations: Dict[str, int] = {}  # of the new entries
+        self.changed: List[str] = []
+        self.added: List[str] = []
+        self.missing: List[str] = []
+        self.folders: List[str] = []  # added
+
+    def raise_any(self) -> None:
+        """Raises _NotReproducible where there are any."""
+        if not (self.missing or self.added or self.changed or self.folders):
+            return
+        sentences = [self._count_entries() if self.new else "no new entries"]
+        for paths, kind, how in (
+            (self.changed, "file", "changed"),
+            (self.added, "file", "added"),
+            (self.missing, "file", "missing"),
+            (self.folders, "folder", "added"),
+        ):
+            if paths:
+                noun = kind if len(paths) == 1 else kind + "s"
+                sentences.append("%d %s %s: %s" % (len(paths), noun, how, _names(paths)))
+        raise _NotReproducible("; ".join(sentences), len(self.new))
+
+    def _count_entries(self) -> str:
+        """Return text like "5 new entries (fused_moe 3, mm_fp4 2)"."""
+        ranked = sorted(self.operations.items(), key=lambda item: (-item[1], item[0]))
+        named = ["%s %d" % item for item in ranked[:MAX_NAMED]]
+        if len(ranked) > MAX_NAMED:
+            named.append("%d other operations" % (len(ranked) - MAX_NAMED))
+        noun = "entry" if len(self.new) == 1 else "entries"
+        return "%d new %s (%s)" % (len(self.new), noun, ", ".join(named))
+
+
+def _compare_folders(store: Store, bundle: Bundle, context: Context) -> None:
+    """Compare the engine's folders with the bundle, twice: a ready engine may still tune.
 
     Raises _NotReproducible, AgentError.
     """
-    part = bundle.manifest.parts[0]
-    place = [bundle.manifest.id, part.name]
-    with open_root(context.tactics) as folder, store.bundles.open_path(place) as sealed:
-        try:
-            _compare(part, sealed, folder, quiet(folder, context))
-            second = look(folder)
-            if second is None:
+    sealed = {part.name: part for part in bundle.manifest.parts}
+    with ExitStack() as stack:
+        parts: List[_PartFolders] = []
+        for part in context.engine.parts:
+            if part.name not in sealed:
                 raise AgentError(
-                    reasons.PROOF_FAILED, "the engine is ready and still writes into its folder"
+                    reasons.PROOF_FAILED,
+                    "bundle %s has no %s: another release of pretune sealed it"
+                    % (bundle.manifest.id, part.name),
                 )
-            _compare(part, sealed, folder, second)
+            folder = stack.enter_context(open_root(context.folder(part)))
+            place = [bundle.manifest.id, part.name]
+            source = stack.enter_context(store.bundles.open_path(place))
+            parts.append(_PartFolders(part, sealed[part.name], source, folder))
+        try:
+            _compare(parts, [wait_until_stable(p.part, p.folder, context) for p in parts])
+            _compare(parts, [_scan_again(p.folder) for p in parts])
         except Changed as path:
             raise AgentError(
                 reasons.PROOF_FAILED, "the engine is ready and still writes %s" % path
@@ -151,73 +195,79 @@ def _compare_folder(store: Store, bundle: Bundle, context: Context) -> None:
             raise
 
 
-def _compare(part: Part, sealed: Folder, folder: Folder, scan: Scan) -> None:
-    """Raises _NotReproducible where the scanned folder differs from the sealed part."""
-    before = {file.path: file for file in part.files}
-    missing = sorted(set(before) - set(scan.files))
-    added = sorted(path for path in scan.files if path not in before and files.known(path))
-    changed: List[str] = []
-    new: Set[Tuple[str, str]] = set()  # entries: their place (of several ranks one), and key
+class _PartFolders(NamedTuple):
+    """A part of the engine, what was sealed of it, and both folders, open."""
+
+    part: Part
+    sealed: SealedPart
+    source: Folder  # in the bundle
+    folder: Folder  # the engine's
+
+
+def _scan_again(folder: Folder) -> Scan:
+    scan = scan_or_none(folder)
+    if scan is None:
+        raise AgentError(
+            reasons.PROOF_FAILED, "the engine is ready and still writes into its folder"
+        )
+    return scan
+
+
+def _compare(parts: Sequence[_PartFolders], scans: Sequence[Scan]) -> None:
+    """Raises _NotReproducible where a scanned folder differs from the sealed part."""
+    differences = _Differences()
+    for part, scan in zip(parts, scans):
+        _compare_part(part, scan, differences)
+    differences.raise_any()
+
+
+def _compare_part(folders: _PartFolders, scan: Scan, differences: _Differences) -> None:
+    part, limit = folders.part, folders.part.max_file_bytes
+    before = {file.path: file for file in folders.sealed.files}
+    added = sorted(path for path in scan.files if path not in before and part.is_known(path))
     for path in [*sorted(set(before) & set(scan.files)), *added]:
-        data = read(folder, path, files.LARGEST_FILE)
+        data = read(folders.folder, path, limit)
         sealed_entries: Dict[str, str] = {}
         if path in before:
             if _is_unchanged(data, before[path]):
                 continue
-            changed.append(path)
-            sealed_entries = files.tuned(path, read(sealed, path, files.LARGEST_FILE))
-        for key, tactic in _entries(path, data).items():
-            if sealed_entries.get(key) != tactic:
-                new.add((files.place_of(path), key))
-    folders = _added_folders(part, scan)
-    if not (missing or added or changed or folders):
-        return
-    differences = [_count_entries(new)] if new else ["no new entries"]
-    for paths, kind, how in (
-        (changed, "file", "changed"),
-        (added, "file", "added"),
-        (missing, "file", "missing"),
-        (folders, "folder", "added"),
-    ):
-        if paths:
-            noun = kind if len(paths) == 1 else kind + "s"
-            differences.append("%d %s %s: %s" % (len(paths), noun, how, _names(paths)))
-    raise _NotReproducible("; ".join(differences), len(new))
+            differences.changed.append(path)
+            sealed_entries = part.entries(path, read(folders.source, path, limit))
+        for key, value in _entries(part, path, data).items():
+            entry = (part.name, part.key_space(path), key)
+            if sealed_entries.get(key) != value and entry not in differences.new:
+                differences.new.add(entry)
+                operation = part.operation(key)
+                count = differences.operations.get(operation, 0)
+                differences.operations[operation] = count + 1
+    differences.added += added
+    differences.missing += sorted(set(before) - set(scan.files))
+    differences.folders += _added_folders(folders, scan)
 
 
 def _is_unchanged(data: bytes, file: File) -> bool:
     return len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256
 
 
-def _entries(path: str, data: bytes) -> Dict[str, str]:
+def _entries(part: Part, path: str, data: bytes) -> Dict[str, str]:
     try:
-        return files.tuned(path, data)
-    except files.Unsound:  # it counts as changed; what was tuned is unknown
+        return part.entries(path, data)
+    except Unsound:  # it counts as changed; what was tuned is unknown
         return {}
 
 
-def _added_folders(part: Part, scan: Scan) -> List[str]:
+def _added_folders(folders: _PartFolders, scan: Scan) -> List[str]:
     """Return the folders that the engine made, without those that hold only files of others.
 
     A new key folder means that the engine did not find the bundle's.
     """
-    foreign = [path for path in scan.files if not files.known(path)]
+    foreign = [path for path in scan.files if not folders.part.is_known(path)]
     return [
         path
         for path in scan.folders
-        if path not in part.folders and not any(file.startswith(path + "/") for file in foreign)
+        if path not in folders.sealed.folders
+        and not any(file.startswith(path + "/") for file in foreign)
     ]
-
-
-def _count_entries(new: Set[Tuple[str, str]]) -> str:
-    """Return text like "5 new entries (fused_moe 3, mm_fp4 2)"."""
-    operations = Counter(files.operation(key) for _, key in new)
-    ranked = sorted(operations.items(), key=lambda item: (-item[1], item[0]))
-    named = ["%s %d" % item for item in ranked[:MAX_NAMED]]
-    if len(ranked) > MAX_NAMED:
-        named.append("%d other operations" % (len(ranked) - MAX_NAMED))
-    noun = "entry" if len(new) == 1 else "entries"
-    return "%d new %s (%s)" % (len(new), noun, ", ".join(named))
 
 
 def _names(paths: Sequence[str]) -> str:

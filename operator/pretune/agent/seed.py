@@ -1,6 +1,6 @@
-"""Copy a bundle into a starting pod's override folder, checked against its manifest.
+"""Copy a bundle into the folders of a starting pod's engine, checked against its manifest.
 
-It fails open: whatever is wrong, the folder is left empty and the engine tunes for itself.
+It fails open: whatever is wrong, the folders are left empty and the engine tunes for itself.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import hashlib
 import itertools
 import os
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from pretune.agent.claim.bundles import DamagedBundle, find_manifest
 from pretune.agent.claim.fs import NO_SPACE_ERRNOS, Disk, Folder, open_root, remove_tree
@@ -29,8 +30,8 @@ from pretune.protocol import (
     SEEDED,
     VERSIONS_DIFFER,
     File,
-    Part,
     Report,
+    SealedPart,
 )
 
 COPY_THREADS = 4  # a network claim answers several at a time; and while one waits, another hashes
@@ -40,7 +41,7 @@ STOP_SECONDS = 2.0  # in which the copy notices that its time is over, unless on
 
 
 def seed(context: Context) -> Report:
-    """Return the report Seeded, or why the folder was left empty.
+    """Return the report Seeded, or why the folders were left empty.
 
     After context.limit_seconds that is TooSlow: the engine must not wait for a claim that does not
     answer. The work runs in a thread, which can be left behind in a call that never returns (a dead
@@ -75,14 +76,18 @@ class _SeedThread(threading.Thread):
 
 
 def _seed_or_explain(context: Context, cancelled: threading.Event) -> Report:
-    """Return the report Seeded, or why the folder was left empty."""
+    """Return the report Seeded, or why the folders were left empty."""
     try:
-        with open_root(context.tactics) as target:
-            _empty(target, context.disk)  # of an earlier start of this container
+        with ExitStack() as stack:
+            targets = {
+                part.name: stack.enter_context(open_root(context.folder(part)))
+                for part in context.engine.parts
+            }
+            _empty(targets, context.disk)  # of an earlier start of this container
             try:
-                return _seed(target, context, cancelled)
+                return _seed(targets, context, cancelled)
             except BaseException:
-                _empty(target, context.disk)
+                _empty(targets, context.disk)
                 raise
     except AgentError as error:
         return Report("seed", error.reason, error.message)
@@ -95,8 +100,12 @@ def _seed_or_explain(context: Context, cancelled: threading.Event) -> Report:
         return Report("seed", SEED_FAILED, str(error))
 
 
-def _seed(target: Folder, context: Context, cancelled: threading.Event) -> Report:
-    """Return the report Seeded. Raises AgentError, DamagedBundle, OSError, ValueError."""
+def _seed(targets: Dict[str, Folder], context: Context, cancelled: threading.Event) -> Report:
+    """Return the report Seeded. Raises AgentError, DamagedBundle, OSError, ValueError.
+
+    targets: the open folders of the engine's parts, by their names. A part that the bundle has not
+    stays empty; one that this release does not know is left out.
+    """
     task, bundle_id = context.task, context.inputs.bundle_id()
     store = open_store(context.claim, task.subPath, task.cache)
     if store is None:
@@ -121,10 +130,12 @@ def _seed(target: Folder, context: Context, cancelled: threading.Event) -> Repor
         difference = other_versions(bundle.manifest, context)
         if difference:
             raise AgentError(VERSIONS_DIFFER, difference)
-        part = bundle.manifest.parts[0]
-        with store.bundles.open_path([bundle_id, part.name]) as source:
-            _PartCopy(part, source, target, context.disk, cancelled).run()
-    context.log("seeded: %s into the override folder" % bundle.manifest.message)
+        for part in bundle.manifest.parts:
+            if part.name in targets:
+                target = targets[part.name]
+                with store.bundles.open_path([bundle_id, part.name]) as source:
+                    _PartCopy(part, source, target, context.disk, cancelled).run()
+    context.log("seeded: %s" % bundle.manifest.message)
     return replace(bundle.report("seed"), reason=SEEDED, writer=None, seconds=0)
 
 
@@ -136,7 +147,12 @@ class _PartCopy:
     """
 
     def __init__(
-        self, part: Part, source: Folder, target: Folder, disk: Disk, cancelled: threading.Event
+        self,
+        part: SealedPart,
+        source: Folder,
+        target: Folder,
+        disk: Disk,
+        cancelled: threading.Event,
     ) -> None:
         self.part, self.source, self.target = part, source, target
         self.disk, self.cancelled = disk, cancelled
@@ -241,6 +257,7 @@ def _batches(files: Iterable[File]) -> Iterator[Tuple[List[str], List[File]]]:
             yield above, in_folder[start : start + FILES_PER_BATCH]
 
 
-def _empty(target: Folder, disk: Disk) -> None:
-    for name in target.list_names():
-        remove_tree(target, name, disk)
+def _empty(targets: Dict[str, Folder], disk: Disk) -> None:
+    for target in targets.values():
+        for name in target.list_names():
+            remove_tree(target, name, disk)

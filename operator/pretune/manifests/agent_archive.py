@@ -18,13 +18,12 @@ from pretune.api.names import ROLE
 from pretune.api.types import Object
 from pretune.protocol import AGENT_FILE
 
-# The agent imports nothing else of ours (an import-linter contract). Of an engine, the log lines
-# are read by the controller only.
+# The agent imports nothing else of ours (an import-linter contract).
 _FILES = (
     *("__init__.py", "protocol.py", "api/__init__.py", "api/reasons.py"),
-    *("engines/__init__.py", "agent/**/*.py"),
-    *(f"engines/vllm/{module}.py" for module in ("__init__", "cli", "releases", "files")),
+    *("engines/**/*.py", "agent/**/*.py"),
 )
+_LEFT_OUT = ("logs.py", "log.py")  # of an engine: the controller alone reads logs
 _MAIN = b"import runpy\n\nrunpy.run_module('pretune.agent', run_name='__main__', alter_sys=True)\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
 
@@ -46,7 +45,8 @@ def build_agent_archive() -> bytes:
 def _read_files() -> Iterator[tuple[str, bytes]]:
     root = Path(pretune.__file__).parent
     for file in sorted({file for pattern in _FILES for file in root.glob(pattern)}):
-        yield f"pretune/{file.relative_to(root).as_posix()}", file.read_bytes()
+        if file.name not in _LEFT_OUT:
+            yield f"pretune/{file.relative_to(root).as_posix()}", file.read_bytes()
 
 
 @functools.cache

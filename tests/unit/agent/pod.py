@@ -108,7 +108,7 @@ class AgentPod:
             task=replace(default, **task),
             pod_uid=uid,
             claim=str(self.claim),
-            tactics=str(self.tactics),
+            parts=str(self.claim.parent),
             proc=str(self.proc),
             path="/absent",
             disk=disk or Disk(),

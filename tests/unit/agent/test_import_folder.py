@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pretune.agent.import_folder import _is_product, _products
 from pretune.engines.vllm import releases
-from pretune.engines.vllm.files import LARGEST_FILE
+from pretune.engines.vllm.tactics import MAX_FILE_BYTES
 from pretune.protocol import Inputs, Report
 
 from tests.unit.agent.conftest import needs_root
@@ -307,7 +307,7 @@ def _too_large(pod: AgentPod) -> None:
 
 
 def _large_file(pod: AgentPod) -> None:
-    write_source(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": b" " * (LARGEST_FILE + 1)})
+    write_source(pod, V1, {f"{KEY}/autotune_configs_dp0_rank0.json": b" " * (MAX_FILE_BYTES + 1)})
 
 
 def _many(pod: AgentPod) -> None:

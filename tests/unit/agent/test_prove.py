@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretune.agent.claim.fs import Disk, Folder
-from pretune.agent.engine.stable import look
+from pretune.agent.engine.stable import scan_or_none
 from pretune.api.reasons import REASONS
-from pretune.engines.vllm.files import operation, read_tactics, tuned
+from pretune.engines.vllm import tactics
 from pretune.protocol import Inputs, Report
 
 from tests.depth import examples
@@ -287,7 +287,7 @@ def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_are_unchanged(
         report = pod.run("prove", ready=url, gpus=gpus, onClaim=on_claim)
     assert (report.reason, report.id, report.newEntries) == ("NotReproducible", ID, 0), report
     assert report.message.startswith(
-        f"GPU differs: the bundle is of {B200}, the node has {H200}; FlashInfer refuses"
+        f"GPU differs: the bundle is of {B200}, the node has {H200}; the engine ignores"
     )
     assert not record_path(pod).exists() and pod.find_bundle() is not None
 
@@ -306,15 +306,15 @@ def test_a_bundle_of_another_gpu_is_not_proven_by_files_that_are_unchanged(
         (
             [H200, H100],
             "NotReproducible",
-            f"the bundle is of {B200}, the node has {H100}, {H200}; FlashInfer refuses",
+            f"the bundle is of {B200}, the node has {H100}, {H200}; the engine ignores",
         ),
         (["NVIDIA B200X"], "NotReproducible", "the node has NVIDIA B200X;"),
         (["NVIDIA B"], "NotReproducible", "the node has NVIDIA B;"),
-        ([], "Proven", "; GPU not compared: the node's cannot be told here"),
-        (["Unknown"], "Proven", "; GPU not compared: the node's cannot be told here"),
-        ([H200, "Unknown"], "Proven", "; GPU not compared: the node's cannot be told here"),
-        ([H200, ""], "Proven", "; GPU not compared: the node's cannot be told here"),
-        ([" "], "Proven", "; GPU not compared: the node's cannot be told here"),
+        ([], "Proven", "; GPU not compared: the node's are unknown here"),
+        (["Unknown"], "Proven", "; GPU not compared: the node's are unknown here"),
+        ([H200, "Unknown"], "Proven", "; GPU not compared: the node's are unknown here"),
+        ([H200, ""], "Proven", "; GPU not compared: the node's are unknown here"),
+        ([" "], "Proven", "; GPU not compared: the node's are unknown here"),
     ],
 )
 def test_the_gpu_is_compared_as_far_as_the_kernel_driver_names_the_nodes(
@@ -465,9 +465,9 @@ def test_an_engine_that_is_ready_and_still_tunes_is_found_by_the_second_scan(
 
     def later(folder: Folder) -> Any:
         _another_tactic(pod)
-        return look(folder)
+        return scan_or_none(folder)
 
-    monkeypatch.setattr("pretune.agent.prove.look", later)
+    monkeypatch.setattr("pretune.agent.prove.scan_or_none", later)
     with serve_engine(200) as (url, _):
         report = pod.run("prove", ready=url)
     assert (report.reason, report.newEntries) == ("NotReproducible", 1)
@@ -764,7 +764,7 @@ def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     had, has = (
-        tuned(
+        tactics.entries(
             f"{KEY}/autotune_configs_dp0_rank0.json",
             json.dumps({"_metadata": METADATA, **configs}).encode(),
         )
@@ -811,26 +811,27 @@ def test_each_entry_has_an_operation_and_neither_order_nor_metadata_is_one(
     configs: dict[str, Any],
 ) -> None:
     path = f"{KEY}/autotune_configs.json"
-    entries = tuned(
+    entries = tactics.entries(
         path, json.dumps({"_metadata": METADATA, "_generation": "x", **configs}).encode()
     )
-    assert entries == tuned(path, json.dumps(dict(reversed(configs.items()))).encode())
-    assert {operation(key) for key in entries} == {key.split("'")[1] for key in configs}
+    assert entries == tactics.entries(path, json.dumps(dict(reversed(configs.items()))).encode())
+    assert {tactics.operation(key) for key in entries} == {key.split("'")[1] for key in configs}
 
 
 def test_the_samples_that_flashinfer_wrote_have_as_many_entries_as_are_counted() -> None:
     v1 = SAMPLES / "v1" / "autotune_configs_dp0_rank0.json"
     path = f"{KEY}/{v1.name}"
     assert (
-        len(tuned(path, v1.read_bytes())) == read_tactics([path], lambda _: v1.read_bytes()).entries
+        len(tactics.entries(path, v1.read_bytes()))
+        == tactics.judge([path], lambda _: v1.read_bytes()).entries
     )
     store = SAMPLES / "v2root"
     paths = [str(path.relative_to(store)) for path in store.rglob("*.json")]
-    entries = {key for path in paths for key in tuned(path, (store / path).read_bytes())}
+    entries = {key for path in paths for key in tactics.entries(path, (store / path).read_bytes())}
     assert (
-        len(entries) == read_tactics(paths, lambda path: (store / path).read_bytes()).entries == 10
+        len(entries) == tactics.judge(paths, lambda path: (store / path).read_bytes()).entries == 10
     )
-    assert {operation(key) for key in entries} <= {"toy_gemm", "toy_moe"}
+    assert {tactics.operation(key) for key in entries} <= {"toy_gemm", "toy_moe"}
 
 
 def test_the_reasons_of_a_proof_are_in_the_closed_list() -> None:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from pretune.agent.claim.fs import Disk, Folder
-from pretune.agent.engine.scan import MOST_BYTES
 from pretune.api.reasons import REASONS
-from pretune.protocol import Inputs, Manifest, digest
+from pretune.protocol import MAX_BYTES, Inputs, Manifest, digest
 
 from tests.unit.agent.pod import (
     INPUTS,
@@ -206,7 +205,7 @@ def _too_many(pod: AgentPod) -> None:
 
 def _too_large(pod: AgentPod) -> None:
     with (pod.tactics / KEY / "big.json").open("wb") as file:
-        file.truncate(MOST_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
 
 
 def _too_deep(pod: AgentPod) -> None:

@@ -54,7 +54,9 @@ def start_script(
         zipped.chmod(0o444)
     log.touch()
     log.chmod(0o666)
-    options = f"--claim {pod.claim} --tactics {pod.tactics} --termination-log {log} --limit {limit}"
+    options = (
+        f"--claim {pod.claim} --parts {pod.claim.parent} --termination-log {log} --limit {limit}"
+    )
     text = build_script("seed").replace("agent.pyz seed &", f"agent.pyz seed {options} &")
     for place, here in (
         ("/pretune/agent/agent.pyz", zipped),

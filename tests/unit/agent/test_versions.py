@@ -9,7 +9,8 @@ import venv
 from pathlib import Path
 
 import pytest
-from pretune.agent.engine.versions import image_versions, site_folders
+from pretune.agent.engine.versions import read_versions, site_folders
+from pretune.engines.vllm.engine import VLLM
 
 
 def package(site: Path, name: str, version: str) -> None:
@@ -99,7 +100,8 @@ def image(tmp_path: Path) -> Path:
 def test_the_engines_own_interpreter_decides(
     image: Path, command: list[str], path: str, version: str
 ) -> None:
-    found = image_versions(
+    found = read_versions(
+        VLLM,
         [word.format(image) for word in command],
         os.pathsep.join(f"{image}/{prefix}/bin" for prefix in path.split(":") if prefix),
     )
@@ -121,7 +123,7 @@ def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> N
     linked.parent.mkdir()
     linked.symlink_to(environment / "bin/python")
     for program in (environment / "bin/python", linked):
-        assert image_versions([str(program), "-m", "vllm"], "").vllm == "0.33.0"
+        assert read_versions(VLLM, [str(program), "-m", "vllm"], "").vllm == "0.33.0"
         assert site_folders(str(program)) == [str(site)]
     (environment / "pyvenv.cfg").write_text(
         f"home = {base.parent}\ninclude-system-site-packages = true\n"
@@ -134,7 +136,7 @@ def test_debians_folders_are_known(tmp_path: Path) -> None:
     package(tmp_path / "usr/local/lib/python3.12/dist-packages", "vllm", "0.33.0")
     package(tmp_path / "usr/lib/python3/dist-packages", "flashinfer-python", "0.7.2")
     package(tmp_path / "usr/local/lib/python3.10/dist-packages", "vllm", "0.20.0")
-    found = image_versions([str(own)], "")
+    found = read_versions(VLLM, [str(own)], "")
     assert (found.vllm, found.flashinfer) == ("0.33.0", "0.7.2")
 
 
@@ -143,23 +145,26 @@ def test_packages_of_like_names_are_not_taken_for_them(tmp_path: Path) -> None:
     site = tmp_path / "usr/lib/python3.12/site-packages"
     for name in ("vllm_flash_attn", "vllm-router", "flashinfer_cubin", "flashinfer"):
         package(site, name, "9.9.9")
-    assert image_versions([str(own)], "") == image_versions([], "")
+    assert read_versions(VLLM, [str(own)], "") == read_versions(VLLM, [], "")
     package(site, "vllm", "0.33.0+cu130")
     package(site, "FlashInfer.Python", "0.7.2")
-    found = image_versions([str(own)], "")
+    found = read_versions(VLLM, [str(own)], "")
     assert (found.vllm, found.flashinfer) == ("0.33.0+cu130", "0.7.2")
 
 
 def test_pythonpath_comes_first(tmp_path: Path) -> None:
     own = python(tmp_path / "usr", vllm="0.20.0")
     package(tmp_path / "mounted", "vllm", "0.33.0")
-    assert image_versions([str(own)], "", f"{tmp_path}/absent:{tmp_path}/mounted").vllm == "0.33.0"
+    assert (
+        read_versions(VLLM, [str(own)], "", f"{tmp_path}/absent:{tmp_path}/mounted").vllm
+        == "0.33.0"
+    )
 
 
 def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "python3").symlink_to(tmp_path / "python")
     (tmp_path / "python").symlink_to(tmp_path / "python3")
-    assert image_versions([str(tmp_path / "python")], str(tmp_path)).vllm == ""
+    assert read_versions(VLLM, [str(tmp_path / "python")], str(tmp_path)).vllm == ""
 
 
 def test_the_versions_are_those_that_the_interpreter_itself_finds(tmp_path: Path) -> None:
@@ -176,7 +181,7 @@ def test_the_versions_are_those_that_the_interpreter_itself_finds(tmp_path: Path
         capture_output=True,
         text=True,
     )
-    assert image_versions([str(own)], "").vllm == found.stdout.strip() == "0.33.0"
+    assert read_versions(VLLM, [str(own)], "").vllm == found.stdout.strip() == "0.33.0"
     # And of the interpreter that runs this test, wherever it was installed.
     own_site = subprocess.run(
         [sys.executable, "-I", "-c", ask], check=True, capture_output=True, text=True

@@ -74,8 +74,8 @@ def start_process(
         verb,
         "--claim",
         str(pod.claim),
-        "--tactics",
-        str(pod.tactics),
+        "--parts",
+        str(root),
     ]
     return subprocess.Popen(
         [*command, "--source", str(root), "--proc", str(pod.proc), "--termination-log", str(log)],

@@ -11,10 +11,21 @@ from dataclasses import dataclass
 from typing import Optional, Sequence
 
 from pretune.agent.claim.fs import Folder, is_safe_name, is_safe_path, read_and_close
-from pretune.agent.engine.scan import MOST_BYTES, MOST_FILES, Changed, scan
+from pretune.agent.engine.scan import Changed, scan
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
-from pretune.protocol import EMPTY, SCHEMA, File, Inputs, Manifest, Report, WireError, digest
+from pretune.protocol import (
+    EMPTY,
+    MAX_BYTES,
+    MAX_FILES,
+    SCHEMA,
+    File,
+    Inputs,
+    Manifest,
+    Report,
+    WireError,
+    digest,
+)
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # 10,000 files' worth
@@ -36,14 +47,14 @@ class Bundle:
 
     def report(self, by: str, proven: bool = False) -> Report:
         """Return a container's report of this bundle. proven: its proof is on the claim too."""
-        part = self.manifest.parts[0]
+        layout = self.manifest.layout
         return Report(
             by=by,
-            reason=reasons.NOTHING_TO_TUNE if part.layout == EMPTY else reasons.SEALED,
+            reason=reasons.NOTHING_TO_TUNE if layout == EMPTY else reasons.SEALED,
             message=self.manifest.message,
             id=self.manifest.id,
-            layout=part.layout,
-            entries=part.entries,
+            layout=layout,
+            entries=self.manifest.entries,
             digest=self.digest,
             versions=self.manifest.versions,
             writer=self.manifest.writer,
@@ -123,8 +134,10 @@ def _check_shape(bundle_id: str, manifest: Manifest) -> None:
         raise ValueError("its inputs make another id")
     if not manifest.parts:
         raise ValueError("no parts")
+    if len({part.name for part in manifest.parts}) < len(manifest.parts):
+        raise ValueError("two parts of one name")
     files = [file for part in manifest.parts for file in part.files]
-    if len(files) > MOST_FILES or sum(file.size for file in files) > MOST_BYTES:
+    if len(files) > MAX_FILES or sum(file.size for file in files) > MAX_BYTES:
         raise ValueError("more than a bundle may hold")
     for part in manifest.parts:
         if not is_safe_name(part.name) or part.name == MANIFEST:

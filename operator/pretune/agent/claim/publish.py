@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 import time
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence
 
 from pretune.agent.claim.bundles import (
     MANIFEST,
@@ -25,32 +25,26 @@ from pretune.agent.claim.staging import (
 )
 from pretune.agent.claim.store import Store
 from pretune.agent.context import Context
-from pretune.agent.engine.scan import Scan
-from pretune.agent.engine.stable import same
-from pretune.agent.engine.versions import image_versions
+from pretune.agent.engine.stable import PartContent, read_verified
+from pretune.agent.engine.versions import image_versions, own_version
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
-from pretune.engines.vllm import cli, files, releases
-from pretune.protocol import File, Inputs, Manifest, Part, Versions, Writer, digest
+from pretune.protocol import File, Inputs, Manifest, SealedPart, Versions, Writer, digest
 
-PART = "tactics"
 _STAGED_BUNDLE = "bundle"  # the new bundle's name in a staging folder
 
 
 def publish_bundle(
     store: Store,
-    folder: Folder,
-    scan: Scan,
-    tactics: files.Tactics,
-    digests: Dict[str, str],
+    contents: Sequence[PartContent],
     context: Context,
     verify_unchanged: Callable[[], None],
 ) -> Bundle:
-    """Publish these files of the folder as the bundle of context.inputs, and return it.
+    """Publish the content of the engine's parts as the bundle of context.inputs, and return it.
 
-    A valid bundle that is there already wins, and is returned. `digests` are the sha256 of the
-    files as they were judged. `verify_unchanged` is called last, before the rename, which cannot
-    be undone: it raises an AgentError where what was read does not count any more.
+    A valid bundle that is there already wins, and is returned. `verify_unchanged` is called last,
+    before the rename, which cannot be undone: it raises an AgentError where what was read does not
+    count any more.
 
     Raises AgentError (SealFailed, IdCollision, UnsafePath, ReadOnlyClaim), OSError.
     """
@@ -62,42 +56,65 @@ def publish_bundle(
             return winner
         disk.mkdir(staging, _STAGED_BUNDLE)
         with staging.open_folder(_STAGED_BUNDLE) as bundle:
-            written = write_part(
-                bundle,
-                PART,
-                tactics.files,
-                scan.folders,
-                lambda path: same(folder, path, digests),
-                disk,
-            )
-            _read_back(bundle, written, scan.folders)
-            part = Part(PART, cli.OVERRIDE, tactics.layout, tactics.entries, written, scan.folders)
-            manifest = _manifest(context, tactics, part, staging)
+            parts = [_write_content(bundle, content, disk) for content in contents]
+            manifest = _manifest(context, contents, parts, staging)
             write_file(bundle, MANIFEST, manifest.dump(), disk)
             disk.fsync(bundle.fd)
-        context.log("staged: %d files, read back" % len(written))
+        context.log("staged: %d files, read back" % manifest.number_of_files)
         verify_unchanged()
         return _rename_into_place(store, staging, manifest, disk)
 
 
-def _manifest(context: Context, tactics: files.Tactics, part: Part, staging: Folder) -> Manifest:
+def _write_content(bundle: Folder, content: PartContent, disk: Disk) -> SealedPart:
+    part, evidence, folders = content.part, content.evidence, content.scan.folders
+    written = write_part(
+        bundle,
+        part.name,
+        evidence.files,
+        folders,
+        lambda path: read_verified(content, path),
+        disk,
+    )
+    sealed = SealedPart(
+        part.name, part.variable, evidence.layout, evidence.entries, written, folders
+    )
+    _read_back(bundle, sealed)
+    return sealed
+
+
+def _manifest(
+    context: Context, contents: Sequence[PartContent], parts: List[SealedPart], staging: Folder
+) -> Manifest:
     task, now, start = context.task, context.now(), read_start_mark(staging)[0]
-    image = image_versions(task.command, context.path, context.pythonpath)
-    note = releases.support(image.vllm, 1)[1]
+    image = image_versions(context)
+    note = context.engine.check_release(own_version(context.engine, image), 1)[1]
     return Manifest(
         id=context.inputs.bundle_id(),
         cache=task.cache,
         inputs=context.inputs,
-        versions=Versions(
-            image.vllm, image.flashinfer or tactics.flashinfer, tactics.cuda, tactics.gpu
-        ),
+        versions=_merge_versions([image, *(content.evidence.versions for content in contents)]),
         writer=Writer(os.geteuid(), os.getegid(), sorted(os.getgroups())),
         gpus=task.gpus,
         tunedSeconds=max(0, round(now - start)) if start else 0,
         sealedAt=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
-        parts=[part],
-        message=", ".join(text for text in (tactics.message(), note) if text),
+        parts=parts,
+        message=", ".join(text for text in (_describe(contents), note) if text),
     )
+
+
+def _merge_versions(all_versions: Sequence[Versions]) -> Versions:
+    """Return of each field the first that is known."""
+    merged = {}
+    for field in vars(Versions()):
+        values = [getattr(versions, field) for versions in all_versions]
+        merged[field] = next(filter(None, values), "")
+    return Versions(**merged)
+
+
+def _describe(contents: Sequence[PartContent]) -> str:
+    if len(contents) == 1:
+        return contents[0].evidence.message()
+    return "; ".join("%s: %s" % (c.part.name, c.evidence.message()) for c in contents)
 
 
 def write_part(
@@ -110,8 +127,7 @@ def write_part(
 ) -> List[File]:
     """Write a new folder with these files and folders, and return size and sha256 of what was read.
 
-    Files have mode 0444, folders 0555. All is synced: files first, then folders from the deepest
-    up.
+    Files have mode 0444, folders 0555. All is synced: files first, then folders from the deepest up.
     """
     written: List[File] = []
     disk.mkdir(parent, name)
@@ -138,9 +154,9 @@ def _seal_folder(folder: Folder, disk: Disk) -> None:
     disk.fsync(folder.fd)
 
 
-def _read_back(bundle: Folder, written: Sequence[File], folders: Sequence[str]) -> None:
+def _read_back(bundle: Folder, part: SealedPart) -> None:
     try:
-        check_digests(bundle, PART, written, folders)
+        check_digests(bundle, part.name, part.files, part.folders)
     except DamagedBundle as damage:
         raise AgentError(
             reasons.SEAL_FAILED, "the claim gives back other bytes than were written: %s" % damage

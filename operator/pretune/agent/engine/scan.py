@@ -1,4 +1,4 @@
-"""What the engine left under the override folder, seen without following or opening anything that is not a plain file."""
+"""What the engine left in a part's folder; only plain files are opened, and no link is followed."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from typing import Dict, List, Tuple
 from pretune.agent.claim.fs import Folder, is_safe_name, read_and_close
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
+from pretune.protocol import MAX_BYTES, MAX_FILES
 
-MOST_FILES = 10000  # files and folders
-MOST_BYTES = 256 * 1024 * 1024
-DEEPEST = 8  # folders below one another; a managed store has three
+MAX_DEPTH = 8  # folders below one another; a managed store of vLLM has three
 
 
 class Changed(Exception):
-    """The folder changed under our eyes; the message is the path."""
+    """The folder changed while it was read; the message is the path."""
 
 
 @dataclass
 class Scan:
-    """Relative paths. Two scans are equal when no file was made, removed, replaced or written between them."""
+    """Files and folders by relative path.
 
-    files: Dict[str, Tuple[int, int, int]] = field(
-        default_factory=dict
-    )  # size in bytes, mtime in ns, inode
+    Two scans are equal when no file was made, removed, replaced or written between them.
+    """
+
+    # Size in bytes, mtime in ns, inode.
+    files: Dict[str, Tuple[int, int, int]] = field(default_factory=dict)
     folders: List[str] = field(default_factory=list)
 
 
 def scan(root: Folder) -> Scan:
-    """Raises AgentError (UnsafeFiles, UnreadableFiles) that names the path, and Changed.
+    """Return what is in the folder.
 
-    A file with several hard links is taken: a link cannot leave its file system, here an emptyDir of this pod, and what is published
-    is a copy.
+    A file with several hard links is taken: a link cannot leave its file system, here an emptyDir of
+    this pod, and what is published is a copy. Raises AgentError (UnsafeFiles, UnreadableFiles) that
+    names the path, and Changed.
     """
     found = Scan()
     _scan(root, "", 1, found)
-    if sum(size for size, _, _ in found.files.values()) > MOST_BYTES:
+    if sum(size for size, _, _ in found.files.values()) > MAX_BYTES:
         largest = max(found.files, key=lambda path: found.files[path][0])
         raise AgentError(
             reasons.UNSAFE_FILES,
-            "the engine left more than %d MiB; the largest file is %s"
-            % (MOST_BYTES >> 20, largest),
+            "the engine left more than %d MiB; the largest file is %s" % (MAX_BYTES >> 20, largest),
         )
     return found
 
@@ -58,23 +59,23 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
             raise AgentError(
                 reasons.UNSAFE_FILES, "%s: not a name that an engine gives" % ascii(path)[:200]
             )
-        if len(found.files) + len(found.folders) >= MOST_FILES:
+        if len(found.files) + len(found.folders) >= MAX_FILES:
             raise AgentError(
                 reasons.UNSAFE_FILES,
-                "the engine left more than %d files; one too many is %s" % (MOST_FILES, path),
+                "the engine left more than %d files; one too many is %s" % (MAX_FILES, path),
             )
         try:
-            seen = folder.lstat(name)
+            status = folder.lstat(name)
         except PermissionError as error:
             raise _unreadable(path, error) from None
-        if seen is None:
+        if status is None:
             raise Changed(path)
-        if stat.S_ISREG(seen.st_mode):
-            found.files[path] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
-        elif stat.S_ISDIR(seen.st_mode):
-            if depth >= DEEPEST:
+        if stat.S_ISREG(status.st_mode):
+            found.files[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
+        elif stat.S_ISDIR(status.st_mode):
+            if depth >= MAX_DEPTH:
                 raise AgentError(
-                    reasons.UNSAFE_FILES, "%s: more than %d folders deep" % (path, DEEPEST)
+                    reasons.UNSAFE_FILES, "%s: more than %d folders deep" % (path, MAX_DEPTH)
                 )
             found.folders.append(path)
             try:
@@ -87,12 +88,13 @@ def _scan(folder: Folder, prefix: str, depth: int, found: Scan) -> None:
                 _scan(below, path + "/", depth + 1, found)
         else:
             raise AgentError(
-                reasons.UNSAFE_FILES, "%s is %s; it was not followed" % (path, _kind(seen.st_mode))
+                reasons.UNSAFE_FILES,
+                "%s is %s; it was not followed" % (path, _kind(status.st_mode)),
             )
 
 
 def read(root: Folder, path: str, limit: int) -> bytes:
-    """A scanned file's bytes, at most limit + 1. Raises as `scan` does."""
+    """Return a scanned file's bytes, at most limit + 1. Raises as `scan` does."""
     try:
         fd, _ = root.open_file(path)
         return read_and_close(fd, limit)

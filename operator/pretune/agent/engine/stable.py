@@ -1,10 +1,10 @@
-"""What an engine wrote: asked whether it is done, looked at, judged, and read once more for the copy."""
+"""What an engine wrote into a part's folder: complete, judged, and read once more for the copy."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from typing import Dict, Optional, Tuple
+from typing import Dict, NamedTuple, Optional
 
 from pretune.agent.claim.fs import Folder
 from pretune.agent.context import Context
@@ -12,94 +12,124 @@ from pretune.agent.engine.probe import ask
 from pretune.agent.engine.scan import Changed, Scan, read, scan
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
-from pretune.engines.vllm import files
+from pretune.engines.base import Part
+from pretune.engines.evidence import Evidence, Unsound
+from pretune.protocol import EMPTY
 
-LOOKS = 150  # at an engine that cannot be asked: until two in a row are equal
+MAX_SCANS = 150  # of an engine that cannot be asked, until two in a row are equal
+
+
+class PartContent(NamedTuple):
+    """What a part's folder holds, as it was judged."""
+
+    part: Part
+    folder: Folder  # open
+    scan: Scan
+    evidence: Evidence
+    digests: Dict[str, str]  # sha256 of each file, by path
 
 
 def ask_engine(context: Context, when: str) -> None:
-    """AgentError EngineFailed where it does not answer as ready; one that cannot be asked over HTTP has `quiet` instead."""
+    """Raises AgentError EngineFailed where the engine does not answer as ready.
+
+    One that cannot be asked over HTTP is not asked: wait_until_stable does instead.
+    """
     if context.task.ready is None:
         return
-    said = ask(context.task.ready, context.task.headers)
-    if said:
+    answer = ask(context.task.ready, context.task.headers)
+    if answer:
         raise AgentError(
-            reasons.ENGINE_FAILED, "the engine did not answer as ready %s: %s" % (when, said)
+            reasons.ENGINE_FAILED, "the engine did not answer as ready %s: %s" % (when, answer)
         )
 
 
-def look(folder: Folder) -> Optional[Scan]:
-    """None while it changes under our eyes. Raises as `scan` does."""
+def scan_or_none(folder: Folder) -> Optional[Scan]:
+    """Return what is in the folder; None while it changes. Raises as `scan` does."""
     try:
         return scan(folder)
     except Changed:
         return None
 
 
-def same_tactics(one: Optional[Scan], other: Optional[Scan]) -> bool:
-    """Whether nothing that belongs into a bundle changed between two looks; what is foreign may (a log, say)."""
-    if one is None or other is None:
+def is_same(part: Part, scan: Optional[Scan], other: Optional[Scan]) -> bool:
+    """Whether nothing that belongs into a bundle changed between two scans.
+
+    What is foreign may change (a log, say).
+    """
+    if scan is None or other is None:
         return False
-    left, right = (
-        {path: seen for path, seen in look.files.items() if files.known(path)}
-        for look in (one, other)
+    before, after = (
+        {path: status for path, status in each.files.items() if part.is_known(path)}
+        for each in (scan, other)
     )
-    return left == right
+    return before == after
 
 
-def quiet(folder: Folder, context: Context) -> Scan:
-    """The folder's content; of an engine that cannot be asked over HTTP, once two looks are equal."""
-    last = look(folder)
+def wait_until_stable(part: Part, folder: Folder, context: Context) -> Scan:
+    """Return what is in the folder; of an engine that cannot be asked, once two scans are equal.
+
+    Raises AgentError EngineNotReady, and as `scan` does.
+    """
+    last = scan_or_none(folder)
     if context.task.ready is not None and last is not None:
         return last
-    for _ in range(LOOKS):
+    for _ in range(MAX_SCANS):
         time.sleep(context.settle_seconds)
-        now = look(folder)
-        if now is not None and same_tactics(now, last):
+        now = scan_or_none(folder)
+        if now is not None and is_same(part, now, last):
             return now
         last = now
+    waited = MAX_SCANS * context.settle_seconds
     raise AgentError(
         reasons.ENGINE_NOT_READY,
-        "the engine still writes its tactics after %.0f s" % (LOOKS * context.settle_seconds),
+        "the engine still writes its %s after %.0f s" % (part.name, waited),
     )
 
 
-def judge(folder: Folder, seen: Scan, context: Context) -> Tuple[files.Tactics, Dict[str, str]]:
-    """Layout and entries, and the sha256 of every file as it was judged."""
+def judge(part: Part, folder: Folder, scan: Scan, context: Context) -> PartContent:
+    """Return the scanned folder's content, each file checked. Raises AgentError."""
     digests: Dict[str, str] = {}
 
-    def reader(path: str) -> bytes:
-        data = read(folder, path, files.LARGEST_FILE)
+    def read_file(path: str) -> bytes:
+        data = read(folder, path, part.max_file_bytes)
         digests[path] = hashlib.sha256(data).hexdigest()
         return data
 
+    task = context.task
     try:
-        return files.read_tactics(
-            list(seen.files), reader, context.task.gpus, context.task.command
-        ), digests
-    except files.Unsound as error:
+        evidence = part.judge(list(scan.files), read_file, task.gpus, task.command)
+    except Unsound as error:
         raise AgentError(error.reason, error.message) from None
-    except Changed as error:
+    except Changed as path:
         raise AgentError(
-            reasons.ENGINE_NOT_READY, "the engine is ready and still writes %s" % error
+            reasons.ENGINE_NOT_READY, "the engine is ready and still writes %s" % path
         ) from None
     except OSError as error:
         raise AgentError(reasons.UNREADABLE_FILES, "%s" % error) from None
+    return PartContent(part, folder, scan, evidence, digests)
 
 
-def same(folder: Folder, path: str, digests: Dict[str, str]) -> bytes:
-    """The file once more, for the copy: it has to be what was judged."""
+def empty_content(part: Part, folder: Folder) -> PartContent:
+    """Return the content of a part of which there is nothing. No file of the folder is read."""
+    return PartContent(part, folder, Scan(), Evidence(EMPTY, 0, [], "none"), {})
+
+
+def read_verified(content: PartContent, path: str) -> bytes:
+    """Return a file's bytes, read again for the copy: they have to be those that were judged.
+
+    Raises AgentError EngineNotReady.
+    """
     try:
-        data = read(folder, path, files.LARGEST_FILE)
+        data = read(content.folder, path, content.part.max_file_bytes)
     except (Changed, OSError) as error:
         raise AgentError(
             reasons.ENGINE_NOT_READY, "%s changed while it was copied: %s" % (path, error)
         ) from None
-    if hashlib.sha256(data).hexdigest() != digests[path]:
+    if hashlib.sha256(data).hexdigest() != content.digests[path]:
         raise AgentError(reasons.ENGINE_NOT_READY, "%s changed while it was copied" % path)
     return data
 
 
 def short(path: str) -> str:
-    """A path for a message: of long names, which are vLLM's keys of 64 hex, the beginning."""
+    """Return a path for a message: long names, which are keys of 64 hex, are cut."""
     return "/".join(name if len(name) <= 48 else name[:12] + "…" for name in path.split("/"))

@@ -1,6 +1,7 @@
-"""Which vLLM and FlashInfer are in the image, by reading their package metadata: nothing of the image is run.
+"""Which engine and libraries are in the image, from their package metadata: nothing of it is run.
 
-The engine's own interpreter is found as a kernel would find it: from the command's executable, its shebang, and PATH.
+The engine's own interpreter is found as a kernel would find it: from the command's executable, its
+shebang, and PATH.
 """
 
 from __future__ import annotations
@@ -10,59 +11,86 @@ import re
 import shlex
 from typing import Dict, Iterator, List, Optional, Sequence
 
-from pretune.engines.vllm import cli, releases
+from pretune.agent.context import Context
+from pretune.engines.base import Engine
+from pretune.engines.command import program, shell_words
 from pretune.protocol import Versions
 
 _PYTHON = re.compile(r"(python|pypy)(\d+(\.\d+)?)?$")
-# What pip and uv write when the interpreter's path is too long for a shebang, or has a space: a shell line that execs it.
+# What pip and uv write when the interpreter's path is too long for a shebang, or has a space: a shell
+# line that execs it.
 _LONG_SHEBANG = re.compile(rb"'''exec'\s+(?:\"([^\"]+)\"|'([^']+)'|(\S+))\s+\"\$0\"")
 
 
-def image_versions(command: Sequence[str], path: str, pythonpath: str = "") -> Versions:
-    """Of the engine's interpreter, else of `vllm` on PATH, else of python3 there; "" for what cannot be told.
+def image_versions(context: Context) -> Versions:
+    """Return what is in the image for the task's engine; "" for what is unknown."""
+    command, path, pythonpath = context.task.command, context.path, context.pythonpath
+    return read_versions(context.engine, command, path, pythonpath)
 
-    `command` is the engine's command and args (empty: the image's own entrypoint), `path` and `pythonpath` its variables.
+
+def read_versions(
+    engine: Engine, command: Sequence[str], path: str, pythonpath: str = ""
+) -> Versions:
+    """Return the versions of the engine's distributions in its interpreter.
+
+    Else of the engine's program on PATH, else of python3 there; "" for what is unknown. command: the
+    engine's command and args (empty: the image's own entrypoint); path, pythonpath: its variables.
     """
-    ahead = [one for one in pythonpath.split(os.pathsep) if one]
+    ahead = [folder for folder in pythonpath.split(os.pathsep) if folder]
     found: Dict[str, str] = {}
-    for interpreter in _interpreters(command, path):
+    for interpreter in _interpreters(engine, command, path):
         here: Dict[str, str] = {}
         for folder in ahead + site_folders(interpreter):
-            for package in releases.PACKAGES:
-                if package not in here:
-                    version = _version(folder, package)
-                    if version:
-                        here[package] = version
-        if "vllm" in here:
+            for field, distribution, _ in engine.distributions:
+                version = "" if field in here else _version(folder, distribution)
+                if version:
+                    here[field] = version
+        if engine.distributions[0][0] in here:
             found = here
             break
         found = found or here
-    return Versions(vllm=found.get("vllm", ""), flashinfer=found.get("flashinfer-python", ""))
+    return Versions(**found)
 
 
-def _interpreters(command: Sequence[str], path: str) -> Iterator[str]:
-    """The one that the command itself names: where it has no vLLM, none is known. Else candidates, the best first."""
-    words = cli.words_of(command)
-    named = [
-        word
-        for word in words
-        if word.rsplit("/", 1)[-1] == "vllm" or _PYTHON.match(word.rsplit("/", 1)[-1])
-    ]
-    for word in named[:1] + words[:1] + ["vllm", "python3"]:
-        program = _which(word, path)
-        interpreter = program and _interpreter(program, path)
+def own_version(engine: Engine, versions: Versions) -> str:
+    """Return the version of the engine itself, or ""."""
+    return str(getattr(versions, engine.distributions[0][0]))
+
+
+def describe_versions(engine: Engine, versions: Versions) -> str:
+    """Return text like "vLLM 0.33.0, FlashInfer unknown"."""
+    return ", ".join(
+        "%s %s" % (title, getattr(versions, field) or "unknown")
+        for field, _, title in engine.distributions
+    )
+
+
+def _interpreters(engine: Engine, command: Sequence[str], path: str) -> Iterator[str]:
+    """Yield the one that the command itself names, else candidates, the best first.
+
+    Where the named one has not the engine, its version is unknown.
+    """
+    words = shell_words(command)
+    named = [word for word in words if _names_interpreter(engine, program(word))]
+    for word in named[:1] + words[:1] + [*engine.programs, "python3"]:
+        executable = _which(word, path)
+        interpreter = executable and _interpreter(engine, executable, path)
         if interpreter:
             yield interpreter
             if word in words:
                 return
 
 
+def _names_interpreter(engine: Engine, name: str) -> bool:
+    return name in engine.programs or _PYTHON.match(name) is not None
+
+
 def _which(word: str, path: str) -> Optional[str]:
-    """The executable file that a word names; its folders are not resolved."""
+    """Return the executable file that a word names; links in its path are kept."""
     candidates = (
         [word]
         if "/" in word
-        else [os.path.join(one or ".", word) for one in path.split(os.pathsep)]
+        else [os.path.join(folder or ".", word) for folder in path.split(os.pathsep)]
     )
     for candidate in candidates:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
@@ -70,12 +98,12 @@ def _which(word: str, path: str) -> Optional[str]:
     return None
 
 
-def _interpreter(program: str, path: str) -> Optional[str]:
-    """The Python that runs this program: itself, or that of its shebang."""
-    if _PYTHON.match(os.path.basename(program)):
-        return program
+def _interpreter(engine: Engine, executable: str, path: str) -> Optional[str]:
+    """Return the Python that runs this program: itself, or that of its shebang."""
+    if _PYTHON.match(os.path.basename(executable)):
+        return executable
     try:
-        with open(program, "rb") as file:
+        with open(executable, "rb") as file:
             head = file.read(1024)
     except OSError:
         return None
@@ -87,17 +115,19 @@ def _interpreter(program: str, path: str) -> Optional[str]:
         named = _which(rest[0], path) if rest else None
     elif words and os.path.basename(words[0]) in ("sh", "bash", "dash"):
         long = _LONG_SHEBANG.search(head)
-        target = next((one for one in long.groups() if one), b"") if long else b""
-        named = (
-            _which(target.decode(errors="replace"), path) if target else _handed_on(program, path)
-        )
+        target = next((group for group in long.groups() if group), b"") if long else b""
+        if target:
+            named = _which(target.decode(errors="replace"), path)
+        else:
+            named = _last_exec(engine, executable, path)
     else:
         named = _which(words[0], path) if words else None
     return named if named and _PYTHON.match(os.path.basename(named)) else None
 
 
-def _handed_on(script: str, path: str) -> Optional[str]:
-    """The Python of a short entrypoint script that ends in `exec vllm …` or `exec /opt/venv/bin/python …`."""
+def _last_exec(engine: Engine, script: str, path: str) -> Optional[str]:
+    """Return the Python of a short entrypoint script that ends in `exec vllm …`, or in
+    `exec /opt/venv/bin/python …`."""
     try:
         with open(script, "rb") as file:
             text = file.read(16384).decode(errors="replace")
@@ -111,19 +141,19 @@ def _handed_on(script: str, path: str) -> Optional[str]:
         except ValueError:
             continue
         for word in words[:3]:  # exec env VAR=1 vllm
-            name = word.rsplit("/", 1)[-1]
-            if name == "vllm" or _PYTHON.match(name):
-                program = _which(word, path)
-                if program and program != script:
-                    return _interpreter(program, path)
+            if _names_interpreter(engine, program(word)):
+                executable = _which(word, path)
+                if executable and executable != script:
+                    return _interpreter(engine, executable, path)
     return None
 
 
 def site_folders(interpreter: str) -> List[str]:
-    """The folders where this interpreter's packages lie.
+    """Return the folders where this interpreter's packages lie.
 
-    A virtual environment is known by the pyvenv.cfg beside the interpreter or above it, looked for at each link on the way to the real
-    file, since the links lead out of it. Debian's folders are `dist-packages`: /usr/lib/python3, and /usr/local/lib/python3.X.
+    A virtual environment is known by the pyvenv.cfg beside the interpreter or above it, looked for at
+    each link on the way to the real file, since the links lead out of it. Debian's folders are
+    `dist-packages`: /usr/lib/python3, and /usr/local/lib/python3.X.
     """
     steps = _links(interpreter)
     prefixes: List[str] = []
@@ -139,10 +169,11 @@ def site_folders(interpreter: str) -> List[str]:
                 if os.path.dirname(config) != os.path.dirname(step)
                 else prefix
             ]
-            own = _says_system_packages(config)
+            own = _has_system_packages(config)
             if own:
                 prefixes += [
-                    os.path.dirname(os.path.dirname(one)) for one in steps[steps.index(step) + 1 :]
+                    os.path.dirname(os.path.dirname(link))
+                    for link in steps[steps.index(step) + 1 :]
                 ]
             break
         prefixes.append(prefix)
@@ -159,7 +190,7 @@ def site_folders(interpreter: str) -> List[str]:
 
 
 def _links(path: str) -> List[str]:
-    """The path, and what each link leads to, to the real file."""
+    """Return the path, and what each link leads to, to the real file."""
     steps = [os.path.abspath(path)]
     while os.path.islink(steps[-1]) and len(steps) < 40:
         steps.append(
@@ -172,7 +203,7 @@ def _first_file(*paths: str) -> Optional[str]:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def _says_system_packages(config: str) -> bool:
+def _has_system_packages(config: str) -> bool:
     try:
         with open(config, encoding="utf-8", errors="replace") as file:
             return (
@@ -184,7 +215,7 @@ def _says_system_packages(config: str) -> bool:
 
 
 def _pythons(lib: str, release: str) -> List[str]:
-    """python3.12, and Debian's python3; all of them when the interpreter's name does not tell its release."""
+    """Return python3.12, and Debian's python3; all where the interpreter's name has no release."""
     try:
         names = os.listdir(lib)
     except OSError:
@@ -201,7 +232,10 @@ def _pythons(lib: str, release: str) -> List[str]:
 
 
 def _version(folder: str, package: str) -> str:
-    """The version of a distribution in this folder: of its dist-info, or an older egg-info."""
+    """Return the version of a distribution in this folder, or "".
+
+    It is that of its dist-info, or of an older egg-info.
+    """
     stem = package.replace("-", "[-_.]")
     known = re.compile(
         r"%s-[^-]+(\.dist-info|(-py3\.\d+)?\.egg-info)$|%s\.egg-info$" % (stem, stem), re.IGNORECASE

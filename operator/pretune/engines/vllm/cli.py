@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
-from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Iterator, Mapping, Optional, Sequence, Tuple
+
+from pretune.engines.command import program, shell_words
 
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 DEFAULT_PORT = 8000
 HEALTH_PATH = "/health"
 
 
-# --- the engine's command
-
-
-def words_of(command: Sequence[str]) -> List[str]:
-    """The command's words, with the script of a `sh -c` taken apart; what a shell would expand stays as it is written."""
-    out: List[str] = []
-    shell, script_next = False, False
-    for index, word in enumerate(command):
-        if index == 0:
-            shell = word.rsplit("/", 1)[-1] in ("sh", "bash", "dash", "ash", "zsh")
-        elif script_next:
-            out += _script_words(word)
-            script_next = shell = False
-            continue
-        elif shell and re.match(r"-[a-z]*c[a-z]*$", word):
-            script_next = True
-        out.append(word)
-    return out
-
-
-def _script_words(script: str) -> List[str]:
-    text = script.replace("\\\n", " ")
-    try:
-        lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
-        return list(lexer)
-    except ValueError:  # an open quote, say in a here-document
-        return text.split()
-
-
-def _flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
+def flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
     """Flag and value of `--flag value`, `--flag=value`, `-tp 2`, `--flag`; `_` in a flag is `-`, as vLLM's parser has it."""
-    plain = words_of(words)
+    plain = shell_words(words)
     for index, word in enumerate(plain):
         if not re.match(r"--?[A-Za-z]", word):
             continue
@@ -58,10 +29,10 @@ def _flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
             yield name.replace("_", "-"), following if has_value else None
 
 
-def _number(words: Sequence[str], *names: str) -> Optional[int]:
+def last_number(words: Sequence[str], *names: str) -> Optional[int]:
     """The last value of a flag (vLLM takes the last); None when absent, or not written as a number: `$(TP)`."""
     found = None
-    for name, value in _flags(words):
+    for name, value in flags(words):
         if name in names:
             found = int(value) if value is not None and value.isdigit() else None
     return found
@@ -69,7 +40,7 @@ def _number(words: Sequence[str], *names: str) -> Optional[int]:
 
 def port(words: Sequence[str]) -> int:
     """The engine's HTTP port from its command and args; the default where the words name none as a number."""
-    return _number(words, "--port") or DEFAULT_PORT
+    return last_number(words, "--port") or DEFAULT_PORT
 
 
 def several_pods(words: Sequence[str]) -> Optional[str]:
@@ -77,8 +48,8 @@ def several_pods(words: Sequence[str]) -> Optional[str]:
 
     A value that cannot be read here (`--nnodes $(NODES)`) counts as several: a wrong copy would dial production.
     """
-    size, local = _number(words, "--data-parallel-size", "-dp"), None
-    for name, value in _flags(words):
+    size, local = last_number(words, "--data-parallel-size", "-dp"), None
+    for name, value in flags(words):
         shown = name if value is None else "%s %s" % (name, value)
         if name in (
             "--headless",
@@ -96,15 +67,15 @@ def several_pods(words: Sequence[str]) -> Optional[str]:
             local = (shown, int(value) if value and value.isdigit() else None)
     if local and (size is None or local[1] is None or local[1] < size) and (size or 0) != 1:
         return local[0]
-    plain = words_of(words)
+    plain = shell_words(words)
     if plain == list(words):  # in a script -n and -r may be any program's
         for name, least in (("-n", 2), ("-r", 1)):
-            number = _number(words, name)
+            number = last_number(words, name)
             if number is not None and number >= least:
                 return "%s %d" % (name, number)
     for index, word in enumerate(plain[:-1]):
-        if word.rsplit("/", 1)[-1] == "ray" and plain[index + 1] == "start":
-            for name, value in _flags(plain[index:]):
+        if program(word) == "ray" and plain[index + 1] == "start":
+            for name, value in flags(plain[index:]):
                 if name == "--address":
                     return "ray start --address" + (" " + value if value else "")
     return None
@@ -128,11 +99,11 @@ def registers_itself(words: Sequence[str], env: Mapping[str, str]) -> Optional[s
             return name
         if name == "LMCACHE_REMOTE_URL" and _REGISTERING.search(value):
             return name
-    plain = words_of(words)
+    plain = shell_words(words)
     for index, word in enumerate(plain):
         if word == "-m" and index + 1 < len(plain) and re.match(r"dynamo(\.|$)", plain[index + 1]):
             return "-m " + plain[index + 1]
-    for flag, given in _flags(words):
+    for flag, given in flags(words):
         if flag == "--kv-transfer-config" and given and _REGISTERING.search(given):
             return flag
         if flag.startswith("--kv-transfer-config.") and _REGISTERING.search(

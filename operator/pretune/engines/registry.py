@@ -1,0 +1,29 @@
+"""The engines that pretune knows. To add one is to add a line here (docs/dev/adding-an-engine.md)."""
+
+from __future__ import annotations
+
+from typing import Sequence, Tuple
+
+from pretune.engines.base import Engine, Part
+from pretune.engines.vllm.engine import VLLM
+
+# The first is what a container runs that none recognises: an image whose entrypoint starts it.
+ENGINES: Tuple[Engine, ...] = (VLLM,)
+
+
+def recognise(image: str, words: Sequence[str]) -> Engine:
+    """Return the engine that a container of this image, command and args runs."""
+    return next((engine for engine in ENGINES if engine.recognises(image, words)), ENGINES[0])
+
+
+def named(name: str) -> Engine:
+    """Return the engine of that name. Raises ValueError where there is none."""
+    for engine in ENGINES:
+        if engine.name == name:
+            return engine
+    raise ValueError("no engine %r: this release knows %s" % (name, [e.name for e in ENGINES]))
+
+
+def parts() -> Tuple[Part, ...]:
+    """Return the parts of all engines."""
+    return tuple(part for engine in ENGINES for part in engine.parts)

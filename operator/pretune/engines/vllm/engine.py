@@ -1,0 +1,96 @@
+"""vLLM as one object, and its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+
+from pretune.engines.base import Engine, Part
+from pretune.engines.command import program, shell_words
+from pretune.engines.vllm import cli, releases
+
+if TYPE_CHECKING:
+    from pretune.engines.evidence import Evidence, Found, Tree
+    from pretune.engines.logs import LogParser
+
+
+class _Tactics(Part):
+    """FlashInfer's tactics, which vLLM has it keep in a folder (tactics.py)."""
+
+    name = "tactics"
+    variable = cli.OVERRIDE
+    places = (".cache/vllm/flashinfer_autotune_cache", ".cache/flashinfer/autotune")
+    folder_kinds = "an override folder or a key folder"
+    named_in_log = "Using FlashInfer autotune cache"
+
+    def is_known(self, path: str) -> bool:
+        from pretune.engines.vllm import tactics
+
+        return tactics.is_known(path)
+
+    def judge(
+        self,
+        paths: Sequence[str],
+        read: Callable[[str], bytes],
+        gpus: int = 0,
+        words: Sequence[str] = (),
+    ) -> "Evidence":
+        from pretune.engines.vllm import tactics
+
+        return tactics.judge(paths, read, gpus, words)
+
+    def entries(self, path: str, raw: bytes) -> Dict[str, str]:
+        from pretune.engines.vllm import tactics
+
+        return tactics.entries(path, raw)
+
+    def key_space(self, path: str) -> str:
+        from pretune.engines.vllm import tactics
+
+        return tactics.key_space(path)
+
+    def operation(self, key: str) -> str:
+        from pretune.engines.vllm import tactics
+
+        return tactics.operation(key)
+
+    def layouts(self, version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ...]:
+        return releases.layouts(version, gpus, words)
+
+    def find(self, tree: "Tree", at: Tuple[str, ...]) -> "Iterable[Found]":
+        from pretune.engines.vllm import places
+
+        return places.find(tree, at)
+
+
+class _VLLM(Engine):
+    name = "vllm"
+    title = "vLLM"
+    parts = (_Tactics(),)
+    programs = ("vllm",)
+    distributions = (
+        ("vllm", "vllm", "vLLM"),
+        ("flashinfer", "flashinfer-python", "FlashInfer"),
+    )
+
+    def recognises(self, image: str, words: Sequence[str]) -> bool:
+        return any(program(word) == "vllm" for word in shell_words(words))
+
+    def port(self, words: Sequence[str]) -> int:
+        return cli.port(words)
+
+    def several_pods(self, words: Sequence[str]) -> Optional[str]:
+        return cli.several_pods(words)
+
+    def registers_itself(self, words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
+        return cli.registers_itself(words, env)
+
+    def check_release(self, version: str, gpus: int) -> Tuple[str, str]:
+        return releases.check_release(version, gpus)
+
+    def log_parser(self, until: Optional[float] = None) -> "LogParser":
+        from pretune.engines.vllm.log import Parser  # not in the agent
+
+        return Parser(until)
+
+
+VLLM = _VLLM()
