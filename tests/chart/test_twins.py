@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import dataclasses
 from typing import Any
 
 import jsonschema
 import pytest
-from pretune import protocol
 from pretune.api.names import GROUP, KIND, PLURAL, STATES, VERSION
 from pretune.api.reasons import REASONS
+from pretune.api.schema import ListOf, Nested, Part, fields_of
 from pretune.api.spec import Spec
+from pretune.api.status import CacheStatus
 from pretune.manifests.delivery_modes import AUTO, MODES, NONE
 
 from tools import crd
 
-POLICY = crd.ROOT / "operator/pretune/policy"
 FIELDS = {one.path: one for one in crd.fields() if one.path.startswith("spec.")}
 # What only the API server or a manifest reads: it is handed on whole.
 HANDED_ON = ("spec.source.workloadRef.", "spec.source.template.", ".tolerations[].")
@@ -177,25 +175,39 @@ def test_every_state_and_reason_fits_the_status() -> None:
     assert all(one.isalnum() and one[0].isupper() for one in REASONS)
 
 
-def test_every_field_of_the_status_is_written_by_some_decision() -> None:
-    """A field is in the CRD once it acts. Names of the wire's dataclasses are written by asdict()."""
-    words = {
-        one.name
-        for kind in (protocol.Versions, protocol.Writer)
-        for one in dataclasses.fields(kind)
-    }
-    for path in POLICY.rglob("*.py"):
-        words |= {
-            node.value if isinstance(node, ast.Constant) else node.arg
-            for node in ast.walk(ast.parse(path.read_text()))
-            if (isinstance(node, ast.Constant) and isinstance(node.value, str))
-            or (isinstance(node, ast.keyword) and node.arg)
-        }
-    for one in crd.fields():
-        if one.path.startswith("status."):
-            assert one.path.rpartition(".")[2].removesuffix("[]") in words, (
-                f"nothing writes {one.path}"
-            )
+def declared(part: type[Part], path: str) -> dict[str, dict[str, Any]]:
+    """The fields that a part of the status declares in Python, by their paths in the CRD: the kind's schema of each."""
+    found: dict[str, dict[str, Any]] = {}
+    for field in fields_of(part).values():
+        kind, here = field.kind, f"{path}.{field.json_name}"
+        if isinstance(kind, ListOf):
+            here, item = f"{here}[]", kind.item
+            found[here] = {**kind.schema, "items": item.schema}
+        else:
+            item = kind
+            found[here] = kind.schema
+        if isinstance(item, Nested):
+            found |= declared(item.part, here)
+    return found
+
+
+def test_the_status_in_python_and_in_the_crd_have_the_same_fields_of_the_same_types() -> None:
+    """Both ways: a field that is not in the CRD does not type-check, and one that is acts."""
+    schemas = {one.path: one.schema for one in crd.fields() if one.path.startswith("status.")}
+    compared = ("type", "format", "maxLength", "enum", "maxItems")
+    python = declared(CacheStatus, "status")
+    assert set(python) == set(schemas)
+    for path, schema in schemas.items():
+        theirs = {name: schema[name] for name in compared if name in schema}
+        mine = {name: python[path][name] for name in compared if name in python[path]}
+        if "enum" in mine:
+            mine["enum"], theirs["enum"] = set(mine["enum"]), set(theirs["enum"])
+        assert mine == theirs, path
+        if path.endswith("[]"):
+            item = schema["items"]
+            assert python[path]["items"] == {
+                name: item[name] for name in compared if name in item
+            }, path
 
 
 @pytest.mark.parametrize("field", list(crd.fields()), ids=lambda one: one.path)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from pretune import origin
+from pretune.api import reasons
 from pretune.api.names import PROOF
-from pretune.api.timestamps import format_timestamp
+from pretune.api.status import BundleStatus, Undeliverable
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import workloads
@@ -168,6 +169,10 @@ def labelling(pod: Any, given: Any) -> Any:
     return [*made, {"op": "add", "path": "/metadata/labels/ours", "value": "x"}] if made else made
 
 
+def unless_proof_is_required(held: release.Held) -> str | None:
+    return None if held.plan.spec.verify == "BeforeRelease" else release.sealed(held)
+
+
 def hourly(plan: PlanBuilder, when: float | None) -> None:
     REAL_REQUEUE_AT(plan, None if when is None else max(when, plan.now + 3600))
 
@@ -175,12 +180,8 @@ def hourly(plan: PlanBuilder, when: float | None) -> None:
 def deleting(plan: PlanBuilder, pods: Any) -> None:
     for one in pods:
         if one.given in plan.bundles and one.started:
-            mark = {
-                "reason": "MountFailed",
-                "message": "says the mutant",
-                "at": format_timestamp(plan.now),
-            }
-            plan.bundles[one.given]["undeliverable"] = mark
+            mark = Undeliverable(reasons.MOUNT_FAILED, "the mutant's mark", plan.timestamp)
+            plan.put(replace(plan.bundles[one.given], undeliverable=mark))
             plan.after.append(delete(one.pod))
 
 
@@ -257,16 +258,16 @@ MUTANTS = {
         "held although its bundle is sealed",
     ),
     "a bundle is given before it is proven": Mutant(
-        (delivery, release),
+        (BundleStatus,),
         "may_be_given",
-        lambda record, spec: record.get("state") in ("Sealed", "Proving"),
+        lambda bundle, spec: bundle.is_on_claim,
         rollout_that_waits_for_its_proof,
         "held pods start warm",
     ),
     "nobody is let go when it is proven": Mutant(
         (release,),
-        "may_be_given",
-        lambda record, spec: False,
+        "CHECKS",
+        [("Sealed", False, unless_proof_is_required), *HOLDS[1:]],
         rollout_that_waits_for_its_proof,
         "held although its bundle is sealed",
     ),

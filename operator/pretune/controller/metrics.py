@@ -17,17 +17,15 @@ from prometheus_client import disable_created_metrics
 from pretune.api.names import (
     ATTEMPT,
     BUNDLE,
-    PENDING,
     PROOF,
-    PROVING,
     RETIRED,
     ROLE,
     SEAL_CONTAINER,
     SEALED,
     STATES,
     TUNING,
-    TUNING_STATE,
 )
+from pretune.api.status import BundleStatus, CacheStatus
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.engines.logs import RESULTS, UNKNOWN
@@ -41,7 +39,6 @@ from pretune.policy.bundles.attempt_state import (
     terminated,
 )
 from pretune.policy.model import Delete, Observed, Plan
-from pretune.policy.plan_builder import failure
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
 
@@ -253,13 +250,11 @@ class Ended:
 
 def ended(seen: Observed, status: Mapping[str, Any], now: float) -> list[Ended]:
     """The attempts whose end this status says, and the one that was read did not. now: Unix seconds."""
-    before = {
-        one["id"]: one for one in ((seen.cache or {}).get("status") or {}).get("bundles") or ()
-    }
-    after = {one["id"]: one for one in status.get("bundles") or ()}
+    before = {each.id: each for each in CacheStatus.from_cache(seen.cache).bundles}
+    after = {each.id: each for each in CacheStatus.from_cache({"status": status}).bundles}
     ends = []
-    for bundle in {**before, **after}:
-        old, new = before.get(bundle) or {}, after.get(bundle)
+    for bundle_id in {**before, **after}:
+        old, new = before.get(bundle_id) or BundleStatus(bundle_id), after.get(bundle_id)
         if old == new:
             continue
         end = (
@@ -268,73 +263,73 @@ def ended(seen: Observed, status: Mapping[str, Any], now: float) -> list[Ended]:
             or _given_up(seen, old, new, now)
         )
         ends += [
-            one
-            for one in (end, _proven(seen, old, new, now), _superseded_proof(seen, old, new, now))
-            if one is not None
+            each
+            for each in (end, _proven(seen, old, new, now), _superseded_proof(seen, old, new, now))
+            if each is not None
         ]
     return ends
 
 
-def _sealed(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+def _sealed(
+    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
+) -> Ended | None:
     """Sealed by an attempt, whose pod's report tells it from one that was found on the claim."""
-    there = (SEALED, PROVING)
-    if new is None or new["state"] not in there or old.get("state") in (*there, RETIRED):
+    if new is None or not new.is_on_claim or old.is_on_claim or old.state == RETIRED:
         return None
-    pods = [pod for pod in _pods(seen, new) if has_reported(pod)]
+    pods = [pod for pod in _pods(seen, new.id, TUNING, new.attempts) if has_reported(pod)]
     for pod in pods:
         if report_of(statuses(pod).get(SEAL_CONTAINER)) is not None:
-            tuned = float(new.get("tunedSeconds") or 0)
-            return Ended(
-                new["reason"] if new["state"] == SEALED else SEALED, tuned * _gpus(pod), tuned
-            )
+            tuned = float(new.tuned_seconds or 0)
+            return Ended(new.reason if new.state == SEALED else SEALED, tuned * _gpus(pod), tuned)
     return Ended(FOUND, _spent(pods, now)) if pods else None
 
 
-def _failed(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
-    last = failure(new or {})
-    if new is None or not last or last == failure(old):
+def _failed(
+    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
+) -> Ended | None:
+    last = new.last_failure if new is not None else None
+    if new is None or last is None or last == old.last_failure:
         return None
-    role = PROOF if "digest" in new else TUNING  # what is on the claim is tuned no more
-    return Ended(last["reason"], _spent(_pods(seen, new, role, last["attempt"]), now))
+    # What is on the claim is tuned no more.
+    role = PROOF if new.digest is not None else TUNING
+    return Ended(last.reason, _spent(_pods(seen, new.id, role, last.attempt), now))
 
 
-def _proven(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+def _proven(
+    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
+) -> Ended | None:
     """By a proof, whose pod's report tells it from one that was found on the claim."""
-    if new is None or not new.get("proven") or old.get("proven"):
+    if new is None or not new.proven or old.proven:
         return None
-    pods = [pod for pod in _pods(seen, new, PROOF, new.get("proofs", 0)) if has_reported(pod)]
+    pods = [pod for pod in _pods(seen, new.id, PROOF, new.proofs or 0) if has_reported(pod)]
     return Ended(PROVEN, _spent(pods, now)) if pods else None
 
 
-def _given_up(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+def _given_up(
+    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
+) -> Ended | None:
     """It ran, and nothing waits for it any more: its engine is not wanted, or its place has changed."""
-    ran = old.get("state") in (PENDING, TUNING_STATE) and old.get("attempts", 0) > failure(old).get(
-        "attempt", 0
-    )
-    if not ran or old.get("reason") == SUPERSEDED:
+    if not old.has_open_attempt or old.reason == SUPERSEDED:
         return None
-    if (
-        new is not None
-        and new["reason"] != SUPERSEDED
-        and new.get("attempts", 0) >= old["attempts"]
-    ):
+    if new is not None and new.reason != SUPERSEDED and new.attempts >= old.attempts:
         return None
-    return Ended(SUPERSEDED, _spent(_pods(seen, old), now))
+    return Ended(SUPERSEDED, _spent(_pods(seen, old.id, TUNING, old.attempts), now))
 
 
-def _superseded_proof(seen: Observed, old: Object, new: Object | None, now: float) -> Ended | None:
+def _superseded_proof(
+    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
+) -> Ended | None:
     """A proof that the status says to be ended: nothing wants its bundle any more."""
-    ran = old.get("state") == PROVING and old.get("proofs", 0) > failure(old).get("attempt", 0)
-    if not ran or new is None or new["reason"] != SUPERSEDED or old.get("reason") == SUPERSEDED:
+    if not old.has_open_proof or old.reason == SUPERSEDED:
         return None
-    return Ended(SUPERSEDED, _spent(_pods(seen, old, PROOF, old["proofs"]), now))
+    if new is None or new.reason != SUPERSEDED:
+        return None
+    return Ended(SUPERSEDED, _spent(_pods(seen, old.id, PROOF, old.proofs or 0), now))
 
 
-def _pods(
-    seen: Observed, record: Object, role: str = TUNING, number: int | None = None
-) -> list[Object]:
-    """Of a record's newest attempt, or of another one, or of a proof."""
-    wanted = (role, record["id"], str(record.get("attempts", 0) if number is None else number))
+def _pods(seen: Observed, bundle_id: str, role: str, number: int) -> list[Object]:
+    """Return the pods of an attempt, or of a proof."""
+    wanted = (role, bundle_id, str(number))
     labels = ((pod, pod["metadata"].get("labels") or {}) for pod in seen.pods)
     return [
         pod for pod, has in labels if (has.get(ROLE), has.get(BUNDLE), has.get(ATTEMPT)) == wanted

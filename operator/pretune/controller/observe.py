@@ -15,6 +15,7 @@ from pretune.api import reasons
 from pretune.api.names import BUNDLE, CACHE, DELIVERY, GROUP, KIND, ROLE, SEALED, VERSION
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, claim_name
+from pretune.api.status import CacheStatus
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
@@ -217,8 +218,8 @@ def _needs_tuning(cache: Object, spec: Spec, template: Object | Refused | None) 
     """
     if template is None or isinstance(template, Refused):
         return False
-    bundles = (cache.get("status") or {}).get("bundles") or ()
-    sealed = {bundle["id"] for bundle in bundles if bundle["state"] == SEALED}
+    bundles = CacheStatus.from_cache(cache).bundles
+    sealed = {bundle.id for bundle in bundles if bundle.state == SEALED}
     try:
         return any(
             identity.inputs(template, spec, target).bundle_id() not in sealed

@@ -11,13 +11,13 @@ from pretune.manifests.gate import is_held
 from pretune.policy.bundles import adoption, proofs, retention, tuning
 from pretune.policy.bundles.desired import desired_bundles
 from pretune.policy.cache import agent_configmap, deletion, storage
-from pretune.policy.cache.status import status
+from pretune.policy.cache.status import build_status
 from pretune.policy.cache.warnings import collect_warnings
 from pretune.policy.hold import release
 from pretune.policy.model import Observed, Plan
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import rescue, warm_starts
-from pretune.policy.pods.consumers import consumers, count, note, stale
+from pretune.policy.pods.consumers import consumers, count, stale, update_running_flags
 
 RESYNC = 1800.0  # seconds after which a key is looked at though nothing woke it: a watch may have missed what happened
 
@@ -40,22 +40,22 @@ def decide(observed: Observed, now: float) -> Plan:
     wanted = desired_bundles(plan, pods)
     bundles = wanted.bundles
 
-    tuning.settle(plan, bundles)  # what became of the attempts
-    proofs.settle(plan)  # and of the proofs
+    tuning.process_finished_attempts(plan, bundles)  # what became of the attempts
+    proofs.process_finished_proofs(plan)  # and of the proofs
     tuning.refuse(plan, bundles)  # what cannot be tuned as a copy
-    retention.pruned(plan, bundles)  # what became of folders that were deleted
+    retention.process_finished_prunes(plan, bundles)  # what became of folders that were deleted
     adoption.ask(plan, bundles, claim)  # what only the claim can say
-    proofs.withhold(plan, bundles)  # what was not proven yet
+    proofs.require_proof(plan, bundles)  # what was not proven yet
     agent_configmap.provide(plan)  # before whoever names it
     if wanted.refused is None:
         tuning.supersede(plan, bundles)  # attempts that nothing wants
         tuning.start(plan, bundles, claim, pods)  # the next attempt, or proof
         retention.retire(plan, bundles)
-        proofs.withhold(plan, bundles)  # what is wanted again
+        proofs.require_proof(plan, bundles)  # what is wanted again
     retention.prune(plan, claim)
     rescue.rescue(plan, pods)  # pods that only we keep from starting
     release.hold(plan, pods, wanted, claim)  # pods that need not wait any longer
-    note(plan, pods)
+    update_running_flags(plan, pods)
     plan.actions += agent_configmap.replaced(plan)
 
     if any(action.name not in observed.outcomes for action in plan.actions) and observed.outcomes:
@@ -65,12 +65,17 @@ def decide(observed: Observed, now: float) -> Plan:
     release.tell(plan, pods, counted)
     warm_starts.tell(plan, pods, counted)  # pods that tuned although they had their bundle
     warnings = collect_warnings(plan, bundles, stale(plan, pods))
-    said = {**status(plan, wanted, claim, counted, warnings), **warm_starts.saved(plan, pods)}
+    gpu_seconds_saved, saved_until = warm_starts.saved(plan, pods)
+    status = replace(
+        build_status(plan, wanted, claim, counted, warnings),
+        gpu_seconds_saved=gpu_seconds_saved,
+        saved_until=saved_until,
+    )
     return Plan(
         actions=tuple(plan.actions),
-        status=said,
+        status=status.to_dict(),
         after=tuple(plan.after),
-        events=(*plan.events, *plan.changes()),
+        events=(*plan.events, *plan.change_events()),
         released=tuple(plan.released),
         starts=warm_starts.worth_reading(plan, pods) if observed.start_logs is not None else (),
         requeue_after=None if plan.look is None else max(0.0, plan.look - now),

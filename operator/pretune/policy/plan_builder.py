@@ -1,12 +1,9 @@
-"""The plan as it grows: each policy reads what was seen and adds its part. Nothing here does I/O."""
+"""The plan as it grows: each policy reads what was observed and adds its part. No I/O here."""
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 from pretune.api import reasons
 from pretune.api.names import (
@@ -23,75 +20,54 @@ from pretune.api.names import (
     STORAGE,
     TUNING,
 )
-from pretune.api.reasons import REASONS, Reason, Refused
-from pretune.api.spec import Spec, Target, claim_name, storage_place
-from pretune.api.timestamps import format_timestamp, parse_timestamp
+from pretune.api.reasons import Reason
+from pretune.api.spec import Spec, claim_name, storage_place
+from pretune.api.status import BundleStatus, CacheStatus
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.policy.bundles.attempt_state import LOST, is_finished, is_job_finished
 from pretune.policy.model import Action, Delete, Observed, Outcome, Patch, Released
-from pretune.protocol import Inputs
 
-BACKOFF = 30.0  # seconds; the n-th retry waits 30 s × 4ⁿ⁻¹
-
-# States of a bundle that is on the claim, whole and not on its way out.
-ON_CLAIM = frozenset({SEALED, PROVING})
-ATTEMPTS = frozenset({TUNING, PROOF})  # roles of what occupies a target's node
-
-# Told by an attempt about the image or its release: final for the bundle, and the user's to mend.
-TOLD_BY_CHECK = frozenset(
-    {
-        reasons.RELEASE_TOO_OLD,
-        reasons.SHARED_LAYOUT,
-        reasons.NO_PYTHON,
-        reasons.UNSAFE_PATH,
-        reasons.ID_COLLISION,
-    }
-)
-
-
-@dataclass(frozen=True)
-class DesiredBundle:
-    """A bundle that should be there: of one fingerprint and target."""
-
-    id: str
-    inputs: Inputs
-    target: Target
-    template: Object
-    refusal: Refused | None  # why this engine cannot be tuned as a copy
-    current: bool = True  # of the newest source: Ready speaks of it
-    made: str = ""  # when its source's revision was made (RFC 3339); "": spec.source, or not known
-    origin: str = ""  # sources.origin_key of the consumers that need it; "": none does yet
+MAX_MESSAGE = 1024  # characters of a bundle's message
+MAX_NAMED = 5  # malformed parts that an event names
+ATTEMPT_ROLES = frozenset({TUNING, PROOF})  # of what occupies a target's node
 
 
 class PlanBuilder:
-    """Records are working copies of status.bundles, by id; actions and events gather in their order."""
+    """The plan of one reconcile: bundles by id, as the status will have them, and what is to be done.
+
+    Bundles are frozen: read `plan.bundles[bundle_id]` again after any function that was given the
+    plan. They change through `put`, `set_state`, `forget` and `remove` only.
+    """
 
     def __init__(self, observed: Observed, now: float, claim_made: bool = False) -> None:
+        """now: Unix seconds. claim_made: by this very reconcile, so that nothing can be on it."""
         assert observed.cache is not None
         self.observed, self.now = observed, now
         self.cache, self.spec = observed.cache, Spec.from_cache(observed.cache)
-        status = self.cache.get("status") or {}
-        self.bundles: dict[str, Object] = {
-            one["id"]: copy.deepcopy(one) for one in status.get("bundles") or ()
-        }
-        stored = status.get("storage") or {}
-        self.known_place: str = place(stored.get("claimUID", ""), stored.get("subPath", ""))
-        self.known = {
-            one["id"]: (one.get("state"), one.get("reason")) for one in self.bundles.values()
-        }
+        self.status = CacheStatus.from_cache(self.cache)  # as it was read
+        self.before: Mapping[str, BundleStatus] = {each.id: each for each in self.status.bundles}
+        self._bundles = dict(self.before)
+        storage = self.status.storage
+        self.known_place = place(storage.claim_uid, storage.sub_path or "") if storage else ""
         self.actions: list[Action] = []
         self.after: list[Action] = []
         self.events: list[Event] = []
+        if self.status.skipped:
+            self.known_place = ""  # the claim is read for what the status does not say any more
+            self.warn(reasons.MALFORMED, f"ignored: {'; '.join(self.status.skipped[:MAX_NAMED])}")
         self.released: list[Released] = []
         self.look: float | None = None
-        self.claim_made = claim_made  # in this very run: nothing can be on it
+        self.claim_made = claim_made
         self.started: set[str] = set()  # bundles whose attempt this plan starts
         self.asking: set[str] = set()  # bundles that wait for the claim's answer
         uid = self.cache["metadata"]["uid"]
         self.jobs = tuple(job for job in observed.jobs if owner_uid(job) == uid)
         here = storage_place(observed.key.name, self.spec)
-        self.elsewhere = tuple(job for job in self.jobs if _note(job, STORAGE) not in ("", here))
+        self.elsewhere = tuple(
+            job for job in self.jobs if annotation(job, STORAGE) not in ("", here)
+        )
 
     @property
     def claim_name(self) -> str:
@@ -99,130 +75,152 @@ class PlanBuilder:
 
     @property
     def place(self) -> str:
-        """Where the bundles are to be: the claim's uid and the folder in it; "" while there is no claim."""
+        """Where the bundles are to be: the claim's uid and the folder in it; "": no claim yet."""
         claim = self.observed.claim
         return place(claim["metadata"]["uid"], self.spec.claim.sub_path) if claim else ""
 
     # --- time
 
+    @property
+    def timestamp(self) -> float:
+        """Now as the status records it: Unix seconds, whole."""
+        return float(int(self.now))
+
     def requeue_at(self, when: float | None) -> None:
-        """Look again at this time (Unix seconds), or earlier."""
+        """Reconcile this key again at this time (Unix seconds), or earlier."""
         if when is not None:
             self.look = when if self.look is None else min(self.look, when)
 
-    # --- records
+    # --- bundles
 
-    def record(self, bundle: str, fingerprint: str = "", target: str = "") -> Object:
-        record = self.bundles.get(bundle)
-        if record is None:
-            record = self.bundles[bundle] = {
-                "id": bundle,
-                "fingerprint": fingerprint,
-                "target": target or bundle.partition("-")[2],
-                "state": PENDING,
-                "reason": reasons.WAITING_FOR_CLAIM,
-                "message": "",
-                "attempts": 0,
-            }
-        return record
+    @property
+    def bundles(self) -> Mapping[str, BundleStatus]:
+        return self._bundles
 
-    def say(self, record: Object, state: str, reason: str, message: str) -> None:
-        """Put a record into a state."""
-        assert reason in REASONS, reason
-        record.update(state=state, reason=reason, message=message[:1024])
+    def put(self, bundle: BundleStatus) -> BundleStatus:
+        """Take over a bundle as it is now, and return it."""
+        self._bundles[bundle.id] = bundle
+        return bundle
 
-    def changes(self) -> list[Event]:
-        """Of the records, since the last status, what is worth a person's eye."""
-        events = []
-        for bundle, record in self.bundles.items():
-            state, reason = record["state"], record["reason"]
-            before = self.known.get(bundle, ("", ""))
-            if before == (state, reason):
-                continue
-            begins = state == PROVING != before[0]
-            if (
-                state in (SEALED, FAILED, REFUSED)
-                or begins
-                or reason in (reasons.TUNING, reasons.POD_REFUSED)
-            ):
-                bad = state in (FAILED, REFUSED) or reason == reasons.POD_REFUSED
-                events.append(Event(reason, f"bundle {bundle}: {record['message']}", bad))
-        return events
+    def ensure(self, bundle_id: str, fingerprint: str = "", target: str = "") -> BundleStatus:
+        """Return a bundle, which begins as Pending where the status has none of this id."""
+        bundle = self._bundles.get(bundle_id)
+        if bundle is not None:
+            return bundle
+        target = target or bundle_id.partition("-")[2]
+        return self.put(BundleStatus(bundle_id, fingerprint, target))
 
-    def forget(self, record: Object, why: str) -> None:
-        """A bundle that may not be on the claim any more is wanted anew: from the next run on, since a status that still calls it
-        sealed would end the new attempt."""
+    def remove(self, bundle_id: str) -> None:
+        del self._bundles[bundle_id]
+
+    def set_state(self, bundle_id: str, state: str, reason: Reason, message: str) -> BundleStatus:
+        """Put a bundle into a state. The message is cut to MAX_MESSAGE."""
+        bundle = self._bundles[bundle_id]
+        return self.put(replace(bundle, state=state, reason=reason, message=message[:MAX_MESSAGE]))
+
+    def state_before(self, bundle_id: str) -> str:
+        """Return the state that the status had when this reconcile began; "": it had none."""
+        bundle = self.before.get(bundle_id)
+        return bundle.state if bundle is not None else ""
+
+    def forget(self, bundle_id: str, why: str) -> None:
+        """Begin anew with a bundle that may not be on the claim any more.
+
+        It is tuned from the next reconcile on, since a status that still calls it sealed would end
+        the new attempt.
+        """
         self.warn(
             reasons.RETRYING,
-            f"bundle {record['id']}: {why}; it is tuned again if it is wanted and not there",
+            f"bundle {bundle_id}: {why}; it is tuned again if it is wanted and not there",
         )
-        self.bundles[record["id"]] = {
-            **{name: record[name] for name in ("id", "fingerprint", "target")},
-            "state": PENDING,
-            "reason": reasons.INSPECTING,
-            "message": why,
-            "attempts": 0,
-        }
-        self.drop_jobs(record["id"])
-        self.asking.add(record["id"])
+        old = self._bundles[bundle_id]
+        self.put(BundleStatus(bundle_id, old.fingerprint, old.target))
+        self.set_state(bundle_id, PENDING, reasons.INSPECTING, why)
+        self.delete_jobs(bundle_id)
+        self.asking.add(bundle_id)
         self.requeue_at(self.now)
 
-    def drop_jobs(self, bundle: str) -> None:
-        """Before the status forgets a bundle its Jobs go: their pods' reports speak of what is not on the claim any more."""
+    def delete_jobs(self, bundle_id: str) -> None:
+        """Delete a bundle's Jobs before the status forgets it.
+
+        Their pods' reports are about what is not on the claim any more.
+        """
         self.actions += [
-            delete(job) for role in (TUNING, PROOF) for job in self.attempts(bundle, role).values()
+            delete(job)
+            for role in (TUNING, PROOF)
+            for job in self.attempts(bundle_id, role).values()
         ]
 
+    def change_events(self) -> list[Event]:
+        """Return events for those bundles whose state or reason changed in a way worth reading."""
+        events = []
+        for bundle in self._bundles.values():
+            before = self.before.get(bundle.id)
+            if before is not None and (before.state, before.reason) == (
+                bundle.state,
+                bundle.reason,
+            ):
+                continue
+            is_bad = bundle.state in (FAILED, REFUSED) or bundle.reason == reasons.POD_REFUSED
+            begins = bundle.state == PROVING != (before.state if before is not None else "")
+            if is_bad or begins or bundle.state == SEALED or bundle.reason == reasons.TUNING:
+                message = f"bundle {bundle.id}: {bundle.message}"
+                events.append(Event(bundle.reason, message, is_bad))
+        return events
+
     def warn(self, reason: Reason, message: str) -> None:
-        assert reason in REASONS, reason
+        """Add an event of type Warning."""
         self.events.append(Event(reason, message, warning=True))
 
     # --- Jobs and pods
 
-    def attempts(self, bundle: str, role: str = TUNING) -> dict[int, Object]:
-        """Our Jobs that try to make a bundle (or to prove it: PROOF) where it is to be, by the attempt's number."""
+    def attempts(self, bundle_id: str, role: str = TUNING) -> dict[int, Object]:
+        """Return our Jobs that tune a bundle, or prove it (PROOF), where it is to be, by number."""
         return {
-            int(job["metadata"]["labels"][ATTEMPT]): job
+            int(label(job, ATTEMPT)): job
             for job in self.jobs
-            if _label(job, ROLE) == role
-            and _label(job, BUNDLE) == bundle
+            if label(job, ROLE) == role
+            and label(job, BUNDLE) == bundle_id
             and job not in self.elsewhere
         }
 
-    def pods(self, bundle: str) -> list[Object]:
-        """Every pod that tunes or proves a bundle, by its label, whoever made it."""
+    def pods(self, bundle_id: str) -> list[Object]:
+        """Return every pod that tunes or proves a bundle, by its label, with any owner."""
         return [
             pod
             for pod in self.observed.pods
-            if _label(pod, ROLE) in ATTEMPTS and _label(pod, BUNDLE) == bundle
+            if label(pod, ROLE) in ATTEMPT_ROLES and label(pod, BUNDLE) == bundle_id
         ]
 
     def tried(self) -> set[str]:
-        """Bundles that our Jobs try, or tried, to make or to prove."""
+        """Return the bundles that our Jobs tune or prove, or did."""
         return {
-            _label(job, BUNDLE)
+            label(job, BUNDLE)
             for job in self.jobs
-            if _label(job, ROLE) in ATTEMPTS and job not in self.elsewhere
+            if label(job, ROLE) in ATTEMPT_ROLES and job not in self.elsewhere
         }
 
-    def live(self, bundle: str, roles: Collection[str] = ATTEMPTS) -> bool:
-        """An attempt or a proof is live while its Job, whoever's, may still make a pod, or any pod of it is not terminal."""
+    def is_live(self, bundle_id: str, roles: Collection[str] = ATTEMPT_ROLES) -> bool:
+        """Return whether an attempt or a proof of a bundle may still use its node.
+
+        It may while its Job, of any owner, can make a pod, or any pod of it is not terminal.
+        """
         jobs = [
             job
             for job in self.observed.jobs
-            if _label(job, ROLE) in roles and _label(job, BUNDLE) == bundle
+            if label(job, ROLE) in roles and label(job, BUNDLE) == bundle_id
         ]
-        pods = [pod for pod in self.pods(bundle) if _label(pod, ROLE) in roles]
-        return any(not self.gone(pod) for pod in pods) or any(self._may_go_on(job) for job in jobs)
+        pods = [pod for pod in self.pods(bundle_id) if label(pod, ROLE) in roles]
+        return any(not self._is_gone(pod) for pod in pods) or any(map(self._may_go_on, jobs))
 
-    def gone(self, pod: Object) -> bool:
+    def _is_gone(self, pod: Object) -> bool:
         """Ended, or on a node that has not answered for ten minutes."""
         since = pod["metadata"].get("deletionTimestamp")
         return is_finished(pod) or bool(since and self.now - parse_timestamp(since) >= LOST)
 
     def _may_go_on(self, job: Object) -> bool:
-        """A Job that we have ended is not over before its pod is, which on a lost node may be never; it makes no other one.
-        One whose bundle goes elsewhere is in the way by its name alone."""
+        """A Job that we have ended is not over before its pod is, which on a lost node may be never;
+        it makes no other one. One whose bundle goes elsewhere is in the way by its name alone."""
         if job in self.elsewhere:
             return True
         if is_job_finished(job):
@@ -232,49 +230,55 @@ class PlanBuilder:
             for pod in self.observed.pods
             if owner_uid(pod) == job["metadata"]["uid"] and not is_finished(pod)
         ]
-        return not (ended_by_us(job) and pods and all(self.gone(pod) for pod in pods))
+        return not (is_ended_by_us(job) and pods and all(map(self._is_gone, pods)))
 
     def end(self, job: Object) -> None:
-        """End an attempt, once the status remembers what its pod said: a deadline of 1 s, since deleting a Job and making it
-        again under its name gave two live pods. A suspended Job never starts its clock and has to be deleted."""
+        """End an attempt, once the status records what its pod reported.
+
+        By a deadline of 1 s: a Job that was deleted and made again under its name gave two live
+        pods. A suspended Job never starts its clock and has to be deleted.
+        """
         if is_job_finished(job) or job["metadata"].get("deletionTimestamp"):
             return
         name = job["metadata"]["name"]
         if (job.get("spec") or {}).get("suspend"):
             self.after.append(delete(job))
-        elif not ended_by_us(job):
-            self.after.append(
-                Patch(f"end Job {name}", reference(job), {"spec": {"activeDeadlineSeconds": 1}})
-            )
+        elif not is_ended_by_us(job):
+            patch = {"spec": {"activeDeadlineSeconds": 1}}
+            self.after.append(Patch(f"end Job {name}", reference(job), patch))
 
     def outcome(self, action: Action) -> Outcome | None:
+        """Return what the API server answered to an action of this reconcile."""
         return self.observed.outcomes.get(action.name)
 
 
-def _label(obj: Object, name: str) -> str:
+def label(obj: Object, name: str) -> str:
+    """Return the value of a label; "": it has none."""
     return str((obj["metadata"].get("labels") or {}).get(name, ""))
 
 
-def _note(obj: Object, name: str) -> str:
+def annotation(obj: Object, name: str) -> str:
+    """Return the value of an annotation; "": it has none."""
     return str((obj["metadata"].get("annotations") or {}).get(name, ""))
 
 
 def place(uid: str, sub_path: str) -> str:
+    """Return a claim's uid and the folder in it as one text."""
     return f"{uid}/{sub_path}" if uid and sub_path else uid
 
 
-def ended_by_us(job: Object) -> bool:
+def is_ended_by_us(job: Object) -> bool:
     return bool((job.get("spec") or {}).get("activeDeadlineSeconds") == 1)
 
 
 def owner_uid(obj: Object) -> str:
-    """The uid of an object's controlling owner, or ""."""
+    """Return the uid of an object's controlling owner; "": it has none."""
     owners = obj["metadata"].get("ownerReferences") or ()
-    return next((str(one["uid"]) for one in owners if one.get("controller")), "")
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
 
 
 def reference(obj: Object) -> Object:
-    """Just enough of an object to patch or delete it, and only it."""
+    """Return just enough of an object to patch or delete it, and only it."""
     meta = obj["metadata"]
     return {
         "apiVersion": obj["apiVersion"],
@@ -284,63 +288,10 @@ def reference(obj: Object) -> Object:
 
 
 def delete(obj: Object) -> Action:
+    """Return the action that deletes an object."""
     return Delete(f"delete {obj['kind']} {obj['metadata']['name']}", reference(obj))
 
 
-def request_key(data: Any) -> str:
-    """What an inspect or prune Job was asked, as the annotation that tells a stale answer from ours."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
-
-
 def fingerprint_of(job: Object) -> str:
-    return str((job["metadata"].get("annotations") or {}).get(FINGERPRINT, ""))
-
-
-def failure(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The record's last failed attempt: {attempt, at, reason, message}, or nothing."""
-    return record.get("lastFailure") or {}
-
-
-def fail(plan: PlanBuilder, record: Object, reason: str, message: str) -> None:
-    """Take note of a failed attempt: another one, or the end."""
-    number, limit, before = (
-        record["attempts"],
-        plan.spec.max_attempts,
-        failure(record).get("reason"),
-    )
-    note_failure(plan, record, number, reason, message)
-    text = f"attempt {number} of {limit}: {reason}: {message}"
-    if reason in TOLD_BY_CHECK:
-        plan.say(record, REFUSED, reason, message)
-    elif (
-        not REASONS[reason].is_retried
-        or number >= limit
-        or (reason == reasons.INCOMPLETE_RANKS == before)
-    ):
-        plan.say(record, FAILED, reason, f"attempt {number} of {limit}: {message}")
-    else:
-        plan.warn(Reason(reason), f"bundle {record['id']}: {text}")
-        plan.say(
-            record,
-            PENDING,
-            reasons.RETRYING,
-            f"{text}; the next one starts at {format_timestamp(next_try(record))}",
-        )
-
-
-def note_failure(plan: PlanBuilder, record: Object, number: int, reason: str, message: str) -> None:
-    """`number`: of the attempt, or of the proof of a bundle that is on the claim already."""
-    record["lastFailure"] = {
-        "attempt": number,
-        "at": format_timestamp(plan.now),
-        "reason": reason,
-        "message": message[:1024],
-    }
-    for forgotten in ("pod", "disruptions"):
-        record.pop(forgotten, None)
-
-
-def next_try(record: Object) -> float:
-    """When a bundle may be tried (Unix seconds)."""
-    last = failure(record)
-    return parse_timestamp(last["at"]) + BACKOFF * 4.0 ** (last["attempt"] - 1) if last else 0.0
+    """Return the fingerprint that a Job of ours was made for."""
+    return annotation(job, FINGERPRINT)

@@ -12,7 +12,7 @@ from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.desired import desired_bundles
-from pretune.policy.bundles.retention import RETIREMENT
+from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 from pretune.policy.cache.storage import judge
 from pretune.policy.decide import decide
 from pretune.policy.model import Action, Apply, Create, Delete, Outcome, Patch, Plan
@@ -397,6 +397,22 @@ def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles(
     assert not action_names(plan.actions, Create), "only once the status has forgotten the bundle"
 
 
+def test_a_bundle_whose_status_is_malformed_is_read_from_the_claim_again() -> None:
+    [bundle] = ids(cache())
+    other = record("0123456789ab-other", layout="Managed")
+    malformed = cache(status_of(record(bundle, attempts="two"), other))
+    plan = decide(seen(malformed), NOW)
+    assert plan.status is not None
+    assert [(one["id"], one["state"]) for one in plan.status["bundles"]] == [
+        (bundle, "Pending"),
+        (other["id"], "Sealed"),
+    ]
+    assert [(event.reason, event.warning) for event in plan.events] == [("Malformed", True)]
+    assert "status.bundles[0]: attempts is not a number" in plan.events[0].message
+    [create] = [one for one in plan.actions if isinstance(one, Create)]
+    assert create.object["metadata"]["labels"][names.ROLE] == names.INSPECT
+
+
 # --- a bundle's end
 
 
@@ -424,7 +440,7 @@ def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
     gone = old(
         1,
         "Retired",
-        retiredAt=format_timestamp(NOW - RETIREMENT + 1),
+        retiredAt=format_timestamp(NOW - RETIREMENT_SECONDS + 1),
         writer={"uid": 1234, "gid": 5, "groups": [6]},
     )
     [bundle] = ids(cache())

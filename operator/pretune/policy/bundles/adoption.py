@@ -1,9 +1,12 @@
-"""The claim is the truth, status only remembers it: what is found there whole and valid is taken over, never tuned again."""
+"""The claim is the truth, the status only records it.
+
+What is found there whole and valid is adopted, never tuned again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+import json
+from dataclasses import asdict, replace
 
 from pretune.api import reasons
 from pretune.api.names import (
@@ -21,57 +24,55 @@ from pretune.api.names import (
     TUNING,
     TUNING_STATE,
 )
+from pretune.api.status import BundleStatus, Environment, Writer
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.job import build_inspect_job
 from pretune.policy.bundles import proofs
 from pretune.policy.bundles.attempt_state import is_job_finished, report_of, statuses
+from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.retries import record_failed_attempt
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
-from pretune.policy.plan_builder import (
-    ON_CLAIM,
-    DesiredBundle,
-    PlanBuilder,
-    delete,
-    fail,
-    failure,
-    owner_uid,
-    request_key,
-)
-from pretune.protocol import ANSWERS, Report
+from pretune.policy.plan_builder import PlanBuilder, annotation, delete, label, owner_uid
+from pretune.protocol import ANSWERS, EMPTY, INSPECTED, Report
 
-PATIENCE = 300.0  # seconds that an inspect Job may take; then the attempt's own check looks
+# Seconds that an inspect Job may take; then the attempt's own check looks at the claim.
+INSPECT_TIMEOUT_SECONDS = 300.0
 
 
-def adopt(plan: PlanBuilder, record: Object, report: Report, fingerprint: str) -> None:
-    """A bundle is on the claim: its record says what the manifest says."""
-    record["fingerprint"] = record.get("fingerprint") or fingerprint
-    record["layout"], record["entries"], record["digest"] = (
-        report.layout,
-        report.entries,
-        report.digest,
-    )
-    record["tunedSeconds"], record["sealedAt"] = report.seconds, report.at
-    if report.versions is not None:
-        record["environment"] = asdict(report.versions)
-    if report.writer is not None:
-        record["writer"] = asdict(report.writer)
-    if report.proven:
-        record["proven"] = True
-    else:
-        record.pop("proven", None)
-    if "coldSeconds" not in record:
-        proofs.note_cold(record, report.seconds)
+def adopt(plan: PlanBuilder, bundle_id: str, report: Report, fingerprint: str) -> None:
+    """Record what a report says of a bundle on the claim, and call it Sealed.
+
+    fingerprint: of the bundle, where its status does not know it.
+    """
+    bundle = plan.bundles[bundle_id]
     # What a proof that failed left behind counts as long as it is tried again.
-    kept = ("lastFailure",) if record["state"] == PROVING and not report.proven else ()
-    for forgotten in {"pod", "disruptions", "lastFailure", "retiredAt"} - set(kept):
-        record.pop(forgotten, None)
-    plan.say(
-        record,
-        SEALED,
-        reasons.NOTHING_TO_TUNE if report.layout == "Empty" else reasons.SEALED,
-        report.message,
+    keeps_failure = bundle.state == PROVING and not report.proven
+    bundle = replace(
+        bundle,
+        fingerprint=bundle.fingerprint or fingerprint,
+        layout=report.layout or None,
+        entries=report.entries,
+        digest=report.digest,
+        tuned_seconds=report.seconds,
+        sealed_at=parse_timestamp(report.at) if report.at else None,
+        retired_at=None,
+        proven=report.proven,
+        pod=None,
+        disruptions=None,
+        last_failure=bundle.last_failure if keeps_failure else None,
     )
+    if report.versions is not None:
+        bundle = replace(bundle, environment=Environment(**asdict(report.versions)))
+    if report.writer is not None:
+        writer = report.writer
+        bundle = replace(bundle, writer=Writer(writer.uid, writer.gid, tuple(writer.groups)))
+    if bundle.cold_seconds is None and report.seconds:
+        bundle = replace(bundle, cold_seconds=report.seconds)
+    plan.put(bundle)
+    reason = reasons.NOTHING_TO_TUNE if report.layout == EMPTY else reasons.SEALED
+    plan.set_state(bundle_id, SEALED, reason, report.message)
 
 
 def ask(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage) -> None:
@@ -87,36 +88,32 @@ def ask(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage)
         _forget(plan, list(plan.bundles), f"claim {plan.claim_name} is made anew")
         plan.known_place = here
     pruned = set(plan.asking)  # still being deleted: an answer would be of no use
-    asked = {one["id"] for one in plan.bundles.values() if _lost(plan, one)} - pruned
+    asked = {bundle.id for bundle in plan.bundles.values() if _is_lost(plan, bundle)} - pruned
     lost = set(asked)
     if storage.ready and here != plan.known_place and not plan.spec.suspend:
-        if plan.known_place:  # another place than the one that the records speak of
+        if plan.known_place:  # another place than the one that the status speaks of
             _try_again(plan)
-            asked |= {one["id"] for one in plan.bundles.values() if one["state"] in ON_CLAIM}
-        asked |= {want.id for want in bundles if _may_be_there(plan, plan.bundles[want.id])}
+            asked |= {bundle.id for bundle in plan.bundles.values() if bundle.is_on_claim}
+        asked |= {each.id for each in bundles if _may_be_there(plan, plan.bundles[each.id])}
         asked -= pruned
-    text = request_key([here, [_tries(plan.bundles[one]) for one in sorted(asked)]])
-    jobs = [job for job in plan.jobs if job["metadata"]["labels"].get(ROLE) == INSPECT]
+    key = request_key(here, [plan.bundles[bundle_id] for bundle_id in sorted(asked)])
     current = None
-    for job in jobs:
-        if asked and (job["metadata"].get("annotations") or {}).get(REQUEST_KEY) == text:
+    for job in plan.jobs:
+        if label(job, ROLE) != INSPECT:
+            continue
+        if asked and annotation(job, REQUEST_KEY) == key:
             current = job
         else:
             plan.after.append(delete(job))
     if not storage.ready:
-        for one in lost:
-            plan.say(
-                plan.bundles[one],
-                _waiting(plan.bundles[one]),
-                reasons.WAITING_FOR_CLAIM,
-                storage.message,
-            )
+        for bundle_id in lost:
+            state = _waiting_state(plan.bundles[bundle_id])
+            plan.set_state(bundle_id, state, reasons.WAITING_FOR_CLAIM, storage.message)
     if not asked or not storage.ready:
         return
     if current is None:
-        spec = plan.spec
         job = build_inspect_job(
-            plan.observed.key, plan.cache, spec, sorted(asked), text, plan.observed.settings
+            plan.observed.key, plan.cache, plan.spec, sorted(asked), key, plan.observed.settings
         )
         action = Create(f"create Job {job['metadata']['name']}", job)
         plan.actions.append(action)
@@ -134,34 +131,42 @@ def ask(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage)
     _take(plan, asked, report)
 
 
-def _tries(record: Object) -> list[Any]:
-    """What makes a question another one, though it is about the same bundle: an older answer knows nothing of a newer attempt."""
-    return [record["id"], record["attempts"], *([record["proofs"]] if "proofs" in record else [])]
+def request_key(place: str, bundles: list[BundleStatus]) -> str:
+    """Return what an inspect Job is asked, by which a stale answer is recognised.
+
+    About the same bundle it is another one after another attempt: an older answer does not know it.
+    """
+    tries = [
+        [bundle.id, bundle.attempts, *([bundle.proofs] if bundle.proofs is not None else [])]
+        for bundle in bundles
+    ]
+    return json.dumps([place, tries], sort_keys=True, separators=(",", ":"))
 
 
 def _wait(plan: PlanBuilder, asked: set[str], message: str) -> None:
     plan.asking |= asked
-    for one in asked:
-        if plan.bundles[one]["state"] != SEALED:
-            plan.say(plan.bundles[one], _waiting(plan.bundles[one]), reasons.INSPECTING, message)
+    for bundle_id in asked:
+        bundle = plan.bundles[bundle_id]
+        if bundle.state != SEALED:
+            plan.set_state(bundle_id, _waiting_state(bundle), reasons.INSPECTING, message)
 
 
-def _waiting(record: Object) -> str:
-    return PROVING if record["state"] == PROVING else PENDING
+def _waiting_state(bundle: BundleStatus) -> str:
+    return PROVING if bundle.state == PROVING else PENDING
 
 
-def _may_be_there(plan: PlanBuilder, record: Object) -> bool:
-    return record["state"] == PENDING and not plan.live(record["id"], {TUNING})
+def _may_be_there(plan: PlanBuilder, bundle: BundleStatus) -> bool:
+    return bundle.state == PENDING and not plan.is_live(bundle.id, {TUNING})
 
 
 def _answer(plan: PlanBuilder, job: Object) -> tuple[Report | None, bool]:
     """What inspect reported, and whether there is no use in waiting any longer."""
     for pod in plan.observed.pods:
         if owner_uid(pod) == job["metadata"]["uid"] and (
-            report := report_of(statuses(pod).get(AGENT_CONTAINER))
+            report := report_of(statuses(pod).get(AGENT_CONTAINER), INSPECTED)
         ):
             return report, True
-    until = parse_timestamp(job["metadata"]["creationTimestamp"]) + PATIENCE
+    until = parse_timestamp(job["metadata"]["creationTimestamp"]) + INSPECT_TIMEOUT_SECONDS
     plan.requeue_at(until)
     return None, is_job_finished(job) or plan.now >= until
 
@@ -169,34 +174,36 @@ def _answer(plan: PlanBuilder, job: Object) -> tuple[Report | None, bool]:
 def _take(plan: PlanBuilder, asked: set[str], report: Report | None) -> None:
     """Found: adopted. Not found: a lost attempt failed, a sealed bundle is gone, a new one is made. No answer: go on, since
     the next attempt's own check looks at the claim before the engine starts."""
-    found = {one.id: one for one in (report.bundles if report else ())}
-    for bundle, answer in found.items():
-        record = plan.record(bundle, answer.fingerprint)
+    found = {answer.id: answer for answer in (report.bundles if report else ())}
+    for bundle_id, answer in found.items():
+        bundle = plan.ensure(bundle_id, answer.fingerprint)
         if (
-            record["state"] in (PENDING, TUNING_STATE, *ON_CLAIM)
-            and record["fingerprint"] == answer.fingerprint
+            bundle.state in (PENDING, TUNING_STATE, PROVING, SEALED)
+            and bundle.fingerprint == answer.fingerprint
         ):
-            unheard = record["state"] == PROVING and _lost(plan, record)
-            adopt(plan, record, answer, answer.fingerprint)
-            if unheard and not answer.proven:
-                proofs.fail(plan, record, reasons.REPORT_LOST, f"{_GONE} no proof of this bundle")
+            is_unheard = bundle.state == PROVING and _is_lost(plan, bundle)
+            adopt(plan, bundle_id, answer, answer.fingerprint)
+            if is_unheard and not answer.proven:
+                message = f"{_GONE} no proof of this bundle"
+                proofs.record_failed_proof(plan, bundle_id, reasons.REPORT_LOST, message)
     missing = asked - set(found)
     if missing and len(asked & set(found)) >= ANSWERS:
-        plan.known_place = (
-            ""  # there may be more than one report holds: the missing ones are asked for again
-        )
+        # There may be more than one report holds: the missing ones are asked for again.
+        plan.known_place = ""
         plan.asking |= missing
         plan.requeue_at(plan.now)
         return
     fresh = {
-        one
-        for one in asked
-        if plan.bundles[one]["state"] == PENDING and not _lost(plan, plan.bundles[one])
+        bundle_id
+        for bundle_id in asked
+        if plan.bundles[bundle_id].state == PENDING and not _is_lost(plan, plan.bundles[bundle_id])
     }
-    for bundle in sorted(missing - fresh):
-        if plan.bundles[bundle]["state"] not in ON_CLAIM and _lost(plan, plan.bundles[bundle]):
-            fail(plan, plan.bundles[bundle], reasons.REPORT_LOST, f"{_GONE} no such bundle")
-    sealed = [one for one in sorted(missing) if plan.bundles[one]["state"] in ON_CLAIM]
+    for bundle_id in sorted(missing - fresh):
+        bundle = plan.bundles[bundle_id]
+        if not bundle.is_on_claim and _is_lost(plan, bundle):
+            message = f"{_GONE} no such bundle"
+            record_failed_attempt(plan, bundle_id, reasons.REPORT_LOST, message)
+    sealed = [bundle_id for bundle_id in sorted(missing) if plan.bundles[bundle_id].is_on_claim]
     _forget(
         plan,
         sealed,
@@ -211,32 +218,28 @@ def _take(plan: PlanBuilder, asked: set[str], report: Report | None) -> None:
 _GONE = "the pod was gone before its report was read, and the claim has"
 
 
-def _forget(plan: PlanBuilder, bundles: list[str], why: str) -> None:
+def _forget(plan: PlanBuilder, bundle_ids: list[str], why: str) -> None:
     """Sealed bundles that are not on the claim any more are wanted anew."""
-    for bundle in bundles:
-        record = plan.bundles[bundle]
-        if record["state"] in ON_CLAIM:
-            plan.forget(record, why)
-        elif record["state"] == RETIRED:
-            plan.drop_jobs(bundle)
-            del plan.bundles[bundle]
+    for bundle_id in bundle_ids:
+        bundle = plan.bundles[bundle_id]
+        if bundle.is_on_claim:
+            plan.forget(bundle_id, why)
+        elif bundle.state == RETIRED:
+            plan.delete_jobs(bundle_id)
+            plan.remove(bundle_id)
 
 
 def _try_again(plan: PlanBuilder) -> None:
     """What failed in another place may do well in this one."""
-    for record in list(plan.bundles.values()):
-        if record["state"] == FAILED or (
-            record["state"] == REFUSED and record["reason"] == reasons.UNSAFE_PATH
+    for bundle in list(plan.bundles.values()):
+        if bundle.state == FAILED or (
+            bundle.state == REFUSED and bundle.reason == reasons.UNSAFE_PATH
         ):
-            plan.forget(record, "spec.storage was changed")
+            plan.forget(bundle.id, "spec.storage was changed")
 
 
-def _lost(plan: PlanBuilder, record: Object) -> bool:
-    """Its newest attempt, or proof, has ended, and nobody took note of a report."""
-    proof = record["state"] == PROVING
-    begun = record.get("proofs", 0) if proof else record["attempts"]
-    return (
-        record["state"] in (PENDING, TUNING_STATE, PROVING)
-        and begun > failure(record).get("attempt", 0)
-        and not plan.live(record["id"], {PROOF if proof else TUNING})
-    )
+def _is_lost(plan: PlanBuilder, bundle: BundleStatus) -> bool:
+    """Its newest attempt, or proof, has ended, and no report of it was read."""
+    is_open = bundle.has_open_attempt or bundle.has_open_proof
+    role = PROOF if bundle.state == PROVING else TUNING
+    return is_open and not plan.is_live(bundle.id, {role})

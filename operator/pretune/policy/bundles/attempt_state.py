@@ -11,23 +11,16 @@ from dataclasses import dataclass
 
 from pretune.api import reasons
 from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER
-from pretune.api.reasons import REASONS
+from pretune.api.reasons import Reason, find_reason
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
-from pretune.protocol import CHECKED, INSPECTED, PROVEN, PRUNED, Report
+from pretune.protocol import PROVEN, Report
 
 POD_GRACE = 5.0  # seconds that a Job may be without a pod before its events are shown
 EVENTS = 30.0  # seconds between looks at the events of a Job without a pod: nothing that is watched tells of them
 LINGER = 30.0  # seconds that a pod may outlive its report
 LOST = 600.0  # seconds that a pod may be Terminating past its grace
 DISRUPTIONS = 6  # pods of one attempt that may be evicted or preempted; the last of them ends it
-
-ANSWERS_OF_OURS = (
-    CHECKED,
-    PROVEN,
-    INSPECTED,
-    PRUNED,
-)  # reasons of a report that are no reason of a bundle
 
 _CANNOT_PULL = (
     "ImagePullBackOff",
@@ -58,7 +51,7 @@ class AttemptState:
     """Pending or Tuning: it goes on. Over: it has ended, or is to be ended; a report says how, else the reason does."""
 
     state: str  # Pending | Tuning | Over
-    reason: str
+    reason: Reason
     message: str
     report: Report | None = None
     look: float | None = None  # when a check that is silent now would answer, Unix seconds
@@ -88,9 +81,17 @@ def statuses(pod: Object) -> dict[str, Object]:
     }
 
 
+def engine_of_pod(pod: Object) -> Object:
+    """Return the engine: the last init container of a tuning or proof pod (manifests/job.py).
+
+    {} for a pod without any, which somebody else made.
+    """
+    containers: list[Object] = (pod.get("spec") or {}).get("initContainers") or [{}]
+    return containers[-1]
+
+
 def engine_name(pod: Object) -> str:
-    """The engine is the last init container of a tuning or proof pod (manifests/job.py)."""
-    return str(pod["spec"]["initContainers"][-1]["name"])
+    return str(engine_of_pod(pod).get("name", ""))
 
 
 def is_finished(pod: Object) -> bool:
@@ -98,10 +99,17 @@ def is_finished(pod: Object) -> bool:
 
 
 def is_job_finished(job: Object) -> bool:
-    return any(
-        one["type"] in ("Complete", "Failed") and one["status"] == "True"
-        for one in (job.get("status") or {}).get("conditions") or ()
-    )
+    """Return whether a Job has completed or failed."""
+    return _has_job_condition(job, "Complete", "Failed")
+
+
+def is_job_complete(job: Object) -> bool:
+    return _has_job_condition(job, "Complete")
+
+
+def _has_job_condition(job: Object, *kinds: str) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return any(each["type"] in kinds and each["status"] == "True" for each in conditions)
 
 
 def condition(pod: Object, kind: str) -> Object | None:
@@ -115,24 +123,29 @@ def terminated(status: Object | None) -> Object | None:
     return ((status or {}).get("state") or {}).get("terminated")
 
 
-def report_of(status: Object | None) -> Report | None:
-    """The report that one of our containers left, once it has ended. One with a reason that we do not know is none."""
+def report_of(status: Object | None, answer: str = "") -> Report | None:
+    """Return the report that a container of ours left, once it has ended.
+
+    None also for one whose reason is neither in the catalogue nor this `answer`.
+    """
     end = terminated(status)
     report = Report.load(end["message"]) if end and end.get("message") else None
-    known = (
-        report is not None
-        and isinstance(report.reason, str)
-        and report.reason in {*REASONS, *ANSWERS_OF_OURS}
-    )
-    return report if known else None
+    if report is None or (find_reason(report.reason) is None and report.reason != answer):
+        return None
+    return report
+
+
+def reason_of(report: Report) -> Reason:
+    """Return why an attempt ended by its report; a proof that went well is reason Sealed."""
+    return find_reason(report.reason) or reasons.SEALED
 
 
 def has_reported(pod: Object) -> bool:
-    """Seal or prove has said how it ended, or check that the engine need not start."""
+    """Return whether seal or prove has reported, or check that the engine need not start."""
     found = statuses(pod)
     check = report_of(found.get(CHECK_CONTAINER))
-    said = any(report_of(found.get(name)) is not None for name in (SEAL_CONTAINER, PROVE_CONTAINER))
-    return said or (check is not None and check.reason != CHECKED)
+    seal, prove = found.get(SEAL_CONTAINER), report_of(found.get(PROVE_CONTAINER), PROVEN)
+    return check is not None or report_of(seal) is not None or prove is not None
 
 
 def ended_at(pod: Object) -> float | None:
@@ -175,7 +188,7 @@ def last_words(status: Object) -> str:
     return f"{text}: {words[-400:]}" if words else text
 
 
-def finished(reason: str, message: str, report: Report | None = None) -> AttemptState:
+def finished(reason: Reason, message: str, report: Report | None = None) -> AttemptState:
     return AttemptState("Finished", reason, message, report)
 
 
@@ -195,11 +208,9 @@ def reported(a: Attempt) -> AttemptState | None:
                 reasons.ENGINE_FAILED,
                 f"the engine restarted {restarts} times before its files were sealed",
             )
-        return finished(report.reason, report.message, report)
+        return finished(reason_of(report), report.message, report)
     report = report_of(found.get(CHECK_CONTAINER))
-    if report is not None and report.reason != CHECKED:
-        return finished(report.reason, report.message, report)
-    return None
+    return finished(reason_of(report), report.message, report) if report is not None else None
 
 
 def node_lost(a: Attempt) -> AttemptState | None:
@@ -278,12 +289,12 @@ def cannot_be_made(a: Attempt) -> AttemptState | None:
     return found
 
 
-def _waiting(a: Attempt, reasons: tuple[str, ...], ours: str) -> AttemptState | None:
+def _waiting(a: Attempt, words: tuple[str, ...], reason: Reason) -> AttemptState | None:
     for name, status in statuses(a.pod or {}).items():
         waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in reasons:
+        if waiting.get("reason") in words:
             return finished(
-                ours,
+                reason,
                 f"container {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": "),
             )
     return None
@@ -326,7 +337,7 @@ def seal_silent(a: Attempt) -> AttemptState | None:
     return silent(a, SEAL_CONTAINER, reasons.SEAL_FAILED)
 
 
-def silent(a: Attempt, name: str, reason: str) -> AttemptState | None:
+def silent(a: Attempt, name: str, reason: Reason) -> AttemptState | None:
     """A container of ours has ended without a word."""
     status = statuses(a.pod or {}).get(name)
     if status is None or terminated(status) is None:

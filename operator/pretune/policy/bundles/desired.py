@@ -13,10 +13,25 @@ from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of
 from pretune.podspec.workloads import find_kind
 from pretune.policy.model import Origin
-from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
+from pretune.protocol import Inputs
 
 FINGERPRINTS = 4  # of one target: more are a sign that something in the engine's env or args is new in each pod
+
+
+@dataclass(frozen=True)
+class DesiredBundle:
+    """A bundle that should be there: of one fingerprint and target."""
+
+    id: str
+    inputs: Inputs
+    target: Target
+    template: Object
+    refusal: Refused | None  # why this engine cannot be tuned as a copy
+    current: bool = True  # of the newest source: Ready speaks of it
+    made: str = ""  # when its source's revision was made (RFC 3339); "": spec.source, or unknown
+    origin: str = ""  # workloads.origin_key of the consumers that need it; "": none does yet
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
-"""The annotation pretune.dev/import: what vLLM wrote elsewhere becomes the newest source's bundle, before any GPU is used.
+"""The annotation pretune.dev/import: a folder that vLLM wrote elsewhere becomes a bundle.
 
-One try for a bundle and a value. Whatever comes of it is in the record's `import`; refused, it is tuned as usual. What was made into one
-bundle is made into no other of that target: a folder is one engine's, and the annotation outlives it.
+Of the newest source only, and before any GPU is used. One try for a bundle and a value, whose
+outcome is in the bundle's `import`; refused, the bundle is tuned as usual. A folder is one engine's,
+and the annotation outlives it: what went into one bundle goes into no other of that target.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 from pretune.api import reasons
 from pretune.api.names import BUNDLE, IMPORT, IMPORT_CONTAINER, IMPORTING, PENDING, ROLE
-from pretune.api.reasons import Refused
+from pretune.api.reasons import Reason, Refused
+from pretune.api.status import BundleStatus, ImportNote
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
@@ -31,6 +32,7 @@ from pretune.policy.bundles.attempt_state import (
     pod_failed,
     pulling,
     read,
+    reason_of,
     report_of,
     silent,
     since,
@@ -38,21 +40,26 @@ from pretune.policy.bundles.attempt_state import (
     unscheduled,
     without_pod,
 )
-from pretune.policy.bundles.job_runs import create
+from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.job_runs import create_job
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
 from pretune.policy.plan_builder import (
-    DesiredBundle,
+    MAX_MESSAGE,
     PlanBuilder,
+    annotation,
     delete,
     fingerprint_of,
+    label,
     owner_uid,
 )
 
-PATIENCE = 120.0  # seconds that its pod may be without a node
-START = 600.0  # seconds from its node that its container may not have started: the image is large, and a volume may not attach
-LIMIT = PATIENCE + START + DEADLINE  # seconds for all of it
-LONGEST = 1024  # characters of the annotation's value
+NODE_TIMEOUT_SECONDS = 120.0  # that its pod may be without a node
+# That its container may not have started, once it has a node: the image is large, and a volume may
+# not attach.
+START_TIMEOUT_SECONDS = 600.0
+TIMEOUT_SECONDS = NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS + DEADLINE
+MAX_VALUE = 1024  # characters of the annotation's value
 SEALED_REASONS = (reasons.SEALED, reasons.NOTHING_TO_TUNE)
 
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -66,7 +73,7 @@ def source_of(value: str) -> tuple[str, str]:
             reasons.IMPORT_REFUSED,
             f"annotation {IMPORT}: {claim!r} is no claim's name; it is <claim>[/<path in it>]",
         )
-    if len(value) >= LONGEST or not path.isprintable():
+    if len(value) >= MAX_VALUE or not path.isprintable():
         raise Refused(
             reasons.IMPORT_REFUSED, f"annotation {IMPORT}: {path[:80]!r}… is no path of a folder"
         )
@@ -77,133 +84,138 @@ def source_of(value: str) -> tuple[str, str]:
     return claim, path
 
 
-def asked(plan: PlanBuilder) -> str:
-    """The annotation's value, "" where there is none; cut where the status could not hold it, which source_of refuses."""
-    return str((plan.cache["metadata"].get("annotations") or {}).get(IMPORT) or "").strip()[
-        :LONGEST
-    ]
+def requested_source(plan: PlanBuilder) -> str:
+    """Return the annotation's value, stripped; "": there is none.
+
+    Cut where the status could not hold it, which source_of refuses.
+    """
+    return annotation(plan.cache, IMPORT).strip()[:MAX_VALUE]
 
 
 # --- what became of it
 
 
-def settle(plan: PlanBuilder) -> None:
-    """Read the import Jobs. One is removed once its outcome is in the status, or nobody asks for it any more: what it said is true of
-    the claim as it was then."""
+def process_finished_imports(plan: PlanBuilder) -> None:
+    """Read the import Jobs.
+
+    One is deleted once its outcome is in the status, or it is not asked for any more: it reported
+    what was true of the claim then.
+    """
     for job in _jobs(plan):
-        record = plan.bundles.get(job["metadata"]["labels"][BUNDLE])
-        value = _from(job)
+        bundle, value = plan.bundles.get(label(job, BUNDLE)), annotation(job, IMPORT)
         if (
-            record is None
-            or record["state"] != PENDING
-            or _done(record, value)
-            or value != asked(plan)
+            bundle is None
+            or bundle.state != PENDING
+            or _is_done(bundle, value)
+            or value != requested_source(plan)
         ):
             plan.after.append(delete(job))
             continue
-        standing = read(_attempt(plan, job), CHECKS)
-        plan.requeue_at(standing.look)
-        if standing.state != "Finished":
-            plan.requeue_at(parse_timestamp(job["metadata"]["creationTimestamp"]) + LIMIT)
-            plan.say(record, PENDING, reasons.IMPORTING, f"import from {value}: {standing.message}")
+        state = read(_attempt(plan, job), CHECKS)
+        plan.requeue_at(state.look)
+        if state.state != "Finished":
+            plan.requeue_at(parse_timestamp(job["metadata"]["creationTimestamp"]) + TIMEOUT_SECONDS)
+            message = f"import from {value}: {state.message}"
+            plan.set_state(bundle.id, PENDING, reasons.IMPORTING, message)
             continue
         plan.after.append(delete(job))
-        report = standing.report
+        report = state.report
         if report is not None and report.reason in SEALED_REASONS:
-            adopt(plan, record, report, fingerprint_of(job))
-            _note_image(plan, record, job)
-            _note(record, value, reasons.SEALED, report.message)
+            adopt(plan, bundle.id, report, fingerprint_of(job))
+            _record_image(plan, bundle.id, job)
+            _record_outcome(plan, bundle.id, value, reasons.SEALED, report.message)
         else:
-            reason = report.reason if report is not None else reasons.IMPORT_REFUSED
-            words = (
-                standing.message
-                if standing.reason in (reasons.IMPORT_REFUSED, reason)
-                else f"{standing.reason}: {standing.message}"
+            reason = reason_of(report) if report is not None else reasons.IMPORT_REFUSED
+            message = (
+                state.message
+                if state.reason in (reasons.IMPORT_REFUSED, reason)
+                else f"{state.reason}: {state.message}"
             )
-            _refused(plan, record, value, reason, words)
+            _record_refusal(plan, bundle.id, value, reason, message)
 
 
-def _note_image(plan: PlanBuilder, record: Object, job: Object) -> None:
-    """The engine's, as it ran here: it is the same container image."""
+def _record_image(plan: PlanBuilder, bundle_id: str, job: Object) -> None:
+    """Record the engine's image as it ran here: it is the same container image."""
     pod = _attempt(plan, job).pod
     image = str((statuses(pod or {}).get(IMPORT_CONTAINER) or {}).get("imageID", ""))
     if image:
-        record["engineImage"] = image.removeprefix("docker-pullable://")
+        image = image.removeprefix("docker-pullable://")
+        plan.put(replace(plan.bundles[bundle_id], engine_image=image))
 
 
 def _attempt(plan: PlanBuilder, job: Object) -> Attempt:
-    mine = [pod for pod in plan.observed.pods if owner_uid(pod) == job["metadata"]["uid"]]
+    uid = job["metadata"]["uid"]
     pod = max(
-        mine,
-        key=lambda one: (
-            report_of(statuses(one).get(IMPORT_CONTAINER)) is not None,
-            not is_finished(one),
-            one["metadata"]["creationTimestamp"],
+        (pod for pod in plan.observed.pods if owner_uid(pod) == uid),
+        key=lambda pod: (
+            report_of(statuses(pod).get(IMPORT_CONTAINER)) is not None,
+            not is_finished(pod),
+            pod["metadata"]["creationTimestamp"],
         ),
         default=None,
     )
-    return Attempt(
-        1, job, pod, plan.observed.job_events.get(job["metadata"]["uid"], ()), 0, plan.now
-    )
+    return Attempt(1, job, pod, plan.observed.job_events.get(uid, ()), 0, plan.now)
 
 
-def _jobs(plan: PlanBuilder, bundle: str = "") -> list[Object]:
+def _jobs(plan: PlanBuilder, bundle_id: str = "") -> list[Object]:
+    """Return our import Jobs, of one bundle or of all, that write to where bundles are to be."""
     return [
         job
         for job in plan.jobs
-        if job["metadata"]["labels"].get(ROLE) == IMPORTING
+        if label(job, ROLE) == IMPORTING
         and job not in plan.elsewhere
-        and bundle in ("", job["metadata"]["labels"].get(BUNDLE))
+        and bundle_id in ("", label(job, BUNDLE))
     ]
 
 
-def _from(job: Object) -> str:
-    return str((job["metadata"].get("annotations") or {}).get(IMPORT, ""))
+def _is_done(bundle: BundleStatus, value: str) -> bool:
+    return bundle.import_ is not None and bundle.import_.from_ == value
 
 
-def _done(record: Mapping[str, object], value: str) -> bool:
-    noted = record.get("import")
-    return isinstance(noted, Mapping) and noted.get("from") == value
+def _record_outcome(
+    plan: PlanBuilder, bundle_id: str, value: str, reason: Reason, message: str
+) -> None:
+    note = ImportNote(value, reason, message[:MAX_MESSAGE])
+    plan.put(replace(plan.bundles[bundle_id], import_=note))
 
 
-def _note(record: Object, value: str, reason: str, message: str) -> None:
-    record["import"] = {"from": value, "reason": reason, "message": message[:1024]}
-
-
-def _refused(plan: PlanBuilder, record: Object, value: str, reason: str, message: str) -> None:
-    _note(record, value, reason, message)
-    plan.warn(
-        reasons.IMPORT_REFUSED,
-        f"bundle {record['id']}: nothing was imported from {value}: {message}; it is tuned as usual",
-    )
-    plan.say(record, PENDING, reasons.QUEUED, f"nothing was imported from {value}: {message}")
+def _record_refusal(
+    plan: PlanBuilder, bundle_id: str, value: str, reason: Reason, message: str
+) -> None:
+    _record_outcome(plan, bundle_id, value, reason, message)
+    text = f"nothing was imported from {value}: {message}"
+    plan.warn(reasons.IMPORT_REFUSED, f"bundle {bundle_id}: {text}; it is tuned as usual")
+    plan.set_state(bundle_id, PENDING, reasons.QUEUED, text)
 
 
 # --- its beginning
 
 
-def comes_first(plan: PlanBuilder, want: DesiredBundle, record: Object, storage: Storage) -> bool:
-    """Whether an import has to end before this bundle is tuned; begins it. For a bundle that is Pending, and has no attempt that lives."""
-    value = asked(plan)
-    if not value or not want.current or _done(record, value):
+def start_import_if_requested(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) -> bool:
+    """Return whether an import has to end before this bundle is tuned, and start it.
+
+    For a bundle that is Pending and has no attempt that lives.
+    """
+    value = requested_source(plan)
+    if not value or not desired.current or _is_done(plan.bundles[desired.id], value):
         return False
-    if any(_from(job) == value for job in _jobs(plan, want.id)):
-        return True  # settle has said how it stands
-    if _taken(plan, want, value):
+    if any(annotation(job, IMPORT) == value for job in _jobs(plan, desired.id)):
+        return True  # process_finished_imports has recorded how it stands
+    if _is_taken(plan, desired, value):
         return False
     try:
         source = source_of(value)
     except Refused as refused:
-        _refused(plan, record, value, refused.reason, refused.message)
+        _record_refusal(plan, desired.id, value, refused.reason, refused.message)
         return False
-    message = f"import from {value}: the Job is made"
+    created = f"import from {value}: the Job is made"
     if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
-        refusal = agent_configmap.refusal(plan)
-        plan.say(
-            record,
+        message = agent_configmap.refusal(plan)
+        plan.set_state(
+            desired.id,
             PENDING,
-            reasons.POD_REFUSED if refusal else reasons.IMPORTING,
-            refusal or message,
+            reasons.POD_REFUSED if message else reasons.IMPORTING,
+            message or created,
         )
         return True
     observed = plan.observed
@@ -212,45 +224,48 @@ def comes_first(plan: PlanBuilder, want: DesiredBundle, record: Object, storage:
             *(
                 observed.key,
                 plan.cache,
-                want.template,
-                want.target,
+                desired.template,
+                desired.target,
                 value,
                 source,
                 observed.settings,
                 observed.agent_name,
             ),
-            observed.examples.get(want.origin),
+            observed.examples.get(desired.origin),
             near=storage.empty,
         )
     except Refused as error:
-        _refused(plan, record, value, error.reason, error.message)
+        _record_refusal(plan, desired.id, value, error.reason, error.message)
         return False
-    code = create(plan, record, job, message)
-    plan.started.discard(want.id)  # it holds up no other bundle's attempt
+    code = create_job(plan, desired.id, job, created)
+    plan.started.discard(desired.id)  # it holds up no other bundle's attempt
     if code == 201:
-        plan.say(record, PENDING, reasons.IMPORTING, message)
+        plan.set_state(desired.id, PENDING, reasons.IMPORTING, created)
     elif code in (400, 403, 422):
-        _refused(plan, record, value, reasons.IMPORT_REFUSED, record["message"])
+        message = plan.bundles[desired.id].message
+        _record_refusal(plan, desired.id, value, reasons.IMPORT_REFUSED, message)
     return True
 
 
-def _taken(plan: PlanBuilder, want: DesiredBundle, value: str) -> bool:
-    """Whether this folder went into another bundle of the target. What is noted of that stays when the other's record is gone."""
-    for record in plan.bundles.values():
-        noted = record.get("import") or {}
-        mine = record["id"] == want.id or record.get("target") != want.target.name
+def _is_taken(plan: PlanBuilder, desired: DesiredBundle, value: str) -> bool:
+    """Whether this folder went into another bundle of the target. What is noted of that stays when the other's status is gone."""
+    for bundle in list(plan.bundles.values()):
+        note = bundle.import_
         if (
-            not mine
-            and noted.get("from") == value
-            and noted.get("reason") in (reasons.SEALED, reasons.ALREADY_IMPORTED)
+            bundle.id != desired.id
+            and bundle.target == desired.target.name
+            and note is not None
+            and note.from_ == value
+            and note.reason in (reasons.SEALED, reasons.ALREADY_IMPORTED)
         ):
             message = (
                 f"{value} was imported already, into the bundle of another engine of this target"
             )
-            _note(plan.bundles[want.id], value, reasons.ALREADY_IMPORTED, message)
+            _record_outcome(plan, desired.id, value, reasons.ALREADY_IMPORTED, message)
             plan.events.append(
                 Event(
-                    reasons.ALREADY_IMPORTED, f"bundle {want.id}: {message}; it is tuned as usual"
+                    reasons.ALREADY_IMPORTED,
+                    f"bundle {desired.id}: {message}; it is tuned as usual",
                 )
             )
             return True
@@ -262,7 +277,7 @@ def _taken(plan: PlanBuilder, want: DesiredBundle, value: str) -> bool:
 
 def reported(a: Attempt) -> AttemptState | None:
     report = report_of(statuses(a.pod or {}).get(IMPORT_CONTAINER))
-    return finished(report.reason, report.message, report) if report is not None else None
+    return finished(reason_of(report), report.message, report) if report is not None else None
 
 
 def import_silent(a: Attempt) -> AttemptState | None:
@@ -271,8 +286,8 @@ def import_silent(a: Attempt) -> AttemptState | None:
 
 def overlong(a: Attempt) -> AttemptState | None:
     return (
-        finished(reasons.IMPORT_REFUSED, f"it did not end within {LIMIT:.0f} s")
-        if a.now >= _made(a) + LIMIT
+        finished(reasons.IMPORT_REFUSED, f"it did not end within {TIMEOUT_SECONDS:.0f} s")
+        if a.now >= _made(a) + TIMEOUT_SECONDS
         else None
     )
 
@@ -281,13 +296,13 @@ def late(a: Attempt) -> AttemptState | None:
     """It must not keep the bundle from being tuned for ever: a claim that is not there, a volume that does not attach."""
     waits = unscheduled(a) if a.pod is not None else without_pod(a)
     if waits is not None:
-        late_since = _made(a) + PATIENCE
-        words = f"its pod has no node after {PATIENCE:.0f} s: {waits.message}"
+        late_since = _made(a) + NODE_TIMEOUT_SECONDS
+        words = f"its pod has no node after {NODE_TIMEOUT_SECONDS:.0f} s: {waits.message}"
     elif since(a, IMPORT_CONTAINER) is None:
         assert a.pod is not None
-        late_since = _made(a) + PATIENCE + START
+        late_since = _made(a) + NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS
         words = (
-            f"container {IMPORT_CONTAINER} has not started after {PATIENCE + START:.0f} s;"
+            f"container {IMPORT_CONTAINER} has not started after {NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS:.0f} s;"
             f" the events of pod {a.pod['metadata']['name']} say why"
         )
     else:
@@ -304,7 +319,7 @@ def waiting(a: Attempt) -> AttemptState | None:
     found = unscheduled(a) if a.pod is not None else without_pod(a)
     if found is None or found.state == "Finished":
         return found
-    return replace(found, look=min(found.look or float("inf"), _made(a) + PATIENCE))
+    return replace(found, look=min(found.look or float("inf"), _made(a) + NODE_TIMEOUT_SECONDS))
 
 
 def running(a: Attempt) -> AttemptState | None:
@@ -316,7 +331,7 @@ def running(a: Attempt) -> AttemptState | None:
 def starting(a: Attempt) -> AttemptState | None:
     found = pulling(a)
     assert found is not None
-    return replace(found, look=_made(a) + PATIENCE + START)
+    return replace(found, look=_made(a) + NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS)
 
 
 CHECKS: tuple[Check, ...] = (

@@ -1,8 +1,12 @@
-"""What attempts and proofs share: each is a Job of ours with one pod at a time, made once, read, and ended when it is over."""
+"""What attempts and proofs share: each is a Job of ours with one pod at a time.
+
+It is created once, read at each reconcile, and ended when the bundle's status records its end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pretune.api import reasons
 from pretune.api.names import PENDING
@@ -18,13 +22,17 @@ from pretune.policy.model import Create
 from pretune.policy.plan_builder import PlanBuilder, owner_uid
 
 
-def pod_of(plan: PlanBuilder, record: Object, job: Object | None) -> Object | None:
-    """The Job's pod: one that has reported (not one that was killed while it sealed), else the newest that lives, else the newest."""
+def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | None:
+    """Return the pod of an attempt's Job; None: it has none, or there is no Job.
+
+    Of several: one that has reported (not one that was killed while it sealed), else the newest
+    that lives, else the newest.
+    """
     if job is None:
         return None
-    mine = [pod for pod in plan.pods(record["id"]) if owner_uid(pod) == job["metadata"]["uid"]]
+    pods = [pod for pod in plan.pods(bundle_id) if owner_uid(pod) == job["metadata"]["uid"]]
     return max(
-        mine,
+        pods,
         key=lambda pod: (
             has_reported(pod),
             not is_finished(pod),
@@ -35,24 +43,24 @@ def pod_of(plan: PlanBuilder, record: Object, job: Object | None) -> Object | No
     )
 
 
-def count_disruptions(record: Object, pod: Object | None) -> None:
-    """Pods of one attempt that were lost; one that never had a node lost nothing."""
+def count_disruptions(plan: PlanBuilder, bundle_id: str, pod: Object | None) -> None:
+    """Record the attempt's pod; another one than before was lost, if it had a node."""
     if pod is None or not pod["spec"].get("nodeName"):
         return
-    uid = pod["metadata"]["uid"]
-    if record.get("pod") not in (None, uid):
-        record["disruptions"] = record.get("disruptions", 0) + 1
-    record["pod"] = uid
+    bundle, uid = plan.bundles[bundle_id], pod["metadata"]["uid"]
+    if bundle.pod not in (None, uid):
+        bundle = replace(bundle, disruptions=(bundle.disruptions or 0) + 1)
+    plan.put(replace(bundle, pod=uid))
 
 
-def tidy(plan: PlanBuilder, bundle: str, jobs: Iterable[Object]) -> None:
-    """End a Job whose attempt is over for the record; after a report its pod may end by itself first."""
+def end_jobs(plan: PlanBuilder, bundle_id: str, jobs: Iterable[Object]) -> None:
+    """End Jobs whose attempts the status calls finished; after a report a pod may linger first."""
     for job in jobs:
         if is_job_finished(job):
             continue
         ends = [
             when
-            for pod in plan.pods(bundle)
+            for pod in plan.pods(bundle_id)
             if owner_uid(pod) == job["metadata"]["uid"] and (when := ended_at(pod)) is not None
         ]
         if ends and plan.now < max(ends) + LINGER:
@@ -61,25 +69,30 @@ def tidy(plan: PlanBuilder, bundle: str, jobs: Iterable[Object]) -> None:
             plan.end(job)
 
 
-def create(plan: PlanBuilder, record: Object, job: Object, made: str, state: str = PENDING) -> int:
-    """Make it, and say how that went in the record, which is put into `state`. The API server's code; 201 before it was asked."""
+def create_job(
+    plan: PlanBuilder, bundle_id: str, job: Object, message: str, state: str = PENDING
+) -> int:
+    """Create an attempt's Job, and put its bundle into `state` with how that went.
+
+    message: where it went well. Returns the API server's code; 201 before it was asked.
+    """
     name = job["metadata"]["name"]
     action = Create(f"create Job {name}", job)
     plan.actions.append(action)
-    plan.started.add(record["id"])
+    plan.started.add(bundle_id)
     outcome = plan.outcome(action)
     if outcome is None or outcome.code == 201:
-        plan.say(record, state, reasons.WAITING_FOR_POD, made)
+        plan.set_state(bundle_id, state, reasons.WAITING_FOR_POD, message)
         return 201
     if outcome.code == 409:
-        plan.say(
-            record,
+        plan.set_state(
+            bundle_id,
             state,
             reasons.NAME_TAKEN,
             f"Job {name} belongs to another object; it is waited for",
         )
         plan.requeue_at(plan.now + 10)
     else:
-        plan.say(record, state, reasons.POD_REFUSED, outcome.message)
+        plan.set_state(bundle_id, state, reasons.POD_REFUSED, outcome.message)
         plan.requeue_at(plan.now + (60 if outcome.code in (400, 422) else 30))
     return outcome.code

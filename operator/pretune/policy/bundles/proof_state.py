@@ -26,6 +26,7 @@ from pretune.policy.bundles.attempt_state import (
     overdue,
     pod_failed,
     pulling,
+    reason_of,
     report_of,
     silent,
     since,
@@ -34,7 +35,7 @@ from pretune.policy.bundles.attempt_state import (
     unscheduled,
     without_pod,
 )
-from pretune.protocol import SEEDED, Report
+from pretune.protocol import PROVEN, SEEDED, Report
 
 JUDGED = frozenset(
     {reasons.NOT_REPRODUCIBLE, reasons.WARM_HANG, reasons.WARM_CRASH}
@@ -67,12 +68,12 @@ def reported(a: Attempt) -> AttemptState | None:
     """Prove has said how it ended. What an engine that had to be started twice left behind is no proof."""
     if a.pod is None:
         return None
-    report = report_of(statuses(a.pod).get(PROVE_CONTAINER))
+    report = report_of(statuses(a.pod).get(PROVE_CONTAINER), PROVEN)
     if report is None:
         return None
     if _restarts(a):
         return crashed(a)
-    return finished(report.reason, report.message, report)
+    return finished(reason_of(report), report.message, report)
 
 
 def deleted(a: Attempt) -> AttemptState | None:

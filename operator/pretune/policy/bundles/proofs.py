@@ -1,284 +1,254 @@
-"""spec.verify: a bundle that is on the claim is given to no pod before the engine was started from it once, and was warm.
+"""spec.verify: a bundle on the claim is given to no pod before a proof.
 
-`Proving` is a bundle's state until then. Its proof is an attempt like those that tune: one Job, at most one live on a target; tuning.start
-says when. A verdict about the bundle is final; what is not the bundle's fault is tried again.
+The proof starts the engine from the bundle once, and the engine has to be warm. Until then the
+bundle is Proving. A proof is an attempt like those that tune: one Job, at most one live on a target;
+tuning.start decides when. A verdict about the bundle is final; what is not the bundle's fault is
+tried again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from pretune.api import reasons
 from pretune.api.names import FAILED, PENDING, PROOF, PROVE_CONTAINER, PROVING, SEALED
 from pretune.api.reasons import Reason, Refused
-from pretune.api.spec import Spec
-from pretune.api.timestamps import format_timestamp
+from pretune.api.status import BundleStatus
 from pretune.api.types import Object
 from pretune.manifests.delivery_modes import find_mode
 from pretune.manifests.job import build_proof_job
 from pretune.podspec.template import count_gpus, engine_of
 from pretune.policy.bundles import proof_state
-from pretune.policy.bundles.attempt_state import Attempt, has_reported, read, start_seconds
-from pretune.policy.bundles.job_runs import count_disruptions, create, pod_of, tidy
-from pretune.policy.bundles.proof_state import JUDGED, TWICE
-from pretune.policy.cache import agent_configmap
-from pretune.policy.plan_builder import (
-    DesiredBundle,
-    PlanBuilder,
-    ended_by_us,
-    failure,
-    next_try,
-    note_failure,
+from pretune.policy.bundles.attempt_state import (
+    Attempt,
+    has_reported,
+    read,
+    start_seconds,
 )
+from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.job_runs import count_disruptions, create_job, end_jobs, pod_of
+from pretune.policy.bundles.proof_state import JUDGED, TWICE
+from pretune.policy.bundles.retries import describe_next_try, next_try, record_failure
+from pretune.policy.cache import agent_configmap
+from pretune.policy.plan_builder import PlanBuilder, is_ended_by_us
 from pretune.protocol import PROVEN
 
 
-def may_be_given(record: Mapping[str, Any], spec: Spec) -> bool:
-    """Whether a pod may start with this bundle: sealed, and proven where that is asked for. An empty one has nothing to prove."""
-    proven = (
-        record.get("proven") or record.get("layout") == "Empty" or spec.verify != "BeforeRelease"
-    )
-    return record.get("state") == SEALED and bool(proven)
+def is_judged(bundle: BundleStatus) -> bool:
+    """Return whether a proof has found that this bundle must not be used."""
+    return bundle.last_failure is not None and bundle.last_failure.reason in JUDGED
 
 
-def is_withheld(record: Mapping[str, Any]) -> bool:
-    """On the claim, and given to nobody: not proven yet, or by no means."""
-    return record["state"] == PROVING or (record["state"] == FAILED and "digest" in record)
+def record_cold_start(plan: PlanBuilder, bundle_id: str, seconds: int | None) -> None:
+    """Record how long the engine's start took when it tuned; None or 0: unknown."""
+    if seconds:
+        plan.put(replace(plan.bundles[bundle_id], cold_seconds=seconds))
 
 
-def is_judged(record: Mapping[str, Any]) -> bool:
-    """A proof has said that this bundle is no good."""
-    return failure(record).get("reason") in JUDGED
+# --- which bundles are to be proven
 
 
-def note_cold(record: Object, took: int | None) -> None:
-    """How long the engine's start took when it tuned, in seconds; None: not known."""
-    if took:
-        record["coldSeconds"] = took
+def require_proof(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
+    """Withhold sealed bundles that are not proven, where spec.verify asks for it.
 
-
-# --- who is to be proven
-
-
-def withhold(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
-    """Sealed, or on its way to be. Before anybody looks at what is sealed: a bundle that was sealed or adopted in this very run too."""
-    for want in bundles:
-        record = plan.bundles[want.id]
-        if record["state"] == SEALED:
-            record["gpus"] = count_gpus(engine_of(want.template, plan.spec.engine_container))
-            if "coldSeconds" not in record:  # of an older release
-                note_cold(record, record.get("tunedSeconds"))
-            if not may_be_given(record, plan.spec):
-                plan.say(record, PROVING, reasons.PROVING, f"{_entries(record)}; {_WHY}")
+    Before any policy looks at what is sealed: also what this very reconcile has sealed or adopted.
+    """
+    for desired in bundles:
+        bundle = plan.bundles[desired.id]
+        if bundle.state != SEALED:
+            continue
+        engine = engine_of(desired.template, plan.spec.engine_container)
+        bundle = plan.put(replace(bundle, gpus=count_gpus(engine)))
+        if bundle.cold_seconds is None:  # of an older release
+            record_cold_start(plan, desired.id, bundle.tuned_seconds)
+        if not bundle.may_be_given(plan.spec):
+            plan.set_state(desired.id, PROVING, reasons.PROVING, f"{_entries(bundle)}; {_WHY}")
     if plan.spec.verify == "BeforeRelease":
         return
-    for record in plan.bundles.values():
-        if is_withheld(record) and not is_judged(record):
-            record.pop("lastFailure", None)
-            plan.say(
-                record,
-                SEALED,
-                reasons.SEALED,
-                f"{_entries(record)}, not proven (spec.verify is Never)",
-            )
+    for bundle in list(plan.bundles.values()):
+        if bundle.is_withheld and not is_judged(bundle):
+            plan.put(replace(bundle, last_failure=None))
+            message = f"{_entries(bundle)}, not proven (spec.verify is Never)"
+            plan.set_state(bundle.id, SEALED, reasons.SEALED, message)
 
 
 _WHY = "the engine is started from the bundle once more before any pod gets it (spec.verify)"
 
 
-def _entries(record: Object) -> str:
-    number = record.get("entries", 0)
+def _entries(bundle: BundleStatus) -> str:
+    number = bundle.entries or 0
     return "1 entry" if number == 1 else f"{number} entries"
 
 
 # --- what became of the proofs
 
 
-def settle(plan: PlanBuilder) -> None:
-    """Read every proof that the record has not taken note of yet, and end those that nobody asks for."""
-    for bundle, record in plan.bundles.items():
-        jobs = plan.attempts(bundle, PROOF)
-        if jobs or "proofs" in record:
-            record["proofs"] = max([record.get("proofs", 0), *jobs])
-        open_ = record.get("proofs", 0) > failure(record).get("attempt", 0) and not record.get(
-            "proven"
-        )
-        if record["state"] == PROVING and open_:
-            _read(plan, record, jobs.get(record["proofs"]))
+def process_finished_proofs(plan: PlanBuilder) -> None:
+    """Read every proof whose end the status does not record yet, and end those not asked for."""
+    for bundle_id in list(plan.bundles):
+        jobs, bundle = plan.attempts(bundle_id, PROOF), plan.bundles[bundle_id]
+        if jobs or bundle.proofs is not None:
+            bundle = plan.put(replace(bundle, proofs=max([bundle.proofs or 0, *jobs])))
+        if bundle.has_open_proof:
+            _read_proof(plan, bundle_id, jobs.get(bundle.proofs or 0))
             continue
-        to_be_withheld = record["state"] == SEALED and not may_be_given(record, plan.spec)
-        if (
-            record["state"] != PENDING and not to_be_withheld
-        ):  # else a status that was lost comes back to it
-            tidy(plan, bundle, jobs.values())
-        if record["state"] == SEALED and not to_be_withheld and open_ and not plan.live(bundle):
-            forget(
-                plan, record
-            )  # it was ended in its middle: asked for again, the next one is the first
+        to_be_withheld = bundle.state == SEALED and not bundle.may_be_given(plan.spec)
+        # A status that was lost comes back to it.
+        if bundle.state != PENDING and not to_be_withheld:
+            end_jobs(plan, bundle_id, jobs.values())
+        if bundle.has_interrupted_proof and not to_be_withheld and not plan.is_live(bundle_id):
+            forget_proofs(plan, bundle_id)  # asked for again, the next one is the first
 
 
-def forget(plan: PlanBuilder, record: Object) -> None:
-    """As if it had never been tried to prove it. Its proof is not live any more."""
-    plan.drop_jobs(record["id"])
-    for name in ("proofs", "pod", "disruptions"):
-        record.pop(name, None)
-    if not is_judged(record):
-        record.pop("lastFailure", None)
+def forget_proofs(plan: PlanBuilder, bundle_id: str) -> None:
+    """Go on as if there had never been a proof. Its proof is not live any more."""
+    plan.delete_jobs(bundle_id)
+    bundle = replace(plan.bundles[bundle_id], proofs=None, pod=None, disruptions=None)
+    if not is_judged(bundle):
+        bundle = replace(bundle, last_failure=None)
+    plan.put(bundle)
 
 
-def _read(plan: PlanBuilder, record: Object, job: Object | None) -> None:
-    number, pod = record["proofs"], pod_of(plan, record, job)
-    if job is not None and ended_by_us(job) and not (pod is not None and has_reported(pod)):
-        if plan.live(record["id"]):  # what its pod says now is our doing
-            plan.say(
-                record,
-                PROVING,
-                reasons.QUEUED,
-                f"proof {number} was ended; waits for its pod to be gone",
-            )
+def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
+    pod = pod_of(plan, bundle_id, job)
+    number = plan.bundles[bundle_id].proofs or 0
+    if job is not None and is_ended_by_us(job) and not (pod is not None and has_reported(pod)):
+        if plan.is_live(bundle_id):  # what its pod reports now is our doing
+            message = f"proof {number} was ended; waits for its pod to be gone"
+            plan.set_state(bundle_id, PROVING, reasons.QUEUED, message)
         else:
-            forget(plan, record)
+            forget_proofs(plan, bundle_id)
             plan.requeue_at(plan.now)
         return
-    count_disruptions(record, pod)
-    if job is None and plan.live(record["id"]):
-        plan.say(
-            record,
-            PROVING,
-            reasons.WAITING_FOR_POD,
-            f"proof {number}: its Job is gone; waiting for its pod to end",
-        )
+    count_disruptions(plan, bundle_id, pod)
+    bundle = plan.bundles[bundle_id]
+    if job is None and plan.is_live(bundle_id):
+        message = f"proof {number}: its Job is gone; waiting for its pod to end"
+        plan.set_state(bundle_id, PROVING, reasons.WAITING_FOR_POD, message)
         return
     events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    cold = float(record.get("coldSeconds") or 0)
-    standing = read(
-        Attempt(number, job, pod, events, record.get("disruptions", 0), plan.now, cold),
-        proof_state.CHECKS,
-    )
-    plan.requeue_at(standing.look)
-    if standing.state != "Finished":
-        reason = standing.reason if standing.state == "Pending" else reasons.PROVING
-        plan.say(
-            record,
-            PROVING,
-            reason,
-            f"proof {number} of {plan.spec.max_attempts}: {standing.message}",
-        )
+    cold, disruptions = float(bundle.cold_seconds or 0), bundle.disruptions or 0
+    attempt = Attempt(number, job, pod, events, disruptions, plan.now, cold)
+    state = read(attempt, proof_state.CHECKS)
+    plan.requeue_at(state.look)
+    if state.state != "Finished":
+        reason = state.reason if state.state == "Pending" else reasons.PROVING
+        message = f"proof {number} of {plan.spec.max_attempts}: {state.message}"
+        plan.set_state(bundle_id, PROVING, reason, message)
         return
-    if standing.reason == reasons.REPORT_LOST:
+    if state.reason == reasons.REPORT_LOST:
         return  # only the claim knows: adoption asks it
-    report = standing.report
-    if report is not None and report.digest not in ("", record.get("digest")):
-        fail(
+    report = state.report
+    if report is not None and report.digest not in ("", bundle.digest):
+        record_failed_proof(
             plan,
-            record,
+            bundle_id,
             reasons.PROOF_FAILED,
             f"the proof was of another bundle on the claim, {report.digest}",
         )
     elif report is not None and report.reason == PROVEN:
         assert pod is not None
-        _proven(plan, record, start_seconds(pod, PROVE_CONTAINER))
-        tidy(plan, record["id"], [job] if job else [])
+        _record_proven(plan, bundle_id, start_seconds(pod, PROVE_CONTAINER))
+        end_jobs(plan, bundle_id, [job] if job else [])
         return
     else:
         if report is not None and report.reason == reasons.NOT_REPRODUCIBLE:
-            record["newEntries"] = report.newEntries
-        fail(plan, record, standing.reason, standing.message)
+            plan.put(replace(bundle, new_entries=report.newEntries))
+        record_failed_proof(plan, bundle_id, state.reason, state.message)
     if job is not None:
         plan.end(job)
 
 
-def _proven(plan: PlanBuilder, record: Object, warm: int | None) -> None:
-    record["proven"], record["newEntries"] = True, 0
+def _record_proven(plan: PlanBuilder, bundle_id: str, warm: int | None) -> None:
+    bundle = replace(
+        plan.bundles[bundle_id],
+        proven=True,
+        new_entries=0,
+        pod=None,
+        disruptions=None,
+        last_failure=None,
+    )
     if warm is not None:
-        record["warmSeconds"] = warm
-    for name in ("pod", "disruptions", "lastFailure"):
-        record.pop(name, None)
-    cold = f" instead of {record['coldSeconds']} s" if record.get("coldSeconds") else ""
+        bundle = replace(bundle, warm_seconds=warm)
+    plan.put(bundle)
+    cold = f" instead of {bundle.cold_seconds} s" if bundle.cold_seconds else ""
     took = f" in {warm} s{cold}" if warm is not None else ""
-    plan.say(
-        record,
+    plan.set_state(
+        bundle_id,
         SEALED,
         reasons.SEALED,
-        f"{_entries(record)}, proven: the engine started from them{took} and tuned nothing new",
+        f"{_entries(bundle)}, proven: the engine started from them{took} and tuned nothing new",
     )
 
 
-def fail(plan: PlanBuilder, record: Object, reason: str, message: str) -> None:
-    """Take note of a proof that failed: the verdict, another one, or the end. A crash or a hang may be its node's, once."""
-    number, limit = record["proofs"], plan.spec.max_attempts
-    if (
-        reason in TWICE
-        and number < limit
-        and not str(failure(record).get("message", "")).startswith(f"{reason}: ")
-    ):
+def record_failed_proof(plan: PlanBuilder, bundle_id: str, reason: Reason, message: str) -> None:
+    """Record that the newest proof failed: a verdict, another one follows, or that was the last.
+
+    A crash or a hang may be its node's fault, once.
+    """
+    bundle, limit = plan.bundles[bundle_id], plan.spec.max_attempts
+    number = bundle.proofs or 0
+    before = bundle.last_failure.message if bundle.last_failure is not None else ""
+    if reason in TWICE and number < limit and not before.startswith(f"{reason}: "):
         reason, message = reasons.PROOF_FAILED, f"{reason}: {message}"
-    note_failure(plan, record, number, reason, message)
+    bundle = record_failure(plan, bundle_id, number, reason, message)
     if reason in JUDGED:
-        plan.say(record, FAILED, reason, f"proof {number}: {message}; no pod is given this bundle")
+        text = f"proof {number}: {message}; no pod is given this bundle"
+        plan.set_state(bundle_id, FAILED, reason, text)
     elif number >= limit:
-        plan.say(
-            record,
-            FAILED,
-            reason,
-            f"proof {number} of {limit}: {message}; no pod is given this bundle",
-        )
+        text = f"proof {number} of {limit}: {message}; no pod is given this bundle"
+        plan.set_state(bundle_id, FAILED, reason, text)
     else:
         text = f"proof {number} of {limit}: {reason}: {message}"
-        plan.warn(Reason(reason), f"bundle {record['id']}: {text}")
-        plan.say(
-            record,
-            PROVING,
-            reasons.RETRYING,
-            f"{text}; the next one starts at {format_timestamp(next_try(record))}",
-        )
-        plan.requeue_at(next_try(record))
+        plan.warn(reason, f"bundle {bundle_id}: {text}")
+        text = f"{text}; {describe_next_try(bundle)}"
+        plan.set_state(bundle_id, PROVING, reasons.RETRYING, text)
+        plan.requeue_at(next_try(bundle))
 
 
 # --- starting
 
 
-def begin(plan: PlanBuilder, want: DesiredBundle, record: Object) -> None:
-    """The next proof. Not in the run that withholds the bundle: a pod of its consumers, to make the proof's from, is read for the next."""
-    if plan.known.get(want.id, ("", ""))[0] != PROVING:
-        plan.started.add(want.id)
+def begin(plan: PlanBuilder, desired: DesiredBundle) -> None:
+    """Start the next proof.
+
+    Not in the reconcile that withholds the bundle: a pod of its consumers, from which the proof's
+    pod is made, is read in the next.
+    """
+    if plan.state_before(desired.id) != PROVING:
+        plan.started.add(desired.id)
         plan.requeue_at(plan.now)
         return
-    observed, number = plan.observed, record.get("proofs", 0) + 1
-    made = f"proof {number} of {plan.spec.max_attempts}: the Job is made"
+    observed, bundle = plan.observed, plan.bundles[desired.id]
+    number = (bundle.proofs or 0) + 1
+    created = f"proof {number} of {plan.spec.max_attempts}: the Job is made"
     if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
         message = agent_configmap.refusal(plan)
-        plan.say(
-            record,
+        plan.set_state(
+            desired.id,
             PROVING,
             reasons.POD_REFUSED if message else reasons.WAITING_FOR_POD,
-            message or made,
+            message or created,
         )
         return
+    mode = find_mode(plan.spec.delivery)
     try:
-        example = observed.examples.get(want.origin)
-        mode = find_mode(plan.spec.delivery)
-        on_claim = mode is not None and record.get("layout") in mode.proven_on_claim
         job = build_proof_job(
             observed.key,
             plan.cache,
-            want.template,
-            want.target,
+            desired.template,
+            desired.target,
             number,
             observed.settings,
             observed.agent_name,
-            example,
-            on_claim,
+            observed.examples.get(desired.origin),
+            mode is not None and bundle.layout in mode.proven_on_claim,
         )
     except Refused as refused:
-        plan.say(record, PROVING, reasons.POD_REFUSED, f"{refused.reason}: {refused.message}")
+        message = f"{refused.reason}: {refused.message}"
+        plan.set_state(desired.id, PROVING, reasons.POD_REFUSED, message)
         return
-    if create(plan, record, job, made, PROVING) in (400, 422):  # as it is, it will never be taken
-        record["proofs"] = number
-        fail(
-            plan,
-            record,
-            reasons.PROOF_FAILED,
-            f"the API server refuses its Job: {record['message']}",
-        )
+    if create_job(plan, desired.id, job, created, PROVING) in (400, 422):  # it will never be taken
+        bundle = plan.put(replace(plan.bundles[desired.id], proofs=number))
+        message = f"the API server refuses its Job: {bundle.message}"
+        record_failed_proof(plan, desired.id, reasons.PROOF_FAILED, message)

@@ -1,8 +1,9 @@
-"""Attempts: what became of those that were started, and which one, or which proof, is started now."""
+"""Attempts: how those that were started ended, and which one, or which proof, starts now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pretune.api import reasons
 from pretune.api.names import (
@@ -18,7 +19,8 @@ from pretune.api.names import (
     TUNING_STATE,
 )
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import format_timestamp, parse_timestamp
+from pretune.api.status import BundleStatus
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.job import build_tuning_job
 from pretune.podspec.template import count_gpus
@@ -26,27 +28,21 @@ from pretune.policy.bundles import attempt_state as attempts
 from pretune.policy.bundles import imports, proofs, retention
 from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import Attempt, AttemptState, is_finished
-from pretune.policy.bundles.job_runs import count_disruptions, create, pod_of, tidy
+from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.job_runs import count_disruptions, create_job, end_jobs, pod_of
+from pretune.policy.bundles.retries import next_try, record_failed_attempt
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
-from pretune.policy.plan_builder import (
-    DesiredBundle,
-    PlanBuilder,
-    delete,
-    fail,
-    failure,
-    fingerprint_of,
-    next_try,
-    owner_uid,
-)
+from pretune.policy.plan_builder import PlanBuilder, delete, fingerprint_of, label, owner_uid
 from pretune.policy.pods.consumers import Consumer
 
-MISSED = 120.0  # seconds that a bundle is kept in the making though no pod asks for it
-SETTLE = (
-    300.0  # seconds after a seal in which a rollout may still replace the pods of an older revision
-)
+# Seconds that a bundle is kept in the making though no pod asks for it.
+UNWANTED_SECONDS = 120.0
+# Seconds after a seal in which a rollout may still replace the pods of an older revision.
+ROLLOUT_SECONDS = 300.0
 
-TOLD_BY_TEMPLATE = frozenset(
+# Reasons that a pod template alone tells of.
+REFUSED_BY_TEMPLATE = frozenset(
     {
         reasons.MULTI_POD_ENGINE,
         reasons.SELF_REGISTERING,
@@ -58,104 +54,104 @@ TOLD_BY_TEMPLATE = frozenset(
 )
 
 
-def settle(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
-    """Read every attempt that the record has not taken note of yet."""
-    ids = {want.id for want in bundles}
+def process_finished_attempts(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
+    """Read every attempt whose end the status does not record yet, and every import."""
+    ids = {desired.id for desired in bundles}
     for job in plan.elsewhere:
         plan.after.append(delete(job))
-        record = plan.bundles.get(job["metadata"]["labels"][BUNDLE])
-        if record is not None and record["state"] in (PENDING, TUNING_STATE):
-            plan.forget(record, "spec.storage was changed")
-    for bundle in sorted(plan.tried() | set(plan.bundles)):
-        jobs = plan.attempts(bundle)
-        record = plan.bundles.get(bundle)
-        if record is None:
-            if bundle not in ids and not plan.live(bundle):
-                continue  # the finished Job of a bundle that nobody remembers or wants
-            known = jobs or plan.attempts(bundle, PROOF)
-            record = plan.record(bundle, fingerprint_of(known[max(known)]))
-        record["attempts"] = max([record.get("attempts", 0), *jobs])
-        if record["state"] in (PENDING, TUNING_STATE) and record["attempts"] > failure(record).get(
-            "attempt", 0
-        ):
-            _read(plan, record, jobs.get(record["attempts"]))
+        bundle = plan.bundles.get(label(job, BUNDLE))
+        if bundle is not None and bundle.state in (PENDING, TUNING_STATE):
+            plan.forget(bundle.id, "spec.storage was changed")
+    for bundle_id in sorted(plan.tried() | set(plan.bundles)):
+        jobs = plan.attempts(bundle_id)
+        if bundle_id not in plan.bundles:
+            if bundle_id not in ids and not plan.is_live(bundle_id):
+                continue  # the finished Job of a bundle that the status has forgotten
+            known = jobs or plan.attempts(bundle_id, PROOF)
+            plan.ensure(bundle_id, fingerprint_of(known[max(known)]))
+        bundle = plan.bundles[bundle_id]
+        bundle = plan.put(replace(bundle, attempts=max([bundle.attempts, *jobs])))
+        if bundle.has_open_attempt:
+            _read_attempt(plan, bundle_id, jobs.get(bundle.attempts))
         else:
-            tidy(plan, bundle, jobs.values())
-    imports.settle(plan)
+            end_jobs(plan, bundle_id, jobs.values())
+    imports.process_finished_imports(plan)
 
 
-def _read(plan: PlanBuilder, record: Object, job: Object | None) -> None:
-    number, pod = record["attempts"], pod_of(plan, record, job)
-    count_disruptions(record, pod)
-    if job is None and plan.live(record["id"]):
-        plan.say(
-            record,
+def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
+    pod = pod_of(plan, bundle_id, job)
+    count_disruptions(plan, bundle_id, pod)
+    bundle = plan.bundles[bundle_id]
+    number = bundle.attempts
+    if job is None and plan.is_live(bundle_id):
+        plan.set_state(
+            bundle_id,
             PENDING,
             reasons.WAITING_FOR_POD,
             f"attempt {number}: its Job is gone; waiting for its pod to end",
         )
         return
     events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    standing = attempts.read(
-        Attempt(number, job, pod, events, record.get("disruptions", 0), plan.now)
-    )
-    plan.requeue_at(standing.look)
-    if standing.state != "Finished":
-        message = f"attempt {number} of {plan.spec.max_attempts}: {standing.message}"
-        plan.say(record, standing.state, standing.reason, message)
+    state = attempts.read(Attempt(number, job, pod, events, bundle.disruptions or 0, plan.now))
+    plan.requeue_at(state.look)
+    if state.state != "Finished":
+        message = f"attempt {number} of {plan.spec.max_attempts}: {state.message}"
+        plan.set_state(bundle_id, state.state, state.reason, message)
         return
-    if standing.reason == reasons.REPORT_LOST:
+    if state.reason == reasons.REPORT_LOST:
         return  # only the claim knows: adoption asks it
-    if standing.report is not None and standing.reason in (reasons.SEALED, reasons.NOTHING_TO_TUNE):
-        _sealed(plan, record, standing, job, pod)
+    if state.report is not None and state.reason in (reasons.SEALED, reasons.NOTHING_TO_TUNE):
+        _record_sealed(plan, bundle_id, state, job, pod)
         return
-    fail(plan, record, standing.reason, standing.message)
+    record_failed_attempt(plan, bundle_id, state.reason, state.message)
     if job is not None:
         plan.end(job)
 
 
-def _sealed(
+def _record_sealed(
     plan: PlanBuilder,
-    record: Object,
-    standing: AttemptState,
+    bundle_id: str,
+    state: AttemptState,
     job: Object | None,
     pod: Object | None,
 ) -> None:
-    assert standing.report is not None and pod is not None and job is not None
-    adopt(plan, record, standing.report, fingerprint_of(job))
-    if standing.report.by == "check":
+    assert state.report is not None and pod is not None and job is not None
+    adopt(plan, bundle_id, state.report, fingerprint_of(job))
+    if state.report.by == "check":
         plan.after.append(delete(job))  # found on the claim: the engine was never started
         return
-    proofs.note_cold(record, attempts.start_seconds(pod, SEAL_CONTAINER))
-    record["gpus"] = count_gpus(pod["spec"]["initContainers"][-1])
+    proofs.record_cold_start(plan, bundle_id, attempts.start_seconds(pod, SEAL_CONTAINER))
+    bundle = replace(plan.bundles[bundle_id], gpus=count_gpus(attempts.engine_of_pod(pod)))
     image = (attempts.statuses(pod).get(attempts.engine_name(pod)) or {}).get("imageID", "")
     if image:
-        record["engineImage"] = image.removeprefix("docker-pullable://")
-    tidy(plan, record["id"], [job])
+        bundle = replace(bundle, engine_image=image.removeprefix("docker-pullable://"))
+    plan.put(bundle)
+    end_jobs(plan, bundle_id, [job])
 
 
 # --- starting
 
 
 def refuse(plan: PlanBuilder, bundles: Iterable[DesiredBundle]) -> None:
-    """What cannot be tuned as a copy is said before any Job; a template or `allow` that changed takes it back."""
-    for want in bundles:
-        record = plan.record(want.id, want.inputs.fingerprint, want.target.name)
+    """Refuse what cannot be tuned as a copy, before any Job.
+
+    A template, or spec.tuning.allow, that was changed takes it back.
+    """
+    for desired in bundles:
+        bundle = plan.ensure(desired.id, desired.inputs.fingerprint, desired.target.name)
+        refusal = desired.refusal
         if (
-            want.refusal is not None
-            and record["state"] in (PENDING, PROVING, REFUSED)
-            and not plan.live(want.id)
+            refusal is not None
+            and bundle.state in (PENDING, PROVING, REFUSED)
+            and not plan.is_live(desired.id)
         ):
-            if record["state"] == PROVING:
-                proofs.forget(plan, record)
-            plan.say(record, REFUSED, want.refusal.reason, want.refusal.message)
-            record.pop("digest", None)  # allowed again, an attempt's check finds it on the claim
-        elif (
-            want.refusal is None
-            and record["state"] == REFUSED
-            and record["reason"] in TOLD_BY_TEMPLATE
-        ):
-            plan.say(record, PENDING, reasons.QUEUED, "")
+            if bundle.state == PROVING:
+                proofs.forget_proofs(plan, desired.id)
+            bundle = plan.set_state(desired.id, REFUSED, refusal.reason, refusal.message)
+            # Allowed again, an attempt's check finds it on the claim.
+            plan.put(replace(bundle, digest=None))
+        elif refusal is None and bundle.state == REFUSED and bundle.reason in REFUSED_BY_TEMPLATE:
+            plan.set_state(desired.id, PENDING, reasons.QUEUED, "")
 
 
 def start(
@@ -165,212 +161,211 @@ def start(
     pods: Sequence[Consumer],
 ) -> None:
     """At most one attempt per target, and one that occupies a node per cache; what only waits for a node holds up nobody."""
-    waited_for = {one.bundle for one in pods if one.held}
-    for want in bundles:
-        record = plan.bundles[want.id]
-        state = record["state"]
-        if state not in (PENDING, PROVING) or want.id in plan.asking:
+    waited_for = {pod.bundle for pod in pods if pod.held}
+    for desired in bundles:
+        bundle = plan.bundles[desired.id]
+        state = bundle.state
+        if state not in (PENDING, PROVING) or desired.id in plan.asking:
             continue
-        begun = record["attempts"] if state == PENDING else record.get("proofs", 0)
-        if begun > failure(record).get("attempt", 0):
+        if bundle.has_open_attempt or bundle.has_open_proof:
             continue  # its attempt lives, or only the claim knows what became of it
-        if plan.live(want.id):
-            _wait_for_end(plan, record)
+        if plan.is_live(desired.id):
+            _wait_for_end(plan, desired.id)
         elif plan.spec.suspend:
-            plan.say(record, state, reasons.SUSPENDED, "spec.suspend is true")
+            plan.set_state(desired.id, state, reasons.SUSPENDED, "spec.suspend is true")
         elif not storage.ready:
-            plan.say(record, state, reasons.WAITING_FOR_CLAIM, storage.message)
-        elif state == PENDING and imports.comes_first(plan, want, record, storage):
+            plan.set_state(desired.id, state, reasons.WAITING_FOR_CLAIM, storage.message)
+        elif state == PENDING and imports.start_import_if_requested(plan, desired, storage):
             continue  # what a person has already
-        elif next_try(record) > plan.now:
-            plan.requeue_at(next_try(record))
-        elif busy := _busy(plan, want):
-            plan.say(record, state, reasons.QUEUED, f"waits for {busy}")
-        elif want.id not in waited_for and (newer := _rollout(plan, want, bundles)):
-            plan.say(
-                record,
+        elif next_try(plan.bundles[desired.id]) > plan.now:
+            plan.requeue_at(next_try(plan.bundles[desired.id]))
+        elif busy := _busy(plan, desired):
+            plan.set_state(desired.id, state, reasons.QUEUED, f"waits for {busy}")
+        elif desired.id not in waited_for and (newer := _rollout(plan, desired, bundles)):
+            plan.set_state(
+                desired.id,
                 state,
                 reasons.QUEUED,
                 f"waits for the rollout to {newer}: the pods that need it may be on their way out",
             )
         elif state == PROVING:
-            proofs.begin(plan, want, record)
+            proofs.begin(plan, desired)
         else:
-            _create(plan, want, record)
+            _create(plan, desired)
 
 
-def _wait_for_end(plan: PlanBuilder, record: Object) -> None:
+def _wait_for_end(plan: PlanBuilder, bundle_id: str) -> None:
     """Our own last attempt ends by itself. Somebody else's of that bundle is said: no report of it counts."""
-    ours = {job["metadata"]["uid"] for job in _jobs(plan, record["id"])}
+    ours = {job["metadata"]["uid"] for job in _jobs(plan, bundle_id)}
     living = [
-        pod
-        for pod in plan.pods(record["id"])
-        if not is_finished(pod) and owner_uid(pod) not in ours
+        pod for pod in plan.pods(bundle_id) if not is_finished(pod) and owner_uid(pod) not in ours
     ]
     if living or not ours:
         names = (
             ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in living))
             or "its Job is not deleted yet"
         )
-        plan.say(
-            record,
-            record["state"],
+        plan.set_state(
+            bundle_id,
+            plan.bundles[bundle_id].state,
             reasons.NAME_TAKEN,
             f"an attempt that is not this cache's still lives: {names}",
         )
     ends = [
         parse_timestamp(since) + attempts.LOST
-        for pod in plan.pods(record["id"])
+        for pod in plan.pods(bundle_id)
         if (since := pod["metadata"].get("deletionTimestamp"))
     ]
     plan.requeue_at(min((when for when in ends if when > plan.now), default=plan.now + 60))
 
 
-def _busy(plan: PlanBuilder, want: DesiredBundle) -> str | None:
+def _busy(plan: PlanBuilder, desired: DesiredBundle) -> str | None:
     """The bundle whose attempt goes first."""
-    for other, record in plan.bundles.items():
-        if other == want.id or not (plan.live(other) or other in plan.started):
+    for other, bundle in plan.bundles.items():
+        if other == desired.id or not (plan.is_live(other) or other in plan.started):
             continue
-        waits = record["state"] in (PENDING, PROVING) and record["reason"] in (
+        waits = bundle.state in (PENDING, PROVING) and bundle.reason in (
             reasons.WAITING_FOR_NODE,
             reasons.POD_REFUSED,
             reasons.QUEUED,
         )
-        if record.get("target") == want.target.name or not waits:
+        if bundle.target == desired.target.name or not waits:
             return other
     return None
 
 
 def _rollout(
-    plan: PlanBuilder, want: DesiredBundle, bundles: Iterable[DesiredBundle]
+    plan: PlanBuilder, desired: DesiredBundle, bundles: Iterable[DesiredBundle]
 ) -> str | None:
-    """The newest bundle, while pods are on their way to it: from its wish until SETTLE seconds after its seal, or its proof."""
+    """The newest bundle, while pods are on their way to it: from its wish until ROLLOUT_SECONDS after its seal, or its proof."""
     for newest in bundles:
-        record = plan.bundles[newest.id]
-        if want.current or not newest.current or newest.target.name != want.target.name:
+        bundle = plan.bundles[newest.id]
+        if desired.current or not newest.current or newest.target.name != desired.target.name:
             continue
-        until = (
-            _given_since(plan, record) + SETTLE
-            if record["state"] == SEALED and record.get("sealedAt")
-            else 0.0
-        )
-        if record["state"] in (PENDING, TUNING_STATE, PROVING) or plan.now < until:
+        until = 0.0
+        if bundle.state == SEALED and bundle.sealed_at is not None:
+            until = _given_since(plan, bundle, bundle.sealed_at) + ROLLOUT_SECONDS
+        if bundle.state in (PENDING, TUNING_STATE, PROVING) or plan.now < until:
             plan.requeue_at(until or None)
             return newest.id
     return None
 
 
-def _given_since(plan: PlanBuilder, record: Object) -> float:
+def _given_since(plan: PlanBuilder, bundle: BundleStatus, sealed_at: float) -> float:
     """Since when pods are given a bundle (Unix seconds): its seal; if it was to be proven first, about the time that Ready became True."""
-    sealed = parse_timestamp(record["sealedAt"])
-    if not record.get("proven"):
-        return sealed
-    if plan.known.get(record["id"], ("", ""))[0] != SEALED:
+    if not bundle.proven:
+        return sealed_at
+    if plan.state_before(bundle.id) != SEALED:
         return plan.now
-    told = (plan.cache.get("status") or {}).get("conditions") or ()
-    ready = next((one for one in told if one["type"] == "Ready" and one["status"] == "True"), None)
-    return max(sealed, parse_timestamp(ready["lastTransitionTime"])) if ready else sealed
+    ready = plan.status.condition("Ready")
+    if ready is None or ready.status != "True":
+        return sealed_at
+    return max(sealed_at, ready.last_transition_time)
 
 
-def _create(plan: PlanBuilder, want: DesiredBundle, record: Object) -> None:
-    observed, number = plan.observed, record["attempts"] + 1
+def _create(plan: PlanBuilder, desired: DesiredBundle) -> None:
+    observed, number = plan.observed, plan.bundles[desired.id].attempts + 1
+    created = f"attempt {number} of {plan.spec.max_attempts}: the Job is made"
     if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
         message = agent_configmap.refusal(plan)
-        plan.say(
-            record,
+        plan.set_state(
+            desired.id,
             PENDING,
             reasons.POD_REFUSED if message else reasons.WAITING_FOR_POD,
-            message or _made(plan, number),
+            message or created,
         )
         return
     try:
-        example = observed.examples.get(want.origin)
+        example = observed.examples.get(desired.origin)
         job = build_tuning_job(
             observed.key,
             plan.cache,
-            want.template,
-            want.target,
+            desired.template,
+            desired.target,
             number,
             observed.settings,
             observed.agent_name,
             example,
         )
     except Refused as refused:
-        plan.say(record, REFUSED, refused.reason, refused.message)
+        plan.set_state(desired.id, REFUSED, refused.reason, refused.message)
         return
-    code = create(plan, record, job, _made(plan, number))
+    code = create_job(plan, desired.id, job, created)
     if code in (400, 422):
-        plan.say(record, REFUSED, reasons.SOURCE_INVALID, record["message"])
-
-
-def _made(plan: PlanBuilder, number: int) -> str:
-    return f"attempt {number} of {plan.spec.max_attempts}: the Job is made"
+        message = plan.bundles[desired.id].message
+        plan.set_state(desired.id, REFUSED, reasons.SOURCE_INVALID, message)
 
 
 def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
-    """An attempt of what nothing wants any more gives its GPUs back; its record goes once it is over."""
-    ids = {want.id for want in bundles}
-    for bundle in list(plan.bundles):
-        record = plan.bundles[bundle]
-        if bundle in ids or record["state"] in (SEALED, RETIRED):
-            record.pop("unwantedSince", None)
-            if bundle not in ids:
-                tidy(plan, bundle, plan.attempts(bundle, PROOF).values())
+    """End attempts of what nothing wants any more, which gives their GPUs back.
+
+    Such a bundle leaves the status once its attempt has ended.
+    """
+    ids = {desired.id for desired in bundles}
+    for bundle in list(plan.bundles.values()):
+        if bundle.id in ids or bundle.state in (SEALED, RETIRED):
+            plan.put(replace(bundle, unwanted_since=None))
+            if bundle.id not in ids:
+                end_jobs(plan, bundle.id, plan.attempts(bundle.id, PROOF).values())
             continue
-        if _may_be_wanted_again(plan, record, bundles):
+        if _may_be_wanted_again(plan, bundle, bundles):
             continue
-        for job in _jobs(plan, bundle):
+        for job in _jobs(plan, bundle.id):
             plan.end(job)
-        if proofs.is_withheld(record):
-            _give_up(plan, record)
-        elif plan.live(bundle):
-            plan.say(
-                record,
+        if bundle.is_withheld:
+            _give_up(plan, bundle)
+        elif plan.is_live(bundle.id):
+            plan.set_state(
+                bundle.id,
                 PENDING,
                 reasons.SUPERSEDED,
                 "nothing wants this bundle any more; its attempt ends",
             )
         elif (
-            "undeliverable" not in record
+            bundle.undeliverable is None
         ):  # else its pods, which come back without us, would be given it again
-            plan.drop_jobs(bundle)  # wanted again it is no attempt that failed
-            del plan.bundles[bundle]
+            plan.delete_jobs(bundle.id)  # wanted again it is no attempt that failed
+            plan.remove(bundle.id)
 
 
-def _give_up(plan: PlanBuilder, record: Object) -> None:
-    """A bundle that is on the claim, and was never given to a pod that named it here: its folder goes like any other's."""
-    if plan.live(record["id"]):
-        if record["state"] == PROVING:
-            plan.say(
-                record,
+def _give_up(plan: PlanBuilder, bundle: BundleStatus) -> None:
+    """Give up a bundle that is on the claim and was given to no pod: its folder goes like any other's."""
+    if plan.is_live(bundle.id):
+        if bundle.state == PROVING:
+            plan.set_state(
+                bundle.id,
                 PROVING,
                 reasons.SUPERSEDED,
                 "nothing wants this bundle any more; its proof ends",
             )
         return
-    proofs.forget(plan, record)
-    retention.give_up(plan, record)
+    proofs.forget_proofs(plan, bundle.id)
+    retention.give_up(plan, bundle.id)
 
 
-def _jobs(plan: PlanBuilder, bundle: str) -> list[Object]:
-    return [job for role in (TUNING, PROOF) for job in plan.attempts(bundle, role).values()]
+def _jobs(plan: PlanBuilder, bundle_id: str) -> list[Object]:
+    return [job for role in (TUNING, PROOF) for job in plan.attempts(bundle_id, role).values()]
 
 
 def _may_be_wanted_again(
-    plan: PlanBuilder, record: Object, bundles: tuple[DesiredBundle, ...]
+    plan: PlanBuilder, bundle: BundleStatus, bundles: tuple[DesiredBundle, ...]
 ) -> bool:
     """Where pods are the source: one that is evicted or restarted is missing for a while, and what it needs is not to be tuned anew.
     A newer revision, and a source that was changed, are clear words."""
     if plan.observed.source is not None:
         return False
     started = max(
-        (job["metadata"]["creationTimestamp"] for job in _jobs(plan, record["id"])), default=""
+        (job["metadata"]["creationTimestamp"] for job in _jobs(plan, bundle.id)), default=""
     )
     if any(
-        want.current and want.target.name == record["target"] and want.made > started > ""
-        for want in bundles
+        desired.current and desired.target.name == bundle.target and desired.made > started > ""
+        for desired in bundles
     ):
         return False
-    until = parse_timestamp(record.setdefault("unwantedSince", format_timestamp(plan.now))) + MISSED
+    since = bundle.unwanted_since
+    if since is None:
+        since = plan.timestamp
+        plan.put(replace(bundle, unwanted_since=since))
+    until = since + UNWANTED_SECONDS
     plan.requeue_at(until if until > plan.now else None)
     return plan.now < until

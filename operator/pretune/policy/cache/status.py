@@ -2,169 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pretune.api import reasons
 from pretune.api.names import FAILED, PENDING, PROVING, REFUSED, SEALED, TUNING_STATE
-from pretune.api.timestamps import format_timestamp
-from pretune.api.types import Object
+from pretune.api.reasons import Reason
+from pretune.api.status import (
+    BundleStatus,
+    CacheStatus,
+    Condition,
+    ConsumerCounts,
+    StatusWarning,
+    StorageStatus,
+    Summary,
+)
 from pretune.policy.bundles.desired import DesiredBundles
 from pretune.policy.cache.storage import Storage
 from pretune.policy.plan_builder import PlanBuilder
 
-Condition = tuple[str, str, str, str]  # type, status, reason, message
+MAX_MESSAGE = 4096  # characters of a condition's message
+
+Verdict = tuple[str, str, Reason, str]  # a condition's type, status, reason, message
 
 
-def status(
+def build_status(
     plan: PlanBuilder,
-    wants: DesiredBundles,
+    desired: DesiredBundles,
     storage: Storage,
-    consumers: Mapping[str, object],
-    warnings: Sequence[Object],
-) -> Object:
-    """The whole status wanted. Ready and the summary speak of the newest source's bundles, one a target."""
-    records = [plan.bundles[want.id] for want in wants.bundles if want.current]
-    sealed = [one for one in records if one["state"] == SEALED]
-    ids = [want.id for want in wants.bundles]
-    wanted: dict[str, Any] = {
-        "observedGeneration": plan.cache["metadata"]["generation"],
-        "conditions": _conditions(plan, _judge(plan, records, wants, storage)),
-        "bundles": sorted(plan.bundles.values(), key=lambda one: _order(one, ids)),
-        "summary": {
-            "bundles": f"{len(sealed)}/{len(plan.spec.targets)}",
-            "entries": sum(one.get("entries", 0) for one in sealed),
-        },
-        "consumers": dict(consumers),
-        "warnings": list(warnings),
-    }
-    if plan.known_place:
-        uid, _, folder = plan.known_place.partition("/")
-        wanted["storage"] = {"claimUID": uid, **({"subPath": folder} if folder else {})}
-    return wanted
+    consumers: ConsumerCounts,
+    warnings: Sequence[StatusWarning],
+) -> CacheStatus:
+    """Return the whole status, but for what start logs and proofs add to it.
+
+    Ready and the summary speak of the newest source's bundles, one a target.
+    """
+    current = [plan.bundles[each.id] for each in desired.bundles if each.current]
+    sealed = [bundle for bundle in current if bundle.state == SEALED]
+    ids = [each.id for each in desired.bundles]
+    uid, _, folder = plan.known_place.partition("/")
+    return CacheStatus(
+        observed_generation=plan.cache["metadata"]["generation"],
+        conditions=_conditions(plan, _judge(plan, current, desired, storage)),
+        bundles=tuple(sorted(plan.bundles.values(), key=lambda bundle: _order(bundle, ids))),
+        summary=Summary(
+            bundles=f"{len(sealed)}/{len(plan.spec.targets)}",
+            entries=sum(bundle.entries or 0 for bundle in sealed),
+        ),
+        consumers=consumers,
+        warnings=tuple(warnings),
+        storage=StorageStatus(uid, folder or None) if uid else None,
+    )
 
 
-def _order(record: Object, ids: list[str]) -> tuple[int, str]:
-    """DesiredBundle ones first, in the targets' order."""
-    return (ids.index(record["id"]) if record["id"] in ids else len(ids), str(record["id"]))
+def _order(bundle: BundleStatus, ids: list[str]) -> tuple[int, str]:
+    """Desired ones first, in the targets' order."""
+    return (ids.index(bundle.id) if bundle.id in ids else len(ids), bundle.id)
 
 
 def _judge(
-    plan: PlanBuilder, records: list[Object], wants: DesiredBundles, storage: Storage
-) -> list[Condition]:
-    judged = _of_bundles(plan, records, wants, storage)
-    if wants.churn:
-        judged[2] = ("Stalled", "True", reasons.TOO_MANY_FINGERPRINTS, wants.churn)
-    return judged
+    plan: PlanBuilder,
+    current: list[BundleStatus],
+    desired: DesiredBundles,
+    storage: Storage,
+) -> list[Verdict]:
+    """Return Ready, Reconciling, Stalled and StorageReady."""
+    ready, reconciling, stalled = _judge_bundles(plan, current, desired, storage)
+    if desired.churn:
+        stalled = ("Stalled", "True", reasons.TOO_MANY_FINGERPRINTS, desired.churn)
+    stored = ("StorageReady", str(storage.ready), storage.reason, storage.message)
+    return [ready, reconciling, stalled, stored]
 
 
-def _of_bundles(
-    plan: PlanBuilder, records: list[Object], wants: DesiredBundles, storage: Storage
-) -> list[Condition]:
-    """Ready, Reconciling, Stalled, StorageReady."""
-    stored: Condition = ("StorageReady", str(storage.ready), storage.reason, storage.message)
-    if wants.refused is not None:
-        stalled = (wants.refused.reason, wants.refused.message)
-        return [
-            ("Ready", "False", *stalled),
-            ("Reconciling", "False", *stalled),
-            ("Stalled", "True", *stalled),
-            stored,
-        ]
-    if not records:
-        said = (
-            reasons.NO_SOURCE,
-            "spec.source is not set, and no living pod has the label pretune.dev/cache with this name",
+def _judge_bundles(
+    plan: PlanBuilder,
+    current: list[BundleStatus],
+    desired: DesiredBundles,
+    storage: Storage,
+) -> tuple[Verdict, Verdict, Verdict]:
+    """Return Ready, Reconciling and Stalled."""
+    if desired.refused is not None:
+        refused = desired.refused
+        return _alike("False", "False", "True", refused.reason, refused.message)
+    if not current:
+        message = (
+            "spec.source is not set, and no living pod has the label pretune.dev/cache with this"
+            " name"
         )
-        return [
-            ("Ready", "Unknown", *said),
-            ("Reconciling", "False", *said),
-            ("Stalled", "False", *said),
-            stored,
-        ]
-    blocked = [one for one in records if one["state"] in (FAILED, REFUSED)]
-    open_ = [one for one in records if one["state"] in (PENDING, TUNING_STATE, PROVING)]
+        return _alike("Unknown", "False", "False", reasons.NO_SOURCE, message)
     if storage.stalled:
-        said = (storage.reason, storage.message)
-        return [
-            ("Ready", "False", *said),
-            ("Reconciling", "False", *said),
-            ("Stalled", "True", *said),
-            stored,
-        ]
-    if any(one["id"] in plan.asking for one in records) and not blocked and not open_:
-        said = (reasons.INSPECTING, "the claim is read for the bundles that another one held")
-        return [
-            ("Ready", "False", *said),
-            ("Reconciling", "True", *said),
-            ("Stalled", "False", *said),
-            stored,
-        ]
-    if not blocked and not open_:
+        return _alike("False", "False", "True", storage.reason, storage.message)
+    blocked = [bundle for bundle in current if bundle.state in (FAILED, REFUSED)]
+    pending = [bundle for bundle in current if bundle.state in (PENDING, TUNING_STATE, PROVING)]
+    if not blocked and not pending:
+        if any(bundle.id in plan.asking for bundle in current):
+            message = "the claim is read for the bundles that another one held"
+            return _alike("False", "True", "False", reasons.INSPECTING, message)
         if not storage.ready:
-            said = (reasons.WAITING_FOR_CLAIM, storage.message)
-            return [
-                ("Ready", "False", *said),
-                ("Reconciling", "True", *said),
-                ("Stalled", "False", *said),
-                stored,
-            ]
-        reason = (
-            reasons.NOTHING_TO_TUNE
-            if all(one["reason"] == reasons.NOTHING_TO_TUNE for one in records)
-            else reasons.SEALED
-        )
-        said = (reason, _words(records))
-        return [
-            ("Ready", "True", *said),
-            ("Reconciling", "False", *said),
-            ("Stalled", "False", *said),
-            stored,
-        ]
-    first = (blocked or sorted(open_, key=lambda one: one["state"] == PENDING))[0]
-    said = (first["reason"], _words([*blocked, *open_]))
-    moving = any(one["reason"] != reasons.SUSPENDED for one in open_)
-    reconciling = (
-        next((one["reason"] for one in open_), first["reason"]),
-        _words(open_) or said[1],
+            return _alike("False", "True", "False", reasons.WAITING_FOR_CLAIM, storage.message)
+        is_empty = all(bundle.reason == reasons.NOTHING_TO_TUNE for bundle in current)
+        reason = reasons.NOTHING_TO_TUNE if is_empty else reasons.SEALED
+        return _alike("True", "False", "False", reason, _join_messages(current))
+    first = (blocked or sorted(pending, key=lambda bundle: bundle.state == PENDING))[0]
+    message = _join_messages([*blocked, *pending])
+    is_moving = any(bundle.reason != reasons.SUSPENDED for bundle in pending)
+    return (
+        ("Ready", "False", first.reason, message),
+        (
+            "Reconciling",
+            str(is_moving),
+            pending[0].reason if pending else first.reason,
+            _join_messages(pending) or message,
+        ),
+        (
+            "Stalled",
+            str(bool(blocked)),
+            first.reason,
+            _join_messages(blocked) if blocked else message,
+        ),
     )
-    stuck = (
-        (first["reason"], _words(blocked)) if blocked else ("Reconciling", "it goes on by itself")
+
+
+def _alike(
+    ready: str, reconciling: str, stalled: str, reason: Reason, message: str
+) -> tuple[Verdict, Verdict, Verdict]:
+    """Return the three conditions with one reason and message."""
+    return (
+        ("Ready", ready, reason, message),
+        ("Reconciling", reconciling, reason, message),
+        ("Stalled", stalled, reason, message),
     )
-    if not blocked:
-        stuck = said
-    return [
-        ("Ready", "False", *said),
-        ("Reconciling", str(moving), *reconciling),
-        ("Stalled", str(bool(blocked)), *stuck),
-        stored,
-    ]
 
 
-def _words(records: list[Object]) -> str:
-    """One bundle: its own message. Several: each behind its target's name."""
-    if len(records) == 1:
-        return str(records[0]["message"])
-    return "; ".join(f"{one['target']}: {one['message'] or one['reason']}" for one in records)
+def _join_messages(bundles: list[BundleStatus]) -> str:
+    """Return one bundle's own message; of several, each behind its target's name."""
+    if len(bundles) == 1:
+        return bundles[0].message
+    return "; ".join(f"{bundle.target}: {bundle.message or bundle.reason}" for bundle in bundles)
 
 
-def _conditions(plan: PlanBuilder, wanted: list[Condition]) -> list[Object]:
-    """lastTransitionTime moves only when the status flips."""
-    before = {one["type"]: one for one in (plan.cache.get("status") or {}).get("conditions") or ()}
+def _conditions(plan: PlanBuilder, verdicts: list[Verdict]) -> tuple[Condition, ...]:
+    """Return the conditions; lastTransitionTime moves only when the status flips."""
     conditions = []
-    for kind, state, reason, message in wanted:
-        old = before.get(kind)
-        same = old is not None and old["status"] == state
-        conditions.append(
-            {
-                "type": kind,
-                "status": state,
-                "reason": reason,
-                "message": message[:4096],
-                "lastTransitionTime": old["lastTransitionTime"]
-                if same and old
-                else format_timestamp(plan.now),
-                "observedGeneration": plan.cache["metadata"]["generation"],
-            }
-        )
-    return conditions
+    for kind, status, reason, message in verdicts:
+        old = plan.status.condition(kind)
+        is_same = old is not None and old.status == status
+        since = old.last_transition_time if old is not None and is_same else plan.timestamp
+        generation = plan.cache["metadata"]["generation"]
+        conditions.append(Condition(kind, status, reason, message[:MAX_MESSAGE], since, generation))
+    return tuple(conditions)

@@ -16,11 +16,13 @@ from pretune.api.advice import Advice
 from pretune.api.names import CACHE, SEALED
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
+from pretune.api.status import BundleStatus, StatusWarning
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.podspec import template
 from pretune.podspec.template import engine_of
-from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
+from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.plan_builder import PlanBuilder
 
 MOST = 16  # warnings of one cache
 LONGEST = 1024  # characters of one
@@ -35,7 +37,7 @@ class Engine:
     """The newest engine, as its author wrote it, and what is known of its bundle."""
 
     container: Object
-    record: Object
+    bundle: BundleStatus | None
 
     @property
     def name(self) -> str:
@@ -43,10 +45,10 @@ class Engine:
 
     @property
     def cold(self) -> int:
-        """Seconds that a cold start took; 0 where none was seen."""
-        return (
-            int(self.record.get("tunedSeconds") or 0) if self.record.get("state") == SEALED else 0
-        )
+        """Seconds that a cold start took; 0: unknown."""
+        if self.bundle is None or self.bundle.state != SEALED:
+            return 0
+        return self.bundle.tuned_seconds or 0
 
 
 @dataclass(frozen=True)
@@ -68,28 +70,26 @@ class Workload:
 
 def collect_warnings(
     plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], stale: int
-) -> list[Object]:
-    """status.warnings, {reason, message} each, sorted; a Warning event for each that was not there before.
+) -> list[StatusWarning]:
+    """Return status.warnings, sorted, and add an event for each that was not there before.
 
-    bundles: those wanted, the newest engine's first. stale: pods that run with a bundle of another image.
+    bundles: those wanted, the newest engine's first. stale: pods that run with a bundle of another
+    image.
     """
     engines = list(_engines(plan, bundles))
-    cold = max((one.cold for one in engines), default=0)
+    cold = max((engine.cold for engine in engines), default=0)
     said = {found for engine in engines for check in ENGINE_CHECKS if (found := check(engine))}
-    for one in _workloads(plan):
-        workload = Workload(one, plan.spec, cold)
+    for obj in _workloads(plan):
+        workload = Workload(obj, plan.spec, cold)
         said |= {found for check in WORKLOAD_CHECKS if (found := check(workload))}
     if stale:
         said.add(stale_image(stale))
-    warnings = [{"reason": reason, "message": _cut(message)} for reason, message in sorted(said)][
-        :MOST
-    ]
-    before = (plan.cache.get("status") or {}).get("warnings") or ()
-    known = {_subject(one) for one in before}
+    warnings = [StatusWarning(reason, _cut(message)) for reason, message in sorted(said)][:MOST]
+    known = {_subject(warning) for warning in plan.status.warnings}
     plan.events += [
-        Event(Advice(one["reason"]), one["message"], warning=True)
-        for one in warnings
-        if _subject(one) not in known
+        Event(Advice(warning.reason), warning.message, warning=True)
+        for warning in warnings
+        if _subject(warning) not in known
     ]
     return warnings
 
@@ -103,7 +103,7 @@ def _engines(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> Iterator[
             container = engine_of(want.template, plan.spec.engine_container)
         except Refused:
             continue  # said elsewhere
-        yield Engine(container, plan.bundles.get(want.id) or {})
+        yield Engine(container, plan.bundles.get(want.id))
 
 
 def _workloads(plan: PlanBuilder) -> list[Object]:
@@ -115,9 +115,9 @@ def _workloads(plan: PlanBuilder) -> list[Object]:
     return list({(one.get("kind"), one["metadata"]["name"]): one for one in found if one}.values())
 
 
-def _subject(warning: Object) -> tuple[str, str]:
+def _subject(warning: StatusWarning) -> tuple[str, str]:
     """By which one warning is told from another: a new count, or a new length of time, is no news."""
-    return str(warning["reason"]), re.sub(r"[0-9]+", "#", str(warning["message"]))
+    return warning.reason, re.sub(r"[0-9]+", "#", warning.message)
 
 
 def _cut(text: str) -> str:
@@ -154,7 +154,7 @@ def moving_tag(engine: Engine) -> Said | None:
     if tag is None:
         return None
     what = f"the tag {tag}, which moves" if tag else "no tag, which means latest"
-    ran = str(engine.record.get("engineImage") or "")
+    ran = (engine.bundle.engine_image if engine.bundle is not None else None) or ""
     remedy = f"image: {ran}" if "@" in ran else "image: <name>:<version>"
     return (
         advice.MOVING_TAG,

@@ -5,19 +5,19 @@ A check gets one Held and says why, in words that follow "released: ", or None. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pretune.api import reasons
 from pretune.api.names import FAILED, REFUSED
+from pretune.api.status import BundleStatus, ConsumerCounts
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.gate import release_patch
 from pretune.policy.bundles.attempt_state import condition
 from pretune.policy.bundles.desired import DesiredBundles
-from pretune.policy.bundles.proofs import may_be_given
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Patch, Released
 from pretune.policy.plan_builder import PlanBuilder, reference
@@ -49,8 +49,9 @@ class Held:
         return self.pod.given or self.pod.bundle
 
     @property
-    def record(self) -> Object:
-        return self.plan.bundles.get(self.bundle) or {}
+    def status(self) -> BundleStatus | None:
+        """That bundle's; None: it has none."""
+        return self.plan.bundles.get(self.bundle)
 
 
 Check = Callable[[Held], str | None]
@@ -86,10 +87,10 @@ def hold(
         plan.events.append(Event(reasons.RELEASED, words, warning=cause != "Sealed"))
 
 
-def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
+def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: ConsumerCounts) -> None:
     """Say who waits, when status.consumers (`counted`) says that there are more than before."""
-    before = ((plan.cache.get("status") or {}).get("consumers") or {}).get("held", 0)
-    if int(str(counted.get("held", 0))) <= before:
+    before = plan.status.consumers
+    if counted.held <= (before.held if before is not None else 0):
         return
     waiting: dict[str, int] = {}
     for pod in pods:
@@ -135,7 +136,9 @@ def _pods(number: int) -> str:
 
 
 def sealed(held: Held) -> str | None:
-    return "its bundle is sealed" if may_be_given(held.record, held.plan.spec) else None
+    bundle = held.status
+    is_given = bundle is not None and bundle.may_be_given(held.plan.spec)
+    return "its bundle is sealed" if is_given else None
 
 
 def switched_off(held: Held) -> str | None:
@@ -197,28 +200,27 @@ def not_wanted(held: Held) -> str | None:
 
 
 def failed(held: Held) -> str | None:
-    record = held.record
-    return (
-        f"{record['reason']}: {record['message']}"
-        if record.get("state") in (FAILED, REFUSED)
-        else None
-    )
+    bundle = held.status
+    if bundle is None or bundle.state not in (FAILED, REFUSED):
+        return None
+    return f"{bundle.reason}: {bundle.message}"
 
 
 def undeliverable(held: Held) -> str | None:
-    found = held.record.get("undeliverable")
-    return f"{found['reason']}: {found['message']}" if found else None
+    mark = held.status.undeliverable if held.status is not None else None
+    return f"{mark.reason}: {mark.message}" if mark is not None else None
 
 
 def cannot_start(held: Held) -> str | None:
     """Held pods count in a quota: what they use up may be what the attempt lacks. Once is no proof: an API server has bad moments."""
-    record, plan = held.record, held.plan
-    if record.get("reason") != reasons.POD_REFUSED:
+    bundle, plan = held.status, held.plan
+    if bundle is None or bundle.reason != reasons.POD_REFUSED:
         return None
-    if plan.known.get(held.bundle, ("", ""))[1] != reasons.POD_REFUSED:
+    before = plan.before.get(held.bundle)
+    if before is None or before.reason != reasons.POD_REFUSED:
         plan.requeue_at(plan.now + AGAIN)
         return None
-    return f"the attempt cannot start: {record['message']}"
+    return f"the attempt cannot start: {bundle.message}"
 
 
 def storage_not_ready(held: Held) -> str | None:

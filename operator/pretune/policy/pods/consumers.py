@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from pretune.api.names import BUNDLE, DELIVERY, SEALED, SEED_CONTAINER
+from pretune.api.names import BUNDLE, DELIVERY, SEED_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.spec import Target
-from pretune.api.timestamps import format_timestamp, parse_timestamp
+from pretune.api.status import BundleStatus, ConsumerCounts
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.delivery_modes import find_mode
 from pretune.manifests.gate import is_held
@@ -158,58 +159,58 @@ def _needs(plan: PlanBuilder, origin: Origin | None, target: Target | None) -> t
     return inputs.fingerprint, inputs.bundle_id(), engine
 
 
-def note(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
-    """running and serving of each record, which the webhook decides holds by: written when they flip."""
-    running = {one.bundle for one in pods if one.running}
-    serving = {one.bundle for one in pods if one.running and one.ready}
-    for bundle, record in plan.bundles.items():
-        for name, holds in (("running", bundle in running), ("serving", bundle in serving)):
-            if holds:
-                record[name] = True
-            else:
-                record.pop(name, None)
+def update_running_flags(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
+    """Write `running` and `serving` of each bundle, by which the webhook decides holds."""
+    running = {pod.bundle for pod in pods if pod.running}
+    serving = {pod.bundle for pod in pods if pod.running and pod.ready}
+    for bundle in list(plan.bundles.values()):
+        plan.put(replace(bundle, running=bundle.id in running, serving=bundle.id in serving))
 
 
-def count(
-    plan: PlanBuilder, pods: Sequence[Consumer], more: Mapping[str, object]
-) -> Mapping[str, object]:
-    """status.consumers, with what else is told of them; as it was, while it is younger than COUNTED."""
-    now: dict[str, object] = {
-        "seeded": sum(one.seeded for one in pods),
-        "cold": sum(
-            one.started and not one.seeded and not _nothing_to_give(plan, one) for one in pods
-        ),
-        "held": sum(one.held for one in pods),
-        "stale": stale(plan, pods),
-        "ready": sum(one.ready for one in pods),
-        **more,
-    }
-    before: Mapping[str, object] = (plan.cache.get("status") or {}).get("consumers") or {}
-    if {name: number for name, number in before.items() if name != "observedAt"} == now:
+def count(plan: PlanBuilder, pods: Sequence[Consumer], starts: ConsumerCounts) -> ConsumerCounts:
+    """Return status.consumers; as it was, while it is younger than COUNTED.
+
+    starts: what start logs say, the other counts apart.
+    """
+    now = replace(
+        starts,
+        seeded=sum(pod.seeded for pod in pods),
+        cold=sum(pod.started and not pod.seeded and not _is_empty(plan, pod) for pod in pods),
+        held=sum(pod.held for pod in pods),
+        stale=stale(plan, pods),
+        ready=sum(pod.ready for pod in pods),
+    )
+    before = plan.status.consumers
+    if before is None:
+        return replace(now, observed_at=plan.timestamp)
+    if replace(before, observed_at=None) == now:
         return before
-    due = parse_timestamp(str(before["observedAt"])) + COUNTED if "observedAt" in before else 0.0
+    due = before.observed_at + COUNTED if before.observed_at is not None else 0.0
     if plan.now < due:
         plan.requeue_at(due)
         return before
-    return {**now, "observedAt": format_timestamp(plan.now)}
+    return replace(now, observed_at=plan.timestamp)
 
 
-def _nothing_to_give(plan: PlanBuilder, one: Consumer) -> bool:
-    record = plan.bundles.get(one.bundle)
-    return record is not None and record["state"] == SEALED and record.get("layout") == "Empty"
+def _is_empty(plan: PlanBuilder, pod: Consumer) -> bool:
+    bundle = plan.bundles.get(pod.bundle)
+    return bundle is not None and bundle.is_empty
 
 
 def stale(plan: PlanBuilder, pods: Sequence[Consumer]) -> int:
-    """Pods that run with a bundle which was tuned in another image of the same name: its tag has moved."""
-    return sum(
-        one.seeded
-        and _digest(one.image)
-        not in ("", _digest(plan.bundles.get(one.given, {}).get("engineImage", "")))
-        for one in pods
-        if plan.bundles.get(one.given, {}).get("engineImage")
-    )
+    """Return how many pods run with a bundle that was tuned in another image of the same name.
+
+    The tag of that image has moved.
+    """
+    return sum(_is_stale(plan.bundles.get(pod.given), pod) for pod in pods)
 
 
-def _digest(image: str) -> str:
-    """`sha256:…` of an image's ID, however the runtime writes it."""
+def _is_stale(bundle: BundleStatus | None, pod: Consumer) -> bool:
+    if bundle is None or not bundle.engine_image or not pod.seeded:
+        return False
+    return digest_of(pod.image) not in ("", digest_of(bundle.engine_image))
+
+
+def digest_of(image: str) -> str:
+    """Return the digest in an image's ID, however the runtime writes it; "": it has none."""
     return image.rpartition("sha256:")[2]

@@ -15,6 +15,7 @@ from pretune.api.delivery_reasons import DeliveryReason
 from pretune.api.names import FAILED, PROVING, REFUSED, SEALED
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, Target, claim_name
+from pretune.api.status import BundleStatus, CacheStatus
 from pretune.api.types import Key, Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.delivery_modes import NONE, Choice, Delivery, choose_mode
@@ -23,7 +24,6 @@ from pretune.podspec import identity
 from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of, moving_tag
 from pretune.podspec.workloads import held_kinds
-from pretune.policy.bundles.proofs import may_be_given
 from pretune.protocol import Inputs
 
 
@@ -103,16 +103,22 @@ def _at_most(spec: Spec) -> str:
 
 
 def _choice(a: Arrival) -> Choice:
+    ready = a.status.condition("Ready")
     return Choice(
         asked=a.spec.delivery,
         bundle=a.want.bundle,
-        layout=a.record.get("layout"),
+        layout=a.bundle.layout if a.bundle is not None else None,
         is_given=a.given,
-        is_trusted=not a.of_unknown_origin,
-        is_current=a.status_is_current,
-        is_inspecting=a.condition("Ready").get("reason") == reasons.INSPECTING,
+        is_trusted=a.bundle is not None and not _is_of_unknown_origin(a.bundle),
+        is_current=a.status.observed_generation == a.cache["metadata"].get("generation"),
+        is_inspecting=ready is not None and ready.reason == reasons.INSPECTING,
         image_may_have_moved=a.may_have_moved,
     )
+
+
+def _is_of_unknown_origin(bundle: BundleStatus) -> bool:
+    """Whether only a person claims that the bundle is this engine's: imports were not tuned here."""
+    return not bundle.tuned_seconds and not bundle.proven
 
 
 @dataclass(frozen=True)
@@ -159,40 +165,29 @@ class Arrival:
             and moving_tag(image.get("image") or "") is not None
         )
 
-    @property
-    def status_is_current(self) -> bool:
-        """Whether the cache's status is of this very spec."""
-        observed = (self.cache.get("status") or {}).get("observedGeneration")
-        return bool(observed == self.cache["metadata"].get("generation"))
-
-    @property
-    def records(self) -> list[Object]:
-        return (self.cache.get("status") or {}).get("bundles") or []
+    @cached_property
+    def status(self) -> CacheStatus:
+        return CacheStatus.from_cache(self.cache)
 
     @cached_property
-    def record(self) -> Object:
-        """The bundle's, as the status has it; {}: it has none."""
-        return next((one for one in self.records if one["id"] == self.want.bundle), {})
+    def bundle(self) -> BundleStatus | None:
+        """The bundle's status; None: it has none."""
+        return next((each for each in self.status.bundles if each.id == self.want.bundle), None)
+
+    @property
+    def state(self) -> str:
+        """The bundle's; "": it has none."""
+        return self.bundle.state if self.bundle is not None else ""
 
     @property
     def given(self) -> bool:
         """Whether pods may start with it."""
-        return may_be_given(self.record, self.spec)
-
-    @property
-    def of_unknown_origin(self) -> bool:
-        """Whether nothing but a person's word says that the bundle is this engine's: what was imported was not tuned here."""
-        return not self.record.get("tunedSeconds") and not self.record.get("proven")
+        return self.bundle is not None and self.bundle.may_be_given(self.spec)
 
     @property
     def lacks(self) -> str:
         """What the bundle is not, where it is not given."""
-        return "proven" if self.record.get("state") in (SEALED, PROVING) else "sealed"
-
-    def condition(self, kind: str) -> Object:
-        """{}: the status has none of this type."""
-        conditions = (self.cache.get("status") or {}).get("conditions") or ()
-        return next((one for one in conditions if one["type"] == kind), {})
+        return "proven" if self.state in (SEALED, PROVING) else "sealed"
 
 
 Check = Callable[[Arrival], str | None]  # says why, or None
@@ -248,18 +243,18 @@ def names_collide(a: Arrival) -> str | None:
 
 
 def undeliverable(a: Arrival) -> str | None:
-    found = a.record.get("undeliverable")
-    return f"bundle {a.want.bundle}: {found['reason']}: {found['message']}" if found else None
+    mark = a.bundle.undeliverable if a.bundle is not None else None
+    return f"bundle {a.want.bundle}: {mark.reason}: {mark.message}" if mark is not None else None
 
 
 def nothing_to_tune(a: Arrival) -> str | None:
-    empty = a.record.get("state") == SEALED and a.record.get("layout") == "Empty"
-    return f"bundle {a.want.bundle} is empty" if empty else None
+    is_empty = a.bundle is not None and a.bundle.is_empty
+    return f"bundle {a.want.bundle} is empty" if is_empty else None
 
 
 def not_tunable(a: Arrival) -> str | None:
     """As the status says, or as it will: the template alone can say so before anybody has looked."""
-    if a.record.get("state") == REFUSED:
+    if a.state == REFUSED:
         return _words(a)
     if a.given:
         return None
@@ -269,7 +264,7 @@ def not_tunable(a: Arrival) -> str | None:
 
 
 def tuning_failed(a: Arrival) -> str | None:
-    return _words(a) if a.record.get("state") == FAILED else None
+    return _words(a) if a.state == FAILED else None
 
 
 def suspended(a: Arrival) -> str | None:
@@ -279,18 +274,15 @@ def suspended(a: Arrival) -> str | None:
 
 
 def storage_not_ready(a: Arrival) -> str | None:
-    found = a.condition("StorageReady")
-    if found.get("status") == "True":
-        return None
-    return (
-        f"{found['reason']}: {found['message']}"
-        if found
-        else f"the storage of cache {a.key} was not looked at yet"
-    )
+    found = a.status.condition("StorageReady")
+    if found is None:
+        return f"the storage of cache {a.key} was not looked at yet"
+    return None if found.status == "True" else f"{found.reason}: {found.message}"
 
 
 def _words(a: Arrival) -> str:
-    return f"bundle {a.want.bundle}: {a.record['reason']}: {a.record['message']}"
+    assert a.bundle is not None
+    return f"bundle {a.want.bundle}: {a.bundle.reason}: {a.bundle.message}"
 
 
 # In order; the reasons are those of api/delivery_reasons.py.
@@ -322,18 +314,18 @@ def nothing_serves(a: Arrival) -> str | None:
     """Waiting is worth it only while others serve."""
     if a.spec.hold.when == "Always":
         return None
-    others = [one for one in a.records if one.get("fingerprint") != a.want.inputs.fingerprint]
-    return (
-        None if any(one.get("serving") for one in others) else "no pod of another revision serves"
-    )
+    fingerprint = a.want.inputs.fingerprint
+    serves = any(bundle.serving for bundle in a.status.bundles if bundle.fingerprint != fingerprint)
+    return None if serves else "no pod of another revision serves"
 
 
 def runs_already(a: Arrival) -> str | None:
     """What runs may be scaled up, and its pods replaced."""
     if a.spec.hold.when == "Always":
         return None
-    same = [one for one in a.records if one.get("fingerprint") == a.want.inputs.fingerprint]
-    return "pods of the same revision run" if any(one.get("running") for one in same) else None
+    fingerprint = a.want.inputs.fingerprint
+    runs = any(bundle.running for bundle in a.status.bundles if bundle.fingerprint == fingerprint)
+    return "pods of the same revision run" if runs else None
 
 
 def would_be_missed(a: Arrival) -> str | None:
@@ -361,20 +353,19 @@ def nobody_releases(a: Arrival) -> str | None:
 
 
 def will_not_be_tuned(a: Arrival) -> str | None:
-    stalled = a.condition("Stalled")
-    churn = (
-        stalled.get("status") == "True" and stalled.get("reason") == reasons.TOO_MANY_FINGERPRINTS
-    )
-    return f"TooManyFingerprints: {stalled['message']}" if churn and not a.record else None
+    stalled = a.status.condition("Stalled")
+    if a.bundle is not None or stalled is None or stalled.status != "True":
+        return None
+    if stalled.reason != reasons.TOO_MANY_FINGERPRINTS:
+        return None
+    return f"{stalled.reason}: {stalled.message}"
 
 
 def attempt_cannot_start(a: Arrival) -> str | None:
     """Held pods count in a quota: what they use up may be what the attempt lacks."""
-    return (
-        f"the attempt cannot start: {a.record['message']}"
-        if a.record.get("reason") == reasons.POD_REFUSED
-        else None
-    )
+    if a.bundle is None or a.bundle.reason != reasons.POD_REFUSED:
+        return None
+    return f"the attempt cannot start: {a.bundle.message}"
 
 
 UNHELD: tuple[Check, ...] = (

@@ -5,11 +5,11 @@ What of ours keeps a pod from starting is told by start_failures.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from pretune.api import reasons
-from pretune.api.timestamps import format_timestamp, parse_timestamp
+from pretune.api.status import BundleStatus, Undeliverable
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import is_finished
 from pretune.policy.model import Action, Delete
@@ -30,12 +30,13 @@ Stuck = tuple[Consumer, Trouble]
 def rescue(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
     """Mark the bundles that pods cannot start with, and delete those pods if something makes them anew: the status is written first,
     and the webhook leaves alone what comes after it."""
-    for record in plan.bundles.values():
-        if mark := record.get("undeliverable"):
-            if _mended(plan, record, mark):
-                del record["undeliverable"]
-            else:
-                plan.requeue_at(_expiry(mark))
+    for marked in list(plan.bundles.values()):
+        if marked.undeliverable is None:
+            continue
+        if _is_mended(plan, marked, marked.undeliverable):
+            plan.put(replace(marked, undeliverable=None))
+        else:
+            plan.requeue_at(_expiry(marked.undeliverable))
     stuck: dict[str, list[Stuck]] = {}
     unread: dict[str, list[Consumer]] = {}
     for pod in pods:
@@ -77,31 +78,31 @@ def _look(plan: PlanBuilder, consumer: Consumer) -> Trouble | None:
 
 
 def _rescue(
-    plan: PlanBuilder, bundle: str, stuck: Sequence[Stuck], unread: Sequence[Consumer]
+    plan: PlanBuilder, bundle_id: str, stuck: Sequence[Stuck], unread: Sequence[Consumer]
 ) -> None:
-    """unread: pods that wait for volumes like these, and whose events were not read, since there are many."""
-    record, trouble = plan.bundles.get(bundle), _witness(plan, bundle, stuck)
-    before = (record or {}).get("undeliverable")
-    if record is not None and trouble is not None and before is None:
-        uid = str((plan.observed.claim or {"metadata": {}})["metadata"].get("uid", ""))
-        record["undeliverable"] = {
-            "reason": trouble.reason,
-            "message": trouble.message,
-            "at": format_timestamp(plan.now),
-            **({"claimUID": uid} if uid else {}),
-        }
-    mark = (record or {}).get("undeliverable") or {}
-    found = [pod for pod, _ in stuck] + (list(unread) if mark and mark["reason"] != SEED else [])
+    """unread: pods that wait for volumes like these, and whose events were not read: there are many."""
+    bundle, trouble = plan.bundles.get(bundle_id), _witness(plan, bundle_id, stuck)
+    before = bundle.undeliverable if bundle is not None else None
+    mark = before
+    if bundle is not None and trouble is not None and mark is None:
+        uid = (plan.observed.claim or {"metadata": {}})["metadata"].get("uid")
+        mark = Undeliverable(trouble.reason, trouble.message, plan.timestamp, uid)
+        plan.put(replace(bundle, undeliverable=mark))
+    found = [pod for pod, _ in stuck]
+    if mark is not None and mark.reason != SEED:
+        found += unread
     owned = [pod for pod in found if owner_uid(pod.pod) and not is_finished(pod.pod)]
     plan.after += [take_away(pod.pod) for pod in owned]
-    told = found if mark and before is None else owned
-    if told:
-        why = trouble or (stuck[0][1] if stuck else None)
-        words = f"{why.reason}: {why.message}" if why else f"{mark['reason']}: {mark['message']}"
-        plan.warn(
-            reasons.RESCUED,
-            f"bundle {bundle}: {_names(told)} could not start: {words}; {_done(told)}",
-        )
+    told = found if mark is not None and before is None else owned
+    if not told:
+        return
+    cause = trouble or (stuck[0][1] if stuck else None) or mark
+    assert cause is not None
+    plan.warn(
+        reasons.RESCUED,
+        f"bundle {bundle_id}: {_names(told)} could not start: {cause.reason}: {cause.message};"
+        f" {_done(told)}",
+    )
 
 
 def take_away(pod: Object) -> Action:
@@ -113,44 +114,46 @@ def take_away(pod: Object) -> Action:
     return Delete(f"delete Pod {pod['metadata']['name']}", ref)
 
 
-def _witness(plan: PlanBuilder, bundle: str, stuck: Sequence[Stuck]) -> Trouble | None:
-    """Whose trouble stands against the bundle: not that of a pod whose claim is not the cache's any more, nor one that had ended
-    before the bundle was sealed."""
-    sealed = str((plan.bundles.get(bundle) or {}).get("sealedAt") or "")
+def _witness(plan: PlanBuilder, bundle_id: str, stuck: Sequence[Stuck]) -> Trouble | None:
+    """Return the trouble that stands against the bundle.
+
+    Not that of a pod whose claim is not the cache's any more, nor of one that had ended before the
+    bundle was sealed.
+    """
+    bundle = plan.bundles.get(bundle_id)
+    sealed_at = bundle.sealed_at if bundle is not None else None
     for pod, trouble in stuck:
         claim = Pod(pod.pod, None, plan.observed.claim, (), plan.claim_name, plan.now).our_claim
         if trouble.reason != SEED and claim not in ("", plan.claim_name):
             continue
-        if is_finished(pod.pod) and sealed and pod.created < parse_timestamp(sealed):
+        if is_finished(pod.pod) and sealed_at is not None and pod.created < sealed_at:
             continue
         return trouble
     return None
 
 
-def _mended(plan: PlanBuilder, record: Object, mark: Mapping[str, Any]) -> bool:
-    """The cause of a mark is gone, or may be: another claim, the claim is bound, the bundle was sealed anew, or its time is over."""
+def _is_mended(plan: PlanBuilder, bundle: BundleStatus, mark: Undeliverable) -> bool:
+    """Whether the cause of a mark is gone, or may be.
+
+    There is another claim, it is bound, the bundle was sealed again, or the mark has expired.
+    """
     claim = plan.observed.claim
     if plan.now >= _expiry(mark):
         return True
     if claim is None:
         return False
-    bound = (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get(
+    is_bound = (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get(
         "deletionTimestamp"
     )
     return (
-        mark.get("claimUID", "") != claim["metadata"]["uid"]
-        or (bound and mark["reason"] in (reasons.CLAIM_PENDING, reasons.CLAIM_LOST))
-        or bool(
-            record.get("sealedAt")
-            and parse_timestamp(record["sealedAt"]) > parse_timestamp(mark["at"])
-        )
+        mark.claim_uid != claim["metadata"]["uid"]
+        or (is_bound and mark.reason in (reasons.CLAIM_PENDING, reasons.CLAIM_LOST))
+        or (bundle.sealed_at is not None and bundle.sealed_at > mark.at)
     )
 
 
-def _expiry(mark: Mapping[str, Any]) -> float:
-    return parse_timestamp(mark["at"]) + (
-        SEED_TRIED_AGAIN if mark["reason"] == SEED else TRIED_AGAIN
-    )
+def _expiry(mark: Undeliverable) -> float:
+    return mark.at + (SEED_TRIED_AGAIN if mark.reason == SEED else TRIED_AGAIN)
 
 
 def _names(pods: Sequence[Consumer]) -> str:

@@ -7,11 +7,12 @@ is saved time once, since the status remembers until when starts were counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from pretune.api import reasons
 from pretune.api.reasons import Refused
-from pretune.api.timestamps import format_timestamp, parse_timestamp
+from pretune.api.status import BundleStatus, ConsumerCounts
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.engines import logs
 from pretune.engines.vllm.cli import OVERRIDE
@@ -21,7 +22,7 @@ from pretune.podspec import canonical
 from pretune.podspec.template import engine_of
 from pretune.policy.model import EngineStart
 from pretune.policy.plan_builder import PlanBuilder
-from pretune.policy.pods.consumers import Consumer
+from pretune.policy.pods.consumers import Consumer, digest_of
 
 SETTLE = 10.0  # seconds that what happened may take until it is seen
 NAMED = 3  # pods that an event names
@@ -72,28 +73,31 @@ def _engine(one: Consumer) -> Object | None:
 # --- how many were warm
 
 
-def told(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
-    """Of status.consumers: how many started warm, in part, or tuned; nothing where no logs are read. As they were while an answer is still
-    to come: else each start of the controller, and each new pod, would take back what was said."""
+def told(plan: PlanBuilder, pods: Sequence[Consumer]) -> ConsumerCounts:
+    """Return how many started warm, in part, or tuned; nothing where no logs are read.
+
+    As they were while an answer is still to come: else each start of the controller, and each new
+    pod, would take back what was reported.
+    """
     if plan.observed.start_logs is None:
-        return {}
+        return ConsumerCounts()
     found = [plan.observed.start_logs.get(_start(one).key) for one in pods if _is_told(one)]
     if None in found:
-        before = ((plan.cache.get("status") or {}).get("consumers")) or {}
-        return {name: before[name] for name in logs.RESULTS if name in before}
+        before = plan.status.consumers or ConsumerCounts()
+        return ConsumerCounts(warm=before.warm, partial=before.partial, tuned=before.tuned)
     results = [one.log_summary.result for one in found if one is not None]
-    return {
-        "warm": results.count(logs.WARM),
-        "partial": results.count(logs.PARTIAL),
-        "tuned": results.count(logs.TUNED),
-    }
+    return ConsumerCounts(
+        warm=results.count(logs.WARM),
+        partial=results.count(logs.PARTIAL),
+        tuned=results.count(logs.TUNED),
+    )
 
 
-def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: Mapping[str, object]) -> None:
+def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: ConsumerCounts) -> None:
     """The event TunedAgain, when the status newly counts pods that tuned: one for each bundle and factor."""
-    before: Mapping[str, int] = (plan.cache.get("status") or {}).get("consumers") or {}
-    if not any(
-        int(str(counted.get(name, 0))) > before.get(name, 0) for name in (logs.TUNED, logs.PARTIAL)
+    before = plan.status.consumers or ConsumerCounts()
+    if (counted.tuned or 0) <= (before.tuned or 0) and (counted.partial or 0) <= (
+        before.partial or 0
     ):
         return
     groups: dict[tuple[str, str, str], list[Consumer]] = {}
@@ -152,7 +156,7 @@ FACTORS = {"gpu": "GPU", "flashinfer_version": "FlashInfer version"}
 def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     """Why a consumer that had its bundle tuned: the first that can be told. `warm`: folders in which others found it."""
     answer = (plan.observed.start_logs or {})[_start(one).key]
-    said, record = answer.log_summary, plan.bundles.get(one.given) or {}
+    said, bundle = answer.log_summary, plan.bundles.get(one.given)
     if one.seed is not None and one.seed.reason != "Seeded":
         return f"its folder was empty: {one.seed.reason}: {one.seed.message}"
     if said.differences:
@@ -160,10 +164,10 @@ def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
             f"{FACTORS.get(each.name, each.name)} differs: the bundle has {each.saved}, the pod {each.current}"
             for each in said.differences
         )
-    image = _digest(record.get("engineImage", ""))
+    image = digest_of((bundle.engine_image if bundle is not None else None) or "")
     moved = (
         "the image under its name is another one than was tuned; "
-        if image and _digest(one.image) not in ("", image)
+        if image and digest_of(one.image) not in ("", image)
         else ""
     )
     if said.result == logs.PARTIAL:
@@ -268,28 +272,23 @@ def _references(engine: Object | None) -> list[str]:
     return [*found, *("envFrom" for _ in (engine.get("envFrom") or ())[:1])]
 
 
-def _digest(image: str) -> str:
-    return image.rpartition("sha256:")[2]
-
-
 # --- what was saved
 
 
-def saved(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
-    """gpuSecondsSaved and savedUntil, as far as there is anything to say.
+def saved(plan: PlanBuilder, pods: Sequence[Consumer]) -> tuple[int | None, float | None]:
+    """Return gpuSecondsSaved and savedUntil (Unix seconds); None: nothing was saved yet.
 
-    A start counts if the engine had a proven bundle and was ready within that bundle's coldSeconds. It is counted once that time is over:
-    by then a pod that flips between ready and not ready has had its chance, and its start, not its readiness, says whether it was counted
-    before: savedUntil is the time up to which starts were. It moves only when one counts. A start that tuned by its log saved nothing.
+    A start counts if the engine had a proven bundle and was ready within that bundle's coldSeconds.
+    It is counted once that time is over: by then a pod that flips between ready and not ready has had
+    its chance. Its start, not its readiness, decides whether it was counted before: savedUntil is the
+    time up to which starts were, and moves only when one counts. A start that tuned by its log saved
+    nothing.
     """
-    status = plan.cache.get("status") or {}
-    total, until = int(status.get("gpuSecondsSaved") or 0), str(status.get("savedUntil") or "")
+    total, until = plan.status.gpu_seconds_saved or 0, plan.status.saved_until
     gains = {
-        bundle: each
-        for bundle, record in plan.bundles.items()
-        if (each := worth(record)) is not None
+        bundle.id: value for bundle in plan.bundles.values() if (value := worth(bundle)) is not None
     }
-    before = parse_timestamp(until) if until else -math.inf
+    before = until if until is not None else -math.inf
     patience = max((cold for _, cold in gains.values()), default=0.0) + SETTLE
     horizon = math.floor(plan.now - patience)
     counted = 0
@@ -307,8 +306,8 @@ def saved(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, object]:
         else:
             counted, total = counted + 1, total + gain
     if counted:
-        until = format_timestamp(horizon)
-    return {"gpuSecondsSaved": total, "savedUntil": until} if until else {}
+        until = float(horizon)
+    return (total, until) if until is not None else (None, None)
 
 
 def _tuned(plan: PlanBuilder, one: Consumer) -> bool:
@@ -317,9 +316,12 @@ def _tuned(plan: PlanBuilder, one: Consumer) -> bool:
     return answer is not None and answer.log_summary.result in (logs.TUNED, logs.PARTIAL)
 
 
-def worth(record: Mapping[str, object]) -> tuple[int, float] | None:
-    """(GPU-seconds that a start saves, coldSeconds) of a proven bundle of which both times are known."""
-    gpus, cold, warm = (record.get(name) for name in ("gpus", "coldSeconds", "warmSeconds"))
-    if not (record.get("proven") and gpus and cold and warm is not None):
+def worth(bundle: BundleStatus) -> tuple[int, float] | None:
+    """Return the GPU-seconds that a start saves, and coldSeconds, of a proven bundle.
+
+    None where it is not proven, or one of its two times is unknown.
+    """
+    gpus, cold, warm = bundle.gpus, bundle.cold_seconds, bundle.warm_seconds
+    if not bundle.proven or not gpus or not cold or warm is None:
         return None
-    return int(str(gpus)) * max(0, int(str(cold)) - int(str(warm))), float(str(cold))
+    return gpus * max(0, cold - warm), float(cold)

@@ -154,13 +154,13 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
         "5400 s",
     ),
     ("prove looks", READY.running(PROVE_CONTAINER), {}, "Tuning", "Proving", f"since {format_timestamp(NOW - 30)}"),
-    ("prove is content", READY.ended(PROVE_CONTAINER, report=PROVEN), {}, "Finished", "Proven", "none new"),
+    ("prove is content", READY.ended(PROVE_CONTAINER, report=PROVEN), {}, "Finished", "Sealed", "none new"),
     (
         "prove is content, and the kubelet ended the engine after it",
         READY.container(ENGINE, {"terminated": KILLED}).ended(PROVE_CONTAINER, report=PROVEN),
         {},
         "Finished",
-        "Proven",
+        "Sealed",
         "none new",
     ),
     ("prove is not", READY.ended(PROVE_CONTAINER, 1, DIFFERS), {}, "Finished", "NotReproducible", "fused_moe 2"),
@@ -243,7 +243,7 @@ def test_a_proof_is_read(
     standing = read(attempt(pod, more), CHECKS)
     assert (standing.state, standing.reason) == (state, reason)
     assert words in standing.message
-    assert standing.reason in REASONS or standing.reason == "Proven"
+    assert standing.reason in REASONS
     assert standing.look is None or standing.look > NOW, "a look in the past is one without end"
 
 
@@ -369,7 +369,8 @@ def test_a_proof_that_succeeds_says_what_it_is_worth() -> None:
         "message": PROVEN.dump(),
     }
     plan = settled(
-        pod.container(PROVE_CONTAINER, {"terminated": end}), bundle(lastFailure={"attempt": 0})
+        pod.container(PROVE_CONTAINER, {"terminated": end}),
+        bundle(lastFailure={"attempt": 0, "reason": "ProofFailed"}),
     )
     found = told(plan)
     figures = ("state", "reason", "proven", "proofs", "newEntries", "warmSeconds", "coldSeconds")

@@ -13,9 +13,10 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.types import Object
 from pretune.podspec import identity
+from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.cache.warnings import LONGEST, MOST, collect_warnings
 from pretune.policy.model import Origin
-from pretune.policy.plan_builder import DesiredBundle, PlanBuilder
+from pretune.policy.plan_builder import PlanBuilder
 
 from tests.unit.objects import NOW, cache, record, seen, template
 
@@ -51,7 +52,7 @@ def plan_of(
 
 def said(stale: int = 0, **case: Any) -> list[tuple[str, str]]:
     plan, bundles = plan_of(**case)
-    return [(one["reason"], one["message"]) for one in collect_warnings(plan, bundles, stale)]
+    return [(warning.reason, warning.message) for warning in collect_warnings(plan, bundles, stale)]
 
 
 def reasons(**case: Any) -> list[str]:
@@ -316,10 +317,10 @@ def test_a_warning_is_an_event_when_it_is_new_and_not_when_its_numbers_change() 
     plan, bundles = plan_of(**case, tuned=900)
     first = collect_warnings(plan, bundles, 2)
     assert [(one.reason, one.message, one.warning) for one in plan.events] == [
-        (one["reason"], one["message"], True) for one in first
+        (warning.reason, warning.message, True) for warning in first
     ]
-    assert [one["reason"] for one in first] == ["MovingTag", "StaleImage", "StartupProbeShort"]
-    plan, bundles = plan_of(**case, tuned=912, warnings=first)
+    assert [warning.reason for warning in first] == ["MovingTag", "StaleImage", "StartupProbeShort"]
+    plan, bundles = plan_of(**case, tuned=912, warnings=[warning.to_dict() for warning in first])
     second = collect_warnings(plan, bundles, 3)
     assert second != first
     assert plan.events == []
@@ -338,6 +339,6 @@ def test_it_is_bounded_whatever_there_is() -> None:
     plan, bundles = plan_of(engine={"image": "x" * 5000 + ":latest"}, origins=origins)
     found = collect_warnings(plan, bundles, 1)
     assert len(found) == MOST
-    assert max(len(one["message"]) for one in found) == LONGEST
-    assert found == sorted(found, key=lambda one: (one["reason"], one["message"]))
-    assert {one["reason"] for one in found} <= set(ADVICE)
+    assert max(len(warning.message) for warning in found) == LONGEST
+    assert found == sorted(found, key=lambda warning: (warning.reason, warning.message))
+    assert {warning.reason for warning in found} <= set(ADVICE)

@@ -9,7 +9,7 @@ from pretune.api import names
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.tuning import MISSED, SETTLE
+from pretune.policy.bundles.tuning import ROLLOUT_SECONDS, UNWANTED_SECONDS
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import LET_GO, UNREADY
 from pretune.policy.model import Create, Patch, Plan
@@ -114,12 +114,16 @@ def test_an_older_revision_without_a_bundle_waits_until_the_rollout_is_over() ->
     just = {**sealed("a"), "sealedAt": format_timestamp(NOW - 10)}
     made = plan(a_cache(just), OLD, NEW)
     assert not jobs(made) and (bundle_of("old"), "Queued") in queue(made)
-    assert made.requeue_after is not None and made.requeue_after <= SETTLE - 10
-    assert jobs(plan(a_cache(just), OLD, NEW, now=NOW + SETTLE)) == [bundle_of("old")]
+    assert made.requeue_after is not None and made.requeue_after <= ROLLOUT_SECONDS - 10
+    assert jobs(plan(a_cache(just), OLD, NEW, now=NOW + ROLLOUT_SECONDS)) == [bundle_of("old")]
 
 
 def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None:
-    long_ago = {**sealed("a"), "sealedAt": format_timestamp(NOW - 2 * SETTLE), "proven": True}
+    long_ago = {
+        **sealed("a"),
+        "sealedAt": format_timestamp(NOW - 2 * ROLLOUT_SECONDS),
+        "proven": True,
+    }
     the_cache = a_cache(long_ago)
     assert jobs(plan(the_cache, OLD, NEW)) == [bundle_of("old")], "nobody knows better"
     ready = {
@@ -131,8 +135,12 @@ def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None
     }
     the_cache["status"]["conditions"] = [ready]
     made = plan(the_cache, OLD, NEW)
-    assert not jobs(made) and made.requeue_after is not None and made.requeue_after <= SETTLE - 10
-    assert jobs(plan(the_cache, OLD, NEW, now=NOW + SETTLE)) == [bundle_of("old")]
+    assert (
+        not jobs(made)
+        and made.requeue_after is not None
+        and made.requeue_after <= ROLLOUT_SECONDS - 10
+    )
+    assert jobs(plan(the_cache, OLD, NEW, now=NOW + ROLLOUT_SECONDS)) == [bundle_of("old")]
     bundle = bundle_of("a")
     the_cache["status"]["bundles"][0] = {**long_ago, "state": names.PROVING, "digest": "sha256:1"}
     del the_cache["status"]["bundles"][0]["proven"]
@@ -217,10 +225,10 @@ def test_what_a_pod_that_is_missing_for_a_while_needs_is_not_tuned_anew() -> Non
     """Its StatefulSet makes it again; without this each eviction would cost a tuning, and give a failed bundle new attempts."""
     first = plan(a_cache(pending("a")), **WORKING)
     assert queue(first) == [(bundle_of("a"), "WaitingForPod")] and not first.after
-    assert first.requeue_after is not None and first.requeue_after <= MISSED
+    assert first.requeue_after is not None and first.requeue_after <= UNWANTED_SECONDS
     assert first.status is not None
     cached = a_cache(*first.status["bundles"])
-    over = plan(cached, now=NOW + MISSED, **WORKING)
+    over = plan(cached, now=NOW + UNWANTED_SECONDS, **WORKING)
     assert [one.name.split()[0] for one in over.after] == ["end"]
     back = plan(cached, NEW, now=NOW + 10, **WORKING)
     assert back.status is not None and "unwantedSince" not in back.status["bundles"][0]

@@ -639,6 +639,11 @@ def mark(reason: str = "MountFailed", **more: Any) -> Object:
     }
 
 
+def status(plan: PlanBuilder) -> Object:
+    """The bundle's, as it will be written."""
+    return plan.bundles[GIVEN].to_dict()
+
+
 def deleted(plan: PlanBuilder) -> list[str]:
     assert not plan.actions
     assert all(isinstance(one, Delete) for one in plan.after)
@@ -650,7 +655,7 @@ def deleted(plan: PlanBuilder) -> list[str]:
 def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() -> None:
     plan = run(stuck_pod(1), stuck_pod(2), Consumer("web", 3).given(GIVEN).runs())
     assert deleted(plan) == ["web-1 uid-web-1", "web-2 uid-web-2"]
-    found = plan.bundles[GIVEN]["undeliverable"]
+    found = status(plan)["undeliverable"]
     assert (found["reason"], found["at"], found["claimUID"]) == (
         "SeedCannotRun",
         format_timestamp(NOW),
@@ -668,41 +673,39 @@ def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() 
 def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_first_words_stay() -> None:
     plan = run(stuck_pod(4), record=sealed(undeliverable=mark()))
     assert deleted(plan) == ["web-4 uid-web-4"]
-    assert plan.bundles[GIVEN]["undeliverable"] == mark()
+    assert status(plan)["undeliverable"] == mark()
     assert [one.reason for one in plan.events] == ["Rescued"]
 
 
 def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
     plan = run(stuck_pod(deletionTimestamp=format_timestamp(NOW - 1)))
-    assert (plan.after, plan.events, "undeliverable" in plan.bundles[GIVEN]) == ([], [], False)
+    assert (plan.after, plan.events, "undeliverable" in status(plan)) == ([], [], False)
 
 
 def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() -> None:
     bare = stuck_pod(ownerReferences=[])
     first = run(bare)
     assert deleted(first) == []
-    assert "undeliverable" in first.bundles[GIVEN]
+    assert "undeliverable" in status(first)
     [event] = first.events
     assert event.message.endswith(
         "; no controller owns it: delete it and make it anew, and it starts without us"
     )
-    again = run(bare, record=first.bundles[GIVEN])
+    again = run(bare, record=status(first))
     assert (again.after, again.events) == ([], [])
 
 
 def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
     pod = stuck_pod()
     pod.object["status"] = copy.deepcopy(SEEN["no-sh-never"]["pod"]["status"])
-    [status] = pod.object["status"]["initContainerStatuses"]
-    status["state"]["terminated"]["finishedAt"] = format_timestamp(NOW - 5)
+    [seed] = pod.object["status"]["initContainerStatuses"]
+    seed["state"]["terminated"]["finishedAt"] = format_timestamp(NOW - 5)
     plan = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 3600)))
     assert deleted(plan) == []
-    assert plan.bundles[GIVEN]["undeliverable"]["reason"] == "SeedCannotRun"
+    assert status(plan)["undeliverable"]["reason"] == "SeedCannotRun"
     assert plan.events[0].message.endswith("; the next ones start without us")
-    assert (
-        "undeliverable"
-        not in run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 1))).bundles[GIVEN]
-    )
+    sealed_since = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 1)))
+    assert "undeliverable" not in status(sealed_since)
 
 
 def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
@@ -719,7 +722,7 @@ def test_a_pod_whose_claim_is_not_the_caches_any_more_is_made_anew_without_a_mar
     pod.object["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "old"
     plan = run(pod)
     assert deleted(plan) == ["web-1 uid-web-1"]
-    assert "undeliverable" not in plan.bundles[GIVEN]
+    assert "undeliverable" not in status(plan)
 
 
 def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
@@ -729,7 +732,7 @@ def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
 def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
     plan = run(unscheduled(), claim=None)
     assert deleted(plan) == ["web-1 uid-web-1"]
-    assert "claimUID" not in plan.bundles[GIVEN]["undeliverable"]
+    assert "claimUID" not in status(plan)["undeliverable"]
 
 
 def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
@@ -867,7 +870,7 @@ def test_a_mark_is_taken_back_when_its_cause_is_gone(
         record=record(GIVEN, sealedAt=format_timestamp(sealed_at), undeliverable=the_mark),
         claim=found,
     )
-    assert ("undeliverable" in plan.bundles[GIVEN]) is stays, case
+    assert ("undeliverable" in status(plan)) is stays, case
 
 
 @pytest.mark.parametrize(("reason", "hours"), [("MountFailed", 1), ("SeedCannotRun", 6)])
@@ -890,7 +893,7 @@ def test_the_words_fit_into_the_status_whatever_the_runtime_says() -> None:
     pod.object["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = (
         "x " * 9000
     )
-    assert len(run(pod).bundles[GIVEN]["undeliverable"]["message"]) <= 1024
+    assert len(status(run(pod))["undeliverable"]["message"]) <= 1024
 
 
 @given(st.sampled_from(sorted(set(SEEN) - {"no-sh-never"})), st.floats(0, 3 * HANG))

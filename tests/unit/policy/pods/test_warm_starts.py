@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from pretune.api import names
+from pretune.api.status import BundleStatus
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, Difference, LogSummary
@@ -409,8 +410,8 @@ def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts:
 
 
 def test_each_gpu_counts() -> None:
-    assert worth({**PROVEN, "gpus": 8}) == (640, 100.0)
-    assert worth({**PROVEN, "gpus": 0}) is None
+    assert worth(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 8})) == (640, 100.0)
+    assert worth(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 0})) is None
 
 
 def test_a_slower_warm_start_takes_nothing_back() -> None:
