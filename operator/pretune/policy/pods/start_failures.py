@@ -16,8 +16,8 @@ from pretune.api.names import BUNDLE, REASON, SEED_CONTAINER
 from pretune.api.reasons import Reason
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
-from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME
-from pretune.manifests.engine import TACTICS_VOLUME
+from pretune.manifests import delivery_modes
+from pretune.manifests.agent_container import CLAIM_VOLUME
 from pretune.policy.bundles.attempt_state import condition, is_finished, statuses, terminated
 
 PATIENCE = 60.0  # seconds that a pod may take to start once it could
@@ -345,7 +345,9 @@ def unmounted(pod: Pod) -> Trouble | None:
 
 def _ours(pod: Pod) -> set[str]:
     """Names by which the kubelet speaks of our volumes."""
-    names = {AGENT_VOLUME, TACTICS_VOLUME} | ({CLAIM_VOLUME} if pod.our_claim else set())
+    names = set(delivery_modes.MODES.volume_names)
+    if not pod.our_claim:
+        names.discard(CLAIM_VOLUME)
     return names | ({pod.volume} if pod.volume else set())
 
 
