@@ -1,7 +1,11 @@
-"""make bench: one table of what pretune costs and how fast it is. Each figure is measured in this run on the local cluster and stands
-beside what it is held against, measured in the same run, and its aim.
+"""make bench: one table of what pretune costs and how fast it is.
 
-python -m tests.bench [ROW …]        default: all; their names are the keys of ROWS. Progress goes to stderr, the table to stdout.
+Each figure is measured in this run on the local cluster, and has beside it what it is compared
+with, measured in the same run, and its aim.
+
+    python -m tests.bench [ROW …]
+
+ROW is a key of ROWS; the default is all of them. Progress goes to stderr, the table to stdout.
 """
 
 from __future__ import annotations
@@ -14,29 +18,29 @@ from pathlib import Path
 
 from tests.bench import admission, release, rollout, scale, seeding, tuning
 from tests.bench.harness import Bench
-from tests.bench.table import Row, lines
+from tests.bench.table import Row, format_table
 from tests.cluster.peace import Peace
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
-    "gpu-seconds": rollout.gpu_seconds,
-    "ready": rollout.ready,
-    "release": release.released,
-    "admission": admission.admitted,
-    "seed": seeding.seeded,
-    "scale": scale.scale,
-    "latency": tuning.latency,
-    "memory": tuning.memory,
-    "publish": tuning.published,
+    "gpu-seconds": rollout.measure_gpu_seconds,
+    "ready": rollout.measure_ready,
+    "release": release.measure_release,
+    "admission": admission.measure_admission,
+    "seed": seeding.measure_seeding,
+    "scale": scale.measure_scale,
+    "latency": tuning.measure_latency,
+    "memory": tuning.measure_memory,
+    "publish": tuning.measure_publishing,
 }
 
 
 def main(names: list[str]) -> int:
-    unknown = [one for one in names if one not in ROWS]
+    unknown = [name for name in names if name not in ROWS]
     if unknown:
-        print(f"no row {', '.join(unknown)}; there are: {' '.join(ROWS)}", file=sys.stderr)
+        print(f"unknown rows: {', '.join(unknown)}; known ones: {' '.join(ROWS)}", file=sys.stderr)
         return 2
     bench, peace = Bench(), Peace()
-    bench.say("waiting until no test uses the cluster")
+    bench.report("waiting until no test uses the cluster")
     peace.begin(alone=True)
     bench.install()
     rows: list[Row] = []
@@ -50,10 +54,9 @@ def main(names: list[str]) -> int:
         ),
         "",
     )
-    print(
-        f"\non {platform.node()}: {len(os.sched_getaffinity(0))} cores, {model}; local cluster, stand-in engine"
-    )
-    print("\n".join(lines(rows)))
+    cores = len(os.sched_getaffinity(0))
+    print(f"\non {platform.node()}: {cores} cores, {model}; local cluster, stand-in engine")
+    print("\n".join(format_table(rows)))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Our webhook beside one that changes nothing: how long an answer takes, and how many it gives a second.
+"""Our webhook, compared with one that changes nothing: seconds for an answer, answers in a second.
 
-Ours is the process that the chart runs, over TLS, with 500 caches of a real API server and pods that are given a bundle; asked as an
-API server asks, over kept connections.
+Ours is the process that the chart runs, over TLS, with 500 caches from a real API server, and pods
+that get a bundle. The requests are those of an API server, over connections that stay open.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from typing import Any
 import requests
 from pretune.manifests.injection import strip
 
-from tests.bench.bare import api_server, free_port
-from tests.bench.crowd import SERVERS_OWN, Crowd, Sample
+from tests.bench.api_server import free_port, run_api_server
 from tests.bench.harness import Bench
-from tests.bench.scale import filled, sampled
+from tests.bench.population import SERVER_FIELDS, Population, Sample
+from tests.bench.scale import take_sample, write_population_to
 from tests.bench.table import Row
 from tests.cluster.conftest import ROOT
 from tests.cluster.kube import Kube, Object
 
-CROWD = Crowd(caches=500, each=0)
+POPULATION = Population(caches=500, each=0)
 BYTES = 12_000
 ROUNDS, ONE_BY_ONE, TOGETHER, CONNECTIONS = 5, 400, 1600, 16
 
 
 @dataclass
-class Asked:
-    """What one server took: seconds of each answer to one who asks one by one, and answers a second to CONNECTIONS at once."""
+class Timings:
+    """The seconds of each answer to one client, and the answers in a second to CONNECTIONS clients."""
 
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -59,51 +59,52 @@ class Asked:
         return statistics.median(self.rates)
 
 
-def admitted(bench: Bench) -> list[Row]:
-    """Both in turns, ROUNDS times."""
-    sample = sampled(bench)
-    with api_server() as kubeconfig, tempfile.TemporaryDirectory() as folder:
-        bench.say(f"admission: {CROWD.caches} caches are written to an API server of their own")
-        filled(kubeconfig, sample, CROWD)
-        certificate(Path(folder))
+def measure_admission(bench: Bench) -> list[Row]:
+    """Measure both webhooks in turns, ROUNDS times."""
+    sample = take_sample(bench)
+    with run_api_server() as kubeconfig, tempfile.TemporaryDirectory() as folder:
+        bench.report(f"admission: {POPULATION.caches} caches are written to their own API server")
+        write_population_to(kubeconfig, sample, POPULATION)
+        write_certificate(Path(folder))
         kube = Kube(kubeconfig)
-        reviews = [review(kube, sample, number) for number in range(0, CROWD.caches, 10)]
-        bench.say(
-            f"admission: pods of {len(reviews)} ReplicaSets, {len(json.dumps(reviews[0]['request']['object']))} bytes each"
-        )
-        with ours(kubeconfig, folder) as port, noop(folder) as other:
-            asked = asyncio.run(ask(port, other, reviews))
-    mine, theirs = asked
+        reviews = [build_review(kube, sample, number) for number in range(0, POPULATION.caches, 10)]
+        size = len(json.dumps(reviews[0]["request"]["object"]))
+        bench.report(f"admission: pods of {len(reviews)} ReplicaSets, {size} bytes each")
+        with run_webhook(kubeconfig, folder) as our_port, run_noop_webhook(folder) as noop_port:
+            ours, noop = asyncio.run(compare(our_port, noop_port, reviews))
     return [
         Row(
             f"admission of a {BYTES // 1000} kB pod, p50",
-            f"{mine.p50:.2f} ms",
-            f"{theirs.p50:.2f} ms: a no-op webhook",
-            f"{mine.p50 / theirs.p50:.2f}",
+            f"{ours.p50:.2f} ms",
+            f"{noop.p50:.2f} ms: a no-op webhook",
+            f"{ours.p50 / noop.p50:.2f}",
             "≤ 1.3",
-            mine.p50 / theirs.p50 <= 1.3,
+            ours.p50 / noop.p50 <= 1.3,
         ),
         Row(
             "  p99",
-            f"{mine.p99:.2f} ms",
-            f"{theirs.p99:.2f} ms",
-            f"{mine.p99 / theirs.p99:.2f}",
+            f"{ours.p99:.2f} ms",
+            f"{noop.p99:.2f} ms",
+            f"{ours.p99 / noop.p99:.2f}",
             "≤ 10 ms",
-            mine.p99 <= 10,
+            ours.p99 <= 10,
         ),
         Row(
-            f"  answers a second, {CONNECTIONS} connections",
-            f"{mine.rate:.0f}",
-            f"{theirs.rate:.0f}",
-            f"{theirs.rate / mine.rate:.2f}",
+            f"  answers in a second, {CONNECTIONS} connections",
+            f"{ours.rate:.0f}",
+            f"{noop.rate:.0f}",
+            f"{noop.rate / ours.rate:.2f}",
             "≤ 1.3",
-            theirs.rate / mine.rate <= 1.3,
+            noop.rate / ours.rate <= 1.3,
         ),
     ]
 
 
-def review(kube: Kube, sample: Sample, number: int) -> Object:
-    """What the API server asks when a ReplicaSet's pod is made: the sample's, before anybody touched it, filled up to BYTES."""
+def build_review(kube: Kube, sample: Sample, number: int) -> Object:
+    """Return the API server's review of a new pod of a ReplicaSet, filled up to BYTES bytes.
+
+    The pod is the sample's, as it was before admission.
+    """
     namespace, name = f"n{number // 10}", f"c{number}"
     [owner] = kube.list("ReplicaSet", namespace, f"app={name}")
     text = (
@@ -114,8 +115,10 @@ def review(kube: Kube, sample: Sample, number: int) -> Object:
     pod: Object = json.loads(
         text.replace(sample.replicaset["metadata"]["uid"], owner["metadata"]["uid"])
     )
-    meta = {key: one for key, one in pod["metadata"].items() if key not in (*SERVERS_OWN, "name")}
-    spec = {key: one for key, one in pod["spec"].items() if key != "nodeName"}
+    meta = {
+        key: value for key, value in pod["metadata"].items() if key not in (*SERVER_FIELDS, "name")
+    }
+    spec = {key: value for key, value in pod["spec"].items() if key != "nodeName"}
     pod = {**pod, "metadata": meta, "spec": spec, "status": {}}
     sidecar: Object = {"name": "proxy", "image": "proxy:1", "env": []}
     spec["containers"] = [*spec["containers"], sidecar]
@@ -143,7 +146,7 @@ def review(kube: Kube, sample: Sample, number: int) -> Object:
     return {"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request}
 
 
-def certificate(folder: Path) -> None:
+def write_certificate(folder: Path) -> None:
     words = [
         "openssl",
         "req",
@@ -170,8 +173,8 @@ def certificate(folder: Path) -> None:
 
 
 @contextmanager
-def ours(kubeconfig: str, folder: str) -> Iterator[int]:
-    """The webhook's process, ready; its port."""
+def run_webhook(kubeconfig: str, folder: str) -> Iterator[int]:
+    """Run the webhook's process. Yield its port once it is ready."""
     port, health = free_port(), free_port()
     environment = {
         **os.environ,
@@ -181,39 +184,41 @@ def ours(kubeconfig: str, folder: str) -> Iterator[int]:
         "PRETUNE_WEBHOOK_PORT": str(port),
         "PRETUNE_HEALTH_PORT": str(health),
     }
-    with process([sys.executable, "-m", "pretune", "webhook"], environment, folder) as one:
-        until(f"http://127.0.0.1:{health}/readyz", one, folder)
+    with run_process([sys.executable, "-m", "pretune", "webhook"], environment, folder) as webhook:
+        wait_until_answered(f"http://127.0.0.1:{health}/readyz", webhook, folder)
         yield port
 
 
 @contextmanager
-def noop(folder: str) -> Iterator[int]:
+def run_noop_webhook(folder: str) -> Iterator[int]:
     port = free_port()
-    with process(
-        [sys.executable, "-m", "tests.bench.noop", str(port), folder], dict(os.environ), folder
-    ) as one:
-        until(f"https://localhost:{port}/", one, folder)
+    with run_process(
+        [sys.executable, "-m", "tests.bench.noop_webhook", str(port), folder],
+        dict(os.environ),
+        folder,
+    ) as webhook:
+        wait_until_answered(f"https://localhost:{port}/", webhook, folder)
         yield port
 
 
 @contextmanager
-def process(
-    words: list[str], environment: dict[str, str], folder: str
+def run_process(
+    command: list[str], environment: dict[str, str], folder: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     with (Path(folder) / "log").open("ab") as log:
-        one = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        started = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
     try:
-        yield one
+        yield started
     finally:
-        one.terminate()
-        one.wait(30)
+        started.terminate()
+        started.wait(30)
 
 
-def until(url: str, one: subprocess.Popen[bytes], folder: str) -> None:
-    """Until it answers; with 200 or, where it has no such page, 404."""
+def wait_until_answered(url: str, server: subprocess.Popen[bytes], folder: str) -> None:
+    """Wait until the server answers with 200 or, if it has no such page, 404."""
     end = time.monotonic() + 60
     while True:
-        assert one.poll() is None and time.monotonic() < end, (Path(folder) / "log").read_text()[
+        assert server.poll() is None and time.monotonic() < end, (Path(folder) / "log").read_text()[
             -3000:
         ]
         with contextlib.suppress(requests.RequestException):
@@ -222,52 +227,56 @@ def until(url: str, one: subprocess.Popen[bytes], folder: str) -> None:
         time.sleep(0.1)
 
 
-# --- who asks
+# --- the client
 
 
-async def ask(mine: int, theirs: int, reviews: list[Object]) -> tuple[Asked, Asked]:
-    """In turns, so that whatever else the machine does meets both."""
-    found = {mine: Asked(), theirs: Asked()}
-    bodies = [json.dumps(one).encode() for one in reviews]
-    for port in found:
-        await one_by_one(port, bodies, len(bodies))  # each owner is read once; a process warms up
-    given = await one_by_one(mine, bodies, 1)
-    patch = base64.b64decode(given[0][1].get("patch") or "").decode()
-    assert "Given: " in patch, f"the webhook gave no bundle: {given[0][1]}"
+async def compare(our_port: int, noop_port: int, reviews: list[Object]) -> tuple[Timings, Timings]:
+    """Return the timings of both, which are asked in turns: other load on the machine affects both."""
+    timings = {our_port: Timings(), noop_port: Timings()}
+    bodies = [json.dumps(review).encode() for review in reviews]
+    for port in timings:  # each owner is read once; the process warms up
+        await ask_one_by_one(port, bodies, len(bodies))
+    [(_, response)] = await ask_one_by_one(our_port, bodies, 1)
+    patch = base64.b64decode(response.get("patch") or "").decode()
+    assert "Given: " in patch, f"the webhook gave no bundle: {response}"
     for _ in range(ROUNDS):
-        for port, asked in found.items():
-            asked.seconds += [seconds for seconds, _ in await one_by_one(port, bodies, ONE_BY_ONE)]
-            asked.rates.append(await together(port, bodies))
-    return found[mine], found[theirs]
+        for port, timing in timings.items():
+            timing.seconds += [
+                seconds for seconds, _ in await ask_one_by_one(port, bodies, ONE_BY_ONE)
+            ]
+            timing.rates.append(await ask_together(port, bodies))
+    return timings[our_port], timings[noop_port]
 
 
-async def one_by_one(port: int, bodies: list[bytes], count: int) -> list[tuple[float, Any]]:
-    """(seconds, response) of each answer."""
+async def ask_one_by_one(port: int, bodies: list[bytes], count: int) -> list[tuple[float, Any]]:
+    """Return the seconds and the response of each answer."""
     answers = []
-    async with connection(port) as (reader, writer):
+    async with open_connection(port) as (reader, writer):
         for number in range(count):
             began = time.perf_counter()
-            raw = await answer(reader, writer, bodies[number % len(bodies)])
+            raw = await post(reader, writer, bodies[number % len(bodies)])
             answers.append((time.perf_counter() - began, raw))
-    return [(seconds, allowed(raw)) for seconds, raw in answers]
+    return [(seconds, response_of(raw)) for seconds, raw in answers]
 
 
-async def together(port: int, bodies: list[bytes]) -> float:
-    """Answers a second."""
+async def ask_together(port: int, bodies: list[bytes]) -> float:
+    """Return the number of answers in a second to CONNECTIONS clients."""
     left = iter(range(TOGETHER))
 
-    async def some() -> None:
-        async with connection(port) as (reader, writer):
+    async def ask() -> None:
+        async with open_connection(port) as (reader, writer):
             for number in left:
-                await answer(reader, writer, bodies[number % len(bodies)])
+                await post(reader, writer, bodies[number % len(bodies)])
 
     began = time.perf_counter()
-    await asyncio.gather(*(some() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(ask() for _ in range(CONNECTIONS)))
     return TOGETHER / (time.perf_counter() - began)
 
 
 @asynccontextmanager
-async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def open_connection(
+    port: int,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
@@ -277,18 +286,21 @@ async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asy
         writer.close()
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> bytes:
-    """By hand: a client library would take longer than the answer."""
-    head = f"POST /pods?timeout=5s HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> bytes:
+    """Send one request and return the body of its answer.
+
+    Without a client library, which would take longer than the answer.
+    """
+    head = "POST /pods?timeout=5s HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
     assert " 200 " in lines[0], lines[0]
     return await reader.readexactly(
-        next(int(one.split(":")[1]) for one in lines if one.startswith("content-length:"))
+        next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
     )
 
 
-def allowed(raw: bytes) -> Any:
+def response_of(raw: bytes) -> Any:
     response = json.loads(raw)["response"]
     assert response["allowed"] is True, response
     return response

@@ -1,4 +1,4 @@
-"""What every row of the bench uses: the cluster, namespaces that go away again, progress, eyes on watches, a hand in pods."""
+"""What every row of the bench uses: the cluster, temporary namespaces, progress, watches, exec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 CLASS = "local-rwx"
 KUBECTL = BUILD / "bin/kubectl"
 _PROCESS = re.compile(
-    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - INFO - \S+ - flashinfer\.jit: \[Autotuner\]: Autotuning process (\w+)"
+    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - INFO - \S+ - flashinfer\.jit: "
+    r"\[Autotuner\]: Autotuning process (\w+)"
 )
 
 
@@ -32,19 +33,23 @@ class Bench:
         self.began = time.monotonic()
         system = self.kube.get("Namespace", "", "kube-system") or {}
         assert (system["metadata"].get("labels") or {}).get("pretune.dev/test-cluster") == "true", (
-            f"{self.kube.host} is not marked as a test cluster: the bench makes thousands of objects, so it does not touch it"
+            f"{self.kube.host} is not marked as a test cluster:"
+            " the bench creates thousands of objects, and refuses"
         )
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         print(f"{time.monotonic() - self.began:7.1f} s  {text}", file=sys.stderr, flush=True)
 
     def install(self) -> None:
-        self.say("installing the chart from the checkout")
+        self.report("installing the chart from the checkout")
         install(self.kube)
 
     @contextmanager
     def namespace(self, name: str) -> Iterator[str]:
-        """A namespace of this name, new and empty; deleted behind the row, and waited for: its end costs the next row's time."""
+        """Create a namespace for the body, and delete it afterwards.
+
+        The deletion is waited for, since it would slow down the next row.
+        """
         name = f"pretune-bench-{name}"
         self._remove(name)
         self.kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -58,42 +63,36 @@ class Bench:
             self.kube.delete("Namespace", "", name)
             self.kube.until_gone("Namespace", "", name, 600)
 
-    def inside(
-        self, namespace: str, pod: str, *words: str, stdin: str | None = None, container: str = ""
+    def exec_in_pod(
+        self, namespace: str, pod: str, *command: str, stdin: str | None = None, container: str = ""
     ) -> str:
-        """What a command prints in a pod's container. Raises CalledProcessError, with what it said, when it fails."""
-        command = [
-            str(KUBECTL),
-            "--kubeconfig",
-            self.kube.kubeconfig,
-            "exec",
-            "-i",
-            "-n",
-            namespace,
-            pod,
-        ]
-        command += ["-c", container] if container else []
-        done = subprocess.run([*command, "--", *words], input=stdin, capture_output=True, text=True)
+        """Run a command in a container and return its output. Raises RuntimeError if it fails."""
+        kubectl = [str(KUBECTL), "--kubeconfig", self.kube.kubeconfig, "exec", "-i"]
+        kubectl += ["-n", namespace, pod, *(["-c", container] if container else [])]
+        done = subprocess.run(
+            [*kubectl, "--", *command], input=stdin, capture_output=True, text=True
+        )
         if done.returncode:
-            raise RuntimeError(
-                f"{pod}: {' '.join(words)[:80]}: exit {done.returncode}: {done.stderr.strip()[-2000:]}"
-            )
+            shown, error = " ".join(command)[:80], done.stderr.strip()[-2000:]
+            raise RuntimeError(f"{pod}: {shown}: exit {done.returncode}: {error}")
         return done.stdout
 
-    def controller(self) -> Object:
-        """The running controller's pod."""
+    def find_controller(self) -> Object:
+        """Return the pod of the running controller."""
         labels = "app.kubernetes.io/name=pretune,app.kubernetes.io/component=controller"
         [pod] = [
-            one
-            for one in self.kube.list("Pod", SYSTEM, labels)
-            if one["status"]["phase"] == "Running" and "deletionTimestamp" not in one["metadata"]
+            pod
+            for pod in self.kube.list("Pod", SYSTEM, labels)
+            if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
         ]
         return pod
 
 
-def resident(bench: Bench) -> float:
-    """MiB that the controller's process has resident."""
-    text = bench.inside(SYSTEM, bench.controller()["metadata"]["name"], "cat", "/proc/1/status")
+def resident_mib(bench: Bench) -> float:
+    """Return the resident memory of the controller's process, in MiB."""
+    text = bench.exec_in_pod(
+        SYSTEM, bench.find_controller()["metadata"]["name"], "cat", "/proc/1/status"
+    )
     return (
         int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmRSS"))) / 1024
     )
@@ -108,10 +107,10 @@ def cache(namespace: str, name: str, **spec: Any) -> Object:
     }
 
 
-def storage_ready(bench: Bench, namespace: str, name: str) -> None:
-    """Wait until a cache's claim can be used: pods that are made before are left alone."""
-    holds = lambda one: condition(one, "StorageReady").get("status") == "True"  # noqa: E731
-    bench.kube.until("AutotuneCache", namespace, name, holds, 60, "StorageReady")
+def wait_for_storage(bench: Bench, namespace: str, name: str) -> None:
+    """Wait until a cache's claim can be used: pods that are created before get nothing."""
+    is_ready = lambda cache: condition(cache, "StorageReady").get("status") == "True"  # noqa: E731
+    bench.kube.until("AutotuneCache", namespace, name, is_ready, 60, "StorageReady")
 
 
 def claim(namespace: str, name: str, size: str = "1Gi") -> Object:
@@ -128,7 +127,7 @@ def claim(namespace: str, name: str, size: str = "1Gi") -> Object:
 
 
 def deployment(namespace: str, name: str, template: Object, replicas: int) -> Object:
-    """All new pods at once, no old one ended before they are ready."""
+    """Return a Deployment that starts all new pods at once, and ends old ones when they are ready."""
     labels = {"app": name}
     meta = template["metadata"]
     template = {
@@ -151,8 +150,8 @@ def deployment(namespace: str, name: str, template: Object, replicas: int) -> Ob
     }
 
 
-def labelled(template: Object, cache_name: str) -> Object:
-    """The template with the label that opts in."""
+def with_cache_label(template: Object, cache_name: str) -> Object:
+    """Return the template with the cache's label."""
     meta = template["metadata"]
     return {
         **template,
@@ -160,8 +159,8 @@ def labelled(template: Object, cache_name: str) -> Object:
     }
 
 
-def serving(release: str = "0.33.0", **env: str) -> Object:
-    """The stand-in as a Deployment runs it: ready when it answers."""
+def serving_template(release: str = "0.33.0", **env: str) -> Object:
+    """Return the stand-in's template as a Deployment has it: ready when it answers."""
     probe = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1}
     template = engine(release, env=env, readinessProbe=probe)
     template["metadata"]["labels"] = {}
@@ -170,23 +169,25 @@ def serving(release: str = "0.33.0", **env: str) -> Object:
 
 
 def tuning_seconds(log: str) -> float:
-    """Seconds between the engine's own lines that its autotuning process starts and ends, summed. ValueError: no such lines."""
-    seen = [
-        (datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f"), what) for at, what in _PROCESS.findall(log)
+    """Return the seconds between the start and the end of tuning, according to the engine's log.
+
+    Several tunings are summed. Raises ValueError if the log has no such lines.
+    """
+    lines = [
+        (datetime.strptime(time_, "%Y-%m-%d %H:%M:%S,%f"), what)
+        for time_, what in _PROCESS.findall(log)
     ]
-    starts, ends = (
-        [at for at, what in seen if what == "starts"],
-        [at for at, what in seen if what == "ends"],
-    )
+    starts, ends = ([time_ for time_, what in lines if what == word] for word in ("starts", "ends"))
     if not starts or len(starts) != len(ends):
         raise ValueError(
-            f"the engine's log has {len(starts)} starts and {len(ends)} ends of its autotuning:\n{log[-3000:]}"
+            f"the engine's log has {len(starts)} starts and {len(ends)} ends of its autotuning:\n"
+            f"{log[-3000:]}"
         )
     return sum((end - start).total_seconds() for start, end in zip(starts, ends, strict=True))
 
 
-def preloaded(log: str) -> int:
-    """Entries that the engine found when it started."""
+def preloaded_entries(log: str) -> int:
+    """Return how many entries the engine loaded at its start."""
     found = re.search(r"Preloaded (\d+)/\d+", log)
     return int(found.group(1)) if found else 0
 
@@ -198,16 +199,19 @@ def is_ready(pod: Object) -> bool:
     )
 
 
-def seal_ended(pod: Object) -> bool:
+def has_seal_ended(pod: Object) -> bool:
     return any(
-        "terminated" in (one.get("state") or {})
-        for one in pod["status"].get("containerStatuses") or ()
-        if one["name"] == "pretune-seal"
+        "terminated" in (status.get("state") or {})
+        for status in pod["status"].get("containerStatuses") or ()
+        if status["name"] == "pretune-seal"
     )
 
 
 class Watcher(threading.Thread):
-    """When each object of a kind first showed something (perf_counter seconds, by name); what it is now; how often it changed."""
+    """Watches the objects of a kind: when `shows` was first true of each, and how often it changed.
+
+    `first_seen` is in seconds of perf_counter; it, `objects` and `changes` have names as keys.
+    """
 
     def __init__(
         self,
@@ -219,17 +223,13 @@ class Watcher(threading.Thread):
         seconds: float = 900,
     ) -> None:
         super().__init__(daemon=True)
-        self.kube, self.kind, self.namespace, self.labels = (
-            Kube(kube.kubeconfig),
-            kind,
-            namespace,
-            labels,
-        )
+        self.kube, self.kind = Kube(kube.kubeconfig), kind
+        self.namespace, self.labels = namespace, labels
         self.shows, self.seconds = shows, seconds
-        self.first: dict[str, float] = {}
-        self.now: dict[str, Object] = {}
+        self.first_seen: dict[str, float] = {}
+        self.objects: dict[str, Object] = {}
         self.changes: dict[str, int] = {}
-        self.over = False
+        self.is_stopped = False
         self.start()
 
     def run(self) -> None:
@@ -237,27 +237,28 @@ class Watcher(threading.Thread):
             self.kind, self.namespace, labels=self.labels, seconds=self.seconds
         ):
             at = time.perf_counter()
-            if self.over:
+            if self.is_stopped:
                 return
             if change == "NONE":
                 continue
             name = obj["metadata"]["name"]
             if change == "DELETED":
-                self.now.pop(name, None)
+                self.objects.pop(name, None)
                 continue
-            self.now[name] = obj
+            self.objects[name] = obj
             self.changes[name] = self.changes.get(name, 0) + (change == "MODIFIED")
             if self.shows(obj):
-                self.first.setdefault(name, at)
+                self.first_seen.setdefault(name, at)
 
-    def until(self, wanted: Callable[[Watcher], bool], seconds: float, what: str) -> None:
-        """Wait until something holds for what was seen; AssertionError after these seconds."""
+    def wait_until(self, wanted: Callable[[Watcher], bool], seconds: float, what: str) -> None:
+        """Wait until `wanted` is true. Raises AssertionError after these seconds."""
         end = time.monotonic() + seconds
         while not wanted(self):
             assert time.monotonic() < end, (
-                f"{what}: not within {seconds:.0f} s; {len(self.first)} of {len(self.now)} so far"
+                f"{what}: not within {seconds:.0f} s;"
+                f" {len(self.first_seen)} of {len(self.objects)} so far"
             )
             time.sleep(0.05)
 
     def stop(self) -> None:
-        self.over = True
+        self.is_stopped = True

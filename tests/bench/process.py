@@ -1,4 +1,4 @@
-"""What Linux knows of a process: its memory, and how long ago it began."""
+"""What Linux reports about a process: its memory, and how long ago it started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def memory(pid: int | str = "self") -> tuple[float, float]:
-    """(resident now, the highest so far) in MiB."""
+    """Return the resident memory of a process, now and at its highest, in MiB."""
     lines = dict(
         line.split(":", 1)
         for line in Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -18,6 +18,6 @@ def memory(pid: int | str = "self") -> tuple[float, float]:
 
 
 def since_start() -> float:
-    """Seconds since this process was started, its interpreter's own start included."""
+    """Return the seconds since this process was started, including the start of its interpreter."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

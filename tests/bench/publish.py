@@ -1,8 +1,10 @@
-"""How long seal takes to publish 200 files, against `cp -R` and `sync` of the same files on the same disk.
+"""How long seal takes to publish 200 files, compared with `cp -R` and `sync` of the same files.
 
-    python -m tests.bench.publish [FOLDER]        FOLDER lies on the disk to measure; default: the system's temporary folder
+    python -m tests.bench.publish [FOLDER]
 
-Seal reads and judges every file, copies it, syncs it and its folders, reads it back and renames: `cp -R; sync` does only the second.
+FOLDER is on the disk to measure; the default is the system's temporary folder. Seal reads and checks
+every file, copies it, syncs it and its folders, reads it back and renames the folder: `cp -R; sync`
+only copies and syncs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ ROUNDS = 9
 
 
 def measure(where: str) -> tuple[float, float]:
-    """Seconds, each the median of ROUNDS: of seal, and of `cp -R` with `sync -f`, both below the folder `where`."""
+    """Return the seconds of seal, and of `cp -R` with `sync -f`, in a folder: medians of ROUNDS."""
     with tempfile.TemporaryDirectory(dir=where) as folder:
         pod = AgentPod(Path(folder)).write_tactics(managed_store(FILES - 1))
         copies = Path(folder) / "copies"

@@ -1,4 +1,7 @@
-"""The controller with 500 caches and 10,000 consumers, on an API server of its own: memory, and how long until it has nothing to do."""
+"""The controller with 500 caches and 10,000 consumers: its memory, and how long until it is idle.
+
+It has its own API server.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,7 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.kube_config import load_kube_config
 from pretune.kube.client import Kubernetes
 
-from tests.bench.bare import api_server
-from tests.bench.crowd import Crowd, Sample, gather
+from tests.bench.api_server import run_api_server
 from tests.bench.harness import (
     KUBECTL,
     Bench,
@@ -28,54 +30,53 @@ from tests.bench.harness import (
     cache,
     deployment,
     is_ready,
-    labelled,
-    serving,
-    storage_ready,
+    serving_template,
+    wait_for_storage,
+    with_cache_label,
 )
+from tests.bench.population import Population, Sample, write_population
 from tests.bench.process import memory
 from tests.bench.table import Row
 from tests.cluster.conftest import BUILD, ROOT
 from tests.cluster.kube import Kube, Object, condition
 
-SMALL, LARGE = (
-    Crowd(caches=50, each=20),
-    Crowd(caches=450, each=20, first=50),
-)  # the second comes on top of the first
-QUIET = 5.0  # seconds without a run: it has nothing more to do
-LIMIT = 600.0
+SMALL = Population(caches=50, each=20)
+LARGE = Population(caches=450, each=20, first=50)  # in addition to the first
+IDLE_SECONDS = 5.0  # without a run: the controller has nothing more to do
+TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start of the controller over what is there."""
+    """One start of the controller with the objects that exist."""
 
-    steady: float  # seconds from the process's start until its last run ended
+    steady: float  # seconds from the process's start to the end of its last run
     runs: int
     resident: float  # MiB then
     highest: float
-    requests: Counter[str]  # `verb resource` that the API server counted meanwhile
+    requests: Counter[str]  # by `verb resource`, as the API server counted them meanwhile
 
 
-def scale(bench: Bench) -> list[Row]:
-    """Start the controller beside 1,000 and beside 10,000 consumers, and kopf alone and plain lists beside the same."""
-    sample = sampled(bench)
-    with api_server() as kubeconfig:
-        seen = {}
+def measure_scale(bench: Bench) -> list[Row]:
+    """Start the controller with 1,000 and 10,000 consumers; also kopf alone, and plain lists."""
+    sample = take_sample(bench)
+    with run_api_server() as kubeconfig:
+        starts = {}
         pods = caches = 0
-        for crowd in (SMALL, LARGE):
-            pods, caches = pods + crowd.caches * crowd.each, caches + crowd.caches
-            bench.say(
-                f"scale: {caches} caches and {pods} consumers are written to an API server of their own"
+        for population in (SMALL, LARGE):
+            pods, caches = pods + population.caches * population.each, caches + population.caches
+            bench.report(
+                f"scale: {caches} caches and {pods} consumers are written to their own API server"
             )
-            filled(kubeconfig, sample, crowd)
-            bench.say("scale: the controller starts")
-            seen[pods] = start(kubeconfig, caches)
-            expected = pods + 2 * caches  # caches and claims; jobs: none
-            bench.say("scale: kopf alone; one list of each")
-            kopf, lists = (_alone(what, kubeconfig, expected) for what in ("kopf", "lists"))
-            _truthful(kubeconfig, caches)
-            bench.say(f"scale: {seen[pods]}, kopf {kopf}, lists {lists}")
-    (few, small), (many, large) = seen.items()
+            write_population_to(kubeconfig, sample, population)
+            bench.report("scale: the controller starts")
+            starts[pods] = start_controller(kubeconfig, caches)
+            expected = pods + 2 * caches  # caches and claims; there are no Jobs
+            bench.report("scale: kopf alone; one list of each")
+            kopf, lists = (_run_baseline(what, kubeconfig, expected) for what in ("kopf", "lists"))
+            _check_all_ready(kubeconfig, caches)
+            bench.report(f"scale: {starts[pods]}, kopf {kopf}, lists {lists}")
+    (few, small), (many, large) = starts.items()
     ratio = large.steady / small.steady
     writes = sum(
         number
@@ -110,12 +111,15 @@ def scale(bench: Bench) -> list[Row]:
 
 
 @functools.cache
-def sampled(bench: Bench) -> Sample:
-    """A cache of two ranks, whose pods are seeded (the larger kind of consumer), as the real cluster and its webhook left it."""
+def take_sample(bench: Bench) -> Sample:
+    """Return the objects of a cache with two ranks and a seeded pod, from the real cluster.
+
+    A seeded pod is the larger kind of consumer.
+    """
     with bench.namespace("sample") as namespace:
-        bench.say("scale: one cache and one seeded consumer on the real cluster")
+        bench.report("scale: one cache and one seeded consumer on the real cluster")
         name = "sampled-model"
-        template = labelled(serving(ENGINE_SECONDS_PER_ENTRY="0.01"), name)
+        template = with_cache_label(serving_template(ENGINE_SECONDS_PER_ENTRY="0.01"), name)
         [container] = template["spec"]["containers"]
         container |= {
             "command": ["/opt/engines/0.32.0/bin/vllm"],
@@ -123,62 +127,62 @@ def sampled(bench: Bench) -> Sample:
         }
         container["resources"]["limits"]["nvidia.com/gpu"] = "2"
         bench.kube.create(cache(namespace, name, hold={"when": "Always"}))
-        storage_ready(bench, namespace, name)
+        wait_for_storage(bench, namespace, name)
         bench.kube.create(deployment(namespace, name, template, 1))
         pods = Watcher(bench.kube, "Pod", namespace, is_ready, f"app={name}")
-        pods.until(lambda one: len(one.first) == 1, 120, "the consumer ready")
+        pods.wait_until(lambda watcher: len(watcher.first_seen) == 1, 120, "the consumer ready")
         pods.stop()
-        found = bench.kube.until("AutotuneCache", namespace, name, _counted, 60)
+        sealed = bench.kube.until("AutotuneCache", namespace, name, _is_seeded, 60)
         claim = bench.kube.get("PersistentVolumeClaim", namespace, f"pretune-{name}")
         agent = next(
-            one
-            for one in bench.kube.list("ConfigMap", namespace)
-            if one["metadata"]["name"].startswith("pretune-agent")
+            config_map
+            for config_map in bench.kube.list("ConfigMap", namespace)
+            if config_map["metadata"]["name"].startswith("pretune-agent")
         )
         [replicaset] = bench.kube.list("ReplicaSet", namespace, f"app={name}")
-        made = bench.kube.get("Deployment", namespace, name)
+        created = bench.kube.get("Deployment", namespace, name)
         [pod] = bench.kube.list("Pod", namespace, f"app={name}")
-    assert claim and made
+    assert claim and created
     return Sample(
-        found,
+        sealed,
         claim,
         {"apiVersion": "v1", "kind": "ConfigMap", **agent},
-        made,
+        created,
         {"apiVersion": "apps/v1", "kind": "ReplicaSet", **replicaset},
         {"apiVersion": "v1", "kind": "Pod", **pod},
     )
 
 
-def _counted(cache: Object) -> bool:
+def _is_seeded(cache: Object) -> bool:
     return ((cache.get("status") or {}).get("consumers") or {}).get("seeded") == 1
 
 
-def start(kubeconfig: str, caches: int) -> Start:
-    """The controller's process, from its start until QUIET seconds without a run; ended then."""
-    before = _requests(kubeconfig)
+def start_controller(kubeconfig: str, caches: int) -> Start:
+    """Run the controller's process until it is idle for IDLE_SECONDS, and end it."""
+    before = _count_requests(kubeconfig)
     with tempfile.TemporaryDirectory() as folder:
         runs, log = Path(folder) / "runs", Path(folder) / "log"
-        words = [sys.executable, "-m", "tests.bench.watched", str(runs)]
+        command = [sys.executable, "-m", "tests.bench.recorded_controller", str(runs)]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                words, env=_environment(kubeconfig), cwd=ROOT, stdout=out, stderr=out
+                command, env=_environment(kubeconfig), cwd=ROOT, stdout=out, stderr=out
             )
         try:
-            end = time.monotonic() + LIMIT
-            seen: list[dict[str, Any]] = []
+            end = time.monotonic() + TIMEOUT_SECONDS
+            lines: list[dict[str, Any]] = []
             while True:
                 time.sleep(0.5)
                 assert process.poll() is None, f"the controller ended:\n{log.read_text()[-3000:]}"
                 assert time.monotonic() < end, (
-                    f"not steady after {LIMIT} s:\n{log.read_text()[-3000:]}"
+                    f"not idle after {TIMEOUT_SECONDS} s:\n{log.read_text()[-3000:]}"
                 )
-                seen = (
+                lines = (
                     [json.loads(line) for line in runs.read_text().splitlines()]
                     if runs.exists()
                     else []
                 )
-                all_ = len({one["key"] for one in seen}) >= caches
-                if all_ and time.time() - runs.stat().st_mtime >= QUIET:
+                has_all = len({line["key"] for line in lines}) >= caches
+                if has_all and time.time() - runs.stat().st_mtime >= IDLE_SECONDS:
                     break
             resident, highest = memory(process.pid)
             failed = [line for line in log.read_text().splitlines() if " ERROR " in line]
@@ -187,22 +191,27 @@ def start(kubeconfig: str, caches: int) -> Start:
             process.terminate()
             process.wait(30)
     return Start(
-        max(one["ended"] for one in seen),
-        len(seen),
+        max(line["ended"] for line in lines),
+        len(lines),
         resident,
         highest,
-        _requests(kubeconfig) - before,
+        _count_requests(kubeconfig) - before,
     )
 
 
-def _alone(what: str, kubeconfig: str, expected: int) -> dict[str, float]:
-    words = [sys.executable, "-m", "tests.bench.alone", what, str(expected)]
+def _run_baseline(what: str, kubeconfig: str, expected: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.bench.baselines", what, str(expected)]
     done = subprocess.run(
-        words, env=_environment(kubeconfig), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
+        command,
+        env=_environment(kubeconfig),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said: dict[str, float] = json.loads(done.stdout)
-    return said
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
 
 
 def _environment(kubeconfig: str) -> dict[str, str]:
@@ -214,15 +223,15 @@ def _environment(kubeconfig: str) -> dict[str, str]:
     return {**os.environ, **more, "PRETUNE_LIVENESS_PORT": "0", "POD_NAMESPACE": "default"}
 
 
-def filled(kubeconfig: str, sample: Sample, crowd: Crowd) -> None:
-    """Write the crowd to an API server, and the CRD where it is the first one."""
-    if not crowd.first:
-        _prepare(kubeconfig)
-    asyncio.run(_gather(kubeconfig, sample, crowd))
+def write_population_to(kubeconfig: str, sample: Sample, population: Population) -> None:
+    """Write the population to an API server; before the first one also the CRD."""
+    if not population.first:
+        _install_crd(kubeconfig)
+    asyncio.run(_write(kubeconfig, sample, population))
 
 
-def _prepare(kubeconfig: str) -> None:
-    """The CRD as the chart has it."""
+def _install_crd(kubeconfig: str) -> None:
+    """Install the chart's CRD, and wait until the API server serves it."""
     render = [
         str(BUILD / "bin/helm"),
         "template",
@@ -255,15 +264,15 @@ def _prepare(kubeconfig: str) -> None:
         time.sleep(0.2)
 
 
-async def _gather(kubeconfig: str, sample: Sample, crowd: Crowd) -> None:
+async def _write(kubeconfig: str, sample: Sample, population: Population) -> None:
     config = Configuration()
     await load_kube_config(kubeconfig, client_configuration=config, persist_config=False)  # type: ignore[no-untyped-call]
     async with Kubernetes(config) as cluster:
-        await gather(cluster, sample, crowd)
+        await write_population(cluster, sample, population)
 
 
-def _requests(kubeconfig: str) -> Counter[str]:
-    """How often the API server was asked for what, by its own counters."""
+def _count_requests(kubeconfig: str) -> Counter[str]:
+    """Return the number of requests by `verb resource`, from the API server's own counters."""
     kube = Kube(kubeconfig)
     text: str = kube._call("GET", f"{kube.host}/metrics")
     counted: Counter[str] = Counter()
@@ -279,12 +288,12 @@ def _requests(kubeconfig: str) -> Counter[str]:
     return counted
 
 
-def _truthful(kubeconfig: str, caches: int) -> None:
-    """What was measured is a controller that found everything in order: all caches Ready, nothing tuned again."""
+def _check_all_ready(kubeconfig: str, caches: int) -> None:
+    """Check that all caches are Ready and nothing was tuned: the controller had no work to do."""
     kube = Kube(kubeconfig)
     url = f"{kube.host}/apis/pretune.dev/v1alpha1/autotunecaches"
     found = kube._call("GET", url)["items"]
-    ready = sum(condition(one, "Ready").get("status") == "True" for one in found)
+    ready = sum(condition(cache, "Ready").get("status") == "True" for cache in found)
     jobs = kube._call("GET", f"{kube.host}/apis/batch/v1/jobs")["items"]
     assert (len(found), ready, len(jobs)) == (caches, caches, 0), (
         f"{ready} of {len(found)} ready, {len(jobs)} Jobs"

@@ -1,4 +1,4 @@
-"""seed against `cp -R` of the same bundle in the same pod: 200 small files, and as many bytes as a bundle may have."""
+"""seed, compared with `cp -R` of the same bundle in the same pod: 200 files, and 256 MiB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretune.manifests.agent_archive import build_agent_config_map
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, build_seed_container
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Task
 
-from tests.bench.harness import Bench, claim, serving
+from tests.bench.harness import Bench, claim, serving_template
 from tests.bench.table import Row
 from tests.cluster.kube import Object
 from tests.unit.agent import pod as world
@@ -28,10 +28,11 @@ source, rounds, cached = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "cached"
 
 def empty(folder):
     for name in os.listdir(folder):
-        subprocess.run(["chmod", "-R", "u+w", os.path.join(folder, name)], check=True)  # cp keeps a bundle's modes
+        # cp keeps the modes of a bundle.
+        subprocess.run(["chmod", "-R", "u+w", os.path.join(folder, name)], check=True)
         shutil.rmtree(os.path.join(folder, name))
 
-def took(words):
+def run(words):
     for folder, _, names in os.walk(source) if not cached else ():
         for name in names:
             file = os.open(os.path.join(folder, name), os.O_RDONLY)
@@ -47,21 +48,25 @@ def count(folder):
 seeds, copies = [], []
 for _ in range(rounds + 1):
     empty("/pretune/tactics"), empty("/copies")
-    seeds.append(took(["/bin/sh", "-c", os.environ["SEED"]]))
+    seeds.append(run(["/bin/sh", "-c", os.environ["SEED"]]))
     with open("/dev/termination-log") as log:
-        said = json.load(log)
-    assert said["reason"] == "Seeded", said
-    copies.append(took(["cp", "-R", source, "/copies/"]))
+        report = json.load(log)
+    assert report["reason"] == "Seeded", report
+    copies.append(run(["cp", "-R", source, "/copies/"]))
     assert count("/pretune/tactics") == count("/copies"), "not the same files"
-print(json.dumps([seeds[1:], copies[1:]]))  # the first round finds nothing in any cache
+print(json.dumps([seeds[1:], copies[1:]]))  # not the first round, with cold page caches
 """
 
 
-def seeded(bench: Bench) -> list[Row]:
-    """Medians of ROUNDS, alternating: with the bundle in the node's page cache, as for every pod of a node but the first, and without."""
+def measure_seeding(bench: Bench) -> list[Row]:
+    """Measure both in turns, and return medians of ROUNDS.
+
+    The bundle is in the node's page cache, as it is for each pod of a node except the first one; the
+    large one is also measured without.
+    """
     with bench.namespace("seed") as namespace:
-        seed, copy = prepared(bench, namespace, "few", world.managed_store(FILES - 1))("cached")
-        big = prepared(bench, namespace, "big", _large())
+        seed, copy = prepare_pod(bench, namespace, "few", world.managed_store(FILES - 1))("cached")
+        big = prepare_pod(bench, namespace, "big", _large_bundle())
         cases = [("", big("cached")), (", read from the disk", big("uncached"))]
     rows = [
         Row(
@@ -87,10 +92,10 @@ def seeded(bench: Bench) -> list[Row]:
     return rows
 
 
-def _large() -> dict[str, bytes]:
-    """The managed store with entries that fill what a bundle may have; what fills them means nothing to FlashInfer."""
+def _large_bundle() -> dict[str, bytes]:
+    """Return a managed store of 256 MiB; FlashInfer ignores what fills its entries."""
     files = world.managed_store(BIG_FILES)
-    room = MIB * 1024 * 1024 - sum(len(one) for one in files.values()) - 64 * BIG_FILES
+    room = MIB * 1024 * 1024 - sum(len(content) for content in files.values()) - 64 * BIG_FILES
     for path in files:
         if "/entries/" in path:
             entry = json.loads(files[path])
@@ -98,19 +103,22 @@ def _large() -> dict[str, bytes]:
     return files
 
 
-def prepared(
+def prepare_pod(
     bench: Bench, namespace: str, name: str, files: dict[str, bytes]
 ) -> Callable[[str], tuple[float, float]]:
-    """A pod with these files as a bundle on its claim. What it gives measures `cached` or `uncached`: seconds of seed, and of cp -R."""
-    bench.say(
-        f"seed: {len(files)} files, {sum(len(one) for one in files.values()) / 1048576:.1f} MiB"
+    """Start a pod with these files as a bundle on its claim, and return a function that measures.
+
+    It takes `cached` or `uncached`, and returns the seconds of seed and of cp -R.
+    """
+    bench.report(
+        f"seed: {len(files)} files, {sum(len(content) for content in files.values()) / 1048576:.1f} MiB"
     )
     bench.kube.create(claim(namespace, name))
     bound = bench.kube.until(
         "PersistentVolumeClaim",
         namespace,
         name,
-        lambda one: one["status"].get("phase") == "Bound",
+        lambda claim: claim["status"].get("phase") == "Bound",
         30,
     )
     volume = bench.kube.get("PersistentVolume", "", bound["spec"]["volumeName"])
@@ -122,24 +130,29 @@ def prepared(
     agent = build_agent_config_map(namespace)
     if bench.kube.get("ConfigMap", namespace, agent["metadata"]["name"]) is None:
         bench.kube.create(agent)
-    bench.kube.create(runner(namespace, name))
+    bench.kube.create(seed_pod(namespace, name))
     bench.kube.until(
-        "Pod", namespace, name, lambda one: one["status"].get("phase") == "Running", 60
+        "Pod", namespace, name, lambda pod: pod["status"].get("phase") == "Running", 60
     )
     source = f"{CLAIM_MOUNT}/{world.CACHE}/bundles/{world.INPUTS.bundle_id()}/tactics"
     words = ("python3", "-", source, str(ROUNDS))
 
     def measure(how: str) -> tuple[float, float]:
-        said = bench.inside(namespace, name, *words, how, stdin=ALTERNATE, container="pretune-seed")
-        seeds, copies = json.loads(said)
+        output = bench.exec_in_pod(
+            namespace, name, *words, how, stdin=ALTERNATE, container="pretune-seed"
+        )
+        seeds, copies = json.loads(output)
         return statistics.median(seeds), statistics.median(copies)
 
     return measure
 
 
-def runner(namespace: str, name: str) -> Object:
-    """A pod with the seed container as injection makes it, which waits instead of seeding; its command is in a variable."""
-    template = serving()
+def seed_pod(namespace: str, name: str) -> Object:
+    """Return a pod with the seed container as admission adds it, which waits instead of seeding.
+
+    Its command is in the variable SEED.
+    """
+    template = serving_template()
     [engine] = template["spec"]["containers"]
     task = Task(
         cache=world.CACHE,

@@ -1,4 +1,4 @@
-"""The table that make bench prints: what was measured, what it is held against in the same run, and whether the aim is met."""
+"""The table that make bench prints: what was measured, the comparison, and whether the aim is met."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEAD = ("what", "measured", "against", "ratio", "aim", "met")
 
 @dataclass(frozen=True)
 class Row:
-    """One line. `met` is None where there is no aim, or where the line only explains another."""
+    """One line of the table. `met` is None without an aim, or where the line only explains another."""
 
     what: str
     measured: str
@@ -24,12 +24,12 @@ class Row:
         return self.what, self.measured, self.against, self.ratio, self.aim, met
 
 
-def lines(rows: Sequence[Row]) -> list[str]:
-    """Aligned columns under a head; columns that nothing stands in are left out."""
+def format_table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table, with aligned columns; empty columns are left out."""
     cells = [HEAD, *(row.cells() for row in rows)]
-    columns = [number for number in range(len(HEAD)) if any(one[number] for one in cells[1:])]
-    widths = {number: max(len(one[number]) for one in cells) for number in columns}
+    columns = [number for number in range(len(HEAD)) if any(row[number] for row in cells[1:])]
+    widths = {number: max(len(row[number]) for row in cells) for number in columns}
     return [
-        "  " + "   ".join(one[number].ljust(widths[number]) for number in columns).rstrip()
-        for one in cells
+        "  " + "   ".join(row[number].ljust(widths[number]) for number in columns).rstrip()
+        for row in cells
     ]

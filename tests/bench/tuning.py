@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.bench import publish
-from tests.bench.harness import Bench, Watcher, cache, claim, resident, seal_ended
+from tests.bench.harness import Bench, Watcher, cache, claim, has_seal_ended, resident_mib
 from tests.bench.table import Row
 from tests.cluster.conftest import engine
 from tests.cluster.kube import condition
@@ -23,8 +23,8 @@ WRITES = {"create", "update", "patch", "delete"}
 SOURCE = {"template": engine()}
 
 
-def writes(namespace: str, since: float) -> Counter[str]:
-    """The controller's writes by `verb resource`, from the API server's audit log; the lease's renewals left out."""
+def count_writes(namespace: str, since: float) -> Counter[str]:
+    """Return the controller's writes by `verb resource`, from the audit log, without the lease's."""
     counted: Counter[str] = Counter()
     for line in AUDIT.read_text().splitlines():
         event = json.loads(line)
@@ -40,39 +40,42 @@ def writes(namespace: str, since: float) -> Counter[str]:
     return counted
 
 
-def latency(bench: Bench) -> list[Row]:
-    """From the watch event that shows seal terminated to the one that shows Ready=True, over CACHES caches at once; then idleness."""
+def measure_latency(bench: Bench) -> list[Row]:
+    """Measure the time from the end of seal to Ready=True, CACHES caches at once; then an idle minute.
+
+    The times are those of the watch events.
+    """
     with bench.namespace("latency") as namespace:
         began = time.time()
-        ends = Watcher(bench.kube, "Pod", namespace, seal_ended)
+        ends = Watcher(bench.kube, "Pod", namespace, has_seal_ended)
         readies = Watcher(
             bench.kube,
             "AutotuneCache",
             namespace,
-            lambda one: condition(one, "Ready").get("status") == "True",
+            lambda cache: condition(cache, "Ready").get("status") == "True",
         )
-        bench.say(f"latency: {CACHES} caches are tuned")
+        bench.report(f"latency: {CACHES} caches are tuned")
         for number in range(CACHES):
             bench.kube.create(cache(namespace, f"c{number}", source=SOURCE))
-        readies.until(lambda one: len(one.first) == CACHES, 600, "caches ready")
+        readies.wait_until(lambda watcher: len(watcher.first_seen) == CACHES, 600, "caches ready")
         sealed = {
-            pod["metadata"]["labels"]["pretune.dev/cache"]: ends.first[name]
-            for name, pod in ends.now.items()
-            if name in ends.first
+            pod["metadata"]["labels"]["pretune.dev/cache"]: ends.first_seen[name]
+            for name, pod in ends.objects.items()
+            if name in ends.first_seen
         }
-        spans = sorted(max(0.0, at - sealed[name]) for name, at in readies.first.items())
-        counted = writes(namespace, began)
-        status = [readies.changes[name] for name in readies.first]
+        spans = sorted(max(0.0, at - sealed[name]) for name, at in readies.first_seen.items())
+        counted = count_writes(namespace, began)
+        status = [readies.changes[name] for name in readies.first_seen]
         others = {name: number / CACHES for name, number in counted.items() if "status" not in name}
         listed = ", ".join(f"{number:.1f} {name}" for name, number in sorted(others.items()))
         p99 = spans[int(len(spans) * 0.99)]
-        bench.say(f"latency: what is written in {IDLE_SECONDS} idle seconds")
+        bench.report(f"latency: what is written in {IDLE_SECONDS} idle seconds")
         time.sleep(45)  # finished pods linger
         idle_since = time.time()
         time.sleep(IDLE_SECONDS)
-        idle = sum(writes(namespace, idle_since).values())
-        for one in (ends, readies):
-            one.stop()
+        idle = sum(count_writes(namespace, idle_since).values())
+        for watcher in (ends, readies):
+            watcher.stop()
     mean, most = statistics.mean(status), max(status)
     return [
         Row(
@@ -96,12 +99,12 @@ def latency(bench: Bench) -> list[Row]:
     ]
 
 
-def memory(bench: Bench) -> list[Row]:
-    """Resident memory of the controller's process with IDLE_CACHES idle caches."""
+def measure_memory(bench: Bench) -> list[Row]:
+    """Measure the resident memory of the controller's process with IDLE_CACHES idle caches."""
     with bench.namespace("memory") as namespace:
-        before = resident(bench)
+        before = resident_mib(bench)
         bench.kube.create(claim(namespace, "shared"))
-        bench.say(f"memory: {IDLE_CACHES} idle caches")
+        bench.report(f"memory: {IDLE_CACHES} idle caches")
         for number in range(IDLE_CACHES):
             spec = {
                 "suspend": True,
@@ -114,10 +117,10 @@ def memory(bench: Bench) -> list[Row]:
                 "AutotuneCache",
                 namespace,
                 f"idle{number}",
-                lambda c: condition(c, "Ready").get("reason") == "Suspended",
+                lambda cache: condition(cache, "Ready").get("reason") == "Suspended",
                 120,
             )
-        now = resident(bench)
+        now = resident_mib(bench)
     return [
         Row(
             f"controller's memory with {IDLE_CACHES} idle caches",
@@ -129,9 +132,9 @@ def memory(bench: Bench) -> list[Row]:
     ]
 
 
-def published(bench: Bench) -> list[Row]:
-    """seal's publication of 200 files against `cp -R` and `sync`, on this machine's disk."""
-    bench.say("publish: seal against cp -R and sync")
+def measure_publishing(bench: Bench) -> list[Row]:
+    """Compare seal's publication of 200 files with `cp -R` and `sync`, on this machine's disk."""
+    bench.report("publish: seal, and cp -R with sync")
     seal, copy = publish.measure(tempfile.gettempdir())
     return [
         Row(

@@ -1,7 +1,8 @@
-"""The controller as it is, in a process that also writes down when its runs begin and end.
+"""The controller, unchanged, in a process that also writes down when its runs start and end.
 
-    python -m tests.bench.watched FILE        a line a run: {"key", "began", "ended"}, seconds since the process's start
+    python -m tests.bench.recorded_controller FILE
 
+FILE gets a line for each run: {"key", "began", "ended"}, in seconds since the process's start.
 With PROFILE=FILE the process is profiled (cProfile) until SIGTERM.
 """
 
@@ -27,7 +28,7 @@ def main() -> None:
     settings = ControllerSettings.from_environment()
     configure_logs(settings.logging_level)
     with Path(sys.argv[1]).open("w", buffering=1) as out:
-        _observe(out)
+        _record_runs(out)
         profile = cProfile.Profile() if os.environ.get("PROFILE") else None
         if profile:
             profile.enable()
@@ -39,8 +40,8 @@ def main() -> None:
                 profile.dump_stats(os.environ["PROFILE"])
 
 
-def _observe(out: Any) -> None:
-    """Around the queue's runs."""
+def _record_runs(out: Any) -> None:
+    """Replace the queue's method that runs a key by one that also writes a line."""
     original = workqueue.Queue._run_key
 
     async def run(queue: workqueue.Queue, key: Any, entry: Any) -> None:

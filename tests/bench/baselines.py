@@ -1,8 +1,11 @@
-"""What the controller is held against, each in a process of its own: kopf with the same watches and empty handlers; one list of each kind.
+"""What the controller is compared with, each in its own process: kopf alone, and plain lists.
 
-    python -m tests.bench.alone kopf|lists EXPECTED        EXPECTED objects of all kinds; KUBECONFIG says where
+kopf has the same watches as the controller, and empty handlers.
 
-Prints {"seconds": from the process's start until all were seen, "resident": MiB then, "highest": MiB}.
+    python -m tests.bench.baselines kopf|lists EXPECTED
+
+EXPECTED is the number of objects of all kinds, in the cluster of KUBECONFIG. Prints {"seconds": from
+the process's start until all were seen, "resident": MiB then, "highest": MiB}.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ KINDS = {
 PODS = ("", "v1", "pods")  # which the controller watches without kopf
 
 
-async def alone(expected: int) -> None:
-    """kopf as the controller runs it, with handlers that do nothing."""
+async def watch_with_kopf(expected: int) -> None:
+    """Run kopf as the controller does, with handlers that do nothing, until all were seen."""
     registry, seen, done = kopf.OperatorRegistry(), 0, asyncio.Event()
 
     @kopf.on.login(registry=registry)
@@ -55,27 +58,27 @@ async def alone(expected: int) -> None:
         [task, asyncio.create_task(done.wait())], return_when=asyncio.FIRST_COMPLETED
     )
     if done.is_set():
-        _say()
+        _print_result()
     os._exit(0 if done.is_set() else 1)  # what kopf ends with is not measured, and takes its time
 
 
-async def lists(expected: int) -> None:
-    """Each kind listed once, page by page; of each object only its metadata is kept."""
+async def list_all(expected: int) -> None:
+    """List each kind once, page by page, and keep only the metadata of each object."""
     found = 0
     async with Kubernetes(await load_configuration()) as cluster:
-        found += len(await cluster.list(f"{GROUP}/{VERSION}", KIND, "", project=_head))
+        found += len(await cluster.list(f"{GROUP}/{VERSION}", KIND, "", project=_metadata))
         for version, kind in KINDS.values():
-            found += len(await cluster.list(version, kind, "", labels=CACHE, project=_head))
+            found += len(await cluster.list(version, kind, "", labels=CACHE, project=_metadata))
     assert found == expected, f"{found} of {expected}"
-    _say()
+    _print_result()
 
 
-def _head(obj: dict[str, Any]) -> dict[str, Any]:
+def _metadata(obj: dict[str, Any]) -> dict[str, Any]:
     """As `metadata_only`, but asked for whole: the controller has to read specs and statuses too."""
     return metadata_only(obj)
 
 
-def _say() -> None:
+def _print_result() -> None:
     resident, highest = memory()
     print(
         json.dumps({"seconds": since_start(), "resident": resident, "highest": highest}), flush=True
@@ -83,4 +86,4 @@ def _say() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"kopf": alone, "lists": lists}[sys.argv[1]](int(sys.argv[2])))
+    asyncio.run({"kopf": watch_with_kopf, "lists": list_all}[sys.argv[1]](int(sys.argv[2])))

@@ -1,7 +1,8 @@
-"""An API server by itself, with an etcd, for what 10,000 pods would do to a machine that also runs them.
+"""An API server and its etcd, without the rest of a cluster.
 
-Nobody schedules, starts, counts or collects anything here: an object is what is written, status included. So the controller's own part
-can be measured, on the API that it meets everywhere.
+10,000 pods would be too many for a machine that also runs them. Here nothing schedules, starts or
+deletes anything: an object is what was written, status included. So only the controller's own work
+is measured, with a real API.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from tests.cluster.conftest import BUILD
 
 
 @contextmanager
-def api_server() -> Iterator[str]:
-    """The path of a kubeconfig of its administrator. Everything is gone afterwards."""
+def run_api_server() -> Iterator[str]:
+    """Run both while the body runs. Yield the path of an administrator's kubeconfig."""
     folder = Path(tempfile.mkdtemp(prefix="pretune-bench-"))
     programs: list[subprocess.Popen[bytes]] = []
 
@@ -108,7 +109,7 @@ def _until_ready(
                     return
         except (requests.RequestException, OSError):
             pass
-        ended = next((one for one in programs if one.poll() is not None), None)
+        ended = next((program for program in programs if program.poll() is not None), None)
         if ended is not None or time.monotonic() > end:
             logs = "\n".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
             raise RuntimeError(f"the bench's API server did not start:\n{logs}")
@@ -116,7 +117,7 @@ def _until_ready(
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
