@@ -8,36 +8,15 @@ here does I/O, and the cost of a reconcile does not depend on the number of cach
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from prometheus_client import disable_created_metrics
 
-from pretune.api.names import (
-    ATTEMPT,
-    BUNDLE,
-    PROOF,
-    RETIRED,
-    ROLE,
-    SEAL_CONTAINER,
-    SEALED,
-    STATES,
-    TUNING,
-)
-from pretune.api.status import BundleStatus, CacheStatus
-from pretune.api.timestamps import parse_timestamp
-from pretune.api.types import Key, Object
+from pretune.api.names import STATES
+from pretune.api.types import Key
 from pretune.engines.logs import RESULTS, UNKNOWN
 from pretune.metrics_base import Metrics
-from pretune.podspec.template import count_gpus
-from pretune.policy.bundles.attempt_state import (
-    has_reported,
-    is_finished,
-    report_of,
-    statuses,
-    terminated,
-)
 from pretune.policy.model import Delete, Observed, Plan
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
@@ -46,10 +25,6 @@ Answer = TypeVar("Answer")
 
 CONSUMER_STATES = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
 CACHE_LABELS = ("namespace", "cache")
-
-# Reasons of an attempt's end that are none of a bundle: see docs/metrics.md.
-FOUND, SUPERSEDED, PROVEN = "Found", "Superseded", "Proven"
-
 
 # Upper limits of histograms' buckets.
 _TUNING_SECONDS = (30, 60, 120, 300, 600, 900, 1200, 1800, 2700, 3600, 5400, 7200)
@@ -170,11 +145,8 @@ class ControllerMetrics(Metrics):
         finally:
             self._reconcile_seconds.observe(time.perf_counter() - began)
 
-    def count_status(self, observed: Observed, plan: Plan, now: float) -> None:
-        """Count what a plan's status says, and attempts that ended, once the status is written.
-
-        now: Unix seconds.
-        """
+    def count_status(self, observed: Observed, plan: Plan) -> None:
+        """Count what a plan's status says, and attempts that ended, once the status is written."""
         if observed.cache is None:
             self._remove_cache(observed.key)
         if observed.cache is None or plan.status is None:
@@ -193,11 +165,11 @@ class ControllerMetrics(Metrics):
             self._saved.labels(*labels).set(plan.status["gpuSecondsSaved"])
         self._held.labels(*labels).set(consumers.get("held", 0))
         gpu_seconds = self._gpu_seconds.labels(*labels)
-        for end in ended(observed, plan.status, now):
+        for end in plan.ended:
             self._attempts.labels(end.reason).inc()
             gpu_seconds.inc(end.gpu_seconds)
-            if end.tuned is not None:
-                self._tuning_seconds.observe(end.tuned)
+            if end.tuning_seconds is not None:
+                self._tuning_seconds.observe(end.tuning_seconds)
 
     def count_releases(self, plan: Plan) -> None:
         """Count the holds that a plan ends, once all of its pods are released."""
@@ -234,123 +206,3 @@ class ControllerMetrics(Metrics):
             self._consumers.remove(*labels, state)
         self._held.remove(*labels)
         self._gpu_seconds.remove(*labels)
-
-
-# --- attempts that ended
-
-
-@dataclass(frozen=True)
-class Ended:
-    """One attempt. tuned: seconds that it took, where it sealed a bundle."""
-
-    reason: str
-    gpu_seconds: float
-    tuned: float | None = None
-
-
-def ended(seen: Observed, status: Mapping[str, Any], now: float) -> list[Ended]:
-    """The attempts whose end this status says, and the one that was read did not. now: Unix seconds."""
-    before = {each.id: each for each in CacheStatus.from_cache(seen.cache).bundles}
-    after = {each.id: each for each in CacheStatus.from_cache({"status": status}).bundles}
-    ends = []
-    for bundle_id in {**before, **after}:
-        old, new = before.get(bundle_id) or BundleStatus(bundle_id), after.get(bundle_id)
-        if old == new:
-            continue
-        end = (
-            _sealed(seen, old, new, now)
-            or _failed(seen, old, new, now)
-            or _given_up(seen, old, new, now)
-        )
-        ends += [
-            each
-            for each in (end, _proven(seen, old, new, now), _superseded_proof(seen, old, new, now))
-            if each is not None
-        ]
-    return ends
-
-
-def _sealed(
-    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
-) -> Ended | None:
-    """Sealed by an attempt, whose pod's report tells it from one that was found on the claim."""
-    if new is None or not new.is_on_claim or old.is_on_claim or old.state == RETIRED:
-        return None
-    pods = [pod for pod in _pods(seen, new.id, TUNING, new.attempts) if has_reported(pod)]
-    for pod in pods:
-        if report_of(statuses(pod).get(SEAL_CONTAINER)) is not None:
-            tuned = float(new.tuned_seconds or 0)
-            return Ended(new.reason if new.state == SEALED else SEALED, tuned * _gpus(pod), tuned)
-    return Ended(FOUND, _spent(pods, now)) if pods else None
-
-
-def _failed(
-    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
-) -> Ended | None:
-    last = new.last_failure if new is not None else None
-    if new is None or last is None or last == old.last_failure:
-        return None
-    # What is on the claim is tuned no more.
-    role = PROOF if new.digest is not None else TUNING
-    return Ended(last.reason, _spent(_pods(seen, new.id, role, last.attempt), now))
-
-
-def _proven(
-    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
-) -> Ended | None:
-    """By a proof, whose pod's report tells it from one that was found on the claim."""
-    if new is None or not new.proven or old.proven:
-        return None
-    pods = [pod for pod in _pods(seen, new.id, PROOF, new.proofs or 0) if has_reported(pod)]
-    return Ended(PROVEN, _spent(pods, now)) if pods else None
-
-
-def _given_up(
-    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
-) -> Ended | None:
-    """It ran, and nothing waits for it any more: its engine is not wanted, or its place has changed."""
-    if not old.has_open_attempt or old.reason == SUPERSEDED:
-        return None
-    if new is not None and new.reason != SUPERSEDED and new.attempts >= old.attempts:
-        return None
-    return Ended(SUPERSEDED, _spent(_pods(seen, old.id, TUNING, old.attempts), now))
-
-
-def _superseded_proof(
-    seen: Observed, old: BundleStatus, new: BundleStatus | None, now: float
-) -> Ended | None:
-    """A proof that the status says to be ended: nothing wants its bundle any more."""
-    if not old.has_open_proof or old.reason == SUPERSEDED:
-        return None
-    if new is None or new.reason != SUPERSEDED:
-        return None
-    return Ended(SUPERSEDED, _spent(_pods(seen, old.id, PROOF, old.proofs or 0), now))
-
-
-def _pods(seen: Observed, bundle_id: str, role: str, number: int) -> list[Object]:
-    """Return the pods of an attempt, or of a proof."""
-    wanted = (role, bundle_id, str(number))
-    labels = ((pod, pod["metadata"].get("labels") or {}) for pod in seen.pods)
-    return [
-        pod for pod, has in labels if (has.get(ROLE), has.get(BUNDLE), has.get(ATTEMPT)) == wanted
-    ]
-
-
-def _spent(pods: list[Object], now: float) -> float:
-    """GPU-seconds of these pods: a node gives them the GPUs from the kubelet's start of the pod to its end."""
-    total = 0.0
-    for pod in pods:
-        if begun := (pod.get("status") or {}).get("startTime"):
-            stops = [
-                one["finishedAt"]
-                for one in map(terminated, statuses(pod).values())
-                if one and one.get("finishedAt")
-            ]
-            end = max(map(parse_timestamp, stops)) if is_finished(pod) and stops else now
-            total += max(0.0, end - parse_timestamp(begun)) * _gpus(pod)
-    return total
-
-
-def _gpus(pod: Object) -> int:
-    """Of the engine, which is the pod's last init container (manifests/job.py)."""
-    return sum(count_gpus(one) for one in (pod["spec"].get("initContainers") or [])[-1:])

@@ -91,7 +91,7 @@ async def _reconcile(
                 raise errors[0] from None
             return 0.0
         if metrics is not None:
-            metrics.count_status(observed, plan, clock())
+            metrics.count_status(observed, plan)
         if log_reader is not None:
             log_reader.set_starts(key, plan.starts)
         errors = await _release_pods(observed, plan, cluster, metrics)

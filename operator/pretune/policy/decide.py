@@ -77,6 +77,7 @@ def decide(observed: Observed, now: float) -> Plan:
         after=tuple(plan.after),
         events=(*plan.events, *plan.change_events()),
         released=tuple(plan.released),
+        ended=tuple(plan.ended),
         starts=warm_starts.worth_reading(plan, pods) if observed.start_logs is not None else (),
         requeue_after=None if plan.look is None else max(0.0, plan.look - now),
     )

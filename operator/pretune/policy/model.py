@@ -176,6 +176,19 @@ class Released:
     waited: float  # seconds
 
 
+FOUND = "Found"  # why an attempt ended: its bundle was on the claim already
+
+
+@dataclass(frozen=True)
+class EndedAttempt:
+    """A tuning attempt, or a proof, whose end this plan's status records, for the metrics."""
+
+    bundle_id: str
+    reason: str  # of a failure, or docs/metrics.md's
+    gpu_seconds: float
+    tuning_seconds: float | None = None  # from the engine's start to the seal, where it sealed
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to be done: `actions` in their order, one write of `status`, `after`, `events`.
@@ -189,5 +202,6 @@ class Plan:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None  # seconds from now
     released: tuple[Released, ...] = ()
+    ended: tuple[EndedAttempt, ...] = ()
     # Starts whose logs are worth reading; what is known of others may be forgotten.
     starts: tuple[EngineStart, ...] = ()

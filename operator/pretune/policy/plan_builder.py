@@ -26,8 +26,21 @@ from pretune.api.status import BundleStatus, CacheStatus
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
-from pretune.policy.bundles.attempt_state import LOST, is_finished, is_job_finished
-from pretune.policy.model import Action, Delete, Observed, Outcome, Patch, Released
+from pretune.policy.bundles.attempt_state import (
+    LOST,
+    gpu_seconds,
+    is_finished,
+    is_job_finished,
+)
+from pretune.policy.model import (
+    Action,
+    Delete,
+    EndedAttempt,
+    Observed,
+    Outcome,
+    Patch,
+    Released,
+)
 
 MAX_MESSAGE = 1024  # characters of a bundle's message
 MAX_NAMED = 5  # malformed parts that an event names
@@ -58,6 +71,7 @@ class PlanBuilder:
             self.known_place = ""  # the claim is read for what the status does not say any more
             self.warn(reasons.MALFORMED, f"ignored: {'; '.join(self.status.skipped[:MAX_NAMED])}")
         self.released: list[Released] = []
+        self.ended: list[EndedAttempt] = []
         self.look: float | None = None
         self.claim_made = claim_made
         self.started: set[str] = set()  # bundles whose attempt this plan starts
@@ -129,6 +143,7 @@ class PlanBuilder:
         It is tuned from the next reconcile on, since a status that still calls it sealed would end
         the new attempt.
         """
+        self.record_superseded(bundle_id)
         self.warn(
             reasons.RETRYING,
             f"bundle {bundle_id}: {why}; it is tuned again if it is wanted and not there",
@@ -167,6 +182,50 @@ class PlanBuilder:
                 message = f"bundle {bundle.id}: {bundle.message}"
                 events.append(Event(bundle.reason, message, is_bad))
         return events
+
+    # --- ends of attempts and proofs, for the metrics
+
+    def record_end(
+        self,
+        bundle_id: str,
+        reason: str,
+        gpu_seconds: float,
+        tuning_seconds: float | None = None,
+    ) -> None:
+        """Record that the open attempt, or proof, of a bundle ends with this plan.
+
+        To be called where the status records that end: from the next reconcile on the attempt is
+        not open any more, so that it counts once. One that was superseded has counted already.
+        """
+        before = self.before.get(bundle_id)
+        has_counted = before is not None and before.reason == reasons.SUPERSEDED
+        if (
+            before is not None
+            and has_counted
+            and (before.has_open_attempt or before.has_open_proof)
+        ):
+            return
+        self.ended.append(EndedAttempt(bundle_id, reason, gpu_seconds, tuning_seconds))
+
+    def record_superseded(self, bundle_id: str) -> None:
+        """Record the end of a bundle's attempt, or proof, if one is open: nothing wants it any more."""
+        bundle = self._bundles[bundle_id]
+        if bundle.has_open_attempt:
+            spent = self.gpu_seconds_of(bundle_id, TUNING, bundle.attempts)
+        elif bundle.has_open_proof:
+            spent = self.gpu_seconds_of(bundle_id, PROOF, bundle.proofs or 0)
+        else:
+            return
+        self.record_end(bundle_id, reasons.SUPERSEDED, spent)
+
+    def gpu_seconds_of(self, bundle_id: str, role: str, number: int) -> float:
+        """Return the GPU-seconds of an attempt (TUNING) or a proof (PROOF), of pods still there."""
+        pods = [
+            pod
+            for pod in self.pods(bundle_id)
+            if (label(pod, ROLE), label(pod, ATTEMPT)) == (role, str(number))
+        ]
+        return sum(gpu_seconds(pod, self.now) for pod in pods)
 
     def warn(self, reason: Reason, message: str) -> None:
         """Add an event of type Warning."""

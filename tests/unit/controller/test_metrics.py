@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from pretune.kube.types import ApiError, Event
 from pretune.manifests.gate import release_patch
 from pretune.metrics_base import Metrics
 from pretune.policy.hold.release import CHECKS
-from pretune.policy.model import Delete, Observed, Patch, Plan, Released
+from pretune.policy.model import Delete, EndedAttempt, Observed, Patch, Plan, Released
 from pretune.webhook.metrics import WebhookMetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.sim.cluster import Client, Clock, Server
-from tests.unit.objects import ENGINE, KEY, NOW, SETTINGS, Pod, cache, record, sealed_report, seen
+from tests.unit.objects import KEY, NOW, SETTINGS, cache, record, seen
 
 DOCUMENT = Path(__file__).parents[3] / "docs/metrics.md"
 HERE = {"namespace": KEY.namespace, "cache": KEY.name}
@@ -44,46 +45,22 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return samples(metrics, name).get(tuple(sorted(labels.items())))
 
 
-def look(
-    metrics: ControllerMetrics,
-    before: Object | None,
-    after: Object | None,
-    *pods: Pod,
-    now: float = NOW,
-    **status: Any,
-) -> None:
-    """One run, which read a record as `before` and wrote it as `after`; None: there was none."""
-    read = cache({"bundles": [before] if before else []})
-    written = {"bundles": [after] if after else [], **status}
-    metrics.count_status(
-        seen(read, pods=tuple(one.object for one in pods)), Plan(status=written), now
-    )
-
-
-def tuning(attempts: int = 1, **more: Any) -> Object:
-    return record(BUNDLE, names.TUNING_STATE, attempts=attempts, **more)
+def reconciled(metrics: ControllerMetrics, *ended: EndedAttempt, **status: Any) -> None:
+    """Count one reconcile, in which these attempts ended and this status was written."""
+    metrics.count_status(seen(), Plan(status={"bundles": [], **status}, ended=ended))
 
 
 def sealed(**more: Any) -> Object:
     return record(BUNDLE, tunedSeconds=900, **more)
 
 
-def failed(reason: str = "EngineFailed", attempt: int = 1, state: str = names.PENDING) -> Object:
-    last = {"attempt": attempt, "at": format_timestamp(NOW), "reason": reason, "message": "m"}
-    return record(BUNDLE, state, attempts=attempt, lastFailure=last)
+def failed(reason: str = "EngineFailed") -> Object:
+    last = {"attempt": 1, "at": format_timestamp(NOW), "reason": reason, "message": "m"}
+    return record(BUNDLE, names.PENDING, attempts=1, lastFailure=last)
 
 
-def pod(number: int = 1, gpus: int = 4, started: float = NOW - 120) -> Pod:
-    made = Pod(BUNDLE, number).but(status={"startTime": format_timestamp(started)})
-    made.object["spec"]["initContainers"][-1]["resources"] = {
-        "limits": {"nvidia.com/gpu": str(gpus)}
-    }
-    return made
-
-
-def reported(number: int = 1, by: str = "seal") -> Pod:
-    container = names.SEAL_CONTAINER if by == "seal" else names.CHECK_CONTAINER
-    return pod(number).ended(container, report=sealed_report(BUNDLE, by))
+SEAL = EndedAttempt(BUNDLE, "Sealed", 900 * 4, 900)
+FAILURE = EndedAttempt(BUNDLE, "EngineFailed", 120)
 
 
 def attempts(metrics: ControllerMetrics) -> dict[str, float]:
@@ -93,133 +70,28 @@ def attempts(metrics: ControllerMetrics) -> dict[str, float]:
     }
 
 
-# --- attempts
+# --- attempts: which of them end is decided in policy (tests/unit/policy/bundles/test_ended.py)
 
 
-def test_a_sealed_attempt_counts_once_however_often_it_is_reconciled() -> None:
+def test_a_sealed_attempt_counts_with_its_times_however_often_it_is_reconciled() -> None:
     metrics = ControllerMetrics()
-    look(metrics, tuning(), sealed(), reported())
+    reconciled(metrics, SEAL, bundles=[sealed()])
     for _ in range(3):
-        look(metrics, sealed(), sealed(message="other words"), reported())
+        reconciled(metrics, bundles=[sealed(message="other words")])
     assert attempts(metrics) == {"Sealed": 1}
     assert value(metrics, "pretune_tuning_seconds_sum") == 900
     assert value(metrics, "pretune_tuning_seconds_count") == 1
     assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == 900 * 4
 
 
-def test_a_bundle_without_tactics_counts_as_such() -> None:
+def test_each_other_end_counts_by_its_reason_and_took_no_time_to_tune() -> None:
     metrics = ControllerMetrics()
-    look(metrics, tuning(), sealed(reason="NothingToTune"), reported())
-    assert attempts(metrics) == {"NothingToTune": 1}
-
-
-def test_a_bundle_that_was_found_by_an_attempt_took_no_time_to_tune() -> None:
-    """Check ends the attempt before the engine starts; the manifest's tunedSeconds are another attempt's."""
-    metrics = ControllerMetrics()
-    found = reported(by="check").but(
-        status={"phase": "Succeeded", "startTime": format_timestamp(NOW - 7)}
-    )
-    look(metrics, tuning(), sealed(), found)
-    assert attempts(metrics) == {"Found": 1}
+    reconciled(metrics, FAILURE)
+    reconciled(metrics, EndedAttempt(BUNDLE, "Timeout", 80), EndedAttempt("c-b200", "Found", 8))
+    reconciled(metrics, EndedAttempt(BUNDLE, "Proven", 400))
+    assert attempts(metrics) == {"EngineFailed": 1, "Timeout": 1, "Found": 1, "Proven": 1}
     assert value(metrics, "pretune_tuning_seconds_count") == 0
-    assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == 2 * 4
-
-
-@pytest.mark.parametrize(
-    ("case", "before"),
-    [
-        ("adopted by inspect", record(BUNDLE, names.PENDING, attempts=0)),
-        ("never seen before", None),
-        ("wanted again", record(BUNDLE, names.RETIRED)),
-    ],
-)
-def test_a_bundle_that_no_attempt_of_this_run_made_is_no_attempt(
-    case: str, before: Object | None
-) -> None:
-    metrics = ControllerMetrics()
-    lingering = [reported(1)] if before and before["attempts"] else []
-    look(metrics, before, sealed(attempts=before["attempts"] if before else 0), *lingering)
-    assert attempts(metrics) == {}, case
-
-
-def test_each_failed_attempt_counts_once_by_its_reason() -> None:
-    metrics = ControllerMetrics()
-    first, second = failed(), failed("Timeout", 2, names.FAILED)
-    look(metrics, tuning(), first)
-    look(metrics, first, first)
-    look(metrics, first, {**first, "state": names.TUNING_STATE, "attempts": 2})
-    look(metrics, {**first, "state": names.TUNING_STATE, "attempts": 2}, second)
-    look(metrics, second, second)
-    assert attempts(metrics) == {"EngineFailed": 1, "Timeout": 1}
-    assert value(metrics, "pretune_tuning_seconds_count") == 0
-
-
-@pytest.mark.parametrize(
-    ("case", "pods", "spent"),
-    [
-        ("it still runs", [pod(started=NOW - 120)], 120 * 4),
-        (
-            "it has ended",
-            [pod(started=NOW - 120).ended(ENGINE, 1).but(status={"phase": "Failed"})],
-            115 * 4,
-        ),
-        (
-            "a container of it has ended",
-            [pod(started=NOW - 120).ended(names.CHECK_CONTAINER)],
-            120 * 4,
-        ),
-        ("it never had a node", [Pod(BUNDLE)], 0),
-        ("its pod is gone", [], 0),
-        ("another attempt's pod", [pod(number=2)], 0),
-        ("evicted, and made again", [pod(started=NOW - 120), pod(started=NOW - 20)], 140 * 4),
-    ],
-)
-def test_a_failed_attempt_took_its_pods_gpus_from_start_to_end(
-    case: str, pods: list[Pod], spent: float
-) -> None:
-    metrics = ControllerMetrics()
-    look(metrics, tuning(), failed(), *pods)
-    assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == spent, case
-
-
-@pytest.mark.parametrize(
-    ("case", "before", "after", "expected"),
-    [
-        (
-            "nothing wants it any more",
-            tuning(),
-            record(BUNDLE, names.PENDING, reason="Superseded"),
-            True,
-        ),
-        ("its record goes then", record(BUNDLE, names.PENDING, reason="Superseded"), None, False),
-        ("its record goes at once", tuning(), None, True),
-        (
-            "its place has changed",
-            tuning(),
-            record(BUNDLE, names.PENDING, attempts=0, reason="Inspecting"),
-            True,
-        ),
-        ("it was sealed long ago", sealed(), None, False),
-        ("it had failed", failed(), None, False),
-        ("it goes on", tuning(), tuning(message="later"), False),
-        ("none was started", record(BUNDLE, names.PENDING, attempts=0), None, False),
-    ],
-)
-def test_an_attempt_that_is_given_up_counts_once(
-    case: str, before: Object, after: Object | None, expected: bool
-) -> None:
-    metrics = ControllerMetrics()
-    look(metrics, before, after, pod(started=NOW - 60))
-    assert attempts(metrics) == ({"Superseded": 1} if expected else {}), case
-    assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == (240 if expected else 0)
-
-
-def test_a_foreign_pod_with_the_label_of_a_tuning_pod_breaks_nothing() -> None:
-    metrics = ControllerMetrics()
-    stranger = pod()
-    stranger.object["spec"] = {"containers": []}
-    look(metrics, tuning(), failed(), stranger)
-    assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == 0
+    assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == 608
 
 
 # --- a cache's series
@@ -228,7 +100,7 @@ def test_a_foreign_pod_with_the_label_of_a_tuning_pod_breaks_nothing() -> None:
 def test_a_caches_bundles_and_consumers_are_counted_as_its_status_has_them() -> None:
     metrics = ControllerMetrics()
     consumers = {"seeded": 6, "cold": 1, "held": 2, "stale": 0, "ready": 5}
-    look(metrics, None, sealed(), consumers=consumers)
+    reconciled(metrics, bundles=[sealed()], consumers=consumers)
     assert {
         dict(labels)["state"]: number
         for labels, number in samples(metrics, "pretune_bundles").items()
@@ -241,18 +113,18 @@ def test_a_caches_bundles_and_consumers_are_counted_as_its_status_has_them() -> 
         for labels, number in samples(metrics, "pretune_consumers").items()
     } == consumers
     assert value(metrics, "pretune_held_pods", **HERE) == 2
-    look(metrics, sealed(), None)
+    reconciled(metrics)
     assert value(metrics, "pretune_bundles", state="Sealed", **HERE) == 0
     assert value(metrics, "pretune_held_pods", **HERE) == 0
 
 
 def test_a_cache_that_is_deleted_leaves_no_series() -> None:
     metrics = ControllerMetrics()
-    look(metrics, tuning(), failed(), consumers=dict.fromkeys(CONSUMER_STATES, 1))
+    reconciled(metrics, FAILURE, bundles=[failed()], consumers=dict.fromkeys(CONSUMER_STATES, 1))
     assert KEY.name in metrics.exposition().decode()
     gone = Observed(KEY, seen().settings, "", None)
     for _ in range(2):
-        metrics.count_status(gone, Plan(), NOW)
+        metrics.count_status(gone, Plan())
     text = metrics.exposition().decode()
     assert KEY.name not in text and KEY.namespace not in text
     assert attempts(metrics) == {"EngineFailed": 1}  # what happened has happened
@@ -260,8 +132,8 @@ def test_a_cache_that_is_deleted_leaves_no_series() -> None:
 
 def test_a_cache_that_is_being_deleted_keeps_its_series_until_it_is_gone() -> None:
     metrics = ControllerMetrics()
-    look(metrics, None, sealed())
-    metrics.count_status(seen(cache()), Plan(), NOW)
+    reconciled(metrics, bundles=[sealed()])
+    metrics.count_status(seen(cache()), Plan())
     assert value(metrics, "pretune_bundles", state="Sealed", **HERE) == 1
 
 
@@ -296,7 +168,7 @@ def test_a_reconcile_counts_when_its_status_is_written_and_what_it_did_when_that
 ) -> None:
     """A conflict, then a release that the API server refuses, then all goes well: one attempt, one hold."""
     metrics, world = ControllerMetrics(), Server(Clock(NOW))
-    world.create(cache({"bundles": [tuning()]}))
+    world.create(cache({"bundles": [record(BUNDLE, names.TUNING_STATE)]}))
     gate = {
         "metadata": {"namespace": KEY.namespace, "name": "p"},
         "spec": {"schedulingGates": [{"name": names.HOLD}]},
@@ -315,7 +187,9 @@ def test_a_reconcile_counts_when_its_status_is_written_and_what_it_did_when_that
             meta = {"namespace": KEY.namespace, "name": KEY.name}
             ref = {"apiVersion": "pretune.dev/v1alpha1", "kind": "AutotuneCache", "metadata": meta}
             world.patch(ref, {"spec": {"revision": "2"}})
-        return plan
+        assert read.cache is not None
+        is_recorded = read.cache.get("status") == plan.status
+        return plan if is_recorded else replace(plan, ended=(FAILURE,))
 
     def admit(verb: str, obj: Object) -> None:
         if obj["kind"] == "Pod" and len(reconciles) == 2:
@@ -379,10 +253,9 @@ def test_starts_are_counted_by_what_their_logs_say_and_forgotten_with_their_cach
     for result in ("warm", "warm", "tuned"):
         metrics.count_start(KEY, result)
     metrics.count_read_failure("Forbidden")
-    look(
+    reconciled(
         metrics,
-        None,
-        sealed(),
+        bundles=[sealed()],
         consumers={"warm": 2, "partial": 0, "tuned": 1},
         gpuSecondsSaved=640,
     )
@@ -390,14 +263,14 @@ def test_starts_are_counted_by_what_their_logs_say_and_forgotten_with_their_cach
     assert value(metrics, "pretune_consumers", **HERE, state="tuned") == 1
     assert value(metrics, "pretune_gpu_seconds_saved", **HERE) == 640
     assert value(metrics, "pretune_start_read_failures_total", reason="Forbidden") == 1
-    metrics.count_status(Observed(KEY, SETTINGS, "pretune-agent-0", None), Plan(), NOW)
+    metrics.count_status(Observed(KEY, SETTINGS, "pretune-agent-0", None), Plan())
     for name in ("pretune_starts_total", "pretune_consumers", "pretune_gpu_seconds_saved"):
         assert not samples(metrics, name)
 
 
 def test_where_no_logs_are_read_nothing_is_exported_of_starts() -> None:
     metrics = ControllerMetrics()
-    look(metrics, None, sealed(), consumers={"seeded": 2})
+    reconciled(metrics, bundles=[sealed()], consumers={"seeded": 2})
     assert value(metrics, "pretune_consumers", **HERE, state="warm") is None
     assert not samples(metrics, "pretune_gpu_seconds_saved")
 
@@ -477,5 +350,5 @@ def test_the_document_names_every_value_of_a_label_that_is_ours() -> None:
 
 def test_the_text_holds_no_second_series_of_when_each_began() -> None:
     metrics = ControllerMetrics()
-    look(metrics, tuning(), sealed(), reported())
+    reconciled(metrics, SEAL)
     assert "_created" not in metrics.exposition().decode()

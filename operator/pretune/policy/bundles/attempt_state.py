@@ -14,6 +14,7 @@ from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import Reason, find_reason
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
+from pretune.podspec.template import count_gpus
 from pretune.protocol import PROVEN, Report
 
 POD_GRACE = 5.0  # seconds that a Job may be without a pod before its events are shown
@@ -110,6 +111,23 @@ def is_job_complete(job: Object) -> bool:
 def _has_job_condition(job: Object, *kinds: str) -> bool:
     conditions = (job.get("status") or {}).get("conditions") or ()
     return any(each["type"] in kinds and each["status"] == "True" for each in conditions)
+
+
+def gpu_seconds(pod: Object, now: float) -> float:
+    """Return for how long a pod has had its node's GPUs, multiplied by the engine's GPUs.
+
+    From the kubelet's start of the pod to its end, or until `now` (Unix seconds).
+    """
+    started = (pod.get("status") or {}).get("startTime")
+    if not started:
+        return 0.0
+    ends = [
+        parse_timestamp(end["finishedAt"])
+        for end in map(terminated, statuses(pod).values())
+        if end and end.get("finishedAt")
+    ]
+    until = max(ends) if is_finished(pod) and ends else now
+    return max(0.0, until - parse_timestamp(started)) * count_gpus(engine_of_pod(pod))
 
 
 def condition(pod: Object, kind: str) -> Object | None:

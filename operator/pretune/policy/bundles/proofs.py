@@ -21,6 +21,7 @@ from pretune.podspec.template import count_gpus, engine_of
 from pretune.policy.bundles import proof_state
 from pretune.policy.bundles.attempt_state import (
     Attempt,
+    gpu_seconds,
     has_reported,
     read,
     start_seconds,
@@ -102,6 +103,7 @@ def process_finished_proofs(plan: PlanBuilder) -> None:
 
 def forget_proofs(plan: PlanBuilder, bundle_id: str) -> None:
     """Go on as if there had never been a proof. Its proof is not live any more."""
+    plan.record_superseded(bundle_id)
     plan.delete_jobs(bundle_id)
     bundle = replace(plan.bundles[bundle_id], proofs=None, pod=None, disruptions=None)
     if not is_judged(bundle):
@@ -148,6 +150,7 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
         )
     elif report is not None and report.reason == PROVEN:
         assert pod is not None
+        plan.record_end(bundle_id, PROVEN, gpu_seconds(pod, plan.now))
         _record_proven(plan, bundle_id, start_seconds(pod, PROVE_CONTAINER))
         end_jobs(plan, bundle_id, [job] if job else [])
         return
@@ -191,7 +194,7 @@ def record_failed_proof(plan: PlanBuilder, bundle_id: str, reason: Reason, messa
     before = bundle.last_failure.message if bundle.last_failure is not None else ""
     if reason in TWICE and number < limit and not before.startswith(f"{reason}: "):
         reason, message = reasons.PROOF_FAILED, f"{reason}: {message}"
-    bundle = record_failure(plan, bundle_id, number, reason, message)
+    bundle = record_failure(plan, bundle_id, PROOF, number, reason, message)
     if reason in JUDGED:
         text = f"proof {number}: {message}; no pod is given this bundle"
         plan.set_state(bundle_id, FAILED, reason, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pretune.api import reasons
-from pretune.api.names import FAILED, PENDING, REFUSED
+from pretune.api.names import FAILED, PENDING, REFUSED, TUNING
 from pretune.api.reasons import REASONS, Reason
 from pretune.api.status import BundleStatus, Failure
 from pretune.api.timestamps import format_timestamp
@@ -31,7 +31,7 @@ def record_failed_attempt(plan: PlanBuilder, bundle_id: str, reason: Reason, mes
     bundle, limit = plan.bundles[bundle_id], plan.spec.max_attempts
     number = bundle.attempts
     before = bundle.last_failure.reason if bundle.last_failure is not None else None
-    bundle = record_failure(plan, bundle_id, number, reason, message)
+    bundle = record_failure(plan, bundle_id, TUNING, number, reason, message)
     if reason in REFUSED_BY_CHECK:
         plan.set_state(bundle_id, REFUSED, reason, message)
     elif (
@@ -47,9 +47,10 @@ def record_failed_attempt(plan: PlanBuilder, bundle_id: str, reason: Reason, mes
 
 
 def record_failure(
-    plan: PlanBuilder, bundle_id: str, number: int, reason: Reason, message: str
+    plan: PlanBuilder, bundle_id: str, role: str, number: int, reason: Reason, message: str
 ) -> BundleStatus:
-    """Record a failed attempt, or proof, of this number in `lastFailure`, and return the bundle."""
+    """Record a failed attempt (TUNING), or proof (PROOF), of this number; return the bundle."""
+    plan.record_end(bundle_id, reason, plan.gpu_seconds_of(bundle_id, role, number))
     failure = Failure(reason, number, plan.timestamp, message[:MAX_MESSAGE])
     bundle = plan.bundles[bundle_id]
     return plan.put(replace(bundle, last_failure=failure, pod=None, disruptions=None))

@@ -33,6 +33,7 @@ from pretune.policy.bundles.job_runs import count_disruptions, create_job, end_j
 from pretune.policy.bundles.retries import next_try, record_failed_attempt
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
+from pretune.policy.model import FOUND
 from pretune.policy.plan_builder import PlanBuilder, delete, fingerprint_of, label, owner_uid
 from pretune.policy.pods.consumers import Consumer
 
@@ -116,12 +117,17 @@ def _record_sealed(
     pod: Object | None,
 ) -> None:
     assert state.report is not None and pod is not None and job is not None
-    adopt(plan, bundle_id, state.report, fingerprint_of(job))
-    if state.report.by == "check":
-        plan.after.append(delete(job))  # found on the claim: the engine was never started
+    gpus = count_gpus(attempts.engine_of_pod(pod))
+    if state.report.by == "check":  # found on the claim: the engine was never started
+        plan.record_end(bundle_id, FOUND, attempts.gpu_seconds(pod, plan.now))
+        adopt(plan, bundle_id, state.report, fingerprint_of(job))
+        plan.after.append(delete(job))
         return
+    seconds = float(state.report.seconds)
+    plan.record_end(bundle_id, state.reason, seconds * gpus, seconds)
+    adopt(plan, bundle_id, state.report, fingerprint_of(job))
     proofs.record_cold_start(plan, bundle_id, attempts.start_seconds(pod, SEAL_CONTAINER))
-    bundle = replace(plan.bundles[bundle_id], gpus=count_gpus(attempts.engine_of_pod(pod)))
+    bundle = replace(plan.bundles[bundle_id], gpus=gpus)
     image = (attempts.statuses(pod).get(attempts.engine_name(pod)) or {}).get("imageID", "")
     if image:
         bundle = replace(bundle, engine_image=image.removeprefix("docker-pullable://"))
@@ -315,6 +321,7 @@ def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
         if bundle.is_withheld:
             _give_up(plan, bundle)
         elif plan.is_live(bundle.id):
+            plan.record_superseded(bundle.id)
             plan.set_state(
                 bundle.id,
                 PENDING,
@@ -324,6 +331,7 @@ def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
         elif (
             bundle.undeliverable is None
         ):  # else its pods, which come back without us, would be given it again
+            plan.record_superseded(bundle.id)
             plan.delete_jobs(bundle.id)  # wanted again it is no attempt that failed
             plan.remove(bundle.id)
 
@@ -332,6 +340,7 @@ def _give_up(plan: PlanBuilder, bundle: BundleStatus) -> None:
     """Give up a bundle that is on the claim and was given to no pod: its folder goes like any other's."""
     if plan.is_live(bundle.id):
         if bundle.state == PROVING:
+            plan.record_superseded(bundle.id)
             plan.set_state(
                 bundle.id,
                 PROVING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from pretune.api.names import PROOF, PROVE_CONTAINER, PROVING, SEED_CONTAINER
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.controller.metrics import ended
 from pretune.policy.bundles.attempt_state import LOST, Attempt, read
 from pretune.policy.bundles.desired import desired_bundles
 from pretune.policy.bundles.proof_state import CHECKS, MORE
@@ -601,7 +601,9 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
             "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}],
         }
         known = bundle(fingerprint=want.inputs.fingerprint)
-        answered = told(looked(known, jobs=(over, asked), pods=(pod,)))
+        after = looked(known, jobs=(over, asked), pods=(pod,))
+        assert [end.reason for end in after.ended] == ([] if proven else ["ReportLost"])
+        answered = told(after)
         assert (answered["state"], answered["reason"]) == (state, reason)
         assert answered.get("proven", False) == proven and answered["coldSeconds"] == 300
 
@@ -702,68 +704,55 @@ def test_a_proof_that_check_finds_counts() -> None:
 # --- what is counted
 
 
-def counted(before: Object, after: Object, *pods: Pod) -> list[tuple[str, float]]:
-    """(reason, GPU-seconds) of the attempts that ended between two statuses; each pod has four GPUs for 100 s."""
+def counted(before: Object, *pods: Pod, spec: Object = ASKED, **more: Any) -> list[Any]:
+    """(reason, GPU-seconds) of what ends in a plan; each pod has four GPUs for 100 s.
+
+    It ends once: the plan for the status that this one wrote counts nothing.
+    """
     for pod in pods:
         pod.object["spec"]["initContainers"][-1]["resources"] = {"limits": {"nvidia.com/gpu": "4"}}
         pod.object["status"]["startTime"] = format_timestamp(NOW - 100)
-    here = seen(cache({"bundles": [before]}), pods=tuple(pod.object for pod in pods))
-    return [(one.reason, one.gpu_seconds) for one in ended(here, {"bundles": [after]}, NOW)]
+    more["pods"] = tuple(pod.object for pod in pods)
+    plan = looked(before, spec=spec, **more)
+    assert plan.status is not None
+    after = looked(*plan.status["bundles"], spec=spec, **more)
+    assert after.ended == ()
+    return [(end.reason, end.gpu_seconds) for end in plan.ended]
 
 
-SEAL: dict[str, Any] = {"tunedSeconds": 50, "attempts": 1}
-PROOFS: dict[str, Any] = {**SEAL, "proofs": 1}
-SAID = of(READY.ended(PROVE_CONTAINER, report=PROVEN))
-SEALED_POD = Pod(BUNDLE).ended("pretune-seal", report=sealed_report(BUNDLE))
+PROOF_JOB, SEAL_JOB = job(BUNDLE, role=PROOF), job(BUNDLE)
+PROOFS: dict[str, Any] = {"tunedSeconds": 50, "attempts": 1, "proofs": 1}
+REPORTED = of(READY.ended(PROVE_CONTAINER, report=PROVEN))
+SEALED_POD = Pod(BUNDLE).ended("pretune-seal", report=replace(sealed_report(BUNDLE), seconds=50))
 LAST = {"attempt": 1, "at": format_timestamp(NOW), "reason": "WarmHang", "message": ""}
+SUPERSEDED = bundle(**{**PROOFS, "reason": "Superseded"})
+ONCE = {**ASKED, "tuning": {"maxAttempts": 1}}
+UNWANTED = {**ASKED, "revision": "2"}  # by which another bundle is wanted
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "pods", "expected"),
+    ("case", "before", "jobs", "pods", "spec", "expected"),
     [
-        (record(BUNDLE, "Tuning", **SEAL), bundle(**SEAL), [SEALED_POD], [("Sealed", 200)]),
-        (
-            bundle(**SEAL),
-            bundle("Sealed", proven=True, **PROOFS),
-            [SAID, SEALED_POD],
-            [("Proven", 400)],
-        ),
-        (bundle(**PROOFS), bundle("Sealed", proven=True, **PROOFS), [], []),
-        (
-            bundle(**PROOFS),
-            bundle("Failed", lastFailure=LAST, **PROOFS),
-            [of(RUNS), SEALED_POD],
-            [("WarmHang", 400)],
-        ),
-        (
-            bundle("Failed", lastFailure=LAST, **PROOFS),
-            bundle("Failed", lastFailure=LAST, **SEAL),
-            [of(RUNS)],
-            [],
-        ),
-        (
-            bundle(**PROOFS),
-            bundle(**{**PROOFS, "reason": "Superseded"}),
-            [of(RUNS)],
-            [("Superseded", 400)],
-        ),
-        (bundle(**{**PROOFS, "reason": "Superseded"}), bundle("Retired", **SEAL), [of(RUNS)], []),
-        (bundle("Sealed", **SEAL), bundle(**SEAL), [SEALED_POD], []),
-        (bundle(**PROOFS), bundle("Sealed", **PROOFS), [of(RUNS)], []),
+        ("sealed, and proven later", record(BUNDLE, "Tuning"), [SEAL_JOB], [SEALED_POD], ASKED, [("Sealed", 200)]),
+        ("proven", bundle(**PROOFS), [PROOF_JOB, SEAL_JOB], [REPORTED, SEALED_POD], ASKED, [("Proven", 400)]),
+        ("a verdict", bundle(**PROOFS), [PROOF_JOB, SEAL_JOB], [of(since(WARM, LATE)), SEALED_POD], ONCE, [("WarmHang", 400)]),
+        ("it is tried again", bundle(**PROOFS), [PROOF_JOB], [of(WARM.ended(ENGINE, 1))], ASKED, [("ProofFailed", 400)]),
+        ("nothing new", bundle("Failed", **PROOFS, lastFailure=LAST), [PROOF_JOB], [of(RUNS)], ASKED, []),
+        ("it goes on", bundle(**PROOFS), [PROOF_JOB], [of(RUNS)], ASKED, []),
+        ("superseded", bundle(**PROOFS), [PROOF_JOB], [of(RUNS)], UNWANTED, [("Superseded", 400)]),
+        ("superseded before", SUPERSEDED, [PROOF_JOB], [of(RUNS)], UNWANTED, []),
+        ("superseded before, and it is gone", SUPERSEDED, [], [], UNWANTED, []),
+        ("verify was switched on", bundle("Sealed", **{**PROOFS, "proofs": 0}), [SEAL_JOB], [SEALED_POD], ASKED, []),
+        ("verify was switched off", bundle(**PROOFS), [PROOF_JOB], [of(RUNS)], {"verify": "Never"}, []),
     ],
-    ids=[
-        "sealed, and proven later",
-        "proven",
-        "found on the claim",
-        "a verdict",
-        "nothing new",
-        "superseded",
-        "superseded before",
-        "verify was switched on",
-        "verify was switched off",
-    ],
-)
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
 def test_each_end_is_counted_once_with_its_own_pods_time(
-    before: Object, after: Object, pods: list[Pod], expected: list[tuple[str, float]]
+    case: str,
+    before: Object,
+    jobs: list[Object],
+    pods: list[Pod],
+    spec: Object,
+    expected: list[Any],
 ) -> None:
-    assert counted(before, after, *pods) == expected
+    assert counted(before, *pods, spec=spec, jobs=tuple(jobs)) == expected

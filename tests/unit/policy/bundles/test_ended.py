@@ -1,0 +1,191 @@
+"""Which attempts end in a plan, as the metrics count them: each once, with its own pods' GPU time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pretune.api import names
+from pretune.api.timestamps import format_timestamp
+from pretune.api.types import Object
+from pretune.policy.bundles.desired import desired_bundles
+from pretune.policy.decide import decide
+from pretune.policy.model import Plan
+from pretune.policy.plan_builder import PlanBuilder
+
+from tests.unit.objects import ENGINE, NOW, Pod, cache, job, record, sealed_report, seen
+from tests.unit.policy.test_decide import answered, found
+
+KNOWN = {"storage": {"claimUID": "claim-uid"}}
+[WANTED] = [each.id for each in desired_bundles(PlanBuilder(seen(), NOW), ()).bundles]
+UNWANTED = "b-default"
+
+
+def plan_for(before: Object | None, *pods: Pod, now: float = NOW, **more: Any) -> Plan:
+    """The plan for a cache whose status has this bundle."""
+    bundles = [before] if before else []
+    the_cache = cache({**KNOWN, "bundles": bundles}, **more.pop("spec", {}))
+    return decide(seen(the_cache, pods=tuple(pod.object for pod in pods), **more), now)
+
+
+def bundle_after(plan: Plan, bundle_id: str) -> Object | None:
+    assert plan.status is not None
+    found = [bundle for bundle in plan.status["bundles"] if bundle["id"] == bundle_id]
+    return found[0] if found else None
+
+
+def ends(plan: Plan) -> list[tuple[str, float, float | None]]:
+    return [(end.reason, end.gpu_seconds, end.tuning_seconds) for end in plan.ended]
+
+
+def tuning(bundle_id: str = WANTED, attempts: int = 1, **more: Any) -> Object:
+    return record(bundle_id, names.TUNING_STATE, attempts=attempts, **more)
+
+
+def pod(bundle_id: str = WANTED, number: int = 1, gpus: int = 4, ago: float = 120) -> Pod:
+    """A pod that started so many seconds ago."""
+    made = Pod(bundle_id, number).but(status={"startTime": format_timestamp(NOW - ago)})
+    made.object["spec"]["initContainers"][-1]["resources"] = {
+        "limits": {"nvidia.com/gpu": str(gpus)}
+    }
+    return made
+
+
+def reported(by: str = "seal", **more: Any) -> Pod:
+    container = names.SEAL_CONTAINER if by == "seal" else names.CHECK_CONTAINER
+    report = replace(sealed_report(WANTED, by), seconds=900, **more)
+    return pod().ended(container, report=report)
+
+
+JOBS = (job(WANTED),)
+
+
+@pytest.mark.parametrize("spec", [{}, {"verify": "BeforeRelease"}], ids=["sealed", "to be proven"])
+def test_a_sealed_attempt_ends_once_however_often_it_is_reconciled(spec: Object) -> None:
+    plan = plan_for(tuning(), reported(), jobs=JOBS, spec=spec)
+    assert ends(plan) == [("Sealed", 900 * 4, 900)]
+    for _ in range(3):
+        plan = plan_for(bundle_after(plan, WANTED), reported(), jobs=JOBS, spec=spec)
+        assert ends(plan) == []
+
+
+def test_a_status_that_was_not_written_records_the_same_end_again() -> None:
+    for _ in range(2):
+        assert ends(plan_for(tuning(), reported(), jobs=JOBS)) == [("Sealed", 900 * 4, 900)]
+
+
+def test_a_bundle_without_tactics_counts_as_such() -> None:
+    empty = reported(reason="NothingToTune", layout="Empty", entries=0)
+    assert ends(plan_for(tuning(), empty, jobs=JOBS)) == [("NothingToTune", 3600, 900)]
+
+
+def test_a_bundle_that_was_found_by_an_attempt_took_no_time_to_tune() -> None:
+    """Check ends the attempt before the engine starts; the seconds are another attempt's."""
+    started = {"phase": "Succeeded", "startTime": format_timestamp(NOW - 7)}
+    found = reported("check").but(status=started)
+    assert ends(plan_for(tuning(), found, jobs=JOBS)) == [("Found", 2 * 4, None)]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["wanted", "never seen before"])
+def test_a_bundle_that_inspect_finds_is_no_attempt(known: bool) -> None:
+    report = found(cache())
+    wanted = record(WANTED, names.PENDING, attempts=0, fingerprint=report.fingerprint)
+    plan = answered(cache({"bundles": [wanted] if known else []}), report)
+    after = bundle_after(plan, WANTED)
+    assert ends(plan) == [] and after is not None and after["state"] == names.SEALED
+
+
+def test_a_bundle_that_is_wanted_again_is_no_attempt() -> None:
+    retired = record(WANTED, names.RETIRED, retiredAt=format_timestamp(NOW - 9))
+    plan = plan_for(retired, reported(), jobs=JOBS)
+    after = bundle_after(plan, WANTED)
+    assert ends(plan) == [] and after is not None and after["state"] == names.SEALED
+
+
+def test_each_failed_attempt_counts_once_by_its_reason() -> None:
+    spec = {"tuning": {"maxAttempts": 2}}
+    first = pod(number=1).ended(ENGINE, 1, message="boom").but(status={"phase": "Failed"})
+    plan = plan_for(tuning(), first, jobs=JOBS, spec=spec)
+    assert ends(plan) == [("EngineFailed", 115 * 4, None)]
+    after = bundle_after(plan, WANTED)
+    assert after is not None and after["state"] == names.PENDING
+    assert ends(plan_for(after, first, jobs=JOBS, spec=spec)) == []
+    second = pod(number=2).waiting(ENGINE, "InvalidImageName", "no").but(nodeName="node0")
+    both = (*JOBS, job(WANTED, 2))
+    begun = {**after, "state": names.TUNING_STATE, "attempts": 2}
+    plan = plan_for(begun, first, second, jobs=both, spec=spec)
+    assert ends(plan) == [("ImagePullFailed", 120 * 4, None)]
+    after = bundle_after(plan, WANTED)
+    assert after is not None and after["state"] == names.FAILED
+    assert ends(plan_for(after, first, second, jobs=both, spec=spec)) == []
+
+
+@pytest.mark.parametrize(
+    ("case", "pods", "spent"),
+    [
+        ("it still runs", [pod()], 120 * 4),
+        ("it has ended", [pod().ended(ENGINE, 1).but(status={"phase": "Failed"})], 115 * 4),
+        ("a container of it has ended", [pod().ended(names.CHECK_CONTAINER)], 120 * 4),
+        ("it never had a node", [Pod(WANTED)], 0),
+        ("its pod is gone", [], 0),
+        ("another attempt's pod", [pod(number=2)], 0),
+        ("another bundle's pod", [pod(UNWANTED)], 0),
+        ("evicted, and recreated", [pod(), pod(ago=20)], 140 * 4),
+    ],
+)
+def test_an_attempt_took_its_pods_gpus_from_start_to_end(
+    case: str, pods: list[Pod], spent: float
+) -> None:
+    plan = PlanBuilder(seen(pods=tuple(one.object for one in pods)), NOW)
+    assert plan.gpu_seconds_of(WANTED, names.TUNING, 1) == spent, case
+
+
+def test_a_foreign_pod_with_the_label_of_a_tuning_pod_took_none() -> None:
+    foreign = pod()
+    foreign.object["spec"] = {"containers": []}
+    plan = PlanBuilder(seen(pods=(foreign.object,)), NOW)
+    assert plan.gpu_seconds_of(WANTED, names.TUNING, 1) == 0
+
+
+SUPERSEDED = record(UNWANTED, names.PENDING, reason="Superseded")
+RUNS = pod(UNWANTED, ago=60).running(ENGINE)
+GONE = job(UNWANTED, over="Complete")
+ELSEWHERE = job(WANTED)
+ELSEWHERE["metadata"]["annotations"][names.STORAGE] = "another place"
+
+
+@pytest.mark.parametrize(
+    ("case", "before", "the_job", "pods", "spent"),
+    [
+        ("nothing wants it any more", tuning(UNWANTED), job(UNWANTED), [RUNS], 240),
+        ("its pod is gone, and its record goes at once", tuning(UNWANTED), GONE, [], 0),
+        ("its place has changed", tuning(), ELSEWHERE, [pod(ago=60).running(ENGINE)], 240),
+        ("it was superseded before", SUPERSEDED, job(UNWANTED), [RUNS], None),
+        ("it was superseded before, and its record goes", SUPERSEDED, GONE, [], None),
+        ("it was sealed long ago", record(UNWANTED), job(UNWANTED), [RUNS], None),
+        ("it goes on", tuning(), job(WANTED), [pod(ago=60).running(ENGINE)], None),
+        ("none was started", record(UNWANTED, names.PENDING, attempts=0), None, [], None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_attempt_that_is_given_up_counts_once(
+    case: str, before: Object, the_job: Object | None, pods: list[Pod], spent: float | None
+) -> None:
+    jobs = (the_job,) if the_job else ()
+    plan = plan_for(before, *pods, jobs=jobs)
+    assert ends(plan) == ([("Superseded", spent, None)] if spent is not None else [])
+    assert ends(plan_for(bundle_after(plan, before["id"]), *pods)) == []
+
+
+def test_what_a_superseded_attempt_does_while_it_is_ended_is_no_second_end() -> None:
+    """Its pod is killed, and its containers' exit codes say so."""
+    killed = pod(UNWANTED, ago=60).ended(ENGINE, 137)
+    assert ends(plan_for(SUPERSEDED, killed, jobs=(job(UNWANTED, activeDeadlineSeconds=1),))) == []
+    wanted_again = {**SUPERSEDED, "id": WANTED}
+    killed = pod(ago=60).ended(ENGINE, 137).but(status={"phase": "Failed"})
+    jobs = (job(WANTED, over="Failed", activeDeadlineSeconds=1),)
+    plan = plan_for(wanted_again, killed, jobs=jobs)
+    after = bundle_after(plan, WANTED)
+    assert ends(plan) == [] and after is not None and after["lastFailure"]["attempt"] == 1
+    assert ends(plan_for(after, killed, jobs=jobs)) == []
