@@ -1,4 +1,7 @@
-"""A pod template, with what admission made of one of its pods: the tuning pod is to start what really serves. Pure."""
+"""A pod template with what admission changed in one of its pods. Pure.
+
+A tuning pod has to start the same engine as the pods that serve.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from collections.abc import Iterable
 from pretune.api.types import Object
 from pretune.manifests.injection import strip
 
-# Of the pod spec: where and beside whom the pod runs, and who it is. What admission, the scheduler or a controller made of these is
-# that one pod's.
-_TEMPLATES = (
+# Of the pod spec: on which nodes and beside which pods it runs, and its identity. The template's
+# values count: what admission, the scheduler or a controller set belongs to that one pod.
+_FROM_TEMPLATE = (
     "nodeName",
     "nodeSelector",
     "affinity",
@@ -25,78 +28,90 @@ _TEMPLATES = (
     "setHostnameAsFQDN",
     "overhead",
 )
-_NOBODYS = (
-    "priority",
-    "ephemeralContainers",
-)  # a number that has to fit its class; a person's debugger
+# A number that has to agree with the pod's class, and containers that a person adds to debug.
+_LEFT_OUT = ("priority", "ephemeralContainers")
 
-# The ServiceAccount plugin's volume, with a random end: it makes another in a pod that is to have one.
-_TOKEN = re.compile(r"kube-api-access-[a-z0-9]{5}")
+# The ServiceAccount plugin's volume, whose name ends at random. It adds another to the copy.
+_TOKEN_VOLUME = re.compile(r"kube-api-access-[a-z0-9]{5}")
 
 
 def apply_admission(template: Object, pod: Object) -> Object:
-    """The template, with what admission made of the pod (storage initialisers, mirrors, identity): the pod's
-    containers, init containers, volumes and settings, our injection and what is the pod's alone (node, priority number, token
-    volume) taken out; scheduling terms stay the template's.
+    """Return the template with what admission changed in the pod.
 
-    template: as its author wrote it, the pod itself where there is no other. An init container that admission added stays only if it
-    shares a volume with a container of the template: a mesh's, which sends all traffic to a proxy that a copy has not, shares none.
-    Annotations are the template's and, where pod.metadata.managedFields tells, those that the pod was made with, so that a webhook
-    that was there knows its work; later ones (of networks, say) are the pod's alone. Labels are the template's.
+    That is storage initialisers, image mirrors, identity and the like: the pod's containers, init
+    containers, volumes and settings, without our injection and without what is the pod's alone
+    (node, priority number, token volume). Scheduling terms are the template's.
+
+    template: as its author wrote it; the pod itself if there is no other.
+    An init container that admission added is kept only if it shares a volume with a container of
+    the template. A mesh's, which sends all traffic to a proxy that a copy does not have, shares
+    none. Labels are the template's. Annotations are the template's and those that the pod was
+    created with, as far as metadata.managedFields says so, so that a webhook that has changed the
+    pod recognises its work; later ones (of networks, for instance) are the pod's alone.
     """
-    left, written = strip(pod)["spec"], template["spec"]
-    made = {name: one for name, one in left.items() if name not in (*_TEMPLATES, *_NOBODYS)}
-    made |= {name: copy.deepcopy(written[name]) for name in _TEMPLATES if name in written}
-    if made.get("volumes"):
-        _without_tokens(made)
-    if made.get("initContainers"):
-        made["initContainers"] = _init_containers(made, written)
-    meta = copy.deepcopy(template.get("metadata") or {})
-    meta["annotations"] = {**(meta.get("annotations") or {}), **_made_with(pod)}
-    return {"metadata": meta, "spec": made}
-
-
-def _without_tokens(spec: Object) -> None:
-    tokens = {
-        one["name"]
-        for one in spec["volumes"]
-        if _TOKEN.fullmatch(one["name"]) and "projected" in one
+    pod_spec, written = strip(pod)["spec"], template["spec"]
+    spec = {
+        name: value for name, value in pod_spec.items() if name not in (*_FROM_TEMPLATE, *_LEFT_OUT)
     }
-    spec["volumes"] = [one for one in spec["volumes"] if one["name"] not in tokens]
+    spec |= {name: copy.deepcopy(written[name]) for name in _FROM_TEMPLATE if name in written}
+    if spec.get("volumes"):
+        _drop_token_volumes(spec)
+    if spec.get("initContainers"):
+        spec["initContainers"] = _init_containers(spec, written)
+    meta = copy.deepcopy(template.get("metadata") or {})
+    meta["annotations"] = {**(meta.get("annotations") or {}), **_creation_annotations(pod)}
+    return {"metadata": meta, "spec": spec}
+
+
+def _drop_token_volumes(spec: Object) -> None:
+    names = {
+        volume["name"]
+        for volume in spec["volumes"]
+        if _TOKEN_VOLUME.fullmatch(volume["name"]) and "projected" in volume
+    }
+    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] not in names]
     for place in ("initContainers", "containers"):
-        for one in spec.get(place) or ():
-            if one.get("volumeMounts"):
-                one["volumeMounts"] = [
-                    mount for mount in one["volumeMounts"] if mount["name"] not in tokens
+        for container in spec.get(place) or ():
+            if mounts := container.get("volumeMounts"):
+                container["volumeMounts"] = [
+                    mount for mount in mounts if mount["name"] not in names
                 ]
 
 
 def _init_containers(spec: Object, written: Object) -> list[Object]:
-    author = {
-        one["name"]
+    in_template = {
+        container["name"]
         for place in ("initContainers", "containers")
-        for one in written.get(place) or ()
+        for container in written.get(place) or ()
     }
-    everyone = [*spec["initContainers"], *spec["containers"]]
-    shared = _volumes(one for one in everyone if one["name"] in author)
+    containers = [*spec["initContainers"], *spec["containers"]]
+    shared = _mounted_volumes(
+        container for container in containers if container["name"] in in_template
+    )
     return [
-        one for one in spec["initContainers"] if one["name"] in author or _volumes([one]) & shared
+        container
+        for container in spec["initContainers"]
+        if container["name"] in in_template or _mounted_volumes([container]) & shared
     ]
 
 
-def _volumes(containers: Iterable[Object]) -> set[str]:
-    return {mount["name"] for one in containers for mount in one.get("volumeMounts") or ()}
+def _mounted_volumes(containers: Iterable[Object]) -> set[str]:
+    return {
+        mount["name"] for container in containers for mount in container.get("volumeMounts") or ()
+    }
 
 
-def _made_with(pod: Object) -> dict[str, str]:
-    """The annotations of whoever made the pod, admission's among them: who owns its containers. Ours are not."""
+def _creation_annotations(pod: Object) -> dict[str, str]:
+    """Return the annotations that the pod was created with, those of admission included.
+
+    They are the ones of the managers that own the pod's containers. Ours are left out.
+    """
     meta = strip(pod).get("metadata") or {}
     names: set[str] = set()
     for entry in meta.get("managedFields") or ():
         fields = entry.get("fieldsV1") or {}
         if "f:containers" in (fields.get("f:spec") or {}):
-            names |= {
-                one.removeprefix("f:")
-                for one in (fields.get("f:metadata") or {}).get("f:annotations") or ()
-            }
-    return {name: one for name, one in (meta.get("annotations") or {}).items() if name in names}
+            annotations = (fields.get("f:metadata") or {}).get("f:annotations") or ()
+            names |= {field.removeprefix("f:") for field in annotations}
+    annotations = meta.get("annotations") or {}
+    return {name: value for name, value in annotations.items() if name in names}

@@ -8,17 +8,18 @@ from pretune.api.types import Key, Object
 
 
 def build_claim(key: Key, spec: Spec) -> Object:
-    """The PersistentVolumeClaim `pretune-<cache>`, for a spec without existingClaim.
+    """Return the PersistentVolumeClaim `pretune-<cache>`, for a spec without existingClaim.
 
-    No owner: a claim that is being deleted blocks pods that were not yet scheduled, so the controller removes it, and only when no
-    pod names it. An annotation says whether, since the cache is gone by then.
+    It has no owner: while a claim is being deleted, pods that are not scheduled yet cannot start.
+    So the controller deletes it, and only when no pod names it. An annotation says whether to
+    delete it, since the cache is gone by then.
     """
-    made: Object = {
+    claim: Object = {
         "accessModes": [spec.claim.access_mode],
         "resources": {"requests": {"storage": str(spec.claim.size)}},
     }
     if spec.claim.storage_class is not None:  # "" is a choice too: no class
-        made["storageClassName"] = spec.claim.storage_class
+        claim["storageClassName"] = spec.claim.storage_class
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -28,5 +29,5 @@ def build_claim(key: Key, spec: Spec) -> Object:
             "labels": {CACHE: key.name, ROLE: "claim"},
             "annotations": {WHEN_DELETED: spec.claim.when_deleted, SIZE: str(spec.claim.size)},
         },
-        "spec": made,
+        "spec": claim,
     }

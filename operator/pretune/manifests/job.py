@@ -1,5 +1,7 @@
-"""Our Jobs: an attempt to tune a bundle or to prove it, and the small ones that read the claim or prune it. Dict in, dict out; inputs stay
-as they are."""
+"""Our Jobs: attempts and proofs, and the small Jobs that inspect and prune the claim. Pure.
+
+The inputs stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -46,22 +48,37 @@ from pretune.podspec import identity
 from pretune.podspec.template import engine_of
 from pretune.protocol import CLAIM_MOUNT, Task
 
-NAME_LENGTH = 63  # a Job's name becomes a label's value
-TTL = 3600  # seconds that a finished Job stays, to be read by a person
-CLAIM_DEADLINE = 300  # seconds that inspect and prune may take
-_CLAIM_RESOURCES = {"cpu": "200m", "memory": "128Mi"}
-_NONROOT = 65532
+MAX_NAME_LENGTH = 63  # a Job's name becomes a label's value
+FINISHED_TTL_SECONDS = 3600  # how long a finished Job stays, to be read by a person
+CLAIM_DEADLINE_SECONDS = 300  # of a Job that inspects or prunes
+CLAIM_RESOURCES = {"cpu": "200m", "memory": "128Mi"}  # of a Job that inspects or prunes
+NONROOT_UID = 65532
 _ID_HASH = re.compile(r"(?<![^-])[0-9a-f]{12}(?![^-])")
 
 
-def attempt_name(cache: str, bundle_id: str, attempt: int | str) -> str:
-    """`<cache>-<bundle id>-<attempt>` where that fits a DNS label and can be read back in one way only, else cut, with a hash.
+# --- names
 
-    attempt: a number; of a proof p1, p2, …"""
-    plain = f"{cache}-{bundle_id}-{attempt}"
-    if len(plain) <= NAME_LENGTH and "." not in plain and len(_ID_HASH.findall(plain)) == 1:
-        return plain
+
+def attempt_name(cache: str, bundle_id: str, attempt: int | str) -> str:
+    """Return the name of an attempt's or a proof's Job.
+
+    `<cache>-<bundle id>-<attempt>` if that is a DNS label with one possible reading; else it is cut
+    and has a hash. attempt: a number; p1, p2, … for a proof.
+    """
+    name = f"{cache}-{bundle_id}-{attempt}"
+    if len(name) <= MAX_NAME_LENGTH and "." not in name and len(_ID_HASH.findall(name)) == 1:
+        return name
     return hashed_name(cache, f"{attempt}", [cache, bundle_id, attempt])
+
+
+def hashed_name(cache: str, suffix: str, content: list[Any]) -> str:
+    """Return `<cache, cut>-<10 hex of content>-<suffix>`, of at most MAX_NAME_LENGTH characters."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:10]
+    tail = f"-{digest}-{suffix}"
+    return cache.replace(".", "-")[: MAX_NAME_LENGTH - len(tail)].rstrip("-") + tail
+
+
+# --- attempts and proofs
 
 
 def build_tuning_job(
@@ -74,13 +91,16 @@ def build_tuning_job(
     agent_name: str,
     example: Object | None = None,
 ) -> Object:
-    """The Job of an attempt (from 1) to make the target's bundle of this template (find_refusal said None of it).
+    """Return the Job of an attempt to tune the target's bundle of this template.
 
-    template: as its author wrote it; the bundle's inputs are its. example: a pod made from it, whole, as admission left it: what the
-    Job's pod is then made from (manifests.admitted).
+    template: as its author wrote it, without a refusal by preflight. The bundle's inputs are its.
+    attempt: its number, from 1.
+    example: a pod of the template, whole, as admission changed it: the Job's pod is a copy of it.
     Raises Refused as engine_of does.
     """
-    return _attempt(key, cache, template, target, str(attempt), settings, agent_name, example, TUNE)
+    return _build_attempt_job(
+        key, cache, template, target, str(attempt), settings, agent_name, example, TUNE
+    )
 
 
 def build_proof_job(
@@ -94,17 +114,18 @@ def build_proof_job(
     example: Object | None = None,
     on_claim: bool = False,
 ) -> Object:
-    """The Job of a proof (from 1) of the target's bundle of this template: the same engine, started from it. As build_tuning_job.
+    """Return the Job of a proof: the same engine, started from the target's bundle.
 
-    on_claim: the engine reads the bundle where it is, as consumers will, and not a copy of it (docs/decisions/0007).
+    proof: its number, from 1. on_claim: the engine reads the bundle on the claim, as consumers
+    will, and not a copy of it (docs/decisions/0007). The rest as for build_tuning_job.
     """
     purpose = PROVE_CLAIM if on_claim else PROVE_COPY
-    return _attempt(
+    return _build_attempt_job(
         key, cache, template, target, f"p{proof}", settings, agent_name, example, purpose
     )
 
 
-def _attempt(
+def _build_attempt_job(
     key: Key,
     cache: Object,
     template: Object,
@@ -117,19 +138,16 @@ def _attempt(
 ) -> Object:
     spec = Spec.from_cache(cache)
     inputs = identity.inputs(template, spec, target)
-    bundle = inputs.bundle_id()
-    engine = engine_of(template, spec.engine_container)[
-        "name"
-    ]  # also where admission added another with a GPU
-    spec = replace(spec, engine_container=engine)
-    made = strip(template)
-    if example is not None and any(one["name"] == engine for one in example["spec"]["containers"]):
-        made = apply_admission(template, example)
+    bundle_id = inputs.bundle_id()
+    # By name from here on, since admission may have added another container with a GPU.
+    engine_name = engine_of(template, spec.engine_container)["name"]
+    spec = replace(spec, engine_container=engine_name)
+    template = template_to_copy(template, engine_name, example)
     pod = build_pod_template(
-        key.name, key.folder, made, spec, target, inputs, settings, agent_name, purpose
+        key.name, key.folder, template, spec, target, inputs, settings, agent_name, purpose
     )
     role, number = (TUNING if purpose == TUNE else PROOF), attempt.removeprefix("p")
-    labels = {**spec.job_labels, CACHE: key.name, ROLE: role, BUNDLE: bundle, ATTEMPT: number}
+    labels = {**spec.job_labels, CACHE: key.name, ROLE: role, BUNDLE: bundle_id, ATTEMPT: number}
     annotations = {
         **spec.job_annotations,
         FINGERPRINT: inputs.fingerprint,
@@ -139,18 +157,34 @@ def _attempt(
         "labels": {**labels, **MESH_LABELS},
         "annotations": {**pod["metadata"]["annotations"], **annotations},
     }
-    return build_job(key, cache, attempt_name(key.name, bundle, attempt), labels, annotations, pod)
+    name = attempt_name(key.name, bundle_id, attempt)
+    return build_job(key, cache, name, labels, annotations, pod)
+
+
+def template_to_copy(template: Object, engine_name: str, example: Object | None) -> Object:
+    """Return what a pod of ours is copied from: the template, as admission changed the example.
+
+    The template alone if there is no example, or if the example has no container of that name.
+    """
+    containers = example["spec"]["containers"] if example is not None else ()
+    if example is not None and any(each["name"] == engine_name for each in containers):
+        return apply_admission(template, example)
+    return strip(template)
+
+
+# --- inspect and prune
 
 
 def build_inspect_job(
-    key: Key, cache: Object, spec: Spec, ids: Sequence[str], question: str, settings: Settings
+    key: Key, cache: Object, spec: Spec, ids: Sequence[str], request_key: str, settings: Settings
 ) -> Object:
-    """A Job without a GPU that says which of these bundles are on the claim. question: what makes two askings differ; it names
-    the Job and stands in its annotation."""
-    labels = {CACHE: key.name, ROLE: INSPECT}
-    nobody = {"runAsNonRoot": True, "runAsUser": _NONROOT, "runAsGroup": _NONROOT}
-    pod = _claim_pod(key, spec, INSPECT, ids, settings, nobody, read_only=True)
-    return _claim_job(key, cache, labels, question, pod)
+    """Return a Job without a GPU that reports which of these bundles are on the claim.
+
+    request_key: distinguishes one request from another. It is in the Job's name and annotation.
+    """
+    user = {"runAsNonRoot": True, "runAsUser": NONROOT_UID, "runAsGroup": NONROOT_UID}
+    pod = _claim_pod(key, spec, INSPECT, ids, settings, user, read_only=True)
+    return _build_claim_job(key, cache, INSPECT, request_key, pod)
 
 
 def build_prune_job(
@@ -161,39 +195,27 @@ def build_prune_job(
     writer: Mapping[str, Any],
     settings: Settings,
 ) -> Object:
-    """A Job without a GPU that removes these bundles' folders. writer: {uid, gid, groups} that seal recorded: whose files they are."""
-    labels = {CACHE: key.name, ROLE: PRUNE}
+    """Return a Job without a GPU that deletes the folders of these bundles.
+
+    writer: {uid, gid, groups} that seal recorded: the owner of the files.
+    """
     uid = int(writer.get("uid", 0))
-    owner: Object = {
+    user: Object = {
         "runAsUser": uid,
         "runAsGroup": int(writer.get("gid", 0)),
         "runAsNonRoot": uid != 0,
     }
     if groups := sorted(set(writer.get("groups") or ())):
-        owner["supplementalGroups"] = groups
-    pod = _claim_pod(key, spec, PRUNE, ids, settings, owner, read_only=False)
-    return _claim_job(key, cache, labels, json.dumps(sorted(ids)), pod)
+        user["supplementalGroups"] = groups
+    pod = _claim_pod(key, spec, PRUNE, ids, settings, user, read_only=False)
+    return _build_claim_job(key, cache, PRUNE, json.dumps(sorted(ids)), pod)
 
 
-def _claim_job(
-    key: Key, cache: Object, labels: dict[str, str], question: str, pod: Object
-) -> Object:
-    role = labels[ROLE]
+def _build_claim_job(key: Key, cache: Object, role: str, request_key: str, pod: Object) -> Object:
+    labels = {CACHE: key.name, ROLE: role}
     pod["metadata"] = {"labels": {**labels, **MESH_LABELS}, "annotations": dict(MESH_ANNOTATIONS)}
-    return build_job(
-        key,
-        cache,
-        hashed_name(key.name, role, [key.name, role, question]),
-        labels,
-        {REQUEST_KEY: question},
-        pod,
-    )
-
-
-def hashed_name(cache: str, last: str, what: list[Any]) -> str:
-    """`<cache, cut>-<10 hex of what>-<last>`: a DNS label of at most NAME_LENGTH characters."""
-    tail = f"-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:10]}-{last}"
-    return cache.replace(".", "-")[: NAME_LENGTH - len(tail)].rstrip("-") + tail
+    name = hashed_name(key.name, role, [key.name, role, request_key])
+    return build_job(key, cache, name, labels, {REQUEST_KEY: request_key}, pod)
 
 
 def _claim_pod(
@@ -205,45 +227,44 @@ def _claim_pod(
     user: Object,
     read_only: bool,
 ) -> Object:
-    """A pod of the operator's own image that looks after the claim. It tolerates what the targets do: a claim may hold it to a GPU node."""
-    claim = {"claimName": claim_name(key.name, spec), **({"readOnly": True} if read_only else {})}
+    """Return a pod with the operator's own image that reads or prunes the claim.
+
+    It has the tolerations of all targets: the claim's volume may be on a GPU node.
+    """
+    flag = {"readOnly": True} if read_only else {}
+    task = Task(cache=key.folder, subPath=spec.claim.sub_path, ids=list(ids))
     container = {
         "name": AGENT_CONTAINER,
         "image": settings.operator_image,
         "imagePullPolicy": settings.operator_pull_policy,
         "command": ["python3", "-m", "pretune.agent", verb],
-        "env": build_task_variables(
-            Task(cache=key.folder, subPath=spec.claim.sub_path, ids=list(ids))
-        ),
-        "resources": {"limits": dict(_CLAIM_RESOURCES), "requests": dict(_CLAIM_RESOURCES)},
+        "env": build_task_variables(task),
+        "resources": {"limits": dict(CLAIM_RESOURCES), "requests": dict(CLAIM_RESOURCES)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [
-            {
-                "name": CLAIM_VOLUME,
-                "mountPath": CLAIM_MOUNT,
-                **({"readOnly": True} if read_only else {}),
-            }
-        ],
+        "volumeMounts": [{"name": CLAIM_VOLUME, "mountPath": CLAIM_MOUNT, **flag}],
     }
+    claim = {"claimName": claim_name(key.name, spec), **flag}
+    tolerations = [target.tolerations for target in spec.targets]
     pod = {
         "containers": [container],
         "volumes": [{"name": CLAIM_VOLUME, "persistentVolumeClaim": claim}],
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": CLAIM_DEADLINE,
+        "activeDeadlineSeconds": CLAIM_DEADLINE_SECONDS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
-        "tolerations": merge_tolerations(
-            *(one.tolerations for one in spec.targets), spec.tolerations
-        ),
+        "tolerations": merge_tolerations(*tolerations, spec.tolerations),
         "imagePullSecrets": [{"name": name} for name in settings.operator_pull_secrets],
         "priorityClassName": settings.priority_class,
     }
-    return {"spec": {name: one for name, one in pod.items() if one not in ("", [])}}
+    return {"spec": {name: value for name, value in pod.items() if value not in ("", [])}}
+
+
+# --- any Job
 
 
 def build_job(
@@ -254,8 +275,10 @@ def build_job(
     annotations: Mapping[str, str],
     pod: Object,
 ) -> Object:
-    """One pod at a time, never a second try by itself; an evicted or preempted pod is replaced and not counted
-    (docs/dev/facts-kubernetes.md)."""
+    """Return a Job of one pod, which the Job controller does not retry.
+
+    An evicted or preempted pod is replaced, and not counted (docs/dev/facts-kubernetes.md).
+    """
     owner = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": KIND,
@@ -264,6 +287,7 @@ def build_job(
         "controller": True,
         "blockOwnerDeletion": False,
     }
+    disruption = {"type": "DisruptionTarget", "status": "True"}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -280,14 +304,9 @@ def build_job(
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
-                "rules": [
-                    {
-                        "action": "Ignore",
-                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                    }
-                ]
+                "rules": [{"action": "Ignore", "onPodConditions": [disruption]}],
             },
-            "ttlSecondsAfterFinished": TTL,
+            "ttlSecondsAfterFinished": FINISHED_TTL_SECONDS,
             "template": pod,
         },
     }

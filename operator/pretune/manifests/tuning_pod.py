@@ -1,10 +1,14 @@
-"""The pod of an attempt or a proof, made from the serving pod's template: the engine beside ours, and nothing that
-serves."""
+"""The pod of an attempt or a proof, a copy of the serving pod. Pure.
+
+It has the engine, the agent's containers, what the engine needs to start, and nothing that serves.
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER, SEED_CONTAINER
 from pretune.api.spec import Spec, Target, claim_name
@@ -31,35 +35,41 @@ from pretune.podspec.template import (
     count_gpus,
     engine_of,
     is_sidecar,
+    mounts_and_devices,
     required_terms,
 )
 from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
 
-# Seen: with the default of 30 s an engine that ignores TERM holds its GPU for 30 s more.
-GRACE = 5  # seconds
+# An engine that ignores TERM holds its GPU this long (seen). The default is 30 s.
+GRACE_SECONDS = 5
 
-# Of the pod spec. All else is kept, fields of a newer API too. Pod (anti-)affinity and topology spread speak of serving pods:
-# the copy has none of their labels, so that affinity could never be met, and anti-affinity would keep it off every node that serves.
-# fmt: off
+# Fields of the pod spec that the copy does not get. All others are kept, those of a newer API too.
+# Pod (anti-)affinity and topology spread are about serving pods, whose labels the copy does not
+# have: affinity could never be met, and anti-affinity would exclude each node that serves.
 _LEFT_OUT = (
-    "containers", "initContainers", "ephemeralContainers", "volumes", "nodeName", "affinity", "topologySpreadConstraints",
-    "schedulingGates", "readinessGates", "priority", "priorityClassName", "preemptionPolicy", "overhead", "hostname", "subdomain",
-    "setHostnameAsFQDN", "hostnameOverride", "workloadRef", "schedulingGroup", "restartPolicy", "terminationGracePeriodSeconds",
-    "activeDeadlineSeconds", "automountServiceAccountToken",
+    *("containers", "initContainers", "ephemeralContainers", "volumes", "restartPolicy"),
+    *("nodeName", "affinity", "topologySpreadConstraints", "schedulingGates", "readinessGates"),
+    *("priority", "priorityClassName", "preemptionPolicy", "overhead", "schedulingGroup"),
+    *("hostname", "subdomain", "setHostnameAsFQDN", "hostnameOverride", "workloadRef"),
+    *("terminationGracePeriodSeconds", "activeDeadlineSeconds", "automountServiceAccountToken"),
 )
-# fmt: on
 
-# A mesh's proxy would keep the pod alive after seal, and route to it. Each mesh reads its own; Istio and Kuma read both.
+# A mesh's proxy would keep the pod running after seal, and route traffic to it. Each mesh reads a
+# name of its own; Istio and Kuma read both kinds.
 MESH_LABELS = {"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
 MESH_ANNOTATIONS = {
     **MESH_LABELS,
     "linkerd.io/inject": "disabled",
     "consul.hashicorp.com/connect-inject": "false",
 }
-_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"  # + container: the API refuses one that names an absent container
 
+_TACTICS: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
 
-TUNE, PROVE_COPY, PROVE_CLAIM = "tune", "prove a copy", "prove on the claim"  # what a pod is for
+# Before a container's name. The API refuses a pod without a container of that name.
+_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
+
+# What a pod is for.
+TUNE, PROVE_COPY, PROVE_CLAIM = "tune", "prove a copy", "prove on the claim"
 
 
 def build_pod_template(
@@ -73,13 +83,29 @@ def build_pod_template(
     agent_name: str,
     purpose: str = TUNE,
 ) -> Object:
-    """{metadata: {annotations}, spec} of the pod, without labels of ours. cache: its name; folder: its folder on the claim.
+    """Return {metadata: {annotations}, spec} of the pod, without labels of ours.
 
-    TUNE: check, the engine with an empty folder, seal. PROVE_COPY: seed, the engine with the copy that this makes, prove; as consumers
-    get it. PROVE_CLAIM: the engine with the bundle itself, read-only, prove.
+    cache: its name. folder: its folder on the claim.
+    purpose: TUNE: check, the engine with an empty folder, seal. PROVE_COPY: seed, the engine with
+    the copy that seed makes, as in a consumer, prove. PROVE_CLAIM: the engine with the bundle on
+    the claim, read-only, prove.
     """
     pod = template["spec"]
     engine = engine_of(template, spec.engine_container)
+    override = TACTICS_MOUNT
+    if purpose == PROVE_CLAIM:
+        override = tactics_on_claim(spec.claim.sub_path, folder, inputs.bundle_id())
+    kept = _kept_containers(pod, engine, spec.keep_containers)
+    engine_copy = engine_sidecar(engine, spec.deadline_seconds, override)
+    volumes = _used_volumes(pod, [*kept, engine_copy])
+    claim = _claim_volume(volumes, [*kept, engine_copy], claim_name(cache, spec))
+    if purpose == PROVE_CLAIM:
+        mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
+        engine_copy["volumeMounts"] = [*(engine_copy.get("volumeMounts") or ()), mount]
+    else:
+        volumes.append({"name": TACTICS_VOLUME, "emptyDir": {}})
+    volumes.append({"name": AGENT_VOLUME, "configMap": {"name": agent_name, "optional": True}})
+
     task = Task(
         cache=folder,
         subPath=spec.claim.sub_path,
@@ -90,144 +116,172 @@ def build_pod_template(
         headers=ready_headers(engine),
         onClaim=purpose == PROVE_CLAIM,
     )
-    override = TACTICS_MOUNT
-    if purpose == PROVE_CLAIM:
-        override = tactics_on_claim(spec.claim.sub_path, folder, inputs.bundle_id())
-    kept, started = (
-        _kept(pod, engine, spec.keep_containers),
-        engine_sidecar(engine, spec.deadline_seconds, override),
-    )
-    pod_resources = bool(
-        pod.get("resources")
-    )  # then a container need not have its own, and ours must not exceed the pod's
-    volumes = _used_volumes(pod, [*kept, started])
-    claim = _claim_volume(volumes, [*kept, started], claim_name(cache, spec))
-    copied = {} if pod_resources else copy_resources(engine)
-    small = (
-        {} if pod_resources else {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
-    )
-    tactics: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
-    looking = [] if purpose == PROVE_CLAIM else [{**tactics, "readOnly": True}]
+    # With resources of the pod, containers need none, and must not have more than the pod.
+    has_pod_resources = bool(pod.get("resources"))
+    agent = _AgentContainers(engine, task, claim, has_pod_resources)
     if purpose == TUNE:
-        check = build_agent_container(
-            CHECK_CONTAINER, "check", engine, task, copied, {"name": claim}, mounts=[]
-        )
-        seal = build_agent_container(
-            SEAL_CONTAINER, "seal", engine, task, small, {"name": claim}, mounts=looking
-        )
-        init, last = [check, *kept, started], seal
+        init, last = [agent.check(), *kept, engine_copy], agent.seal()
+    elif purpose == PROVE_COPY:
+        init, last = [*kept, agent.seed(), engine_copy], agent.prove()
     else:
-        last = build_agent_container(
-            PROVE_CONTAINER, "prove", engine, task, small, {"name": claim}, mounts=looking
-        )
-        init = [*kept, started]
-        if purpose == PROVE_CLAIM:
-            mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
-            started["volumeMounts"] = [*(started.get("volumeMounts") or ()), mount]
-        else:  # as a consumer's, but that its proof is not there yet
-            asked = Task(
-                cache=folder,
-                subPath=spec.claim.sub_path,
-                inputs=inputs,
-                command=command_words(engine),
-            )
-            init.insert(
-                -1, build_seed_container(SEED_CONTAINER, engine, asked, copied, claim, [tactics])
-            )
-    made = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
-    made |= merge_scheduling(pod, spec, target)
-    made |= {
+        init, last = [*kept, engine_copy], agent.prove()
+
+    copied = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
+    copied |= merge_scheduling(pod, spec, target)
+    copied |= {
         "initContainers": init,
         "containers": [last],
-        "volumes": [
-            *volumes,
-            *([] if purpose == PROVE_CLAIM else [{"name": TACTICS_VOLUME, "emptyDir": {}}]),
-            {"name": AGENT_VOLUME, "configMap": {"name": agent_name, "optional": True}},
-        ],
+        "volumes": volumes,
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": spec.deadline_seconds,  # here and not on the Job: the pod stays to be read
-        "terminationGracePeriodSeconds": GRACE,
-        "automountServiceAccountToken": False,  # an engine that needs a token mounts a projected volume, which is kept
+        # Not on the Job, which would delete the pod before it is read.
+        "activeDeadlineSeconds": spec.deadline_seconds,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        # An engine that needs a token mounts a projected volume, which is kept.
+        "automountServiceAccountToken": False,
     }
-    if priority := spec.priority_class or settings.priority_class:
-        made["priorityClassName"] = priority
-    return {"metadata": {"annotations": _annotations(template, [*init, last])}, "spec": made}
+    if priority_class := spec.priority_class or settings.priority_class:
+        copied["priorityClassName"] = priority_class
+    return {"metadata": {"annotations": _annotations(template, [*init, last])}, "spec": copied}
 
 
-def _kept(pod: Object, engine: Object, keep: tuple[str, ...]) -> list[Object]:
-    """What starts before the engine, in its order: ordinary init containers, and of the others those that are to be kept.
+@dataclass(frozen=True)
+class _AgentContainers:
+    """The agent's containers beside this engine."""
 
-    A kept container of the pod becomes a sidecar too: as a main one it would keep the Job from ever ending.
+    engine: Object
+    task: Task
+    claim: str  # the volume that the claim is mounted by
+    has_pod_resources: bool
+
+    def check(self) -> Object:
+        return self._build(CHECK_CONTAINER, "check", self._engine_resources(), [])
+
+    def seed(self) -> Object:
+        """Return seed as in a consumer, but that it does not wait for the bundle's proof."""
+        task = Task(
+            cache=self.task.cache,
+            subPath=self.task.subPath,
+            inputs=self.task.inputs,
+            command=self.task.command,
+        )
+        return build_seed_container(
+            SEED_CONTAINER, self.engine, task, self._engine_resources(), self.claim, [_TACTICS]
+        )
+
+    def seal(self) -> Object:
+        return self._build(SEAL_CONTAINER, "seal", self._small_resources(), self._tactics())
+
+    def prove(self) -> Object:
+        return self._build(PROVE_CONTAINER, "prove", self._small_resources(), self._tactics())
+
+    def _build(self, name: str, verb: str, resources: Object, mounts: list[Object]) -> Object:
+        claim = {"name": self.claim}
+        return build_agent_container(
+            name, verb, self.engine, self.task, resources, claim, mounts=mounts
+        )
+
+    def _tactics(self) -> list[Object]:
+        return [] if self.task.onClaim else [{**_TACTICS, "readOnly": True}]
+
+    def _engine_resources(self) -> Object:
+        return {} if self.has_pod_resources else copy_resources(self.engine)
+
+    def _small_resources(self) -> Object:
+        if self.has_pod_resources:
+            return {}
+        return {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
+
+
+def _kept_containers(pod: Object, engine: Object, keep: tuple[str, ...]) -> list[Object]:
+    """Return what starts before the engine, in its order.
+
+    Those are ordinary init containers, and of the others those to be kept. A kept container of
+    the pod becomes a sidecar: as a main container it would keep the Job from ending.
     """
     init = [
-        one for one in pod.get("initContainers") or () if not is_sidecar(one) or one["name"] in keep
+        container
+        for container in pod.get("initContainers") or ()
+        if not is_sidecar(container) or container["name"] in keep
     ]
-    beside = [one for one in pod["containers"] if one is not engine and one["name"] in keep]
-    return [*copy.deepcopy(init), *(sidecar(one) for one in beside)]
+    beside = [
+        container
+        for container in pod["containers"]
+        if container is not engine and container["name"] in keep
+    ]
+    return [*copy.deepcopy(init), *(sidecar(container) for container in beside)]
+
+
+# --- volumes
 
 
 def _used_volumes(pod: Object, containers: Iterable[Object]) -> list[Object]:
     used = {
-        mount["name"]
-        for one in containers
-        for use in ("volumeMounts", "volumeDevices")
-        for mount in one.get(use) or ()
+        mount["name"] for container in containers for _, _, mount in mounts_and_devices(container)
     }
-    return [copy.deepcopy(one) for one in pod.get("volumes") or () if one["name"] in used]
+    return [copy.deepcopy(volume) for volume in pod.get("volumes") or () if volume["name"] in used]
 
 
-def _claim_volume(volumes: list[Object], others: Iterable[Object], claim: str) -> str:
-    """The volume to mount the claim by, for writing: one that the pod has of it already, else ours, which is added.
+def _claim_volume(volumes: list[Object], containers: Iterable[Object], claim: str) -> str:
+    """Return the name of the volume to mount the claim by, for writing.
 
-    A pod with two volumes of one claim stays in ContainerCreating, and no event says why (seen on 1.34; kubernetes#122140). Where
-    the pod's own is read-only, its mounts become so instead.
+    A volume that the pod has of this claim already, else ours, which is added: a pod with two
+    volumes of one claim stays in ContainerCreating, and no event says why (seen on 1.34;
+    kubernetes#122140). Where the pod's volume is read-only, its mounts become so instead.
     """
     for volume in volumes:
         source = volume.get("persistentVolumeClaim") or {}
         if source.get("claimName") != claim:
             continue
+        name: str = volume["name"]
         if source.pop("readOnly", False):
-            for mount in (mount for one in others for mount in one.get("volumeMounts") or ()):
-                if mount["name"] == volume["name"]:
-                    mount["readOnly"] = True
-        return volume["name"]  # type: ignore[no-any-return]
+            for container in containers:
+                for mount in container.get("volumeMounts") or ():
+                    if mount["name"] == name:
+                        mount["readOnly"] = True
+        return name
     volumes.append({"name": CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": claim}})
     return CLAIM_VOLUME
 
 
+# --- scheduling and annotations
+
+
 def merge_scheduling(pod: Object, spec: Spec, target: Target) -> Object:
-    """nodeSelector, node affinity and tolerations: the pod's own, with the target's terms and the cache's tolerations."""
-    node = copy.deepcopy((pod.get("affinity") or {}).get("nodeAffinity") or {})
+    """Return nodeSelector, node affinity and tolerations for the copy of a pod.
+
+    They are the pod's own, with the target's terms and the cache's tolerations.
+    """
+    node_affinity = copy.deepcopy((pod.get("affinity") or {}).get("nodeAffinity") or {})
     if terms := required_terms(pod):
-        node["requiredDuringSchedulingIgnoredDuringExecution"] = {
+        node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {
             "nodeSelectorTerms": copy.deepcopy(terms)
         }
-    made = {
+    scheduling = {
         "nodeSelector": {**(pod.get("nodeSelector") or {}), **target.node_selector},
         "tolerations": merge_tolerations(
             pod.get("tolerations") or (), target.tolerations, spec.tolerations
         ),
-        "affinity": {"nodeAffinity": node} if node else {},
+        "affinity": {"nodeAffinity": node_affinity} if node_affinity else {},
     }
-    return {name: one for name, one in made.items() if one}
+    return {name: value for name, value in scheduling.items() if value}
 
 
-def merge_tolerations(*tolerations: Iterable[Object]) -> list[Object]:
-    """All of them, each once."""
-    made: list[Object] = []
-    for one in (one for some in tolerations for one in some):
-        if one not in made:
-            made.append(copy.deepcopy(one))
-    return made
+def merge_tolerations(*lists: Iterable[Object]) -> list[Object]:
+    """Return the tolerations of all lists, each once."""
+    merged: list[Object] = []
+    for toleration in itertools.chain(*lists):
+        if toleration not in merged:
+            merged.append(copy.deepcopy(toleration))
+    return merged
 
 
 def _annotations(template: Object, containers: Iterable[Object]) -> dict[str, str]:
-    """The template's annotations (networks, secret injectors, …), those of the meshes answered with no."""
-    names = {one["name"] for one in containers}
-    own = (template.get("metadata") or {}).get("annotations") or {}
+    """Return the template's annotations (networks, secret injectors, …), without a mesh."""
+    names = {container["name"] for container in containers}
+    annotations = (template.get("metadata") or {}).get("annotations") or {}
     kept = {
-        name: one
-        for name, one in own.items()
-        if not name.startswith(_APPARMOR) or name[len(_APPARMOR) :] in names
+        name: value
+        for name, value in annotations.items()
+        if not name.startswith(_APPARMOR) or name.removeprefix(_APPARMOR) in names
     }
     return {**kept, **MESH_ANNOTATIONS}

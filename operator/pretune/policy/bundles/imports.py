@@ -17,7 +17,7 @@ from pretune.api.status import BundleStatus, ImportNote
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
-from pretune.manifests.import_job import DEADLINE, build_import_job
+from pretune.manifests.import_job import IMPORT_DEADLINE_SECONDS, build_import_job
 from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
     Attempt,
@@ -58,7 +58,7 @@ NODE_TIMEOUT_SECONDS = 120.0  # that its pod may be without a node
 # That its container may not have started, once it has a node: the image is large, and a volume may
 # not attach.
 START_TIMEOUT_SECONDS = 600.0
-TIMEOUT_SECONDS = NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS + DEADLINE
+TIMEOUT_SECONDS = NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS + IMPORT_DEADLINE_SECONDS
 MAX_VALUE = 1024  # characters of the annotation's value
 SEALED_REASONS = (reasons.SEALED, reasons.NOTHING_TO_TUNE)
 

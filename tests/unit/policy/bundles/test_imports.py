@@ -14,7 +14,7 @@ from pretune.api.names import IMPORT, IMPORT_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.manifests.import_job import DEADLINE, build_import_job
+from pretune.manifests.import_job import IMPORT_DEADLINE_SECONDS, build_import_job
 from pretune.policy.bundles import imports
 from pretune.policy.decide import decide
 from pretune.policy.model import Create, Delete, Outcome, Plan
@@ -349,7 +349,7 @@ UNPLACED = IMPORTER.but(nodeName="").condition(
         (IMPORTER.running(IMPORT_CONTAINER), 800, False, "the folder is checked since"),
         (
             IMPORTER.running(IMPORT_CONTAINER),
-            120 + 600 + DEADLINE,
+            120 + 600 + IMPORT_DEADLINE_SECONDS,
             True,
             "it did not end within 1620 s",
         ),
@@ -548,7 +548,9 @@ def test_its_pod_is_the_engines_image_and_uid_with_both_claims_and_nothing_of_th
     assert not any(
         name.startswith("nvidia") for one in container["resources"].values() for name in one
     )
-    assert pod["restartPolicy"] == "Never" and pod["activeDeadlineSeconds"] == DEADLINE
+    assert (
+        pod["restartPolicy"] == "Never" and pod["activeDeadlineSeconds"] == IMPORT_DEADLINE_SECONDS
+    )
     assert "runtimeClassName" not in pod and pod["automountServiceAccountToken"] is False
     task = task_of(job)
     assert (task.source, task.gpus, task.command) == ("vllm/.cache", 1, ["vllm", "serve", "qwen3"])
