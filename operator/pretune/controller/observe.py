@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pretune.api import reasons
 from pretune.api.names import BUNDLE, CACHE, DELIVERY, GROUP, KIND, ROLE, SEALED, VERSION
@@ -78,12 +78,15 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
         _read_events_by_uid(cluster, _jobs_without_pod(jobs, pods, now)),
         _read_events_by_uid(cluster, _choose_suspects(consumers, now)),
     )
+    sealed = {
+        bundle.id for bundle in CacheStatus.from_cache(cache).bundles if bundle.state == SEALED
+    }
     untuned = {
         name: origin
         for name, origin in origins.items()
-        if _needs_tuning(cache, spec, origin.template)
+        if _needs_tuning(origin.template, spec, sealed)
     }
-    templates = [source] if _needs_tuning(cache, spec, source) else []
+    templates = [source] if _needs_tuning(source, spec, sealed) else []
     source_claims, examples = await asyncio.gather(
         _read_source_claims(
             cluster, key, [*templates, *(origin.template for origin in untuned.values())]
@@ -211,15 +214,13 @@ async def _read_origins(
     return dict(zip(newest, origins, strict=True))
 
 
-def _needs_tuning(cache: Object, spec: Spec, template: Object | Refused | None) -> bool:
-    """Whether a template needs a bundle that is not sealed yet.
+def _needs_tuning(template: Object | Refused | None, spec: Spec, sealed: Collection[str]) -> bool:
+    """Whether a template needs a bundle whose id is not among the sealed ones.
 
     A template whose bundles cannot be computed needs none.
     """
     if template is None or isinstance(template, Refused):
         return False
-    bundles = CacheStatus.from_cache(cache).bundles
-    sealed = {bundle.id for bundle in bundles if bundle.state == SEALED}
     try:
         return any(
             identity.inputs(template, spec, target).bundle_id() not in sealed

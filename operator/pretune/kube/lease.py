@@ -93,7 +93,7 @@ class Lease:
             pause = RENEW_RETRY_SECONDS
 
     async def release(self) -> None:
-        """Release the lease, if it is ours, so that another replica starts at once. Never raises."""
+        """Release the lease, if it is ours: another replica starts at once. Never raises."""
         if self._ref is None:
             return
         try:
