@@ -101,8 +101,8 @@ class ControllerMetrics(Metrics):
         )
         self._read_failures = self._add_counter(
             "pretune_start_read_failures",
-            "Logs that were not read, by reason: Forbidden, NotThere (the pod is gone), Rotated (the"
-            " log's beginning is gone), NoAnswer, Error.",
+            "Logs that were not read, by reason: Forbidden, NotThere (the pod is gone), Rotated"
+            " (the log's beginning is gone), NoAnswer, Error.",
             ("reason",),
         )
         self._saved = self._add_gauge(
