@@ -28,10 +28,10 @@ Render = Callable[..., list[Object]]
 
 @pytest.fixture(scope="session")
 def helm() -> Helm:
-    """Runs Helm with these words; `values` is laid over what the chart needs at least."""
+    """Run Helm with these arguments; `values` are added to the least that the chart needs."""
     program = str(BUILT) if BUILT.exists() else shutil.which("helm")
     if program is None:
-        pytest.skip("no Helm here: `make cluster` builds one")
+        pytest.skip("helm is missing: `make clients` downloads it")
 
     def run(*words: str, values: Object | None = None) -> subprocess.CompletedProcess[str]:
         given = json.dumps({**IMAGE, **(values or {})})
@@ -44,7 +44,7 @@ def helm() -> Helm:
 
 @pytest.fixture(scope="session")
 def render(helm: Helm) -> Render:
-    """The documents that the chart makes of `values`, each kind in Helm's order. Each rendering is made once."""
+    """Return the documents that the chart renders, in Helm's order. Each rendering is done once."""
     known: dict[str, list[Object]] = {}
 
     def do(values: Object | None = None, release: str = "pretune") -> list[Object]:
@@ -52,15 +52,17 @@ def render(helm: Helm) -> Render:
         if key not in known:
             done = helm("template", release, str(CHART), "--namespace", NAMESPACE, values=values)
             assert done.returncode == 0, done.stderr
-            known[key] = [one for one in yaml.load_all(done.stdout, LOADER) if one]
+            known[key] = [document for document in yaml.load_all(done.stdout, LOADER) if document]
         return known[key]
 
     return do
 
 
 def only(documents: list[Object], kind: str, name: str = "") -> Object:
-    """The one document of that kind (and name)."""
+    """Return the only document of that kind (and name)."""
     (found,) = [
-        one for one in documents if one["kind"] == kind and name in ("", one["metadata"]["name"])
+        document
+        for document in documents
+        if document["kind"] == kind and name in ("", document["metadata"]["name"])
     ]
     return found

@@ -1,4 +1,4 @@
-"""What is generated is current, and what is written by hand names only what is there."""
+"""Generated documents are current, and links lead to something that exists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_reason_is_explained_under_its_heading_with_what_to_do(
 ) -> None:
     part = docs.reasons().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \| ", part, re.MULTILINE) == list(reasons)
-    assert all(one.means and one.remedy for one in reasons.values())
+    assert all(reason.means and reason.remedy for reason in reasons.values())
 
 
 def test_every_value_has_a_row_with_its_comment() -> None:
@@ -34,7 +34,7 @@ def test_every_value_has_a_row_with_its_comment() -> None:
     assert all(re.match(r"\S.*\S$", what) for what in rows.values())
 
 
-def test_links_between_documents_lead_somewhere() -> None:
+def test_links_between_documents_lead_to_existing_files() -> None:
     pages = [docs.CHART_README, *(docs.ROOT / "docs").rglob("*.md")]
     assert len(pages) > 3
     for page in pages:

@@ -1,4 +1,4 @@
-"""What the guides say of the code is what the code does: causes of a release, the lines that free held pods, links."""
+"""The guides agree with the code: causes of a release, the commands that release pods, links."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.docs import ROOT
 LINES = re.compile(r"kubectl get pods --all-namespaces.*?\bdone\b", re.DOTALL)
 
 
-def test_every_cause_of_a_release_is_explained_in_the_order_in_which_it_is_asked() -> None:
+def test_every_cause_of_a_release_is_explained_in_the_order_of_the_rules() -> None:
     text = (
         (ROOT / "docs/holding.md")
         .read_text()
@@ -23,21 +23,21 @@ def test_every_cause_of_a_release_is_explained_in_the_order_in_which_it_is_asked
     assert rows == [(cause, "waits on" if failure else "released") for cause, failure, _ in CHECKS]
 
 
-def test_the_lines_that_free_held_pods_are_the_same_in_every_document() -> None:
+def test_the_commands_that_release_held_pods_are_the_same_in_every_document() -> None:
     found = {
-        page: [_plain(one) for one in LINES.findall((ROOT / page).read_text())]
+        page: [_plain(command) for command in LINES.findall((ROOT / page).read_text())]
         for page in ("README.md", "docs/operations.md", "charts/pretune/README.md")
     }
     assert found["README.md"] == found["docs/operations.md"] == found["charts/pretune/README.md"]
     assert len(found["README.md"]) == 1
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
+def test_links_of_the_readme_lead_to_existing_files() -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), f"README.md links to {target}"
 
 
-def test_anchors_of_links_between_guides_are_headings_there() -> None:
+def test_anchors_of_links_between_guides_are_headings() -> None:
     for page in [
         ROOT / "README.md",
         *(ROOT / "docs").rglob("*.md"),
@@ -49,9 +49,9 @@ def test_anchors_of_links_between_guides_are_headings_there() -> None:
 
 
 def _anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Return the anchors that GitHub generates for the headings of a page."""
     heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in heads}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in heads}
 
 
 def _plain(text: str) -> str:

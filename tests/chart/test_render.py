@@ -1,4 +1,4 @@
-"""What the chart makes of its values, and which values it refuses."""
+"""What the chart renders from its values, and which values it refuses."""
 
 from __future__ import annotations
 
@@ -60,26 +60,28 @@ EVERYTHING: Object = {
 
 @pytest.mark.parametrize("version", ["1.30", "1.34", "1.37"])
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
-def test_every_document_is_what_kubernetes_knows(
+def test_every_document_is_valid_for_kubernetes(
     render: Render, values: Object, version: str
 ) -> None:
     documents = render(values)
     assert len(documents) >= 10
-    for one in documents:
-        kubernetes_validate.validate(json.loads(json.dumps(one, default=str)), version, strict=True)
+    for document in documents:
+        kubernetes_validate.validate(
+            json.loads(json.dumps(document, default=str)), version, strict=True
+        )
 
 
-def test_helm_finds_nothing_to_complain_about(helm: Helm) -> None:
+def test_helm_lint_reports_nothing(helm: Helm) -> None:
     done = helm("lint", str(CHART), "--strict")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_everything_is_in_the_releases_namespace_and_labelled(render: Render) -> None:
-    for one in render():
-        meta = one["metadata"]
-        assert (meta.get("namespace") == NAMESPACE) == (one["kind"] not in CLUSTER_WIDE), one[
-            "kind"
-        ]
+def test_everything_is_in_the_releases_namespace_and_has_its_labels(render: Render) -> None:
+    for document in render():
+        meta = document["metadata"]
+        assert (meta.get("namespace") == NAMESPACE) == (document["kind"] not in CLUSTER_WIDE), (
+            document["kind"]
+        )
         assert {
             "app.kubernetes.io/name": "pretune",
             "app.kubernetes.io/instance": "pretune",
@@ -89,25 +91,25 @@ def test_everything_is_in_the_releases_namespace_and_labelled(render: Render) ->
         assert meta["labels"]["helm.sh/chart"].startswith("pretune-")
 
 
-def test_two_releases_share_no_name_but_the_definition(render: Render) -> None:
-    first = {(one["kind"], one["metadata"]["name"]) for one in render(release="a")}
-    second = {(one["kind"], one["metadata"]["name"]) for one in render(release="b")}
+def test_two_releases_share_only_the_name_of_the_crd(render: Render) -> None:
+    first = {(document["kind"], document["metadata"]["name"]) for document in render(release="a")}
+    second = {(document["kind"], document["metadata"]["name"]) for document in render(release="b")}
     assert first & second == {("CustomResourceDefinition", "autotunecaches.pretune.dev")}
 
 
 def test_a_release_of_any_length_keeps_names_within_63_characters(render: Render) -> None:
-    for one in render(release="r" * 53):
-        assert len(one["metadata"]["name"]) <= 63
+    for document in render(release="r" * 53):
+        assert len(document["metadata"]["name"]) <= 63
 
 
-def test_the_definition_outlives_the_release(render: Render) -> None:
+def test_the_crd_is_kept_after_the_release(render: Render) -> None:
     crd = only(render(), "CustomResourceDefinition")
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
 COMPONENTS = ("controller", "webhook")
 POLICY = "ValidatingAdmissionPolicy"
-WEBHOOK = {  # of these, one is named after the webhook
+WEBHOOK = {  # the kinds of which one object is named after the webhook
     *(
         "ClusterRole",
         "ClusterRoleBinding",
@@ -120,7 +122,7 @@ WEBHOOK = {  # of these, one is named after the webhook
 
 
 def component(documents: list[Object], name: str) -> tuple[Object, Object]:
-    """The pod's spec and its container."""
+    """Return the spec of the component's pod, and its container."""
     pod = only(documents, "Deployment", f"pretune-{name}")["spec"]["template"]["spec"]
     return pod, pod["containers"][0]
 
@@ -137,7 +139,7 @@ def test_the_operators_pods_pass_pod_security_restricted(
     """The profile's list: https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
     pod, container = component(render({name: values}), name)
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    assert all(one.keys() <= {"name", "secret"} for one in pod.get("volumes", []))
+    assert all(volume.keys() <= {"name", "secret"} for volume in pod.get("volumes", []))
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"].get("runAsUser") != 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -148,7 +150,9 @@ def test_the_operators_pods_pass_pod_security_restricted(
 
 
 def environment(container: Object) -> dict[str, str]:
-    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    return {
+        variable["name"]: variable["value"] for variable in container["env"] if "value" in variable
+    }
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def environment(container: Object) -> dict[str, str]:
     ],
     ids=["the chart's own release", "a tag", "a digest"],
 )
-def test_the_controller_hands_its_own_image_to_its_jobs(
+def test_the_controllers_jobs_run_in_its_own_image(
     render: Render, image: Object, reference: str
 ) -> None:
     _, container = controller(render({"image": {**IMAGE["image"], **image}}))
@@ -172,8 +176,8 @@ def test_the_controller_hands_its_own_image_to_its_jobs(
     assert environment(container)["PRETUNE_IMAGE"] == reference
 
 
-class Read(dict[str, str]):
-    """An environment that notes which of its variables were asked for."""
+class RecordedEnvironment(dict[str, str]):
+    """An environment that records which of its variables were read."""
 
     asked: set[str]
 
@@ -182,16 +186,16 @@ class Read(dict[str, str]):
         return super().get(key, default)
 
 
-def test_every_setting_of_the_controller_is_set_and_understood(render: Render) -> None:
+def test_every_setting_of_the_controller_is_set_and_read(render: Render) -> None:
     _, container = controller(
         render({**EVERYTHING, "controller": {"logLevel": "DEBUG", "workers": 7}})
     )
     assert "args" not in container
-    given = Read(
+    given = RecordedEnvironment(
         {"POD_NAMESPACE": NAMESPACE, "POD_NAME": "pretune-controller-0", **environment(container)}
     )
     found = ControllerSettings.from_environment(given)
-    assert sorted(one["name"] for one in container["env"]) == sorted(given.asked)
+    assert sorted(variable["name"] for variable in container["env"]) == sorted(given.asked)
     assert found == ControllerSettings(
         image=container["image"],
         pull_policy="Always",
@@ -205,13 +209,13 @@ def test_every_setting_of_the_controller_is_set_and_understood(render: Render) -
     )
 
 
-def test_every_setting_of_the_webhook_is_set_and_understood(render: Render) -> None:
+def test_every_setting_of_the_webhook_is_set_and_read(render: Render) -> None:
     _, container = component(render(EVERYTHING), "webhook")
     assert container["args"] == ["webhook"]
-    given = Read({"POD_NAMESPACE": NAMESPACE, **environment(container)})
+    given = RecordedEnvironment({"POD_NAMESPACE": NAMESPACE, **environment(container)})
     found = WebhookSettings.from_environment(given)
-    assert sorted(one["name"] for one in container["env"]) == sorted(given.asked)
-    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert sorted(variable["name"] for variable in container["env"]) == sorted(given.asked)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     (mount,) = container["volumeMounts"]
     assert found == WebhookSettings(
         certificates=mount["mountPath"],
@@ -223,64 +227,66 @@ def test_every_setting_of_the_webhook_is_set_and_understood(render: Render) -> N
     assert ports["webhook"] == 9443
 
 
-def test_the_release_may_hold_the_controllers_lease_and_the_webhook_may_see_it(
+def test_the_controller_may_write_its_lease_and_the_webhook_may_read_it(
     render: Render,
 ) -> None:
     rules = {name: only(render(), "Role", f"pretune-{name}")["rules"] for name in COMPONENTS}
-    assert [one.get("resourceNames") for one in rules["controller"]] == [None, [lease.LEASE_NAME]]
-    assert [one.get("resourceNames") for one in rules["webhook"]] == [[lease.LEASE_NAME]]
+    assert [rule.get("resourceNames") for rule in rules["controller"]] == [None, [lease.LEASE_NAME]]
+    assert [rule.get("resourceNames") for rule in rules["webhook"]] == [[lease.LEASE_NAME]]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_a_pod_is_placed_and_pulled_as_its_values_say(render: Render, name: str) -> None:
+def test_a_pods_placement_and_pull_secrets_come_from_the_values(render: Render, name: str) -> None:
     pod, container = component(render(EVERYTHING), name)
     assert container["imagePullPolicy"] == "Always"
-    assert [one["name"] for one in pod["imagePullSecrets"]] == ["one", "two"]
+    assert [secret["name"] for secret in pod["imagePullSecrets"]] == ["one", "two"]
     for field in ("nodeSelector", "tolerations", "affinity", "priorityClassName"):
         assert pod[field] == POD[field]
     meta = only(render(EVERYTHING), "Deployment", f"pretune-{name}")["spec"]["template"]["metadata"]
     assert meta["annotations"] == POD["podAnnotations"]
 
 
-def test_jobs_pull_as_the_controller_does(render: Render) -> None:
+def test_jobs_pull_images_as_the_controller_does(render: Render) -> None:
     _, container = controller(render(EVERYTHING))
     assert environment(container)["PRETUNE_IMAGE_PULL_POLICY"] == "Always"
     assert environment(container)["PRETUNE_IMAGE_PULL_SECRETS"] == "one,two"
 
 
 @pytest.mark.parametrize(
-    ("values", "named", "made"),
+    ("values", "named", "is_created"),
     [
         ({}, "pretune-tuning", True),
         ({"create": True, "name": "low"}, "low", True),
         ({"create": False}, "", False),
         ({"create": False, "name": "mine"}, "mine", False),
     ],
-    ids=["made", "made under a name", "none", "one that is there"],
+    ids=["created", "created with a name", "none", "an existing class"],
 )
-def test_tuning_pods_get_the_class_that_is_there(
-    render: Render, values: Object, named: str, made: bool
+def test_tuning_pods_get_the_priority_class_of_the_values(
+    render: Render, values: Object, named: str, is_created: bool
 ) -> None:
     documents = render({"priorityClass": values})
     assert environment(controller(documents)[1])["PRETUNE_PRIORITY_CLASS"] == named
-    assert [one["metadata"]["name"] for one in documents if one["kind"] == "PriorityClass"] == [
-        named
-    ] * made
+    assert [
+        document["metadata"]["name"]
+        for document in documents
+        if document["kind"] == "PriorityClass"
+    ] == [named] * is_created
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [({}, "false"), ({"proof": {"readLogs": True}}, "true")]
+    ("values", "expected"), [({}, "false"), ({"proof": {"readLogs": True}}, "true")]
 )
-def test_the_controller_reads_logs_only_where_that_is_asked_for(
-    render: Render, values: Object, said: str
+def test_the_controller_reads_logs_only_if_a_value_says_so(
+    render: Render, values: Object, expected: str
 ) -> None:
-    assert environment(controller(render(values))[1])["PRETUNE_READ_LOGS"] == said
+    assert environment(controller(render(values))[1])["PRETUNE_READ_LOGS"] == expected
     assert ControllerSettings.from_environment(
         environment(controller(render(values))[1])
-    ).read_logs is (said == "true")
+    ).read_logs is (expected == "true")
 
 
-def test_tuning_gives_way_to_serving_and_never_preempts(render: Render) -> None:
+def test_serving_pods_may_preempt_tuning_pods_and_never_the_reverse(render: Render) -> None:
     found = only(render(), "PriorityClass")
     assert found["preemptionPolicy"] == "Never"
     assert found["globalDefault"] is False
@@ -314,30 +320,34 @@ def test_tuning_gives_way_to_serving_and_never_preempts(render: Render) -> None:
             {f"{kind} pretune-webhook" for kind in WEBHOOK} | {"Secret pretune-webhook-ca"},
         ),
     ],
-    ids=lambda one: json.dumps(one) if isinstance(one, dict) else "",
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
-def test_what_is_switched_off_is_not_installed_and_all_else_is(
+def test_what_a_value_turns_off_is_not_installed_and_everything_else_is(
     render: Render, values: Object, gone: set[str]
 ) -> None:
     whole, fewer = (
-        {f"{one['kind']} {one['metadata']['name']}" for one in render(given)}
+        {f"{document['kind']} {document['metadata']['name']}" for document in render(given)}
         for given in ({}, values)
     )
     assert whole - fewer == gone
     assert fewer <= whole
 
 
-def test_without_aggregation_there_are_only_the_operators_own_roles(render: Render) -> None:
-    rest = [one for one in render({"access": {"aggregate": False}}) if one["kind"] == "ClusterRole"]
-    assert sorted(one["metadata"]["name"] for one in rest) == [
+def test_without_aggregation_only_the_operators_own_roles_exist(render: Render) -> None:
+    roles = [
+        document
+        for document in render({"access": {"aggregate": False}})
+        if document["kind"] == "ClusterRole"
+    ]
+    assert sorted(role["metadata"]["name"] for role in roles) == [
         "pretune-controller",
         "pretune-webhook",
     ]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-@pytest.mark.parametrize("own", [True, False], ids=["the chart's", "one's own"])
-def test_each_component_runs_as_the_account_that_has_its_rights(
+@pytest.mark.parametrize("own", [True, False], ids=["the chart's", "an existing account"])
+def test_each_component_runs_with_the_account_that_has_its_rights(
     render: Render, name: str, own: bool
 ) -> None:
     mine = {"serviceAccount": {"create": False, "name": "mine"}}
@@ -346,14 +356,23 @@ def test_each_component_runs_as_the_account_that_has_its_rights(
     assert account == (
         {"controller": "pretune", "webhook": "pretune-webhook"}[name] if own else "mine"
     )
-    bindings = [one for one in documents if one["kind"].endswith("Binding") and one.get("roleRef")]
-    mine_only = [one for one in bindings if one["metadata"]["name"] == f"pretune-{name}"]
-    assert sorted(one["kind"] for one in mine_only) == ["ClusterRoleBinding", "RoleBinding"]
-    for one in mine_only:
-        assert one["subjects"] == [
+    bindings = [
+        document
+        for document in documents
+        if document["kind"].endswith("Binding") and document.get("roleRef")
+    ]
+    own_bindings = [
+        binding for binding in bindings if binding["metadata"]["name"] == f"pretune-{name}"
+    ]
+    assert sorted(binding["kind"] for binding in own_bindings) == [
+        "ClusterRoleBinding",
+        "RoleBinding",
+    ]
+    for binding in own_bindings:
+        assert binding["subjects"] == [
             {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
         ]
-        assert one["roleRef"]["name"] == f"pretune-{name}"
+        assert binding["roleRef"]["name"] == f"pretune-{name}"
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -368,7 +387,7 @@ def test_selectors_match_only_these_pods_and_do_not_change_with_the_release_numb
         not {"helm.sh/chart", "app.kubernetes.io/version"} & spec["selector"]["matchLabels"].keys()
     )
     assert labels["team"] == "inference"
-    (other,) = (one for one in COMPONENTS if one != name)
+    (other,) = (component for component in COMPONENTS if component != name)
     others = only(documents, "Deployment", f"pretune-{other}")["spec"]["template"]["metadata"][
         "labels"
     ]
@@ -401,11 +420,11 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
         },
         "annotate your own ServiceAccount instead",
     ),
-    "one account for both": (
+    "the same account for both": (
         {"webhook": {"serviceAccount": {"create": False, "name": "pretune"}}},
         "webhook.serviceAccount.name and serviceAccount.name are both pretune",
     ),
-    "one port for two": (
+    "the same port for both": (
         {"webhook": {"port": 8080}},
         "webhook.port is 8080, the port of health and metrics",
     ),
@@ -421,7 +440,7 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
 
 
 @pytest.mark.parametrize(("values", "sentence"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_contradictory_values_are_refused_with_a_sentence(
+def test_contradictory_values_are_refused_with_a_message(
     helm: Helm, values: Object, sentence: str
 ) -> None:
     done = helm("template", "pretune", str(CHART), values=values)
@@ -456,25 +475,25 @@ SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text())
 
 
 def resolved(schema: Any) -> Any:
-    """The schema with its definitions in place."""
+    """Return the schema with its references resolved."""
     if isinstance(schema, list):
-        return [resolved(one) for one in schema]
+        return [resolved(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
         return resolved(SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]])
-    return {name: resolved(one) for name, one in schema.items()}
+    return {name: resolved(value) for name, value in schema.items()}
 
 
 def sections(schema: Object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = [path] if schema.get("additionalProperties") is False and "items" not in schema else []
-    for name, one in schema.get("properties", {}).items():
-        found += sections(one, (*path, name))
+    for name, field in schema.get("properties", {}).items():
+        found += sections(field, (*path, name))
     return found
 
 
 for _path in sections(
-    resolved({name: one for name, one in SCHEMA.items() if name != "definitions"})
+    resolved({name: value for name, value in SCHEMA.items() if name != "definitions"})
 ):
     _values: Any = {"typo": True}
     for _name in reversed(_path):
@@ -483,7 +502,7 @@ for _path in sections(
 
 
 @pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
-def test_values_of_the_wrong_form_are_refused(helm: Helm, values: Object) -> None:
+def test_values_of_the_wrong_type_are_refused(helm: Helm, values: Object) -> None:
     done = helm("template", "pretune", str(CHART), values=values)
     assert done.returncode != 0
     assert "values don't meet the specifications of the schema" in done.stderr
@@ -501,7 +520,7 @@ def test_every_value_is_in_the_schema_and_every_default_is_valid() -> None:
     compare(yaml.safe_load((CHART / "values.yaml").read_text()), resolved(SCHEMA))
 
 
-def test_the_notes_lead_to_an_object_that_the_api_takes(helm: Helm) -> None:
+def test_the_cache_in_the_notes_is_valid(helm: Helm) -> None:
     done = helm("install", "pretune", str(CHART), "--namespace", NAMESPACE, "--dry-run=client")
     assert done.returncode == 0, done.stderr
     example = done.stdout.partition("<<END\n")[2].partition("\nEND\n")[0]
@@ -529,7 +548,7 @@ def test_the_notes_lead_to_an_object_that_the_api_takes(helm: Helm) -> None:
         "no cert-manager",
     ],
 )
-def test_the_notes_warn_of_what_is_missing(helm: Helm, values: Object, warning: str) -> None:
+def test_the_notes_warn_about_what_is_turned_off(helm: Helm, values: Object, warning: str) -> None:
     done = helm(
         "install",
         "pretune",
@@ -542,20 +561,18 @@ def test_the_notes_warn_of_what_is_missing(helm: Helm, values: Object, warning: 
     assert warning in done.stdout
 
 
-def test_the_chart_is_of_the_operators_release() -> None:
+def test_the_chart_has_the_operators_version() -> None:
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_the_kubelet_asks_for_health_and_readiness_where_they_are_served(
-    render: Render, name: str
-) -> None:
+def test_the_probes_use_the_ports_and_paths_that_are_served(render: Render, name: str) -> None:
     _, container = component(render(EVERYTHING), name)
     asked = {probe: container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")}
     assert asked == {
         "livenessProbe": {"path": "/healthz", "port": "metrics"},
         "readinessProbe": {"path": "/readyz", "port": "metrics"},
     }
-    ports = {one["name"]: str(one["containerPort"]) for one in container["ports"]}
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
     served = {"controller": "PRETUNE_LIVENESS_PORT", "webhook": "PRETUNE_HEALTH_PORT"}[name]
     assert environment(container)[served] == ports["metrics"]

@@ -25,20 +25,20 @@ def text(component: str) -> str:
     return (CHART / "templates" / component / "rights.yaml").read_text()
 
 
-def stated() -> list[tuple[str, Object]]:
-    """(comment above it, rule) of every rule in the templates; a comment may go over several lines."""
+def rules_in_templates() -> list[tuple[str, Object]]:
+    """Return each rule in the templates with the comment above it, which may have several lines."""
     found = []
     for component in COMPONENTS:
         for comment, rule in re.findall(
             r"^# used by (.+\n(?:# .+\n)*)((?:[- ] .+\n)+)", text(component), re.MULTILINE
         ):
-            (one,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
-            found.append((re.sub(r"\n# +", " ", comment).strip(), one))
+            (parsed,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
+            found.append((re.sub(r"\n# +", " ", comment).strip(), parsed))
     return found
 
 
 def functions() -> set[str]:
-    """Every function of the operator: `package.module.function`, `package.module.Class.method`."""
+    """Return every function of the operator: `package.module.function`, `package.module.Class.method`."""
     found = set()
     for path in PRODUCT.rglob("*.py"):
         module = ".".join(path.relative_to(PRODUCT).with_suffix("").parts)
@@ -46,15 +46,17 @@ def functions() -> set[str]:
             inside = node.body if isinstance(node, ast.ClassDef) else [node]
             prefix = f"{module}.{node.name}." if isinstance(node, ast.ClassDef) else f"{module}."
             found |= {
-                prefix + one.name
-                for one in inside
-                if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+                prefix + node.name
+                for node in inside
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             }
     return found
 
 
 @pytest.mark.parametrize(
-    ("comment", "rule"), stated(), ids=[f"{one['resources']} {one['verbs']}" for _, one in stated()]
+    ("comment", "rule"),
+    rules_in_templates(),
+    ids=[f"{rule['resources']} {rule['verbs']}" for _, rule in rules_in_templates()],
 )
 def test_each_right_names_the_code_that_uses_it(comment: str, rule: Object) -> None:
     users, _, reason = comment.partition(": ")
@@ -62,9 +64,9 @@ def test_each_right_names_the_code_that_uses_it(comment: str, rule: Object) -> N
     assert set(users.split(", ")) <= functions()
 
 
-def test_no_rule_stands_without_its_users() -> None:
-    assert len(stated()) == sum(
-        len(re.findall(r"^- apiGroups:", text(one), re.MULTILINE)) for one in COMPONENTS
+def test_every_rule_names_its_users() -> None:
+    assert len(rules_in_templates()) == sum(
+        len(re.findall(r"^- apiGroups:", text(component), re.MULTILINE)) for component in COMPONENTS
     )
 
 
@@ -92,7 +94,7 @@ def test_no_right_is_a_wildcard_or_leads_to_more_rights(
         assert rule["apiGroups"] != ["rbac.authorization.k8s.io"]
 
 
-def test_workloads_are_only_read_and_pods_neither_made_nor_replaced(render: Render) -> None:
+def test_workloads_are_only_read_and_pods_are_neither_created_nor_replaced(render: Render) -> None:
     verbs: dict[str, set[str]] = {}
     for rule in rules(render):
         for resource in rule["resources"]:
@@ -106,14 +108,14 @@ def test_workloads_are_only_read_and_pods_neither_made_nor_replaced(render: Rend
         "controllerrevisions",
         "storageclasses",
     )
-    assert all(verbs[one] <= READ for one in workloads)
+    assert all(verbs[workload] <= READ for workload in workloads)
 
 
 LOGS = {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]}
 
 
-def test_logs_may_be_read_only_where_that_is_asked_for(render: Render) -> None:
-    kinds = [(kind, one) for kind in ("ClusterRole", "Role") for one in COMPONENTS]
+def test_logs_may_be_read_only_if_a_value_says_so(render: Render) -> None:
+    kinds = [(kind, component) for kind in ("ClusterRole", "Role") for component in COMPONENTS]
     for kind, component in kinds:
         asked_for = rules(render, kind, {"proof": {"readLogs": True}}, component)
         without = rules(render, kind, component=component)
@@ -124,34 +126,36 @@ def test_logs_may_be_read_only_where_that_is_asked_for(render: Render) -> None:
 
 def test_the_webhook_only_reads(render: Render) -> None:
     both = rules(render, component="webhook") + rules(render, "Role", component="webhook")
-    assert both and all(set(one["verbs"]) <= READ for one in both)
-    assert {resource for one in both for resource in one["resources"]} == {
+    assert both and all(set(rule["verbs"]) <= READ for rule in both)
+    assert {resource for rule in both for resource in rule["resources"]} == {
         *("autotunecaches", "leases", "replicasets", "controllerrevisions", "jobs")
     }
 
 
-def test_a_caches_spec_is_its_authors_alone(render: Render) -> None:
+def test_only_the_author_of_a_cache_may_change_its_spec(render: Render) -> None:
     verbs = {
-        tuple(one["resources"]): set(one["verbs"])
-        for one in rules(render)
-        if one["apiGroups"] == ["pretune.dev"]
+        tuple(rule["resources"]): set(rule["verbs"])
+        for rule in rules(render)
+        if rule["apiGroups"] == ["pretune.dev"]
     }
     assert verbs == {("autotunecaches",): READ, ("autotunecaches/status",): {"patch"}}
 
 
-def test_leases_only_in_the_releases_own_namespace(render: Render) -> None:
-    for one in COMPONENTS:
-        assert not any("leases" in rule["resources"] for rule in rules(render, component=one))
-        assert all(rule["resources"] == ["leases"] for rule in rules(render, "Role", component=one))
+def test_leases_are_used_only_in_the_releases_namespace(render: Render) -> None:
+    for component in COMPONENTS:
+        assert not any("leases" in rule["resources"] for rule in rules(render, component=component))
+        assert all(
+            rule["resources"] == ["leases"] for rule in rules(render, "Role", component=component)
+        )
 
 
-def test_further_workloads_are_only_read(render: Render) -> None:
+def test_the_kinds_of_a_value_are_only_read(render: Render) -> None:
     more = [
-        one
-        for one in rules(render, values={"sources": {"extraRules": [EXTRA]}})
-        if one not in rules(render)
+        rule
+        for rule in rules(render, values={"sources": {"extraRules": [EXTRA]}})
+        if rule not in rules(render)
     ]
-    assert [{**one, "verbs": set(one["verbs"])} for one in more] == [{**EXTRA, "verbs": READ}]
+    assert [{**rule, "verbs": set(rule["verbs"])} for rule in more] == [{**EXTRA, "verbs": READ}]
 
 
 ASKS = {"get": {"get"}, "list": {"list"}, "watch": {"list", "watch"}}
@@ -163,27 +167,31 @@ RUN_BY = (
 )  # where the API is read; all but the package webhook: the controller's right
 
 
-def asked() -> Iterator[tuple[str, str, str, str]]:
-    """(component, place, word, verb) of every call in the operator that may read, and every constant in it: a kind perhaps."""
+def calls_that_read() -> Iterator[tuple[str, str, str, str]]:
+    """Yield component, place, constant and verb of each call in the operator that may read.
+
+    Each constant in a call is yielded, since it may be a kind.
+    """
     for path in PRODUCT.rglob("*.py"):
         place = path.relative_to(PRODUCT).with_suffix("").parts[0]
         if place not in RUN_BY:
             continue
         component = "webhook" if place == "webhook" else "controller"
         for call in (
-            one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Call)
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
         ):
-            words = [one.value for one in ast.walk(call) if isinstance(one, ast.Constant)]
+            constants = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant)]
             if isinstance(call.func, ast.Attribute):
                 for verb in ASKS.get(call.func.attr, ()):
                     yield from (
-                        (component, f"{path.stem}:{call.lineno}", str(one), verb) for one in words
+                        (component, f"{path.stem}:{call.lineno}", str(constant), verb)
+                        for constant in constants
                     )
 
 
 def test_every_read_of_a_kind_has_its_verb(render: Render) -> None:
     kinds = {kind: resource.plural for (_, kind), resource in KNOWN_RESOURCES.items()}
-    found = [one for one in asked() if one[2] in kinds]
+    found = [call for call in calls_that_read() if call[2] in kinds]
     assert {kind for _, _, kind, _ in found} >= {"Pod", "Job", "ConfigMap", "Event", "StorageClass"}
     for component, place, kind, verb in found:
         allowed = {
@@ -198,10 +206,10 @@ def test_every_read_of_a_kind_has_its_verb(render: Render) -> None:
 def test_every_kind_that_the_client_knows_has_a_rule_and_no_other(render: Render) -> None:
     both = rules(render) + rules(render, "Role")
     ruled = {
-        (group, one.partition("/")[0])
+        (group, resource.partition("/")[0])
         for rule in both
         for group in rule["apiGroups"]
-        for one in rule["resources"]
+        for resource in rule["resources"]
     }
     known = {
         (version.rpartition("/")[0], resource.plural)
@@ -211,7 +219,7 @@ def test_every_kind_that_the_client_knows_has_a_rule_and_no_other(render: Render
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
-    """(component, resource, verb) of every line of the table in docs/operations.md."""
+    """Yield component, resource and verb of each line of the table in docs/operations.md."""
     text = (ROOT / "docs/operations.md").read_text()
     section = text.partition("\n## Rights\n")[2].partition("\n## ")[0]
     for line in section.splitlines():
@@ -233,10 +241,10 @@ def test_the_guide_to_operations_lists_each_right_and_no_other(render: Render) -
     assert set(documented()) == granted
 
 
-def test_who_may_edit_a_namespace_may_edit_its_caches_but_not_their_status(render: Render) -> None:
+def test_editors_of_a_namespace_may_edit_its_caches_but_not_their_status(render: Render) -> None:
     for role in render():
         labels = role["metadata"].get("labels", {})
-        if role["kind"] != "ClusterRole" or not any("aggregate-to" in one for one in labels):
+        if role["kind"] != "ClusterRole" or not any("aggregate-to" in label for label in labels):
             continue
         for rule in role["rules"]:
             assert (rule["apiGroups"], rule["resources"]) == (["pretune.dev"], ["autotunecaches"])

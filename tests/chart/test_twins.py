@@ -1,4 +1,4 @@
-"""The CRD and operator/pretune/api/spec.py say the same."""
+"""The CRD and operator/pretune/api agree."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from pretune.manifests.delivery_modes import AUTO, MODES, NONE
 
 from tools import crd
 
-FIELDS = {one.path: one for one in crd.fields() if one.path.startswith("spec.")}
+FIELDS = {field.path: field for field in crd.fields() if field.path.startswith("spec.")}
 # What only the API server or a manifest reads: it is handed on whole.
 HANDED_ON = ("spec.source.workloadRef.", "spec.source.template.", ".tolerations[].")
 LEAVES = [
-    path for path, one in FIELDS.items() if one.leaf and not any(part in path for part in HANDED_ON)
+    path
+    for path, field in FIELDS.items()
+    if field.leaf and not any(part in path for part in HANDED_ON)
 ]
 # One field of each that is handed on, as a sample.
 WHOLE = [
@@ -66,21 +68,21 @@ BASE: dict[str, Any] = {
 
 
 def changed(value: Any, field: dict[str, Any]) -> Any:
-    """Another value of the same type."""
+    """Return another value of the same type."""
     enum = field.get("enum") or field.get("items", {}).get("enum")
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
         return value + 1
     if isinstance(value, str):
-        return next(one for one in enum if one != value) if enum else value + "b"
+        return next(other for other in enum if other != value) if enum else value + "b"
     if isinstance(value, dict):
         return {**value, "b": "b"}
-    return [next(one for one in enum if one not in value)] if enum else [*value, "b"]
+    return [next(item for item in enum if item not in value)] if enum else [*value, "b"]
 
 
 def put(spec: dict[str, Any], path: str) -> dict[str, Any]:
-    """A copy of the spec in which the field at this path has another value."""
+    """Return a copy of the spec in which the field at this path has another value."""
     out = copy.deepcopy(spec)
     at: Any = {"spec": out}
     *parents, last = path.split(".")
@@ -93,25 +95,27 @@ def put(spec: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", [*LEAVES, *WHOLE])
-def test_every_field_that_a_person_may_set_reaches_the_operator(path: str) -> None:
+def test_every_field_that_can_be_set_reaches_the_operator(path: str) -> None:
     assert Spec.from_cache({"spec": put(BASE, path)}) != Spec.from_cache({"spec": BASE})
 
 
-class Reads(dict[str, Any]):
-    """A mapping that notes which of its keys were asked for."""
+class RecordedMapping(dict[str, Any]):
+    """A mapping that records which of its keys were read."""
 
     def __init__(self, value: dict[str, Any], path: str, seen: set[str]) -> None:
         super().__init__(
             {
-                key: Reads(one, f"{path}.{key}", seen)
-                if isinstance(one, dict)
+                key: RecordedMapping(item, f"{path}.{key}", seen)
+                if isinstance(item, dict)
                 else [
-                    Reads(item, f"{path}.{key}[]", seen) if isinstance(item, dict) else item
-                    for item in one
+                    RecordedMapping(element, f"{path}.{key}[]", seen)
+                    if isinstance(element, dict)
+                    else element
+                    for element in item
                 ]
-                if isinstance(one, list)
-                else one
-                for key, one in value.items()
+                if isinstance(item, list)
+                else item
+                for key, item in value.items()
             }
         )
         self.path, self.seen = path, seen
@@ -127,7 +131,7 @@ class Reads(dict[str, Any]):
 
 def test_every_field_that_the_operator_reads_can_be_set() -> None:
     seen: set[str] = set()
-    Spec.from_cache({"spec": Reads(BASE, "spec", seen)})
+    Spec.from_cache({"spec": RecordedMapping(BASE, "spec", seen)})
     assert seen
     assert seen <= {path.removesuffix("[]") for path in FIELDS}
 
@@ -139,9 +143,11 @@ def test_the_operators_defaults_are_those_of_the_crd() -> None:
     assert Spec.from_cache(least) == Spec.from_cache(stored)
 
 
-@pytest.mark.parametrize("path", [path for path, one in FIELDS.items() if "default" in one.schema])
-def test_each_default_is_the_operators_own(path: str) -> None:
-    """So that an object of an older CRD, stored before the default was there, means the same."""
+@pytest.mark.parametrize(
+    "path", [path for path, field in FIELDS.items() if "default" in field.schema]
+)
+def test_the_operator_has_each_default_too(path: str) -> None:
+    """So an object that was stored with an older CRD, without the default, means the same."""
     stored = crd.with_defaults({"spec": {"storage": {"claim": {}}}})
     at: Any = stored
     *parents, last = path.split(".")
@@ -154,25 +160,27 @@ def test_each_default_is_the_operators_own(path: str) -> None:
 def test_the_names_of_the_api_are_those_of_the_crd() -> None:
     spec = crd.load()["spec"]
     assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (GROUP, KIND, PLURAL)
-    assert [one["name"] for one in spec["versions"]] == [VERSION]
+    assert [version["name"] for version in spec["versions"]] == [VERSION]
 
 
-def test_every_delivery_mode_can_be_asked_for() -> None:
+def test_every_delivery_mode_is_in_the_crd() -> None:
     enum = FIELDS["spec.delivery.mode"].schema["enum"]
     assert sorted(enum) == sorted([AUTO, *(mode.name for mode in MODES), NONE])
 
 
 def test_every_state_and_reason_fits_the_status() -> None:
-    status = {one.path: one.schema for one in crd.fields() if one.path.startswith("status.")}
+    status = {
+        field.path: field.schema for field in crd.fields() if field.path.startswith("status.")
+    }
     assert tuple(status["status.bundles[].state"]["enum"]) == STATES
     for path in (
         "status.conditions[].reason",
         "status.bundles[].reason",
         "status.bundles[].lastFailure.reason",
     ):
-        assert all(len(one) <= status[path]["maxLength"] for one in REASONS)
+        assert all(len(reason) <= status[path]["maxLength"] for reason in REASONS)
     # The API conventions' form of a condition's reason.
-    assert all(one.isalnum() and one[0].isupper() for one in REASONS)
+    assert all(reason.isalnum() and reason[0].isupper() for reason in REASONS)
 
 
 def declared(part: type[Part], path: str) -> dict[str, dict[str, Any]]:
@@ -192,8 +200,10 @@ def declared(part: type[Part], path: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_status_in_python_and_in_the_crd_have_the_same_fields_of_the_same_types() -> None:
-    """Both ways: a field that is not in the CRD does not type-check, and one that is acts."""
-    schemas = {one.path: one.schema for one in crd.fields() if one.path.startswith("status.")}
+    """In both directions: Python has each field of the CRD, and no other."""
+    schemas = {
+        field.path: field.schema for field in crd.fields() if field.path.startswith("status.")
+    }
     compared = ("type", "format", "maxLength", "enum", "maxItems")
     python = declared(CacheStatus, "status")
     assert set(python) == set(schemas)
@@ -210,22 +220,22 @@ def test_the_status_in_python_and_in_the_crd_have_the_same_fields_of_the_same_ty
             }, path
 
 
-@pytest.mark.parametrize("field", list(crd.fields()), ids=lambda one: one.path)
+@pytest.mark.parametrize("field", list(crd.fields()), ids=lambda field: field.path)
 def test_every_field_is_explained_and_bounded(field: crd.Field) -> None:
-    one = field.schema
+    schema = field.schema
     if field.path in ("apiVersion", "kind", "metadata"):
         return  # the API server's own
-    assert one.get("description"), "kubectl explain has nothing to say"
-    if one.get("type") == "array":
-        assert "maxItems" in one
-    elif one.get("type") == "string" and one.get("format") != "date-time":
-        assert "maxLength" in one or "enum" in one
-    elif "additionalProperties" in one:
-        assert "maxProperties" in one and "maxLength" in one["additionalProperties"]
+    assert schema.get("description"), "kubectl explain would show nothing"
+    if schema.get("type") == "array":
+        assert "maxItems" in schema
+    elif schema.get("type") == "string" and schema.get("format") != "date-time":
+        assert "maxLength" in schema or "enum" in schema
+    elif "additionalProperties" in schema:
+        assert "maxProperties" in schema and "maxLength" in schema["additionalProperties"]
 
 
-def test_what_is_documented_is_accepted() -> None:
-    """The schema as the tests use it elsewhere takes a whole object, and refuses a field that no release has."""
+def test_the_documented_object_is_accepted() -> None:
+    """The schema that other tests use accepts a whole object, and refuses an unknown field."""
     cache = {
         "apiVersion": "pretune.dev/v1alpha1",
         "kind": "AutotuneCache",

@@ -1,4 +1,4 @@
-"""What the API server is told of the webhook: which pods, whom to ask, and how to know that it is the one."""
+"""How the API server reaches the webhook: for which pods, where, and with which certificate."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OWN_ISSUER: Object = {
 }
 
 
-def hook(render: Render, values: Object | None = None) -> Object:
-    (one,) = only(render(values), "MutatingWebhookConfiguration")["webhooks"]
-    assert isinstance(one, dict)
-    return one
+def webhook_of(render: Render, values: Object | None = None) -> Object:
+    (webhook,) = only(render(values), "MutatingWebhookConfiguration")["webhooks"]
+    assert isinstance(webhook, dict)
+    return webhook
 
 
 def pod(documents: list[Object]) -> Object:
@@ -32,11 +32,11 @@ def pod(documents: list[Object]) -> Object:
 # --- which pods
 
 
-def test_only_the_making_of_pods_that_opted_in_and_are_not_ours_is_asked_about(
+def test_the_webhook_is_asked_only_about_new_consumers(
     render: Render,
 ) -> None:
-    one = hook(render)
-    assert one["rules"] == [
+    webhook = webhook_of(render)
+    assert webhook["rules"] == [
         {
             "apiGroups": [""],
             "apiVersions": ["v1"],
@@ -45,7 +45,7 @@ def test_only_the_making_of_pods_that_opted_in_and_are_not_ours_is_asked_about(
             "scope": "Namespaced",
         }
     ]
-    assert one["objectSelector"] == {
+    assert webhook["objectSelector"] == {
         "matchExpressions": [
             {"key": CACHE, "operator": "Exists"},
             {"key": ROLE, "operator": "DoesNotExist"},
@@ -65,7 +65,7 @@ def test_only_the_making_of_pods_that_opted_in_and_are_not_ours_is_asked_about(
     ],
     ids=["nothing chosen", "labels", "expressions"],
 )
-def test_the_systems_namespaces_are_left_out_whatever_is_chosen_beside(
+def test_system_namespaces_are_excluded_whatever_the_values_select(
     render: Render, selector: Object, expected: Object
 ) -> None:
     left_out = {
@@ -73,36 +73,36 @@ def test_the_systems_namespaces_are_left_out_whatever_is_chosen_beside(
         "operator": "NotIn",
         "values": ["kube-system", NAMESPACE],
     }
-    found = hook(render, {"webhook": {"namespaceSelector": selector}})["namespaceSelector"]
+    found = webhook_of(render, {"webhook": {"namespaceSelector": selector}})["namespaceSelector"]
     assert found.pop("matchExpressions") == [left_out, *expected.pop("more", [])]
     assert found == expected
 
 
-def test_a_pod_starts_without_us_rather_than_not_at_all(render: Render) -> None:
-    one = hook(render)
-    assert (one["failurePolicy"], one["timeoutSeconds"]) == ("Ignore", 5)
-    assert (one["sideEffects"], one["reinvocationPolicy"]) == ("None", "IfNeeded")
+def test_a_pod_starts_even_if_no_webhook_answers(render: Render) -> None:
+    webhook = webhook_of(render)
+    assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Ignore", 5)
+    assert (webhook["sideEffects"], webhook["reinvocationPolicy"]) == ("None", "IfNeeded")
 
 
 # --- whom to ask
 
 
-def test_the_api_servers_question_reaches_the_pods_port(render: Render) -> None:
+def test_the_api_servers_request_reaches_the_pods_port(render: Render) -> None:
     documents = render()
-    asked = hook(render)["clientConfig"]["service"]
+    asked = webhook_of(render)["clientConfig"]["service"]
     service = only(documents, "Service", asked["name"])
     assert (asked["namespace"], asked["path"]) == (service["metadata"]["namespace"], "/pods")
     (port,) = service["spec"]["ports"]
     assert port["port"] == asked["port"]
     (container,) = pod(documents)["containers"]
-    assert port["targetPort"] in [one["name"] for one in container["ports"]]
+    assert port["targetPort"] in [named["name"] for named in container["ports"]]
     labels = only(documents, "Deployment", "pretune-webhook")["spec"]["template"]["metadata"][
         "labels"
     ]
     assert service["spec"]["selector"].items() <= labels.items()
 
 
-def test_one_pod_answers_while_another_is_rolled_or_drained(render: Render) -> None:
+def test_one_pod_answers_while_another_one_is_updated_or_drained(render: Render) -> None:
     documents = render()
     deployment = only(documents, "Deployment", "pretune-webhook")["spec"]
     assert deployment["replicas"] == 2
@@ -118,7 +118,7 @@ def test_one_pod_answers_while_another_is_rolled_or_drained(render: Render) -> N
     assert spread["labelSelector"] == deployment["selector"]
 
 
-def test_a_pod_that_goes_answers_until_nobody_asks_it_any_more(render: Render) -> None:
+def test_a_pod_that_ends_answers_until_no_request_comes_any_more(render: Render) -> None:
     spec = pod(render())
     sleep = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert 3 <= sleep <= spec["terminationGracePeriodSeconds"] - 10, (
@@ -131,16 +131,16 @@ def test_a_pod_that_goes_answers_until_nobody_asks_it_any_more(render: Render) -
 
 def secrets(documents: list[Object]) -> dict[str, dict[str, bytes]]:
     return {
-        one["metadata"]["name"]: {
-            name: base64.b64decode(value) for name, value in one["data"].items()
+        document["metadata"]["name"]: {
+            name: base64.b64decode(value) for name, value in document["data"].items()
         }
-        for one in documents
-        if one["kind"] == "Secret"
+        for document in documents
+        if document["kind"] == "Secret"
     }
 
 
-def shakes_hands(folder: Path, certificate: bytes, key: bytes, bundle: bytes, host: str) -> None:
-    """A whole TLS handshake in memory, as the API server does it. Raises ssl.SSLError."""
+def handshake(folder: Path, certificate: bytes, key: bytes, bundle: bytes, host: str) -> None:
+    """Do a TLS handshake in memory, as the API server does it. Raises ssl.SSLError."""
     for name, content in (("tls.crt", certificate), ("tls.key", key)):
         (folder / name).write_bytes(content)
     server, client = (
@@ -163,49 +163,49 @@ def shakes_hands(folder: Path, certificate: bytes, key: bytes, bundle: bytes, ho
                 continue
 
 
-def presented(documents: list[Object]) -> dict[str, bytes]:
-    """What the webhook's pod finds in its folder."""
+def mounted_certificate(documents: list[Object]) -> dict[str, bytes]:
+    """Return the files in the folder of the webhook's pod."""
     spec = pod(documents)
     (volume,) = spec["volumes"]
     data = secrets(documents)[volume["secret"]["secretName"]]
-    return {one["path"]: data[one["key"]] for one in volume["secret"]["items"]}
+    return {item["path"]: data[item["key"]] for item in volume["secret"]["items"]}
 
 
 @pytest.mark.parametrize("release", ["pretune", "r" * 53])
-def test_the_api_server_knows_the_webhook_by_the_charts_certificate(
+def test_the_api_server_trusts_the_charts_certificate(
     render: Render, tmp_path: Path, release: str
 ) -> None:
     documents = render(release=release)
     documents = [
-        one
-        for one in documents
-        if one["kind"] != "Deployment" or one["metadata"]["name"].endswith("webhook")
+        document
+        for document in documents
+        if document["kind"] != "Deployment" or document["metadata"]["name"].endswith("webhook")
     ]
     spec = only(documents, "Deployment")["spec"]["template"]["spec"]
     data = secrets(documents)[spec["volumes"][0]["secret"]["secretName"]]
-    (one,) = only(documents, "MutatingWebhookConfiguration")["webhooks"]
+    (webhook,) = only(documents, "MutatingWebhookConfiguration")["webhooks"]
     asked, bundle = (
-        one["clientConfig"]["service"],
-        base64.b64decode(one["clientConfig"]["caBundle"]),
+        webhook["clientConfig"]["service"],
+        base64.b64decode(webhook["clientConfig"]["caBundle"]),
     )
     host = f"{asked['name']}.{asked['namespace']}.svc"
-    shakes_hands(tmp_path, data["tls.crt"], data["tls.key"], bundle, host)
+    handshake(tmp_path, data["tls.crt"], data["tls.key"], bundle, host)
     with pytest.raises(ssl.SSLError):
-        shakes_hands(
+        handshake(
             tmp_path, data["tls.crt"], data["tls.key"], bundle, f"other.{asked['namespace']}.svc"
         )
 
 
-def test_a_rendering_without_a_cluster_has_an_authority_of_its_own(
+def test_each_rendering_without_a_cluster_has_its_own_authority(
     helm: Helm, render: Render, tmp_path: Path
 ) -> None:
-    """As `helm template` and Argo CD make it: whole in itself, and never the same twice."""
+    """As `helm template` and Argo CD render it: complete, and different each time."""
     other = helm("template", "pretune", str(CHART), "--namespace", NAMESPACE)
     assert other.returncode == 0
-    bundle = hook(render)["clientConfig"]["caBundle"]
+    bundle = webhook_of(render)["clientConfig"]["caBundle"]
     assert bundle not in other.stdout
-    files = presented(render())
-    shakes_hands(
+    files = mounted_certificate(render())
+    handshake(
         tmp_path,
         files["tls.crt"],
         files["tls.key"],
@@ -214,24 +214,24 @@ def test_a_rendering_without_a_cluster_has_an_authority_of_its_own(
     )
 
 
-def test_no_pod_is_given_the_authoritys_key(render: Render) -> None:
+def test_no_pod_mounts_the_authoritys_key(render: Render) -> None:
     documents = render()
     known = secrets(documents)
     mounted = {
         volume["secret"]["secretName"]
-        for one in documents
-        if one["kind"] == "Deployment"
-        for volume in one["spec"]["template"]["spec"].get("volumes", [])
+        for document in documents
+        if document["kind"] == "Deployment"
+        for volume in document["spec"]["template"]["spec"].get("volumes", [])
     }
     assert mounted == {"pretune-webhook"}
     assert known.keys() == {"pretune-webhook", "pretune-webhook-ca"}
     assert known["pretune-webhook-ca"]["tls.key"] not in known["pretune-webhook"].values()
     assert known["pretune-webhook-ca"]["tls.crt"] == base64.b64decode(
-        hook(render)["clientConfig"]["caBundle"]
+        webhook_of(render)["clientConfig"]["caBundle"]
     )
 
 
-def test_cert_manager_makes_what_the_pod_mounts_and_tells_the_api_server(render: Render) -> None:
+def test_cert_manager_issues_what_the_pod_mounts_and_injects_the_authority(render: Render) -> None:
     documents = render({"webhook": {"certificates": {"source": "certManager"}}})
     assert not secrets(documents)
     configuration = only(documents, "MutatingWebhookConfiguration")
@@ -245,10 +245,12 @@ def test_cert_manager_makes_what_the_pod_mounts_and_tells_the_api_server(render:
     assert leaf["spec"]["dnsNames"] == [f"{asked['name']}.{asked['namespace']}.svc"]
     (volume,) = pod(documents)["volumes"]
     assert volume["secret"]["secretName"] == leaf["spec"]["secretName"]
-    assert {one["key"] for one in volume["secret"]["items"]} == {"tls.crt", "tls.key"}
+    assert {item["key"] for item in volume["secret"]["items"]} == {"tls.crt", "tls.key"}
     issuer = only(documents, "Issuer", leaf["spec"]["issuerRef"]["name"])
     authority = next(
-        one for one in documents if one["kind"] == "Certificate" and one["spec"].get("isCA")
+        document
+        for document in documents
+        if document["kind"] == "Certificate" and document["spec"].get("isCA")
     )
     assert (
         issuer["spec"]["ca"]["secretName"]
@@ -260,31 +262,31 @@ def test_cert_manager_makes_what_the_pod_mounts_and_tells_the_api_server(render:
     }
 
 
-def test_an_issuer_of_ones_own_is_asked_and_none_is_made(render: Render) -> None:
+def test_an_existing_issuer_is_used_and_none_is_created(render: Render) -> None:
     documents = render({"webhook": {"certificates": OWN_ISSUER}})
     assert only(documents, "Certificate")["spec"]["issuerRef"] == OWN_ISSUER["issuerRef"]
-    assert not [one for one in documents if one["kind"] in ("Issuer", "Secret")]
+    assert not [document for document in documents if document["kind"] in ("Issuer", "Secret")]
 
 
-def test_neither_source_takes_the_others_secret_over(render: Render) -> None:
-    made = set(secrets(render()))
+def test_the_two_certificate_sources_use_different_secrets(render: Render) -> None:
+    from_chart = set(secrets(render()))
     issued = {
-        one["spec"]["secretName"]
-        for one in render({"webhook": {"certificates": {"source": "certManager"}}})
-        if one["kind"] == "Certificate"
+        document["spec"]["secretName"]
+        for document in render({"webhook": {"certificates": {"source": "certManager"}}})
+        if document["kind"] == "Certificate"
     }
-    assert made and issued and not made & issued
+    assert from_chart and issued and not from_chart & issued
 
 
 # --- figures
 
 
-def test_one_service_leads_to_the_figures_of_every_pod(render: Render) -> None:
+def test_one_service_leads_to_the_metrics_of_every_pod(render: Render) -> None:
     documents = render()
     service = only(documents, "Service", "pretune-metrics")["spec"]
     assert service["clusterIP"] == "None"
-    for one in (one for one in documents if one["kind"] == "Deployment"):
-        template = one["spec"]["template"]
+    for document in (document for document in documents if document["kind"] == "Deployment"):
+        template = document["spec"]["template"]
         assert service["selector"].items() <= template["metadata"]["labels"].items()
         ports = {
             port["name"]: port["containerPort"]
@@ -293,16 +295,16 @@ def test_one_service_leads_to_the_figures_of_every_pod(render: Render) -> None:
         assert ports[service["ports"][0]["targetPort"]] == service["ports"][0]["port"]
 
 
-def test_a_pod_monitor_is_there_only_when_asked_for(render: Render) -> None:
-    assert not [one for one in render() if one["kind"] == "PodMonitor"]
+def test_a_pod_monitor_exists_only_if_a_value_says_so(render: Render) -> None:
+    assert not [document for document in render() if document["kind"] == "PodMonitor"]
     asked = {"enabled": True, "labels": {"release": "prometheus"}, "interval": "30s"}
     documents = render({"metrics": {"podMonitor": asked}})
     monitor = only(documents, "PodMonitor")
     assert asked["labels"].items() <= monitor["metadata"]["labels"].items()
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "30s"}
-    for one in (one for one in documents if one["kind"] == "Deployment"):
-        labels = one["spec"]["template"]["metadata"]["labels"]
+    for document in (document for document in documents if document["kind"] == "Deployment"):
+        labels = document["spec"]["template"]["metadata"]["labels"]
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
@@ -312,9 +314,9 @@ def test_a_pod_monitor_is_there_only_when_asked_for(render: Render) -> None:
 @pytest.mark.parametrize(
     ("values", "account"),
     [({}, "pretune"), ({"serviceAccount": {"create": False, "name": "mine"}}, "mine")],
-    ids=["the chart's", "one's own"],
+    ids=["the chart's", "an existing account"],
 )
-def test_the_policy_is_about_the_controllers_account_and_nobody_else(
+def test_the_policy_applies_only_to_the_controllers_account(
     render: Render, values: Object, account: str
 ) -> None:
     spec = only(render(values), "ValidatingAdmissionPolicy", "pretune-controller")["spec"]
@@ -323,6 +325,6 @@ def test_the_policy_is_about_the_controllers_account_and_nobody_else(
         condition["expression"]
         == f"request.userInfo.username == 'system:serviceaccount:{NAMESPACE}:{account}'"
     )
-    words = "".join(one["expression"] for one in spec["validations"])
+    words = "".join(validation["expression"] for validation in spec["validations"])
     assert f"'{HOLD}'" in words and f"'{CACHE}'" in words
     assert spec["failurePolicy"] == "Fail"
