@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Optional, Tuple
 
-from pretune.agent.claim.bundles import Bundle, DamagedBundle, find_bundle
+from pretune.agent.claim.bundles import Bundle, DamagedBundle
+from pretune.agent.claim.digests import find_checked_bundle
 from pretune.agent.claim.fs import Folder
 from pretune.agent.claim.proof_records import has_proof_record, remove_orphaned_proof_records
 from pretune.agent.claim.publish import make_read_only
@@ -93,7 +94,7 @@ def _there(store: Store, context: Context) -> Tuple[Optional[Bundle], str]:
     """The bundle, or a note that a damaged one lies there: seal removes it."""
     name = context.inputs.bundle_id()
     try:
-        found = find_bundle(store.bundles, name, context.inputs)
+        found = find_checked_bundle(store.bundles, name, context.inputs)
     except DamagedBundle as damage:
         return None, "a damaged bundle lies there (%s); it will be replaced" % damage
     if found is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import List, Tuple
 
-from pretune.agent.claim.bundles import Bundle, DamagedBundle, find_bundle, is_bundle_id
+from pretune.agent.claim.bundles import Bundle, DamagedBundle, is_bundle_id
+from pretune.agent.claim.digests import find_checked_bundle
 from pretune.agent.claim.proof_records import has_proof_record
 from pretune.agent.claim.store import Store, open_store
 from pretune.agent.context import Context
@@ -42,7 +43,7 @@ def _read_bundles(store: Store, context: Context) -> Tuple[List[Report], List[st
         if not is_bundle_id(bundle_id):
             continue
         try:
-            bundle = find_bundle(store.bundles, bundle_id)
+            bundle = find_checked_bundle(store.bundles, bundle_id)
             proven = bundle is not None and has_proof_record(store, bundle)
         except (DamagedBundle, AgentError) as error:
             broken.append("%s: %s" % (bundle_id, error))

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
-from pretune.agent.claim.bundles import Bundle, DamagedBundle, find_bundle
+from pretune.agent.claim.bundles import Bundle, DamagedBundle
+from pretune.agent.claim.digests import find_checked_bundle
 from pretune.agent.claim.fs import Folder, open_root
 from pretune.agent.claim.proof_records import write_proof_record
 from pretune.agent.claim.store import Store, create_store, explain_claim_errors, open_store
@@ -103,7 +104,7 @@ def _find_bundle(store: Store, context: Context) -> Bundle:
     """Return the bundle on the claim, every byte of it compared. Raises AgentError ProofFailed."""
     bundle_id = context.inputs.bundle_id()
     try:
-        bundle = find_bundle(store.bundles, bundle_id, context.inputs)
+        bundle = find_checked_bundle(store.bundles, bundle_id, context.inputs)
     except DamagedBundle as damage:
         raise AgentError(
             reasons.PROOF_FAILED, "bundle %s on the claim is damaged: %s" % (bundle_id, damage)

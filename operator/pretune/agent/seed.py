@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from pretune.agent.claim.bundles import DamagedBundle, find_manifest
+from pretune.agent.claim.bundles import DamagedBundle, find_bundle
 from pretune.agent.claim.fs import NO_SPACE_ERRNOS, Disk, Folder, open_root, remove_tree
 from pretune.agent.claim.store import open_store
 from pretune.agent.context import Context
@@ -112,7 +112,7 @@ def _seed(targets: Dict[str, Folder], context: Context, cancelled: threading.Eve
         raise AgentError(NO_BUNDLE, "the claim has no folder of %s" % task.cache)
     with store:
         try:
-            bundle = find_manifest(store.bundles, bundle_id, context.inputs)
+            bundle = find_bundle(store.bundles, bundle_id, context.inputs)
         except AgentError as error:
             reason = INPUTS_DIFFER if error.reason == reasons.ID_COLLISION else error.reason
             raise AgentError(reason, error.message) from None

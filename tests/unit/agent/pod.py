@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.agent.__main__ import run
-from pretune.agent.claim.bundles import find_bundle
+from pretune.agent.claim.digests import find_checked_bundle
 from pretune.agent.claim.fs import Disk
 from pretune.agent.claim.store import open_store
 from pretune.agent.context import Context
@@ -130,7 +130,7 @@ class AgentPod:
         if store is None:
             return None
         with store:
-            return find_bundle(store.bundles, inputs.bundle_id(), inputs)
+            return find_checked_bundle(store.bundles, inputs.bundle_id(), inputs)
 
     def staging(self) -> list[str]:
         """The names below the cache's .staging."""

@@ -1,17 +1,13 @@
-"""Bundles on the claim: found by id, and compared with their manifests."""
+"""Bundles on the claim, found by their manifests; digests.py compares all else with these."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional
 
 from pretune.agent.claim.fs import Folder, is_safe_name, is_safe_path, read_and_close
-from pretune.agent.engine.scan import Changed, scan
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
 from pretune.protocol import (
@@ -19,7 +15,6 @@ from pretune.protocol import (
     MAX_BYTES,
     MAX_FILES,
     SCHEMA,
-    File,
     Inputs,
     Manifest,
     Report,
@@ -29,7 +24,6 @@ from pretune.protocol import (
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # 10,000 files' worth
-HASH_BLOCK_BYTES = 1024 * 1024
 
 _ID = re.compile(r"[0-9a-f]{12}-[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
@@ -72,23 +66,7 @@ def is_bundle_id(name: str) -> bool:
 def find_bundle(
     bundles: Folder, bundle_id: str, inputs: Optional[Inputs] = None
 ) -> Optional[Bundle]:
-    """Return the bundle of this id, every byte of it compared; None where there is none.
-
-    Raises as find_manifest; DamagedBundle also for what differs from the manifest.
-    """
-    bundle = find_manifest(bundles, bundle_id, inputs)
-    if bundle is None:
-        return None
-    with bundles.open_folder(bundle_id) as folder:
-        for part in bundle.manifest.parts:
-            check_digests(folder, part.name, part.files, part.folders)
-    return bundle
-
-
-def find_manifest(
-    bundles: Folder, bundle_id: str, inputs: Optional[Inputs] = None
-) -> Optional[Bundle]:
-    """Return the bundle of this id by its manifest only; None where there is none.
+    """Return the bundle of this id, of which only the manifest is read; None where there is none.
 
     Raises DamagedBundle where the manifest is missing or malformed; AgentError where the folder is
     a link (UnsafePath), or the bundle was made of other inputs than these or by another pretune
@@ -145,47 +123,3 @@ def _check_shape(bundle_id: str, manifest: Manifest) -> None:
         for path in [file.path for file in part.files] + part.folders:
             if not is_safe_path(path):
                 raise ValueError("not a path in a bundle: %.80r" % path)
-
-
-def check_digests(bundle: Folder, part: str, files: Sequence[File], folders: Sequence[str]) -> None:
-    """Read a part's folder and compare it: these folders and files, with their size and sha256.
-
-    Raises DamagedBundle where something is missing, differs or should not be there; OSError.
-    """
-    try:
-        with bundle.open_folder(part) as folder:
-            present = scan(folder)
-            paths = [file.path for file in files]
-            if sorted(present.folders) != sorted(folders) or sorted(present.files) != sorted(paths):
-                odd = {*present.folders, *present.files}.symmetric_difference([*paths, *folders])
-                raise DamagedBundle(
-                    "%s/%s is missing or not of this bundle" % (part, min(odd, default=""))
-                )
-            for file in files:
-                if (
-                    present.files[file.path][0] != file.size
-                    or _sha256(folder, file.path) != file.sha256
-                ):
-                    raise DamagedBundle("%s/%s is not what was sealed" % (part, file.path))
-    except FileNotFoundError as error:
-        raise DamagedBundle("%s: %s" % (part, error.strerror)) from None
-    except Changed as error:
-        raise DamagedBundle("%s/%s changes" % (part, error)) from None
-    except AgentError as error:
-        if error.reason == reasons.UNREADABLE_FILES:
-            raise PermissionError(errno.EACCES, error.message) from None
-        raise DamagedBundle(error.message) from None
-
-
-def _sha256(folder: Folder, path: str) -> str:
-    fd, _ = folder.open_file(path)
-    with os.fdopen(fd, "rb") as file:
-        # Read what the storage has, not what was just written; without such advice, what there is.
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        except OSError:
-            pass
-        total = hashlib.sha256()
-        for block in iter(lambda: file.read(HASH_BLOCK_BYTES), b""):
-            total.update(block)
-    return total.hexdigest()

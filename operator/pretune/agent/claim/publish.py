@@ -9,13 +9,8 @@ import stat
 import time
 from typing import Callable, List, Optional, Sequence
 
-from pretune.agent.claim.bundles import (
-    MANIFEST,
-    Bundle,
-    DamagedBundle,
-    check_digests,
-    find_bundle,
-)
+from pretune.agent.claim.bundles import MANIFEST, Bundle, DamagedBundle
+from pretune.agent.claim.digests import check_digests, find_checked_bundle
 from pretune.agent.claim.fs import Disk, Folder, remove_tree, write_file
 from pretune.agent.claim.staging import (
     gone_name,
@@ -199,11 +194,12 @@ def make_read_only(bundles: Folder, bundle_id: str, disk: Disk) -> None:
 def find_or_make_room(store: Store, bundle_id: str, inputs: Inputs, disk: Disk) -> Optional[Bundle]:
     """Return the valid bundle of this id; where there is none, remove a damaged one, return None.
 
-    Raises AgentError ReadOnlyClaim where the damaged one is another uid's, else as find_bundle.
+    Raises AgentError ReadOnlyClaim where the damaged one is another uid's, else as
+    find_checked_bundle.
     """
     status = store.bundles.lstat(bundle_id)
     try:
-        bundle = find_bundle(store.bundles, bundle_id, inputs)
+        bundle = find_checked_bundle(store.bundles, bundle_id, inputs)
         if bundle is not None:
             make_read_only(store.bundles, bundle_id, disk)
         return bundle
@@ -232,7 +228,7 @@ def find_or_make_room(store: Store, bundle_id: str, inputs: Inputs, disk: Disk) 
         # Another pod replaced the damaged one between our stat and our rename: what we moved is its
         # bundle. Put it back.
         disk.rename(store.staging, gone, store.bundles, bundle_id)
-        return find_bundle(store.bundles, bundle_id, inputs)
+        return find_checked_bundle(store.bundles, bundle_id, inputs)
     try:
         remove_tree(store.staging, gone, disk)
     except OSError:  # out of the way is enough; remove_stale_staging tries again
