@@ -23,12 +23,13 @@ from pretune.podspec.template import engine_of
 from pretune.policy.model import EngineStart
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer, digest_of
+from pretune.protocol import NO_BUNDLE, NOT_PROVEN, SEEDED
 
 SETTLE = 10.0  # seconds that what happened may take until it is seen
 NAMED = 3  # pods that an event names
 
 # Seed found no bundle to give: nothing was promised.
-NONE_THERE = ("NoBundle", "NotProven")
+NONE_THERE = (NO_BUNDLE, NOT_PROVEN)
 
 
 # --- whose log is read
@@ -157,7 +158,7 @@ def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     """Why a consumer that had its bundle tuned: the first that can be told. `warm`: folders in which others found it."""
     answer = (plan.observed.start_logs or {})[_start(one).key]
     said, bundle = answer.log_summary, plan.bundles.get(one.given)
-    if one.seed is not None and one.seed.reason != "Seeded":
+    if one.seed is not None and one.seed.reason != SEEDED:
         return f"its folder was empty: {one.seed.reason}: {one.seed.message}"
     if said.differences:
         return "; ".join(
