@@ -16,11 +16,10 @@ TASK_VARIABLE = "PRETUNE_TASK"
 POD_UID_VARIABLE = "PRETUNE_POD_UID"  # by the downward API: check, seal and prune name their staging folder after it
 TERMINATION_LOG = "/dev/termination-log"
 
-# Where things are in a container of ours, and in the engine (the tactics: its override variable points there).
+# Where things are in the agent's containers, and in the engine.
 PARTS_MOUNT = "/pretune"  # a folder below it for each part of the engine, by its name
 CLAIM_MOUNT = "/pretune/claim"  # the claim at its root, no subPath
 AGENT_MOUNT = "/pretune/agent"
-TACTICS_MOUNT = "/pretune/tactics"
 SOURCE_MOUNT = "/pretune/import"  # import: the claim that holds what vLLM wrote elsewhere, at its root, read-only
 AGENT_FILE = "agent.pyz"  # the ConfigMap's key
 

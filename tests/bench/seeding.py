@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pretune.manifests.agent_archive import build_agent_config_map
 from pretune.manifests.agent_container import AGENT_VOLUME, CLAIM_VOLUME, build_seed_container
-from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Task
+from pretune.protocol import CLAIM_MOUNT, Task
 
 from tests.bench.harness import Bench, claim, serving_template
 from tests.bench.table import Row
@@ -162,7 +162,7 @@ def seed_pod(namespace: str, name: str) -> Object:
         command=["/opt/engines/0.33.0/bin/vllm"],
     )
     mounts = [
-        {"name": "tactics", "mountPath": TACTICS_MOUNT},
+        {"name": "tactics", "mountPath": "/pretune/tactics"},
         {"name": "copies", "mountPath": COPIES},
     ]
     seed = build_seed_container("pretune-seed", engine, task, {}, CLAIM_VOLUME, mounts)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 from pretune.api.types import Key, Object
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, LogSummary
-from pretune.engines.vllm.log import Parser
 from pretune.kube.types import ApiError
+from pretune.podspec.template import engine_type
 from pretune.policy.model import EngineStart, StartObservation
 from pretune.policy.pods.warm_starts import differences
 
@@ -198,7 +198,10 @@ class LogReader:
     async def _read(self, key: Key, start: EngineStart) -> StartObservation:
         """Return what a start's log says. Raises LogUnavailable, and what the cluster raises."""
         ready_until = start.ready + READY_SLACK_SECONDS
-        parser = Parser(until=ready_until if start.probed else None)
+        kind = engine_type(start.engine or {})
+        parser = kind.log_parser(ready_until if start.probed else None)
+        if parser is None:
+            return StartObservation(LogSummary())
         async with aclosing(
             self._read_log(key.namespace, start.pod, start.container, MAX_LOG_BYTES)
         ) as chunks:

@@ -186,7 +186,7 @@ class ControllerMetrics(Metrics):
         self._rescued.inc(len(pods))
 
     def count_start(self, key: Key, result: str) -> None:
-        """Count a start whose log was read or is not read any more (engines.vllm.log.RESULTS)."""
+        """Count a start whose log was read or is not read any more (engines.logs.RESULTS)."""
         self._starts.labels(key.namespace, key.name, result).inc()
 
     def count_read_failure(self, reason: str) -> None:

@@ -6,7 +6,7 @@ import copy
 import functools
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from pretune.protocol import (
     CLAIM_MOUNT,
     POD_UID_VARIABLE,
     SEED_FAILED,
-    TACTICS_MOUNT,
     TASK_VARIABLE,
     TERMINATION_LOG,
     TOO_SLOW_EXIT_CODE,
@@ -58,7 +57,7 @@ def build_agent_container(
     task: Task,
     resources: Object,
     claim: Object,
-    mounts: list[Object],
+    mounts: Iterable[Object],
 ) -> Object:
     """Return a container that runs the agent's `verb` in the engine's image.
 
@@ -69,7 +68,7 @@ def build_agent_container(
         "image": engine.get("image"),
         "imagePullPolicy": engine.get("imagePullPolicy"),
         # By its path, since the engine's PATH may not lead to it.
-        "command": ["/bin/sh", "-c", build_script(verb)],
+        "command": ["/bin/sh", "-c", build_script(verb, _paths(mounts))],
         "env": [
             *select_path_variables(engine.get("env") or []),
             *build_task_variables(task),
@@ -87,7 +86,7 @@ def build_agent_container(
 
 
 def build_seed_container(
-    name: str, engine: Object, task: Task, resources: Object, claim: str, mounts: list[Object]
+    name: str, engine: Object, task: Task, resources: Object, claim: str, mounts: Iterable[Object]
 ) -> Object:
     """Return a container that runs seed and succeeds whatever happens.
 
@@ -110,13 +109,19 @@ def _fit_variable(task: Task) -> Task:
 # --- the script
 
 
+def _paths(mounts: Iterable[Object]) -> tuple[str, ...]:
+    return tuple(mount["mountPath"] for mount in mounts)
+
+
 @functools.cache
-def build_script(verb: str) -> str:
+def build_script(verb: str, folders: tuple[str, ...] = ()) -> str:
     """Return the shell script that runs the agent, and reports what the agent cannot report.
+
+    folders: that seed copies a bundle's parts into.
 
     Nothing in it means anything to the kubelet, which expands `$(…)`.
     """
-    return _build_seed_script() if verb == SEED else _build_script(verb)
+    return _build_seed_script(folders) if verb == SEED else _build_script(verb)
 
 
 def _build_script(verb: str) -> str:
@@ -128,11 +133,11 @@ def _build_script(verb: str) -> str:
     return "\n".join(lines)
 
 
-def _build_seed_script() -> str:
+def _build_seed_script(folders: Iterable[str]) -> str:
     """Return seed's script, which ends with 0 whatever happens.
 
     It looks for what is wrong only after the agent failed: that saves a start of python3 in every
-    pod. An agent that was killed leaves half a bundle, so the folder is emptied here too. TERM is
+    pod. An agent that was killed leaves half a bundle, so the folders are emptied here too. TERM is
     sent when the pod is deleted; a shell that is process 1 ignores it without a trap.
     """
     lines = (
@@ -142,7 +147,7 @@ def _build_seed_script() -> str:
         "wait $!",
         "status=$?",
         '[ "$status" = 0 ] && exit 0',
-        f"rm -rf -- {TACTICS_MOUNT}/* {TACTICS_MOUNT}/.[!.]* {TACTICS_MOUNT}/..?*",
+        *(f"rm -rf -- {folder}/* {folder}/.[!.]* {folder}/..?*" for folder in folders),
         f'[ "$status" = {TOO_SLOW_EXIT_CODE} ] && exit 0',  # the agent has reported this
         *_explain_no_agent(SEED),
         f'fail {_report(SEED, SEED_FAILED, _NO_REPORT)} "$status"',

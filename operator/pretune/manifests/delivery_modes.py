@@ -1,28 +1,35 @@
 """The delivery modes: how a consumer's pod gets its bundle. Pure.
 
-One row of MODES says of a mode what it adds to a pod, by what its parts are recognised (so that
+One row of MODES says of a mode what it adds to a pod, by what that is recognised (so that
 they can be taken out again), and for which bundles it is chosen.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from pretune.api.delivery_reasons import DeliveryReason
 from pretune.api.names import SEED_CONTAINER
 from pretune.api.types import Object
+from pretune.engines import registry
+from pretune.engines.base import Engine, Part
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
     build_seed_container,
     copy_resources,
 )
-from pretune.manifests.engine import TACTICS_VOLUME, tactics_on_claim
-from pretune.podspec.template import command_words
-from pretune.protocol import CLAIM_MOUNT, MANAGED, PER_RANK, SHARED, TACTICS_MOUNT, Inputs, Task
+from pretune.manifests.parts import (
+    claim_variables,
+    folder_mounts,
+    folder_variables,
+    folder_volumes,
+)
+from pretune.podspec.template import command_words, engine_type
+from pretune.protocol import CLAIM_MOUNT, PER_RANK, SHARED, Inputs, Task
 
 AUTO, NONE = "Auto", "None"  # of spec.delivery.mode: the first mode that fits; no mode
 
@@ -47,11 +54,11 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Additions:
     """What a mode adds to one pod, beside the annotations and the gate that any mode adds."""
 
-    mount: Object  # of the engine's container
-    folder: str  # where the engine finds the bundle: the value of its variable
+    mounts: tuple[Object, ...]  # of the engine's container
+    variables: Mapping[str, str]  # of the engine's container: where it finds its parts
     volumes: tuple[Object, ...] = ()
     init_containers: tuple[Object, ...] = ()  # after those of the pod
 
@@ -63,6 +70,7 @@ class Choice:
     asked: str  # spec.delivery.mode
     bundle: str  # its id
     layout: str | None  # of the bundle's files; None: not known yet
+    parts: tuple[Part, ...]  # of the engine
     is_given: bool  # sealed, and proven where spec.verify asks for a proof
     is_trusted: bool  # tuned by this engine, or proven with it; not only imported
     is_current: bool  # the cache's status is of this very spec
@@ -79,18 +87,25 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
+class Form:
+    """By what the additions of a mode are recognised. No consumer may have any of these of its own."""
+
+    volume_names: tuple[str, ...]
+    mount_paths: tuple[str, ...]  # in the engine
+    folders: re.Pattern[str]  # values of the parts' variables
+
+
+@dataclass(frozen=True)
 class DeliveryMode:
     """One way to give a bundle to a pod."""
 
     name: str  # in spec.delivery.mode, and in the annotation pretune.dev/delivery
 
     # What it adds to a pod with this engine container, for this delivery.
-    build_parts: Callable[[Object, Object, Delivery], Parts]
+    build_additions: Callable[[Object, Object, Delivery], Additions]
 
-    # How its parts are recognised. No consumer may have any of these of its own.
-    volume_names: tuple[str, ...]
-    mount_path: str  # in the engine
-    folders: re.Pattern[str]  # values of the engine's variable
+    # How its additions are recognised, where the engines have these parts.
+    form: Callable[[Sequence[Part]], Form]
     init_container: str = ""  # its name, if the mode adds one: it copies the bundle into the pod
 
     # When it is chosen: if none of these applies.
@@ -106,24 +121,35 @@ class DeliveryMode:
         return bool(self.init_container)
 
 
-class ModeTable(tuple[DeliveryMode, ...]):
-    """The rows, and by what any of them is recognised."""
+@dataclass(frozen=True)
+class Forms:
+    """By what the additions of any mode are recognised."""
 
-    @cached_property
-    def volume_names(self) -> frozenset[str]:
-        return frozenset(name for mode in self for name in mode.volume_names)
-
-    @cached_property
-    def mount_paths(self) -> tuple[str, ...]:
-        return tuple(mode.mount_path for mode in self)
-
-    @cached_property
-    def init_containers(self) -> frozenset[str]:
-        return frozenset(mode.init_container for mode in self if mode.init_container)
+    volume_names: frozenset[str]
+    mount_paths: tuple[str, ...]
+    init_containers: frozenset[str]
+    folders: tuple[re.Pattern[str], ...]
 
     def has_folder(self, value: str) -> bool:
-        """Whether a mode gives the engine's variable this value."""
-        return any(mode.folders.fullmatch(value) for mode in self)
+        """Whether a mode gives the variable of a part this value."""
+        return any(folders.fullmatch(value) for folders in self.folders)
+
+
+def forms() -> Forms:
+    """Return by what the additions of any mode are recognised, for the engines that there are."""
+    return _forms(registry.ENGINES, MODES)
+
+
+@functools.lru_cache(4)
+def _forms(engines: tuple[Engine, ...], modes: tuple[DeliveryMode, ...]) -> Forms:
+    parts = tuple(part for engine in engines for part in engine.parts)
+    each = [mode.form(parts) for mode in modes]
+    return Forms(
+        volume_names=frozenset(name for form in each for name in form.volume_names),
+        mount_paths=tuple(dict.fromkeys(path for form in each for path in form.mount_paths)),
+        init_containers=frozenset(mode.init_container for mode in modes if mode.init_container),
+        folders=tuple(form.folders for form in each),
+    )
 
 
 def find_mode(name: str) -> DeliveryMode | None:
@@ -166,12 +192,22 @@ def claim_volume(pod: Object, claim: str) -> tuple[str, tuple[Object, ...]]:
 # --- ReadOnly: the engine reads the bundle on the claim
 
 
-def _read_only_parts(pod: Object, engine: Object, delivery: Delivery) -> Parts:
+def _add_claim(pod: Object, engine: Object, delivery: Delivery) -> Additions:
     claim, volumes = claim_volume(pod, delivery.claim)
-    return Parts(
-        mount={"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True},
-        folder=tactics_on_claim(delivery.sub_path, delivery.folder, delivery.bundle),
+    return Additions(
+        mounts=({"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True},),
+        variables=claim_variables(
+            engine_type(engine), delivery.sub_path, delivery.folder, delivery.bundle
+        ),
         volumes=volumes,
+    )
+
+
+def _form_of_claim(parts: Sequence[Part]) -> Form:
+    return Form(
+        volume_names=(CLAIM_VOLUME,),
+        mount_paths=(CLAIM_MOUNT,),
+        folders=re.compile(f"{re.escape(CLAIM_MOUNT)}/.*", re.DOTALL),
     )
 
 
@@ -204,22 +240,21 @@ def _image_may_have_moved(choice: Choice) -> bool:
 
 
 def _layout_does_not_fit(choice: Choice) -> bool:
-    """Only an engine with this layout reads nothing but what is sealed."""
-    fitting = (MANAGED,) if choice.asked == AUTO else (MANAGED, PER_RANK)
-    return choice.layout not in fitting
+    """A part of the engine may write to files of this layout."""
+    if choice.asked == AUTO:
+        return any(choice.layout not in part.read_only for part in choice.parts)
+    return any(choice.layout not in part.read_only_if_asked for part in choice.parts)
 
 
 READ_ONLY = DeliveryMode(
     name="ReadOnly",
-    build_parts=_read_only_parts,
-    volume_names=(CLAIM_VOLUME,),
-    mount_path=CLAIM_MOUNT,
-    folders=re.compile(f"{re.escape(CLAIM_MOUNT)}/.*", re.DOTALL),
+    build_additions=_add_claim,
+    form=_form_of_claim,
     obstacles=(
         Obstacle(_is_not_given),
         Obstacle(
             _engine_writes,
-            "with layout Shared, vLLM writes to its one file at each start. The pod gets a copy",
+            "with layout Shared, the engine writes to its one file at each start. The pod gets a copy",
         ),
         Obstacle(
             _may_miss,
@@ -239,39 +274,48 @@ READ_ONLY = DeliveryMode(
 # --- Overlay: seed copies the bundle into a folder of the pod, where the engine may write
 
 
-def _overlay_parts(pod: Object, engine: Object, delivery: Delivery) -> Parts:
+def _add_copy(pod: Object, engine: Object, delivery: Delivery) -> Additions:
+    kind = engine_type(engine)
     claim, volumes = claim_volume(pod, delivery.claim)
-    mount = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
+    mounts = folder_mounts(kind)
     task = Task(
         cache=delivery.folder,
         subPath=delivery.sub_path,
         inputs=delivery.inputs,
         command=command_words(engine),
         proven=delivery.proven,
+        engine=kind.name,
     )
     resources = copy_resources(engine)
-    seed = build_seed_container(SEED_CONTAINER, engine, task, resources, claim, [mount])
+    seed = build_seed_container(SEED_CONTAINER, engine, task, resources, claim, mounts)
     agent = {"name": delivery.agent, "optional": True}
-    return Parts(
-        mount=mount,
-        folder=TACTICS_MOUNT,
+    return Additions(
+        mounts=mounts,
+        variables=folder_variables(kind),
         volumes=(
             *volumes,
             {"name": AGENT_VOLUME, "configMap": agent},
-            {"name": TACTICS_VOLUME, "emptyDir": {}},
+            *folder_volumes(kind),
         ),
         init_containers=(seed,),
     )
 
 
+def _form_of_copy(parts: Sequence[Part]) -> Form:
+    paths = tuple(part.mount for part in parts)
+    return Form(
+        volume_names=(CLAIM_VOLUME, AGENT_VOLUME, *(part.volume for part in parts)),
+        mount_paths=paths,
+        folders=re.compile("|".join(re.escape(path) for path in paths)),
+    )
+
+
 OVERLAY = DeliveryMode(
     name="Overlay",
-    build_parts=_overlay_parts,
-    volume_names=(CLAIM_VOLUME, AGENT_VOLUME, TACTICS_VOLUME),
-    mount_path=TACTICS_MOUNT,
-    folders=re.compile(re.escape(TACTICS_MOUNT)),
+    build_additions=_add_copy,
+    form=_form_of_copy,
     init_container=SEED_CONTAINER,
 )
 
 
-MODES = ModeTable((READ_ONLY, OVERLAY))
+MODES = (READ_ONLY, OVERLAY)

@@ -36,7 +36,7 @@ from pretune.manifests.tuning_pod import (
     merge_tolerations,
 )
 from pretune.podspec import identity
-from pretune.podspec.template import command_words, count_gpus, engine_of
+from pretune.podspec.template import command_words, count_gpus, engine_of, engine_type
 from pretune.protocol import SOURCE_MOUNT, Task
 
 SOURCE_VOLUME = "pretune-source"
@@ -88,6 +88,7 @@ def build_import_job(
         gpus=count_gpus(engine),
         command=command_words(engine),
         source=folder,
+        engine=engine_type(engine).name,
     )
     pod = _import_pod(key, template, spec, target, engine, task, claim, settings, agent_name, near)
     pod["metadata"] = {

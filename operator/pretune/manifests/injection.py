@@ -14,9 +14,8 @@ from pretune.api import reasons
 from pretune.api.names import BUNDLE, DELIVERY, HOLD, REASON
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
-from pretune.engines.vllm.cli import OVERRIDE
-from pretune.manifests import delivery_modes
-from pretune.manifests.delivery_modes import Delivery, find_mode
+from pretune.engines import registry
+from pretune.manifests.delivery_modes import Delivery, find_mode, forms
 from pretune.manifests.gate import GATE, is_held
 from pretune.manifests.json_patch import Operation, add_entries, append_items, copy_json
 from pretune.podspec.template import all_containers
@@ -47,11 +46,12 @@ def inject(pod: Object, delivery: Delivery) -> list[Operation]:
         return patch
     spec, index = pod["spec"], _engine_index(pod, delivery.engine)
     engine, path = spec["containers"][index], f"/spec/containers/{index}"
-    parts = mode.build_parts(pod, engine, delivery)
-    patch += append_items(spec, "/spec", "volumes", parts.volumes)
-    patch += append_items(engine, path, "volumeMounts", [parts.mount])
-    patch += append_items(engine, path, "env", [{"name": OVERRIDE, "value": parts.folder}])
-    patch += append_items(spec, "/spec", "initContainers", parts.init_containers)
+    additions = mode.build_additions(pod, engine, delivery)
+    variables = [{"name": name, "value": value} for name, value in additions.variables.items()]
+    patch += append_items(spec, "/spec", "volumes", additions.volumes)
+    patch += append_items(engine, path, "volumeMounts", additions.mounts)
+    patch += append_items(engine, path, "env", variables)
+    patch += append_items(spec, "/spec", "initContainers", additions.init_containers)
     if delivery.held and not spec.get("nodeName"):
         patch += append_items(spec, "/spec", "schedulingGates", [GATE])
     return patch
@@ -71,10 +71,10 @@ def find_collision(pod: Object, engine: Object) -> str | None:
         if _is_our_volume(volume):
             return f"the pod has a volume {volume['name']}"
     for field, container in all_containers(pod):
-        if container["name"] in delivery_modes.MODES.init_containers:
+        if container["name"] in forms().init_containers:
             return f"the pod has a container {container['name']} ({field})"
     for path in _used_paths(engine):
-        for ours in delivery_modes.MODES.mount_paths:
+        for ours in forms().mount_paths:
             if _overlap(path, ours):
                 return f"container {engine['name']} uses {path}, where {ours} would be mounted"
     return None
@@ -202,19 +202,20 @@ def _has_our_variable(container: Object) -> bool:
 
 def _is_our_variable(variable: Object) -> bool:
     name, value = variable["name"], variable.get("value") or ""
-    return bool(name == OVERRIDE and delivery_modes.MODES.has_folder(value))
+    is_of_part = any(name == part.variable for part in registry.parts())
+    return is_of_part and forms().has_folder(value)
 
 
 def _is_at_our_path(mount: Object) -> bool:
-    return mount.get("mountPath") in delivery_modes.MODES.mount_paths
+    return mount.get("mountPath") in forms().mount_paths
 
 
 def _is_our_volume(volume_or_mount: Object) -> bool:
-    return volume_or_mount["name"] in delivery_modes.MODES.volume_names
+    return volume_or_mount["name"] in forms().volume_names
 
 
 def _is_our_init_container(container: Object) -> bool:
-    return container["name"] in delivery_modes.MODES.init_containers and any(
+    return container["name"] in forms().init_containers and any(
         variable["name"] == TASK_VARIABLE for variable in container.get("env") or ()
     )
 

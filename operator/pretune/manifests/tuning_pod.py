@@ -22,23 +22,23 @@ from pretune.manifests.agent_container import (
     build_seed_container,
     copy_resources,
 )
-from pretune.manifests.engine import (
-    TACTICS_VOLUME,
-    engine_sidecar,
-    ready_headers,
-    ready_url,
-    sidecar,
-    tactics_on_claim,
+from pretune.manifests.engine import engine_sidecar, ready_headers, ready_url, sidecar
+from pretune.manifests.parts import (
+    claim_variables,
+    folder_mounts,
+    folder_variables,
+    folder_volumes,
 )
 from pretune.podspec.template import (
     command_words,
     count_gpus,
     engine_of,
+    engine_type,
     is_sidecar,
     mounts_and_devices,
     required_terms,
 )
-from pretune.protocol import CLAIM_MOUNT, TACTICS_MOUNT, Inputs, Task
+from pretune.protocol import CLAIM_MOUNT, Inputs, Task
 
 # An engine that ignores TERM holds its GPU this long (seen). The default is 30 s.
 GRACE_SECONDS = 5
@@ -62,8 +62,6 @@ MESH_ANNOTATIONS = {
     "linkerd.io/inject": "disabled",
     "consul.hashicorp.com/connect-inject": "false",
 }
-
-_TACTICS: Object = {"name": TACTICS_VOLUME, "mountPath": TACTICS_MOUNT}
 
 # Before a container's name. The API refuses a pod without a container of that name.
 _APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
@@ -92,18 +90,20 @@ def build_pod_template(
     """
     pod = template["spec"]
     engine = engine_of(template, spec.engine_container)
-    override = TACTICS_MOUNT
+    kind = engine_type(engine)
+    mounts, part_volumes = folder_mounts(kind), folder_volumes(kind)
+    variables = folder_variables(kind)
     if purpose == PROVE_CLAIM:
-        override = tactics_on_claim(spec.claim.sub_path, folder, inputs.bundle_id())
+        mounts, part_volumes = (), ()
+        variables = claim_variables(kind, spec.claim.sub_path, folder, inputs.bundle_id())
     kept = _kept_containers(pod, engine, spec.keep_containers)
-    engine_copy = engine_sidecar(engine, spec.deadline_seconds, override)
+    engine_copy = engine_sidecar(engine, spec.deadline_seconds, variables, mounts)
     volumes = _used_volumes(pod, [*kept, engine_copy])
     claim = _claim_volume(volumes, [*kept, engine_copy], claim_name(cache, spec))
     if purpose == PROVE_CLAIM:
         mount = {"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True}
         engine_copy["volumeMounts"] = [*(engine_copy.get("volumeMounts") or ()), mount]
-    else:
-        volumes.append({"name": TACTICS_VOLUME, "emptyDir": {}})
+    volumes += part_volumes
     volumes.append({"name": AGENT_VOLUME, "configMap": {"name": agent_name, "optional": True}})
 
     task = Task(
@@ -115,10 +115,11 @@ def build_pod_template(
         ready=ready_url(engine),
         headers=ready_headers(engine),
         onClaim=purpose == PROVE_CLAIM,
+        engine=kind.name,
     )
     # With resources of the pod, containers need none, and must not have more than the pod.
     has_pod_resources = bool(pod.get("resources"))
-    agent = _AgentContainers(engine, task, claim, has_pod_resources)
+    agent = _AgentContainers(engine, task, claim, mounts, has_pod_resources)
     if purpose == TUNE:
         init, last = [agent.check(), *kept, engine_copy], agent.seal()
     elif purpose == PROVE_COPY:
@@ -151,6 +152,7 @@ class _AgentContainers:
     engine: Object
     task: Task
     claim: str  # the volume that the claim is mounted by
+    mounts: tuple[Object, ...]  # of the folders of the engine's parts
     has_pod_resources: bool
 
     def check(self) -> Object:
@@ -163,16 +165,21 @@ class _AgentContainers:
             subPath=self.task.subPath,
             inputs=self.task.inputs,
             command=self.task.command,
+            engine=self.task.engine,
         )
         return build_seed_container(
-            SEED_CONTAINER, self.engine, task, self._engine_resources(), self.claim, [_TACTICS]
+            SEED_CONTAINER, self.engine, task, self._engine_resources(), self.claim, self.mounts
         )
 
     def seal(self) -> Object:
-        return self._build(SEAL_CONTAINER, "seal", self._small_resources(), self._tactics())
+        return self._build(
+            SEAL_CONTAINER, "seal", self._small_resources(), self._read_only_mounts()
+        )
 
     def prove(self) -> Object:
-        return self._build(PROVE_CONTAINER, "prove", self._small_resources(), self._tactics())
+        return self._build(
+            PROVE_CONTAINER, "prove", self._small_resources(), self._read_only_mounts()
+        )
 
     def _build(self, name: str, verb: str, resources: Object, mounts: list[Object]) -> Object:
         claim = {"name": self.claim}
@@ -180,8 +187,8 @@ class _AgentContainers:
             name, verb, self.engine, self.task, resources, claim, mounts=mounts
         )
 
-    def _tactics(self) -> list[Object]:
-        return [] if self.task.onClaim else [{**_TACTICS, "readOnly": True}]
+    def _read_only_mounts(self) -> list[Object]:
+        return [{**mount, "readOnly": True} for mount in self.mounts]
 
     def _engine_resources(self) -> Object:
         return {} if self.has_pod_resources else copy_resources(self.engine)

@@ -8,11 +8,11 @@ from typing import Any
 from pretune.api.names import SEED_CONTAINER, TARGET
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
-from pretune.engines.vllm.cli import OVERRIDE
 from pretune.podspec import canonical
 from pretune.podspec.template import (
     device_claims,
     engine_of,
+    engine_type,
     gpu_resources,
     is_sidecar,
     required_terms,
@@ -27,23 +27,28 @@ def fingerprint(template: Object, engine_name: str) -> str:
     In: the engine's image, command, args, env, envFrom and GPUs (resource and count, or claim
     templates); the same, without GPUs, of the init containers, in order: they may prepare files
     that the engine reads.
-    Not in: the override variable and the seed container, which we add; values behind references
+    Also in, where the engine has more than one part: the names of the others.
+    Not in: the variables of its parts and the seed container, which we add; values behind references
     (never read); native sidecars and other containers (they run beside the engine, not before it);
     names, labels, replicas, probes, ports, mounts, cpu, memory; placement, which the bundle's id
     has beside the fingerprint.
     """
     engine = engine_of(template, engine_name)
+    parts = engine_type(engine).parts
     before_engine = [
         container
         for container in template["spec"].get("initContainers") or ()
         if not is_sidecar(container) and container["name"] != SEED_CONTAINER
     ]
     content = {
-        "engine": canonical.program(engine, without=(OVERRIDE,)),
+        "engine": canonical.program(engine, without=[part.variable for part in parts]),
         "gpus": gpu_resources(engine),
         "claims": _device_sources(template, engine),
         "init": [canonical.program(container) for container in before_engine],
     }
+    # A bundle without a part's folder is no bundle of an engine that has the part.
+    if others := [part.name for part in parts[1:]]:
+        content["parts"] = others
     return hashlib.sha256(canonical.to_json(content).encode()).hexdigest()
 
 

@@ -10,10 +10,10 @@ from pretune.api import reasons
 from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
-from pretune.engines.vllm import cli
 from pretune.podspec.template import (
     command_words,
     engine_of,
+    engine_type,
     gpu_resources,
     is_sidecar,
     mounts_and_devices,
@@ -134,7 +134,7 @@ def multi_pod_label(candidate: Candidate) -> str | None:
 
 
 def multi_pod_flag(candidate: Candidate) -> str | None:
-    flag = cli.several_pods(command_words(candidate.engine))
+    flag = engine_type(candidate.engine).several_pods(command_words(candidate.engine))
     if not flag:
         return None
     path = f"{candidate.engine_path}.{_field_of_flag(candidate.engine, flag)}"
@@ -156,7 +156,7 @@ def leader_address(candidate: Candidate) -> str | None:
 def self_registration(candidate: Candidate) -> str | None:
     engine = candidate.engine
     env = {variable["name"]: variable.get("value") or "" for variable in engine.get("env") or ()}
-    cause = cli.registers_itself(command_words(engine), env)
+    cause = engine_type(engine).registers_itself(command_words(engine), env)
     if not cause:
         return None
     field = "env" if cause in env else _field_of_flag(engine, cause)
@@ -232,9 +232,9 @@ PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
 
 
 def _field_of_flag(engine: Object, shown: str) -> str:
-    """Return "args" or "command": where a flag is that engines/vllm/cli.py found.
+    """Return "args" or "command": where a flag is that the engine's type found.
 
-    shown: the flag as cli.py returns it: with "-" for "_", and with its value.
+    shown: the flag as engines/base.py has it returned: with "-" for "_", and with its value.
     """
     flag = shown.split(" ")[0].split("=")[0]
     in_args = any(flag in word.replace("_", "-") for word in engine.get("args") or ())

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
+from pretune.engines import registry
+from pretune.engines.base import Engine
 from pretune.podspec import canonical
 
 # A GPU of NVIDIA's device plugin: whole, a MIG slice, or time-sliced under the plugin's renamed
@@ -51,6 +53,11 @@ def engine_of(template: Object, engine_container: str) -> Object:
             f"containers {several} ask for a GPU; name the engine in spec.engineContainer",
         )
     return with_gpu[0]
+
+
+def engine_type(container: Object) -> Engine:
+    """Return which of the engines that pretune knows the container runs, by image and command."""
+    return registry.recognise(container.get("image") or "", command_words(container))
 
 
 def all_containers(pod: Object) -> Iterator[tuple[str, Object]]:

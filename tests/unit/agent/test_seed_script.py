@@ -57,7 +57,9 @@ def start_script(
     options = (
         f"--claim {pod.claim} --parts {pod.claim.parent} --termination-log {log} --limit {limit}"
     )
-    text = build_script("seed").replace("agent.pyz seed &", f"agent.pyz seed {options} &")
+    text = build_script("seed", ("/pretune/tactics",)).replace(
+        "agent.pyz seed &", f"agent.pyz seed {options} &"
+    )
     for place, here in (
         ("/pretune/agent/agent.pyz", zipped),
         ("/pretune/tactics/", f"{pod.tactics}/"),

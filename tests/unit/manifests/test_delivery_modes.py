@@ -13,15 +13,16 @@ from pretune.api import delivery_reasons
 from pretune.api.names import DELIVERY
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
+from pretune.engines.vllm.engine import VLLM
 from pretune.manifests import delivery_modes
 from pretune.manifests.delivery_modes import (
     MODES,
+    Additions,
     Choice,
     Delivery,
     DeliveryMode,
-    ModeTable,
+    Form,
     Obstacle,
-    Parts,
     choose_mode,
 )
 from pretune.manifests.injection import find_collision, inject, is_injected, strip
@@ -36,6 +37,7 @@ CHOICE = Choice(
     asked="Auto",
     bundle="0123456789ab-default",
     layout="Managed",
+    parts=VLLM.parts,
     is_given=True,
     is_trusted=True,
     is_current=True,
@@ -44,22 +46,24 @@ CHOICE = Choice(
 )
 
 
-def mounted_image(pod: Object, engine: Object, delivery: Delivery) -> Parts:
+def mounted_image(pod: Object, engine: Object, delivery: Delivery) -> Additions:
     """The bundle as an image (KEP-4639), named after it."""
     source = {"reference": f"registry/bundles:{delivery.bundle}", "pullPolicy": "IfNotPresent"}
-    return Parts(
-        mount={"name": "pretune-image", "mountPath": "/pretune/image", "readOnly": True},
-        folder="/pretune/image/tactics",
+    return Additions(
+        mounts=({"name": "pretune-image", "mountPath": "/pretune/image", "readOnly": True},),
+        variables={OVERRIDE: "/pretune/image/tactics"},
         volumes=({"name": "pretune-image", "image": source},),
     )
 
 
 IMAGE = DeliveryMode(
     name="Image",
-    build_parts=mounted_image,
-    volume_names=("pretune-image",),
-    mount_path="/pretune/image",
-    folders=re.compile("/pretune/image/.*"),
+    build_additions=mounted_image,
+    form=lambda parts: Form(
+        volume_names=("pretune-image",),
+        mount_paths=("/pretune/image",),
+        folders=re.compile("/pretune/image/.*"),
+    ),
     obstacles=(
         Obstacle(lambda choice: not choice.is_given),
         Obstacle(lambda choice: choice.layout != PER_RANK, "{bundle} is not laid out by rank"),
@@ -69,7 +73,7 @@ IMAGE = DeliveryMode(
 
 @pytest.fixture
 def with_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery_modes, "MODES", ModeTable((IMAGE, *MODES)))
+    monkeypatch.setattr(delivery_modes, "MODES", (IMAGE, *MODES))
 
 
 def given(pod: Object) -> Object:
@@ -137,20 +141,24 @@ def test_without_its_row_a_mode_is_unknown() -> None:
 def test_every_row_is_recognised_by_what_it_adds(pod: Object) -> None:
     pod = pod_of(stored(pod))
     for mode in (*MODES, IMAGE):
-        parts = mode.build_parts(pod, engine_in(pod), Delivery(mode.name, **GIVEN))
-        assert {volume["name"] for volume in parts.volumes} <= set(mode.volume_names)
-        assert parts.mount["mountPath"] == mode.mount_path
-        assert mode.folders.fullmatch(parts.folder)
-        assert [container["name"] for container in parts.init_containers] == [
+        additions = mode.build_additions(pod, engine_in(pod), Delivery(mode.name, **GIVEN))
+        form = mode.form(VLLM.parts)
+        assert {volume["name"] for volume in additions.volumes} <= set(form.volume_names)
+        assert tuple(mount["mountPath"] for mount in additions.mounts) == form.mount_paths
+        assert list(additions.variables) == [OVERRIDE]
+        assert all(form.folders.fullmatch(value) for value in additions.variables.values())
+        assert [container["name"] for container in additions.init_containers] == [
             name for name in (mode.init_container,) if name
         ]
 
 
 def test_no_row_takes_anothers_path_for_its_own() -> None:
     for mode, other in itertools.permutations((*MODES, IMAGE), 2):
-        assert mode.mount_path != other.mount_path
-        folder = other.build_parts(pod_of(engine()), engine(), Delivery(other.name, **GIVEN)).folder
-        assert not mode.folders.fullmatch(folder)
+        form = mode.form(VLLM.parts)
+        assert not {*form.mount_paths} & {*other.form(VLLM.parts).mount_paths}
+        delivery = Delivery(other.name, **GIVEN)
+        additions = other.build_additions(pod_of(engine()), engine(), delivery)
+        assert not any(form.folders.fullmatch(value) for value in additions.variables.values())
 
 
 def test_the_last_row_fits_every_bundle() -> None:
@@ -160,7 +168,7 @@ def test_the_last_row_fits_every_bundle() -> None:
         for layout in (*LAYOUTS, "LayoutOfTomorrow", None):
             for values in itertools.product((False, True), repeat=len(flags)):
                 given = dict(zip(flags, values, strict=True))
-                choice = Choice(asked=asked, bundle="b", layout=layout, **given)
+                choice = Choice(asked=asked, bundle="b", layout=layout, parts=VLLM.parts, **given)
                 name, warning = choose_mode(choice)
                 assert name in ("ReadOnly", "Overlay")
                 assert not warning or (asked == "ReadOnly" and name == "Overlay")

@@ -632,11 +632,13 @@ def test_injecting_changes_neither_the_pod_nor_shares_anything_with_it(delivery:
 
 
 def test_the_script_means_nothing_to_the_kubelet() -> None:
-    assert "$(" not in build_script("seed") and "$$" not in build_script("seed")
+    assert "$(" not in build_script("seed", ("/pretune/tactics",)) and "$$" not in build_script(
+        "seed", ("/pretune/tactics",)
+    )
 
 
 def test_the_script_is_one_of_any_posix_shell() -> None:
-    subprocess.run(["/bin/sh", "-n", "-c", build_script("seed")], check=True)
+    subprocess.run(["/bin/sh", "-n", "-c", build_script("seed", ("/pretune/tactics",))], check=True)
 
 
 def test_fingerprints_do_not_know_of_us() -> None:
@@ -650,7 +652,7 @@ def test_fingerprints_do_not_know_of_us() -> None:
 def test_reports_of_the_script_are_reports() -> None:
     told = [
         line.partition(" || ")[2] or line
-        for line in build_script("seed").splitlines()
+        for line in build_script("seed", ("/pretune/tactics",)).splitlines()
         if " || fail " in line
     ]
     reports = [Report.load(shlex.split(line)[1]) for line in told]

@@ -30,7 +30,7 @@ from pretune.manifests.job import (
 )
 from pretune.podspec import identity
 from pretune.podspec.template import count_gpus
-from pretune.protocol import TACTICS_MOUNT, Report, Task
+from pretune.protocol import Report, Task
 
 from tests.unit.builders import (
     AGENT,
@@ -115,7 +115,11 @@ def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place
     other = [one for one in tuning["env"] if one["name"] != cli.OVERRIDE]
     assert other == [one for one in served.get("env", []) if one["name"] != cli.OVERRIDE]
     assert tuning["volumeMounts"][:-1] == served.get("volumeMounts", [])
-    assert env_of(tuning)[cli.OVERRIDE] == tuning["volumeMounts"][-1]["mountPath"] == TACTICS_MOUNT
+    assert (
+        env_of(tuning)[cli.OVERRIDE]
+        == tuning["volumeMounts"][-1]["mountPath"]
+        == "/pretune/tactics"
+    )
     assert [one["name"] for one in tuning["env"]].count(cli.OVERRIDE) == 1
     assert tuning["restartPolicy"] == "Always"
     assert not {"readinessProbe", "livenessProbe", "lifecycle"} & set(tuning)
@@ -295,7 +299,7 @@ def test_seed_and_prove_are_told_what_they_need_and_mount_no_more_than_that() ->
     agent = {"name": "pretune-agent", "mountPath": "/pretune/agent", "readOnly": True}
     claim, tactics = (
         {"name": "pretune-claim", "mountPath": "/pretune/claim"},
-        {"name": "pretune-tactics", "mountPath": TACTICS_MOUNT},
+        {"name": "pretune-tactics", "mountPath": "/pretune/tactics"},
     )
     seed, [prove] = pod_of(job)["initContainers"][-2], pod_of(job)["containers"]
     assert (seed["name"], prove["name"]) == ("pretune-seed", "pretune-prove")
@@ -732,7 +736,7 @@ def test_who_mounts_what() -> None:
     assert seal_in(job)["volumeMounts"] == [
         agent,
         claim,
-        {"name": "pretune-tactics", "mountPath": TACTICS_MOUNT, "readOnly": True},
+        {"name": "pretune-tactics", "mountPath": "/pretune/tactics", "readOnly": True},
     ]
     assert [one["name"] for one in engine_in(job)["volumeMounts"]] == ["models", "pretune-tactics"]
     assert volume(job, "pretune-agent")["configMap"] == {"name": AGENT, "optional": True}

@@ -9,7 +9,6 @@ from pretune.engines.command import program, shell_words
 
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 DEFAULT_PORT = 8000
-HEALTH_PATH = "/health"
 
 
 def flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:

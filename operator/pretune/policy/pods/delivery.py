@@ -17,12 +17,11 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, Target, claim_name
 from pretune.api.status import BundleStatus, CacheStatus
 from pretune.api.types import Key, Object
-from pretune.engines.vllm.cli import OVERRIDE
 from pretune.manifests.delivery_modes import NONE, Choice, Delivery, choose_mode
 from pretune.manifests.injection import find_collision
 from pretune.podspec import identity
 from pretune.podspec.preflight import find_refusal
-from pretune.podspec.template import engine_of, moving_tag
+from pretune.podspec.template import engine_of, engine_type, moving_tag
 from pretune.podspec.workloads import held_kinds
 from pretune.protocol import Inputs
 
@@ -103,11 +102,13 @@ def _at_most(spec: Spec) -> str:
 
 
 def _choice(a: Arrival) -> Choice:
+    assert a.engine is not None
     ready = a.status.condition("Ready")
     return Choice(
         asked=a.spec.delivery,
         bundle=a.want.bundle,
         layout=a.bundle.layout if a.bundle is not None else None,
+        parts=engine_type(a.engine).parts,
         is_given=a.given,
         is_trusted=a.bundle is not None and not _is_of_unknown_origin(a.bundle),
         is_current=a.status.observed_generation == a.cache["metadata"].get("generation"),
@@ -232,9 +233,9 @@ def engine_unknown(a: Arrival) -> str | None:
 
 def override_set(a: Arrival) -> str | None:
     assert a.engine is not None
-    if any(one["name"] == OVERRIDE for one in a.engine.get("env") or ()):
-        return f"container {a.want.engine} sets {OVERRIDE} itself"
-    return None
+    names = [variable["name"] for variable in a.engine.get("env") or ()]
+    own = next((name for name in engine_type(a.engine).variables if name in names), None)
+    return f"container {a.want.engine} sets {own} itself" if own else None
 
 
 def names_collide(a: Arrival) -> str | None:

@@ -345,7 +345,7 @@ def unmounted(pod: Pod) -> Trouble | None:
 
 def _ours(pod: Pod) -> set[str]:
     """Names by which the kubelet speaks of our volumes."""
-    names = set(delivery_modes.MODES.volume_names)
+    names = set(delivery_modes.forms().volume_names)
     if not pod.our_claim:
         names.discard(CLAIM_VOLUME)
     return names | ({pod.volume} if pod.volume else set())

@@ -15,11 +15,10 @@ from pretune.api.status import BundleStatus, ConsumerCounts
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.engines import logs
-from pretune.engines.vllm.cli import OVERRIDE
 from pretune.kube.types import Event
 from pretune.manifests.delivery_modes import find_mode
 from pretune.podspec import canonical
-from pretune.podspec.template import engine_of
+from pretune.podspec.template import engine_of, engine_type
 from pretune.policy.model import EngineStart
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer, digest_of
@@ -220,10 +219,8 @@ def _what_differs(differs: Sequence[str], references: Sequence[str]) -> str:
 
 def differences(engine: Object, template: Object) -> tuple[str, ...]:
     """Where a container differs from the template's: names of variables and flags, never a value. What we add ourselves does not count."""
-    here, there = (
-        canonical.program(engine, without=(OVERRIDE,)),
-        canonical.program(template, without=(OVERRIDE,)),
-    )
+    ours = engine_type(template).variables
+    here, there = (canonical.program(one, without=ours) for one in (engine, template))
     names = [
         f"env {name}"
         for name in sorted({**here["env"], **there["env"]})
