@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.test_webhook import shakes_hands
+from tests.chart.test_webhook import handshake
 from tests.cluster.conftest import HELM, KUBECTL, ROOT, SYSTEM
 from tests.cluster.kube import Kube, Object, Refusal
 from tests.cluster.test_policy import held
@@ -83,7 +83,7 @@ def test_an_upgrade_renews_the_certificate_and_keeps_the_authority(
     old, new = (secret(one, "pretune-webhook") for one in (now, then))
     assert old["tls.crt"] != new["tls.crt"] and old["tls.key"] != new["tls.key"]
     for files in (old, new):
-        shakes_hands(tmp_path, files["tls.crt"], files["tls.key"], bundle(then), HOST)
+        handshake(tmp_path, files["tls.crt"], files["tls.key"], bundle(then), HOST)
 
 
 def test_a_certificate_of_another_authority_is_not_taken_for_the_webhooks(
@@ -93,7 +93,7 @@ def test_a_certificate_of_another_authority_is_not_taken_for_the_webhooks(
     other = upgrade(kube, "fullnameOverride=other")  # another name: its authority is not there yet
     files = secret(other, "other-webhook")
     with pytest.raises(ssl.SSLCertVerificationError):
-        shakes_hands(
+        handshake(
             tmp_path,
             files["tls.crt"],
             files["tls.key"],
