@@ -1,4 +1,8 @@
-"""Before the GPU is used: is the image's release one that keeps tactics, can this uid write the claim, is the bundle there already."""
+"""Check, before a GPU is used, whether an attempt can succeed.
+
+Does the image's release persist tactics? May this uid write to the claim, and is there space? Is
+the bundle on the claim already?
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,18 @@ from pretune.agent.errors import AgentError
 from pretune.api import reasons
 from pretune.protocol import CHECKED, Report
 
-# What is asked for in advance; a bundle is some 10 kB to 10 MB, and seal says NoSpace where this was not enough.
-LEAST_BYTES = 4 * 1024 * 1024
-LEAST_INODES = 32
+# A bundle has some 10 kB to 10 MB. Seal reports NoSpace where this was not enough.
+MIN_FREE_BYTES = 4 * 1024 * 1024
+MIN_FREE_INODES = 32
+PROBE_BYTES = 4096
 
 
 def check(context: Context) -> Report:
-    """Checked, or the bundle that is there already. Raises AgentError: ReleaseTooOld, SharedLayout, UnsafePath, IdCollision,
-    ReadOnlyClaim, NoSpace."""
-    task, log = context.task, context.log
+    """Return the report Checked, or that of the bundle that is there already.
+
+    Raises AgentError: ReleaseTooOld, SharedLayout, UnsafePath, IdCollision, ReadOnlyClaim, NoSpace.
+    """
+    task, log, bundle_id = context.task, context.log, context.inputs.bundle_id()
     versions, engine = image_versions(context), context.engine
     reason, message = engine.check_release(own_version(engine, versions), task.gpus)
     if reason:
@@ -34,71 +41,70 @@ def check(context: Context) -> Report:
     log("image: %s" % describe_versions(engine, versions))
     with explain_claim_errors("cannot prepare %s on the claim" % task.cache):
         with create_store(context.claim, task.subPath, task.cache, context.disk) as store:
-            _try_to_write(store.staging, context)
-            log(
-                "claim: %s is writable as uid %d, gid %d" % (task.cache, os.geteuid(), os.getegid())
-            )
-            found, damaged = _there(store, context)
+            _check_space(store.staging)
+            _check_writable(store.staging, context)
+            uid, gid = os.geteuid(), os.getegid()
+            log("claim: %s is writable as uid %d, gid %d" % (task.cache, uid, gid))
+            bundle, damage = _find_bundle(store, context)
             remove_orphaned_proof_records(store, context.disk)
-            if found is not None:
-                log(
-                    "bundle: %s is on the claim, whole: %s"
-                    % (found.manifest.id, found.manifest.message)
-                )
-                remove_stale_staging(store, context.pod_uid, found.manifest.id, context.disk)
-                return found.report("check", has_proof_record(store, found))
-            write_start_mark(
-                store, context.pod_uid, context.inputs.bundle_id(), context.now(), context.disk
-            )
-            remove_stale_staging(store, context.pod_uid, context.inputs.bundle_id(), context.disk)
-    notes = [note for note in (message, damaged) if note]
+            if bundle is not None:
+                log("bundle: %s is on the claim, whole: %s" % (bundle_id, bundle.manifest.message))
+                remove_stale_staging(store, context.pod_uid, bundle_id, context.disk)
+                return bundle.report("check", has_proof_record(store, bundle))
+            write_start_mark(store, context.pod_uid, bundle_id, context.now(), context.disk)
+            remove_stale_staging(store, context.pod_uid, bundle_id, context.disk)
+    notes = [note for note in (message, damage) if note]
     return Report(
         by="check",
         reason=CHECKED,
         message=", ".join(notes),
-        id=context.inputs.bundle_id(),
+        id=bundle_id,
         versions=versions,
     )
 
 
-def _try_to_write(staging: Folder, context: Context) -> None:
-    room = os.fstatvfs(staging.fd)
-    free = room.f_bavail * room.f_frsize
-    if room.f_blocks and free < LEAST_BYTES:  # some network file systems tell nothing
+def _check_space(staging: Folder) -> None:
+    """Raises AgentError NoSpace. Some network file systems do not report their space."""
+    space = os.fstatvfs(staging.fd)
+    free_bytes = space.f_bavail * space.f_frsize
+    if space.f_blocks and free_bytes < MIN_FREE_BYTES:
         raise AgentError(
             reasons.NO_SPACE,
             "the claim has %d KiB free, at least %d MiB are needed"
-            % (free >> 10, LEAST_BYTES >> 20),
+            % (free_bytes >> 10, MIN_FREE_BYTES >> 20),
         )
-    if room.f_files and room.f_favail < LEAST_INODES:
+    if space.f_files and space.f_favail < MIN_FREE_INODES:
         raise AgentError(
             reasons.NO_SPACE,
-            "the claim has %d inodes free, at least %d are needed" % (room.f_favail, LEAST_INODES),
+            "the claim has %d inodes free, at least %d are needed"
+            % (space.f_favail, MIN_FREE_INODES),
         )
-    name, disk = (
-        GONE_PREFIX + "probe-" + context.pod_uid,
-        context.disk,
-    )  # a name that sweep removes, should we be killed here
+
+
+def _check_writable(staging: Folder, context: Context) -> None:
+    """Write a file and delete it. Raises OSError."""
+    disk = context.disk
+    # With this prefix a later pod removes it, should this one be killed here.
+    name = GONE_PREFIX + "probe-" + context.pod_uid
     if staging.lstat(name) is not None:
         disk.unlink(staging, name)
     fd = disk.create(staging, name)
     try:
-        disk.write(fd, b"x" * 4096)
+        disk.write(fd, b"x" * PROBE_BYTES)
         disk.fsync(fd)
     finally:
         os.close(fd)
         disk.unlink(staging, name)
 
 
-def _there(store: Store, context: Context) -> Tuple[Optional[Bundle], str]:
-    """The bundle, or a note that a damaged one lies there: seal removes it."""
-    name = context.inputs.bundle_id()
+def _find_bundle(store: Store, context: Context) -> Tuple[Optional[Bundle], str]:
+    """Return the bundle, if it is there, and a note where it is damaged: seal will replace it."""
+    bundle_id = context.inputs.bundle_id()
     try:
-        found = find_checked_bundle(store.bundles, name, context.inputs)
+        bundle = find_checked_bundle(store.bundles, bundle_id, context.inputs)
     except DamagedBundle as damage:
         return None, "a damaged bundle lies there (%s); it will be replaced" % damage
-    if found is not None:
-        make_read_only(
-            store.bundles, name, context.disk
-        )  # where a seal was killed just after its rename
-    return found, ""
+    if bundle is not None:
+        # A seal may have been killed just after its rename.
+        make_read_only(store.bundles, bundle_id, context.disk)
+    return bundle, ""

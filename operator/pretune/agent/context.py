@@ -33,7 +33,7 @@ class Context:
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> "Context":
-        """Return this container's context. Raises WireError where the task is missing or malformed."""
+        """Return this container's context. Raises WireError where it has no valid task."""
         return cls(
             task=protocol.Task.load(env.get(protocol.TASK_VARIABLE, "")),
             pod_uid=env.get(protocol.POD_UID_VARIABLE) or "by-hand",

@@ -1,4 +1,4 @@
-"""Make a bundle of what an engine wrote elsewhere: find it, judge it as seal does, compare it, publish it."""
+"""Make a bundle of what an engine wrote elsewhere: find it, judge it as seal does, publish it."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def import_folder(context: Context) -> Report:
 
     What is found becomes the first part of the engine; its other parts are empty in the bundle.
 
-    Raises AgentError with nothing published: ImportRefused for whatever is wrong with the source; what
-    the image (ReleaseTooOld, SharedLayout) or our claim (NoSpace, ReadOnlyClaim, UnsafePath,
+    Raises AgentError with nothing published: ImportRefused for whatever is wrong with the source;
+    what the image (ReleaseTooOld, SharedLayout) or our claim (NoSpace, ReadOnlyClaim, UnsafePath,
     IdCollision) refuses.
     """
     task, engine = context.task, context.engine

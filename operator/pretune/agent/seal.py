@@ -26,9 +26,9 @@ from pretune.protocol import Report
 def seal(context: Context) -> Report:
     """Return the report Sealed or NothingToTune.
 
-    The engine is asked before and after its files are read and staged, and its folders are scanned
-    again: an engine that died or still writes is found before the rename, which cannot be undone. The
-    controller takes the report only when the engine did not restart.
+    The engine is asked before and after its files are read and staged, and its folders are
+    scanned again: an engine that died or still writes is found before the rename, which cannot be
+    undone. The controller takes the report only when the engine did not restart.
 
     Raises AgentError with nothing published: see api/reasons.py, "attempts that failed".
     """

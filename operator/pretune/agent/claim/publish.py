@@ -122,7 +122,8 @@ def write_part(
 ) -> List[File]:
     """Write a new folder with these files and folders, and return size and sha256 of what was read.
 
-    Files have mode 0444, folders 0555. All is synced: files first, then folders from the deepest up.
+    Files have mode 0444, folders 0555. All is synced: files first, then folders from the deepest
+    up.
     """
     written: List[File] = []
     disk.mkdir(parent, name)

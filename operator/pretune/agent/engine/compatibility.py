@@ -1,9 +1,9 @@
 """What a bundle was made with, compared with what is here: versions in the image, GPUs of the node.
 
-An engine ignores files of another environment, and does not say so in its folder. FlashInfer compares
-each v1 file's `_metadata` with its own environment. Where they differ it uses nothing of the file,
-tunes everything and does not overwrite it (docs/compatibility.md): the folder then looks as if the
-engine had been warm.
+An engine ignores files of another environment, and does not say so in its folder. FlashInfer
+compares each v1 file's `_metadata` with its own environment. Where they differ it uses nothing of
+the file, tunes everything and does not overwrite it (docs/compatibility.md): the folder then
+looks as if the engine had been warm.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def other_versions(manifest: Manifest, context: Context) -> str:
 def other_gpu(gpu: str, proc: str) -> Tuple[str, str]:
     """Return (how the node's GPUs differ, "") or ("", why that is unknown).
 
-    ("", "") where each of them is the bundle's. gpu: the name in the bundle's files, as CUDA gives it;
-    of a MIG slice the model's with " MIG 1g.10gb". proc: where /proc is mounted: the kernel driver
-    shows all GPUs of the node there, also in a container that was given none.
+    ("", "") where each of them is the bundle's. gpu: the name in the bundle's files, as CUDA
+    gives it; of a MIG slice the model's with " MIG 1g.10gb". proc: where /proc is mounted: the
+    kernel driver shows all GPUs of the node there, also in a container that was given none.
     """
     if not gpu:
         return "", "the bundle's files name none"

@@ -1,4 +1,4 @@
-"""Asking the engine whether it is ready, as the kubelet does."""
+"""Ask the engine whether it is ready, as the kubelet does."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import List, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 
-def ask(
+def probe_engine(
     url: str, headers: Mapping[str, str], tries: int = 3, pause: float = 1.0, timeout: float = 10.0
 ) -> str:
-    """ "" when the URL answers 200 to 399, else what it said; certificates are not verified, redirects not followed.
+    """Return "" where the URL answers 200 to 399, else what went wrong.
 
-    Like the kubelet it needs no proxy and takes any redirect for an answer. Several tries: one reset connection is no dead engine.
+    Like the kubelet it uses no proxy, follows no redirect and verifies no certificate. It tries
+    several times, `pause` seconds apart: one failed connection does not mean that the engine is
+    dead.
     """
     parts = urlsplit(url)
-    said = ""
+    failure = ""
     for left in range(tries - 1, -1, -1):
         for host in _hosts(parts.hostname or ""):
             try:
                 status = _get(parts, host, headers, timeout)
                 if 200 <= status < 400:
                     return ""
-                said = "%s answered %d" % (url, status)
+                failure = "%s answered %d" % (url, status)
                 break
             except (OSError, http.client.HTTPException, ValueError) as error:
-                said = "%s: %s" % (url, error or type(error).__name__)
+                failure = "%s: %s" % (url, error or type(error).__name__)
         if left:
             time.sleep(pause)
-    return said
+    return failure
 
 
 def _hosts(host: str) -> List[str]:
-    """The pod's own address too, after the loopback: an engine may listen there only, which is where the kubelet asks it."""
+    """Return the host, and after the loopback the pod's own addresses.
+
+    An engine may listen there only; the kubelet asks it there.
+    """
     if host not in ("127.0.0.1", "localhost"):
         return [host]
     try:
-        return [
-            host,
-            *sorted(
-                {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)}
-                - {host}
-            ),
-        ]
+        found = socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         return [host]
+    return [host, *sorted({str(address[4][0]) for address in found} - {host})]
 
 
 def _get(parts: SplitResult, host: str, headers: Mapping[str, str], timeout: float) -> int:

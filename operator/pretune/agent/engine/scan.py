@@ -33,9 +33,9 @@ class Scan:
 def scan(root: Folder) -> Scan:
     """Return what is in the folder.
 
-    A file with several hard links is taken: a link cannot leave its file system, here an emptyDir of
-    this pod, and what is published is a copy. Raises AgentError (UnsafeFiles, UnreadableFiles) that
-    names the path, and Changed.
+    A file with several hard links is taken: a link cannot leave its file system, here an emptyDir
+    of this pod, and what is published is a copy. Raises AgentError (UnsafeFiles, UnreadableFiles)
+    that names the path, and Changed.
     """
     found = Scan()
     _scan(root, "", 1, found)

@@ -8,7 +8,7 @@ from typing import Dict, NamedTuple, Optional
 
 from pretune.agent.claim.fs import Folder
 from pretune.agent.context import Context
-from pretune.agent.engine.probe import ask
+from pretune.agent.engine.probe import probe_engine
 from pretune.agent.engine.scan import Changed, Scan, read, scan
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
@@ -32,11 +32,11 @@ class PartContent(NamedTuple):
 def ask_engine(context: Context, when: str) -> None:
     """Raises AgentError EngineFailed where the engine does not answer as ready.
 
-    One that cannot be asked over HTTP is not asked: wait_until_stable does instead.
+    One that cannot be asked over HTTP is not asked; wait_until_stable waits for it instead.
     """
     if context.task.ready is None:
         return
-    answer = ask(context.task.ready, context.task.headers)
+    answer = probe_engine(context.task.ready, context.task.headers)
     if answer:
         raise AgentError(
             reasons.ENGINE_FAILED, "the engine did not answer as ready %s: %s" % (when, answer)

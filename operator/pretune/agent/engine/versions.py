@@ -17,8 +17,8 @@ from pretune.engines.command import program, shell_words
 from pretune.protocol import Versions
 
 _PYTHON = re.compile(r"(python|pypy)(\d+(\.\d+)?)?$")
-# What pip and uv write when the interpreter's path is too long for a shebang, or has a space: a shell
-# line that execs it.
+# What pip and uv write when the interpreter's path is too long for a shebang, or has a space: a
+# shell line that execs it.
 _LONG_SHEBANG = re.compile(rb"'''exec'\s+(?:\"([^\"]+)\"|'([^']+)'|(\S+))\s+\"\$0\"")
 
 
@@ -33,8 +33,9 @@ def read_versions(
 ) -> Versions:
     """Return the versions of the engine's distributions in its interpreter.
 
-    Else of the engine's program on PATH, else of python3 there; "" for what is unknown. command: the
-    engine's command and args (empty: the image's own entrypoint); path, pythonpath: its variables.
+    Else of the engine's program on PATH, else of python3 there; "" for what is unknown. command:
+    the engine's command and args (empty: the image's own entrypoint); path, pythonpath: its
+    variables.
     """
     ahead = [folder for folder in pythonpath.split(os.pathsep) if folder]
     found: Dict[str, str] = {}
@@ -151,9 +152,9 @@ def _last_exec(engine: Engine, script: str, path: str) -> Optional[str]:
 def site_folders(interpreter: str) -> List[str]:
     """Return the folders where this interpreter's packages lie.
 
-    A virtual environment is known by the pyvenv.cfg beside the interpreter or above it, looked for at
-    each link on the way to the real file, since the links lead out of it. Debian's folders are
-    `dist-packages`: /usr/lib/python3, and /usr/local/lib/python3.X.
+    A virtual environment is known by the pyvenv.cfg beside the interpreter or above it, looked
+    for at each link on the way to the real file, since the links lead out of it. Debian's folders
+    are `dist-packages`: /usr/lib/python3, and /usr/local/lib/python3.X.
     """
     steps = _links(interpreter)
     prefixes: List[str] = []
