@@ -29,7 +29,7 @@ from pretune.podspec.source import template_of
 from pretune.podspec.workloads import has_revisions, origin_key, origin_of
 from pretune.policy.bundles.attempt_state import POD_GRACE, is_finished, is_job_finished
 from pretune.policy.model import Observed, Origin
-from pretune.policy.pods.rescue import suspect
+from pretune.policy.pods.start_failures import needs_events
 
 API_VERSION = f"{GROUP}/{VERSION}"
 MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
@@ -253,7 +253,7 @@ def _choose_suspects(consumers: Iterable[Object], now: float) -> list[Object]:
 
     Where there are many, some of them: others at each reconcile.
     """
-    suspects = [pod for pod in consumers if suspect(pod, now)]
+    suspects = [pod for pod in consumers if needs_events(pod, now)]
     if len(suspects) <= MAX_SUSPECTS:
         return suspects
     return random.Random(now).sample(suspects, MAX_SUSPECTS)

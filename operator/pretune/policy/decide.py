@@ -26,7 +26,7 @@ def decide(observed: Observed, now: float) -> Plan:
     """The plan for one key at `now` (Unix seconds). `observed.outcomes` are those of this run's own actions: what they made is
     seen as there, what they were refused becomes words."""
     if observed.cache is None:
-        return deletion.afterlife(observed, now)
+        return deletion.plan_deletion(observed, now)
     if observed.cache["metadata"].get("deletionTimestamp"):
         held = [one for one in observed.consumers if is_held(one)]
         return Plan(
@@ -46,7 +46,7 @@ def decide(observed: Observed, now: float) -> Plan:
     retention.process_finished_prunes(plan, bundles)  # what became of folders that were deleted
     adoption.ask(plan, bundles, claim)  # what only the claim can say
     proofs.require_proof(plan, bundles)  # what was not proven yet
-    agent_configmap.provide(plan)  # before whoever names it
+    agent_configmap.create_if_missing(plan)  # before a Job names it
     if wanted.refused is None:
         tuning.supersede(plan, bundles)  # attempts that nothing wants
         tuning.start(plan, bundles, claim, pods)  # the next attempt, or proof
@@ -56,7 +56,7 @@ def decide(observed: Observed, now: float) -> Plan:
     rescue.rescue(plan, pods)  # pods that only we keep from starting
     release.hold(plan, pods, wanted, claim)  # pods that need not wait any longer
     update_running_flags(plan, pods)
-    plan.actions += agent_configmap.replaced(plan)
+    plan.actions += agent_configmap.delete_outdated(plan)
 
     if any(action.name not in observed.outcomes for action in plan.actions) and observed.outcomes:
         plan.requeue_at(now)  # what was made asks for more at once

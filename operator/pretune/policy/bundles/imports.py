@@ -209,8 +209,8 @@ def start_import_if_requested(plan: PlanBuilder, desired: DesiredBundle, storage
         _record_refusal(plan, desired.id, value, refused.reason, refused.message)
         return False
     created = f"import from {value}: the Job is made"
-    if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
-        message = agent_configmap.refusal(plan)
+    if not agent_configmap.exists(plan):  # the next run, at once, makes the Job
+        message = agent_configmap.find_refusal(plan)
         plan.set_state(
             desired.id,
             PENDING,

@@ -225,8 +225,8 @@ def begin(plan: PlanBuilder, desired: DesiredBundle) -> None:
     observed, bundle = plan.observed, plan.bundles[desired.id]
     number = (bundle.proofs or 0) + 1
     created = f"proof {number} of {plan.spec.max_attempts}: the Job is made"
-    if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
-        message = agent_configmap.refusal(plan)
+    if not agent_configmap.exists(plan):  # the next run, at once, makes the Job
+        message = agent_configmap.find_refusal(plan)
         plan.set_state(
             desired.id,
             PROVING,

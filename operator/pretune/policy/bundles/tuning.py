@@ -272,8 +272,8 @@ def _given_since(plan: PlanBuilder, bundle: BundleStatus, sealed_at: float) -> f
 def _create(plan: PlanBuilder, desired: DesiredBundle) -> None:
     observed, number = plan.observed, plan.bundles[desired.id].attempts + 1
     created = f"attempt {number} of {plan.spec.max_attempts}: the Job is made"
-    if not agent_configmap.is_there(plan):  # the next run, at once, makes the Job
-        message = agent_configmap.refusal(plan)
+    if not agent_configmap.exists(plan):  # the next run, at once, makes the Job
+        message = agent_configmap.find_refusal(plan)
         plan.set_state(
             desired.id,
             PENDING,

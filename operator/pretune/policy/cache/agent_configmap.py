@@ -1,35 +1,48 @@
-"""The agent's ConfigMap: there before any Job or pod names it, and gone when nobody does."""
+"""The agent's ConfigMap: created before a Job or pod names it, deleted when none does."""
 
 from __future__ import annotations
 
 from pretune.api import reasons
 from pretune.api.timestamps import parse_timestamp
+from pretune.api.types import Object
 from pretune.manifests.agent_archive import build_agent_config_map
 from pretune.policy.model import Action, Apply, Observed
 from pretune.policy.plan_builder import PlanBuilder, delete
 
-UPGRADE = 600.0  # seconds in which an upgrade's pods replace each other; a later look removes what is left
-AGAIN = 30.0  # seconds until the API server is asked again that refused it
+UPGRADE_SECONDS = 600.0  # in which an upgrade replaces pods; a later look removes what is left
+RETRY_SECONDS = 30.0  # until a ConfigMap that the API server refused is applied again
 
 
-def is_there(plan: PlanBuilder) -> bool:
-    return any(one["metadata"]["name"] == plan.observed.agent_name for one in plan.observed.agents)
+def exists(plan: PlanBuilder) -> bool:
+    """Return whether the ConfigMap of this release is there."""
+    return _find_current(plan) is not None
 
 
-def provide(plan: PlanBuilder) -> None:
-    """Of this release, also where all is sealed: the webhook gives its name to pods from the moment that it is upgraded."""
-    if is_there(plan):
+def _find_current(plan: PlanBuilder) -> Object | None:
+    names_current = (
+        agent
+        for agent in plan.observed.agents
+        if agent["metadata"]["name"] == plan.observed.agent_name
+    )
+    return next(names_current, None)
+
+
+def create_if_missing(plan: PlanBuilder) -> None:
+    """Create the ConfigMap of this release, also where all bundles are sealed.
+
+    The webhook gives its name to pods as soon as it is upgraded.
+    """
+    if exists(plan):
         return
     plan.actions.append(_apply(plan))
-    if message := refusal(plan):
-        plan.warn(
-            reasons.AGENT_MISSING, f"ConfigMap {plan.observed.agent_name} cannot be made: {message}"
-        )
-        plan.requeue_at(plan.now + AGAIN)
+    if message := find_refusal(plan):
+        name = plan.observed.agent_name
+        plan.warn(reasons.AGENT_MISSING, f"ConfigMap {name} cannot be created: {message}")
+        plan.requeue_at(plan.now + RETRY_SECONDS)
 
 
-def refusal(plan: PlanBuilder) -> str:
-    """Why the API server refuses the ConfigMap; "" where it does not, or was not asked yet."""
+def find_refusal(plan: PlanBuilder) -> str:
+    """Return why the API server refuses the ConfigMap; "": it does not, or was not asked yet."""
     outcome = plan.outcome(_apply(plan))
     return outcome.message if outcome is not None and outcome.code >= 400 else ""
 
@@ -41,26 +54,26 @@ def _apply(plan: PlanBuilder) -> Apply:
     )
 
 
-def unnamed(observed: Observed) -> list[Action]:
-    """To delete: those that no pod of the namespace names; the current one stays as long as there are caches."""
+def delete_unreferenced(observed: Observed) -> list[Action]:
+    """Return deletions of the ConfigMaps that no pod of the namespace names.
+
+    The current one stays as long as the namespace has caches.
+    """
     return [
-        delete(one)
-        for one in observed.agents
-        if one["metadata"]["name"] not in observed.agents_named
-        and not (observed.namespace_has_caches and one["metadata"]["name"] == observed.agent_name)
+        delete(agent)
+        for agent in observed.agents
+        if agent["metadata"]["name"] not in observed.agents_named
+        and not (observed.namespace_has_caches and agent["metadata"]["name"] == observed.agent_name)
     ]
 
 
-def replaced(plan: PlanBuilder) -> list[Action]:
-    """unnamed(), once the current one has been there for a while: during an upgrade a webhook of the release before still gives
-    pods its own."""
-    current = next(
-        (
-            one
-            for one in plan.observed.agents
-            if one["metadata"]["name"] == plan.observed.agent_name
-        ),
-        None,
-    )
-    made = (current or {"metadata": {}})["metadata"].get("creationTimestamp")
-    return unnamed(plan.observed) if made and plan.now >= parse_timestamp(made) + UPGRADE else []
+def delete_outdated(plan: PlanBuilder) -> list[Action]:
+    """Return deletions of unreferenced ConfigMaps, once an upgrade is over.
+
+    During an upgrade a webhook of the earlier release still gives its own ConfigMap to pods.
+    """
+    current = _find_current(plan) or {"metadata": {}}
+    created_at = current["metadata"].get("creationTimestamp")
+    if not created_at or plan.now < parse_timestamp(created_at) + UPGRADE_SECONDS:
+        return []
+    return delete_unreferenced(plan.observed)

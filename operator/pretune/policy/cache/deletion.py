@@ -1,61 +1,75 @@
-"""What is left when a cache is gone: removed without any finalizer."""
+"""What is left when a cache is gone: it is removed without a finalizer."""
 
 from __future__ import annotations
 
 from pretune.api.names import CACHE, ROLE, WHEN_DELETED
+from pretune.api.types import Object
 from pretune.policy.cache import agent_configmap
 from pretune.policy.hold.release import LET_GO, release_all
 from pretune.policy.model import Action, Observed, Plan
-from pretune.policy.plan_builder import delete, owner_uid
-from pretune.policy.pods.rescue import take_away
-from pretune.policy.pods.start_failures import Pod, judge, next_look
+from pretune.policy.plan_builder import annotation, delete, label, owner_uid
+from pretune.policy.pods.rescue import delete_stuck_pod
+from pretune.policy.pods.start_failures import find_start_failure, next_check_at
+from pretune.policy.pods.starting_pod import StartingPod
 
-LOOK = 30.0  # seconds between looks at a claim or an agent that a pod still names
+RECHECK_SECONDS = 30.0  # until a claim or an agent that a pod still names is looked at again
 
 
-def afterlife(observed: Observed, now: float) -> Plan:
-    """The cache's Jobs go by their owner references. A claim goes once no pod of any phase names it, since a claim that is
-    being deleted blocks pods that were not scheduled yet. Pods that cannot start with what it gave them are made anew, without us."""
+def plan_deletion(observed: Observed, now: float) -> Plan:
+    """Return the plan for what a cache that is gone left behind. now: Unix seconds.
+
+    The cache's Jobs go by their owner references. Its claim goes once no pod of any phase names it:
+    a claim that is being deleted blocks pods that were not scheduled yet. Pods that cannot start
+    with the claim are deleted, and recreated without us.
+    """
     actions: list[Action] = []
-    look = None
+    waits = []  # seconds
     claim = observed.claim
-    ours = (
-        claim is not None
-        and claim["metadata"]["name"] == f"pretune-{observed.key.name}"
-        and (claim["metadata"].get("labels") or {}).get(CACHE) == observed.key.name
-        and (claim["metadata"].get("labels") or {}).get(ROLE) == "claim"
-        and (claim["metadata"].get("annotations") or {}).get(WHEN_DELETED) == "Delete"
-        and not claim["metadata"].get("deletionTimestamp")
-    )
-    if ours and claim is not None:
+    if claim is not None and _is_ours_to_delete(claim, observed.key.name):
         if observed.claim_users:
-            look = LOOK
+            waits.append(RECHECK_SECONDS)
         else:
             actions.append(delete(claim))
-    removed = agent_configmap.unnamed(observed)
+    removed = agent_configmap.delete_unreferenced(observed)
     actions += removed
     if not observed.namespace_has_caches and len(removed) < len(observed.agents):
-        look = LOOK
-    rescued, due = _rescue(observed, now)
-    looks = [one for one in (look, due, LET_GO if observed.held else None) if one is not None]
+        waits.append(RECHECK_SECONDS)
+    if observed.held:
+        waits.append(LET_GO)
+    deletions, failure_waits = _delete_stuck_pods(observed, now)
     return Plan(
         tuple(actions),
-        after=(*release_all(observed.held), *rescued),
-        requeue_after=min(looks, default=None),
+        after=(*release_all(observed.held), *deletions),
+        requeue_after=min([*waits, *failure_waits], default=None),
     )
 
 
-def _rescue(observed: Observed, now: float) -> tuple[list[Action], float | None]:
-    """Deletions of pods that only we keep from starting and that a controller makes anew; seconds until the next may be one. Nobody
-    hears of it but the log: events are the cache's."""
-    deleted, looks = [], []
-    for one in observed.consumers:
-        events = observed.pod_events.get(one["metadata"]["uid"])
-        pod = Pod(one, events, observed.claim, (), f"pretune-{observed.key.name}", now)
-        trouble = judge(pod)
-        due = trouble.due if trouble is not None else next_look(pod)
-        if trouble is not None and now >= trouble.due:
-            deleted += [take_away(one)] if owner_uid(one) else []
+def _is_ours_to_delete(claim: Object, cache_name: str) -> bool:
+    """Return whether a claim was created for the cache, and spec.storage says to delete it."""
+    return (
+        claim["metadata"]["name"] == f"pretune-{cache_name}"
+        and label(claim, CACHE) == cache_name
+        and label(claim, ROLE) == "claim"
+        and annotation(claim, WHEN_DELETED) == "Delete"
+        and not claim["metadata"].get("deletionTimestamp")
+    )
+
+
+def _delete_stuck_pods(observed: Observed, now: float) -> tuple[list[Action], list[float]]:
+    """Return deletions of pods that only we keep from starting, and seconds until others may count.
+
+    Only pods that a controller recreates are deleted. There is no event: the cache is gone.
+    """
+    deletions: list[Action] = []
+    waits = []
+    for pod in observed.consumers:
+        events = observed.pod_events.get(pod["metadata"]["uid"])
+        starting = StartingPod(pod, events, observed.claim, (), f"pretune-{observed.key.name}", now)
+        failure = find_start_failure(starting)
+        due = failure.due if failure is not None else next_check_at(starting)
+        if failure is not None and now >= failure.due:
+            if owner_uid(pod):
+                deletions.append(delete_stuck_pod(pod))
         elif due is not None:
-            looks.append(due - now)
-    return deleted, min(looks, default=None)
+            waits.append(due - now)
+    return deletions, waits

@@ -1,6 +1,7 @@
-"""Pods that only we keep from starting: their bundle is marked, and what makes such pods makes them anew, without us.
+"""Rescue of pods that only we keep from starting.
 
-What of ours keeps a pod from starting is told by start_failures.py.
+Their bundle is marked undeliverable and they are deleted; their controllers recreate them, without
+the bundle. start_failures.py says what of ours keeps a pod from starting.
 """
 
 from __future__ import annotations
@@ -15,125 +16,142 @@ from pretune.policy.bundles.attempt_state import is_finished
 from pretune.policy.model import Action, Delete
 from pretune.policy.plan_builder import PlanBuilder, owner_uid, reference
 from pretune.policy.pods.consumers import Consumer
-from pretune.policy.pods.start_failures import SEED, Pod, Trouble, judge, next_look, suspect, unmade
+from pretune.policy.pods.start_failures import find_start_failure, needs_events, next_check_at
+from pretune.policy.pods.starting_pod import StartFailure, StartingPod, seed_cannot_be_created
 
-__all__ = ["rescue", "suspect", "take_away"]
+# A mark expires, since only a pod can try whether its cause is gone. A try costs that pod a minute
+# or two.
+MARK_SECONDS = 3600.0  # a server that was away may be back
+# An image stays as it is. But a runtime is repaired, a tag moves, and the failure may have been one
+# node's.
+SEED_MARK_SECONDS = 6 * 3600.0
+MAX_NAMED_PODS = 5  # that an event names
 
-# Seconds after which a mark is taken back, since only a pod can try whether its cause is gone; a try costs that pod a minute or two.
-TRIED_AGAIN = 3600.0  # a server that was away may be there again
-# An image stays as it is, but a runtime is mended, a tag moves, and what failed may have been one node.
-SEED_TRIED_AGAIN = 6 * 3600.0
-
-Stuck = tuple[Consumer, Trouble]
+StuckPod = tuple[Consumer, StartFailure]
 
 
 def rescue(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
-    """Mark the bundles that pods cannot start with, and delete those pods if something makes them anew: the status is written first,
-    and the webhook leaves alone what comes after it."""
-    for marked in list(plan.bundles.values()):
-        if marked.undeliverable is None:
-            continue
-        if _is_mended(plan, marked, marked.undeliverable):
-            plan.put(replace(marked, undeliverable=None))
-        else:
-            plan.requeue_at(_expiry(marked.undeliverable))
-    stuck: dict[str, list[Stuck]] = {}
+    """Mark the bundles that pods cannot start with, and delete those pods that are recreated.
+
+    The status is written before the pods are deleted, so the webhook gives nothing to those that
+    come after them.
+    """
+    _expire_marks(plan)
+    stuck: dict[str, list[StuckPod]] = {}
     unread: dict[str, list[Consumer]] = {}
     for pod in pods:
-        waits = pod.pod["spec"].get("schedulingGates") or pod.pod["metadata"].get(
-            "deletionTimestamp"
-        )
-        if waits or not pod.given or pod.ready:
+        is_gated = bool(pod.pod["spec"].get("schedulingGates"))
+        is_deleted = bool(pod.pod["metadata"].get("deletionTimestamp"))
+        if is_gated or is_deleted or not pod.given or pod.ready:
             continue
-        trouble = _look(plan, pod)
-        if trouble is not None:
-            stuck.setdefault(pod.given, []).append((pod, trouble))
+        failure = _find_due_failure(plan, pod)
+        if failure is not None:
+            stuck.setdefault(pod.given, []).append((pod, failure))
         elif _is_unread(plan, pod.pod):
             unread.setdefault(pod.given, []).append(pod)
-    for bundle in sorted({*stuck, *unread}):
-        _rescue(plan, bundle, stuck.get(bundle, []), unread.get(bundle, []))
+    for bundle_id in sorted({*stuck, *unread}):
+        _rescue_pods(plan, bundle_id, stuck.get(bundle_id, []), unread.get(bundle_id, []))
+
+
+def _expire_marks(plan: PlanBuilder) -> None:
+    """Remove the marks whose cause may be gone; requeue when the next one expires."""
+    for bundle in list(plan.bundles.values()):
+        if bundle.undeliverable is None:
+            continue
+        if _may_be_repaired(plan, bundle, bundle.undeliverable):
+            plan.put(replace(bundle, undeliverable=None))
+        else:
+            plan.requeue_at(_expiry(bundle.undeliverable))
 
 
 def _is_unread(plan: PlanBuilder, pod: Object) -> bool:
-    """It waits for volumes like those of others, and only its events, which were not read, tell of what exactly."""
+    """Return whether a pod waits for volumes, and the events that say for which were not read."""
     return (
         pod["metadata"]["uid"] not in plan.observed.pod_events
-        and suspect(pod, plan.now)
-        and not unmade(pod)
+        and needs_events(pod, plan.now)
+        and not seed_cannot_be_created(pod)
     )
 
 
-def _look(plan: PlanBuilder, consumer: Consumer) -> Trouble | None:
-    """The trouble of one pod, if it counts by now; else when to look again."""
+def _find_due_failure(plan: PlanBuilder, consumer: Consumer) -> StartFailure | None:
+    """Return a pod's failure, if it counts by now; else requeue for when it may."""
     observed = plan.observed
     events = observed.pod_events.get(consumer.pod["metadata"]["uid"])
-    pod = Pod(
+    pod = StartingPod(
         consumer.pod, events, observed.claim, observed.claim_events, plan.claim_name, plan.now
     )
-    trouble = judge(pod)
-    if trouble is not None and plan.now >= trouble.due:
-        return trouble
-    plan.requeue_at(trouble.due if trouble is not None else next_look(pod))
+    failure = find_start_failure(pod)
+    if failure is not None and plan.now >= failure.due:
+        return failure
+    plan.requeue_at(failure.due if failure is not None else next_check_at(pod))
     return None
 
 
-def _rescue(
-    plan: PlanBuilder, bundle_id: str, stuck: Sequence[Stuck], unread: Sequence[Consumer]
+def _rescue_pods(
+    plan: PlanBuilder, bundle_id: str, stuck: Sequence[StuckPod], unread: Sequence[Consumer]
 ) -> None:
-    """unread: pods that wait for volumes like these, and whose events were not read: there are many."""
-    bundle, trouble = plan.bundles.get(bundle_id), _witness(plan, bundle_id, stuck)
-    before = bundle.undeliverable if bundle is not None else None
-    mark = before
-    if bundle is not None and trouble is not None and mark is None:
+    """Mark a bundle, delete the pods that a controller recreates, and add the event.
+
+    unread: pods that wait for volumes like those of the stuck ones. Their events were not read:
+    there are many such pods.
+    """
+    bundle = plan.bundles.get(bundle_id)
+    failure = _find_failure_of_bundle(plan, bundle, stuck)
+    mark = bundle.undeliverable if bundle is not None else None
+    is_marked_now = False
+    if bundle is not None and failure is not None and mark is None:
         uid = (plan.observed.claim or {"metadata": {}})["metadata"].get("uid")
-        mark = Undeliverable(trouble.reason, trouble.message, plan.timestamp, uid)
+        mark = Undeliverable(failure.reason, failure.message, plan.timestamp, uid)
         plan.put(replace(bundle, undeliverable=mark))
-    found = [pod for pod, _ in stuck]
-    if mark is not None and mark.reason != SEED:
-        found += unread
-    owned = [pod for pod in found if owner_uid(pod.pod) and not is_finished(pod.pod)]
-    plan.after += [take_away(pod.pod) for pod in owned]
-    told = found if mark is not None and before is None else owned
-    if not told:
+        is_marked_now = True
+    pods = [pod for pod, _ in stuck]
+    if mark is not None and mark.reason != reasons.SEED_CANNOT_RUN:
+        pods += unread
+    owned = [pod for pod in pods if owner_uid(pod.pod) and not is_finished(pod.pod)]
+    plan.after += [delete_stuck_pod(pod.pod) for pod in owned]
+    reported = pods if is_marked_now else owned
+    if not reported:
         return
-    cause = trouble or (stuck[0][1] if stuck else None) or mark
+    cause = failure or (stuck[0][1] if stuck else None) or mark
     assert cause is not None
     plan.warn(
         reasons.RESCUED,
-        f"bundle {bundle_id}: {_names(told)} could not start: {cause.reason}: {cause.message};"
-        f" {_done(told)}",
+        f"bundle {bundle_id}: {_list_names(reported)} could not start:"
+        f" {cause.reason}: {cause.message}; {_describe_remedy(reported)}",
     )
 
 
-def take_away(pod: Object) -> Action:
-    """Deletes a pod, only as it was seen: by the time that we get to it, it may have started after all."""
-    ref = reference(pod)
-    ref["metadata"] |= {
-        name: one for name, one in pod["metadata"].items() if name == "resourceVersion"
-    }
-    return Delete(f"delete Pod {pod['metadata']['name']}", ref)
+def delete_stuck_pod(pod: Object) -> Action:
+    """Return the action that deletes a pod, unless it has changed: it may have started after all."""
+    ref, metadata = reference(pod), pod["metadata"]
+    if "resourceVersion" in metadata:
+        ref["metadata"]["resourceVersion"] = metadata["resourceVersion"]
+    return Delete(f"delete Pod {metadata['name']}", ref)
 
 
-def _witness(plan: PlanBuilder, bundle_id: str, stuck: Sequence[Stuck]) -> Trouble | None:
-    """Return the trouble that stands against the bundle.
+def _find_failure_of_bundle(
+    plan: PlanBuilder, bundle: BundleStatus | None, stuck: Sequence[StuckPod]
+) -> StartFailure | None:
+    """Return the failure for which the bundle is marked.
 
     Not that of a pod whose claim is not the cache's any more, nor of one that had ended before the
     bundle was sealed.
     """
-    bundle = plan.bundles.get(bundle_id)
     sealed_at = bundle.sealed_at if bundle is not None else None
-    for pod, trouble in stuck:
-        claim = Pod(pod.pod, None, plan.observed.claim, (), plan.claim_name, plan.now).our_claim
-        if trouble.reason != SEED and claim not in ("", plan.claim_name):
+    for pod, failure in stuck:
+        claim = StartingPod(
+            pod.pod, None, plan.observed.claim, (), plan.claim_name, plan.now
+        ).our_claim
+        if failure.reason != reasons.SEED_CANNOT_RUN and claim not in ("", plan.claim_name):
             continue
         if is_finished(pod.pod) and sealed_at is not None and pod.created < sealed_at:
             continue
-        return trouble
+        return failure
     return None
 
 
-def _is_mended(plan: PlanBuilder, bundle: BundleStatus, mark: Undeliverable) -> bool:
-    """Whether the cause of a mark is gone, or may be.
+def _may_be_repaired(plan: PlanBuilder, bundle: BundleStatus, mark: Undeliverable) -> bool:
+    """Return whether the cause of a mark is gone, or may be.
 
     There is another claim, it is bound, the bundle was sealed again, or the mark has expired.
     """
@@ -153,25 +171,26 @@ def _is_mended(plan: PlanBuilder, bundle: BundleStatus, mark: Undeliverable) -> 
 
 
 def _expiry(mark: Undeliverable) -> float:
-    return mark.at + (SEED_TRIED_AGAIN if mark.reason == SEED else TRIED_AGAIN)
+    is_seed = mark.reason == reasons.SEED_CANNOT_RUN
+    return mark.at + (SEED_MARK_SECONDS if is_seed else MARK_SECONDS)
 
 
-def _names(pods: Sequence[Consumer]) -> str:
-    names = ", ".join(one.name for one in pods[:5])
-    more = f" and {len(pods) - 5} more" if len(pods) > 5 else ""
-    return f"pod {names}" if len(pods) == 1 else f"{len(pods)} pods ({names}{more})"
+def _list_names(pods: Sequence[Consumer]) -> str:
+    names = ", ".join(pod.name for pod in pods[:MAX_NAMED_PODS])
+    if len(pods) == 1:
+        return f"pod {names}"
+    more = f" and {len(pods) - MAX_NAMED_PODS} more" if len(pods) > MAX_NAMED_PODS else ""
+    return f"{len(pods)} pods ({names}{more})"
 
 
-def _done(pods: Sequence[Consumer]) -> str:
-    """What became of these pods, or is left to a person."""
-    if all(is_finished(one.pod) for one in pods):
-        return "the next ones start without us"
-    bare = [one for one in pods if not owner_uid(one.pod)]
+def _describe_remedy(pods: Sequence[Consumer]) -> str:
+    """Return what was done with these pods, or what a person has to do."""
+    if all(is_finished(pod.pod) for pod in pods):
+        return "later pods start without the bundle"
+    bare = [pod for pod in pods if not owner_uid(pod.pod)]
     if not bare:
-        return "deleted: what comes in its place starts without us"
-    mine = (
-        "no controller owns it"
-        if len(pods) == 1
-        else f"no controller owns {', '.join(one.name for one in bare[:5])}"
+        return "deleted: its replacement starts without the bundle"
+    names = "it" if len(pods) == 1 else ", ".join(pod.name for pod in bare[:MAX_NAMED_PODS])
+    return (
+        f"no controller owns {names}: delete it and recreate it, and it starts without the bundle"
     )
-    return f"{mine}: delete it and make it anew, and it starts without us"

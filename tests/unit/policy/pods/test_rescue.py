@@ -19,10 +19,12 @@ from pretune.api.types import Object
 from pretune.controller import project
 from pretune.policy.model import Delete
 from pretune.policy.plan_builder import PlanBuilder
-from pretune.policy.pods import start_failures
+from pretune.policy.pods import mount_failures, seed_failures
 from pretune.policy.pods.consumers import consumers
-from pretune.policy.pods.rescue import rescue, suspect
-from pretune.policy.pods.start_failures import HANG, PATIENCE, Pod, Trouble, judge, next_look
+from pretune.policy.pods.mount_failures import SEED_TIMEOUT_SECONDS
+from pretune.policy.pods.rescue import rescue
+from pretune.policy.pods.start_failures import find_start_failure, needs_events, next_check_at
+from pretune.policy.pods.starting_pod import START_GRACE_SECONDS, StartFailure, StartingPod
 
 from tests.unit.objects import KEY, NOW, cache, claim, record, seen
 from tests.unit.pods import Consumer
@@ -32,10 +34,10 @@ SEEN: dict[str, Any] = json.loads((Path(__file__).parent / "data/stuck.json").re
 LATER = parse_timestamp("2026-11-22T20:50:00Z")
 
 
-def real(name: str, now: float = LATER, **more: Any) -> Pod:
+def real(name: str, now: float = LATER, **more: Any) -> StartingPod:
     case = {**copy.deepcopy(SEEN[name]), **more}
     case["pod"]["metadata"]["annotations"] = {BUNDLE: "b"}
-    return Pod(
+    return StartingPod(
         case["pod"],
         tuple(case["events"]),
         case["claim"],
@@ -45,7 +47,7 @@ def real(name: str, now: float = LATER, **more: Any) -> Pod:
     )
 
 
-def changed(name: str, message: str, to: str) -> Pod:
+def changed(name: str, message: str, to: str) -> StartingPod:
     """A real case, in which the scheduler or the kubelet said something else."""
     text = json.dumps(SEEN[name])
     assert message in text
@@ -109,10 +111,10 @@ def changed(name: str, message: str, to: str) -> Pod:
 def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault(
     name: str, reason: str, words: str, due: str
 ) -> None:
-    trouble = judge(real(name))
-    assert trouble is not None
-    assert (trouble.reason, format_timestamp(trouble.due)[11:19]) == (reason, due)
-    assert words in trouble.message
+    failure = find_start_failure(real(name))
+    assert failure is not None
+    assert (failure.reason, format_timestamp(failure.due)[11:19]) == (reason, due)
+    assert words in failure.message
     assert reason in REASONS
 
 
@@ -130,7 +132,7 @@ def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault
     ],
 )
 def test_what_would_not_start_without_us_either_is_left_alone(name: str) -> None:
-    assert judge(real(name)) is None
+    assert find_start_failure(real(name)) is None
 
 
 NODES = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."
@@ -230,9 +232,11 @@ NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 
         ),
     ],
 )
-def test_the_words_count_only_where_what_is_known_agrees(case: str, pod: Pod, reason: str) -> None:
-    trouble = judge(pod)
-    assert (trouble.reason if trouble else "") == reason, case
+def test_the_words_count_only_where_what_is_known_agrees(
+    case: str, pod: StartingPod, reason: str
+) -> None:
+    failure = find_start_failure(pod)
+    assert (failure.reason if failure else "") == reason, case
 
 
 def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
@@ -242,20 +246,23 @@ def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
     assert failure["reason"] == "FailedMount"
     begun = parse_timestamp("2026-11-22T20:37:44Z")
     for last, expected in (
-        (begun + start_failures.LASTING - 1, False),
-        (begun + start_failures.LASTING, True),
+        (begun + mount_failures.MOUNT_GRACE_SECONDS - 1, False),
+        (begun + mount_failures.MOUNT_GRACE_SECONDS, True),
     ):
         failure["lastTimestamp"] = format_timestamp(last)
-        assert (judge(real("gone-path", **case)) is not None) is expected
+        assert (find_start_failure(real("gone-path", **case)) is not None) is expected
 
 
 def test_another_volume_that_fails_counts_while_it_goes_on_failing() -> None:
     case = copy.deepcopy(SEEN["secret-missing"])
     [ours] = [one for one in case["events"] if "rescue-lab-gone" in one["message"]]
     [other] = [one for one in case["events"] if '"conf"' in one["message"]]
-    for ahead, expected in ((start_failures.RETRIES, False), (start_failures.RETRIES + 1, True)):
+    for ahead, expected in (
+        (mount_failures.MOUNT_RETRY_SECONDS, False),
+        (mount_failures.MOUNT_RETRY_SECONDS + 1, True),
+    ):
         ours["lastTimestamp"] = format_timestamp(parse_timestamp(other["lastTimestamp"]) + ahead)
-        assert (judge(real("secret-missing", **case)) is not None) is expected
+        assert (find_start_failure(real("secret-missing", **case)) is not None) is expected
 
 
 def test_what_is_not_mounted_yet_is_read_from_one_event_about_several() -> None:
@@ -266,7 +273,7 @@ def test_what_is_not_mounted_yet_is_read_from_one_event_about_several() -> None:
     case = copy.deepcopy(SEEN["on-node-absent"])
     for other, expected in (("models", False), ("pretune-agent", True)):
         case["events"][0]["message"] = said % other
-        assert (judge(real("on-node-absent", **case)) is not None) is expected
+        assert (find_start_failure(real("on-node-absent", **case)) is not None) is expected
 
 
 def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_gives_up() -> None:
@@ -284,17 +291,17 @@ def test_a_provisioner_that_refuses_is_our_storages_fault_before_the_scheduler_g
         "metadata": {"creationTimestamp": at("20:40:00")},
         "lastTimestamp": at("20:45:00"),
     }
-    assert judge(real("never-wait", **case)) is None
-    assert next_look(real("never-wait", **case)) is not None
+    assert find_start_failure(real("never-wait", **case)) is None
+    assert next_check_at(real("never-wait", **case)) is not None
     case["claimEvents"] = [refused]
-    trouble = judge(real("never-wait", **case))
-    assert trouble == Trouble(
+    failure = find_start_failure(real("never-wait", **case))
+    assert failure == StartFailure(
         "ClaimPending",
         "claim never-wait gets no volume: failed to provision volume: quota exceeded",
         parse_timestamp(at("20:41:00")),
     )
     assert (
-        judge(real("never-wait", now=LATER + 600, **case)) is None
+        find_start_failure(real("never-wait", now=LATER + 600, **case)) is None
     )  # long silent: it may work on it
 
 
@@ -306,7 +313,7 @@ PULLED = parse_timestamp("2026-11-22T20:45:00Z")  # seven minutes after its sand
 
 def seed(
     state: Object, restarts: int = 0, last: Object | None = None, now: float = 0.0, **more: Any
-) -> Pod:
+) -> StartingPod:
     """A pod whose image came at PULLED, and then seed stood like this."""
     pod = real("no-sh", now=PULLED + now, **more)
     [status] = pod.object["status"]["initContainerStatuses"]
@@ -335,43 +342,59 @@ NO_SHELL = end(128, reason="StartError")
     [
         ("its first bad end", seed({"terminated": end(3)}), None),
         ("started anew once", seed(LOOP, 1, end(3, 1)), None),
-        ("started anew twice, ten seconds later", seed(LOOP, 2, end(3, 12)), 2 + PATIENCE),
-        ("three times: it failed for 30 s", seed(LOOP, 3, end(3, 33)), 3 + PATIENCE),
+        (
+            "started anew twice, ten seconds later",
+            seed(LOOP, 2, end(3, 12)),
+            2 + START_GRACE_SECONDS,
+        ),
+        ("three times: it failed for 30 s", seed(LOOP, 3, end(3, 33)), 3 + START_GRACE_SECONDS),
         (
             "it ends badly for the third time",
             seed({"terminated": end(3, 12)}, 2, end(3, 1)),
-            1 + PATIENCE,
+            1 + START_GRACE_SECONDS,
         ),
-        ("its restarts took longer", seed({"terminated": end(3, 47)}, 3, end(3, 17)), 7 + PATIENCE),
-        ("killed before", seed({"terminated": end(3, 12)}, 2, end(137, 1)), 2 + PATIENCE),
+        (
+            "its restarts took longer",
+            seed({"terminated": end(3, 47)}, 3, end(3, 17)),
+            7 + START_GRACE_SECONDS,
+        ),
+        (
+            "killed before",
+            seed({"terminated": end(3, 12)}, 2, end(137, 1)),
+            2 + START_GRACE_SECONDS,
+        ),
         ("it runs again", seed({"running": {}}, 3, end(3, 33)), None),
         ("ended by its node", seed({"terminated": end(255, reason="Unknown")}, 2), None),
         ("ended by its node, and waits", seed(LOOP, 4, end(255, reason="Unknown")), None),
         ("killed", seed({"terminated": end(137, reason="OOMKilled")}, 4), None),
         ("killed, and waits", seed(LOOP, 4, end(137)), None),
         ("it ended well, and is made anew with its node", seed(LOOP, 4, end(0)), None),
-        ("no program: once is enough", seed({"terminated": NO_SHELL}), PATIENCE),
+        ("no program: once is enough", seed({"terminated": NO_SHELL}), START_GRACE_SECONDS),
         (
             "no program, other runtimes' words",
             seed({"terminated": end(127, reason="ContainerCannotRun")}),
-            PATIENCE,
+            START_GRACE_SECONDS,
         ),
-        ("no program, and waits", seed(LOOP, 3, end(128, 33, "StartError")), 3 + PATIENCE),
-        ("refused after it could not run", seed(UNMADE, 1, NO_SHELL, now=45), PATIENCE),
+        (
+            "no program, and waits",
+            seed(LOOP, 3, end(128, 33, "StartError")),
+            3 + START_GRACE_SECONDS,
+        ),
+        ("refused after it could not run", seed(UNMADE, 1, NO_SHELL, now=45), START_GRACE_SECONDS),
         (
             "refused after its node ended",
             seed(UNMADE, 1, end(255), now=45, events=[]),
-            45 + PATIENCE,
+            45 + START_GRACE_SECONDS,
         ),
-        ("refused, no event read", seed(UNMADE, now=5, events=[]), 5 + PATIENCE),
+        ("refused, no event read", seed(UNMADE, now=5, events=[]), 5 + START_GRACE_SECONDS),
     ],
 )
 def test_seed_is_judged_by_how_long_it_fails_by_itself(
-    case: str, pod: Pod, after: float | None
+    case: str, pod: StartingPod, after: float | None
 ) -> None:
     """Its image may have been pulled for minutes before, and the kubelet starts it again: one bad end says little."""
-    trouble = judge(pod)
-    assert (trouble.due - PULLED if trouble else None) == after, case
+    failure = find_start_failure(pod)
+    assert (failure.due - PULLED if failure else None) == after, case
 
 
 def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_so() -> None:
@@ -393,15 +416,15 @@ def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_s
         at(2, "Error: context deadline exceeded"),
         at(12, "Error: failed to reserve container name x"),
     ]
-    trouble = judge(seed(UNMADE, now=40, events=[*pulls, *refused]))
-    assert trouble == Trouble(
+    failure = find_start_failure(seed(UNMADE, now=40, events=[*pulls, *refused]))
+    assert failure == StartFailure(
         "SeedCannotRun",
         "container pretune-seed: CreateContainerError: context deadline exceeded",
-        PULLED + 2 + PATIENCE,
+        PULLED + 2 + START_GRACE_SECONDS,
     )
-    unread = judge(seed(UNMADE, now=40, events=pulls))
+    unread = find_start_failure(seed(UNMADE, now=40, events=pulls))
     assert unread is not None
-    assert unread.due == PULLED + 40 + PATIENCE
+    assert unread.due == PULLED + 40 + START_GRACE_SECONDS
 
 
 def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> None:
@@ -412,9 +435,9 @@ def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> N
         "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T20:45:00Z"}},
     }
     case["pod"]["status"]["initContainerStatuses"].insert(0, fetch)
-    trouble = judge(real("no-sh", **case))
-    assert trouble is not None
-    assert trouble.due == parse_timestamp("2026-11-22T20:45:00Z") + PATIENCE
+    failure = find_start_failure(real("no-sh", **case))
+    assert failure is not None
+    assert failure.due == parse_timestamp("2026-11-22T20:45:00Z") + START_GRACE_SECONDS
 
 
 def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None:
@@ -429,13 +452,13 @@ def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None
         }
     }
     engine["lastState"] = {"terminated": {"exitCode": 1, "finishedAt": "2026-11-22T20:48:00Z"}}
-    trouble = judge(pod)
-    assert trouble is not None
-    assert trouble.reason == "MountFailed"
-    assert "stale NFS file handle" in trouble.message
-    assert trouble.due == parse_timestamp("2026-11-22T20:48:00Z") + PATIENCE
+    failure = find_start_failure(pod)
+    assert failure is not None
+    assert failure.reason == "MountFailed"
+    assert "stale NFS file handle" in failure.message
+    assert failure.due == parse_timestamp("2026-11-22T20:48:00Z") + START_GRACE_SECONDS
     engine["state"]["waiting"]["message"] = "failed to reserve container name"
-    assert judge(pod) is None
+    assert find_start_failure(pod) is None
 
 
 @pytest.mark.parametrize(
@@ -447,7 +470,7 @@ def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None
         ("killed from outside", 137, [], 0, False),
         ("ended by its node", 255, [], 0, False),
         ("it did well: the engine failed", 0, [], 0, False),
-        ("long over", 128, [], start_failures.RECENT + 1, False),
+        ("long over", 128, [], seed_failures.ENDED_POD_SECONDS + 1, False),
     ],
 )
 def test_a_jobs_pod_that_failed_by_seed_bears_witness_at_once(
@@ -458,9 +481,9 @@ def test_a_jobs_pod_that_failed_by_seed_bears_witness_at_once(
     pod.object["status"]["conditions"] += conditions
     [status] = pod.object["status"]["initContainerStatuses"]
     status["state"]["terminated"]["exitCode"] = exit_code
-    trouble = judge(pod)
-    assert (trouble is not None) is expected, case
-    assert trouble is None or trouble.due <= pod.now
+    failure = find_start_failure(pod)
+    assert (failure is not None) is expected, case
+    assert failure is None or failure.due <= pod.now
 
 
 # --- whose events are read
@@ -533,12 +556,12 @@ BY_GPU = (
         ),
         (
             "given to its node just now",
-            consumer(conditions=[condition(SCHEDULED, "True", PATIENCE - 1)]),
+            consumer(conditions=[condition(SCHEDULED, "True", START_GRACE_SECONDS - 1)]),
             False,
         ),
         (
             "given to its node long ago",
-            consumer(conditions=[condition(SCHEDULED, "True", PATIENCE)]),
+            consumer(conditions=[condition(SCHEDULED, "True", START_GRACE_SECONDS)]),
             True,
         ),
         (
@@ -557,7 +580,7 @@ BY_GPU = (
             False,
         ),
         ("not looked at by a scheduler", consumer(node=""), False),
-        ("young", consumer(ago=PATIENCE - 1), False),
+        ("young", consumer(ago=START_GRACE_SECONDS - 1), False),
         ("left alone by the webhook", consumer(metadata={"annotations": {}}), False),
         ("held", consumer(spec={"schedulingGates": [{"name": "pretune.dev/hold"}]}), False),
         (
@@ -576,7 +599,7 @@ BY_GPU = (
 def test_events_are_read_of_pods_that_volumes_keep_from_starting_and_of_no_other(
     case: str, pod: Object, expected: bool
 ) -> None:
-    assert suspect(pod, NOW) is expected, case
+    assert needs_events(pod, NOW) is expected, case
 
 
 # --- what becomes of them
@@ -667,7 +690,7 @@ def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() 
     assert event.message.startswith(
         f"bundle {GIVEN}: 2 pods (web-1, web-2) could not start: SeedCannotRun: "
     )
-    assert event.message.endswith("; deleted: what comes in its place starts without us")
+    assert event.message.endswith("; deleted: its replacement starts without the bundle")
 
 
 def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_first_words_stay() -> None:
@@ -689,7 +712,7 @@ def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() 
     assert "undeliverable" in status(first)
     [event] = first.events
     assert event.message.endswith(
-        "; no controller owns it: delete it and make it anew, and it starts without us"
+        "; no controller owns it: delete it and recreate it, and it starts without the bundle"
     )
     again = run(bare, record=status(first))
     assert (again.after, again.events) == ([], [])
@@ -703,7 +726,7 @@ def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
     plan = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 3600)))
     assert deleted(plan) == []
     assert status(plan)["undeliverable"]["reason"] == "SeedCannotRun"
-    assert plan.events[0].message.endswith("; the next ones start without us")
+    assert plan.events[0].message.endswith("; later pods start without the bundle")
     sealed_since = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 1)))
     assert "undeliverable" not in status(sealed_since)
 
@@ -711,7 +734,7 @@ def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
 def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
     pod = stuck_pod()
     [sandbox] = [one for one in pod.object["status"]["conditions"] if one["type"] == SANDBOX]
-    sandbox["lastTransitionTime"] = format_timestamp(NOW - PATIENCE + 7)
+    sandbox["lastTransitionTime"] = format_timestamp(NOW - START_GRACE_SECONDS + 7)
     plan = run(pod)
     assert (plan.after, plan.events, plan.look) == ([], [], NOW + 7)
 
@@ -739,7 +762,10 @@ def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
     """PodScheduled keeps the time of the pod's creation; only the scheduler's first event tells when the gate went."""
     pod = unscheduled().noted(**{REASON: "Held: 4 pods of other bundles serve"})
     event = {"type": "Warning", "reason": "FailedScheduling", "message": BY_CLAIM}
-    for ago, expected in ((PATIENCE - 1, []), (PATIENCE, ["web-1 uid-web-1"])):
+    for ago, expected in (
+        (START_GRACE_SECONDS - 1, []),
+        (START_GRACE_SECONDS, ["web-1 uid-web-1"]),
+    ):
         events = ({**event, "metadata": {"creationTimestamp": format_timestamp(NOW - ago)}},)
         assert deleted(run(pod, claim=None, pod_events={"uid-web-1": events})) == expected
     other = {
@@ -806,12 +832,15 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
     for name in SEEN:
         whole, cut = real(name), real(name)
         object.__setattr__(cut, "object", project.consumer(whole.object))
-        assert judge(cut) == judge(whole), name
-        assert suspect(cut.object, LATER) is suspect(whole.object, LATER)
+        assert find_start_failure(cut) == find_start_failure(whole), name
+        assert needs_events(cut.object, LATER) is needs_events(whole.object, LATER)
     devices = changed("affinity", '"spec": {"volumes": [{"name": "pretune-claim"', DEVICES)
     cut_spec = project.consumer(devices.object)["spec"]
     assert cut_spec["resourceClaims"] == [{"name": "gpus"}]
-    assert judge(dataclasses.replace(devices, object=project.consumer(devices.object))) is None
+    assert (
+        find_start_failure(dataclasses.replace(devices, object=project.consumer(devices.object)))
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -896,8 +925,8 @@ def test_the_words_fit_into_the_status_whatever_the_runtime_says() -> None:
     assert len(status(run(pod))["undeliverable"]["message"]) <= 1024
 
 
-@given(st.sampled_from(sorted(set(SEEN) - {"no-sh-never"})), st.floats(0, 3 * HANG))
+@given(st.sampled_from(sorted(set(SEEN) - {"no-sh-never"})), st.floats(0, 3 * SEED_TIMEOUT_SECONDS))
 def test_who_is_rescued_once_would_be_rescued_later_too(name: str, more: float) -> None:
     """Time alone does not acquit: a run that comes late, or twice, says the same."""
-    early, late = judge(real(name)), judge(real(name, now=LATER + more))
+    early, late = find_start_failure(real(name)), find_start_failure(real(name, now=LATER + more))
     assert early == late
