@@ -11,28 +11,8 @@ import pytest
 from pretune.api.reasons import REASONS
 from pretune.protocol import Inputs
 
+from tests.unit.agent.image import build_image
 from tests.unit.agent.pod import CACHE, INPUTS, AgentPod, rank_files, snapshot
-
-
-def image(root: Path, vllm: str, flashinfer: str = "0.7.2.post1") -> list[str]:
-    """A venv-like prefix with package metadata; the engine's command that leads to it."""
-    site = root / "venv/lib/python3.12/site-packages"
-    for name, version in (("vllm", vllm), ("flashinfer_python", flashinfer)):
-        if version:
-            folder = site / f"{name}-{version}.dist-info"
-            folder.mkdir(parents=True)
-            (folder / "METADATA").write_text(
-                f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n\nVersion: 9\n"
-            )
-    python = root / "venv/bin/python3"
-    python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_bytes(b"\x7fELF")
-    python.chmod(0o755)
-    (root / "venv/pyvenv.cfg").write_text("home = /usr/bin\n")
-    script = root / "venv/bin/vllm"
-    script.write_text(f"#!{python}\nimport vllm\n")
-    script.chmod(0o755)
-    return [str(script), "serve", "m"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +29,7 @@ def image(root: Path, vllm: str, flashinfer: str = "0.7.2.post1") -> list[str]:
 def test_a_release_that_cannot_be_tuned_is_refused_by_name_before_the_claim_is_touched(
     pod: AgentPod, tmp_path: Path, version: str, gpus: int, reason: str, named: str
 ) -> None:
-    report = pod.run("check", command=image(tmp_path, version), gpus=gpus)
+    report = pod.run("check", command=build_image(tmp_path, version), gpus=gpus)
     assert report.reason == reason and named in report.message
     if reason == "Checked":
         assert report.versions is not None

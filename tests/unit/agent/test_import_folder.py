@@ -18,6 +18,8 @@ from pretune.engines.vllm.tactics import MAX_FILE_BYTES
 from pretune.protocol import Inputs, Report
 
 from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.image import build_image
+from tests.unit.agent.killing import kill_after_each_operation
 from tests.unit.agent.pod import (
     INPUTS,
     KEY,
@@ -29,8 +31,7 @@ from tests.unit.agent.pod import (
     rank_files,
     read_tree,
 )
-from tests.unit.agent.test_check import image
-from tests.unit.agent.test_killed import kill_after_each_operation
+from tests.unit.agent.processes import run_as_uid
 
 V1 = ".cache/vllm/flashinfer_autotune_cache/0.7.2.post1/100a"
 V1_CPU = ".cache/vllm/flashinfer_autotune_cache/flashinfer/0.7.2.post1"  # no architecture is known
@@ -71,10 +72,12 @@ def under(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{path}": data for path, data in files.items()}
 
 
-def make_image(pod: AgentPod, vllm_version: str, flashinfer: str = "0.7.2.post1") -> list[str]:
+def build_image_beside(
+    pod: AgentPod, vllm_version: str, flashinfer: str = "0.7.2.post1"
+) -> list[str]:
     folder = pod.claim.with_name("image")
     folder.mkdir()
-    return image(folder, vllm_version, flashinfer)
+    return build_image(folder, vllm_version, flashinfer)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_a_managed_store_is_found_from_wherever_on_the_way_to_it(
 
 
 def test_an_imported_bundle_is_one_like_any_other(pod: AgentPod) -> None:
-    command = make_image(pod, "0.33.0")
+    command = build_image_beside(pod, "0.33.0")
     write_source(pod, V2, managed_store(5))
     report = run_import(pod, command=command)
     assert report.versions is not None and vars(report.versions) == {
@@ -186,7 +189,7 @@ def test_nothing_of_the_source_is_changed(pod: AgentPod) -> None:
 
 
 def test_of_two_flashinfers_that_of_the_image_is_taken(pod: AgentPod) -> None:
-    command = make_image(pod, "0.32.0")
+    command = build_image_beside(pod, "0.32.0")
     write_source(pod, V1, rank_files(1, 4))
     write_source(
         pod,
@@ -215,7 +218,7 @@ def test_of_two_gpus_that_of_the_target_is_taken(pod: AgentPod) -> None:
 def test_where_033_wrote_both_that_of_so_many_gpus_is_taken(
     pod: AgentPod, gpus: int, words: tuple[str, ...], layout: str
 ) -> None:
-    command = [*make_image(pod, "0.33.0"), *words]
+    command = [*build_image_beside(pod, "0.33.0"), *words]
     write_source(pod, V1, rank_files(2))
     write_source(pod, V2, managed_store(5))
     assert run_import(pod, gpus=gpus, command=command).layout == layout
@@ -386,7 +389,7 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_is_taken(
 def test_what_the_image_does_not_read_is_refused(
     pod: AgentPod, version: str, flashinfer: str, gpus: int, text: str, refused: str
 ) -> None:
-    command = make_image(pod, version, flashinfer)
+    command = build_image_beside(pod, version, flashinfer)
     write_source(pod, V1, rank_files(gpus))
     report = run_import(pod, command=command, gpus=gpus)
     assert report.reason == refused and text in report.message, report
@@ -395,7 +398,7 @@ def test_what_the_image_does_not_read_is_refused(
 def test_the_default_root_names_the_flashinfer_of_files_that_do_not(
     pod: AgentPod,
 ) -> None:
-    command = make_image(pod, "0.32.0")
+    command = build_image_beside(pod, "0.32.0")
     silent = {f"{KEY}/autotune_configs_dp0_rank0.json": rank_file(3, {"gpu": "NVIDIA B200"})}
     write_source(pod, "override", silent)
     report = run_import(pod, "override", command=command)
@@ -439,21 +442,8 @@ def test_what_this_uid_may_not_read_is_named_with_its_owner(
     barred = (source_claim(pod) / V1 / KEY / locked).resolve()
     barred.chmod(0o600)
     os.chown(barred, 2000, 2000)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(4711)
-            os.setuid(4711)
-            os.write(write, run_import(pod, gpus=2).dump().encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    os.waitpid(child, 0)
-    with os.fdopen(read) as pipe:
-        report = Report.load(pipe.read())
-    assert report is not None and report.reason == "ImportRefused"
+    report = run_as_uid(4711, lambda: run_import(pod, gpus=2))
+    assert report.reason == "ImportRefused"
     assert "belongs to uid 2000, gid 2000 (mode 0600), and uid 4711, gid 4711" in report.message
     assert str(barred.relative_to(source_claim(pod))) in report.message
 

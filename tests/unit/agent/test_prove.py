@@ -24,6 +24,8 @@ from pretune.protocol import Inputs, Report
 
 from tests.depth import examples
 from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.image import build_image
+from tests.unit.agent.killing import kill_after_each_operation
 from tests.unit.agent.pod import (
     CACHE,
     INPUTS,
@@ -37,9 +39,7 @@ from tests.unit.agent.pod import (
     read_tree,
     serve_engine,
 )
-from tests.unit.agent.test_check import image
-from tests.unit.agent.test_killed import kill_after_each_operation
-from tests.unit.agent.test_zipapp import run_process
+from tests.unit.agent.processes import run_as_uid, run_process
 
 ID = INPUTS.bundle_id()
 SAMPLES = Path(__file__).with_name("samples")  # written by FlashInfer 0.7.2.post1 itself
@@ -413,10 +413,10 @@ def test_a_bundle_of_other_versions_is_not_proven_by_files_that_are_unchanged(
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    pod.seal(rank_files(1), command=image(tmp_path / "a", *sealed))
+    pod.seal(rank_files(1), command=build_image(tmp_path / "a", *sealed))
     pod.write_tactics({})
     assert pod.run("seed").reason == "Seeded"
-    report = pod.run("prove", command=image(tmp_path / "b", *here), onClaim=on_claim)
+    report = pod.run("prove", command=build_image(tmp_path / "b", *here), onClaim=on_claim)
     assert (
         report.reason == ("NotReproducible" if words else "Proven") and words in report.message
     ), report
@@ -646,22 +646,7 @@ def test_another_uid_reads_a_record_and_names_the_owner_of_one_that_it_cannot_re
     assert pod.run("prove").reason == "Proven"
 
     def as_another(verb: str, **task: Any) -> Report:
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.setgroups([])
-                os.setgid(4711)
-                os.setuid(4711)
-                os.write(write, pod.run(verb, "pod-other", **task).dump().encode())
-            finally:
-                os._exit(0)
-        os.close(write)
-        os.waitpid(child, 0)
-        with os.fdopen(read) as pipe:
-            report = Report.load(pipe.read())
-        assert report is not None
-        return report
+        return run_as_uid(4711, lambda: pod.run(verb, "pod-other", **task))
 
     shutil.rmtree(pod.tactics / KEY)  # what root copied is root's to clear
     assert as_another("seed", proven=True).reason == "Seeded"

@@ -14,6 +14,7 @@ from pretune.agent.__main__ import exit_code
 from pretune.agent.claim.fs import Disk, Folder
 from pretune.protocol import Inputs
 
+from tests.unit.agent.image import build_image
 from tests.unit.agent.pod import (
     INPUTS,
     KEY,
@@ -25,7 +26,6 @@ from tests.unit.agent.pod import (
     read_tree,
     snapshot,
 )
-from tests.unit.agent.test_check import image
 
 
 @pytest.mark.parametrize("files", [rank_files(4, 9), managed_store(12), managed_store(300), {}])
@@ -132,8 +132,8 @@ def test_the_images_versions_have_to_be_the_sealed_ones_as_far_as_both_are_known
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    pod.seal(rank_files(1), command=image(tmp_path / "a", *sealed))
-    report = pod.run("seed", command=image(tmp_path / "b", *here))
+    pod.seal(rank_files(1), command=build_image(tmp_path / "a", *sealed))
+    report = pod.run("seed", command=build_image(tmp_path / "b", *here))
     assert report.reason == reason
     if reason == "VersionsDiffer":
         assert read_tree(pod.tactics) == {} and here[0] in report.message + here[0]

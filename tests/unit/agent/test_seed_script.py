@@ -19,6 +19,7 @@ from pretune.manifests.agent_container import build_script
 from pretune.protocol import TASK_VARIABLE, Report
 
 from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.image import build_image
 from tests.unit.agent.pod import (
     INPUTS,
     KEY,
@@ -28,8 +29,7 @@ from tests.unit.agent.pod import (
     rank_files,
     read_tree,
 )
-from tests.unit.agent.test_check import image
-from tests.unit.agent.test_zipapp import as_uid, run_process
+from tests.unit.agent.processes import as_uid, run_process
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 PYTHONS = str(
@@ -219,9 +219,9 @@ def test_a_full_folder_is_emptied_and_reported(
 def test_other_versions_in_the_image_start_cold(pod: AgentPod, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    pod.seal(rank_files(1), command=image(tmp_path / "a", "0.33.0", "0.7.2"))
+    pod.seal(rank_files(1), command=build_image(tmp_path / "a", "0.33.0", "0.7.2"))
     pod.write_tactics({})
-    code, report, _ = run_script(pod, command=image(tmp_path / "b", "0.33.1", "0.7.2"))
+    code, report, _ = run_script(pod, command=build_image(tmp_path / "b", "0.33.1", "0.7.2"))
     assert (code, report.reason) == (0, "VersionsDiffer") and "0.33.1" in report.message
     assert read_tree(pod.tactics) == {}
 

@@ -12,59 +12,24 @@ import pytest
 from pretune.agent.engine.versions import read_versions, site_folders
 from pretune.engines.vllm.engine import VLLM
 
-
-def package(site: Path, name: str, version: str) -> None:
-    folder = site / f"{name}-{version}.dist-info"
-    folder.mkdir(parents=True)
-    (folder / "METADATA").write_text(
-        f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\nSummary: x\n\nVersion: 9\n"
-    )
-
-
-def python(
-    prefix: Path,
-    release: str = "3.12",
-    vllm: str = "",
-    site: str = "site-packages",
-    flashinfer: str = "",
-) -> Path:
-    """An interpreter that is never run, and its packages."""
-    binary = prefix / f"bin/python{release}"
-    binary.parent.mkdir(parents=True, exist_ok=True)
-    binary.write_bytes(b"\x7fELF")
-    binary.chmod(0o755)
-    (prefix / "bin/python3").symlink_to(binary.name)
-    folder = prefix / f"lib/python{release}" / site
-    folder.mkdir(parents=True, exist_ok=True)
-    if vllm:
-        package(folder, "vllm", vllm)
-    if flashinfer:
-        package(folder, "flashinfer_python", flashinfer)
-    return prefix / "bin/python3"
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
+from tests.unit.agent.image import install_package, install_python, write_script
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """usr: a system Python with vLLM 0.20.0; opt: the engine's own, with vLLM 0.33.0."""
-    python(tmp_path / "usr", "3.10", vllm="0.20.0", flashinfer="0.5.0")
-    own = python(tmp_path / "opt", vllm="0.33.0", flashinfer="0.7.2.post1")
-    script(tmp_path / "opt/bin/vllm", f"#!{own}\n")
-    script(tmp_path / "entry/env", "#!/usr/bin/env -S python3 -u\n")
+    install_python(tmp_path / "usr", "3.10", vllm="0.20.0", flashinfer="0.5.0")
+    own = install_python(tmp_path / "opt", vllm="0.33.0", flashinfer="0.7.2.post1")
+    write_script(tmp_path / "opt/bin/vllm", f"#!{own}\n")
+    write_script(tmp_path / "entry/env", "#!/usr/bin/env -S python3 -u\n")
     long = f"#!/bin/sh\n'''exec' \"{own}\" \"$0\" \"$@\"\n' '''\nimport sys\n"
-    script(tmp_path / "entry/long", long)
-    script(
+    write_script(tmp_path / "entry/long", long)
+    write_script(
         tmp_path / "entry/hands-on",
         f'#!/bin/bash\nset -e\n# exec nothing\nexec {tmp_path}/opt/bin/vllm serve "$@"\n',
     )
-    script(tmp_path / "entry/opaque", "#!/bin/bash\nsource /env\nrun-it\n")
-    script(tmp_path / "entry/binary", "\x7fELF")
+    write_script(tmp_path / "entry/opaque", "#!/bin/bash\nsource /env\nrun-it\n")
+    write_script(tmp_path / "entry/binary", "\x7fELF")
     return tmp_path
 
 
@@ -110,7 +75,7 @@ def test_the_engines_own_interpreter_decides(
 
 
 def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> None:
-    base = python(tmp_path / "usr", vllm="0.20.0")
+    base = install_python(tmp_path / "usr", vllm="0.20.0")
     environment = tmp_path / "venv"
     (environment / "bin").mkdir(parents=True)
     (environment / "bin/python").symlink_to(base)
@@ -118,7 +83,7 @@ def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> N
         f"home = {base.parent}\ninclude-system-site-packages = false\n"
     )
     site = environment / "lib/python3.12/site-packages"
-    package(site, "vllm", "0.33.0")
+    install_package(site, "vllm", "0.33.0")
     linked = tmp_path / "elsewhere/python3"
     linked.parent.mkdir()
     linked.symlink_to(environment / "bin/python")
@@ -132,29 +97,29 @@ def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> N
 
 
 def test_debians_folders_are_known(tmp_path: Path) -> None:
-    own = python(tmp_path / "usr", "3.12")
-    package(tmp_path / "usr/local/lib/python3.12/dist-packages", "vllm", "0.33.0")
-    package(tmp_path / "usr/lib/python3/dist-packages", "flashinfer-python", "0.7.2")
-    package(tmp_path / "usr/local/lib/python3.10/dist-packages", "vllm", "0.20.0")
+    own = install_python(tmp_path / "usr", "3.12")
+    install_package(tmp_path / "usr/local/lib/python3.12/dist-packages", "vllm", "0.33.0")
+    install_package(tmp_path / "usr/lib/python3/dist-packages", "flashinfer-python", "0.7.2")
+    install_package(tmp_path / "usr/local/lib/python3.10/dist-packages", "vllm", "0.20.0")
     found = read_versions(VLLM, [str(own)], "")
     assert (found.vllm, found.flashinfer) == ("0.33.0", "0.7.2")
 
 
 def test_packages_of_like_names_are_not_taken_for_them(tmp_path: Path) -> None:
-    own = python(tmp_path / "usr")
+    own = install_python(tmp_path / "usr")
     site = tmp_path / "usr/lib/python3.12/site-packages"
     for name in ("vllm_flash_attn", "vllm-router", "flashinfer_cubin", "flashinfer"):
-        package(site, name, "9.9.9")
+        install_package(site, name, "9.9.9")
     assert read_versions(VLLM, [str(own)], "") == read_versions(VLLM, [], "")
-    package(site, "vllm", "0.33.0+cu130")
-    package(site, "FlashInfer.Python", "0.7.2")
+    install_package(site, "vllm", "0.33.0+cu130")
+    install_package(site, "FlashInfer.Python", "0.7.2")
     found = read_versions(VLLM, [str(own)], "")
     assert (found.vllm, found.flashinfer) == ("0.33.0+cu130", "0.7.2")
 
 
 def test_pythonpath_comes_first(tmp_path: Path) -> None:
-    own = python(tmp_path / "usr", vllm="0.20.0")
-    package(tmp_path / "mounted", "vllm", "0.33.0")
+    own = install_python(tmp_path / "usr", vllm="0.20.0")
+    install_package(tmp_path / "mounted", "vllm", "0.33.0")
     assert (
         read_versions(VLLM, [str(own)], "", f"{tmp_path}/absent:{tmp_path}/mounted").vllm
         == "0.33.0"
@@ -174,7 +139,7 @@ def test_the_versions_are_those_that_the_interpreter_itself_finds(tmp_path: Path
     site = subprocess.run(
         [own, "-I", "-c", ask], check=True, capture_output=True, text=True
     ).stdout.strip()
-    package(Path(site), "vllm", "0.33.0")
+    install_package(Path(site), "vllm", "0.33.0")
     found = subprocess.run(
         [own, "-I", "-c", "import importlib.metadata as m; print(m.version('vllm'))"],
         check=True,

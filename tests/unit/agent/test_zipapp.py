@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from pretune.manifests.agent_archive import build_agent_archive
-from pretune.protocol import POD_UID_VARIABLE, TASK_VARIABLE, Report
+from pretune.protocol import Report
 
 from tests.unit.agent.conftest import needs_root
 from tests.unit.agent.pod import (
@@ -32,6 +32,7 @@ from tests.unit.agent.pod import (
     serve_engine,
     snapshot,
 )
+from tests.unit.agent.processes import as_uid, run_process, start_process
 
 
 def _pythons() -> list[str]:
@@ -46,60 +47,6 @@ def _pythons() -> list[str]:
             if subprocess.run([place, "-c", ""], capture_output=True, check=False).returncode == 0:
                 return [*found, place]
     return found
-
-
-def start_process(
-    pod: AgentPod,
-    verb: str,
-    *before: str,
-    python: str = sys.executable,
-    uid: str = "pod-1",
-    **task: object,
-) -> subprocess.Popen[str]:
-    root = pod.claim.parent
-    zipped = root / "agent.pyz"
-    if not zipped.exists():
-        zipped.write_bytes(build_agent_archive())
-    zipped.chmod(0o444)
-    log = root / "log"
-    log.touch()
-    log.chmod(0o666)
-    whole = replace(pod.context().task, **task)  # type: ignore[arg-type]
-    command = [
-        *before,
-        python,
-        "-I",
-        "-S",
-        str(zipped),
-        verb,
-        "--claim",
-        str(pod.claim),
-        "--parts",
-        str(root),
-    ]
-    return subprocess.Popen(
-        [*command, "--source", str(root), "--proc", str(pod.proc), "--termination-log", str(log)],
-        env={TASK_VARIABLE: whole.dump(), POD_UID_VARIABLE: uid, "PATH": "/usr/bin:/bin"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run_process(
-    pod: AgentPod, verb: str, *before: str, python: str = sys.executable, **task: object
-) -> tuple[int, Report, str]:
-    with serve_engine(200) as (url, _):
-        process = start_process(pod, verb, *before, python=python, **{"ready": url, **task})
-        output, _ = process.communicate(timeout=60)
-    report = Report.load((pod.claim.parent / "log").read_text())
-    assert report is not None, output
-    return process.returncode, report, output
-
-
-def as_uid(uid: int, *groups: int) -> list[str]:
-    kept = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
-    return ["setpriv", "--reuid", str(uid), "--regid", str(uid), *kept, "--no-new-privs"]
 
 
 def test_the_agents_files_are_python_38() -> None:
