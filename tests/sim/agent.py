@@ -14,10 +14,12 @@ from pretune.api.names import (
 )
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.engines import registry
 from pretune.manifests.agent_container import AGENT_VOLUME
 from pretune.protocol import ANSWERS, Report
 
 from tests.sim.ground import TUNES_FOR, Ground
+from tests.sim.reading import engine as engine_name
 from tests.sim.reading import every_container, folder, label, task
 from tests.sim.storage import VERSIONS, Bundle
 
@@ -47,6 +49,7 @@ def publish(ground: Ground, pod: Object) -> Bundle:
     """Seal's rename. The first one wins, and a second reports the winner."""
     asked, uid = task(pod, SEAL_CONTAINER), pod["metadata"]["uid"]
     assert asked.inputs is not None
+    _check_folders(pod, SEAL_CONTAINER, asked.engine)
     volume, place = ground.volume(pod, SEAL_CONTAINER), (folder(asked), asked.inputs.bundle_id())
     if place not in volume.bundles:
         entries = 0 if ground.layout == "Empty" else 20
@@ -72,6 +75,8 @@ def prove(ground: Ground, pod: Object) -> Report:
     """Says on the claim that the bundle is proven, or says why not."""
     asked = task(pod, PROVE_CONTAINER)
     assert asked.inputs is not None
+    if not asked.onClaim:
+        _check_folders(pod, PROVE_CONTAINER, asked.engine)
     volume, place = ground.volume(pod, PROVE_CONTAINER), (folder(asked), asked.inputs.bundle_id())
     found = volume.bundles.get(place)
     if found is None:
@@ -110,6 +115,7 @@ def seed(ground: Ground, pod: Object) -> Report:
     image = next(one["image"] for one in every_container(pod) if one["name"] == SEED_CONTAINER)
     asked = task(pod, SEED_CONTAINER)
     assert asked.inputs is not None
+    _check_folders(pod, SEED_CONTAINER, asked.engine)
     volume, place = ground.volume(pod, SEED_CONTAINER), (folder(asked), asked.inputs.bundle_id())
     found = volume.bundles.get(place)
     here = ground.versions.get(image, VERSIONS)
@@ -140,6 +146,15 @@ def seed(ground: Ground, pod: Object) -> Report:
     if place in volume.torn:
         return Report("seed", "CorruptBundle", "tactics/x is not what was sealed")
     return found.report("seed", "Seeded")
+
+
+def _check_folders(pod: Object, name: str, engine: str) -> None:
+    """The agent has the folder of each of the engine's parts, and so has the engine."""
+    for container in every_container(pod):
+        if container["name"] in (name, engine_name(pod)):
+            paths = {mount["mountPath"] for mount in container.get("volumeMounts") or ()}
+            missing = {part.mount for part in registry.named(engine).parts} - paths
+            assert not missing, f"{container['name']} has no {missing}"
 
 
 def _is_there(ground: Ground, pod: Object) -> bool:

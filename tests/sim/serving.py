@@ -1,4 +1,4 @@
-"""What runs in consumers: the seed, and the engine, which starts warm where it finds its tactics and tunes where it does not."""
+"""What runs in consumers: the seed, and the engine, which starts warm where it finds its bundle and tunes where it does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pretune.api.names import SEED_CONTAINER
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
-from pretune.engines.vllm.cli import OVERRIDE
+from pretune.podspec.template import engine_type
 from pretune.protocol import CLAIM_MOUNT
 
 from tests.sim import agent
@@ -27,7 +27,9 @@ class Serving:
 
     def __init__(self, kubelet: Kubelet) -> None:
         self.kubelet, self.ground = kubelet, kubelet.ground
-        self._seeded: dict[str, str] = {}  # pod uid -> the bundle in its override folder
+        self._seeded: dict[
+            str, str
+        ] = {}  # pod uid -> the bundle in the folders of its engine's parts
 
     def starts(self, pod: Object, name: str, again: bool) -> None:
         found = next(one for one in every_container(pod) if one["name"] == name)
@@ -45,7 +47,7 @@ class Serving:
                 Serve(
                     pod["metadata"]["uid"],
                     found["image"],
-                    self._tactics(pod, found),
+                    self._find_bundle(pod, found),
                     self.ground.clock.now,
                 )
             )
@@ -95,24 +97,29 @@ class Serving:
         )
         return STARTS_FOR if newest.bundle else TUNES_FOR
 
-    def _tactics(self, pod: Object, container: Object) -> str:
-        """The bundle that the engine finds where its variable points to, and can use; "": none."""
-        place = next(
-            (one.get("value", "") for one in container.get("env") or () if one["name"] == OVERRIDE),
-            "",
-        )
-        if not place.startswith(CLAIM_MOUNT):
+    def _find_bundle(self, pod: Object, container: Object) -> str:
+        """The bundle that the engine finds where its parts' variables point to, and can use; "": none."""
+        env = {one["name"]: one.get("value", "") for one in container.get("env") or ()}
+        parts = engine_type(container).parts
+        if all(env.get(part.variable) == part.mount for part in parts):
             return self._seeded.get(pod["metadata"]["uid"], "")
-        folder, _, rest = place.removeprefix(f"{CLAIM_MOUNT}/").partition("/bundles/")
-        volume, at = (
-            self.ground.volume(pod, container["name"]),
-            (folder, rest.removesuffix("/tactics")),
-        )
+        places = {_on_claim(env.get(part.variable, ""), part.name) for part in parts}
+        if len(places) != 1 or None in places:
+            return ""
+        at = next(place for place in places if place is not None)
+        volume = self.ground.volume(pod, container["name"])
         found = volume.bundles.get(at)
-        fits = found is not None and found.versions == self.ground.versions.get(
-            container["image"], VERSIONS
-        )
+        versions = self.ground.versions.get(container["image"], VERSIONS)
+        fits = found is not None and found.versions == versions
         return at[1] if fits and at not in volume.torn else ""
+
+
+def _on_claim(value: str, part: str) -> tuple[str, str] | None:
+    """The cache's folder and the bundle's id, where a variable's value is a part's folder on the claim."""
+    folder, bundles, rest = value.removeprefix(f"{CLAIM_MOUNT}/").partition("/bundles/")
+    bundle_id, _, name = rest.partition("/")
+    is_there = value.startswith(f"{CLAIM_MOUNT}/") and bundles and name == part
+    return (folder, bundle_id) if is_there else None
 
 
 def _serves(pod: Object) -> bool:

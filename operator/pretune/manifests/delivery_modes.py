@@ -15,7 +15,7 @@ from pretune.api.delivery_reasons import DeliveryReason
 from pretune.api.names import SEED_CONTAINER
 from pretune.api.types import Object
 from pretune.engines import registry
-from pretune.engines.base import Engine, Part
+from pretune.engines.base import Part
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
@@ -136,13 +136,12 @@ class Forms:
 
 
 def forms() -> Forms:
-    """Return by what the additions of any mode are recognised, for the engines that there are."""
-    return _forms(registry.ENGINES, MODES)
+    """Return by what the additions of any mode are recognised, for the parts that there are."""
+    return _forms(registry.parts(), MODES)
 
 
 @functools.lru_cache(4)
-def _forms(engines: tuple[Engine, ...], modes: tuple[DeliveryMode, ...]) -> Forms:
-    parts = tuple(part for engine in engines for part in engine.parts)
+def _forms(parts: tuple[Part, ...], modes: tuple[DeliveryMode, ...]) -> Forms:
     each = [mode.form(parts) for mode in modes]
     return Forms(
         volume_names=frozenset(name for form in each for name in form.volume_names),

@@ -24,10 +24,13 @@ from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, LogSummary
 from pretune.kube.types import ApiError
 from pretune.policy.model import EngineStart, Observed, Plan, StartObservation
 
+from tests.seams.fixtures import added
 from tests.sim.cluster import Client, Clock, Server
 from tests.unit.engines.vllm.test_log import ENDS, READY, STARTS, USING, bar, loaded, saved
 from tests.unit.objects import KEY, NOW, SETTINGS, cache, template
 from tests.unit.virtual import run as virtual
+
+__all__ = ["added"]
 
 ENGINE = template()["spec"]["containers"][0]
 OTHER = Key("inference", "other")
@@ -140,6 +143,21 @@ def test_each_start_is_read_once_and_its_key_woken_when_all_are_known() -> None:
     assert sorted(node.asked) == ["pod-1", "pod-2"] and sorted(calls.counted) == sorted(
         [WARM, TUNED]
     )
+
+
+@pytest.mark.usefixtures("added")
+def test_each_engines_log_is_read_by_its_own_parser() -> None:
+    """An engine whose parser is not the right one says nothing of its start."""
+    toy = {"name": "vllm", "image": "toy:1", "command": ["toy-server"]}
+    log = timed("toy: loaded 3 plans\n", "toy: ready\n")
+
+    async def body(reader: LogReader, calls: Calls) -> None:
+        reader.set_starts(KEY, [start(1, engine=toy), start(2, engine=ENGINE)])
+        await asyncio.sleep(1)
+        found = {key[:5]: one.log_summary.result for key, one in reader.results(KEY).items()}
+        assert found == {"uid-1": WARM, "uid-2": UNKNOWN}
+
+    reading(Node(pod_1=log, pod_2=log), body)
 
 
 def test_a_restarted_engine_is_another_start_and_what_is_gone_is_forgotten() -> None:
