@@ -179,9 +179,9 @@ def hourly(plan: PlanBuilder, when: float | None) -> None:
 
 def deleting(plan: PlanBuilder, pods: Any) -> None:
     for one in pods:
-        if one.given in plan.bundles and one.started:
+        if one.given_bundle in plan.bundles and one.has_started:
             mark = Undeliverable(reasons.MOUNT_FAILED, "the mutant's mark", plan.timestamp)
-            plan.put(replace(plan.bundles[one.given], undeliverable=mark))
+            plan.put(replace(plan.bundles[one.given_bundle], undeliverable=mark))
             plan.after.append(delete(one.pod))
 
 
@@ -308,7 +308,7 @@ MUTANTS = {
         (rescue,), "rescue", insatiable, broken_mount, "wants another one at once"
     ),
     "cold pods are counted as seeded": Mutant(
-        (Consumer,), "seeded", property(lambda one: one.started), scale_up, "'seeded'"
+        (Consumer,), "is_seeded", property(lambda one: one.has_started), scale_up, "'seeded'"
     ),
 }
 

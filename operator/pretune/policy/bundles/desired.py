@@ -70,7 +70,7 @@ def desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> DesiredBundl
     if not sources:
         return DesiredBundles(refused=refused)
     bundles: list[DesiredBundle] = []
-    keys = {pod.bundle: pod.key for pod in pods if pod.living}
+    keys = {pod.bundle: pod.origin_key for pod in pods if pod.is_living}
     for target in plan.spec.targets:
         for one in sources:
             try:
@@ -81,19 +81,19 @@ def desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> DesiredBundl
                 continue  # what an older revision's engine is does not matter to the newest
             if all(want.id != other.id for other in bundles):
                 bundles.append(want)
-    return _capped(plan, bundles, {pod.given or pod.bundle for pod in pods if pod.held})
+    return _capped(plan, bundles, {pod.given_bundle or pod.bundle for pod in pods if pod.is_held})
 
 
 def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Origin, Object]], Refused | None]:
     """The living consumers' templates by their keys, the newest first; and why one could not be had."""
     found, refused = {}, None
     for one in pods:
-        if not one.living or one.origin is None:
+        if not one.is_living or one.origin is None:
             continue
         if isinstance(one.origin.template, Refused):
             refused = one.origin.template
         else:
-            found[one.key] = one.origin
+            found[one.origin_key] = one.origin
     made: dict[str, str] = {}  # of each workload, when its newest revision was made
     for origin in found.values():
         made[_workload(origin)] = max(made.get(_workload(origin), ""), origin.order[1])

@@ -167,7 +167,7 @@ def start(
     pods: Sequence[Consumer],
 ) -> None:
     """At most one attempt per target, and one that occupies a node per cache; what only waits for a node holds up nobody."""
-    waited_for = {pod.bundle for pod in pods if pod.held}
+    waited_for = {pod.bundle for pod in pods if pod.is_held}
     for desired in bundles:
         bundle = plan.bundles[desired.id]
         state = bundle.state

@@ -46,7 +46,7 @@ class Held:
     @property
     def bundle(self) -> str:
         """What it will start with: what it was given when it was made, whatever pods like it would be given now."""
-        return self.pod.given or self.pod.bundle
+        return self.pod.given_bundle or self.pod.bundle
 
     @property
     def status(self) -> BundleStatus | None:
@@ -63,25 +63,25 @@ def hold(
     """Release whoever need not, or must not, wait any longer; look again when the next one's time is over."""
     let_go: dict[tuple[str, str, str], list[float]] = {}
     free = sorted(
-        (one for one in pods if one.living and not one.held), key=lambda one: not one.ready
+        (one for one in pods if one.is_living and not one.is_held), key=lambda one: not one.is_ready
     )
     for pod in pods:
-        if not pod.held:
+        if not pod.is_held:
             continue
         cause, why = judge(Held(pod, plan, wants, storage, free))
         if not cause:
-            until = pod.created + plan.spec.hold.timeout_seconds
+            until = pod.created_at + plan.spec.hold.timeout_seconds
             plan.requeue_at(
                 until if until > plan.now else None
             )  # past it onFailure: Keep waits for news alone
             continue
-        waited = max(0.0, plan.now - pod.created)
+        waited = max(0.0, plan.now - pod.created_at)
         plan.requeue_at(plan.now + LET_GO)
         plan.after.append(
             Patch(f"release Pod {pod.name}", reference(pod.pod), release_patch(), strategic=True)
         )
         plan.released.append(Released(cause, waited))
-        let_go.setdefault((pod.given or pod.bundle, cause, why), []).append(waited)
+        let_go.setdefault((pod.given_bundle or pod.bundle, cause, why), []).append(waited)
     for (bundle, cause, why), waits in sorted(let_go.items()):
         words = f"{_pods(len(waits))} of bundle {bundle or '(unknown)'}: {why}; waited {max(waits):.0f} s"
         plan.events.append(Event(reasons.RELEASED, words, warning=cause != "Sealed"))
@@ -94,8 +94,8 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: ConsumerCounts) -
         return
     waiting: dict[str, int] = {}
     for pod in pods:
-        if pod.held:
-            bundle = pod.given or pod.bundle
+        if pod.is_held:
+            bundle = pod.given_bundle or pod.bundle
             waiting[bundle] = waiting.get(bundle, 0) + 1
     words = ", ".join(
         f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items())
@@ -162,12 +162,12 @@ def unserved(held: Held) -> str | None:
     """A hold is worth something only while others serve: not for Recreate, nor where the older pods died meanwhile."""
     if held.plan.spec.hold.when != "WhenServing":
         return None
-    if any(one.ready for one in held.others):
+    if any(one.is_ready for one in held.others):
         return None
     flips = [
         parse_timestamp(found["lastTransitionTime"])
         for one in held.others
-        if one.running
+        if one.is_running
         and (found := condition(one.pod, "Ready"))
         and found.get("lastTransitionTime")
     ]
@@ -232,7 +232,7 @@ def timed_out(held: Held) -> str | None:
     limit = held.plan.spec.hold.timeout_seconds
     return (
         f"spec.hold.timeoutSeconds ({limit} s) is over"
-        if held.plan.now >= held.pod.created + limit
+        if held.plan.now >= held.pod.created_at + limit
         else None
     )
 

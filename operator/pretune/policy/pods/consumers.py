@@ -29,7 +29,7 @@ class Consumer:
     """One pod with the cache's label. `bundle` is what it needs, `given` what it got."""
 
     pod: Object
-    key: str  # of its origin
+    origin_key: str
     origin: Origin | None
     target: Target | None  # None: it cannot be told
     fingerprint: str  # "" where it cannot be told
@@ -41,11 +41,11 @@ class Consumer:
         return str(self.pod["metadata"]["name"])
 
     @property
-    def created(self) -> float:
+    def created_at(self) -> float:
         return parse_timestamp(self.pod["metadata"]["creationTimestamp"])
 
     @property
-    def given(self) -> str:
+    def given_bundle(self) -> str:
         return str((self.pod["metadata"].get("annotations") or {}).get(BUNDLE, ""))
 
     @property
@@ -54,59 +54,61 @@ class Consumer:
         return str((self.pod["metadata"].get("annotations") or {}).get(DELIVERY, ""))
 
     @property
-    def living(self) -> bool:
+    def is_living(self) -> bool:
         return not is_finished(self.pod) and not self.pod["metadata"].get("deletionTimestamp")
 
     @property
-    def held(self) -> bool:
-        return self.living and is_held(self.pod)
+    def is_held(self) -> bool:
+        return self.is_living and is_held(self.pod)
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """It was let go and has a node: whoever comes after it need not wait."""
         return (
-            self.living
+            self.is_living
             and not is_held(self.pod)
             and bool((self.pod.get("spec") or {}).get("nodeName"))
         )
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         found = condition(self.pod, "Ready")
-        return self.living and found is not None and found["status"] == "True"
+        return self.is_living and found is not None and found["status"] == "True"
 
     @property
-    def started(self) -> bool:
+    def has_started(self) -> bool:
         """Its engine has started, at least once."""
         status = self._engine_status
         state = status.get("state") or {}
-        return self.living and bool(
+        return self.is_living and bool(
             state.get("running") or state.get("terminated") or status.get("restartCount")
         )
 
     @property
-    def since(self) -> str:
+    def started_at(self) -> str:
         """When its engine started last (RFC 3339), or ""."""
         return str(
             ((self._engine_status.get("state") or {}).get("running") or {}).get("startedAt") or ""
         )
 
     @property
-    def ready_since(self) -> float | None:
+    def ready_at(self) -> float | None:
         """When it became ready last (Unix seconds); None: it is not, or that was not said."""
         found = condition(self.pod, "Ready") or {}
         return (
             parse_timestamp(found["lastTransitionTime"])
-            if self.ready and found.get("lastTransitionTime")
+            if self.is_ready and found.get("lastTransitionTime")
             else None
         )
 
     @property
-    def seeded(self) -> bool:
+    def is_seeded(self) -> bool:
         """It runs with its bundle: copied by seed, which says so, or mounted."""
-        if not self.given or not self.started:
+        if not self.given_bundle or not self.has_started:
             return False
-        return self.is_mounted or (self.seed is not None and self.seed.reason == SEEDED)
+        return self.is_mounted or (
+            self.seed_report is not None and self.seed_report.reason == SEEDED
+        )
 
     @property
     def is_mounted(self) -> bool:
@@ -115,13 +117,13 @@ class Consumer:
         return mode is not None and not mode.makes_a_copy
 
     @property
-    def seed(self) -> Report | None:
+    def seed_report(self) -> Report | None:
         """What seed has said at its end."""
         end = terminated(statuses(self.pod).get(SEED_CONTAINER)) or {}
         return Report.load(end.get("message") or "")
 
     @property
-    def image(self) -> str:
+    def image_id(self) -> str:
         """The engine's image as it runs: `…@sha256:…`, or ""."""
         return str(self._engine_status.get("imageID") or "")
 
@@ -161,8 +163,8 @@ def _needs(plan: PlanBuilder, origin: Origin | None, target: Target | None) -> t
 
 def update_running_flags(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
     """Write `running` and `serving` of each bundle, by which the webhook decides holds."""
-    running = {pod.bundle for pod in pods if pod.running}
-    serving = {pod.bundle for pod in pods if pod.running and pod.ready}
+    running = {pod.bundle for pod in pods if pod.is_running}
+    serving = {pod.bundle for pod in pods if pod.is_running and pod.is_ready}
     for bundle in list(plan.bundles.values()):
         plan.put(replace(bundle, running=bundle.id in running, serving=bundle.id in serving))
 
@@ -174,11 +176,13 @@ def count(plan: PlanBuilder, pods: Sequence[Consumer], starts: ConsumerCounts) -
     """
     now = replace(
         starts,
-        seeded=sum(pod.seeded for pod in pods),
-        cold=sum(pod.started and not pod.seeded and not _is_empty(plan, pod) for pod in pods),
-        held=sum(pod.held for pod in pods),
+        seeded=sum(pod.is_seeded for pod in pods),
+        cold=sum(
+            pod.has_started and not pod.is_seeded and not _is_empty(plan, pod) for pod in pods
+        ),
+        held=sum(pod.is_held for pod in pods),
         stale=stale(plan, pods),
-        ready=sum(pod.ready for pod in pods),
+        ready=sum(pod.is_ready for pod in pods),
     )
     before = plan.status.consumers
     if before is None:
@@ -202,13 +206,13 @@ def stale(plan: PlanBuilder, pods: Sequence[Consumer]) -> int:
 
     The tag of that image has moved.
     """
-    return sum(_is_stale(plan.bundles.get(pod.given), pod) for pod in pods)
+    return sum(_is_stale(plan.bundles.get(pod.given_bundle), pod) for pod in pods)
 
 
 def _is_stale(bundle: BundleStatus | None, pod: Consumer) -> bool:
-    if bundle is None or not bundle.engine_image or not pod.seeded:
+    if bundle is None or not bundle.engine_image or not pod.is_seeded:
         return False
-    return digest_of(pod.image) not in ("", digest_of(bundle.engine_image))
+    return digest_of(pod.image_id) not in ("", digest_of(bundle.engine_image))
 
 
 def digest_of(image: str) -> str:

@@ -42,13 +42,13 @@ def rescue(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
     for pod in pods:
         is_gated = bool(pod.pod["spec"].get("schedulingGates"))
         is_deleted = bool(pod.pod["metadata"].get("deletionTimestamp"))
-        if is_gated or is_deleted or not pod.given or pod.ready:
+        if is_gated or is_deleted or not pod.given_bundle or pod.is_ready:
             continue
         failure = _find_due_failure(plan, pod)
         if failure is not None:
-            stuck.setdefault(pod.given, []).append((pod, failure))
+            stuck.setdefault(pod.given_bundle, []).append((pod, failure))
         elif _is_unread(plan, pod.pod):
-            unread.setdefault(pod.given, []).append(pod)
+            unread.setdefault(pod.given_bundle, []).append(pod)
     for bundle_id in sorted({*stuck, *unread}):
         _rescue_pods(plan, bundle_id, stuck.get(bundle_id, []), unread.get(bundle_id, []))
 
@@ -144,7 +144,7 @@ def _find_failure_of_bundle(
         ).our_claim
         if failure.reason != reasons.SEED_CANNOT_RUN and claim not in ("", plan.claim_name):
             continue
-        if is_finished(pod.pod) and sealed_at is not None and pod.created < sealed_at:
+        if is_finished(pod.pod) and sealed_at is not None and pod.created_at < sealed_at:
             continue
         return failure
     return None

@@ -41,8 +41,8 @@ def worth_reading(plan: PlanBuilder, pods: Sequence[Consumer]) -> tuple[EngineSt
 
 def _is_told(one: Consumer) -> bool:
     return (
-        one.ready
-        and bool(one.given and one.since and one.ready_since)
+        one.is_ready
+        and bool(one.given_bundle and one.started_at and one.ready_at)
         and find_mode(one.mode) is not None
     )
 
@@ -53,8 +53,8 @@ def _start(one: Consumer) -> EngineStart:
         pod=one.name,
         uid=str(one.pod["metadata"]["uid"]),
         container=one.engine,
-        since=one.since,
-        ready=one.ready_since or 0.0,
+        since=one.started_at,
+        ready=one.ready_at or 0.0,
         probed=engine is None or "readinessProbe" in engine or "startupProbe" in engine,
         engine=engine,
     )
@@ -113,8 +113,8 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: ConsumerCounts) -
             and answer.log_summary.result in (logs.TUNED, logs.PARTIAL)
             and _was_promised(one)
         ):
-            why = factor(plan, one, warm.get(one.given, set()))
-            groups.setdefault((one.given, answer.log_summary.result, why), []).append(one)
+            why = factor(plan, one, warm.get(one.given_bundle, set()))
+            groups.setdefault((one.given_bundle, answer.log_summary.result, why), []).append(one)
     for (bundle, result, why), some in sorted(groups.items()):
         how = "tuned all of it again" if result == logs.TUNED else "tuned some of it again"
         plan.events.append(
@@ -128,7 +128,9 @@ def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: ConsumerCounts) -
 
 def _was_promised(one: Consumer) -> bool:
     """It had its bundle, or would have, had seed not found fault with it."""
-    return one.is_mounted or (one.seed is not None and one.seed.reason not in NONE_THERE)
+    return one.is_mounted or (
+        one.seed_report is not None and one.seed_report.reason not in NONE_THERE
+    )
 
 
 def _warm_folders(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, set[str]]:
@@ -137,7 +139,7 @@ def _warm_folders(plan: PlanBuilder, pods: Sequence[Consumer]) -> dict[str, set[
     for one in pods:
         answer = (plan.observed.start_logs or {}).get(_start(one).key) if _is_told(one) else None
         if answer is not None and answer.log_summary.result == logs.WARM:
-            found.setdefault(one.given, set()).update(answer.log_summary.folders)
+            found.setdefault(one.given_bundle, set()).update(answer.log_summary.folders)
     return found
 
 
@@ -156,9 +158,9 @@ FACTORS = {"gpu": "GPU", "flashinfer_version": "FlashInfer version"}
 def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     """Why a consumer that had its bundle tuned: the first that can be told. `warm`: folders in which others found it."""
     answer = (plan.observed.start_logs or {})[_start(one).key]
-    said, bundle = answer.log_summary, plan.bundles.get(one.given)
-    if one.seed is not None and one.seed.reason != SEEDED:
-        return f"its folder was empty: {one.seed.reason}: {one.seed.message}"
+    said, bundle = answer.log_summary, plan.bundles.get(one.given_bundle)
+    if one.seed_report is not None and one.seed_report.reason != SEEDED:
+        return f"its folder was empty: {one.seed_report.reason}: {one.seed_report.message}"
     if said.differences:
         return "; ".join(
             f"{FACTORS.get(each.name, each.name)} differs: the bundle has {each.saved}, the pod {each.current}"
@@ -167,7 +169,7 @@ def factor(plan: PlanBuilder, one: Consumer, warm: set[str]) -> str:
     image = digest_of((bundle.engine_image if bundle is not None else None) or "")
     moved = (
         "the image under its name is another one than was tuned; "
-        if image and digest_of(one.image) not in ("", image)
+        if image and digest_of(one.image_id) not in ("", image)
         else ""
     )
     if said.result == logs.PARTIAL:
@@ -291,13 +293,13 @@ def saved(plan: PlanBuilder, pods: Sequence[Consumer]) -> tuple[int | None, floa
     horizon = math.floor(plan.now - patience)
     counted = 0
     for one in pods:
-        if one.given not in gains or not (
-            one.ready and one.seeded and one.since and one.ready_since
+        if one.given_bundle not in gains or not (
+            one.is_ready and one.is_seeded and one.started_at and one.ready_at
         ):
             continue
-        gain, cold = gains[one.given]
-        began = parse_timestamp(one.since)
-        if began <= before or one.ready_since - began > cold or _tuned(plan, one):
+        gain, cold = gains[one.given_bundle]
+        began = parse_timestamp(one.started_at)
+        if began <= before or one.ready_at - began > cold or _tuned(plan, one):
             continue
         if began > horizon:
             plan.requeue_at(began + patience + 1)
