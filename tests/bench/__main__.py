@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.bench import admission, release, rollout, scale, seeding, tuning
 from tests.bench.harness import Bench
 from tests.bench.table import Row, format_table
-from tests.cluster.peace import Peace
+from tests.cluster.cluster_lock import ClusterLock
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "gpu-seconds": rollout.measure_gpu_seconds,
@@ -39,9 +39,9 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"unknown rows: {', '.join(unknown)}; known ones: {' '.join(ROWS)}", file=sys.stderr)
         return 2
-    bench, peace = Bench(), Peace()
+    bench, cluster_lock = Bench(), ClusterLock()
     bench.report("waiting until no test uses the cluster")
-    peace.begin(alone=True)
+    cluster_lock.acquire(alone=True)
     bench.install()
     rows: list[Row] = []
     for name in names or ROWS:

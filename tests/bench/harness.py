@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from tests.cluster.conftest import BUILD, ROOT, SYSTEM, engine, install
+from tests.cluster.conftest import BUILD, ROOT, SYSTEM, install
 from tests.cluster.kube import Kube, Object, condition
+from tests.cluster.workloads import engine_template
 
 CACHE = "pretune.dev/cache"
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
@@ -61,7 +62,7 @@ class Bench:
     def _remove(self, name: str) -> None:
         if self.kube.get("Namespace", "", name) is not None:
             self.kube.delete("Namespace", "", name)
-            self.kube.until_gone("Namespace", "", name, 600)
+            self.kube.wait_until_gone("Namespace", "", name, 600)
 
     def exec_in_pod(
         self, namespace: str, pod: str, *command: str, stdin: str | None = None, container: str = ""
@@ -110,7 +111,7 @@ def cache(namespace: str, name: str, **spec: Any) -> Object:
 def wait_for_storage(bench: Bench, namespace: str, name: str) -> None:
     """Wait until a cache's claim can be used: pods that are created before get nothing."""
     is_ready = lambda cache: condition(cache, "StorageReady").get("status") == "True"  # noqa: E731
-    bench.kube.until("AutotuneCache", namespace, name, is_ready, 60, "StorageReady")
+    bench.kube.wait_until("AutotuneCache", namespace, name, is_ready, 60, "StorageReady")
 
 
 def claim(namespace: str, name: str, size: str = "1Gi") -> Object:
@@ -162,7 +163,7 @@ def with_cache_label(template: Object, cache_name: str) -> Object:
 def serving_template(release: str = "0.33.0", **env: str) -> Object:
     """Return the stand-in's template as a Deployment has it: ready when it answers."""
     probe = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1}
-    template = engine(release, env=env, readinessProbe=probe)
+    template = engine_template(release, env=env, readinessProbe=probe)
     template["metadata"]["labels"] = {}
     template["spec"]["terminationGracePeriodSeconds"] = 1
     return template

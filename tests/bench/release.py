@@ -19,8 +19,9 @@ from tests.bench.harness import (
     with_cache_label,
 )
 from tests.bench.table import Row
-from tests.cluster.conftest import SYSTEM, engine
+from tests.cluster.conftest import SYSTEM
 from tests.cluster.kube import Object
+from tests.cluster.workloads import engine_template
 
 PODS = 500
 HOLD = "pretune.dev/hold"
@@ -102,7 +103,9 @@ def measure_release(bench: Bench) -> list[Row]:
             pods = Watcher(
                 bench.kube, "Pod", namespace, lambda pod: HOLD not in gate_names(pod), f"app={name}"
             )
-            bench.kube.create(replicaset(namespace, name, with_gates(engine(), HOLD, STAY)))
+            bench.kube.create(
+                replicaset(namespace, name, with_gates(engine_template(), HOLD, STAY))
+            )
             pods.wait_until(lambda watcher: len(watcher.objects) == PODS, 120, "pods created")
             assert not pods.first_seen, "all pods must be held before the loop"
             controller = bench.find_controller()["metadata"]["name"]
@@ -141,7 +144,7 @@ def _measure_pretune(bench: Bench, namespace: str) -> tuple[float, float]:
 
     The times are those of the watch events.
     """
-    template = engine(env=TUNING)
+    template = engine_template(env=TUNING)
     bench.report(f"release: {PODS} pods are held while their bundle is tuned")
     ends = Watcher(bench.kube, "Pod", namespace, has_seal_ended, "pretune.dev/role=tuning")
     pods = Watcher(

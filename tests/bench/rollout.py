@@ -122,7 +122,7 @@ def measure_rollout(
     old = set(pods.first_seen)
     if name == "pretune":
         ready = lambda cache: condition(cache, "Ready").get("status") == "True"  # noqa: E731
-        bench.kube.until("AutotuneCache", namespace, "demo", ready, 120)
+        bench.kube.wait_until("AutotuneCache", namespace, "demo", ready, 120)
     [container] = template["spec"]["containers"]
     changed = {
         **container,
@@ -164,7 +164,7 @@ def _remove_deployment(bench: Bench, namespace: str, name: str) -> None:
     """Delete the Deployment and wait until its pods are gone: they would slow down the next one."""
     bench.kube.delete("Deployment", namespace, name)
     for pod in bench.kube.list("Pod", namespace, f"app={name}"):
-        bench.kube.until_gone("Pod", namespace, pod["metadata"]["name"], 120)
+        bench.kube.wait_until_gone("Pod", namespace, pod["metadata"]["name"], 120)
 
 
 def measure_gpu_seconds(bench: Bench) -> list[Row]:

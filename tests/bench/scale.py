@@ -132,7 +132,7 @@ def take_sample(bench: Bench) -> Sample:
         pods = Watcher(bench.kube, "Pod", namespace, is_ready, f"app={name}")
         pods.wait_until(lambda watcher: len(watcher.first_seen) == 1, 120, "the consumer ready")
         pods.stop()
-        sealed = bench.kube.until("AutotuneCache", namespace, name, _is_seeded, 60)
+        sealed = bench.kube.wait_until("AutotuneCache", namespace, name, _is_seeded, 60)
         claim = bench.kube.get("PersistentVolumeClaim", namespace, f"pretune-{name}")
         agent = next(
             config_map

@@ -114,7 +114,7 @@ def prepare_pod(
         f"seed: {len(files)} files, {sum(len(content) for content in files.values()) / 1048576:.1f} MiB"
     )
     bench.kube.create(claim(namespace, name))
-    bound = bench.kube.until(
+    bound = bench.kube.wait_until(
         "PersistentVolumeClaim",
         namespace,
         name,
@@ -131,7 +131,7 @@ def prepare_pod(
     if bench.kube.get("ConfigMap", namespace, agent["metadata"]["name"]) is None:
         bench.kube.create(agent)
     bench.kube.create(seed_pod(namespace, name))
-    bench.kube.until(
+    bench.kube.wait_until(
         "Pod", namespace, name, lambda pod: pod["status"].get("phase") == "Running", 60
     )
     source = f"{CLAIM_MOUNT}/{world.CACHE}/bundles/{world.INPUTS.bundle_id()}/tactics"

@@ -12,15 +12,15 @@ from pathlib import Path
 from tests.bench import publish
 from tests.bench.harness import Bench, Watcher, cache, claim, has_seal_ended, resident_mib
 from tests.bench.table import Row
-from tests.cluster.conftest import engine
 from tests.cluster.kube import condition
+from tests.cluster.workloads import engine_template
 
 AUDIT = Path(
     "/var/lib/pretune-cluster/logs/audit.log"
 )  # tools/cluster/config/audit.yaml: what our accounts ask
 CACHES, IDLE_CACHES, IDLE_SECONDS = 30, 200, 60
 WRITES = {"create", "update", "patch", "delete"}
-SOURCE = {"template": engine()}
+SOURCE = {"template": engine_template()}
 
 
 def count_writes(namespace: str, since: float) -> Counter[str]:
@@ -113,7 +113,7 @@ def measure_memory(bench: Bench) -> list[Row]:
             }
             bench.kube.create(cache(namespace, f"idle{number}", **spec))
         for number in range(IDLE_CACHES):
-            bench.kube.until(
+            bench.kube.wait_until(
                 "AutotuneCache",
                 namespace,
                 f"idle{number}",

@@ -1,7 +1,8 @@
-"""The real cluster: the chart installed once, a namespace for each test. Refuses a cluster that is not marked as a test cluster.
+"""The real cluster: the chart is installed once, and each test has its own namespace.
 
-All workers share one operator. A test that ends, scales or removes it is marked `disturbs`: it runs alone among this folder's tests,
-and before them, so that the tests that need no cluster fill the other workers meanwhile.
+Refuses a cluster that is not marked as a test cluster. All workers share one operator. A test that
+ends, scales or removes it is marked `disturbs`: it runs alone among the tests of this folder, and
+before them, while the other workers run tests that need no cluster.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.cluster_lock import ClusterLock
 from tests.cluster.kube import Kube, Object, bundles, condition
-from tests.cluster.operation import Operation
-from tests.cluster.peace import Peace
-from tests.cluster.sealed import Sealed, seal
-from tests.cluster.seen import Seen, held
-from tests.cluster.workloads import autotune_cache, deployment, serving
-from tests.cluster.workloads import engine as engine
+from tests.cluster.operator_control import OperatorControl
+from tests.cluster.recorder import Recorder, wait_until_held
+from tests.cluster.sealed_caches import SealedCaches, seal
+from tests.cluster.workloads import autotune_cache, deployment, serving_template
 
 ROOT = Path(__file__).parents[2]
 BUILD = Path(
@@ -54,34 +54,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )  # stable: the rest keeps its order
 
 
-_PEACE = Peace()
+_LOCK = ClusterLock()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     yield
     if nextitem is None or nextitem.get_closest_marker("disturbs") is None:
-        _PEACE.end()
+        _LOCK.release()
 
 
 @pytest.fixture(autouse=True)
-def peace(request: pytest.FixtureRequest) -> None:
-    """Nobody disturbs the operator while another test runs. One that disturbs keeps the right for a next one that does: to wait
-    for all workers costs more than most of these tests."""
-    _PEACE.begin(alone=request.node.get_closest_marker("disturbs") is not None)
+def cluster_lock(request: pytest.FixtureRequest) -> None:
+    """No test disturbs the operator while another one runs.
+
+    A test that disturbs keeps the lock for the next one that does: waiting for all workers takes
+    longer than most of these tests.
+    """
+    _LOCK.acquire(alone=request.node.get_closest_marker("disturbs") is not None)
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """One process at a time."""
+def file_lock(file: Path) -> Iterator[None]:
+    """Let one process at a time run the body."""
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this run, the same one for all of xdist's workers."""
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, for all of xdist's workers."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -101,28 +104,29 @@ def kube(kubeconfig: str) -> Kube:
         "pretune.dev/test-cluster"
     ) == "true"
     assert marked, (
-        f"{kube.host} is not marked as a test cluster (label pretune.dev/test-cluster=true on namespace kube-system):"
-        " these tests make and delete things, so they do not touch it"
+        f"{kube.host} is not marked as a test cluster"
+        " (label pretune.dev/test-cluster=true on namespace kube-system):"
+        " these tests create and delete objects, and refuse"
     )
     return kube
 
 
 @pytest.fixture(scope="session")
-def operator(kube: Kube, shared: Path) -> str:
-    """The chart, installed from the checkout as a user would; its namespace. Once for all of xdist's workers."""
-    with locked(shared / "operator.lock"):
-        if not (shared / "operator.done").exists():
-            _PEACE.begin(alone=True)  # another run of the tests may be under way
-            sweep(kube)
+def operator(kube: Kube, run_folder: Path) -> str:
+    """The operator's namespace, with the chart from the checkout; once for all of xdist's workers."""
+    with file_lock(run_folder / "operator.lock"):
+        if not (run_folder / "operator.done").exists():
+            _LOCK.acquire(alone=True)  # another run of the tests may be under way
+            delete_leftover_namespaces(kube)
             install(kube)
-            Operation(kube, SYSTEM, BUILD / "bin").until_working()
-            (shared / "operator.done").touch()
-            _PEACE.end()
+            OperatorControl(kube, SYSTEM, BUILD / "bin").wait_until_working()
+            (run_folder / "operator.done").touch()
+            _LOCK.release()
     return SYSTEM
 
 
 def install(kube: Kube, *more: str) -> None:
-    """helm upgrade --install, in a namespace under Pod Security restricted, and wait until the controller runs."""
+    """Install or upgrade the chart, in a namespace with Pod Security restricted, and wait for it."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     if kube.get("Namespace", "", SYSTEM) is None:
         kube.create(
@@ -161,11 +165,11 @@ def install(kube: Kube, *more: str) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    Operation.note_change(began)
+    OperatorControl.record_change(began)
 
 
 def _image() -> str:
-    """Changes with the operator's code: the tag does not, so the Deployment would keep its old pods."""
+    """Return a hash of the operator's code: the tag stays the same, and new pods are needed."""
     files = sorted(
         [
             *(ROOT / "operator").rglob("*.py"),
@@ -173,110 +177,120 @@ def _image() -> str:
             ROOT / "requirements/operator.txt",
         ]
     )
-    return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-RUN = (
+RUN_PID = (
     os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
 )  # the process that the person started
-OF_RUN = "pretune.dev/test-run"  # label of a namespace of a test: "<host>-<RUN>"
+RUN_LABEL = "pretune.dev/test-run"  # label of a namespace of a test: "<host>-<RUN>"
 
 
-def fresh(kube: Kube, name: str) -> str:
-    """A new namespace of this process, of that name with a mark of it: several runs may use the cluster at a time, and of a run's workers
-    each has its own module's fixtures."""
-    name = f"{name}-{hashlib.sha256(f'{RUN} {os.getpid()} {name}'.encode()).hexdigest()[:6]}"
-    labels = {OF_RUN: f"{socket.gethostname()[:40]}-{RUN}"}
+def create_namespace(kube: Kube, name: str) -> str:
+    """Create a namespace of this process, and return its name, which has a hash at its end.
+
+    Several runs may use the cluster at the same time, and each worker has its own fixtures.
+    """
+    name = f"{name}-{hashlib.sha256(f'{RUN_PID} {os.getpid()} {name}'.encode()).hexdigest()[:6]}"
+    labels = {RUN_LABEL: f"{socket.gethostname()[:40]}-{RUN_PID}"}
     kube.create(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     )
     return name
 
 
-def sweep(kube: Kube) -> None:
-    """Delete what runs left here that were cut off."""
-    for one in kube.list("Namespace", "", OF_RUN):
-        host, _, run = one["metadata"]["labels"][OF_RUN].rpartition("-")
+def delete_leftover_namespaces(kube: Kube) -> None:
+    """Delete the namespaces of runs that did not end normally."""
+    for leftover in kube.list("Namespace", "", RUN_LABEL):
+        host, _, run = leftover["metadata"]["labels"][RUN_LABEL].rpartition("-")
         if host == socket.gethostname()[:40] and not Path(f"/proc/{run}").exists():
-            kube.delete("Namespace", "", one["metadata"]["name"])
+            kube.delete("Namespace", "", leftover["metadata"]["name"])
 
 
 @pytest.fixture
 def namespace(kube: Kube, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of the test's own, deleted behind it."""
+    """A namespace for the test, which is deleted after it."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
     short = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:4]
-    name = fresh(kube, f"t-{words[:36].strip('-')}-{short}")
+    name = create_namespace(kube, f"t-{words[:36].strip('-')}-{short}")
     yield name
     kube.delete("Namespace", "", name)
 
 
 @pytest.fixture
-def seen(kube: Kube, namespace: str, operator: str) -> Iterator[Seen]:
-    """All that happens to the namespace's caches and consumers, from now on."""
-    seen = Seen(kube, namespace)
-    yield seen
-    seen.close()
+def recorder(kube: Kube, namespace: str, operator: str) -> Iterator[Recorder]:
+    """Records everything that happens to the namespace's caches and consumers from now on."""
+    recorder = Recorder(kube, namespace)
+    yield recorder
+    recorder.close()
 
 
 @pytest.fixture
-def operation(kube: Kube, operator: str) -> Iterator[Operation]:
-    """The operator, to be disturbed; as it was when the test is over."""
-    operation = Operation(kube, operator, BUILD / "bin")
-    yield operation
-    operation.restored()
+def operator_control(kube: Kube, operator: str) -> Iterator[OperatorControl]:
+    """Ends, scales and removes the operator; it is restored after the test."""
+    operator_control = OperatorControl(kube, operator, BUILD / "bin")
+    yield operator_control
+    operator_control.restore()
 
 
-class Moments:
-    """A folder that engines see: a tuning pod's tunes until `go(version)`, a serving pod's waits for nothing (workloads.serving)."""
+class TuningSignals:
+    """A folder that engines mount: an engine in a tuning pod tunes until `finish_tuning(version)`.
+
+    An engine in a serving pod does not wait (workloads.serving_template).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
         for number in range(10):
             (folder / f"-v{number}").touch()
 
-    def go(self, *versions: str) -> None:
-        for one in versions:
-            (Path(self.folder) / f"tuning-{one}").touch()
+    def finish_tuning(self, *versions: str) -> None:
+        for version in versions:
+            (Path(self.folder) / f"tuning-{version}").touch()
 
 
 @pytest.fixture
-def moments(tmp_path: Path) -> Iterator[Moments]:
-    folder = tmp_path / "moments"
+def signals(tmp_path: Path) -> Iterator[TuningSignals]:
+    folder = tmp_path / "signals"
     folder.mkdir(mode=0o755)
-    moments = Moments(folder)
-    yield moments
-    moments.go(*(f"v{number}" for number in range(10)))  # nothing has to be killed
+    signals = TuningSignals(folder)
+    yield signals
+    signals.finish_tuning(
+        *(f"v{number}" for number in range(10))
+    )  # so that no engine has to be killed
 
 
 @pytest.fixture(scope="session")
-def sealed(kube: Kube, operator: str, shared: Path) -> Iterator[Sealed]:
-    """Two caches with sealed bundles, for tests that neither change them nor bring other engines: made once, for all workers."""
-    _PEACE.begin(alone=False)  # before the test's own turn comes
-    notes, users = shared / "sealed.json", shared / "sealed.users"
-    with locked(shared / "sealed.lock"):
+def sealed_caches(kube: Kube, operator: str, run_folder: Path) -> Iterator[SealedCaches]:
+    """Two caches with sealed bundles, created once for all workers.
+
+    For tests that do not change them and use no other engines.
+    """
+    _LOCK.acquire(alone=False)  # before the test itself acquires it
+    notes, users = run_folder / "sealed.json", run_folder / "sealed.users"
+    with file_lock(run_folder / "sealed.lock"):
         if not notes.exists():
-            notes.write_text(json.dumps(seal(kube, fresh(kube, "t-sealed"))))
+            notes.write_text(json.dumps(seal(kube, create_namespace(kube, "t-sealed"))))
         users.write_text((users.read_text() if users.exists() else "") + "|")
-        sealed = Sealed(**json.loads(notes.read_text()))
-    yield sealed
-    with locked(shared / "sealed.lock"):
+        sealed_caches = SealedCaches(**json.loads(notes.read_text()))
+    yield sealed_caches
+    with file_lock(run_folder / "sealed.lock"):
         users.write_text(users.read_text()[1:])
         if not users.read_text():
             notes.unlink()
-            kube.delete("Namespace", "", sealed.namespace)
+            kube.delete("Namespace", "", sealed_caches.namespace)
 
 
-Apply = Callable[..., Object]
-Ready = Callable[..., Object]
-Served = Callable[..., None]
-Roll = Callable[..., float]
-Waiting = Callable[..., str]
+CreateCache = Callable[..., Object]
+WaitForCondition = Callable[..., Object]
+StartServing = Callable[..., None]
+RollOut = Callable[..., float]
+StartHeldPod = Callable[..., str]
 
 
 @pytest.fixture
-def apply(kube: Kube, namespace: str, operator: str) -> Apply:
-    """Create an AutotuneCache named demo: `apply(template=…, targets=…)`; `storage` is our own claim unless given."""
+def create_cache(kube: Kube, namespace: str, operator: str) -> CreateCache:
+    """Create a cache named demo: `create_cache(template=…, targets=…)`; `storage` is our own claim."""
 
     def do(
         name: str = "demo",
@@ -293,8 +307,8 @@ def apply(kube: Kube, namespace: str, operator: str) -> Apply:
 
 
 @pytest.fixture
-def ready(kube: Kube, namespace: str) -> Callable[..., Object]:
-    """Wait until Ready is True (or another `status`/`reason`); the cache as it then is."""
+def wait_for_condition(kube: Kube, namespace: str) -> Callable[..., Object]:
+    """Wait until Ready is True (or another status or reason), and return the cache."""
 
     def wait(
         name: str = "demo",
@@ -303,39 +317,53 @@ def ready(kube: Kube, namespace: str) -> Callable[..., Object]:
         reason: str = "",
         seconds: float = 180,
     ) -> Object:
-        def holds(cache: Object) -> bool:
+        def has_condition(cache: Object) -> bool:
             found = condition(cache, kind)
             return bool(found) and found["status"] == status and reason in ("", found["reason"])
 
-        return kube.until(
-            "AutotuneCache", namespace, name, holds, seconds, f"{kind}={status} {reason}".strip()
+        return kube.wait_until(
+            "AutotuneCache",
+            namespace,
+            name,
+            has_condition,
+            seconds,
+            f"{kind}={status} {reason}".strip(),
         )
 
     return wait
 
 
 @pytest.fixture
-def served(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments
+def start_serving(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    recorder: Recorder,
+    signals: TuningSignals,
 ) -> Callable[..., None]:
-    """`served(replicas, …)`: a cache whose only source are labelled pods, and a Deployment whose first revision is sealed and ready.
-    `cold`: its pods certainly started before the seal."""
+    """Create a cache without source, and a Deployment whose first revision is sealed and ready.
+
+    `cold`: its pods start before the bundle is sealed.
+    """
 
     def do(
         replicas: int, spec: Object | None = None, cold: bool = False, **of_deployment: Any
     ) -> None:
         if not cold:
-            moments.go("v1")
-        apply(**(spec or {}))
-        ready(kind="StorageReady")
+            signals.finish_tuning("v1")
+        create_cache(**(spec or {}))
+        wait_for_condition(kind="StorageReady")
         kube.create(
-            deployment(namespace, serving("v1", moments=moments.folder), replicas, **of_deployment)
+            deployment(
+                namespace, serving_template("v1", signals=signals.folder), replicas, **of_deployment
+            )
         )
-        seen.until(lambda s: s.ready(replicas, "v1"), 180, "v1 ready")
-        moments.go("v1")
-        seen.until(lambda s: s.sealed(), 180, "v1 sealed")
-        # What the webhook decides by: it hears of it as we do.
-        seen.until(
+        recorder.wait_until(lambda s: s.are_ready(replicas, "v1"), 180, "v1 ready")
+        signals.finish_tuning("v1")
+        recorder.wait_until(lambda s: s.has_sealed(), 180, "v1 sealed")
+        # The webhook decides by this, and sees it at the same time.
+        recorder.wait_until(
             lambda s: bundles(s.cache())[0].get("serving"), 15, "v1's bundle is known to serve"
         )
 
@@ -343,39 +371,46 @@ def served(
 
 
 @pytest.fixture
-def waiting(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moments: Moments
+def start_held_pod(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    recorder: Recorder,
+    signals: TuningSignals,
 ) -> Callable[..., str]:
-    """`waiting(…)`: a cache that holds always, and a Deployment of one pod that is held while its bundle is tuned; the pod's name.
-    Half the cost of a rollout, where what serves meanwhile is of no interest. On a machine that is overloaded the lease may be old
-    for a moment, and the webhook holds nobody then."""
+    """Create a cache that always holds, and a Deployment with one held pod; return the pod's name.
+
+    This costs half as much as a rollout, where the pods that serve do not matter. On an overloaded
+    machine the lease may be too old for a moment, and then the webhook holds no pod.
+    """
 
     def do(**hold: Any) -> str:
-        apply(hold={"when": "Always", **hold})
-        ready(kind="StorageReady")
+        create_cache(hold={"when": "Always", **hold})
+        wait_for_condition(kind="StorageReady")
         for _ in range(5):
-            Operation(kube, SYSTEM, BUILD / "bin").until_working()
-            kube.create(deployment(namespace, serving("v1", moments=moments.folder)))
-            seen.until(lambda s: len(s.pods("v1")) == 1, 60, "its pod")
-            if "lease" not in seen.pods("v1")[0]["metadata"]["annotations"].get(
+            OperatorControl(kube, SYSTEM, BUILD / "bin").wait_until_working()
+            kube.create(deployment(namespace, serving_template("v1", signals=signals.folder)))
+            recorder.wait_until(lambda s: len(s.pods("v1")) == 1, 60, "its pod")
+            if "lease" not in recorder.pods("v1")[0]["metadata"]["annotations"].get(
                 "pretune.dev/reason", ""
             ):
                 break
             kube.delete("Deployment", namespace, "serving")
-            seen.until(lambda s: not s.pods("v1"), 60, "none of its pods")
-        held(seen, 1, "v1")
-        return str(seen.pods()[0]["metadata"]["name"])
+            recorder.wait_until(lambda s: not s.pods("v1"), 60, "none of its pods")
+        wait_until_held(recorder, 1, "v1")
+        return str(recorder.pods()[0]["metadata"]["name"])
 
     return do
 
 
 @pytest.fixture
-def roll(kube: Kube, namespace: str, moments: Moments) -> Roll:
-    """`roll("v2")`: the Deployment gets another engine; when, on the records' clock."""
+def roll_out(kube: Kube, namespace: str, signals: TuningSignals) -> RollOut:
+    """Give the Deployment another engine: `roll_out("v2")`. Return when, on the recorder's clock."""
 
     def do(version: str, **of_engine: Any) -> float:
         began = time.monotonic()
-        template = serving(version, moments=moments.folder, **of_engine)
+        template = serving_template(version, signals=signals.folder, **of_engine)
         kube.patch(
             "Deployment", namespace, "serving", {"spec": {"template": {"spec": template["spec"]}}}
         )

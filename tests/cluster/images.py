@@ -1,4 +1,4 @@
-"""Tags that move: other content under a name of an image, on the local cluster's node."""
+"""Tags that move: another image with the same name, on the local cluster's node."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ CTR = ["ctr", "--address", "/run/pretune-cluster/node0/containerd.sock", "--name
 ENGINE = "localhost/pretune/engine:dev"
 
 
-def engine_as(
+def tag_engine_image(
     name: str, build: str = "", of: str = ENGINE, more: Mapping[str, bytes] | None = None
 ) -> None:
-    """The node has the stand-in engine's image (or another, `of`) under that name too, replacing what was there; another `build` is
-    another image: the same layers, a label more. `more`: files that it has as well, by their path, in a layer of their own."""
+    """Give the stand-in engine's image (or `of`) this name, too, on the node.
+
+    Another `build` is another image: the same layers and one more label. `more`: additional files
+    by their paths, in their own layer.
+    """
     manifest = _blob(_digest(of))
     config = _blob(manifest["config"]["digest"])
     config["config"].setdefault("Labels", {})["build"] = build
@@ -60,8 +63,8 @@ def _tar(files: Mapping[str, bytes]) -> bytes:
     return archive.getvalue()
 
 
-def forget(name: str) -> None:
-    """The name is gone from the node; what still runs has its layers."""
+def untag_image(name: str) -> None:
+    """Remove the name from the node; running containers keep their layers."""
     subprocess.run([*CTR, "images", "rm", name], check=True, capture_output=True)
 
 

@@ -1,4 +1,4 @@
-"""A person's hands and eyes on the cluster: apply, look, wait for what the API shows by watching it, never by sleeping."""
+"""A user's access to the cluster: create, read, and wait by watching, never by sleeping."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CLUSTER_WIDE = {
 
 
 class Refusal(Exception):
-    """The API server's answer to something that it does not take: `code`, and its sentence."""
+    """The API server refused: the status code, and its message."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -56,13 +56,13 @@ class Refusal(Exception):
 
 
 class Kube:
-    """One kubeconfig, optionally as another user. Every method names the namespace; "" for cluster-wide kinds."""
+    """One kubeconfig, optionally as another user. A namespace is "" for cluster-wide kinds."""
 
     def __init__(self, kubeconfig: str, as_user: str = "") -> None:
         settings = client.Configuration()
         config.load_kube_config(kubeconfig, client_configuration=settings)
         self.kubeconfig, self.host, self.as_user = kubeconfig, settings.host, as_user
-        self.warnings: list[str] = []  # what the API server told the person with its last answer
+        self.warnings: list[str] = []  # those of the API server's last answer
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.verify = settings.ssl_ca_cert or True
@@ -80,12 +80,12 @@ class Kube:
     def _url(self, kind: str, namespace: str, name: str = "", part: str = "") -> str:
         base, plural = PATHS[kind]
         scope = "" if kind in CLUSTER_WIDE else f"namespaces/{namespace}/"
-        return "/".join(x for x in (self.host, base, f"{scope}{plural}", name, part) if x)
+        return "/".join(step for step in (self.host, base, f"{scope}{plural}", name, part) if step)
 
     def _call(self, verb: str, url: str, **more: Any) -> Any:
         answer = self.session.request(verb, url, timeout=60, **more)
-        told = answer.raw.headers.getlist("Warning")
-        self.warnings = [one.split(" ", 2)[2].strip('"') for one in told]  # `299 - "…"`
+        headers = answer.raw.headers.getlist("Warning")  # `299 - "…"`
+        self.warnings = [header.split(" ", 2)[2].strip('"') for header in headers]
         if answer.status_code >= 400:
             try:
                 message = answer.json().get("message", answer.text)
@@ -100,10 +100,10 @@ class Kube:
 
     def create(self, obj: Object, dry_run: bool = False) -> Object:
         url = self._url(obj["kind"], obj["metadata"].get("namespace", ""))
-        made: Object = self._call(
+        created: Object = self._call(
             "POST", url, json=obj, params={"dryRun": "All"} if dry_run else {}
         )
-        return made
+        return created
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
         try:
@@ -120,18 +120,18 @@ class Kube:
         )["items"]
         return items
 
-    def again(self) -> Kube:
-        """The same person with connections of their own: a session serves one thread."""
+    def new_session(self) -> Kube:
+        """Return the same user with new connections: a session serves one thread."""
         return Kube(self.kubeconfig, self.as_user)
 
     def patch(self, kind: str, namespace: str, name: str, patch: Object, part: str = "") -> Object:
-        made: Object = self._call(
+        patched: Object = self._call(
             "PATCH",
             self._url(kind, namespace, name, part),
             data=json.dumps(patch),
             headers={"Content-Type": "application/merge-patch+json"},
         )
-        return made
+        return patched
 
     def delete(self, kind: str, namespace: str, name: str, **body: Any) -> None:
         try:
@@ -161,7 +161,7 @@ class Kube:
     def changes(
         self, kind: str, namespace: str, name: str = "", labels: str = "", seconds: float = 60
     ) -> Iterator[tuple[str, Object]]:
-        """("LISTED", the list) and then (type, object) of its watch, again and again until `seconds` are over."""
+        """Yield ("LISTED", the list), then (type, object) of its watch, again and again for `seconds`."""
         end = time.monotonic() + seconds
         select = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else ""}
         while True:
@@ -190,16 +190,16 @@ class Kube:
     def watch(
         self, kind: str, namespace: str, name: str = "", labels: str = "", seconds: float = 60
     ) -> Iterator[tuple[str, Object]]:
-        """(type, object) from a list and then its watch, until `seconds` are over; ("NONE", {}) for an empty list."""
+        """Yield (type, object) of a list and its watch, for `seconds`; ("NONE", {}) for an empty list."""
         for change, obj in self.changes(kind, namespace, name, labels, seconds):
             if change != "LISTED":
                 yield change, obj
             elif obj["items"]:
-                yield from (("ADDED", one) for one in obj["items"])
+                yield from (("ADDED", item) for item in obj["items"])
             else:
                 yield "NONE", {}
 
-    def until(
+    def wait_until(
         self,
         kind: str,
         namespace: str,
@@ -208,7 +208,7 @@ class Kube:
         seconds: float = 180,
         what: str = "",
     ) -> Object:
-        """The object as soon as `wanted` holds for it. AssertionError with the object's last state otherwise."""
+        """Return the object once `wanted` is true of it. Raises AssertionError with its last state."""
         last: Object = {}
         for change, obj in self.watch(kind, namespace, name, seconds=seconds):
             last = obj if change not in ("DELETED", "NONE") else {}
@@ -216,10 +216,10 @@ class Kube:
                 return last
         shown = json.dumps(last.get("status", last), indent=1)[:6000]
         raise AssertionError(
-            f"{kind} {namespace}/{name} did not become {what or 'what was wanted'} in {seconds} s; it is: {shown}"
+            f"{kind} {namespace}/{name}: not {what or 'as wanted'} within {seconds} s; it is: {shown}"
         )
 
-    def until_one(
+    def wait_for_any(
         self,
         kind: str,
         namespace: str,
@@ -227,24 +227,24 @@ class Kube:
         wanted: Callable[[Object], Any] = bool,
         seconds: float = 180,
     ) -> Object:
-        """The first object with these labels for which `wanted` holds."""
+        """Return the first object with these labels of which `wanted` is true."""
         for change, obj in self.watch(kind, namespace, labels=labels, seconds=seconds):
             if change not in ("DELETED", "NONE") and wanted(obj):
                 return obj
         raise AssertionError(
-            f"no {kind} with {labels} in {namespace} became what was wanted in {seconds} s"
+            f"no {kind} with {labels} in {namespace} was as wanted within {seconds} s"
         )
 
-    def until_gone(self, kind: str, namespace: str, name: str, seconds: float = 60) -> None:
+    def wait_until_gone(self, kind: str, namespace: str, name: str, seconds: float = 60) -> None:
         for change, _ in self.watch(kind, namespace, name, seconds=seconds):
             if change in ("DELETED", "NONE"):
                 return
-        raise AssertionError(f"{kind} {namespace}/{name} is still there after {seconds} s")
+        raise AssertionError(f"{kind} {namespace}/{name} still exists after {seconds} s")
 
 
-def event(kube: Kube, namespace: str, reason: str, *words: str) -> Object:
-    """An event on the cache, as a person finds it with kubectl describe."""
-    return kube.until_one(
+def wait_for_event(kube: Kube, namespace: str, reason: str, *words: str) -> Object:
+    """Return an event of the cache with this reason, once there is one with these words."""
+    return kube.wait_for_any(
         "Event",
         namespace,
         "",
@@ -258,9 +258,13 @@ def event(kube: Kube, namespace: str, reason: str, *words: str) -> Object:
 
 
 def condition(obj: Object, kind: str) -> Object:
-    """A condition by its type; {} when it is not there."""
+    """Return the condition of a type; {} if there is none."""
     return next(
-        (one for one in (obj.get("status") or {}).get("conditions") or () if one["type"] == kind),
+        (
+            item
+            for item in (obj.get("status") or {}).get("conditions") or ()
+            if item["type"] == kind
+        ),
         {},
     )
 

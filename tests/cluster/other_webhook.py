@@ -1,4 +1,4 @@
-"""Somebody else's mutating webhook: in this process, which the local cluster's API server reaches by its own address."""
+"""Another mutating webhook, in this process, which the local cluster's API server can reach."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from urllib.parse import urlsplit
 from tests.cluster.kube import Kube, Object
 
 Change = Callable[[Object], list[Object]]  # a pod to a JSON Patch
-LABEL = "example.com/asked"  # a pod's: whose webhooks are asked about it
+LABEL = "example.com/asked"  # of a pod: the test whose webhooks are asked about it
 
 
 class OtherWebhook:
-    """Asked about pods with that value of the label, under a name that says when: the API server asks in the order of the names. Other
-    tests make pods in the same namespace at the same time, and have webhooks too: the value is one test's own."""
+    """A webhook that is asked about pods with one value of the label.
+
+    The API server asks webhooks in the order of their names. Other tests create pods in the same
+    namespace at the same time, and have webhooks too: each test has its own value.
+    """
 
     def __init__(self, kube: Kube, asked: str, name: str, folder: Path, change: Change) -> None:
         self._kube, self._name = kube, f"{name}-{asked}"
@@ -104,6 +107,6 @@ def _handler(change: Change) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""What the API server itself refuses: the CRD's rules and the author policy, read as the person at the terminal reads them."""
+"""What the API server itself refuses, with which message: the CRD's rules, the author policy."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"storage": {"claim": {}, "existingClaim": {"name": "shared"}}},
         'spec.storage: Invalid value: "object": exactly one of claim and existingClaim',
     ),
-    "two targets of one name": (
+    "two targets with the same name": (
         {"targets": [{"name": "b200"}, {"name": "h200"}, {"name": "b200"}]},
         'spec.targets[2]: Duplicate value: {"name":"b200"}',
     ),
     "no target": ({"targets": []}, "spec.targets in body should have at least 1 items"),
-    "a target's name that is no label": (
+    "a target's name that is not a label": (
         {"targets": [{"name": "B200"}]},
         "spec.targets[0].name in body should match",
     ),
@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"targets": [{"name": "b" * 21}]},
         "spec.targets[0].name: Too long",
     ),
-    "a subPath that leads out": (
+    "a subPath that leads out of the claim": (
         {"storage": {"existingClaim": {"name": "shared", "subPath": "a/../../b"}}},
         "subPath must be relative and without '..'",
     ),
@@ -60,15 +60,15 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"storage": {"claim": {"accessModes": ["ReadWriteOncePod"]}}},
         'Unsupported value: "ReadWriteOncePod": supported values: "ReadWriteMany", "ReadWriteOnce"',
     ),
-    "a claim of no size": (
+    "a claim without a size": (
         {"storage": {"claim": {"size": "0Gi"}}},
         "size must be more than 0",
     ),
-    "a size that is none": (
+    "a size that is not a quantity": (
         {"storage": {"claim": {"size": "much"}}},
         "spec.storage.claim.size in body should match",
     ),
-    "a workload of another place": (
+    "a workload's name with a path": (
         {"source": {"workloadRef": {**REF, "name": "../secrets/token"}}},
         "spec.source.workloadRef.name in body should match",
     ),
@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
         "spec.source.template.spec.containers: Required value",
     ),
     "no attempt": ({"tuning": {"maxAttempts": 0}}, "should be greater than or equal to 1"),
-    "a risk that is none": (
+    "an unknown risk": (
         {"tuning": {"allow": ["Everything"]}},
         'spec.tuning.allow[0]: Unsupported value: "Everything"',
     ),
@@ -89,17 +89,17 @@ REFUSED: dict[str, tuple[Object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("spec", "sentence"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_work_is_refused_at_apply_with_a_sentence(
-    kube: Kube, operator: str, spec: Object, sentence: str
+@pytest.mark.parametrize(("spec", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_invalid_cache_is_refused_at_apply_with_a_message(
+    kube: Kube, operator: str, spec: Object, message: str
 ) -> None:
     with pytest.raises(Refusal) as refusal:
         kube.create(cache("default", **spec), dry_run=True)
     assert refusal.value.code == 422
-    assert sentence in refusal.value.message
+    assert message in refusal.value.message
 
 
-def test_a_name_that_is_no_label_value_is_refused(kube: Kube, operator: str) -> None:
+def test_a_name_that_is_not_a_label_value_is_refused(kube: Kube, operator: str) -> None:
     kube.create(cache("default", name="n" * 63), dry_run=True)
     with pytest.raises(Refusal, match=r"metadata\.name must be at most 63 characters"):
         kube.create(cache("default", name="n" * 64), dry_run=True)
@@ -112,25 +112,27 @@ def test_access_modes_cannot_be_changed(kube: Kube, operator: str, namespace: st
         kube.patch("AutotuneCache", namespace, "demo", change)
 
 
-def test_the_least_object_gets_every_default_and_a_pasted_template_stays_whole(
+def test_the_smallest_cache_gets_every_default_and_a_pasted_template_is_kept(
     kube: Kube, operator: str
 ) -> None:
     pasted = {
         "metadata": {"creationTimestamp": None, "labels": {"app": "a"}},
         "spec": {"containers": [{"name": "vllm", "newer": {"than": "us"}}], "alsoNewer": [1]},
     }
-    made = kube.create(cache("default", source={"template": pasted}), dry_run=True)["spec"]
-    assert made["source"]["template"]["spec"] == pasted["spec"]
-    assert made["storage"]["claim"] == {
+    spec_as_stored = kube.create(cache("default", source={"template": pasted}), dry_run=True)[
+        "spec"
+    ]
+    assert spec_as_stored["source"]["template"]["spec"] == pasted["spec"]
+    assert spec_as_stored["storage"]["claim"] == {
         "accessModes": ["ReadWriteMany"],
         "size": "1Gi",
         "whenDeleted": "Delete",
     }
-    assert made["targets"] == [{"name": "default"}]
-    assert made["tuning"] == {"deadlineSeconds": 5400, "maxAttempts": 3}
+    assert spec_as_stored["targets"] == [{"name": "default"}]
+    assert spec_as_stored["tuning"] == {"deadlineSeconds": 5400, "maxAttempts": 3}
 
 
-# --- who may write one
+# --- who may write a cache
 
 EDIT_CACHES = {
     "apiGroups": ["pretune.dev"],
@@ -143,7 +145,7 @@ EXISTING = {"storage": {"existingClaim": {"name": "shared"}}}
 
 
 def author(kube: Kube, namespace: str, *rules: Object) -> Kube:
-    """Somebody who has exactly these rights in the namespace."""
+    """Return a user with exactly these rights in the namespace."""
     meta = {"namespace": namespace, "name": "author"}
     rbac = "rbac.authorization.k8s.io"
     kube.create(
@@ -162,8 +164,10 @@ def author(kube: Kube, namespace: str, *rules: Object) -> Kube:
 
 
 def attempt(person: Kube, obj: Object) -> str:
-    """The API server's sentence, or "" when it takes the object. Rights that are seconds old may not have arrived: those it
-    speaks of as RBAC's ("cannot create resource") are waited for."""
+    """Return the API server's message, or "" when it accepts the object.
+
+    Rights take effect with a delay: where RBAC still refuses ("cannot create resource"), try again.
+    """
     end = time.monotonic() + 20
     while True:
         try:
@@ -175,7 +179,7 @@ def attempt(person: Kube, obj: Object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("rules", "spec", "sentence"),
+    ("rules", "spec", "message"),
     [
         (
             (),
@@ -199,17 +203,17 @@ def test_an_author_needs_the_rights_that_the_cache_uses(
     namespace: str,
     rules: tuple[Object, ...],
     spec: Object,
-    sentence: str,
+    message: str,
 ) -> None:
     ann = author(kube, namespace, EDIT_CACHES, *rules)
-    said = attempt(ann, cache(namespace, **spec))
-    assert sentence.format(namespace) in said if sentence else said == ""
+    answer = attempt(ann, cache(namespace, **spec))
+    assert message.format(namespace) in answer if message else answer == ""
 
 
 IMPORT = "pretune.dev/import"
 
 
-def test_labels_and_notes_are_written_without_these_rights(
+def test_labels_and_annotations_are_written_without_these_rights(
     kube: Kube, operator: str, namespace: str
 ) -> None:
     kube.create(cache(namespace, suspend=True))
@@ -223,10 +227,10 @@ def test_labels_and_notes_are_written_without_these_rights(
         ann.patch("AutotuneCache", namespace, "demo", {"spec": {"revision": "2"}})
 
 
-def test_who_may_make_no_jobs_has_none_made_that_reads_a_claim(
+def test_an_author_who_may_not_create_jobs_cannot_have_a_claim_read_by_one(
     kube: Kube, operator: str, namespace: str
 ) -> None:
-    """The annotation makes a Job that mounts the claim it names, which may be anybody's in the namespace."""
+    """For the annotation a Job is created that mounts a claim, which may be another user's."""
     kube.create(cache(namespace, suspend=True))
     ann = author(kube, namespace, EDIT_CACHES)
     attempt(

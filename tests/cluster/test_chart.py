@@ -1,4 +1,4 @@
-"""What only a Helm that sees the cluster shows: certificates over upgrades; and the lines that the chart's README gives people."""
+"""The chart on the cluster: certificates after upgrades, and the commands in the chart's README."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from tests.chart.test_webhook import handshake
 from tests.cluster.conftest import HELM, KUBECTL, ROOT, SYSTEM
 from tests.cluster.kube import Kube, Object, Refusal
-from tests.cluster.test_policy import held
+from tests.cluster.test_policy import held_pod
 
 HOST = f"pretune-webhook.{SYSTEM}.svc"
 SETTINGS = (
@@ -28,8 +28,8 @@ SETTINGS = (
 
 
 def upgrade(kube: Kube, *settings: str) -> list[Object]:
-    """What an upgrade of the release would apply; nothing is changed."""
-    words = [word for one in (*SETTINGS, *settings) for word in ("--set", one)]
+    """Return what an upgrade of the release would apply, without a change."""
+    options = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
     done = subprocess.run(
         [
             str(HELM),
@@ -39,7 +39,7 @@ def upgrade(kube: Kube, *settings: str) -> list[Object]:
             "-n",
             SYSTEM,
             "--dry-run=server",
-            *words,
+            *options,
         ],
         env={**os.environ, "KUBECONFIG": kube.kubeconfig},
         check=True,
@@ -47,18 +47,22 @@ def upgrade(kube: Kube, *settings: str) -> list[Object]:
         text=True,
     )
     manifest = done.stdout.partition("\nMANIFEST:\n")[2].partition("\nNOTES:\n")[0]
-    return [one for one in yaml.safe_load_all(manifest) if one]
+    return [document for document in yaml.safe_load_all(manifest) if document]
 
 
 def secret(documents: list[Object], name: str) -> dict[str, bytes]:
     (found,) = (
-        one for one in documents if one["kind"] == "Secret" and one["metadata"]["name"] == name
+        document
+        for document in documents
+        if document["kind"] == "Secret" and document["metadata"]["name"] == name
     )
     return {key: base64.b64decode(value) for key, value in found["data"].items()}
 
 
 def bundle(documents: list[Object]) -> bytes:
-    (found,) = (one for one in documents if one["kind"] == "MutatingWebhookConfiguration")
+    (found,) = (
+        document for document in documents if document["kind"] == "MutatingWebhookConfiguration"
+    )
     return base64.b64decode(found["webhooks"][0]["clientConfig"]["caBundle"])
 
 
@@ -70,26 +74,26 @@ def installed(kube: Kube) -> list[Object]:
     ]
     found = [kube.get(kind, SYSTEM if kind == "Secret" else "", name) for kind, name in wanted]
     assert all(found)
-    return [{"kind": kind, **(one or {})} for (kind, _), one in zip(wanted, found, strict=True)]
+    return [{"kind": kind, **(obj or {})} for (kind, _), obj in zip(wanted, found, strict=True)]
 
 
 def test_an_upgrade_renews_the_certificate_and_keeps_the_authority(
     kube: Kube, operator: str, tmp_path: Path
 ) -> None:
-    """So that there is no moment in which the API server trusts another authority than that of the files the pods have."""
+    """So the API server always trusts the authority of the files that the pods have."""
     now, then = installed(kube), upgrade(kube)
     assert bundle(then) == bundle(now)
     assert secret(then, "pretune-webhook-ca") == secret(now, "pretune-webhook-ca")
-    old, new = (secret(one, "pretune-webhook") for one in (now, then))
+    old, new = (secret(documents, "pretune-webhook") for documents in (now, then))
     assert old["tls.crt"] != new["tls.crt"] and old["tls.key"] != new["tls.key"]
     for files in (old, new):
         handshake(tmp_path, files["tls.crt"], files["tls.key"], bundle(then), HOST)
 
 
-def test_a_certificate_of_another_authority_is_not_taken_for_the_webhooks(
+def test_a_certificate_of_another_authority_is_not_trusted(
     kube: Kube, operator: str, tmp_path: Path
 ) -> None:
-    """What the test before would not see if a handshake proved nothing."""
+    """Shows that the handshake in the test before means something."""
     other = upgrade(kube, "fullnameOverride=other")  # another name: its authority is not there yet
     files = secret(other, "other-webhook")
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -112,26 +116,28 @@ def test_a_certificate_of_another_authority_is_not_taken_for_the_webhooks(
     ],
     ids=["opted in", "ours", "anybody's", "the system's"],
 )
-def test_the_webhook_is_asked_about_pods_that_opted_in(
+def test_the_webhook_is_asked_only_about_consumers(
     kube: Kube, operator: str, namespace: str, where: str, labels: dict[str, str], answered: bool
 ) -> None:
-    pod = held(where or namespace, **labels)
-    del pod["spec"]["schedulingGates"]  # with ours it would be a copy of an injected one
-    made = kube.create(pod, dry_run=True)
-    assert ("pretune.dev/reason" in made["metadata"]["annotations"]) == answered
+    pod = held_pod(where or namespace, **labels)
+    del pod["spec"]["schedulingGates"]  # with our gate it would count as injected
+    created = kube.create(pod, dry_run=True)
+    assert ("pretune.dev/reason" in created["metadata"]["annotations"]) == answered
 
 
-def test_a_static_pods_mirror_is_left_alone(kube: Kube, operator: str, namespace: str) -> None:
-    """It runs already; and the API server refuses one that names a claim, or waits."""
+def test_the_mirror_of_a_static_pod_is_left_alone(
+    kube: Kube, operator: str, namespace: str
+) -> None:
+    """It is running already, and the API server refuses it with a claim or a gate."""
     (node,) = kube.list("Node", "")[:1]
-    mirror = held(namespace, **{"pretune.dev/cache": "none"})
+    mirror = held_pod(namespace, **{"pretune.dev/cache": "none"})
     mirror["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "0"}
     mirror["spec"]["nodeName"] = node["metadata"]["name"]
     del mirror["spec"]["schedulingGates"]
     assert "pretune.dev/reason" not in kube.create(mirror, dry_run=True)["metadata"]["annotations"]
 
 
-def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(
+def test_the_commands_in_the_readme_release_held_pods_and_change_nothing_else(
     kube: Kube, namespace: str, tmp_path: Path
 ) -> None:
     (lines,) = re.findall(
@@ -143,7 +149,7 @@ def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(
     path = f"{tmp_path}:{os.environ['PATH']}"
     label = {"pretune.dev/cache": "demo"}
     two, one, kueues, strangers = (
-        held(namespace, name, **label) for name in ("two", "one", "kueues", "strangers")
+        held_pod(namespace, name, **label) for name in ("two", "one", "kueues", "strangers")
     )
     one["spec"]["schedulingGates"] = [{"name": "pretune.dev/hold"}]
     kueues["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
@@ -154,7 +160,7 @@ def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(
         "--all-namespaces", f"--namespace {namespace}"
     )  # other tests hold pods too
     assert within != lines
-    for _ in range(2):  # with nothing left to free, the lines are as good
+    for _ in range(2):  # the commands also work when no pod is held any more
         subprocess.run(
             ["bash", "-euo", "pipefail", "-c", within],
             env={**os.environ, "KUBECONFIG": kube.kubeconfig, "PATH": path},
@@ -174,7 +180,7 @@ def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(
             "strangers": [
                 "kueue.x-k8s.io/before",
                 "kueue.x-k8s.io/after",
-            ],  # its label was taken off: told by the gate
+            ],  # it has lost its label, and is known by the gate
         }
 
 
@@ -190,7 +196,7 @@ def test_the_lines_of_the_readme_free_held_pods_and_nothing_else(
         ("2T", True),
     ],
 )
-def test_a_claims_size_may_be_raised_and_written_otherwise_but_not_lowered(
+def test_a_claims_size_may_be_raised_or_written_differently_but_not_lowered(
     kube: Kube, operator: str, namespace: str, size: str | int, taken: bool
 ) -> None:
     spec = {"suspend": True, "storage": {"claim": {"storageClassName": "none", "size": "1Gi"}}}
@@ -216,43 +222,45 @@ def test_a_claims_size_may_be_raised_and_written_otherwise_but_not_lowered(
 
 
 @pytest.mark.disturbs
-def test_a_rollout_of_the_webhook_loses_no_pod(kube: Kube, operator: str, namespace: str) -> None:
-    """Pods are made by dry run, without a pause, while both of its pods are replaced, twice."""
-    over, made, lost = threading.Event(), 0, 0
+def test_every_pod_gets_an_answer_during_a_rollout_of_the_webhook(
+    kube: Kube, operator: str, namespace: str
+) -> None:
+    """Pods are created by dry run, without a pause, while both webhook pods are replaced, twice."""
+    over, created, lost = threading.Event(), 0, 0
 
-    def make() -> None:
-        nonlocal made, lost
-        person, pod = kube.again(), held(namespace, **{"pretune.dev/cache": "none"})
+    def create_pods() -> None:
+        nonlocal created, lost
+        person, pod = kube.new_session(), held_pod(namespace, **{"pretune.dev/cache": "none"})
         del pod["spec"]["schedulingGates"]
         while not over.is_set():
             answered = (
                 "pretune.dev/reason" in person.create(pod, dry_run=True)["metadata"]["annotations"]
             )
             with counting:
-                made, lost = made + 1, lost + (not answered)
+                created, lost = created + 1, lost + (not answered)
 
-    def ours() -> set[str]:
+    def webhook_pods() -> set[str]:
         label = "app.kubernetes.io/component=webhook"
-        return {one["metadata"]["name"] for one in kube.list("Pod", SYSTEM, labels=label)}
+        return {pod["metadata"]["name"] for pod in kube.list("Pod", SYSTEM, labels=label)}
 
     counting = threading.Lock()
-    makers = [threading.Thread(target=make) for _ in range(3)]
-    for one in makers:
-        one.start()
+    threads = [threading.Thread(target=create_pods) for _ in range(3)]
+    for thread in threads:
+        thread.start()
     try:
         for round_ in range(2):
-            before = ours()
+            before = webhook_pods()
             note = {
                 "spec": {"template": {"metadata": {"annotations": {"rolled": f"{time.time()}"}}}}
             }
             kube.patch("Deployment", SYSTEM, "pretune-webhook", note)
             end = time.monotonic() + 90
-            while before & (now := ours()) or len(now) < 2:
+            while before & (now := webhook_pods()) or len(now) < 2:
                 assert time.monotonic() < end, f"round {round_}: still {before & now}"
                 time.sleep(0.5)
     finally:
         over.set()
-        for one in makers:
-            one.join()
-    assert made > 200
-    assert lost == 0, f"{lost} of {made} pods came without an answer"
+        for thread in threads:
+            thread.join()
+    assert created > 200
+    assert lost == 0, f"{lost} of {created} pods were created without an answer"

@@ -1,4 +1,4 @@
-"""What people see of their serving pods: counts, columns, events, advice, metrics; and that a second controller changes nothing."""
+"""What users see of their serving pods: counts, columns, events, advice and metrics."""
 
 from __future__ import annotations
 
@@ -10,35 +10,49 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import BUILD, KUBECTL, Apply, Moments, Ready, Roll, Served
-from tests.cluster.images import engine_as, forget
-from tests.cluster.kube import Kube, Object, bundles, event
-from tests.cluster.operation import CONTROLLER, WEBHOOK, Operation
-from tests.cluster.seen import Seen, held
-from tests.cluster.workloads import bare, deployment, serving
+from tests.cluster.conftest import (
+    BUILD,
+    KUBECTL,
+    CreateCache,
+    RollOut,
+    StartServing,
+    TuningSignals,
+    WaitForCondition,
+)
+from tests.cluster.images import tag_engine_image, untag_image
+from tests.cluster.kube import Kube, Object, bundles, wait_for_event
+from tests.cluster.operator_control import CONTROLLER, WEBHOOK, OperatorControl
+from tests.cluster.recorder import Recorder, wait_until_held
+from tests.cluster.workloads import bare_pod, deployment, serving_template
 
 
-def counted(seen: Seen, **numbers: int) -> bool:
-    found = (seen.cache().get("status") or {}).get("consumers") or {}
+def counted(recorder: Recorder, **numbers: int) -> bool:
+    found = (recorder.cache().get("status") or {}).get("consumers") or {}
     return {name: found.get(name) for name in numbers} == numbers
 
 
 def test_consumers_are_counted_and_shown_through_a_rollout(
     kube: Kube,
     namespace: str,
-    seen: Seen,
-    served: Served,
-    roll: Roll,
-    moments: Moments,
+    recorder: Recorder,
+    start_serving: StartServing,
+    roll_out: RollOut,
+    signals: TuningSignals,
     kubeconfig: str,
 ) -> None:
-    served(2, surge="1", down="0", cold=True)
-    seen.until(
-        lambda s: counted(s, seeded=0, cold=2, held=0, stale=0, ready=2), 15, "two cold pods"
+    start_serving(2, surge="1", down="0", cold=True)
+    recorder.wait_until(
+        lambda s: counted(s, seeded=0, cold=2, held=0, stale=0, ready=2),
+        15,
+        "two cold pods",
     )
-    roll("v2")
-    held(seen, 1)
-    seen.until(lambda s: counted(s, seeded=0, cold=2, held=1, ready=2), 15, "one held beside them")
+    roll_out("v2")
+    wait_until_held(recorder, 1)
+    recorder.wait_until(
+        lambda s: counted(s, seeded=0, cold=2, held=1, ready=2),
+        15,
+        "one held beside them",
+    )
     command = [
         str(KUBECTL),
         "--kubeconfig",
@@ -52,84 +66,95 @@ def test_consumers_are_counted_and_shown_through_a_rollout(
     head, row = (line.split() for line in subprocess.check_output(command, text=True).splitlines())
     assert head == ["NAME", "READY", "REASON", "BUNDLES", "ENTRIES", "SEEDED", "HELD", "AGE"]
     assert row[:4] == ["demo", "False", "Tuning", "0/1"] and row[-2] == "1"
-    moments.go("v2")
-    seen.until(
-        lambda s: s.ready(2) and counted(s, seeded=2, cold=0, held=0, ready=2),
+    signals.finish_tuning("v2")
+    recorder.wait_until(
+        lambda s: s.are_ready(2) and counted(s, seeded=2, cold=0, held=0, ready=2),
         120,
         "two seeded pods",
     )
-    assert [(one.get("running"), one.get("serving")) for one in bundles(seen.cache())] == [
+    assert [
+        (bundle.get("running"), bundle.get("serving")) for bundle in bundles(recorder.cache())
+    ] == [
         (True, True),
         (None, None),
     ]
-    times = [one.object["status"]["consumers"]["observedAt"] for one in seen.moments
-             if one.kind == "AutotuneCache" and (one.object.get("status") or {}).get("consumers")]  # fmt: skip
+    times = [record.object["status"]["consumers"]["observedAt"] for record in recorder.records
+             if record.kind == "AutotuneCache" and (record.object.get("status") or {}).get("consumers")]  # fmt: skip
     assert len(set(times)) <= 8  # at most every 10 s, where numbers change
-    message = str(event(kube, namespace, "Released", "its bundle is sealed")["message"])
+    message = str(wait_for_event(kube, namespace, "Released", "its bundle is sealed")["message"])
     assert re.search(r"1 pod of bundle \w+-default: .* waited \d+ s", message)
 
 
 @pytest.fixture
 def moving(namespace: str) -> Iterator[str]:
-    """An image under a tag that moves, on the local cluster's node."""
+    """An image with a tag that moves, on the local cluster's node."""
     if not Path("/run/pretune-cluster").exists():
         pytest.skip("the nodes of PRETUNE_TEST_KUBECONFIG are not on this machine")
     name = f"localhost/pretune/moving-{namespace[-6:]}:latest"
-    engine_as(name, "first")
+    tag_engine_image(name, "first")
     yield name
-    forget(name)
+    untag_image(name)
 
 
-def test_a_tag_that_moved_under_a_bundle_makes_its_pods_stale(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen, moving: str
+def test_pods_of_a_tag_that_moved_after_the_tuning_are_stale(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    recorder: Recorder,
+    moving: str,
 ) -> None:
-    apply()
-    ready(kind="StorageReady")
-    kube.create(deployment(namespace, serving(image=moving)))
-    ready()
-    warned = {one["reason"]: one["message"] for one in seen.cache()["status"]["warnings"]}
+    create_cache()
+    wait_for_condition(kind="StorageReady")
+    kube.create(deployment(namespace, serving_template(image=moving)))
+    wait_for_condition()
+    warned = {
+        warning["reason"]: warning["message"] for warning in recorder.cache()["status"]["warnings"]
+    }
     assert moving in warned["MovingTag"]
-    engine_as(moving, "second")
+    tag_engine_image(moving, "second")
     kube.patch("Deployment", namespace, "serving", {"spec": {"replicas": 2}})
-    seen.until(lambda s: s.ready(2) and counted(s, stale=1), 120, "one of them stale")
-    seen.until(
-        lambda s: any(one["reason"] == "StaleImage" for one in s.cache()["status"]["warnings"]),
+    recorder.wait_until(lambda s: s.are_ready(2) and counted(s, stale=1), 120, "one of them stale")
+    recorder.wait_until(
+        lambda s: any(
+            warning["reason"] == "StaleImage" for warning in s.cache()["status"]["warnings"]
+        ),
         15,
         "advice",
     )
-    event(kube, namespace, "StaleImage")
+    wait_for_event(kube, namespace, "StaleImage")
     kube.patch("AutotuneCache", namespace, "demo", {"spec": {"revision": "2"}})
-    seen.until(lambda s: s.sealed(2), 120, "tuned again")
+    recorder.wait_until(lambda s: s.has_sealed(2), 120, "tuned again")
 
 
-def test_what_will_go_wrong_is_said_with_the_line_to_change(
-    kube: Kube, namespace: str, seen: Seen, served: Served
+def test_advice_names_the_line_to_change(
+    kube: Kube, namespace: str, recorder: Recorder, start_serving: StartServing
 ) -> None:
     def advised(*reasons: str) -> None:
-        def there(seen: Seen) -> bool:
-            told = {
-                one["reason"]: one["message"]
-                for one in (seen.cache().get("status") or {}).get("warnings") or ()
+        def there(recorder: Recorder) -> bool:
+            advised_reasons = {
+                warning["reason"]: warning["message"]
+                for warning in (recorder.cache().get("status") or {}).get("warnings") or ()
             }
-            return all(one in told for one in reasons)
+            return all(reason in advised_reasons for reason in reasons)
 
-        seen.until(there, 20, f"advice: {', '.join(reasons)}")
+        recorder.wait_until(there, 20, f"advice: {', '.join(reasons)}")
 
-    served(1)
+    start_serving(1)
     advised("ProgressDeadlineShort")  # 600 s by default, and a hold of 3600
     kube.patch("Deployment", namespace, "serving", {"spec": {"progressDeadlineSeconds": 4000}})
-    seen.until(
+    recorder.wait_until(
         lambda s: (
             not [
-                one
-                for one in s.cache()["status"].get("warnings") or ()
-                if one["reason"].startswith("Progress")
+                warning
+                for warning in s.cache()["status"].get("warnings") or ()
+                if warning["reason"].startswith("Progress")
             ]
         ),
         20,
         "the advice is gone",
     )
-    template = serving("v1")
+    template = serving_template("v1")
     template["metadata"]["labels"]["app"] = "other"
     template["spec"]["containers"][0]["startupProbe"] = {
         **template["spec"]["containers"][0]["readinessProbe"],
@@ -142,50 +167,52 @@ def test_what_will_go_wrong_is_said_with_the_line_to_change(
     other["spec"]["selector"]["matchLabels"] = labels
     kube.create(other)
     advised("LabelInSelector")
-    event(kube, namespace, "LabelInSelector", "other")
+    wait_for_event(kube, namespace, "LabelInSelector", "other")
 
 
 @pytest.mark.disturbs
-def test_a_second_controller_waits_and_takes_over_when_the_first_one_dies(
+def test_a_second_controller_takes_over_when_the_first_one_dies(
     kube: Kube,
     namespace: str,
-    seen: Seen,
-    served: Served,
-    roll: Roll,
-    moments: Moments,
-    operation: Operation,
+    recorder: Recorder,
+    start_serving: StartServing,
+    roll_out: RollOut,
+    signals: TuningSignals,
+    operator_control: OperatorControl,
 ) -> None:
-    operation.scale(CONTROLLER, 2)
-    leader = operation.lease()["holderIdentity"]
-    served(1)
-    roll("v2")
-    held(seen, 1)
-    assert operation.lease()["holderIdentity"] == leader
+    operator_control.scale(CONTROLLER, 2)
+    leader = operator_control.lease()["holderIdentity"]
+    start_serving(1)
+    roll_out("v2")
+    wait_until_held(recorder, 1)
+    assert operator_control.lease()["holderIdentity"] == leader
     kube.delete("Pod", "pretune-system", leader, gracePeriodSeconds=0)
-    moments.go("v2")
-    seen.until(lambda s: s.ready(1) and s.ready(1, "v2"), 120, "v2 rolled out by the other one")
-    assert operation.lease()["holderIdentity"] != leader
+    signals.finish_tuning("v2")
+    recorder.wait_until(
+        lambda s: s.are_ready(1) and s.are_ready(1, "v2"), 120, "v2 rolled out by the other one"
+    )
+    assert operator_control.lease()["holderIdentity"] != leader
     jobs = kube.list("Job", namespace, "pretune.dev/role=tuning")
-    assert len(jobs) == 2 and [one["attempts"] for one in bundles(seen.cache())] == [1, 1]
+    assert len(jobs) == 2 and [bundle["attempts"] for bundle in bundles(recorder.cache())] == [1, 1]
 
 
 def metric(text: str, name: str, **labels: str) -> float:
-    """The sum of the samples of that name that have these labels."""
+    """Return the sum of the samples with this name and these labels."""
     found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", text, re.MULTILINE)
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     assert f"# TYPE {name.removesuffix('_total')}" in text, f"there is no metric {name}"
-    return sum(float(value) for told, value in found if all(one in told for one in wanted))
+    return sum(float(value) for shown, value in found if all(label in shown for label in wanted))
 
 
-def test_controller_and_webhook_tell_prometheus_what_they_do(
-    kube: Kube, namespace: str, seen: Seen, served: Served, operator: str
+def test_controller_and_webhook_have_metrics_of_what_they_do(
+    kube: Kube, namespace: str, recorder: Recorder, start_serving: StartServing, operator: str
 ) -> None:
-    served(1, cold=True)
-    seen.until(lambda s: counted(s, cold=1), 15, "counted")
-    operation = Operation(kube, operator, BUILD / "bin")
+    start_serving(1, cold=True)
+    recorder.wait_until(lambda s: counted(s, cold=1), 15, "counted")
+    operator_control = OperatorControl(kube, operator, BUILD / "bin")
     [controller], webhooks = (
-        operation.metrics(CONTROLLER).values(),
-        list(operation.metrics(WEBHOOK).values()),
+        operator_control.metrics(CONTROLLER).values(),
+        list(operator_control.metrics(WEBHOOK).values()),
     )
     assert metric(controller, "pretune_bundles", namespace=namespace, state="Sealed") == 1
     assert metric(controller, "pretune_consumers", namespace=namespace, state="cold") == 1
@@ -193,22 +220,26 @@ def test_controller_and_webhook_tell_prometheus_what_they_do(
     assert metric(controller, "pretune_attempts_total", reason="Sealed") >= 1
     assert metric(controller, "pretune_leader") == 1
     assert (
-        sum(metric(one, "pretune_admissions_total", reason="NotSealedYet") for one in webhooks) >= 1
+        sum(
+            metric(webhook, "pretune_admissions_total", reason="NotSealedYet")
+            for webhook in webhooks
+        )
+        >= 1
     )
-    assert [metric(one, "pretune_controller_alive") for one in webhooks] == [1, 1]
+    assert [metric(webhook, "pretune_controller_alive") for webhook in webhooks] == [1, 1]
     assert all(
-        metric(one, "pretune_certificate_expiry_timestamp_seconds") > time.time()
-        for one in webhooks
+        metric(webhook, "pretune_certificate_expiry_timestamp_seconds") > time.time()
+        for webhook in webhooks
     )
     for text in (controller, *webhooks):
         for name in re.findall(r"^# TYPE (pretune_\w+)", text, re.MULTILINE):
             assert re.search(rf"^# HELP {name} \w", text, re.MULTILINE)
 
 
-def test_a_bare_pods_dry_run_shows_what_it_would_be_given_and_changes_nothing(
-    kube: Kube, namespace: str, seen: Seen, served: Served
+def test_the_dry_run_of_a_pod_shows_its_delivery_and_changes_nothing(
+    kube: Kube, namespace: str, recorder: Recorder, start_serving: StartServing
 ) -> None:
-    served(1)
-    before: list[Object] = bundles(seen.cache())
-    kube.create(bare(namespace, serving("v2")), dry_run=True)
-    assert bundles(seen.cache()) == before
+    start_serving(1)
+    before: list[Object] = bundles(recorder.cache())
+    kube.create(bare_pod(namespace, serving_template("v2")), dry_run=True)
+    assert bundles(recorder.cache()) == before

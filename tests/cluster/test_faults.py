@@ -1,4 +1,4 @@
-"""What bad input gets, read where a person reads it, on the real cluster."""
+"""Invalid input on the real cluster, and the messages that users read."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Apply
+from tests.cluster.conftest import CreateCache
 from tests.cluster.kube import Kube, Object, bundles, condition
-from tests.cluster.workloads import engine
+from tests.cluster.workloads import engine_template
 
-Ready = Callable[..., Object]
+WaitForCondition = Callable[..., Object]
 TUNING = "pretune.dev/role=tuning"
 ONCE = {"maxAttempts": 1}
 TP2 = ("--tensor-parallel-size", "2")
 
 
-def test_a_source_that_is_not_there_is_said_and_recovers(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready
+def test_a_missing_source_is_reported_and_used_once_it_exists(
+    kube: Kube, namespace: str, create_cache: CreateCache, wait_for_condition: WaitForCondition
 ) -> None:
-    apply(
+    create_cache(
         source={"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}}
     )
-    cache = ready(kind="Stalled", reason="SourceNotFound")
+    cache = wait_for_condition(kind="Stalled", reason="SourceNotFound")
     assert "/serving does not exist" in condition(cache, "Stalled")["message"]
-    template = engine()
+    template = engine_template()
     kube.create(
         {
             "apiVersion": "apps/v1",
@@ -40,7 +40,7 @@ def test_a_source_that_is_not_there_is_said_and_recovers(
             },
         }
     )
-    ready()
+    wait_for_condition()
 
 
 @pytest.mark.parametrize(
@@ -60,20 +60,26 @@ def test_a_source_that_is_not_there_is_said_and_recovers(
     ],
     ids=["no template", "no such kind", "no right"],
 )
-def test_a_source_that_cannot_be_used_is_named(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, ref: Object, reason: str, words: str
+def test_a_source_that_cannot_be_used_is_reported_by_name(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    ref: Object,
+    reason: str,
+    words: str,
 ) -> None:
     kube.create(claim(namespace, "models", "local-rwx-wait"))
-    apply(source={"workloadRef": ref})
-    cache = ready(kind="Stalled", reason=reason)
+    create_cache(source={"workloadRef": ref})
+    cache = wait_for_condition(kind="Stalled", reason=reason)
     assert words in condition(cache, "Stalled")["message"]
 
 
-def test_a_template_that_the_api_server_refuses_is_answered_in_its_words(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready
+def test_a_template_that_the_api_server_refuses_has_its_message(
+    kube: Kube, namespace: str, create_cache: CreateCache, wait_for_condition: WaitForCondition
 ) -> None:
-    apply(template=engine(imagePullPolicy="Sometimes"))
-    cache = ready(kind="Stalled", reason="SourceInvalid")
+    create_cache(template=engine_template(imagePullPolicy="Sometimes"))
+    cache = wait_for_condition(kind="Stalled", reason="SourceInvalid")
     assert 'Unsupported value: "Sometimes"' in condition(cache, "Stalled")["message"]
     assert not kube.list("Job", namespace, TUNING)
 
@@ -132,14 +138,14 @@ def _volume(claim: str) -> Callable[[Object], None]:
     ],
 )
 def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready,
+    kube: Kube, namespace: str, create_cache: CreateCache, wait_for_condition: WaitForCondition,
     spoil: Callable[[Object], object], spec: Object, reason: str, words: str,
 ) -> None:  # fmt: skip
     kube.create(claim(namespace, "rwop", "local-rwx-wait", "ReadWriteOncePod"))
-    template = engine()
+    template = engine_template()
     spoil(template["spec"])
-    apply(template=template, **spec)
-    cache = ready(kind="Stalled", reason=reason)
+    create_cache(template=template, **spec)
+    cache = wait_for_condition(kind="Stalled", reason=reason)
     assert words in condition(cache, "Stalled")["message"]
     assert not kube.list("Job", namespace, TUNING)
 
@@ -147,38 +153,43 @@ def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
 @pytest.mark.parametrize(
     ("template", "state", "reason", "words"),
     [
-        (engine("0.24.0"), "Refused", "ReleaseTooOld", "0.24.0"),
-        (engine("0.31.0", gpus=2, args=TP2), "Refused", "SharedLayout", "0.31.0"),
-        (engine(env={"PATH": "/opt/shell"}), "Refused", "NoPython", "python3"),
-        (engine(image="localhost/pretune/nothing:dev"), "Failed", "ImagePullFailed", "nothing:dev"),
+        (engine_template("0.24.0"), "Refused", "ReleaseTooOld", "0.24.0"),
+        (engine_template("0.31.0", gpus=2, args=TP2), "Refused", "SharedLayout", "0.31.0"),
+        (engine_template(env={"PATH": "/opt/shell"}), "Refused", "NoPython", "python3"),
         (
-            engine(envFrom=[{"secretRef": {"name": "hf-token"}}]),
+            engine_template(image="localhost/pretune/nothing:dev"),
+            "Failed",
+            "ImagePullFailed",
+            "nothing:dev",
+        ),
+        (
+            engine_template(envFrom=[{"secretRef": {"name": "hf-token"}}]),
             "Failed",
             "ContainerConfigError",
             "hf-token",
         ),
-        (engine(env={"ENGINE_FAULT": "crash"}), "Failed", "EngineFailed", "Error: "),
-        (engine(env={"ENGINE_FAULT": "half-written"}), "Failed", "CorruptFiles", ".json"),
-        (engine(env={"ENGINE_FAULT": "symlink"}), "Failed", "UnsafeFiles", "link.json"),
-        (engine(env={"ENGINE_FAULT": "device"}), "Failed", "UnsafeFiles", "device.json"),
-        (engine(env={"ENGINE_FAULT": "dotdot"}), "Failed", "UnsafeFiles", "up"),
-        (engine(env={"ENGINE_FAULT": "many-files"}), "Failed", "UnsafeFiles", "10000"),
-        (engine(env={"ENGINE_FAULT": "huge"}), "Failed", "UnsafeFiles", "256 MiB"),
-        (engine(env={"ENGINE_FAULT": "unreadable"}), "Failed", "UnreadableFiles", ".json"),
+        (engine_template(env={"ENGINE_FAULT": "crash"}), "Failed", "EngineFailed", "Error: "),
+        (engine_template(env={"ENGINE_FAULT": "half-written"}), "Failed", "CorruptFiles", ".json"),
+        (engine_template(env={"ENGINE_FAULT": "symlink"}), "Failed", "UnsafeFiles", "link.json"),
+        (engine_template(env={"ENGINE_FAULT": "device"}), "Failed", "UnsafeFiles", "device.json"),
+        (engine_template(env={"ENGINE_FAULT": "dotdot"}), "Failed", "UnsafeFiles", "up"),
+        (engine_template(env={"ENGINE_FAULT": "many-files"}), "Failed", "UnsafeFiles", "10000"),
+        (engine_template(env={"ENGINE_FAULT": "huge"}), "Failed", "UnsafeFiles", "256 MiB"),
+        (engine_template(env={"ENGINE_FAULT": "unreadable"}), "Failed", "UnreadableFiles", ".json"),
         (
-            engine("0.32.0", 2, {"ENGINE_FAULT": "missing-rank"}, TP2),
+            engine_template("0.32.0", 2, {"ENGINE_FAULT": "missing-rank"}, TP2),
             "Failed",
             "IncompleteRanks",
             "rank",
         ),
         (
-            engine("0.32.0", 2, {"ENGINE_FAULT": "uneven-ranks"}, TP2),
+            engine_template("0.32.0", 2, {"ENGINE_FAULT": "uneven-ranks"}, TP2),
             "Failed",
             "IncompleteRanks",
             "rank",
         ),
         (
-            engine("0.32.0", 2, {"ENGINE_FAULT": "disagreeing-ranks"}, TP2),
+            engine_template("0.32.0", 2, {"ENGINE_FAULT": "disagreeing-ranks"}, TP2),
             "Failed",
             "IncompleteRanks",
             "_metadata",
@@ -207,23 +218,23 @@ def test_an_engine_that_cannot_be_copied_is_refused_before_any_job(
         ),
     ],
 )
-def test_a_failed_attempt_says_what_happened_to_what(
+def test_a_failed_attempt_has_a_message_that_says_what_happened(
     kube: Kube,
     namespace: str,
-    apply: Apply,
-    ready: Ready,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
     template: Object,
     state: str,
     reason: str,
     words: str,
 ) -> None:
-    apply(template=template, tuning=ONCE)
-    cache = ready(kind="Stalled", reason=reason, seconds=120)
+    create_cache(template=template, tuning=ONCE)
+    cache = wait_for_condition(kind="Stalled", reason=reason, seconds=120)
     [bundle] = bundles(cache)
     assert (bundle["state"], bundle["reason"]) == (state, reason)
     assert words in bundle["message"]
     assert words in condition(cache, "Ready")["message"]
-    kube.until_one(  # events follow the status
+    kube.wait_for_any(  # events follow the status
         "Event",
         namespace,
         "",
@@ -235,7 +246,7 @@ def test_a_failed_attempt_says_what_happened_to_what(
         seconds=10,
     )
     for job in kube.list("Job", namespace, TUNING):  # the GPU is given back
-        kube.until(
+        kube.wait_until(
             "Job",
             namespace,
             job["metadata"]["name"],
@@ -244,23 +255,27 @@ def test_a_failed_attempt_says_what_happened_to_what(
         )
 
 
-def test_a_release_that_cannot_be_told_goes_on_and_says_so(apply: Apply, ready: Ready) -> None:
-    apply(template=engine("unknown"))
-    [bundle] = bundles(ready())
+def test_an_unknown_release_is_tuned_and_reported(
+    create_cache: CreateCache, wait_for_condition: WaitForCondition
+) -> None:
+    create_cache(template=engine_template("unknown"))
+    [bundle] = bundles(wait_for_condition())
     assert "version" in bundle["message"]
 
 
-def test_an_engine_that_never_gets_ready_ends_with_its_deadline(apply: Apply, ready: Ready) -> None:
-    apply(
-        template=engine(env={"ENGINE_FAULT": "never-ready"}),
+def test_an_engine_that_never_becomes_ready_ends_at_its_deadline(
+    create_cache: CreateCache, wait_for_condition: WaitForCondition
+) -> None:
+    create_cache(
+        template=engine_template(env={"ENGINE_FAULT": "never-ready"}),
         tuning={"maxAttempts": 1, "deadlineSeconds": 12},
     )
-    cache = ready(kind="Stalled", reason="EngineNotReady")
+    cache = wait_for_condition(kind="Stalled", reason="EngineNotReady")
     assert "spec.tuning.deadlineSeconds" in condition(cache, "Stalled")["message"]
 
 
-def test_a_quota_and_pod_security_are_quoted(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready
+def test_messages_of_quota_and_pod_security_are_quoted(
+    kube: Kube, namespace: str, create_cache: CreateCache, wait_for_condition: WaitForCondition
 ) -> None:
     kube.create(
         {
@@ -276,16 +291,20 @@ def test_a_quota_and_pod_security_are_quoted(
         namespace,
         {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}},
     )
-    apply("quota", template=engine(gpus=2))
+    create_cache("quota", template=engine_template(gpus=2))
     assert (
         "exceeded quota: gpus"
-        in condition(ready("quota", status="False", reason="PodRefused"), "Ready")["message"]
+        in condition(wait_for_condition("quota", status="False", reason="PodRefused"), "Ready")[
+            "message"
+        ]
     )
-    apply("security", template=engine(securityContext={"privileged": True}))
-    message = condition(ready("security", status="False", reason="PodRefused"), "Ready")["message"]
+    create_cache("security", template=engine_template(securityContext={"privileged": True}))
+    message = condition(
+        wait_for_condition("security", status="False", reason="PodRefused"), "Ready"
+    )["message"]
     assert 'violates PodSecurity "restricted' in message
-    apply("fits", template=engine())
-    ready("fits")
+    create_cache("fits", template=engine_template())
+    wait_for_condition("fits")
 
 
 @pytest.mark.parametrize(
@@ -302,13 +321,19 @@ def test_a_quota_and_pod_security_are_quoted(
     ],
     ids=["not there", "never bound", "one node", "one pod"],
 )
-def test_storage_that_cannot_be_used_is_said_before_any_job(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, storage: Object, reason: str, words: str
+def test_storage_that_cannot_be_used_is_reported_before_any_job(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    storage: Object,
+    reason: str,
+    words: str,
 ) -> None:
     kube.create(claim(namespace, "rwop", "local-rwx-wait", "ReadWriteOncePod"))
-    apply(template=engine(), storage=storage)
-    ready(kind="StorageReady", status="False", reason=reason)
-    kube.until(
+    create_cache(template=engine_template(), storage=storage)
+    wait_for_condition(kind="StorageReady", status="False", reason=reason)
+    kube.wait_until(
         "AutotuneCache",
         namespace,
         "demo",
@@ -334,7 +359,7 @@ def claim(
     }
 
 
-def test_an_author_who_may_not_create_jobs_is_refused_and_told_which_right(
+def test_an_author_who_may_not_create_jobs_is_refused_with_the_missing_right(
     kube: Kube, namespace: str, operator: str
 ) -> None:
     rules = [
@@ -369,14 +394,19 @@ def test_an_author_who_may_not_create_jobs_is_refused_and_told_which_right(
                 "apiVersion": "pretune.dev/v1alpha1",
                 "kind": "AutotuneCache",
                 "metadata": {"namespace": namespace, "name": "demo"},
-                "spec": {"storage": {"claim": {}}, "source": {"template": engine()}},
+                "spec": {"storage": {"claim": {}}, "source": {"template": engine_template()}},
             }
         )
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
-def test_a_volume_that_takes_no_bundle_fails_the_attempt_and_says_what_to_do(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, tmp_path: Path, fault: str
+def test_a_volume_that_cannot_hold_the_bundle_fails_the_attempt_with_what_to_do(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    tmp_path: Path,
+    fault: str,
 ) -> None:
     folder = tmp_path / "volume"
     folder.mkdir()
@@ -405,13 +435,15 @@ def test_a_volume_that_takes_no_bundle_fails_the_attempt_and_says_what_to_do(
             }
         )
         kube.create(claim(namespace, "hand", "by-hand", volumeName=namespace))
-        apply(template=engine(), storage={"existingClaim": {"name": "hand"}}, tuning=ONCE)
+        create_cache(
+            template=engine_template(), storage={"existingClaim": {"name": "hand"}}, tuning=ONCE
+        )
         reason = "NoSpace" if fault == "full" else "ReadOnlyClaim"
-        message = condition(ready(kind="Stalled", reason=reason), "Stalled")["message"]
+        message = condition(wait_for_condition(kind="Stalled", reason=reason), "Stalled")["message"]
         assert ("free" if fault == "full" else "writable") in message
         kube.delete("AutotuneCache", namespace, "demo")
         for pod in kube.list("Pod", namespace, TUNING):
-            kube.until_gone("Pod", namespace, pod["metadata"]["name"])
+            kube.wait_until_gone("Pod", namespace, pod["metadata"]["name"])
     finally:
         kube.delete("PersistentVolume", "", namespace)
         subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,4 +1,4 @@
-"""What a pod is given as it is made, as the API server then has it. Mostly by dry runs: admission is asked, and nothing has to start."""
+"""What a new pod gets, as the API server stores it; mostly by dry run, so that nothing starts."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import KUBECTL, Apply
+from tests.cluster.conftest import KUBECTL, CreateCache
 from tests.cluster.kube import Kube, Object
 from tests.cluster.other_webhook import LABEL, Change, OtherWebhook
-from tests.cluster.sealed import Sealed
-from tests.cluster.seen import Seen, given, seed_report
-from tests.cluster.test_bundles import until_logged
+from tests.cluster.recorder import Recorder, delivery_of, seed_report
+from tests.cluster.sealed_caches import SealedCaches
+from tests.cluster.test_bundles import wait_until_logged
 from tests.cluster.workloads import (
     PER_RANK,
-    bare,
+    bare_pod,
     daemonset,
     deployment,
-    engine,
+    engine_template,
     job,
-    serving,
+    serving_template,
     statefulset,
 )
 
-Ready = Callable[..., Object]
+WaitForCondition = Callable[..., Object]
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 GUARANTEED = {"cpu": "20m", "memory": "64Mi"}
 
 
 @pytest.fixture
-def admitted(kube: Kube, sealed: Sealed) -> Callable[..., Object]:
-    """`admitted("managed", change)`: a ReplicaSet's pod as the API server would keep it, with that change made by admission."""
+def admitted(kube: Kube, sealed_caches: SealedCaches) -> Callable[..., Object]:
+    """Return a ReplicaSet's pod as the API server would store it: `admitted("managed", change)`.
+
+    `change` changes the pod before it is created.
+    """
 
     def do(cache: str, change: Callable[[Object], object] = bool) -> Object:
-        pod = sealed.pod(cache)
+        pod = sealed_caches.pod(cache)
         pod["spec"]["automountServiceAccountToken"] = False  # its volume has another name each time
         change(pod)
         return kube.create(pod, dry_run=True)
@@ -47,26 +50,32 @@ def admitted(kube: Kube, sealed: Sealed) -> Callable[..., Object]:
 
 
 def vllm(pod: Object) -> Object:
-    return next(one for one in pod["spec"]["containers"] if one["name"] == "vllm")
+    return next(container for container in pod["spec"]["containers"] if container["name"] == "vllm")
 
 
 def env(container: Object) -> dict[str, str]:
-    return {one["name"]: one.get("value", "") for one in container.get("env") or ()}
+    return {variable["name"]: variable.get("value", "") for variable in container.get("env") or ()}
 
 
 def without_ours(pod: Object) -> Object:
-    """The pod's spec with what we are known to add taken out, by its names."""
+    """Return the pod's spec without what the webhook adds, by its names."""
     spec = copy.deepcopy(pod["spec"])
     spec["volumes"] = [
-        one for one in spec.get("volumes") or () if not one["name"].startswith("pretune-")
+        volume for volume in spec.get("volumes") or () if not volume["name"].startswith("pretune-")
     ]
     spec["initContainers"] = [
-        one for one in spec.get("initContainers") or () if one["name"] != "pretune-seed"
+        container
+        for container in spec.get("initContainers") or ()
+        if container["name"] != "pretune-seed"
     ]
-    for one in spec["containers"]:
-        one["env"] = [entry for entry in one.get("env") or () if entry["name"] != OVERRIDE]
-        one["volumeMounts"] = [
-            m for m in one.get("volumeMounts") or () if not m["mountPath"].startswith("/pretune/")
+    for container in spec["containers"]:
+        container["env"] = [
+            entry for entry in container.get("env") or () if entry["name"] != OVERRIDE
+        ]
+        container["volumeMounts"] = [
+            m
+            for m in container.get("volumeMounts") or ()
+            if not m["mountPath"].startswith("/pretune/")
         ]
     return {name: value for name, value in spec.items() if value}
 
@@ -74,36 +83,36 @@ def without_ours(pod: Object) -> Object:
 # --- what is given
 
 
-def test_a_managed_bundle_is_mounted_read_only_at_both_ends(
-    admitted: Callable[..., Object], sealed: Sealed
+def test_a_managed_bundle_is_mounted_read_only_in_volume_and_mount(
+    admitted: Callable[..., Object], sealed_caches: SealedCaches
 ) -> None:
     pod = admitted("managed")
-    assert given(pod) == ("ReadOnly", "Given")
-    assert pod["metadata"]["annotations"]["pretune.dev/bundle"] == sealed.ids["managed"]
-    [volume] = [one for one in pod["spec"]["volumes"] if one["name"] == "pretune-claim"]
+    assert delivery_of(pod) == ("ReadOnly", "Given")
+    assert pod["metadata"]["annotations"]["pretune.dev/bundle"] == sealed_caches.ids["managed"]
+    [volume] = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "pretune-claim"]
     assert volume["persistentVolumeClaim"] == {"claimName": "pretune-managed", "readOnly": True}
-    [mount] = [one for one in vllm(pod)["volumeMounts"] if one["name"] == "pretune-claim"]
+    [mount] = [mount for mount in vllm(pod)["volumeMounts"] if mount["name"] == "pretune-claim"]
     assert (mount["mountPath"], mount["readOnly"], mount.get("subPath")) == (
         "/pretune/claim",
         True,
         None,
     )
-    folder = f"/pretune/claim/{sealed.namespace}.managed/bundles/{sealed.ids['managed']}/tactics"
+    folder = f"/pretune/claim/{sealed_caches.namespace}.managed/bundles/{sealed_caches.ids['managed']}/tactics"
     assert env(vllm(pod))[OVERRIDE] == folder
     assert not pod["spec"].get("initContainers")
 
 
-def test_rank_files_are_copied_by_an_init_container_that_alone_sees_the_claim(
-    admitted: Callable[..., Object], sealed: Sealed
+def test_rank_files_are_copied_by_an_init_container_and_only_it_mounts_the_claim(
+    admitted: Callable[..., Object], sealed_caches: SealedCaches
 ) -> None:
     pod = admitted("ranks")
-    assert given(pod) == ("Overlay", "Given")
+    assert delivery_of(pod) == ("Overlay", "Given")
     assert env(vllm(pod))[OVERRIDE] == "/pretune/tactics"
     [seed] = pod["spec"]["initContainers"]
     assert seed["name"] == "pretune-seed" and seed["image"] == vllm(pod)["image"]
-    [claim] = [one for one in seed["volumeMounts"] if one["name"] == "pretune-claim"]
+    [claim] = [mount for mount in seed["volumeMounts"] if mount["name"] == "pretune-claim"]
     assert claim["readOnly"] is True
-    assert not any(one["name"] == "pretune-claim" for one in vllm(pod)["volumeMounts"])
+    assert not any(mount["name"] == "pretune-claim" for mount in vllm(pod)["volumeMounts"])
     assert env(seed)["NVIDIA_VISIBLE_DEVICES"] == "void" and "nvidia.com/gpu" not in str(
         seed["resources"]
     )
@@ -113,7 +122,7 @@ def test_rank_files_are_copied_by_an_init_container_that_alone_sees_the_claim(
     ("cache", "other", "expected"),
     [("managed", False, ("ReadOnly", "Given")), ("ranks", False, ("Overlay", "Given")), ("ranks", True, ("Overlay", "NotSealedYet"))],
 )  # fmt: skip
-def test_nothing_else_of_the_pod_is_changed(
+def test_nothing_else_in_the_pod_is_changed(
     admitted: Callable[..., Object], cache: str, other: bool, expected: tuple[str, str]
 ) -> None:
     def rich(pod: Object) -> None:
@@ -138,13 +147,13 @@ def test_nothing_else_of_the_pod_is_changed(
         del pod["metadata"]["labels"]["pretune.dev/cache"]
 
     with_us, without = admitted(cache, rich), admitted(cache, apart)
-    assert given(with_us) == expected and given(without) == ("", "")
+    assert delivery_of(with_us) == expected and delivery_of(without) == ("", "")
     assert without_ours(with_us) == without_ours(without)
     assert with_us["metadata"]["annotations"]["example.com/theirs"] == "1"
 
 
 def _set(name: str, value: object) -> Callable[[Object], object]:
-    """Changes the engine container's field."""
+    """Return a change of a field of the engine's container."""
     return lambda pod: pod["spec"]["containers"][0].update({name: value})
 
 
@@ -157,7 +166,7 @@ def _second_engine(pod: Object) -> None:
 
 
 def _owner(api_version: str, kind: str) -> Callable[[Object], object]:
-    """Owned by an object that is not there."""
+    """Return a change that gives the pod an owner that does not exist."""
     owner = {
         "apiVersion": api_version,
         "kind": kind,
@@ -169,7 +178,7 @@ def _owner(api_version: str, kind: str) -> Callable[[Object], object]:
 
 
 def _bare(change: Callable[[Object], object]) -> Callable[[Object], object]:
-    """As its author wrote it: the pod is its own template."""
+    """Return a change that removes the owner: the pod is its own template."""
 
     def spoil(pod: Object) -> None:
         del pod["metadata"]["ownerReferences"]
@@ -197,7 +206,7 @@ def _bare(change: Callable[[Object], object]) -> Callable[[Object], object]:
         *("two engines", "several pods", "name taken", "owner gone"),
     ],
 )  # fmt: skip
-def test_a_pod_says_why_it_was_given_what_it_was_given(
+def test_a_pod_has_the_reason_of_its_delivery(
     kube: Kube,
     admitted: Callable[..., Object],
     change: Callable[[Object], object],
@@ -206,12 +215,12 @@ def test_a_pod_says_why_it_was_given_what_it_was_given(
     words: str,
 ) -> None:
     pod = admitted("managed", change)
-    assert given(pod) == (mode, reason)
+    assert delivery_of(pod) == (mode, reason)
     assert words in pod["metadata"]["annotations"]["pretune.dev/reason"]
     if mode != "None":
-        assert not [one for one in kube.warnings if "pretune" in one]
+        assert not [warning for warning in kube.warnings if "pretune" in warning]
         return
-    assert [one for one in kube.warnings if one.startswith(f"pretune: {reason}: ")]
+    assert [warning for warning in kube.warnings if warning.startswith(f"pretune: {reason}: ")]
 
     def apart(pod: Object) -> None:
         change(pod)
@@ -220,29 +229,33 @@ def test_a_pod_says_why_it_was_given_what_it_was_given(
     assert pod["spec"] == admitted("managed", apart)["spec"]
 
 
-def test_a_warning_reaches_the_person_at_the_terminal(sealed: Sealed, kubeconfig: str) -> None:
-    pod = bare(sealed.namespace, serving(cache="none"))
+def test_a_warning_is_shown_at_the_terminal(sealed_caches: SealedCaches, kubeconfig: str) -> None:
+    pod = bare_pod(sealed_caches.namespace, serving_template(cache="none"))
     command = [str(KUBECTL), "--kubeconfig", kubeconfig, "create", "--dry-run=server", "-f", "-"]
-    said = subprocess.run(
+    output = subprocess.run(
         command, input=json.dumps(pod), capture_output=True, text=True, check=True
     ).stderr
-    assert "Warning: pretune: NoCache: " in said
+    assert "Warning: pretune: NoCache: " in output
 
 
-def test_the_delivery_mode_is_as_asked_for(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen
+def test_the_delivery_mode_is_that_of_the_spec(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    recorder: Recorder,
 ) -> None:
-    apply(template=serving())
-    ready()
-    for mode, told in (
+    create_cache(template=serving_template())
+    wait_for_condition()
+    for mode, expected_delivery in (
         ("Overlay", ("Overlay", "Given")),
         ("None", ("None", "DeliveryOff")),
         ("ReadOnly", ("ReadOnly", "Given")),
     ):
         kube.patch("AutotuneCache", namespace, "demo", {"spec": {"delivery": {"mode": mode}}})
         until(
-            lambda: kube.create(bare(namespace, serving()), dry_run=True),
-            lambda pod, told=told: given(pod) == told,
+            lambda: kube.create(bare_pod(namespace, serving_template()), dry_run=True),
+            lambda pod, expected_delivery=expected_delivery: delivery_of(pod) == expected_delivery,
         )
 
 
@@ -267,12 +280,16 @@ def test_a_pod_keeps_its_quality_of_service(
         del pod["metadata"]["labels"]["pretune.dev/cache"]
 
     with_us, without = admitted(cache, sized), admitted(cache, apart)
-    assert given(with_us)[1] == "Given"
+    assert delivery_of(with_us)[1] == "Given"
     assert with_us["status"]["qosClass"] == without["status"]["qosClass"]
 
 
-def test_where_quota_limit_range_and_pod_security_are_strict_a_pod_starts_with_us_as_without_us(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen
+def test_with_strict_quota_limits_and_pod_security_a_pod_starts_as_without_pretune(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    recorder: Recorder,
 ) -> None:
     restricted = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     kube.patch("Namespace", "", namespace, restricted)
@@ -282,29 +299,31 @@ def test_where_quota_limit_range_and_pod_security_are_strict_a_pod_starts_with_u
     }  # fmt: skip
     for kind, spec in rules.items():
         kube.create({"apiVersion": "v1", "kind": kind, "metadata": {"namespace": namespace, "name": "all"}, "spec": spec})  # fmt: skip
-    template = serving(**PER_RANK)
+    template = serving_template(**PER_RANK)
     sizes = {**GUARANTEED, "nvidia.com/gpu": "2"}
     template["spec"]["containers"][0]["resources"] = {"limits": {**sizes, "memory": "128Mi"}}
-    apply()
-    ready(kind="StorageReady")
+    create_cache()
+    wait_for_condition(kind="StorageReady")
     kube.create(deployment(namespace, template))
-    seen.until(lambda s: s.ready(1) and s.sealed(), 120, "a pod, and its bundle")
+    recorder.wait_until(lambda s: s.are_ready(1) and s.has_sealed(), 120, "a pod, and its bundle")
     kube.patch("Deployment", namespace, "serving", {"spec": {"replicas": 2}})
-    seen.until(lambda s: s.ready(2), 120, "a pod from before the seal, and one from after it")
-    assert {one["status"]["qosClass"] for one in seen.pods()} == {"Guaranteed"}
-    assert {given(one) for one in seen.pods()} == {
+    recorder.wait_until(
+        lambda s: s.are_ready(2), 120, "a pod from before the seal, and one from after it"
+    )
+    assert {pod["status"]["qosClass"] for pod in recorder.pods()} == {"Guaranteed"}
+    assert {delivery_of(pod) for pod in recorder.pods()} == {
         ("Overlay", "NotSealedYet"),
         ("Overlay", "Given"),
     }
-    assert any("Seeded" in seed_report(one) for one in seen.pods())
+    assert any("Seeded" in seed_report(pod) for pod in recorder.pods())
 
 
 # --- with other webhooks
 
 
 def _mesh(pod: Object) -> list[Object]:
-    """A mesh's injector: once, since it knows its own container."""
-    if any(one["name"] == "mesh" for one in pod["spec"]["containers"]):
+    """Inject as a mesh does: once, since it recognises its own container."""
+    if any(container["name"] == "mesh" for container in pod["spec"]["containers"]):
         return []
     sidecar = {"name": "mesh", "image": "mesh", "env": [{"name": "A", "value": "1"}]}
     return [
@@ -314,34 +333,34 @@ def _mesh(pod: Object) -> list[Object]:
 
 
 def _appended(path: str, holder: Object, field: str, value: Object) -> Object:
-    """An operation that adds to the end of a list, which is made where there is none."""
+    """Return an operation that appends to a list, or creates it."""
     if holder.get(field):
         return {"op": "add", "path": f"{path}/{field}/-", "value": value}
     return {"op": "add", "path": f"{path}/{field}", "value": [value]}
 
 
 def _identity(pod: Object) -> list[Object]:
-    """A cloud's identity webhook: a variable and a volume for each container, init containers included."""
-    if any(one["name"] == "token" for one in pod["spec"].get("volumes") or ()):
+    """Inject as a cloud's identity webhook does: a variable and a mount for every container."""
+    if any(volume["name"] == "token" for volume in pod["spec"].get("volumes") or ()):
         return []
     volume = {"name": "token", "emptyDir": {}}
-    made = [_appended("/spec", pod["spec"], "volumes", volume)]
+    operations = [_appended("/spec", pod["spec"], "volumes", volume)]
     added = {
         "env": {"name": "ROLE_ARN", "value": "x"},
         "volumeMounts": {"name": "token", "mountPath": "/token"},
     }
     for place in ("initContainers", "containers"):
-        for index, one in enumerate(pod["spec"].get(place) or ()):
-            made += [
-                _appended(f"/spec/{place}/{index}", one, field, value)
+        for index, container in enumerate(pod["spec"].get(place) or ()):
+            operations += [
+                _appended(f"/spec/{place}/{index}", container, field, value)
                 for field, value in added.items()
             ]
-    return made
+    return operations
 
 
 @pytest.fixture
 def asked() -> str:
-    """The label's value of this test's pods."""
+    """The value of the label for this test's pods."""
     return uuid.uuid4().hex[:8]
 
 
@@ -351,22 +370,22 @@ def other(
 ) -> Iterator[Callable[[str, Change], OtherWebhook]]:
     if not Path("/var/lib/pretune-cluster").exists():
         pytest.skip("the API server of PRETUNE_TEST_KUBECONFIG cannot reach this process")
-    made: list[OtherWebhook] = []
+    webhooks: list[OtherWebhook] = []
 
     def do(name: str, change: Change) -> OtherWebhook:
-        made.append(OtherWebhook(kube, asked, name, tmp_path, change))
-        return made[-1]
+        webhooks.append(OtherWebhook(kube, asked, name, tmp_path, change))
+        return webhooks[-1]
 
     yield do
-    for one in made:
-        one.close()
+    for webhook in webhooks:
+        webhook.close()
 
 
 @pytest.mark.parametrize("cache", ["managed", "ranks"])
 @pytest.mark.parametrize(
     "order", [("aaa", "bbb"), ("yyy", "zzz"), ("zzz", "aaa")], ids=["before", "after", "around"]
 )
-def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
+def test_changes_of_other_webhooks_before_and_after_ours_are_kept_and_made_once(
     asked: str, other: Callable[[str, Change], OtherWebhook], admitted: Callable[..., Object],
     cache: str, order: tuple[str, str],
 ) -> None:  # fmt: skip
@@ -375,7 +394,7 @@ def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
 
     def both(pod: Object) -> bool:
         return "mesh" in pod["metadata"]["labels"] and any(
-            one["name"] == "token" for one in pod["spec"]["volumes"]
+            volume["name"] == "token" for volume in pod["spec"]["volumes"]
         )
 
     def ours(pod: Object) -> None:
@@ -384,14 +403,14 @@ def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
     pod = until(
         lambda: admitted(cache, ours), both
     )  # the API server hears of a new configuration within a second
-    assert given(pod)[1] == "Given"
-    assert [one["name"] for one in pod["spec"]["containers"]] == ["mesh", "vllm"]
+    assert delivery_of(pod)[1] == "Given"
+    assert [container["name"] for container in pod["spec"]["containers"]] == ["mesh", "vllm"]
     for names in (
-        [one["name"] for one in pod["spec"]["volumes"]],
-        [one["name"] for one in pod["spec"].get("initContainers") or ()],
-        *([one["name"] for one in c.get("env") or ()] for c in pod["spec"]["containers"]),
+        [volume["name"] for volume in pod["spec"]["volumes"]],
+        [container["name"] for container in pod["spec"].get("initContainers") or ()],
+        *([variable["name"] for variable in c.get("env") or ()] for c in pod["spec"]["containers"]),
         *(
-            [one["mountPath"] for one in c.get("volumeMounts") or ()]
+            [mount["mountPath"] for mount in c.get("volumeMounts") or ()]
             for c in pod["spec"]["containers"]
         ),
     ):
@@ -401,52 +420,67 @@ def test_other_webhooks_before_and_after_us_lose_nothing_and_get_nothing_twice(
 
 
 def until(look: Callable[[], Object], holds: Callable[[Object], bool]) -> Object:
-    """What look() gives once it holds; each look is a request, so that this is no idle waiting."""
+    """Return what `look` returns once `holds` is true of it. Each look is a request."""
     for _ in range(200):
         if holds(found := look()):
             return found
     raise AssertionError(f"not after 200 requests: {json.dumps(found)[:2000]}")
 
 
-# --- whoever makes pods
+# --- each kind of workload
 
 
 def test_each_kind_of_workload_starts_warm(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    recorder: Recorder,
 ) -> None:
-    template = serving()
-    apply(template=template)
-    ready()
-    makers = (deployment, statefulset, daemonset, job, bare)
+    template = serving_template()
+    create_cache(template=template)
+    wait_for_condition()
+    makers = (deployment, statefulset, daemonset, job, bare_pod)
     for maker in makers:
         kube.create(maker(namespace, template, name=maker.__name__))
-    seen.until(lambda s: s.ready(len(makers)), 120, "one pod of each kind")
-    assert {given(one) for one in seen.pods()} == {("ReadOnly", "Given")}
-    for pod in seen.pods():
-        assert "Preloaded 20/20" in until_logged(
+    recorder.wait_until(lambda s: s.are_ready(len(makers)), 120, "one pod of each kind")
+    assert {delivery_of(pod) for pod in recorder.pods()} == {("ReadOnly", "Given")}
+    for pod in recorder.pods():
+        assert "Preloaded 20/20" in wait_until_logged(
             kube, namespace, pod["metadata"]["name"], "Preloaded"
         )
-    [bundle] = seen.cache()["status"]["bundles"]  # five kinds, and one fingerprint
+    [bundle] = recorder.cache()["status"]["bundles"]  # five kinds, and one fingerprint
     assert bundle["attempts"] == 1
 
 
-def test_a_pod_without_the_label_is_not_looked_at(kube: Kube, sealed: Sealed) -> None:
-    assert given(kube.create(bare(sealed.namespace, engine()), dry_run=True)) == ("", "")
+def test_a_pod_without_the_label_is_not_changed(kube: Kube, sealed_caches: SealedCaches) -> None:
+    assert delivery_of(
+        kube.create(bare_pod(sealed_caches.namespace, engine_template()), dry_run=True)
+    ) == ("", "")
 
 
-def test_a_set_that_makes_a_pod_of_its_older_revision_again_gives_it_the_older_bundle(
-    kube: Kube, namespace: str, apply: Apply, ready: Ready, seen: Seen
+def test_a_pod_that_a_set_recreates_from_an_older_revision_gets_the_older_bundle(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: WaitForCondition,
+    recorder: Recorder,
 ) -> None:
-    apply(template=serving("v1"))
-    ready()
+    create_cache(template=serving_template("v1"))
+    wait_for_condition()
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}
-    kube.create(statefulset(namespace, serving("v1"), 1, updateStrategy=rolling))
-    seen.until(lambda s: s.ready(1), 120, "v1")
-    [pod] = seen.pods()
+    kube.create(statefulset(namespace, serving_template("v1"), 1, updateStrategy=rolling))
+    recorder.wait_until(lambda s: s.are_ready(1), 120, "v1")
+    [pod] = recorder.pods()
     kube.patch(
-        "StatefulSet", namespace, "serving", {"spec": {"template": {"spec": serving("v2")["spec"]}}}
+        "StatefulSet",
+        namespace,
+        "serving",
+        {"spec": {"template": {"spec": serving_template("v2")["spec"]}}},
     )
     kube.delete("Pod", namespace, pod["metadata"]["name"])
     uid = pod["metadata"]["uid"]
-    seen.until(lambda s: s.ready(1) and s.pods()[0]["metadata"]["uid"] != uid, 120, "v1 again")
-    assert given(seen.pods("v1")[0]) == ("ReadOnly", "Given")
+    recorder.wait_until(
+        lambda s: s.are_ready(1) and s.pods()[0]["metadata"]["uid"] != uid, 120, "v1 again"
+    )
+    assert delivery_of(recorder.pods("v1")[0]) == ("ReadOnly", "Given")

@@ -1,4 +1,4 @@
-"""The controller may patch and delete pods everywhere, and yet change nothing of them but its own gate: the policy on itself."""
+"""The controller's policy: it may remove its own gate from pods, and change nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def controller(kube: Kube, operator: str) -> Kube:
     return Kube(kube.kubeconfig, as_user=CONTROLLER)
 
 
-def held(namespace: str, name: str = "held", **labels: str) -> Object:
+def held_pod(namespace: str, name: str = "held", **labels: str) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -31,7 +31,7 @@ def held(namespace: str, name: str = "held", **labels: str) -> Object:
             "annotations": {"team": "inference"},
         },
         "spec": {
-            "schedulingGates": [{"name": one} for one in GATES],
+            "schedulingGates": [{"name": gate} for gate in GATES],
             "terminationGracePeriodSeconds": 0,
             "containers": [
                 {
@@ -45,7 +45,7 @@ def held(namespace: str, name: str = "held", **labels: str) -> Object:
 
 
 def patch(kube: Kube, pod: Object, change: Object, part: str = "", real: bool = False) -> Object:
-    """The pod as it would be then (or is, where `real`)."""
+    """Return the pod as it would be after the change, or is (`real`)."""
     meta = pod["metadata"]
     url = f"{kube.host}/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}{part}"
     answer = kube.session.patch(
@@ -72,7 +72,7 @@ def delete(kube: Kube, pod: Object) -> None:
 NOTHING_ELSE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and change nothing else in it"
 NO_OTHER_GATE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and no other gate"
 
-# Each is a change that the API server takes from whoever has the right to patch pods.
+# Each is a change that the API server accepts from accounts that may patch pods.
 CHANGES: dict[str, tuple[Object, str]] = {
     "a label more": ({"metadata": {"labels": {"a": "b"}}}, NOTHING_ELSE),
     "a label changed": ({"metadata": {"labels": {"app": "other"}}}, NOTHING_ELSE),
@@ -108,10 +108,10 @@ CHANGES: dict[str, tuple[Object, str]] = {
 
 
 @pytest.mark.parametrize(("change", "sentence"), CHANGES.values(), ids=CHANGES)
-def test_the_controller_can_change_nothing_of_a_pod(
+def test_the_controller_cannot_change_any_field_of_a_pod(
     kube: Kube, controller: Kube, namespace: str, change: Object, sentence: str
 ) -> None:
-    pod = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
+    pod = kube.create(held_pod(namespace, **{"pretune.dev/cache": "demo"}))
     with pytest.raises(Refusal) as refusal:
         patch(controller, pod, change)
     assert refusal.value.code == 403
@@ -121,42 +121,42 @@ def test_the_controller_can_change_nothing_of_a_pod(
     )  # others may as before: it is this policy that refuses, and only the controller
 
 
-def test_the_controller_takes_its_gate_away_and_leaves_the_others(
+def test_the_controller_removes_its_gate_and_no_other(
     kube: Kube, controller: Kube, namespace: str
 ) -> None:
-    pod = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
+    pod = kube.create(held_pod(namespace, **{"pretune.dev/cache": "demo"}))
     freed = patch(controller, pod, {"spec": RELEASE}, real=True)
-    assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
+    assert [gate["name"] for gate in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
     assert patch(controller, pod, {"spec": RELEASE})["spec"] == freed["spec"], (
-        "said again, it is no change"
+        "a second patch changes nothing"
     )
 
 
-def test_the_controller_frees_the_largest_pods_too(
+def test_the_controller_releases_the_largest_pods_too(
     kube: Kube, controller: Kube, namespace: str
 ) -> None:
-    """The API server gives a policy a budget; a pod that was too much for it would be held for ever."""
-    pod = held(namespace, **{"pretune.dev/cache": "demo"})
+    """A policy has a budget in the API server; a pod that exceeds it would be held forever."""
+    pod = held_pod(namespace, **{"pretune.dev/cache": "demo"})
     pod["metadata"]["annotations"] = {"notes": "n" * 250_000}
     pod["spec"]["containers"][0]["env"] = [
         {"name": f"V{number}", "value": "v" * 100} for number in range(4000)
     ]
     freed = patch(controller, kube.create(pod), {"spec": RELEASE})
-    assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
+    assert [gate["name"] for gate in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
 
 
-def test_the_controller_frees_a_pod_whose_label_is_gone_by_now(
+def test_the_controller_releases_a_pod_that_has_lost_its_label(
     kube: Kube, controller: Kube, namespace: str
 ) -> None:
-    freed = patch(controller, kube.create(held(namespace)), {"spec": RELEASE})
-    assert [one["name"] for one in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
+    freed = patch(controller, kube.create(held_pod(namespace)), {"spec": RELEASE})
+    assert [gate["name"] for gate in freed["spec"]["schedulingGates"]] == [GATES[0], GATES[2]]
 
 
-def test_the_controller_deletes_only_pods_that_opted_in(
+def test_the_controller_deletes_only_pods_with_the_caches_label(
     kube: Kube, controller: Kube, namespace: str
 ) -> None:
-    ours = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
-    other = kube.create(held(namespace, "other"))
+    ours = kube.create(held_pod(namespace, **{"pretune.dev/cache": "demo"}))
+    other = kube.create(held_pod(namespace, "other"))
     delete(controller, ours)
     with pytest.raises(
         Refusal, match=r"may delete only pods that have the label pretune\.dev/cache"
@@ -165,10 +165,10 @@ def test_the_controller_deletes_only_pods_that_opted_in(
     delete(kube, other)
 
 
-def test_the_policy_holds_for_rights_that_are_given_to_the_controller_beside_the_chart(
+def test_the_policy_also_limits_rights_that_the_controller_gets_elsewhere(
     kube: Kube, controller: Kube, namespace: str
 ) -> None:
-    """A careless role for the account opens no pod to it."""
+    """A role that grants the account too much does not allow it more."""
     rbac = "rbac.authorization.k8s.io"
     meta = {"namespace": namespace, "name": "careless"}
     rules = [
@@ -184,16 +184,16 @@ def test_the_policy_holds_for_rights_that_are_given_to_the_controller_beside_the
             "subjects": [{"kind": "ServiceAccount", "namespace": SYSTEM, "name": "pretune"}],
         }
     )
-    pod = kube.create(held(namespace, **{"pretune.dev/cache": "demo"}))
+    pod = kube.create(held_pod(namespace, **{"pretune.dev/cache": "demo"}))
     sentence = "pretune's controller may change and delete pods, and nothing else"
     with pytest.raises(Refusal, match=sentence):
-        create_once_allowed(controller, held(namespace, "made"))
+        create_once_allowed(controller, held_pod(namespace, "made"))
     with pytest.raises(Refusal, match=sentence):
         patch(controller, pod, {"status": {"phase": "Failed"}}, part="/status")
 
 
 def create_once_allowed(person: Kube, obj: Object) -> None:
-    """Create by dry run; a right that is seconds old may not have arrived, and is waited for."""
+    """Create by dry run; a new right takes effect with a delay, and is waited for."""
     end = time.monotonic() + 20
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The main job on real input: vLLM 0.33.0's own warm-up and FlashInfer's own tuner fill the bundle, and start warm from it."""
+"""vLLM 0.33.0's own warm-up and FlashInfer's own tuner write the bundle, and start warm from it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import ROOT, Apply
+from tests.cluster.conftest import ROOT, CreateCache
 from tests.cluster.kube import Kube, Object, bundles
-from tests.cluster.test_bundles import reader, until_logged
-from tests.cluster.workloads import engine
+from tests.cluster.test_bundles import reader, wait_until_logged
+from tests.cluster.workloads import engine_template
 
 pytestmark = pytest.mark.rehearsal
 ENTRIES = 21  # one toy operation, for each of vLLM's token buckets
@@ -20,7 +20,7 @@ TP2 = ("--tensor-parallel-size", "2")
 
 @pytest.fixture(scope="session")
 def site_packages() -> str:
-    """vLLM's own code on this machine; too large for an image layer."""
+    """The folder with vLLM's own code on this machine, which is too large for an image."""
     where = subprocess.run(
         [ROOT / "images/rehearsal/install", "--where"], check=True, capture_output=True, text=True
     )
@@ -30,7 +30,7 @@ def site_packages() -> str:
 @pytest.fixture
 def rehearsal(site_packages: str) -> Callable[..., Object]:
     def template(gpus: int = 1, args: tuple[str, ...] = ()) -> Object:
-        made = engine(
+        pod_template = engine_template(
             gpus=gpus,
             image="localhost/pretune/rehearsal:dev",
             command=["/opt/venv/bin/vllm"],
@@ -47,12 +47,12 @@ def rehearsal(site_packages: str) -> Callable[..., Object]:
                 {"name": "tmp", "mountPath": "/tmp"},
             ],
         )
-        made["spec"]["containers"][0]["args"] = ["serve", "/opt/models/tiny-qwen3", *args]
-        made["spec"]["volumes"] = [
+        pod_template["spec"]["containers"][0]["args"] = ["serve", "/opt/models/tiny-qwen3", *args]
+        pod_template["spec"]["volumes"] = [
             {"name": "vllm", "hostPath": {"path": site_packages, "type": "Directory"}},
             {"name": "tmp", "emptyDir": {}},
         ]
-        return made
+        return pod_template
 
     return template
 
@@ -60,12 +60,12 @@ def rehearsal(site_packages: str) -> Callable[..., Object]:
 def test_vllms_own_store_is_sealed_and_a_read_only_pod_tunes_nothing(
     kube: Kube,
     namespace: str,
-    apply: Apply,
-    ready: Callable[..., Object],
+    create_cache: CreateCache,
+    wait_for_condition: Callable[..., Object],
     rehearsal: Callable[..., Object],
 ) -> None:
-    apply(template=rehearsal())
-    [bundle] = bundles(ready(seconds=300))
+    create_cache(template=rehearsal())
+    [bundle] = bundles(wait_for_condition(seconds=300))
     assert (bundle["layout"], bundle["entries"]) == ("Managed", ENTRIES)
     assert bundle["environment"]["flashinfer"] == "0.7.2.post1"
     assert bundle["environment"]["gpu"] == "NVIDIA H200"
@@ -77,7 +77,7 @@ def test_vllms_own_store_is_sealed_and_a_read_only_pod_tunes_nothing(
             rehearsal(),
         )
     )
-    log = until_logged(kube, namespace, "reader", "rehearsal: warm after", seconds=240)
+    log = wait_until_logged(kube, namespace, "reader", "rehearsal: warm after", seconds=240)
     assert f"Preloaded {ENTRIES}/{ENTRIES} managed cache entries" in log
     assert "rehearsal: profiled 0" in log
 
@@ -85,12 +85,12 @@ def test_vllms_own_store_is_sealed_and_a_read_only_pod_tunes_nothing(
 def test_vllms_own_rank_files_are_sealed_and_a_copy_of_them_tunes_nothing(
     kube: Kube,
     namespace: str,
-    apply: Apply,
-    ready: Callable[..., Object],
+    create_cache: CreateCache,
+    wait_for_condition: Callable[..., Object],
     rehearsal: Callable[..., Object],
 ) -> None:
-    apply(template=rehearsal(2, TP2))
-    [bundle] = bundles(ready(seconds=400))
+    create_cache(template=rehearsal(2, TP2))
+    [bundle] = bundles(wait_for_condition(seconds=400))
     assert (bundle["layout"], bundle["entries"]) == ("PerRank", ENTRIES)
     assert "2 rank files" in bundle["message"]
     pod: dict[str, Any] = reader(
@@ -99,7 +99,7 @@ def test_vllms_own_rank_files_are_sealed_and_a_copy_of_them_tunes_nothing(
         f"{namespace}.demo/bundles/{bundle['id']}/tactics",
         rehearsal(2, TP2),
     )
-    log = until_logged(
+    log = wait_until_logged(
         kube, namespace, kube.create(pod)["metadata"]["name"], "rehearsal: warm after", seconds=300
     )
     assert log.count("[Autotuner]: Loaded") == 2

@@ -1,4 +1,4 @@
-"""The controller works with exactly the rights that the chart gives it: read from the API server's own audit log."""
+"""The chart's rights are enough: read from the API server's audit log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Apply
+from tests.cluster.conftest import CreateCache
 from tests.cluster.kube import Kube, Object
-from tests.cluster.operation import Operation
-from tests.cluster.workloads import engine
+from tests.cluster.operator_control import OperatorControl
+from tests.cluster.workloads import engine_template
 
 AUDIT = Path(
     "/var/lib/pretune-cluster/logs/audit.log"
@@ -21,11 +21,11 @@ WITHHELD = {"cronjobs", "configmaps"}  # tests name such objects as sources on p
 
 
 def asked(since: float) -> Iterator[tuple[Object, str]]:
-    """What the controller has asked from a time (Unix seconds) on: the object's reference, and why it was forbidden ("": it was not)."""
+    """Yield the object and the refusal ("" for none) of each request since a time (Unix seconds)."""
     for line in AUDIT.read_text().splitlines():
         event = json.loads(line)
         when = datetime.fromisoformat(event["stageTimestamp"].replace("Z", "+00:00")).timestamp()
-        if when < since or Operation.changed(when):
+        if when < since or OperatorControl.was_changing(when):
             continue  # its rights go before its last pod does
         status = event.get("responseStatus") or {}
         yield (
@@ -38,18 +38,24 @@ def asked(since: float) -> Iterator[tuple[Object, str]]:
     not AUDIT.exists(),
     reason="the cluster of PRETUNE_TEST_KUBECONFIG is not ours: its audit log is elsewhere",
 )
-def test_a_whole_journey_needs_no_right_that_the_controller_lacks(
-    kube: Kube, namespace: str, apply: Apply, ready: Callable[..., Object], shared: Path
+def test_no_request_of_the_operator_is_refused_for_a_missing_right(
+    kube: Kube,
+    namespace: str,
+    create_cache: CreateCache,
+    wait_for_condition: Callable[..., Object],
+    run_folder: Path,
 ) -> None:
-    since = (shared / "operator.done").stat().st_mtime
-    apply(template=engine(env={"ENGINE_FAULT": "crash"}), tuning={"maxAttempts": 1})
-    ready(kind="Stalled", reason="EngineFailed")
-    kube.patch("AutotuneCache", namespace, "demo", {"spec": {"source": {"template": engine()}}})
-    ready()
+    since = (run_folder / "operator.done").stat().st_mtime
+    create_cache(template=engine_template(env={"ENGINE_FAULT": "crash"}), tuning={"maxAttempts": 1})
+    wait_for_condition(kind="Stalled", reason="EngineFailed")
+    kube.patch(
+        "AutotuneCache", namespace, "demo", {"spec": {"source": {"template": engine_template()}}}
+    )
+    wait_for_condition()
     kube.patch("AutotuneCache", namespace, "demo", {"status": None}, "status")
-    ready()
+    wait_for_condition()
     kube.delete("AutotuneCache", namespace, "demo")
-    kube.until_gone("PersistentVolumeClaim", namespace, "pretune-demo")
+    kube.wait_until_gone("PersistentVolumeClaim", namespace, "pretune-demo")
     lacking = [
         why
         for what, why in asked(since)

@@ -1,4 +1,4 @@
-"""What people write: caches, pod templates with the stand-in engine, and the workloads that make pods of them."""
+"""What users write: caches, pod templates with the stand-in engine, and workloads."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from typing import Any
 
 from tests.cluster.kube import Object
 
-MOMENTS = (
-    "/moments"  # where a tuning engine looks for the file that lets it go on (conftest.Moments)
-)
+SIGNALS_MOUNT = "/signals"  # where a tuning engine waits for a file (conftest.TuningSignals)
 TP2 = ("--tensor-parallel-size", "2")
-PER_RANK: dict[str, Any] = {
-    "release": "0.32.0",
-    "gpus": 2,
-    "args": TP2,
-}  # an engine whose tactics are a file for each rank
+# An engine with one file of tactics for each rank.
+PER_RANK: dict[str, Any] = {"release": "0.32.0", "gpus": 2, "args": TP2}
 
 
 def autotune_cache(namespace: str, name: str = "demo", **spec: Any) -> Object:
-    """An AutotuneCache on a claim of ours, unless `storage` says otherwise."""
+    """Return a cache with our own claim, unless `storage` names another one."""
     return {
         "apiVersion": "pretune.dev/v1alpha1",
         "kind": "AutotuneCache",
@@ -28,14 +23,14 @@ def autotune_cache(namespace: str, name: str = "demo", **spec: Any) -> Object:
     }
 
 
-def engine(
+def engine_template(
     release: str = "0.33.0",
     gpus: int = 1,
     env: dict[str, str] | None = None,
     args: tuple[str, ...] = (),
     **container: Any,
 ) -> Object:
-    """A pod template with the stand-in engine, uid 1000, fit for Pod Security restricted."""
+    """Return a pod template with the stand-in engine, uid 1000, for Pod Security restricted."""
     settings = {"ENGINE_SECONDS_PER_ENTRY": "0.01", "ENGINE_START_SECONDS": "0.1", **(env or {})}
     return {
         "metadata": {"labels": {"app": "demo"}},
@@ -68,43 +63,47 @@ def engine(
     }
 
 
-def serving(
-    version: str = "", cache: str = "demo", moments: str = "", probe: bool = True, **of_engine: Any
+def serving_template(
+    version: str = "", cache: str = "demo", signals: str = "", probe: bool = True, **of_engine: Any
 ) -> Object:
-    """A pod template that is opted in. Another `version` is another fingerprint. With `moments` (a folder of this machine) its tuning
-    goes on until conftest.Moments.go(version). Of the env, `$(ROLE)` is "tuning" in a tuning pod and "" in a serving one.
-    HOME: where an engine without delivery keeps its tactics."""
+    """Return a pod template with the cache's label. Another `version` is another fingerprint.
+
+    With `signals` (a folder of this machine) it tunes until conftest.TuningSignals.finish_tuning().
+    In its env, `$(ROLE)` is "tuning" in a tuning pod and "" in a serving one. HOME is where an
+    engine without a bundle keeps its tactics.
+    """
     env = {"HOME": "/tmp", "VERSION": version, **of_engine.pop("env", {})}
-    if moments:
-        env["ENGINE_TUNES_UNTIL"] = f"{MOMENTS}/$(ROLE)-{version}"
-    template = engine(env={name: value for name, value in env.items() if value}, **of_engine)
+    if signals:
+        env["ENGINE_TUNES_UNTIL"] = f"{SIGNALS_MOUNT}/$(ROLE)-{version}"
+    template = engine_template(
+        env={name: value for name, value in env.items() if value}, **of_engine
+    )
     template["metadata"]["labels"]["pretune.dev/cache"] = cache
     template["spec"]["terminationGracePeriodSeconds"] = 1
     container = template["spec"]["containers"][0]
     role = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels['pretune.dev/role']"}}
     container["env"].insert(0, {"name": "ROLE", "valueFrom": role})
     if probe:
-        patient = {
-            "periodSeconds": 1,
-            "timeoutSeconds": 5,
-            "failureThreshold": 10,
-        }  # a busy machine is no dead engine
+        # Patient: on a busy machine an engine may be slow.
+        patient = {"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 10}
         container["readinessProbe"] = {"httpGet": {"path": "/health", "port": 8000}, **patient}
-    if moments:
-        container["volumeMounts"] = [{"name": "moments", "mountPath": MOMENTS, "readOnly": True}]
+    if signals:
+        container["volumeMounts"] = [
+            {"name": "signals", "mountPath": SIGNALS_MOUNT, "readOnly": True}
+        ]
         template["spec"]["volumes"] = [
-            {"name": "moments", "hostPath": {"path": moments, "type": "Directory"}}
+            {"name": "signals", "hostPath": {"path": signals, "type": "Directory"}}
         ]
     return template
 
 
-def annotated(template: Object, **annotations: str) -> Object:
-    """The template with pretune.dev/<name> annotations."""
-    made = copy.deepcopy(template)
-    made["metadata"]["annotations"] = {
+def with_annotations(template: Object, **annotations: str) -> Object:
+    """Return the template with annotations pretune.dev/<name>."""
+    annotated = copy.deepcopy(template)
+    annotated["metadata"]["annotations"] = {
         f"pretune.dev/{name}": value for name, value in annotations.items()
     }
-    return made
+    return annotated
 
 
 def deployment(
@@ -140,18 +139,18 @@ def daemonset(namespace: str, template: Object, name: str = "serving", **spec: A
 
 
 def job(namespace: str, template: Object, name: str = "serving", **spec: Any) -> Object:
-    made = copy.deepcopy(template)
-    made["spec"]["restartPolicy"] = "Never"
+    job_template = copy.deepcopy(template)
+    job_template["spec"]["restartPolicy"] = "Never"
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"namespace": namespace, "name": name},
-        "spec": {"backoffLimit": 0, "template": made, **spec},
+        "spec": {"backoffLimit": 0, "template": job_template, **spec},
     }
 
 
-def bare(namespace: str, template: Object, name: str = "serving", **spec: Any) -> Object:
-    """A pod that nobody makes again."""
+def bare_pod(namespace: str, template: Object, name: str = "serving", **spec: Any) -> Object:
+    """Return a pod without an owner: nothing recreates it."""
     meta = {**copy.deepcopy(template["metadata"]), "namespace": namespace, "name": name}
     return {
         "apiVersion": "v1",
@@ -162,7 +161,7 @@ def bare(namespace: str, template: Object, name: str = "serving", **spec: Any) -
 
 
 def _workload(kind: str, namespace: str, name: str, template: Object, **spec: Any) -> Object:
-    """Its selector is its own: a DaemonSet adopts any pod that it selects, and removes it as one too many."""
+    """Return a workload with its own selector: a DaemonSet removes other pods that it selects."""
     template, selector = copy.deepcopy(template), {"workload": name}
     template["metadata"]["labels"].update(selector)
     return {

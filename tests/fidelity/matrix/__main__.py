@@ -18,10 +18,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from tests.cluster.conftest import BUILD, ROOT, SYSTEM, install, sweep
+from tests.cluster.cluster_lock import ClusterLock
+from tests.cluster.conftest import BUILD, ROOT, SYSTEM, delete_leftover_namespaces, install
 from tests.cluster.kube import Kube
-from tests.cluster.operation import Operation
-from tests.cluster.peace import Peace
+from tests.cluster.operator_control import OperatorControl
 from tests.fidelity.matrix import document
 from tests.fidelity.matrix.judge import differences
 from tests.fidelity.matrix.play import AT_A_TIME, play
@@ -67,14 +67,14 @@ def main(words: Sequence[str]) -> int:
 
 def run(releases: Sequence[str], keep: bool, engines: int = AT_A_TIME) -> int:
     """How many cells were not as expected; a release that could not be played counts as one."""
-    kube, peace, odd = cluster(), Peace(), 0
+    kube, cluster_lock, odd = cluster(), ClusterLock(), 0
     say("waiting until no test disturbs the operator")
-    peace.begin(alone=True)
-    sweep(kube)
+    cluster_lock.acquire(alone=True)
+    delete_leftover_namespaces(kube)
     install(kube)
-    Operation(kube, SYSTEM, BUILD / "bin").until_working()
-    peace.end()
-    peace.begin(alone=False)
+    OperatorControl(kube, SYSTEM, BUILD / "bin").wait_until_working()
+    cluster_lock.release()
+    cluster_lock.acquire(alone=False)
     others = {release: next(one for one in COMPANIONS if one != release) for release in releases}
     with ExitStack() as companions:  # each is the other one of several
         for other in sorted(set(others.values())):

@@ -17,7 +17,7 @@ from pretune.protocol import Report
 
 from tests.cluster.conftest import ROOT
 from tests.cluster.kube import Kube, Object, Refusal, bundles, condition
-from tests.cluster.seen import given, seed_report
+from tests.cluster.recorder import delivery_of, seed_report
 from tests.cluster.workloads import autotune_cache
 from tests.fidelity.matrix import pods
 from tests.fidelity.matrix.cells import CELLS
@@ -145,7 +145,7 @@ class _Play:
         def holds(cache: Object) -> bool:
             return bool(condition(cache, kind).get("status") == "True")
 
-        return self.stage.kube.until(
+        return self.stage.kube.wait_until(
             "AutotuneCache", self.stage.namespace, name, holds, seconds, f"{kind}=True"
         )
 
@@ -260,7 +260,7 @@ class _Play:
 
     def _told(self, cell: str, run: Callable[[Kube], Outcome]) -> Outcome:
         try:
-            outcome = run(self.stage.kube.again())
+            outcome = run(self.stage.kube.new_session())
         finally:
             self._mounted[cell].set()
         how = f"profiled {outcome.profiled}" if outcome.started else f"ended: {outcome.error}"
@@ -272,7 +272,7 @@ class _Play:
     def _tuned(self, kube: Kube) -> Outcome:
         """The attempt's: its pod is the operator's."""
         labels = "pretune.dev/role=tuning,pretune.dev/cache=demo"
-        pod = kube.until_one("Pod", self.stage.namespace, labels, _engine_runs, PATIENCE)
+        pod = kube.wait_for_any("Pod", self.stage.namespace, labels, _engine_runs, PATIENCE)
         self._mounted["cold"].set()
         log, seconds = _followed(kube, pod)
         found = files(
@@ -291,7 +291,9 @@ class _Play:
             self._sealed(kube, cache)
         kube.create(pod)
         warnings = [f"warning at its making: {one}" for one in kube.warnings]
-        found = kube.until("Pod", namespace, name, _engine_runs, PATIENCE, "an engine that runs")
+        found = kube.wait_until(
+            "Pod", namespace, name, _engine_runs, PATIENCE, "an engine that runs"
+        )
         self._mounted[cell].set()
         folder = self._folder(kube, found)
         before = files(folder)
@@ -314,7 +316,7 @@ class _Play:
             ]
             return seen and bool(refused or condition(one, "Ready").get("status") == "True")
 
-        return kube.until(
+        return kube.wait_until(
             "AutotuneCache",
             self.stage.namespace,
             cache,
@@ -363,7 +365,7 @@ def _followed(kube: Kube, pod: Object) -> tuple[str, float]:
             lines.append(line.decode(errors="replace"))
             if WARM in lines[-1]:
                 return "\n".join(lines), time.monotonic() - began
-    kube.until(
+    kube.wait_until(
         "Pod",
         namespace,
         name,
@@ -388,7 +390,7 @@ def _outcome(log: str, seconds: float, before: Files, after: Files, operator: li
 
 def _of_pod(pod: Object) -> list[str]:
     notes = pod["metadata"].get("annotations") or {}
-    delivery, _ = given(pod)
+    delivery, _ = delivery_of(pod)
     told = notes.get("pretune.dev/reason")
     words = [f"{delivery}: {told}" if told else "not asked: the pod has no label of ours"]
     if report := Report.load(seed_report(pod)):

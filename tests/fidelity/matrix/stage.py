@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.conftest import ROOT, fresh
-from tests.cluster.images import engine_as, forget
+from tests.cluster.conftest import ROOT, create_namespace
+from tests.cluster.images import tag_engine_image, untag_image
 from tests.cluster.kube import Kube, Object
 from tests.fidelity.releases import site_packages
 
@@ -54,7 +54,7 @@ def stage(kube: Kube, release: str, other: str) -> Iterator[Stage]:
         f"{NODE} is not there: the folders of pods are looked at on the local cluster's node (tools/cluster)"
     )
     short = release.replace(".", "-")
-    namespace = fresh(kube, f"t-fidelity-{short}")
+    namespace = create_namespace(kube, f"t-fidelity-{short}")
     folder = ROOT / ".local/fidelity" / namespace
     folder.mkdir(parents=True)
     image = f"localhost/pretune/{namespace}:latest"
@@ -64,7 +64,7 @@ def stage(kube: Kube, release: str, other: str) -> Iterator[Stage]:
         yield Stage(kube, namespace, release, other, image, folder / "site-packages")
     finally:
         kube.delete("Namespace", "", namespace)
-        forget(image)
+        untag_image(image)
         shutil.rmtree(folder)
 
 
@@ -76,7 +76,7 @@ def image_of(release: str, name: str) -> None:
         f"{inside}/{one.parent.name}/METADATA": one.read_bytes()
         for one in metadata(release).values()
     }
-    engine_as(name, release, of=IMAGE, more=found)
+    tag_engine_image(name, release, of=IMAGE, more=found)
 
 
 def installed(release: str) -> Path:
