@@ -19,7 +19,7 @@ from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, LogSummary
 from pretune.kube.types import ApiError
 from pretune.podspec.template import engine_type
 from pretune.policy.model import EngineStart, StartObservation
-from pretune.policy.pods.warm_starts import differences
+from pretune.policy.pods.retune_causes import find_differences
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class LogReader:
             return ()
         for container in pod["spec"]["containers"]:
             if container["name"] == start.container:
-                return differences(container, template)
+                return find_differences(container, template)
         return ()
 
     def _note_failure(self, reason: str, message: str) -> StartObservation:

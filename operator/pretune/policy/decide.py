@@ -18,6 +18,7 @@ from pretune.policy.model import Observed, Plan
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import rescue, warm_starts
 from pretune.policy.pods.consumers import consumers, count, stale, update_running_flags
+from pretune.policy.pods.savings import sum_savings
 
 RESYNC = 1800.0  # seconds after which a key is looked at though nothing woke it: a watch may have missed what happened
 
@@ -61,11 +62,11 @@ def decide(observed: Observed, now: float) -> Plan:
     if any(action.name not in observed.outcomes for action in plan.actions) and observed.outcomes:
         plan.requeue_at(now)  # what was made asks for more at once
     plan.requeue_at(now + RESYNC)
-    counted = count(plan, pods, warm_starts.told(plan, pods))
+    counted = count(plan, pods, warm_starts.count_warm_starts(plan, pods))
     release.tell(plan, pods, counted)
-    warm_starts.tell(plan, pods, counted)  # pods that tuned although they had their bundle
+    warm_starts.emit_retuned_events(plan, pods, counted)
     warnings = collect_warnings(plan, bundles, stale(plan, pods))
-    gpu_seconds_saved, saved_until = warm_starts.saved(plan, pods)
+    gpu_seconds_saved, saved_until = sum_savings(plan, pods)
     status = replace(
         build_status(plan, wanted, claim, counted, warnings),
         gpu_seconds_saved=gpu_seconds_saved,
@@ -78,7 +79,7 @@ def decide(observed: Observed, now: float) -> Plan:
         events=(*plan.events, *plan.change_events()),
         released=tuple(plan.released),
         ended=tuple(plan.ended),
-        starts=warm_starts.worth_reading(plan, pods) if observed.start_logs is not None else (),
+        starts=warm_starts.list_readable_starts(pods) if observed.start_logs is not None else (),
         requeue_after=None if plan.look is None else max(0.0, plan.look - now),
     )
 

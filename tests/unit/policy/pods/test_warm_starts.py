@@ -15,7 +15,8 @@ from pretune.api.types import Object
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, Difference, LogSummary
 from pretune.policy.decide import decide
 from pretune.policy.model import Plan, StartObservation
-from pretune.policy.pods.warm_starts import SETTLE, differences, worth
+from pretune.policy.pods.retune_causes import find_differences
+from pretune.policy.pods.savings import OBSERVATION_DELAY_SECONDS, savings_per_start
 from pretune.protocol import Report
 
 from tests.unit.builders import law
@@ -332,7 +333,7 @@ def container(**more: Any) -> Object:
 def test_a_pod_is_held_against_its_template_by_names_alone(
     pod: Object, written: Object, names: tuple[str, ...]
 ) -> None:
-    assert differences(container(**pod), container(**written)) == names
+    assert find_differences(container(**pod), container(**written)) == names
 
 
 # --- what was saved
@@ -362,7 +363,7 @@ LONG_AGO = NOW - 1000
 
 def test_a_start_with_a_proven_bundle_saves_its_gpus_times_what_it_was_faster() -> None:
     pods = [started(number, LONG_AGO, LONG_AGO + 25) for number in range(3)]
-    until = format_timestamp(NOW - 100 - SETTLE)
+    until = format_timestamp(NOW - 100 - OBSERVATION_DELAY_SECONDS)
     assert saved(plan(*pods, the_cache=a_cache(**PROVEN))) == (3 * 80, until)
     again = a_cache({"gpuSecondsSaved": 240, "savedUntil": until}, **PROVEN)
     assert saved(plan(*pods, the_cache=again, now=NOW + 500)) == (240, until)
@@ -410,8 +411,8 @@ def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts:
 
 
 def test_each_gpu_counts() -> None:
-    assert worth(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 8})) == (640, 100.0)
-    assert worth(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 0})) is None
+    assert savings_per_start(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 8})) == (640, 100.0)
+    assert savings_per_start(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 0})) is None
 
 
 def test_a_slower_warm_start_takes_nothing_back() -> None:
