@@ -41,7 +41,7 @@ check: lint ## before a commit: lint, and the tests that only compute
 
 unit: venv ## the tests that need no cluster; what is generated, by sample
 	-@$(MAKE) --no-print-directory clients
-	$(PYTHON) -m pytest -q -n 2 --dist worksteal -m "not cluster and not rehearsal" tests
+	$(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "not cluster and not rehearsal" tests
 
 properties: venv ## a million generated pods: inject, strip, hold, release
 	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 \
@@ -58,7 +58,7 @@ rehearsal: venv ## vLLM's own warm-up code for the CPU: the two releases that CI
 	images/rehearsal/install
 
 test: lint cluster rehearsal ## everything: lint, types, layers, every test in full
-	PRETUNE_FULL=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal tests
+	PRETUNE_FULL=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests
 
 demo: ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout with pretune beside one without
 	python3 -m tools.demo

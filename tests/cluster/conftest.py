@@ -39,21 +39,6 @@ HELM, KUBECTL = BUILD / "bin/helm", BUILD / "bin/kubectl"
 SYSTEM = "pretune-system"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "disturbs: ends, scales or removes the operator that all tests share"
-    )
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/cluster" in str(item.path):
-            item.add_marker(pytest.mark.cluster)
-    items.sort(
-        key=lambda item: item.get_closest_marker("disturbs") is None
-    )  # stable: the rest keeps its order
-
-
 _LOCK = ClusterLock()
 
 

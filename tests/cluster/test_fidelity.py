@@ -13,7 +13,7 @@ from tests.fidelity.matrix.outcome import RESULTS, Played
 from tests.fidelity.matrix.play import play
 from tests.fidelity.matrix.stage import stage
 
-pytestmark = pytest.mark.rehearsal
+pytestmark = [pytest.mark.rehearsal, pytest.mark.long]
 
 
 @pytest.mark.parametrize(("release", "other"), [("0.33.0", "0.32.0"), ("0.32.0", "0.33.0")])

@@ -172,6 +172,7 @@ def own_volume(kube: Kube, namespace: str, folder: Path) -> Iterator[Path]:
         kube.delete("PersistentVolume", "", namespace)
 
 
+@pytest.mark.long
 def test_a_claim_that_can_no_longer_be_mounted_costs_a_minute_and_a_cold_start(
     kube: Kube,
     namespace: str,
@@ -194,6 +195,7 @@ def test_a_claim_that_can_no_longer_be_mounted_costs_a_minute_and_a_cold_start(
         recorder.wait_until(lambda s: s.are_ready(3), 20, "a third one at once")
 
 
+@pytest.mark.long
 def test_an_image_without_a_shell_costs_a_minute(
     kube: Kube,
     namespace: str,

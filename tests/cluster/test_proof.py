@@ -146,6 +146,7 @@ def test_no_pod_gets_a_bundle_that_failed_its_proof(kube: Kube, faulty: str) -> 
     )
 
 
+@pytest.mark.long
 @pytest.mark.rehearsal
 def test_vllms_own_code_proves_its_own_store(
     kube: Kube,

@@ -13,7 +13,7 @@ from tests.cluster.kube import Kube, Object, bundles
 from tests.cluster.test_bundles import reader, wait_until_logged
 from tests.cluster.workloads import engine_template
 
-pytestmark = pytest.mark.rehearsal
+pytestmark = [pytest.mark.rehearsal, pytest.mark.long]
 ENTRIES = 21  # one toy operation, for each of vLLM's token buckets
 TP2 = ("--tensor-parallel-size", "2")
 

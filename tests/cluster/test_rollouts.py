@@ -152,6 +152,7 @@ def test_a_scale_up_of_a_running_revision_is_not_held(
     assert not recorder.names_of_held()
 
 
+@pytest.mark.long
 def test_a_stateful_sets_pod_is_held_only_if_the_spec_says_always(
     kube: Kube,
     namespace: str,

@@ -137,6 +137,7 @@ def releases() -> list[str]:
     return installed() if ALL else list(IN_CI)
 
 
+@pytest.mark.long
 @pytest.mark.rehearsal
 @pytest.mark.parametrize("release", releases())
 def test_ranks_do_in_every_situation_what_is_written_here(release: str, tmp_path: Path) -> None:

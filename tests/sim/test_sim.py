@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pretune.api.names import (
@@ -35,6 +36,8 @@ from tests.sim.cluster import Write
 from tests.sim.conftest import SEARCH
 from tests.sim.reading import end_of, running
 from tests.sim.simulation import CACHE, CLAIM, DEPLOYMENT, FAR, KEY, Simulation
+
+pytestmark = pytest.mark.long
 
 CLAIM_PLACE = ("v1", "PersistentVolumeClaim", KEY.namespace, CLAIM)
 SHARED = "shared"

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pretune.api.names import PROOF, PROVING, TUNING
@@ -23,6 +24,8 @@ from tests.sim.fleet import Fleet
 from tests.sim.reading import ready, state
 from tests.sim.simulation import CACHE, CLAIM, FAR, KEY, REF
 from tests.sim.steps import CLAIM_PLACE, a_claim
+
+pytestmark = pytest.mark.long
 
 IMAGES = "vllm:1", "vllm:2", "vllm:3"
 STRATEGIES: tuple[Object, ...] = (
