@@ -1,4 +1,4 @@
-"""What passes between the controller and the agent: the task given to it, its report, and the manifest on the claim.
+"""What the controller and the agent exchange: tasks, reports, and the manifest on the claim.
 
 The agent runs in the engine's image, so this module is standard library only and speaks Python 3.8.
 """
@@ -13,27 +13,30 @@ from typing import Any, Dict, List, Mapping, Optional, Union, cast
 
 SCHEMA = "pretune.dev/bundle/v1"
 TASK_VARIABLE = "PRETUNE_TASK"
-POD_UID_VARIABLE = "PRETUNE_POD_UID"  # by the downward API: check, seal and prune name their staging folder after it
+# By the downward API: check, seal and prune name their staging folder after it.
+POD_UID_VARIABLE = "PRETUNE_POD_UID"
 TERMINATION_LOG = "/dev/termination-log"
 
 # Where things are in the agent's containers, and in the engine.
 PARTS_MOUNT = "/pretune"  # a folder below it for each part of the engine, by its name
 CLAIM_MOUNT = "/pretune/claim"  # the claim at its root, no subPath
 AGENT_MOUNT = "/pretune/agent"
-SOURCE_MOUNT = "/pretune/import"  # import: the claim that holds what vLLM wrote elsewhere, at its root, read-only
+# Import: the claim that holds what the engine wrote elsewhere, at its root, read-only.
+SOURCE_MOUNT = "/pretune/import"
 AGENT_FILE = "agent.pyz"  # the ConfigMap's key
 
-# Seed's exit code where it may still hang in a read of the claim. Its script then empties the folder.
+# Seed's exit code where it may still hang in a read of the claim. Its script then empties the
+# folder.
 TOO_SLOW_EXIT_CODE = 75
 
-# The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096 bytes
-# (docs/dev/facts-kubernetes.md).
+# The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096
+# bytes (docs/dev/facts-kubernetes.md).
 REPORT_BYTES = 700
 ANSWER_BYTES = 4000  # of inspect, which is alone in its pod
 ANSWERS = 8  # bundles that one inspect answers for, so that its report stays within ANSWER_BYTES
 
-# How an engine's files may lie in a bundle: the CRD's enum of status.bundles[].layout. In the order of
-# how few pods may share one folder.
+# How an engine's files may lie in a bundle: the CRD's enum of status.bundles[].layout. In the order
+# of how few pods may share one folder.
 MANAGED, PER_RANK, SHARED, EMPTY = "Managed", "PerRank", "Shared", "Empty"
 LAYOUTS = (EMPTY, MANAGED, PER_RANK, SHARED)
 
@@ -54,17 +57,19 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a bundle's id is made of. Adoption compares all of it, since an id holds only 12 hex of the hash."""
+    """What a bundle's id is made of.
+
+    Adoption compares all of it, since an id holds only 12 hex of the hash.
+    """
 
     fingerprint: str
     revision: str
     target: str
-    nodeSelector: Mapping[
-        str, Any
-    ]  # identity.placement(): the target's terms laid over the pod's own
+    # identity.placement(): the target's terms laid over the pod's own.
+    nodeSelector: Mapping[str, Any]
 
     def bundle_id(self) -> str:
-        """12 hex of sha256 over the inputs, then the target's name: at most 33 characters."""
+        """Return 12 hex of sha256 over the inputs, and the target's name: at most 33 characters."""
         text = json.dumps(
             [self.fingerprint, self.revision, self.nodeSelector],
             sort_keys=True,
@@ -145,7 +150,7 @@ class Manifest:
 
     @classmethod
     def load(cls, raw: bytes) -> "Manifest":
-        """Return the manifest. Raises WireError when the bytes are not a manifest of this schema."""
+        """Return the manifest. Raises WireError where the bytes are none of this schema."""
         data = _Fields(_json(raw, "manifest"), "manifest")
         schema = data.text("schema")
         if schema != SCHEMA:
@@ -165,7 +170,7 @@ class Manifest:
 
 
 def digest(manifest: bytes) -> str:
-    """The bundle's digest: that of its manifest, which holds those of its files."""
+    """Return the bundle's digest: that of its manifest, which holds those of its files."""
     return "sha256:" + hashlib.sha256(manifest).hexdigest()
 
 
@@ -177,21 +182,21 @@ class Task:
     subPath: str = ""
     inputs: Optional[Inputs] = None  # check, seal, seed
     gpus: int = 0
-    command: List[str] = field(
-        default_factory=list
-    )  # the engine's command and args: its interpreter is read from them
+    # The engine's command and args: its interpreter is read from them.
+    command: List[str] = field(default_factory=list)
     ready: Optional[str] = None  # URL of an HTTP engine; None for exec and grpc probes
     headers: Mapping[str, str] = field(default_factory=dict)  # of that probe
-    ids: List[str] = field(
-        default_factory=list
-    )  # inspect: the wanted ones; prune: the ones to remove
+    # Inspect: the wanted bundles; prune: those to remove.
+    ids: List[str] = field(default_factory=list)
     proven: bool = False  # seed: give only a bundle whose proof is on the claim
-    onClaim: bool = False  # prove: the engine reads the bundle on the claim itself, read-only; there is no copy to compare
-    source: str = ""  # import: the folder in the source claim, which is mounted at SOURCE_MOUNT; "" is its root
+    # Prove: the engine reads the bundle on the claim, read-only; there is no copy to compare.
+    onClaim: bool = False
+    # Import: the folder in the source claim, which is mounted at SOURCE_MOUNT; "" is its root.
+    source: str = ""
     engine: str = "vllm"  # by its name in engines/registry.py
 
     def dump(self) -> str:
-        # What asdict says, without the copies that it makes: the webhook says it for each pod.
+        # As asdict, without the copies that it makes: the webhook does this for each pod.
         data = {**vars(self), "inputs": None if self.inputs is None else vars(self.inputs)}
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
@@ -216,7 +221,8 @@ class Task:
         )
 
 
-# Reasons of reports that are on no condition; the others are those of api/reasons.py. What was done:
+# Reasons of reports that are on no condition; the others are those of api/reasons.py. What was
+# done:
 CHECKED = "Checked"  # the attempt goes on
 PROVEN = "Proven"
 INSPECTED = "Inspected"
@@ -254,14 +260,18 @@ class Report:
     newEntries: int = 0  # prove: tactics that the engine tuned although it had the bundle
     proven: bool = False  # check, and inspect's answers: the bundle's proof is on the claim
     at: str = ""  # sealedAt
-    fingerprint: str = ""  # in inspect's answers: adoption compares it, and remembers it for bundles that it did not ask for
+    # In inspect's answers: adoption compares it, and keeps it of bundles that it did not ask for.
+    fingerprint: str = ""
     bundles: List["Report"] = field(
         default_factory=list
     )  # inspect: the bundles found whole, wanted ones first
     more: int = 0  # inspect: bundles found beyond ANSWERS
 
     def dump(self) -> str:
-        """One JSON line of at most REPORT_BYTES (ANSWER_BYTES for inspect): the prose is cut first."""
+        """Return one JSON line of at most REPORT_BYTES, for inspect ANSWER_BYTES.
+
+        The message is cut first.
+        """
         limit = ANSWER_BYTES if self.by == "inspect" else REPORT_BYTES
         data = _lean(self)
         text = _compact(data)
@@ -353,7 +363,8 @@ class _Fields:
     """The fields of a JSON object, each read with its type and bounds.
 
     Every method raises WireError, which names the field. `default` is what a field that is absent
-    has; without one it has to be there. Fields that are not asked for are left out (a newer writer).
+    has; without one it has to be there. Fields that are not asked for are left out (a newer
+    writer).
     """
 
     def __init__(self, data: Any, what: str) -> None:
@@ -452,8 +463,10 @@ _DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def _is_timestamp(text: str) -> bool:
-    """Whether the text is a time of the years 1970 (a node's clock may be wrong) to 2099. By hand, since seed reads a manifest in every pod
-    and time.strptime imports a calendar."""
+    """Whether the text is a time of the years 1970 (a node's clock may be wrong) to 2099.
+
+    By hand, since seed reads a manifest in every pod, and time.strptime imports a calendar.
+    """
     found = _TIMESTAMP.fullmatch(text)
     if found is None:
         return False

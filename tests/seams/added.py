@@ -1,7 +1,8 @@
 """A part of vLLM and an engine that no release has, each one object.
 
 In a test's process this is a module of the tests. In an operator and an agent of the tests it is
-pretune/engines/added.py (tests/seams/overlay.py), so it is Python 3.8 and imports what an engine may.
+pretune/engines/added.py (tests/seams/overlay.py), so it is Python 3.8 and imports what an engine
+may.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class _Plans(Part):
         from pretune.protocol import EMPTY, MANAGED
 
         files = [path for path in sorted(paths) if self.is_known(path)]
-        number = sum(len(self.entries(path, read(path))) for path in files)
+        number = sum(len(self.read_entries(path, read(path))) for path in files)
         layout = MANAGED if number else EMPTY
         return Evidence(layout, number, files, f"{number} {self.name}")
 
-    def entries(self, path: str, raw: bytes) -> dict[str, str]:
+    def read_entries(self, path: str, raw: bytes) -> dict[str, str]:
         from pretune.api import reasons
         from pretune.engines.evidence import Unsound
 
@@ -48,10 +49,10 @@ class _Plans(Part):
         except (ValueError, AttributeError):
             raise Unsound(reasons.CORRUPT_FILES, f"{path}: not an object of plans") from None
 
-    def key_space(self, path: str) -> str:
+    def key_space_of(self, path: str) -> str:
         return path
 
-    def operation(self, key: str) -> str:
+    def operation_of(self, key: str) -> str:
         return key.split("/")[0]
 
 
@@ -80,10 +81,10 @@ class _Toy(Engine):
     def recognises(self, image: str, words: Sequence[str]) -> bool:
         return any(program(word) == "toy-server" for word in shell_words(words))
 
-    def port(self, words: Sequence[str]) -> int:
+    def read_port(self, words: Sequence[str]) -> int:
         return 8123
 
-    def several_pods(self, words: Sequence[str]) -> str | None:
+    def find_multi_pod_flag(self, words: Sequence[str]) -> str | None:
         return "--shard" if "--shard" in words else None
 
     def check_release(self, version: str, gpus: int) -> tuple[str, str]:
@@ -93,7 +94,7 @@ class _Toy(Engine):
             return reasons.RELEASE_TOO_OLD, f"Toy {version} keeps no plans; 1.0 and newer do"
         return "", ""
 
-    def log_parser(self, until: float | None = None) -> LogParser:
+    def create_log_parser(self, until: float | None = None) -> LogParser:
         from pretune.engines import logs  # not in the agent
 
         class Parser(logs.LogParser):

@@ -153,7 +153,7 @@ def _check_folders(pod: Object, name: str, engine: str) -> None:
     for container in every_container(pod):
         if container["name"] in (name, engine_name(pod)):
             paths = {mount["mountPath"] for mount in container.get("volumeMounts") or ()}
-            missing = {part.mount for part in registry.named(engine).parts} - paths
+            missing = {part.mount for part in registry.find_engine(engine).parts} - paths
             assert not missing, f"{container['name']} has no {missing}"
 
 

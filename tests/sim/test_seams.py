@@ -1,4 +1,4 @@
-"""A part and an engine that the tests add, each by one object: tuned, sealed, proven, and given to consumers in every mode."""
+"""A part and an engine that the tests add, each by one object: tuned, proven, given in every mode."""
 
 from __future__ import annotations
 

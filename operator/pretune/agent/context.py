@@ -44,7 +44,7 @@ class Context:
     @property
     def engine(self) -> Engine:
         """The engine of the task. Raises ValueError where this release does not know it."""
-        return registry.named(self.task.engine)
+        return registry.find_engine(self.task.engine)
 
     def folder(self, part: Part) -> str:
         """Return where a part's folder is mounted."""

@@ -149,7 +149,7 @@ def _best_layout(
 
 def _layouts(part: Part, image: Versions, context: Context) -> Tuple[str, ...]:
     task, version = context.task, own_version(context.engine, image)
-    return part.layouts(version, task.gpus, task.command)
+    return part.readable_layouts(version, task.gpus, task.command)
 
 
 def _explain_nothing_found(

@@ -233,12 +233,12 @@ def _compare_part(folders: _PartFolders, scan: Scan, differences: _Differences) 
             if _is_unchanged(data, before[path]):
                 continue
             differences.changed.append(path)
-            sealed_entries = part.entries(path, read(folders.source, path, limit))
+            sealed_entries = part.read_entries(path, read(folders.source, path, limit))
         for key, value in _entries(part, path, data).items():
-            entry = (part.name, part.key_space(path), key)
+            entry = (part.name, part.key_space_of(path), key)
             if sealed_entries.get(key) != value and entry not in differences.new:
                 differences.new.add(entry)
-                operation = part.operation(key)
+                operation = part.operation_of(key)
                 count = differences.operations.get(operation, 0)
                 differences.operations[operation] = count + 1
     differences.added += added
@@ -252,7 +252,7 @@ def _is_unchanged(data: bytes, file: File) -> bool:
 
 def _entries(part: Part, path: str, data: bytes) -> Dict[str, str]:
     try:
-        return part.entries(path, data)
+        return part.read_entries(path, data)
     except Unsound:  # it counts as changed; what was tuned is unknown
         return {}
 

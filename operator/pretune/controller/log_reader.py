@@ -199,7 +199,7 @@ class LogReader:
         """Return what a start's log says. Raises LogUnavailable, and what the cluster raises."""
         ready_until = start.ready + READY_SLACK_SECONDS
         kind = engine_type(start.engine or {})
-        parser = kind.log_parser(ready_until if start.probed else None)
+        parser = kind.create_log_parser(ready_until if start.probed else None)
         if parser is None:
             return StartObservation(LogSummary())
         async with aclosing(

@@ -1,9 +1,9 @@
 """What pretune knows of an inference engine, and of a part of what it keeps: one object each.
 
-An engine is added by one object (docs/dev/adding-an-engine.md), a part by one object in its engine's
-`parts` (docs/dev/adding-a-part.md). Standard library only, Python 3.8, no I/O: the caller hands in
-words, names and a function that reads a file. Seed loads this in every pod: what judges files or
-parses logs is imported where it is called.
+An engine is added by one object (docs/dev/adding-an-engine.md), a part by one object in its
+engine's `parts` (docs/dev/adding-a-part.md). Standard library only, Python 3.8, no I/O: the caller
+hands in words, names and a function that reads a file. Seed loads this in every pod: what judges
+files or parses logs is imported where it is called.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Part:
     name = ""  # a DNS label: names the folder in a bundle and in the pod, and the pod's volume
     variable = ""  # of the engine's environment
     max_file_bytes = 8 * 1024 * 1024
-    # For messages of an import: where the engine keeps the files when no variable says so, what else a
-    # person may name, and the words of the engine's log that name the folder.
+    # For messages of an import: where the engine keeps the files when no variable says so, what
+    # else a person may name, and the words of the engine's log that name the folder.
     places: Tuple[str, ...] = ()
     folder_kinds = ""
     named_in_log = ""
-    # Layouts that the engine only reads, so that many pods may share one folder: without being asked
-    # (spec.delivery.mode Auto), and where a person asks for it (ReadOnly).
+    # Layouts that the engine only reads, so that many pods may share one folder: without being
+    # asked (spec.delivery.mode Auto), and where a person asks for it (ReadOnly).
     read_only = (MANAGED,)
     read_only_if_asked = (MANAGED, PER_RANK)
 
@@ -58,29 +58,31 @@ class Part:
         gpus: int = 0,
         words: Sequence[str] = (),
     ) -> "Evidence":
-        """Return the layout, the entries and what belongs into a bundle, after each file was checked.
+        """Check each file; return the layout, the entries and what belongs into a bundle.
 
         paths: all regular files; read: gives one file's bytes; gpus: what the engine asks for, 0 if
         unknown; words: the engine's command and args. Raises Unsound; what `read` raises passes.
         """
         raise NotImplementedError
 
-    def entries(self, path: str, raw: bytes) -> Dict[str, str]:
+    def read_entries(self, path: str, raw: bytes) -> Dict[str, str]:
         """Return the entries of one known file, by key, in a canonical form. Raises Unsound.
 
         Proof: an entry is new where the sealed file has not the same value for its key.
         """
         raise NotImplementedError
 
-    def key_space(self, path: str) -> str:
+    def key_space_of(self, path: str) -> str:
         """Return what a key is unique within: files of one key space are read as one."""
         raise NotImplementedError
 
-    def operation(self, key: str) -> str:
+    def operation_of(self, key: str) -> str:
         """Return the operation that an entry is of, for messages."""
         raise NotImplementedError
 
-    def layouts(self, version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ...]:
+    def readable_layouts(
+        self, version: str, gpus: int, words: Sequence[str] = ()
+    ) -> Tuple[str, ...]:
         """Return the layouts that this release of the engine reads, the likeliest first.
 
         version: "" if unknown; then all of them.
@@ -90,8 +92,8 @@ class Part:
     def find(self, tree: "Tree", at: Tuple[str, ...]) -> "Iterable[Found]":
         """Yield the folders that the engine wrote without pretune, at or below a folder.
 
-        Import makes a bundle of one of them. A part that cannot be imported has none: it is empty in
-        an imported bundle.
+        Import makes a bundle of one of them. A part that cannot be imported has none: it is empty
+        in an imported bundle.
         """
         return ()
 
@@ -118,15 +120,15 @@ class Engine:
         """Return whether a container of this image, command and args runs this engine."""
         raise NotImplementedError
 
-    def port(self, words: Sequence[str]) -> int:
+    def read_port(self, words: Sequence[str]) -> int:
         """Return the port of its HTTP server."""
         raise NotImplementedError
 
-    def several_pods(self, words: Sequence[str]) -> Optional[str]:
+    def find_multi_pod_flag(self, words: Sequence[str]) -> Optional[str]:
         """Return the flag that makes it one of several pods, as in the words; None: it is whole."""
         return None
 
-    def registers_itself(self, words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
+    def find_registration(self, words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
         """Return the variable or flag by which it announces itself to a router, or None.
 
         env: "" for a value that is a reference.
@@ -140,7 +142,7 @@ class Engine:
         """
         return "", "" if version else "%s's version unknown" % self.title
 
-    def log_parser(self, until: Optional[float] = None) -> "Optional[LogParser]":
+    def create_log_parser(self, until: Optional[float] = None) -> "Optional[LogParser]":
         """Return a parser for the log of one start; None where its logs say nothing.
 
         until: Unix seconds; what the kubelet stamped later is not read.

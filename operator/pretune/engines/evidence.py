@@ -1,4 +1,4 @@
-"""What an engine's files show: judged in a folder of its own, or found where it wrote them itself."""
+"""What an engine's files show: judged in a part's folder, or found where the engine wrote them."""
 
 from __future__ import annotations
 

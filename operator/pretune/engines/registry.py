@@ -1,4 +1,4 @@
-"""The engines that pretune knows. To add one is to add a line here (docs/dev/adding-an-engine.md)."""
+"""The engines that pretune knows. One line adds one (docs/dev/adding-an-engine.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def recognise(image: str, words: Sequence[str]) -> Engine:
     return next((engine for engine in ENGINES if engine.recognises(image, words)), ENGINES[0])
 
 
-def named(name: str) -> Engine:
+def find_engine(name: str) -> Engine:
     """Return the engine of that name. Raises ValueError where there is none."""
     for engine in ENGINES:
         if engine.name == name:
@@ -24,6 +24,6 @@ def named(name: str) -> Engine:
     raise ValueError("no engine %r: this release knows %s" % (name, [e.name for e in ENGINES]))
 
 
-def parts() -> Tuple[Part, ...]:
+def all_parts() -> Tuple[Part, ...]:
     """Return the parts of all engines."""
     return tuple(part for engine in ENGINES for part in engine.parts)

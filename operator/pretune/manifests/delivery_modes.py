@@ -23,10 +23,10 @@ from pretune.manifests.agent_container import (
     copy_resources,
 )
 from pretune.manifests.parts import (
-    claim_variables,
-    folder_mounts,
-    folder_variables,
-    folder_volumes,
+    build_claim_variables,
+    build_folder_mounts,
+    build_folder_variables,
+    build_folder_volumes,
 )
 from pretune.podspec.template import command_words, engine_type
 from pretune.protocol import CLAIM_MOUNT, PER_RANK, SHARED, Inputs, Task
@@ -88,7 +88,7 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Form:
-    """By what the additions of a mode are recognised. No consumer may have any of these of its own."""
+    """By what the additions of a mode are recognised. No consumer may have any of these itself."""
 
     volume_names: tuple[str, ...]
     mount_paths: tuple[str, ...]  # in the engine
@@ -137,7 +137,7 @@ class Forms:
 
 def forms() -> Forms:
     """Return by what the additions of any mode are recognised, for the parts that there are."""
-    return _forms(registry.parts(), MODES)
+    return _forms(registry.all_parts(), MODES)
 
 
 @functools.lru_cache(4)
@@ -195,7 +195,7 @@ def _add_claim(pod: Object, engine: Object, delivery: Delivery) -> Additions:
     claim, volumes = claim_volume(pod, delivery.claim)
     return Additions(
         mounts=({"name": claim, "mountPath": CLAIM_MOUNT, "readOnly": True},),
-        variables=claim_variables(
+        variables=build_claim_variables(
             engine_type(engine), delivery.sub_path, delivery.folder, delivery.bundle
         ),
         volumes=volumes,
@@ -253,7 +253,8 @@ READ_ONLY = DeliveryMode(
         Obstacle(_is_not_given),
         Obstacle(
             _engine_writes,
-            "with layout Shared, the engine writes to its one file at each start. The pod gets a copy",
+            "with layout Shared, the engine writes to its one file at each start. The pod gets a"
+            " copy",
         ),
         Obstacle(
             _may_miss,
@@ -276,7 +277,7 @@ READ_ONLY = DeliveryMode(
 def _add_copy(pod: Object, engine: Object, delivery: Delivery) -> Additions:
     kind = engine_type(engine)
     claim, volumes = claim_volume(pod, delivery.claim)
-    mounts = folder_mounts(kind)
+    mounts = build_folder_mounts(kind)
     task = Task(
         cache=delivery.folder,
         subPath=delivery.sub_path,
@@ -290,11 +291,11 @@ def _add_copy(pod: Object, engine: Object, delivery: Delivery) -> Additions:
     agent = {"name": delivery.agent, "optional": True}
     return Additions(
         mounts=mounts,
-        variables=folder_variables(kind),
+        variables=build_folder_variables(kind),
         volumes=(
             *volumes,
             {"name": AGENT_VOLUME, "configMap": agent},
-            *folder_volumes(kind),
+            *build_folder_volumes(kind),
         ),
         init_containers=(seed,),
     )

@@ -1,7 +1,7 @@
 """The engine in a tuning pod, a copy of the serving one (docs/dev/invariants.md, 10).
 
-It differs in the variables and mounts of its parts, in probes and lifecycle hooks, in its place, and
-in where its termination message comes from.
+It differs in the variables and mounts of its parts, in probes and lifecycle hooks, in its place,
+and in where its termination message comes from.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def engine_sidecar(
     """Return the engine, to be started once: to tune, or to prove that it need not.
 
     It counts as started when it would count as ready. variables, mounts: of its parts
-    (manifests/parts.py). deadline_seconds: of its pod. If it fails without a termination message, its
-    last log lines become that: vLLM writes none, and the attempt's reason would be an exit code
+    (manifests/parts.py). deadline_seconds: of its pod. If it fails without a termination message,
+    its last log lines become that: vLLM writes none, and the attempt's reason would be an exit code
     (docs/decisions/0002).
     """
     container = sidecar(engine)
@@ -111,7 +111,7 @@ def _readiness_handler(engine: Object) -> dict[str, Any]:
             fields = (*_HANDLERS, "timeoutSeconds")
             return {field: probe[field] for field in fields if probe.get(field)}
     kind = engine_type(engine)
-    get = {"path": kind.health_path, "port": kind.port(command_words(engine))}
+    get = {"path": kind.health_path, "port": kind.read_port(command_words(engine))}
     return {"httpGet": get, "timeoutSeconds": 5}
 
 

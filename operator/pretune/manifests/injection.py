@@ -202,7 +202,7 @@ def _has_our_variable(container: Object) -> bool:
 
 def _is_our_variable(variable: Object) -> bool:
     name, value = variable["name"], variable.get("value") or ""
-    is_of_part = any(name == part.variable for part in registry.parts())
+    is_of_part = any(name == part.variable for part in registry.all_parts())
     return is_of_part and forms().has_folder(value)
 
 

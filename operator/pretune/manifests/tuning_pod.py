@@ -24,10 +24,10 @@ from pretune.manifests.agent_container import (
 )
 from pretune.manifests.engine import engine_sidecar, ready_headers, ready_url, sidecar
 from pretune.manifests.parts import (
-    claim_variables,
-    folder_mounts,
-    folder_variables,
-    folder_volumes,
+    build_claim_variables,
+    build_folder_mounts,
+    build_folder_variables,
+    build_folder_volumes,
 )
 from pretune.podspec.template import (
     command_words,
@@ -91,11 +91,11 @@ def build_pod_template(
     pod = template["spec"]
     engine = engine_of(template, spec.engine_container)
     kind = engine_type(engine)
-    mounts, part_volumes = folder_mounts(kind), folder_volumes(kind)
-    variables = folder_variables(kind)
+    mounts, part_volumes = build_folder_mounts(kind), build_folder_volumes(kind)
+    variables = build_folder_variables(kind)
     if purpose == PROVE_CLAIM:
         mounts, part_volumes = (), ()
-        variables = claim_variables(kind, spec.claim.sub_path, folder, inputs.bundle_id())
+        variables = build_claim_variables(kind, spec.claim.sub_path, folder, inputs.bundle_id())
     kept = _kept_containers(pod, engine, spec.keep_containers)
     engine_copy = engine_sidecar(engine, spec.deadline_seconds, variables, mounts)
     volumes = _used_volumes(pod, [*kept, engine_copy])

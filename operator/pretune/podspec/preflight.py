@@ -134,7 +134,7 @@ def multi_pod_label(candidate: Candidate) -> str | None:
 
 
 def multi_pod_flag(candidate: Candidate) -> str | None:
-    flag = engine_type(candidate.engine).several_pods(command_words(candidate.engine))
+    flag = engine_type(candidate.engine).find_multi_pod_flag(command_words(candidate.engine))
     if not flag:
         return None
     path = f"{candidate.engine_path}.{_field_of_flag(candidate.engine, flag)}"
@@ -156,7 +156,7 @@ def leader_address(candidate: Candidate) -> str | None:
 def self_registration(candidate: Candidate) -> str | None:
     engine = candidate.engine
     env = {variable["name"]: variable.get("value") or "" for variable in engine.get("env") or ()}
-    cause = engine_type(engine).registers_itself(command_words(engine), env)
+    cause = engine_type(engine).find_registration(command_words(engine), env)
     if not cause:
         return None
     field = "env" if cause in env else _field_of_flag(engine, cause)

@@ -556,4 +556,4 @@ def test_the_targets_gpus_are_read_from_its_node_terms(
 def test_the_layouts_that_a_release_reads(
     version: str, gpus: int, words: list[str], layouts: tuple[str, ...]
 ) -> None:
-    assert releases.layouts(version, gpus, ["vllm", "serve", "m", *words]) == layouts
+    assert releases.readable_layouts(version, gpus, ["vllm", "serve", "m", *words]) == layouts

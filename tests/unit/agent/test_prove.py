@@ -749,7 +749,7 @@ def test_an_entry_is_new_exactly_where_its_key_is_new_or_its_tactic_another(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     had, has = (
-        tactics.entries(
+        tactics.read_entries(
             f"{KEY}/autotune_configs_dp0_rank0.json",
             json.dumps({"_metadata": METADATA, **configs}).encode(),
         )
@@ -796,27 +796,31 @@ def test_each_entry_has_an_operation_and_neither_order_nor_metadata_is_one(
     configs: dict[str, Any],
 ) -> None:
     path = f"{KEY}/autotune_configs.json"
-    entries = tactics.entries(
+    entries = tactics.read_entries(
         path, json.dumps({"_metadata": METADATA, "_generation": "x", **configs}).encode()
     )
-    assert entries == tactics.entries(path, json.dumps(dict(reversed(configs.items()))).encode())
-    assert {tactics.operation(key) for key in entries} == {key.split("'")[1] for key in configs}
+    assert entries == tactics.read_entries(
+        path, json.dumps(dict(reversed(configs.items()))).encode()
+    )
+    assert {tactics.operation_of(key) for key in entries} == {key.split("'")[1] for key in configs}
 
 
 def test_the_samples_that_flashinfer_wrote_have_as_many_entries_as_are_counted() -> None:
     v1 = SAMPLES / "v1" / "autotune_configs_dp0_rank0.json"
     path = f"{KEY}/{v1.name}"
     assert (
-        len(tactics.entries(path, v1.read_bytes()))
+        len(tactics.read_entries(path, v1.read_bytes()))
         == tactics.judge([path], lambda _: v1.read_bytes()).entries
     )
     store = SAMPLES / "v2root"
     paths = [str(path.relative_to(store)) for path in store.rglob("*.json")]
-    entries = {key for path in paths for key in tactics.entries(path, (store / path).read_bytes())}
+    entries = {
+        key for path in paths for key in tactics.read_entries(path, (store / path).read_bytes())
+    }
     assert (
         len(entries) == tactics.judge(paths, lambda path: (store / path).read_bytes()).entries == 10
     )
-    assert {tactics.operation(key) for key in entries} <= {"toy_gemm", "toy_moe"}
+    assert {tactics.operation_of(key) for key in entries} <= {"toy_gemm", "toy_moe"}
 
 
 def test_the_reasons_of_a_proof_are_in_the_closed_list() -> None:

@@ -1,4 +1,4 @@
-"""A part and an engine that the tests add, each by one object, through the agent: check, seal, seed, prove, import."""
+"""A part and an engine that the tests add, each by one object, through the agent's verbs."""
 
 from __future__ import annotations
 

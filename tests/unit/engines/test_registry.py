@@ -19,10 +19,10 @@ MOUNTS = (protocol.CLAIM_MOUNT, protocol.AGENT_MOUNT, protocol.SOURCE_MOUNT)
 
 
 def check_laws() -> None:
-    engines, parts = registry.ENGINES, registry.parts()
+    engines, parts = registry.ENGINES, registry.all_parts()
     assert len({engine.name for engine in engines}) == len(engines)
     for engine in engines:
-        assert registry.named(engine.name) is engine and engine.title and engine.parts
+        assert registry.find_engine(engine.name) is engine and engine.title and engine.parts
         assert {field for field, _, _ in engine.distributions} <= set(vars(Versions()))
     for what in ("name", "variable", "mount", "volume"):
         assert len({getattr(part, what) for part in parts}) == len(parts), what
@@ -38,7 +38,7 @@ def test_names_variables_and_folders_are_each_parts_own() -> None:
 
 @pytest.mark.usefixtures("added")
 def test_those_of_the_tests_fit_in() -> None:
-    assert registry.parts() == (*VLLM.parts, *TOY.parts) and KERNELS in VLLM.parts
+    assert registry.all_parts() == (*VLLM.parts, *TOY.parts) and KERNELS in VLLM.parts
     check_laws()
 
 
@@ -63,4 +63,4 @@ def test_an_engine_is_recognised_by_its_command_and_vllm_is_what_none_recognises
 
 def test_what_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="no engine 'tgi': this release knows \\['vllm'\\]"):
-        registry.named("tgi")
+        registry.find_engine("tgi")

@@ -12,7 +12,10 @@ DEFAULT_PORT = 8000
 
 
 def flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
-    """Flag and value of `--flag value`, `--flag=value`, `-tp 2`, `--flag`; `_` in a flag is `-`, as vLLM's parser has it."""
+    """Yield flag and value of `--flag value`, `--flag=value`, `-tp 2`, `--flag`.
+
+    `_` in a flag becomes `-`, as in vLLM's parser.
+    """
     plain = shell_words(words)
     for index, word in enumerate(plain):
         if not re.match(r"--?[A-Za-z]", word):
@@ -22,14 +25,16 @@ def flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
         if equals:
             yield name.replace("_", "-"), value
         else:
-            has_value = re.match(
-                r"[^-;&|()<>]", following
-            )  # the next flag, or the end of a script's command
+            # Not the next flag, nor the end of a script's command.
+            has_value = re.match(r"[^-;&|()<>]", following)
             yield name.replace("_", "-"), following if has_value else None
 
 
 def last_number(words: Sequence[str], *names: str) -> Optional[int]:
-    """The last value of a flag (vLLM takes the last); None when absent, or not written as a number: `$(TP)`."""
+    """Return the last value of a flag, which is what vLLM takes.
+
+    None where it is absent, or not written as a number: `$(TP)`.
+    """
     found = None
     for name, value in flags(words):
         if name in names:
@@ -37,15 +42,16 @@ def last_number(words: Sequence[str], *names: str) -> Optional[int]:
     return found
 
 
-def port(words: Sequence[str]) -> int:
-    """The engine's HTTP port from its command and args; the default where the words name none as a number."""
+def read_port(words: Sequence[str]) -> int:
+    """Return the HTTP port; the default where the words name none as a number."""
     return last_number(words, "--port") or DEFAULT_PORT
 
 
-def several_pods(words: Sequence[str]) -> Optional[str]:
-    """The flag that makes this engine one of several pods, as it stands in the words; None for a whole engine.
+def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
+    """Return the flag that makes this engine one of several pods, as in the words.
 
-    A value that cannot be read here (`--nnodes $(NODES)`) counts as several: a wrong copy would dial production.
+    None for a whole engine. A value that cannot be read here (`--nnodes $(NODES)`) counts as
+    several: a wrong copy would connect to production.
     """
     size, local = last_number(words, "--data-parallel-size", "-dp"), None
     for name, value in flags(words):
@@ -84,11 +90,12 @@ _OFF = ("0", "false", "no", "off")
 _REGISTERING = re.compile(r"mooncake|moriio|proxy_ip", re.IGNORECASE)
 
 
-def registers_itself(words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
-    """The env name or flag by which this engine announces itself to a router, or None.
+def find_registration(words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
+    """Return the variable or flag by which this engine announces itself to a router, or None.
 
-    `env` holds "" for a value that is a reference: it counts as switched on. Dynamo: any `DYN_*` or the module `dynamo`. LMCache: its
-    controller's variables. Mooncake: `MOONCAKE_*`, its connectors, its store. P2P NCCL and MoRIIO connectors: a `proxy_ip`.
+    env: "" for a value that is a reference, which counts as switched on. Dynamo: any `DYN_*` or the
+    module `dynamo`. LMCache: its controller's variables. Mooncake: `MOONCAKE_*`, its connectors,
+    its store. P2P NCCL and MoRIIO connectors: a `proxy_ip`.
     """
     for name in sorted(env):
         value = env[name] or ""

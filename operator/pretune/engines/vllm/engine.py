@@ -38,23 +38,25 @@ class _Tactics(Part):
 
         return tactics.judge(paths, read, gpus, words)
 
-    def entries(self, path: str, raw: bytes) -> Dict[str, str]:
+    def read_entries(self, path: str, raw: bytes) -> Dict[str, str]:
         from pretune.engines.vllm import tactics
 
-        return tactics.entries(path, raw)
+        return tactics.read_entries(path, raw)
 
-    def key_space(self, path: str) -> str:
+    def key_space_of(self, path: str) -> str:
         from pretune.engines.vllm import tactics
 
-        return tactics.key_space(path)
+        return tactics.key_space_of(path)
 
-    def operation(self, key: str) -> str:
+    def operation_of(self, key: str) -> str:
         from pretune.engines.vllm import tactics
 
-        return tactics.operation(key)
+        return tactics.operation_of(key)
 
-    def layouts(self, version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ...]:
-        return releases.layouts(version, gpus, words)
+    def readable_layouts(
+        self, version: str, gpus: int, words: Sequence[str] = ()
+    ) -> Tuple[str, ...]:
+        return releases.readable_layouts(version, gpus, words)
 
     def find(self, tree: "Tree", at: Tuple[str, ...]) -> "Iterable[Found]":
         from pretune.engines.vllm import places
@@ -75,19 +77,19 @@ class _VLLM(Engine):
     def recognises(self, image: str, words: Sequence[str]) -> bool:
         return any(program(word) == "vllm" for word in shell_words(words))
 
-    def port(self, words: Sequence[str]) -> int:
-        return cli.port(words)
+    def read_port(self, words: Sequence[str]) -> int:
+        return cli.read_port(words)
 
-    def several_pods(self, words: Sequence[str]) -> Optional[str]:
-        return cli.several_pods(words)
+    def find_multi_pod_flag(self, words: Sequence[str]) -> Optional[str]:
+        return cli.find_multi_pod_flag(words)
 
-    def registers_itself(self, words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
-        return cli.registers_itself(words, env)
+    def find_registration(self, words: Sequence[str], env: Mapping[str, str]) -> Optional[str]:
+        return cli.find_registration(words, env)
 
     def check_release(self, version: str, gpus: int) -> Tuple[str, str]:
         return releases.check_release(version, gpus)
 
-    def log_parser(self, until: Optional[float] = None) -> "LogParser":
+    def create_log_parser(self, until: Optional[float] = None) -> "LogParser":
         from pretune.engines.vllm.log import Parser  # not in the agent
 
         return Parser(until)

@@ -2,7 +2,8 @@
 
 They are those of vLLM's `kernel_warmup.py` and FlashInfer's `autotuner.py` and `autotune_cache.py`
 (docs/dev/facts-vllm.md); real logs of each release are in tests/unit/engines/vllm/data/logs.
-Prefixes (process, rank, time, colours, JSON) vary, so each message is looked for anywhere in its line.
+Prefixes (process, rank, time, colours, JSON) vary, so each message is looked for anywhere in its
+line.
 """
 
 from __future__ import annotations
@@ -135,7 +136,10 @@ class Parser(LogParser):
         self.ready = bool(_READY.search(line))
 
     def _advance_bar(self, operation: str, at: int) -> None:
-        """A bar begins where the first entry is missing; an operation may have several, and ranks draw theirs at the same time."""
+        """Count what a bar has advanced. It begins where the first entry is missing.
+
+        An operation may have several bars, and ranks draw theirs at the same time.
+        """
         if operation not in self._bars and len(self._bars) >= MAX_WORDS:
             return
         before = self._bars.get(operation, at)

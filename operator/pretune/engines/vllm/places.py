@@ -1,8 +1,8 @@
 """Where vLLM keeps tactics when no variable says so: what an import looks for.
 
 A claim may hold a whole home folder with its models, so it is not searched: only the places are
-opened where vLLM 0.25 to 0.33 keep tactics, from wherever on the way there the person began; or that
-folder is an override folder, one key folder, or a managed store.
+opened where vLLM 0.25 to 0.33 keep tactics, from wherever on the way there the person began; or
+that folder is an override folder, one key folder, or a managed store.
 """
 
 from __future__ import annotations

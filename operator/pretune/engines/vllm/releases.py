@@ -16,7 +16,8 @@ FIRST_MANAGED = (0, 33)  # FlashInfer's managed store, where one rank runs
 
 NOTHING_TUNED = (
     "The engine tuned nothing. Possible causes: no tunable kernel is reached (dense FP8 on Hopper),"
-    " compute capability below 9.0, -O0 or autotune switched off, FlashInfer without cubins and nvcc"
+    " compute capability below 9.0, -O0 or autotune switched off, FlashInfer without cubins and"
+    " nvcc"
 )
 
 
@@ -59,12 +60,12 @@ def check_release(version: str, gpus: int) -> Tuple[str, str]:
     return "", ""
 
 
-def layouts(version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ...]:
+def readable_layouts(version: str, gpus: int, words: Sequence[str] = ()) -> Tuple[str, ...]:
     """Return the layouts that this release reads on so many GPUs, the likeliest first.
 
     All of them where the release is unknown. 0.33 keeps a managed store where one rank runs, which
-    may be so on several GPUs (the others idle), and a file a rank where more do; on one GPU a file a
-    rank only with a FlashInfer that has no managed store.
+    may be so on several GPUs (the others idle), and a file a rank where more do; on one GPU a file
+    a rank only with a FlashInfer that has no managed store.
     """
     release = release_of(version)
     if release is not None and release < FIRST_PER_RANK:

@@ -42,7 +42,7 @@ def is_known(path: str) -> bool:
     return any(form.match(path) for form in _KNOWN)
 
 
-def key_space(path: str) -> str:
+def key_space_of(path: str) -> str:
     """Return the folder within which an entry's key is unique.
 
     vLLM's key folder, or an environment's folder of a managed store.
@@ -52,7 +52,7 @@ def key_space(path: str) -> str:
     return "/".join(names[:2]) if is_managed else names[0]
 
 
-def entries(path: str, raw: bytes) -> Dict[str, str]:
+def read_entries(path: str, raw: bytes) -> Dict[str, str]:
     """Return the tactics of one known file, by key, in a canonical form. Raises Unsound.
 
     A record's key is its namespace and its own key. A managed store's manifest has no tactics.
@@ -77,7 +77,7 @@ def entries(path: str, raw: bytes) -> Dict[str, str]:
     return found
 
 
-def operation(key: str) -> str:
+def operation_of(key: str) -> str:
     """Return the operation that an entry is of.
 
     FlashInfer's keys are the text of a tuple that begins with it; of a record, its namespace.
@@ -146,7 +146,7 @@ def _configs(path: str, raw: bytes) -> _File:
         if isinstance(inside, dict) and inside
     }
     number = sum(len(inside) for inside in records.values() if isinstance(inside, dict))
-    operations = Counter(operation(key) for key in keys)
+    operations = Counter(operation_of(key) for key in keys)
     operations.update(recorded)
     return _File(path, metadata or {}, len(data), len(keys) + number, operations)
 
@@ -214,7 +214,7 @@ class _Folder:
         return sorted(self.managed + v1)
 
     def recorded(self, name: str) -> str:
-        """Return the first file's value; FlashInfer writes "unknown" and "None" where it has none."""
+        """Return the first file's value; FlashInfer writes "unknown" or "None" for none."""
         for metadata in self.metadata:
             value = metadata.get(name)
             if isinstance(value, str) and value not in ("", "unknown", "None", "*"):
@@ -308,9 +308,9 @@ def _count(number: int, singular: str, plural: str) -> str:
 def _entries_of_one_engine(key: str, files: _Ranks, tensor: Optional[int], pipeline: int) -> int:
     """Check the rank rule over one key folder; return the entries that the engine loads from it.
 
-    On a warm start vLLM compares `_metadata` and the number of keys over its tuning group: all ranks,
-    or with a pipeline the stage's tensor-parallel block (ranks counted on from stage to stage). A
-    stage may have written nothing; a block is there whole or not at all.
+    On a warm start vLLM compares `_metadata` and the number of keys over its tuning group: all
+    ranks, or with a pipeline the stage's tensor-parallel block (ranks counted on from stage to
+    stage). A stage may have written nothing; a block is there whole or not at all.
     """
     first = files[min(files)]
     for file in files.values():

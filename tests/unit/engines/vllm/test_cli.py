@@ -32,7 +32,7 @@ def script(text: str) -> list[str]:
     ],
 )
 def test_the_port_is_read_as_vllm_reads_it(words: list[str], port: int) -> None:
-    assert cli.port(words) == port
+    assert cli.read_port(words) == port
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_port_is_read_as_vllm_reads_it(words: list[str], port: int) -> None:
     ],
 )
 def test_an_engine_of_several_pods_is_known_by_its_flag(words: list[str], flag: str | None) -> None:
-    assert cli.several_pods(words) == flag
+    assert cli.find_multi_pod_flag(words) == flag
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_an_engine_of_several_pods_is_known_by_its_flag(words: list[str], flag: 
 def test_an_engine_that_registers_itself_is_known_by_its_variable_or_flag(
     words: list[str], env: Mapping[str, str], named: str | None
 ) -> None:
-    assert cli.registers_itself(words, env) == named
+    assert cli.find_registration(words, env) == named
