@@ -17,7 +17,12 @@ from pretune.policy.hold import release
 from pretune.policy.model import Observed, Plan
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import rescue, warm_starts
-from pretune.policy.pods.consumers import consumers, count, stale, update_running_flags
+from pretune.policy.pods.consumers import (
+    count_consumers,
+    count_stale,
+    list_consumers,
+    update_running_flags,
+)
 from pretune.policy.pods.savings import sum_savings
 
 RESYNC = 1800.0  # seconds after which a key is looked at though nothing woke it: a watch may have missed what happened
@@ -37,7 +42,7 @@ def decide(observed: Observed, now: float) -> Plan:
     observed = _with_outcomes(observed)
     plan = PlanBuilder(observed, now, claim_made=made and observed.claim is not None)
     claim = storage.judge(plan)
-    pods = consumers(plan)
+    pods = list_consumers(plan)
     wanted = desired_bundles(plan, pods)
     bundles = wanted.bundles
 
@@ -62,10 +67,10 @@ def decide(observed: Observed, now: float) -> Plan:
     if any(action.name not in observed.outcomes for action in plan.actions) and observed.outcomes:
         plan.requeue_at(now)  # what was made asks for more at once
     plan.requeue_at(now + RESYNC)
-    counted = count(plan, pods, warm_starts.count_warm_starts(plan, pods))
+    counted = count_consumers(plan, pods, warm_starts.count_warm_starts(plan, pods))
     release.tell(plan, pods, counted)
     warm_starts.emit_retuned_events(plan, pods, counted)
-    warnings = collect_warnings(plan, bundles, stale(plan, pods))
+    warnings = collect_warnings(plan, bundles, count_stale(plan, pods))
     gpu_seconds_saved, saved_until = sum_savings(plan, pods)
     status = replace(
         build_status(plan, wanted, claim, counted, warnings),

@@ -1,4 +1,4 @@
-"""The cache's consumers as the policies see them: what each needs, what it was given, and how it stands."""
+"""The cache's consumers: what each needs, what it was given, and its state."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from pretune.policy.model import Origin
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import SEEDED, Report
 
-COUNTED = 10.0  # seconds between two writes of status.consumers
+COUNTS_INTERVAL_SECONDS = 10.0  # between two writes of status.consumers
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """One pod with the cache's label. `bundle` is what it needs, `given` what it got."""
+    """One pod with the cache's label. `bundle` is what it needs, `given_bundle` what it got."""
 
     pod: Object
     origin_key: str
     origin: Origin | None
-    target: Target | None  # None: it cannot be told
-    fingerprint: str  # "" where it cannot be told
-    bundle: str  # the id; "" where fingerprint or target cannot be told
-    engine: str  # the container's name; "" where it cannot be told
+    target: Target | None  # None: unknown
+    fingerprint: str  # "": unknown
+    bundle: str  # its id; "": fingerprint or target is unknown
+    engine: str  # the container's name; "": unknown
 
     @property
     def name(self) -> str:
@@ -46,24 +46,27 @@ class Consumer:
 
     @property
     def given_bundle(self) -> str:
+        """Return the id of the bundle that the webhook gave it; "": none."""
         return str((self.pod["metadata"].get("annotations") or {}).get(BUNDLE, ""))
 
     @property
     def mode(self) -> str:
-        """ReadOnly | Overlay | None; "" for a pod that the webhook never saw."""
+        """Return its delivery mode; "": the webhook never saw it."""
         return str((self.pod["metadata"].get("annotations") or {}).get(DELIVERY, ""))
 
     @property
     def is_living(self) -> bool:
+        """Return whether it has neither ended nor is being deleted."""
         return not is_finished(self.pod) and not self.pod["metadata"].get("deletionTimestamp")
 
     @property
     def is_held(self) -> bool:
+        """Return whether it waits behind our scheduling gate."""
         return self.is_living and is_held(self.pod)
 
     @property
     def is_running(self) -> bool:
-        """It was let go and has a node: whoever comes after it need not wait."""
+        """Return whether it has a node: pods like it that come later need not wait."""
         return (
             self.is_living
             and not is_held(self.pod)
@@ -72,12 +75,13 @@ class Consumer:
 
     @property
     def is_ready(self) -> bool:
+        """Return whether its condition Ready is true."""
         found = condition(self.pod, "Ready")
         return self.is_living and found is not None and found["status"] == "True"
 
     @property
     def has_started(self) -> bool:
-        """Its engine has started, at least once."""
+        """Return whether its engine has started, at least once."""
         status = self._engine_status
         state = status.get("state") or {}
         return self.is_living and bool(
@@ -86,14 +90,14 @@ class Consumer:
 
     @property
     def started_at(self) -> str:
-        """When its engine started last (RFC 3339), or ""."""
+        """Return when its engine started last (RFC 3339); "": unknown."""
         return str(
             ((self._engine_status.get("state") or {}).get("running") or {}).get("startedAt") or ""
         )
 
     @property
     def ready_at(self) -> float | None:
-        """When it became ready last (Unix seconds); None: it is not, or that was not said."""
+        """Return when it became ready last (Unix seconds); None: it is not, or unknown."""
         found = condition(self.pod, "Ready") or {}
         return (
             parse_timestamp(found["lastTransitionTime"])
@@ -103,7 +107,10 @@ class Consumer:
 
     @property
     def is_seeded(self) -> bool:
-        """It runs with its bundle: copied by seed, which says so, or mounted."""
+        """Return whether it runs with its bundle, mounted or copied.
+
+        Seed reports that it copied the bundle.
+        """
         if not self.given_bundle or not self.has_started:
             return False
         return self.is_mounted or (
@@ -112,19 +119,19 @@ class Consumer:
 
     @property
     def is_mounted(self) -> bool:
-        """Whether its engine reads the bundle on the claim, and not a copy that seed makes."""
+        """Return whether its engine reads the bundle on the claim, not a copy that seed makes."""
         mode = find_mode(self.mode)
         return mode is not None and not mode.makes_a_copy
 
     @property
     def seed_report(self) -> Report | None:
-        """What seed has said at its end."""
+        """Return what seed reported at its end; None: nothing."""
         end = terminated(statuses(self.pod).get(SEED_CONTAINER)) or {}
         return Report.load(end.get("message") or "")
 
     @property
     def image_id(self) -> str:
-        """The engine's image as it runs: `…@sha256:…`, or ""."""
+        """Return the engine's image as it runs, `…@sha256:…`; "": unknown."""
         return str(self._engine_status.get("imageID") or "")
 
     @property
@@ -133,22 +140,24 @@ class Consumer:
         return found.get(self.engine) or {}
 
 
-def consumers(plan: PlanBuilder) -> tuple[Consumer, ...]:
-    """Every consumer that was seen, in the order of the names."""
-    told: dict[tuple[str, str], tuple[str, str, str]] = {}
-    found = []
-    for pod in sorted(plan.observed.consumers, key=lambda one: str(one["metadata"]["name"])):
+def list_consumers(plan: PlanBuilder) -> tuple[Consumer, ...]:
+    """Return every observed consumer, in the order of the names."""
+    needs: dict[tuple[str, str], tuple[str, str, str]] = {}  # by origin and target
+    consumers = []
+    for pod in sorted(plan.observed.consumers, key=lambda pod: str(pod["metadata"]["name"])):
         key = origin_key(pod)
         origin, target = plan.observed.origins.get(key), identity.target_of(pod, plan.spec)
-        memo = (key, target.name if target else "")
-        if memo not in told:
-            told[memo] = _needs(plan, origin, target)
-        found.append(Consumer(pod, key, origin, target, *told[memo]))
-    return tuple(found)
+        group = (key, target.name if target else "")
+        if group not in needs:
+            needs[group] = _find_needs(plan, origin, target)
+        consumers.append(Consumer(pod, key, origin, target, *needs[group]))
+    return tuple(consumers)
 
 
-def _needs(plan: PlanBuilder, origin: Origin | None, target: Target | None) -> tuple[str, str, str]:
-    """(fingerprint, bundle id, engine's name) of an origin's pods."""
+def _find_needs(
+    plan: PlanBuilder, origin: Origin | None, target: Target | None
+) -> tuple[str, str, str]:
+    """Return fingerprint, bundle id and engine's name of an origin's pods; "": unknown."""
     if origin is None or isinstance(origin.template, Refused):
         return "", "", ""
     try:
@@ -162,17 +171,19 @@ def _needs(plan: PlanBuilder, origin: Origin | None, target: Target | None) -> t
 
 
 def update_running_flags(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
-    """Write `running` and `serving` of each bundle, by which the webhook decides holds."""
+    """Set `running` and `serving` of each bundle, from which the webhook decides holds."""
     running = {pod.bundle for pod in pods if pod.is_running}
     serving = {pod.bundle for pod in pods if pod.is_running and pod.is_ready}
     for bundle in list(plan.bundles.values()):
         plan.put(replace(bundle, running=bundle.id in running, serving=bundle.id in serving))
 
 
-def count(plan: PlanBuilder, pods: Sequence[Consumer], starts: ConsumerCounts) -> ConsumerCounts:
-    """Return status.consumers; as it was, while it is younger than COUNTED.
+def count_consumers(
+    plan: PlanBuilder, pods: Sequence[Consumer], starts: ConsumerCounts
+) -> ConsumerCounts:
+    """Return status.consumers; as it was, while it is younger than COUNTS_INTERVAL_SECONDS.
 
-    starts: what start logs say, the other counts apart.
+    starts: the counts that start logs give; the others are counted here.
     """
     now = replace(
         starts,
@@ -181,7 +192,7 @@ def count(plan: PlanBuilder, pods: Sequence[Consumer], starts: ConsumerCounts) -
             pod.has_started and not pod.is_seeded and not _is_empty(plan, pod) for pod in pods
         ),
         held=sum(pod.is_held for pod in pods),
-        stale=stale(plan, pods),
+        stale=count_stale(plan, pods),
         ready=sum(pod.is_ready for pod in pods),
     )
     before = plan.status.consumers
@@ -189,7 +200,7 @@ def count(plan: PlanBuilder, pods: Sequence[Consumer], starts: ConsumerCounts) -
         return replace(now, observed_at=plan.timestamp)
     if replace(before, observed_at=None) == now:
         return before
-    due = before.observed_at + COUNTED if before.observed_at is not None else 0.0
+    due = before.observed_at + COUNTS_INTERVAL_SECONDS if before.observed_at is not None else 0.0
     if plan.now < due:
         plan.requeue_at(due)
         return before
@@ -201,7 +212,7 @@ def _is_empty(plan: PlanBuilder, pod: Consumer) -> bool:
     return bundle is not None and bundle.is_empty
 
 
-def stale(plan: PlanBuilder, pods: Sequence[Consumer]) -> int:
+def count_stale(plan: PlanBuilder, pods: Sequence[Consumer]) -> int:
     """Return how many pods run with a bundle that was tuned in another image of the same name.
 
     The tag of that image has moved.
@@ -216,5 +227,5 @@ def _is_stale(bundle: BundleStatus | None, pod: Consumer) -> bool:
 
 
 def digest_of(image: str) -> str:
-    """Return the digest in an image's ID, however the runtime writes it; "": it has none."""
+    """Return the digest in an image's ID, in any runtime's form; "": it has none."""
     return image.rpartition("sha256:")[2]

@@ -13,7 +13,7 @@ from pretune.policy.bundles.tuning import ROLLOUT_SECONDS, UNWANTED_SECONDS
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import LET_GO, UNREADY
 from pretune.policy.model import Create, Patch, Plan
-from pretune.policy.pods.consumers import COUNTED
+from pretune.policy.pods.consumers import COUNTS_INTERVAL_SECONDS
 from pretune.protocol import Report
 
 from tests.unit.objects import NOW, Pod, cache, claim, job, record, seen, template
@@ -470,7 +470,7 @@ def test_counts_are_written_every_ten_seconds_at_most() -> None:
         Consumer("a").given("x").ready().seeded(),
     )
     assert made.status is not None and made.status["consumers"] == before
-    assert made.requeue_after is not None and made.requeue_after <= COUNTED - 4
+    assert made.requeue_after is not None and made.requeue_after <= COUNTS_INTERVAL_SECONDS - 4
     later = plan(
         a_cache(sealed("a"), status={"consumers": before}),
         Consumer("a").given("x").ready().seeded(),

@@ -20,7 +20,7 @@ from pretune.controller import project
 from pretune.policy.model import Delete
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import mount_failures, seed_failures
-from pretune.policy.pods.consumers import consumers
+from pretune.policy.pods.consumers import list_consumers
 from pretune.policy.pods.mount_failures import SEED_TIMEOUT_SECONDS
 from pretune.policy.pods.rescue import rescue
 from pretune.policy.pods.start_failures import find_start_failure, needs_events, next_check_at
@@ -644,7 +644,7 @@ def run(
 ) -> PlanBuilder:
     the_cache = cache({"bundles": [record if record is not None else sealed()]})
     plan = PlanBuilder(seen(the_cache, consumers=tuple(one.object for one in pods), **more), now)
-    rescue(plan, consumers(plan))
+    rescue(plan, list_consumers(plan))
     return plan
 
 
