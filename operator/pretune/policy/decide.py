@@ -41,7 +41,7 @@ def decide(observed: Observed, now: float) -> Plan:
     made = observed.claim is None
     observed = _with_outcomes(observed)
     plan = PlanBuilder(observed, now, claim_made=made and observed.claim is not None)
-    claim = storage.judge(plan)
+    claim = storage.ensure_claim(plan)
     pods = list_consumers(plan)
     wanted = desired_bundles(plan, pods)
     bundles = wanted.bundles

@@ -13,7 +13,7 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.desired import desired_bundles
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
-from pretune.policy.cache.storage import judge
+from pretune.policy.cache.storage import ensure_claim
 from pretune.policy.decide import decide
 from pretune.policy.model import Action, Apply, Create, Delete, Outcome, Patch, Plan
 from pretune.policy.plan_builder import PlanBuilder
@@ -70,14 +70,14 @@ RWO = ("ReadWriteOnce",)
 def test_a_claim_is_judged(
     the_claim: Any, more: Any, is_ready: bool, reason: str, stalled: bool
 ) -> None:
-    verdict = judge(PlanBuilder(seen(claim=the_claim, **more), NOW))
+    verdict = ensure_claim(PlanBuilder(seen(claim=the_claim, **more), NOW))
     assert (verdict.ready, verdict.reason, verdict.stalled) == (is_ready, reason, stalled)
     assert f"pretune-{KEY.name}" in verdict.message
     assert not more.get("claim_events") or EVENT["message"] in verdict.message
 
 
 def test_one_node_is_enough_for_who_says_so() -> None:
-    assert judge(
+    assert ensure_claim(
         PlanBuilder(seen(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)
     ).ready
 

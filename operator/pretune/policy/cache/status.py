@@ -1,4 +1,4 @@
-"""The status that a person reads: conditions as kstatus understands them, bundles, a summary."""
+"""The status of a cache: conditions as kstatus understands them, bundles, a summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pretune.policy.plan_builder import PlanBuilder
 
 MAX_MESSAGE = 4096  # characters of a condition's message
 
-Verdict = tuple[str, str, Reason, str]  # a condition's type, status, reason, message
+Verdict = tuple[str, str, Reason, str]  # type, status, reason and message of a condition
 
 
 def build_status(
@@ -32,9 +32,9 @@ def build_status(
     consumers: ConsumerCounts,
     warnings: Sequence[StatusWarning],
 ) -> CacheStatus:
-    """Return the whole status, but for what start logs and proofs add to it.
+    """Return the whole status, apart from what start logs add to it.
 
-    Ready and the summary speak of the newest source's bundles, one a target.
+    Ready and the summary are about the newest source's bundles, one for each target.
     """
     current = [plan.bundles[each.id] for each in desired.bundles if each.current]
     sealed = [bundle for bundle in current if bundle.state == SEALED]
@@ -42,7 +42,7 @@ def build_status(
     uid, _, folder = plan.known_place.partition("/")
     return CacheStatus(
         observed_generation=plan.cache["metadata"]["generation"],
-        conditions=_conditions(plan, _judge(plan, current, desired, storage)),
+        conditions=_to_conditions(plan, _verdicts(plan, current, desired, storage)),
         bundles=tuple(sorted(plan.bundles.values(), key=lambda bundle: _order(bundle, ids))),
         summary=Summary(
             bundles=f"{len(sealed)}/{len(plan.spec.targets)}",
@@ -55,25 +55,25 @@ def build_status(
 
 
 def _order(bundle: BundleStatus, ids: list[str]) -> tuple[int, str]:
-    """Desired ones first, in the targets' order."""
+    """Return the sort key: desired ones first, in the targets' order."""
     return (ids.index(bundle.id) if bundle.id in ids else len(ids), bundle.id)
 
 
-def _judge(
+def _verdicts(
     plan: PlanBuilder,
     current: list[BundleStatus],
     desired: DesiredBundles,
     storage: Storage,
 ) -> list[Verdict]:
     """Return Ready, Reconciling, Stalled and StorageReady."""
-    ready, reconciling, stalled = _judge_bundles(plan, current, desired, storage)
+    ready, reconciling, stalled = _bundle_verdicts(plan, current, desired, storage)
     if desired.churn:
         stalled = ("Stalled", "True", reasons.TOO_MANY_FINGERPRINTS, desired.churn)
     stored = ("StorageReady", str(storage.ready), storage.reason, storage.message)
     return [ready, reconciling, stalled, stored]
 
 
-def _judge_bundles(
+def _bundle_verdicts(
     plan: PlanBuilder,
     current: list[BundleStatus],
     desired: DesiredBundles,
@@ -82,26 +82,28 @@ def _judge_bundles(
     """Return Ready, Reconciling and Stalled."""
     if desired.refused is not None:
         refused = desired.refused
-        return _alike("False", "False", "True", refused.reason, refused.message)
+        return _same_verdicts("False", "False", "True", refused.reason, refused.message)
     if not current:
         message = (
             "spec.source is not set, and no living pod has the label pretune.dev/cache with this"
             " name"
         )
-        return _alike("Unknown", "False", "False", reasons.NO_SOURCE, message)
+        return _same_verdicts("Unknown", "False", "False", reasons.NO_SOURCE, message)
     if storage.stalled:
-        return _alike("False", "False", "True", storage.reason, storage.message)
+        return _same_verdicts("False", "False", "True", storage.reason, storage.message)
     blocked = [bundle for bundle in current if bundle.state in (FAILED, REFUSED)]
     pending = [bundle for bundle in current if bundle.state in (PENDING, TUNING_STATE, PROVING)]
     if not blocked and not pending:
         if any(bundle.id in plan.asking for bundle in current):
-            message = "the claim is read for the bundles that another one held"
-            return _alike("False", "True", "False", reasons.INSPECTING, message)
+            message = "the claim is being read for the bundles that an earlier claim held"
+            return _same_verdicts("False", "True", "False", reasons.INSPECTING, message)
         if not storage.ready:
-            return _alike("False", "True", "False", reasons.WAITING_FOR_CLAIM, storage.message)
+            return _same_verdicts(
+                "False", "True", "False", reasons.WAITING_FOR_CLAIM, storage.message
+            )
         is_empty = all(bundle.reason == reasons.NOTHING_TO_TUNE for bundle in current)
         reason = reasons.NOTHING_TO_TUNE if is_empty else reasons.SEALED
-        return _alike("True", "False", "False", reason, _join_messages(current))
+        return _same_verdicts("True", "False", "False", reason, _join_messages(current))
     first = (blocked or sorted(pending, key=lambda bundle: bundle.state == PENDING))[0]
     message = _join_messages([*blocked, *pending])
     is_moving = any(bundle.reason != reasons.SUSPENDED for bundle in pending)
@@ -122,7 +124,7 @@ def _judge_bundles(
     )
 
 
-def _alike(
+def _same_verdicts(
     ready: str, reconciling: str, stalled: str, reason: Reason, message: str
 ) -> tuple[Verdict, Verdict, Verdict]:
     """Return the three conditions with one reason and message."""
@@ -134,13 +136,13 @@ def _alike(
 
 
 def _join_messages(bundles: list[BundleStatus]) -> str:
-    """Return one bundle's own message; of several, each behind its target's name."""
+    """Return the message of one bundle; of several, each after its target's name."""
     if len(bundles) == 1:
         return bundles[0].message
     return "; ".join(f"{bundle.target}: {bundle.message or bundle.reason}" for bundle in bundles)
 
 
-def _conditions(plan: PlanBuilder, verdicts: list[Verdict]) -> tuple[Condition, ...]:
+def _to_conditions(plan: PlanBuilder, verdicts: list[Verdict]) -> tuple[Condition, ...]:
     """Return the conditions; lastTransitionTime moves only when the status flips."""
     conditions = []
     for kind, status, reason, message in verdicts:

@@ -14,7 +14,7 @@ from pretune.api.spec import Spec
 from pretune.api.types import Object
 from pretune.podspec import identity
 from pretune.policy.bundles.desired import DesiredBundle
-from pretune.policy.cache.warnings import LONGEST, MOST, collect_warnings
+from pretune.policy.cache.warnings import MAX_MESSAGE, MAX_WARNINGS, collect_warnings
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import PlanBuilder
 
@@ -338,7 +338,7 @@ def test_it_is_bounded_whatever_there_is() -> None:
     }
     plan, bundles = plan_of(engine={"image": "x" * 5000 + ":latest"}, origins=origins)
     found = collect_warnings(plan, bundles, 1)
-    assert len(found) == MOST
-    assert max(len(warning.message) for warning in found) == LONGEST
+    assert len(found) == MAX_WARNINGS
+    assert max(len(warning.message) for warning in found) == MAX_MESSAGE
     assert found == sorted(found, key=lambda warning: (warning.reason, warning.message))
     assert {warning.reason for warning in found} <= set(ADVICE)
