@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.agent.pod import INPUTS, AgentPod, managed_store
+from tests.builders.agent_pod import INPUTS, AgentPod, managed_store
 
 FILES = 200
 ROUNDS = 9

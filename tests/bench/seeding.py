@@ -15,8 +15,8 @@ from pretune.protocol import CLAIM_MOUNT, Task
 
 from tests.bench.harness import Bench, claim, serving_template
 from tests.bench.table import Row
+from tests.builders import agent_pod as world
 from tests.cluster.kube import Object
-from tests.unit.agent import pod as world
 
 FILES, BIG_FILES, MIB = 200, 64, 256
 ROUNDS = 9

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, Event, NoSuchKind, keep_all
+from pretune.manifests.json_patch import copy_json
 
 T = TypeVar("T")
 Place = tuple[str, str, str, str]  # apiVersion, kind, namespace, name
@@ -145,7 +146,7 @@ class Server:
     # --- writing
 
     def create(self, obj: Object, by: str = "") -> Object:
-        new = copied(obj)
+        new = copied(copy_json(obj))  # plain, even if a builder has made it
         place = self._place(new)
         for admit in self.admission:
             admit("create", new)

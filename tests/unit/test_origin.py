@@ -19,12 +19,13 @@ from pretune.podspec.workloads import REVISION_ANNOTATION, WorkloadKind, origin_
 from pretune.policy.model import Origin
 from pretune.protocol import TASK_VARIABLE
 
+from tests.builders.constants import KEY, NOW
+from tests.builders.templates import serving_template
 from tests.sim import cluster
 from tests.sim.cluster import Client, Clock, Server
-from tests.unit.objects import KEY, NOW, template
 
 NS = KEY.namespace
-TEMPLATE = template()
+TEMPLATE = serving_template()
 
 
 class Asked(Client):
@@ -78,7 +79,10 @@ def pod_of(owner: Object | None, **labels: str) -> Object:
 def rollout(world: Server, revision: str = "3", **spec: Any) -> tuple[Object, Object]:
     """A Deployment and its ReplicaSet."""
     above = made(
-        world, "Deployment", "above", spec={"replicas": 2, "template": template(image="newer")}
+        world,
+        "Deployment",
+        "above",
+        spec={"replicas": 2, "template": serving_template(image="newer")},
     )
     notes = {REVISION_ANNOTATION: revision}
     meta = {"ownerReferences": controlled_by(above), "annotations": notes}
@@ -87,7 +91,9 @@ def rollout(world: Server, revision: str = "3", **spec: Any) -> tuple[Object, Ob
 
 def revision(world: Server, kind: str, number: int = 2) -> tuple[Object, Object]:
     """A set, which is at a newer template, and the revision that a pod of it was made of."""
-    the_set = made(world, kind, spec={"serviceName": "s", "template": template(image="newer")})
+    the_set = made(
+        world, kind, spec={"serviceName": "s", "template": serving_template(image="newer")}
+    )
     data = {"spec": {"template": {"$patch": "replace", **TEMPLATE}}}
     name, meta = "serving-7f", {"ownerReferences": controlled_by(the_set)}
     return the_set, made(

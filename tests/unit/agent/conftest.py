@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.agent.pod import AgentPod
+from tests.builders.agent_pod import AgentPod
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other uids need root")
 

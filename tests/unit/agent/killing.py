@@ -10,7 +10,7 @@ from typing import Any
 
 from pretune.agent.claim.fs import Disk
 
-from tests.unit.agent.pod import AgentPod
+from tests.builders.agent_pod import AgentPod
 
 OPERATIONS = ("mkdir", "create", "write", "chmod", "fsync", "rename", "unlink", "rmdir")
 KILLED_CODE = 99

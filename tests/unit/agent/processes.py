@@ -11,7 +11,7 @@ from dataclasses import replace
 from pretune.manifests.agent_archive import build_agent_archive
 from pretune.protocol import POD_UID_VARIABLE, TASK_VARIABLE, Report
 
-from tests.unit.agent.pod import AgentPod, serve_engine
+from tests.builders.agent_pod import AgentPod, serve_engine
 
 
 def start_process(

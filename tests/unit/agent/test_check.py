@@ -11,8 +11,8 @@ import pytest
 from pretune.api.reasons import REASONS
 from pretune.protocol import Inputs
 
+from tests.builders.agent_pod import CACHE, INPUTS, AgentPod, rank_files, snapshot
 from tests.unit.agent.image import build_image
-from tests.unit.agent.pod import CACHE, INPUTS, AgentPod, rank_files, snapshot
 
 
 @pytest.mark.parametrize(

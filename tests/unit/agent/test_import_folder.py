@@ -17,10 +17,7 @@ from pretune.engines.vllm import releases
 from pretune.engines.vllm.tactics import MAX_FILE_BYTES
 from pretune.protocol import Inputs, Report
 
-from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.image import build_image
-from tests.unit.agent.killing import kill_after_each_operation
-from tests.unit.agent.pod import (
+from tests.builders.agent_pod import (
     INPUTS,
     KEY,
     METADATA,
@@ -31,6 +28,9 @@ from tests.unit.agent.pod import (
     rank_files,
     read_tree,
 )
+from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.image import build_image
+from tests.unit.agent.killing import kill_after_each_operation
 from tests.unit.agent.processes import run_as_uid
 
 V1 = ".cache/vllm/flashinfer_autotune_cache/0.7.2.post1/100a"

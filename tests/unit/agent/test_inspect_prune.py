@@ -13,7 +13,7 @@ from pretune.agent.__main__ import exit_code
 from pretune.agent.inspect import fit_report
 from pretune.protocol import ANSWER_BYTES, ANSWERS, Inputs, Report, Versions, Writer
 
-from tests.unit.agent.pod import INPUTS, AgentPod, managed_store, rank_files, snapshot
+from tests.builders.agent_pod import INPUTS, AgentPod, managed_store, rank_files, snapshot
 
 
 def inputs(number: int) -> Inputs:

@@ -10,8 +10,7 @@ import pytest
 from pretune.agent.claim.fs import Disk, Folder
 from pretune.protocol import Inputs
 
-from tests.unit.agent.killing import kill_after_each_operation
-from tests.unit.agent.pod import (
+from tests.builders.agent_pod import (
     INPUTS,
     KEY,
     AgentPod,
@@ -20,6 +19,7 @@ from tests.unit.agent.pod import (
     read_tree,
     snapshot,
 )
+from tests.unit.agent.killing import kill_after_each_operation
 
 OTHER = Inputs("0f" * 32, "", "b200", {})
 

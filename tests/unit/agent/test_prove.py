@@ -22,11 +22,7 @@ from pretune.api.reasons import REASONS
 from pretune.engines.vllm import tactics
 from pretune.protocol import Inputs, Report
 
-from tests.depth import examples
-from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.image import build_image
-from tests.unit.agent.killing import kill_after_each_operation
-from tests.unit.agent.pod import (
+from tests.builders.agent_pod import (
     CACHE,
     INPUTS,
     KEY,
@@ -39,6 +35,10 @@ from tests.unit.agent.pod import (
     read_tree,
     serve_engine,
 )
+from tests.depth import examples
+from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.image import build_image
+from tests.unit.agent.killing import kill_after_each_operation
 from tests.unit.agent.processes import run_as_uid, run_process
 
 ID = INPUTS.bundle_id()

@@ -16,7 +16,7 @@ from pretune.agent.claim.fs import Disk, Folder
 from pretune.api.reasons import REASONS
 from pretune.protocol import MAX_BYTES, Inputs, Manifest, digest
 
-from tests.unit.agent.pod import (
+from tests.builders.agent_pod import (
     INPUTS,
     KEY,
     STORE,

@@ -15,9 +15,9 @@ import pytest
 from pretune.manifests.agent_archive import build_agent_archive
 from pretune.protocol import POD_UID_VARIABLE, TASK_VARIABLE, Report
 
+from tests.builders.agent_pod import AgentPod, managed_store, read_tree
 from tests.seams.fixtures import added
 from tests.seams.overlay import copy_package
-from tests.unit.agent.pod import AgentPod, managed_store, read_tree
 
 __all__ = ["added"]
 

@@ -14,8 +14,7 @@ from pretune.agent.__main__ import exit_code
 from pretune.agent.claim.fs import Disk, Folder
 from pretune.protocol import Inputs
 
-from tests.unit.agent.image import build_image
-from tests.unit.agent.pod import (
+from tests.builders.agent_pod import (
     INPUTS,
     KEY,
     STORE,
@@ -26,6 +25,7 @@ from tests.unit.agent.pod import (
     read_tree,
     snapshot,
 )
+from tests.unit.agent.image import build_image
 
 
 @pytest.mark.parametrize("files", [rank_files(4, 9), managed_store(12), managed_store(300), {}])

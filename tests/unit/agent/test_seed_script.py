@@ -18,9 +18,7 @@ from pretune.manifests.agent_archive import build_agent_archive
 from pretune.manifests.agent_container import build_script
 from pretune.protocol import TASK_VARIABLE, Report
 
-from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.image import build_image
-from tests.unit.agent.pod import (
+from tests.builders.agent_pod import (
     INPUTS,
     KEY,
     AgentPod,
@@ -29,6 +27,8 @@ from tests.unit.agent.pod import (
     rank_files,
     read_tree,
 )
+from tests.unit.agent.conftest import needs_root
+from tests.unit.agent.image import build_image
 from tests.unit.agent.processes import as_uid, run_process
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]

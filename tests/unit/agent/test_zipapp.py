@@ -20,8 +20,7 @@ import pytest
 from pretune.manifests.agent_archive import build_agent_archive
 from pretune.protocol import Report
 
-from tests.unit.agent.conftest import needs_root
-from tests.unit.agent.pod import (
+from tests.builders.agent_pod import (
     INPUTS,
     KEY,
     AgentPod,
@@ -32,6 +31,7 @@ from tests.unit.agent.pod import (
     serve_engine,
     snapshot,
 )
+from tests.unit.agent.conftest import needs_root
 from tests.unit.agent.processes import as_uid, run_process, start_process
 
 

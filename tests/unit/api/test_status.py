@@ -13,8 +13,9 @@ from pretune.api.schema import Malformed
 from pretune.api.spec import Spec
 from pretune.api.status import BundleStatus, CacheStatus, Environment, Failure, Writer
 
-from tests.unit.objects import NOW, cache
-from tests.unit.objects import record as bundle_json
+from tests.builders.caches import bundle_json as bundle_json
+from tests.builders.caches import cache
+from tests.builders.constants import NOW
 
 SEALED_JSON = bundle_json(
     "0123456789ab-b200",

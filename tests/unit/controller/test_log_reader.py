@@ -24,15 +24,17 @@ from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, LogSummary
 from pretune.kube.types import ApiError
 from pretune.policy.model import EngineStart, Observed, Plan, StartObservation
 
+from tests.builders.caches import cache
+from tests.builders.constants import KEY, NOW, SETTINGS
+from tests.builders.templates import serving_template
 from tests.seams.fixtures import added
 from tests.sim.cluster import Client, Clock, Server
 from tests.unit.engines.vllm.test_log import ENDS, READY, STARTS, USING, bar, loaded, saved
-from tests.unit.objects import KEY, NOW, SETTINGS, cache, template
 from tests.unit.virtual import run as virtual
 
 __all__ = ["added"]
 
-ENGINE = template()["spec"]["containers"][0]
+ENGINE = serving_template()["spec"]["containers"][0]
 OTHER = Key("inference", "other")
 
 

@@ -22,7 +22,7 @@ from pretune.controller.main import (
 from pretune.controller.pod_watcher import PodWatcher
 from pretune.controller.reference_watcher import Reference
 
-from tests.unit.objects import cache
+from tests.builders.caches import cache
 
 
 class Woken:

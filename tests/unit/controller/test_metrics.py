@@ -22,8 +22,10 @@ from pretune.policy.model import Delete, EndedAttempt, Observed, Patch, Plan, Re
 from pretune.webhook.metrics import WebhookMetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.builders.caches import bundle_json, cache
+from tests.builders.constants import KEY, NOW, SETTINGS
+from tests.builders.observed import observed
 from tests.sim.cluster import Client, Clock, Server
-from tests.unit.objects import KEY, NOW, SETTINGS, cache, record, seen
 
 DOCUMENT = Path(__file__).parents[3] / "docs/metrics.md"
 HERE = {"namespace": KEY.namespace, "cache": KEY.name}
@@ -47,16 +49,16 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def reconciled(metrics: ControllerMetrics, *ended: EndedAttempt, **status: Any) -> None:
     """Count one reconcile, in which these attempts ended and this status was written."""
-    metrics.count_status(seen(), Plan(status={"bundles": [], **status}, ended=ended))
+    metrics.count_status(observed(), Plan(status={"bundles": [], **status}, ended=ended))
 
 
 def sealed(**more: Any) -> Object:
-    return record(BUNDLE, tunedSeconds=900, **more)
+    return bundle_json(BUNDLE, tunedSeconds=900, **more)
 
 
 def failed(reason: str = "EngineFailed") -> Object:
     last = {"attempt": 1, "at": format_timestamp(NOW), "reason": reason, "message": "m"}
-    return record(BUNDLE, names.PENDING, attempts=1, lastFailure=last)
+    return bundle_json(BUNDLE, names.PENDING, attempts=1, lastFailure=last)
 
 
 SEAL = EndedAttempt(BUNDLE, "Sealed", 900 * 4, 900)
@@ -122,7 +124,7 @@ def test_a_cache_that_is_deleted_leaves_no_series() -> None:
     metrics = ControllerMetrics()
     reconciled(metrics, FAILURE, bundles=[failed()], consumers=dict.fromkeys(CONSUMER_STATES, 1))
     assert KEY.name in metrics.exposition().decode()
-    gone = Observed(KEY, seen().settings, "", None)
+    gone = Observed(KEY, observed().settings, "", None)
     for _ in range(2):
         metrics.count_status(gone, Plan())
     text = metrics.exposition().decode()
@@ -133,7 +135,7 @@ def test_a_cache_that_is_deleted_leaves_no_series() -> None:
 def test_a_cache_that_is_being_deleted_keeps_its_series_until_it_is_gone() -> None:
     metrics = ControllerMetrics()
     reconciled(metrics, bundles=[sealed()])
-    metrics.count_status(seen(cache()), Plan())
+    metrics.count_status(observed(cache()), Plan())
     assert value(metrics, "pretune_bundles", state="Sealed", **HERE) == 1
 
 
@@ -168,7 +170,7 @@ def test_a_reconcile_counts_when_its_status_is_written_and_what_it_did_when_that
 ) -> None:
     """A conflict, then a release that the API server refuses, then all goes well: one attempt, one hold."""
     metrics, world = ControllerMetrics(), Server(Clock(NOW))
-    world.create(cache({"bundles": [record(BUNDLE, names.TUNING_STATE)]}))
+    world.create(cache({"bundles": [bundle_json(BUNDLE, names.TUNING_STATE)]}))
     gate = {
         "metadata": {"namespace": KEY.namespace, "name": "p"},
         "spec": {"schedulingGates": [{"name": names.HOLD}]},

@@ -19,8 +19,12 @@ from pretune.manifests.agent_archive import agent_name
 from pretune.podspec import identity
 from pretune.policy.model import Observed
 
+from tests.builders.caches import cache, claim
+from tests.builders.constants import KEY, NOW, SETTINGS
+from tests.builders.jobs import job
+from tests.builders.pods import AttemptPod
+from tests.builders.templates import serving_template
 from tests.sim.cluster import Client, Clock, Server
-from tests.unit.objects import KEY, NOW, SETTINGS, Pod, cache, claim, job, template
 
 NS = KEY.namespace
 SECRET = "hf_secret"
@@ -68,7 +72,7 @@ def observe_now(
 
 
 def deployment(**more: Any) -> Object:
-    return workload("Deployment", {"template": template()}, **more)
+    return workload("Deployment", {"template": serving_template()}, **more)
 
 
 def workload(kind: str, spec: Object, api_version: str = "apps/v1") -> Object:
@@ -178,8 +182,13 @@ def test_a_source_that_cannot_be_had_is_refused_by_name(
 
 
 def test_a_source_is_the_pod_template_as_its_author_wrote_it() -> None:
-    assert observe_now(server(refers_to("Deployment"), deployment()))[0].source == template()
-    assert observe_now(server(cache(source={"template": template()})))[0].source == template()
+    assert (
+        observe_now(server(refers_to("Deployment"), deployment()))[0].source == serving_template()
+    )
+    assert (
+        observe_now(server(cache(source={"template": serving_template()})))[0].source
+        == serving_template()
+    )
     assert observe_now(server(cache(source=None)))[0].source is None
 
 
@@ -198,7 +207,7 @@ def test_a_source_that_the_api_server_cannot_answer_for_now_is_an_error_and_no_v
 
 
 def test_pods_of_ours_and_consumers_are_distinguished_by_the_role() -> None:
-    tuning = Pod().running("vllm").object
+    tuning = AttemptPod().running("vllm")
     consumer = pod("serving-1", labels={names.CACHE: KEY.name})
     stranger = pod("stranger", labels={names.CACHE: "other"})
     observed = observe_now(server(cache(), claim(), tuning, consumer, stranger))[0]
@@ -229,7 +238,7 @@ def test_no_env_value_of_a_pod_or_a_job_is_kept() -> None:
 
 
 def test_an_object_is_seen_with_its_kind_and_without_managed_fields() -> None:
-    world = server(cache(), claim(), job("b-default"), Pod().object)
+    world = server(cache(), claim(), job("b-default"), AttemptPod())
     for place in world.objects:
         world.objects[place]["metadata"]["managedFields"] = [{"manager": "kubectl"}]
     observed = observe_now(world)[0]
@@ -282,20 +291,20 @@ def test_a_claim_is_asked_why_only_while_it_is_pending() -> None:
     [
         ("without a pod for a while", [job("b-default")], [], 6, True),
         ("just made", [job("b-default")], [], 4, False),
-        ("with a pod", [job("b-default")], [Pod()], 60, False),
-        ("over", [job("b-default", over="Failed")], [], 60, False),
+        ("with a pod", [job("b-default")], [AttemptPod()], 60, False),
+        ("over", [job("b-default").failed()], [], 60, False),
         ("suspended", [job("b-default", suspend=True)], [], 60, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_job_is_asked_why_it_has_no_pod(
-    case: str, jobs: list[Object], pods: list[Pod], age: float, asked: bool
+    case: str, jobs: list[Object], pods: list[AttemptPod], age: float, asked: bool
 ) -> None:
     world = server(cache(), claim(), *jobs)
     made = world.list("batch/v1", "Job", NS)[0]
     for one in pods:
         owner = {"uid": made["metadata"]["uid"], "controller": True}
-        world.create(one.but(ownerReferences=[owner]).object)
+        world.create(one.but(ownerReferences=[owner]))
     world.create(event(made, "exceeded quota"))
     events = observe_now(world, now=NOW + age)[0].job_events
     assert (
@@ -415,7 +424,7 @@ def test_without_its_cache_pods_with_a_bundle_that_do_not_start_are_seen_with_th
 
 
 def test_jobs_are_read_before_their_pods() -> None:
-    calls = observe_now(server(cache(), claim(), job("b-default"), Pod().object))[1]
+    calls = observe_now(server(cache(), claim(), job("b-default"), AttemptPod()))[1]
     assert calls.index(f"list Job {CACHE}={KEY.name}") < calls.index(MINE)
 
 
@@ -433,7 +442,7 @@ def rollout(world: Server, name: str = "a", **engine: Any) -> Object:
         "name": name,
         "annotations": {"deployment.kubernetes.io/revision": "2"},
     }
-    spec = {"template": template(**engine)}
+    spec = {"template": serving_template(**engine)}
     return world.create(
         {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec}
     )
@@ -517,7 +526,7 @@ def test_the_workload_above_is_read_for_advice_unless_the_source_is_it(
 
 def test_the_sources_workload_is_seen_without_its_template() -> None:
     the_deployment = workload(
-        "Deployment", {"template": template(), "progressDeadlineSeconds": 600}
+        "Deployment", {"template": serving_template(), "progressDeadlineSeconds": 600}
     )
     observed = observe_now(server(refers_to("Deployment"), the_deployment))[0].source_workload
     assert observed is not None and observed["spec"] == {"progressDeadlineSeconds": 600}
@@ -547,12 +556,12 @@ TWO = [{"name": "a", "nodeSelector": {"gpu": "a"}}, {"name": "b", "nodeSelector"
     ("case", "status", "spec", "read"),
     [
         ("nothing is tuned", None, {}, True),
-        ("all is sealed", tuned(template()), {}, False),
-        ("it is being tuned", tuned(template(), state=names.TUNING_STATE), {}, True),
-        ("another template is sealed", tuned(template(image="vllm:2")), {}, True),
-        ("another revision is sealed", tuned(template()), {"revision": "2"}, True),
-        ("one of two targets is sealed", {"bundles": tuned(template(), targets=TWO)["bundles"][:1]}, {"targets": TWO}, True),
-        ("both targets are sealed", tuned(template(), targets=TWO), {"targets": TWO}, False),
+        ("all is sealed", tuned(serving_template()), {}, False),
+        ("it is being tuned", tuned(serving_template(), state=names.TUNING_STATE), {}, True),
+        ("another template is sealed", tuned(serving_template(image="vllm:2")), {}, True),
+        ("another revision is sealed", tuned(serving_template()), {"revision": "2"}, True),
+        ("one of two targets is sealed", {"bundles": tuned(serving_template(), targets=TWO)["bundles"][:1]}, {"targets": TWO}, True),
+        ("both targets are sealed", tuned(serving_template(), targets=TWO), {"targets": TWO}, False),
         ("which container is the engine is unknown", None, {"engineContainer": "other"}, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -29,9 +29,11 @@ from pretune.kube.types import ApiError, Cluster, Event
 from pretune.manifests.gate import release_patch
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
 
+from tests.builders.caches import cache, claim
+from tests.builders.constants import KEY, NOW, SETTINGS
+from tests.builders.jobs import job
 from tests.sim.cluster import Client, Clock, Server, _merge
 from tests.unit import virtual
-from tests.unit.objects import KEY, NOW, SETTINGS, cache, claim, job
 
 Decide = Callable[[Observed, float], Plan]
 JOB = {**job("b-default"), "spec": {"template": {}}}

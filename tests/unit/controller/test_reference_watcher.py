@@ -10,7 +10,7 @@ import pytest
 from pretune.api.types import Key, Object
 from pretune.controller.reference_watcher import Reference, ReferenceWatcher, Scope, find_references
 
-from tests.unit.objects import cache
+from tests.builders.caches import cache
 from tests.unit.virtual import run
 
 A, B, C = Key("ns", "a"), Key("ns", "b"), Key("ns", "c")

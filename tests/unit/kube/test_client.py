@@ -16,7 +16,8 @@ from kubernetes.aio.client.configuration import Configuration
 from pretune.kube.client import LOG_CHUNK_BYTES, Kubernetes, build_event
 from pretune.kube.types import ApiError, Event, NoSuchKind, metadata_only
 
-from tests.unit.objects import NOW, cache
+from tests.builders.caches import cache
+from tests.builders.constants import NOW
 
 Answer = tuple[int, Any]
 

@@ -14,20 +14,11 @@ from pretune.manifests.injection import inject
 from pretune.manifests.job import build_tuning_job
 from pretune.podspec import identity
 
-from tests.patches import patched
-from tests.unit.builders import (
-    AGENT,
-    DEFAULT,
-    KEY,
-    SETTINGS,
-    cache,
-    engine,
-    law,
-    spec,
-    stored,
-    template,
-    templates,
-)
+from tests.builders.caches import cache, spec
+from tests.builders.constants import AGENT, DEFAULT, KEY, SETTINGS
+from tests.builders.patches import patched
+from tests.builders.strategies import law, templates
+from tests.builders.templates import engine, stored, template
 from tests.unit.manifests.test_injection import HELD, READ_ONLY
 
 TOKEN = "kube-api-access-x7k2p"

@@ -7,7 +7,8 @@ import pytest
 from pretune.api.types import Object
 from pretune.manifests.claim import build_claim
 
-from tests.unit.builders import KEY, spec
+from tests.builders.caches import spec
+from tests.builders.constants import KEY
 
 
 def made(**fields: object) -> Object:

@@ -28,8 +28,9 @@ from pretune.manifests.delivery_modes import (
 from pretune.manifests.injection import find_collision, inject, is_injected, strip
 from pretune.protocol import LAYOUTS, PER_RANK
 
-from tests.patches import patched
-from tests.unit.builders import engine, law, stored, templates
+from tests.builders.patches import patched
+from tests.builders.strategies import law, templates
+from tests.builders.templates import engine, stored
 from tests.unit.manifests.test_injection import GIVEN, engine_in, pod_of
 from tests.unit.policy.pods.test_delivery import World
 

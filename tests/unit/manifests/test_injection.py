@@ -25,8 +25,9 @@ from pretune.manifests.json_patch import add_entries, copy_json
 from pretune.podspec import identity
 from pretune.protocol import Inputs, Report, Task
 
-from tests.patches import patched
-from tests.unit.builders import Template, engine, law, stored, templates
+from tests.builders.patches import patched
+from tests.builders.strategies import law, templates
+from tests.builders.templates import Template, engine, stored
 
 INPUTS = Inputs("f0" * 32, "", "b200", {"nodeSelector": {"gpu": "b200"}})
 BUNDLE = INPUTS.bundle_id()

@@ -17,10 +17,10 @@ from pretune.manifests.injection import find_collision, inject, is_injected, str
 from pretune.podspec import identity
 from pretune.podspec.template import required_terms
 
+from tests.builders.patches import patched
+from tests.builders.random_pods import Chance, touched
+from tests.builders.strategies import law, templates
 from tests.depth import GENERATED_PODS
-from tests.patches import patched
-from tests.unit.any_pod import Chance, touched
-from tests.unit.builders import law, templates
 from tests.unit.manifests.test_injection import DELIVERIES, engine_in, lean, qos, released
 
 PARTS = 20  # tests, so that several processes share the work

@@ -32,21 +32,10 @@ from pretune.podspec import identity
 from pretune.podspec.template import count_gpus
 from pretune.protocol import Report, Task
 
-from tests.unit.builders import (
-    AGENT,
-    DEFAULT,
-    KEY,
-    NAMES,
-    SETTINGS,
-    Template,
-    cache,
-    engine,
-    law,
-    spec,
-    stored,
-    template,
-    templates,
-)
+from tests.builders.caches import cache, spec
+from tests.builders.constants import AGENT, DEFAULT, KEY, SETTINGS
+from tests.builders.strategies import NAMES, law, templates
+from tests.builders.templates import Template, engine, stored, template
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -404,7 +393,7 @@ def test_a_job_makes_one_pod_is_never_retried_by_itself_and_does_not_count_disru
             "apiVersion": "pretune.dev/v1alpha1",
             "kind": "AutotuneCache",
             "name": "qwen3",
-            "uid": "uid-of-qwen3",
+            "uid": "cache-uid",
             "controller": True,
             "blockOwnerDeletion": False,
         }
@@ -975,7 +964,7 @@ def test_jobs_on_the_claim_are_short_small_and_fit_for_pod_security_restricted(j
         "capabilities": {"drop": ["ALL"]},
     }
     assert job["spec"]["backoffLimit"] == 0
-    assert job["metadata"]["ownerReferences"][0]["uid"] == "uid-of-qwen3"
+    assert job["metadata"]["ownerReferences"][0]["uid"] == "cache-uid"
 
 
 def test_jobs_on_the_claim_tolerate_what_the_targets_do_since_the_claim_may_hold_them_to_a_gpu_node() -> (

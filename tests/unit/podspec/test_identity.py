@@ -20,7 +20,10 @@ from pretune.podspec import canonical, identity
 from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import count_gpus, engine_of, gpu_resources
 
-from tests.unit.builders import DEFAULT, Template, engine, law, spec, stored, template, templates
+from tests.builders.caches import spec
+from tests.builders.constants import DEFAULT
+from tests.builders.strategies import law, templates
+from tests.builders.templates import Template, engine, stored, template
 
 DATA = Path(__file__).parent / "data"
 

@@ -10,7 +10,8 @@ from pretune.api.reasons import Refused
 from pretune.api.types import Object
 from pretune.podspec.source import template_of
 
-from tests.unit.builders import engine, law, stored, templates
+from tests.builders.strategies import law, templates
+from tests.builders.templates import engine, stored
 
 
 def workload(template: Any, kind: str = "Deployment") -> Object:

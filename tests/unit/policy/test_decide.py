@@ -19,14 +19,17 @@ from pretune.policy.model import Action, Apply, Create, Delete, Outcome, Patch, 
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import Report
 
-from tests.unit.objects import KEY, NOW, Pod, cache, claim, job, record, sealed_report, seen
-from tests.unit.pods import Consumer
+from tests.builders.caches import bundle_json, cache, claim
+from tests.builders.constants import AGENT, KEY, NOW
+from tests.builders.jobs import job
+from tests.builders.observed import observed
+from tests.builders.pods import AttemptPod, Consumer, sealed_report
 
 KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
 
 def ids(the_cache: Object) -> list[str]:
-    return [want.id for want in desired_bundles(PlanBuilder(seen(the_cache), NOW), ()).bundles]
+    return [want.id for want in desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles]
 
 
 def status_of(*records: Object, **more: Any) -> Object:
@@ -70,7 +73,7 @@ RWO = ("ReadWriteOnce",)
 def test_a_claim_is_judged(
     the_claim: Any, more: Any, is_ready: bool, reason: str, stalled: bool
 ) -> None:
-    verdict = ensure_claim(PlanBuilder(seen(claim=the_claim, **more), NOW))
+    verdict = ensure_claim(PlanBuilder(observed(claim=the_claim, **more), NOW))
     assert (verdict.ready, verdict.reason, verdict.stalled) == (is_ready, reason, stalled)
     assert f"pretune-{KEY.name}" in verdict.message
     assert not more.get("claim_events") or EVENT["message"] in verdict.message
@@ -78,20 +81,20 @@ def test_a_claim_is_judged(
 
 def test_one_node_is_enough_for_who_says_so() -> None:
     assert ensure_claim(
-        PlanBuilder(seen(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)
+        PlanBuilder(observed(cache(tuning={"allow": ["SingleNode"]}), claim=claim(modes=RWO)), NOW)
     ).ready
 
 
 def test_a_claim_of_the_users_is_never_made() -> None:
-    plan = decide(seen(cache(storage={"existingClaim": {"name": "shared"}}), claim=None), NOW)
+    plan = decide(observed(cache(storage={"existingClaim": {"name": "shared"}}), claim=None), NOW)
     assert ready(plan, "StorageReady") == ("False", "ClaimNotFound")
     assert not action_names(plan.actions, Apply)
 
 
 def test_a_changed_size_or_end_is_brought_to_our_claim() -> None:
-    assert not action_names(decide(seen(), NOW).actions, Apply)
+    assert not action_names(decide(observed(), NOW).actions, Apply)
     grown = cache(storage={"claim": {"size": "2Gi"}})
-    assert action_names(decide(seen(grown), NOW).actions, Apply) == [
+    assert action_names(decide(observed(grown), NOW).actions, Apply) == [
         f"apply PersistentVolumeClaim pretune-{KEY.name}"
     ]
 
@@ -100,24 +103,24 @@ def test_a_changed_size_or_end_is_brought_to_our_claim() -> None:
 
 
 def test_a_new_cache_makes_its_claim_and_waits_for_it() -> None:
-    plan = decide(seen(claim=None, agents=()), NOW)
+    plan = decide(observed(claim=None, agents=()), NOW)
     assert action_names(plan.actions, Apply) == [
         f"apply PersistentVolumeClaim pretune-{KEY.name}",
-        "apply ConfigMap pretune-agent-0",
+        f"apply ConfigMap {AGENT}",
     ]
     assert not action_names(plan.actions, Create)
     assert ready(plan) == ("False", "WaitingForClaim")
 
 
 def test_a_claim_that_was_just_made_needs_no_look() -> None:
-    first = decide(seen(claim=None), NOW)
+    first = decide(observed(claim=None), NOW)
     outcomes = {first.actions[0].name: Outcome(200, "", claim("Pending"))}
-    plan = decide(seen(claim=None, outcomes=outcomes), NOW)
+    plan = decide(observed(claim=None, outcomes=outcomes), NOW)
     assert plan.status is not None and plan.status["storage"] == {"claimUID": "claim-uid"}
 
 
 def test_an_unknown_claim_is_asked_before_anything_is_tuned() -> None:
-    plan = decide(seen(), NOW)
+    plan = decide(observed(), NOW)
     assert [name.split()[1] for name in action_names(plan.actions, Create)] == ["Job"]
     [action] = [one for one in plan.actions if isinstance(one, Create)]
     assert action.object["metadata"]["labels"][names.ROLE] == names.INSPECT
@@ -126,27 +129,27 @@ def test_an_unknown_claim_is_asked_before_anything_is_tuned() -> None:
 
 def test_a_known_claim_gets_an_attempt_and_the_agent_before_it() -> None:
     given = {"the_cache": cache(KNOWN), "agents": ()}
-    [agent] = decide(seen(**given), NOW).actions
+    [agent] = decide(observed(**given), NOW).actions
     assert isinstance(agent, Apply)
-    made = {"kind": "ConfigMap", "metadata": {"name": "pretune-agent-0"}}
-    plan = decide(seen(**given, outcomes={agent.name: Outcome(200, "", made)}), NOW)
+    made = {"kind": "ConfigMap", "metadata": {"name": AGENT}}
+    plan = decide(observed(**given, outcomes={agent.name: Outcome(200, "", made)}), NOW)
     assert [type(one) for one in plan.actions] == [Create] and plan.requeue_after == 0
-    assert decide(seen(cache(KNOWN)), NOW).actions == plan.actions
+    assert decide(observed(cache(KNOWN)), NOW).actions == plan.actions
     refused = decide(
-        seen(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW
+        observed(**given, outcomes={agent.name: Outcome(403, "exceeded quota: configmaps")}), NOW
     )
     assert not action_names(refused.actions, Create) and ready(refused) == ("False", "PodRefused")
 
 
 def test_the_agent_is_there_though_nothing_is_to_be_tuned() -> None:
     """After an upgrade the webhook gives pods the new one's name."""
-    kept = record(ids(cache())[0])
-    plan = decide(seen(cache(status_of(kept)), agents=()), NOW)
+    kept = bundle_json(ids(cache())[0])
+    plan = decide(observed(cache(status_of(kept)), agents=()), NOW)
     assert ready(plan) == ("True", "Sealed")
-    assert action_names(plan.actions, Apply) == ["apply ConfigMap pretune-agent-0"]
+    assert action_names(plan.actions, Apply) == [f"apply ConfigMap {AGENT}"]
     outcome = Outcome(403, "exceeded quota: configmaps")
     refused = decide(
-        seen(cache(status_of(kept)), agents=(), outcomes={plan.actions[0].name: outcome}), NOW
+        observed(cache(status_of(kept)), agents=(), outcomes={plan.actions[0].name: outcome}), NOW
     )
     assert [one.reason for one in refused.events] == [
         "AgentMissing"
@@ -155,13 +158,13 @@ def test_the_agent_is_there_though_nothing_is_to_be_tuned() -> None:
 
 def test_a_job_that_the_api_server_refuses_is_said_in_its_words() -> None:
     the_cache = cache(KNOWN)
-    [action] = decide(seen(the_cache), NOW).actions
+    [action] = decide(observed(the_cache), NOW).actions
     for code, state, reason in (
         (422, "Refused", "SourceInvalid"),
         (403, "Pending", "PodRefused"),
         (409, "Pending", "NameTaken"),
     ):
-        plan = decide(seen(the_cache, outcomes={action.name: Outcome(code, "its words")}), NOW)
+        plan = decide(observed(the_cache, outcomes={action.name: Outcome(code, "its words")}), NOW)
         assert plan.status is not None
         [bundle] = plan.status["bundles"]
         assert (bundle["state"], bundle["reason"]) == (state, reason)
@@ -174,15 +177,15 @@ def test_targets_go_one_after_another_but_a_waiting_one_holds_up_nobody() -> Non
     the_cache = cache(KNOWN, targets=targets)
     first, second = ids(the_cache)
     for pod, started in (
-        (Pod(first, of=job(first)).running("vllm"), False),
+        (AttemptPod(first, of=job(first)).running("vllm"), False),
         (
-            Pod(first, of=job(first))
+            AttemptPod(first, of=job(first))
             .but(nodeName=None)
             .condition("PodScheduled", "False", message="no GPU"),
             True,
         ),
     ):
-        plan = decide(seen(the_cache, jobs=(job(first),), pods=(pod.object,)), NOW)
+        plan = decide(observed(the_cache, jobs=(job(first),), pods=(pod,)), NOW)
         assert bool(action_names(plan.actions, Create)) == started
         assert plan.status is not None
         [record_of_second] = [one for one in plan.status["bundles"] if one["id"] == second]
@@ -190,7 +193,7 @@ def test_targets_go_one_after_another_but_a_waiting_one_holds_up_nobody() -> Non
 
 
 def test_suspend_starts_nothing() -> None:
-    plan = decide(seen(cache(KNOWN, suspend=True)), NOW)
+    plan = decide(observed(cache(KNOWN, suspend=True)), NOW)
     assert not plan.actions
     assert ready(plan) == ("False", "Suspended")
 
@@ -200,8 +203,11 @@ def test_a_source_that_is_gone_stalls_and_ends_no_attempt() -> None:
     [bundle] = ids(the_cache)
     gone = Refused("SourceNotFound", "Deployment serving")
     plan = decide(
-        seen(
-            the_cache, source=gone, jobs=(job(bundle),), pods=(Pod(bundle).running("vllm").object,)
+        observed(
+            the_cache,
+            source=gone,
+            jobs=(job(bundle),),
+            pods=(AttemptPod(bundle).running("vllm"),),
         ),
         NOW,
     )
@@ -210,10 +216,14 @@ def test_a_source_that_is_gone_stalls_and_ends_no_attempt() -> None:
 
 
 def test_what_nothing_wants_gives_its_gpu_back() -> None:
-    the_cache = cache(status_of(record("0123456789ab-default", "Tuning")))
+    the_cache = cache(status_of(bundle_json("0123456789ab-default", "Tuning")))
     old = job("0123456789ab-default")
     plan = decide(
-        seen(the_cache, jobs=(old,), pods=(Pod("0123456789ab-default").running("vllm").object,)),
+        observed(
+            the_cache,
+            jobs=(old,),
+            pods=(AttemptPod("0123456789ab-default").running("vllm"),),
+        ),
         NOW,
     )
     assert action_names(plan.after, Patch) == [f"end Job {old['metadata']['name']}"]
@@ -225,15 +235,15 @@ def test_what_nothing_wants_gives_its_gpu_back() -> None:
 # --- what became of it
 
 
-def settled(pod: Pod, bundle: str, the_cache: Object, **more: Any) -> Plan:
-    return decide(seen(the_cache, jobs=(job(bundle),), pods=(pod.object,), **more), NOW)
+def settled(pod: AttemptPod, bundle: str, the_cache: Object, **more: Any) -> Plan:
+    return decide(observed(the_cache, jobs=(job(bundle),), pods=(pod,), **more), NOW)
 
 
 def test_a_report_of_seal_makes_the_bundle_sealed_before_its_job_ends() -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
     pod = (
-        Pod(bundle)
+        AttemptPod(bundle)
         .running("vllm", imageID="registry/vllm@sha256:1")
         .ended(SEAL_CONTAINER, report=sealed_report(bundle))
     )
@@ -245,7 +255,7 @@ def test_a_report_of_seal_makes_the_bundle_sealed_before_its_job_ends() -> None:
     assert (
         not plan.after and plan.requeue_after == 25
     )  # the pod may linger for 30 s after its report
-    later = seen(cache(plan.status), jobs=(job(bundle),), pods=(pod.object,))  # type: ignore[arg-type]
+    later = observed(cache(plan.status), jobs=(job(bundle),), pods=(pod,))  # type: ignore[arg-type]
     assert action_names(decide(later, NOW + 25).after, Patch)
 
 
@@ -253,7 +263,9 @@ def test_what_check_finds_on_the_claim_is_adopted_and_its_job_removed() -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
     plan = settled(
-        Pod(bundle).ended(CHECK_CONTAINER, 1, sealed_report(bundle, "check")), bundle, the_cache
+        AttemptPod(bundle).ended(CHECK_CONTAINER, 1, sealed_report(bundle, "check")),
+        bundle,
+        the_cache,
     )
     assert ready(plan) == ("True", "Sealed")
     assert action_names(plan.after, Delete)
@@ -262,7 +274,7 @@ def test_what_check_finds_on_the_claim_is_adopted_and_its_job_removed() -> None:
 def test_a_failed_attempt_is_remembered_before_it_is_ended_and_tried_again_in_its_time() -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
-    plan = settled(Pod(bundle).ended("vllm", 1, message="out of memory"), bundle, the_cache)
+    plan = settled(AttemptPod(bundle).ended("vllm", 1, message="out of memory"), bundle, the_cache)
     assert plan.status is not None
     [failed] = plan.status["bundles"]
     assert (failed["state"], failed["reason"], failed["lastFailure"]["reason"]) == (
@@ -272,9 +284,9 @@ def test_a_failed_attempt_is_remembered_before_it_is_ended_and_tried_again_in_it
     )
     assert "out of memory" in failed["message"] and action_names(plan.after, Patch)
     again = cache(plan.status)  # type: ignore[arg-type]
-    over = (job(bundle, over="Failed"),)
-    assert not decide(seen(again, jobs=over), NOW + 29).actions
-    [create] = decide(seen(again, jobs=over), NOW + 30).actions
+    over = (job(bundle).failed(),)
+    assert not decide(observed(again, jobs=over), NOW + 29).actions
+    [create] = decide(observed(again, jobs=over), NOW + 30).actions
     assert isinstance(create, Create) and create.object["metadata"]["labels"][names.ATTEMPT] == "2"
 
 
@@ -301,12 +313,14 @@ def test_which_failures_are_tried_again(
         "reason": before,
         "message": "",
     }
-    old = record(bundle, "Tuning", attempts=attempt, **({"lastFailure": last} if before else {}))
+    old = bundle_json(
+        bundle, "Tuning", attempts=attempt, **({"lastFailure": last} if before else {})
+    )
     this = job(bundle, attempt)
-    pod = Pod(bundle, attempt, this).ended(
+    pod = AttemptPod(bundle, attempt, this).ended(
         SEAL_CONTAINER, 1, Report(by="seal", reason=reason, message="so it is")
     )
-    plan = decide(seen(cache(status_of(old)), jobs=(this,), pods=(pod.object,)), NOW)
+    plan = decide(observed(cache(status_of(old)), jobs=(this,), pods=(pod,)), NOW)
     assert plan.status is not None
     assert plan.status["bundles"][0]["state"] == state
 
@@ -314,8 +328,8 @@ def test_which_failures_are_tried_again(
 def test_a_foreign_pod_of_the_same_bundle_is_waited_for_and_its_report_not_read() -> None:
     the_cache = cache(KNOWN)
     [bundle] = ids(the_cache)
-    pod = Pod(bundle, of=job(bundle, uid="of-a-deleted-cache")).running("vllm")
-    plan = decide(seen(the_cache, pods=(pod.object,)), NOW)
+    pod = AttemptPod(bundle, of=job(bundle, uid="of-a-deleted-cache")).running("vllm")
+    plan = decide(observed(the_cache, pods=(pod,)), NOW)
     assert not plan.actions
     assert ready(plan) == ("False", "NameTaken")
 
@@ -325,7 +339,7 @@ def test_a_foreign_pod_of_the_same_bundle_is_waited_for_and_its_report_not_read(
 
 def asked(the_cache: Object) -> tuple[Object, Object]:
     """The inspect Job that is made for this cache, as stored, and a pod of it."""
-    [create] = [one for one in decide(seen(the_cache), NOW).actions if isinstance(one, Create)]
+    [create] = [one for one in decide(observed(the_cache), NOW).actions if isinstance(one, Create)]
     stored = {
         **create.object,
         "metadata": {
@@ -334,7 +348,7 @@ def asked(the_cache: Object) -> tuple[Object, Object]:
             "creationTimestamp": format_timestamp(NOW),
         },
     }
-    pod = Pod(of=stored).object
+    pod = AttemptPod(of=stored)
     pod["metadata"]["labels"] = {names.CACHE: KEY.name, names.ROLE: names.INSPECT}
     return stored, pod
 
@@ -349,11 +363,11 @@ def answered(the_cache: Object, *found: Report) -> Plan:
         "phase": "Succeeded",
         "containerStatuses": [{"name": names.AGENT_CONTAINER, "state": end}],
     }
-    return decide(seen(the_cache, jobs=(stored,), pods=(pod,)), NOW)
+    return decide(observed(the_cache, jobs=(stored,), pods=(pod,)), NOW)
 
 
 def found(the_cache: Object) -> Report:
-    [want] = desired_bundles(PlanBuilder(seen(the_cache), NOW), ()).bundles
+    [want] = desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles
     return Report(
         **{
             **vars(sealed_report(want.id, "inspect")),
@@ -381,7 +395,7 @@ def test_an_empty_answer_is_remembered_before_an_attempt_starts() -> None:
     plan = answered(cache())
     assert not action_names(plan.actions, Create) and plan.requeue_after == 0
     assert plan.status is not None and plan.status["storage"] == {"claimUID": "claim-uid"}
-    assert len(action_names(decide(seen(cache(dict(plan.status))), NOW).actions, Create)) == 1
+    assert len(action_names(decide(observed(cache(dict(plan.status))), NOW).actions, Create)) == 1
 
 
 def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles() -> None:
@@ -389,7 +403,7 @@ def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles(
     sealed = cache(
         {
             "storage": {"claimUID": "another"},
-            "bundles": [record(bundle, layout="Managed", sealedAt=format_timestamp(NOW))],
+            "bundles": [bundle_json(bundle, layout="Managed", sealedAt=format_timestamp(NOW))],
         }
     )
     plan = answered(sealed)
@@ -399,9 +413,9 @@ def test_another_claim_than_the_one_remembered_is_asked_even_for_sealed_bundles(
 
 def test_a_bundle_whose_status_is_malformed_is_read_from_the_claim_again() -> None:
     [bundle] = ids(cache())
-    other = record("0123456789ab-other", layout="Managed")
-    malformed = cache(status_of(record(bundle, attempts="two"), other))
-    plan = decide(seen(malformed), NOW)
+    other = bundle_json("0123456789ab-other", layout="Managed")
+    malformed = cache(status_of(bundle_json(bundle, attempts="two"), other))
+    plan = decide(observed(malformed), NOW)
     assert plan.status is not None
     assert [(one["id"], one["state"]) for one in plan.status["bundles"]] == [
         (bundle, "Pending"),
@@ -418,15 +432,15 @@ def test_a_bundle_whose_status_is_malformed_is_read_from_the_claim_again() -> No
 
 def old(number: int, state: str = "Sealed", **more: Any) -> Object:
     more.setdefault("sealedAt", format_timestamp(NOW - 1000 + number))
-    return record(f"{number:012x}-default", state, layout="Managed", **more)
+    return bundle_json(f"{number:012x}-default", state, layout="Managed", **more)
 
 
 def test_bundles_beyond_the_newest_ones_retire_unless_somebody_wants_or_names_them() -> None:
     [bundle] = ids(cache())
-    kept = record(bundle, sealedAt=format_timestamp(NOW - 5000), layout="Managed")
-    consumer = Consumer().given(old(1)["id"]).object
+    kept = bundle_json(bundle, sealedAt=format_timestamp(NOW - 5000), layout="Managed")
+    consumer = Consumer().given(old(1)["id"])
     the_cache = cache(status_of(kept, *(old(n) for n in range(1, 6))), bundleHistoryLimit=2)
-    plan = decide(seen(the_cache, consumers=(consumer,)), NOW)
+    plan = decide(observed(the_cache, consumers=(consumer,)), NOW)
     assert plan.status is not None
     states = {one["id"]: one["state"] for one in plan.status["bundles"]}
     retired = [one for one in states if states[one] == "Retired"]
@@ -445,10 +459,10 @@ def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
     )
     [bundle] = ids(cache())
     the_cache = cache(
-        status_of(record(bundle, layout="Managed", sealedAt=format_timestamp(NOW)), gone)
+        status_of(bundle_json(bundle, layout="Managed", sealedAt=format_timestamp(NOW)), gone)
     )
-    assert not decide(seen(the_cache), NOW).actions
-    [create] = decide(seen(the_cache), NOW + 1).actions
+    assert not decide(observed(the_cache), NOW).actions
+    [create] = decide(observed(the_cache), NOW + 1).actions
     assert isinstance(create, Create)
     context = create.object["spec"]["template"]["spec"]["securityContext"]
     assert (context["runAsUser"], context["runAsGroup"]) == (1234, 5)
@@ -458,7 +472,7 @@ def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
         "uid": "prune",
         "creationTimestamp": format_timestamp(NOW),
     }
-    plan = decide(seen(the_cache, jobs=(done,)), NOW + 9)
+    plan = decide(observed(the_cache, jobs=(done,)), NOW + 9)
     assert plan.status is not None
     assert [one["id"] for one in plan.status["bundles"]] == [bundle]
     assert action_names(plan.after, Delete)
@@ -466,7 +480,7 @@ def test_a_retired_bundle_is_pruned_by_its_writer_ten_minutes_later() -> None:
 
 def test_a_retired_bundle_that_is_wanted_again_comes_back() -> None:
     [bundle] = ids(cache())
-    retired = record(
+    retired = bundle_json(
         bundle,
         "Retired",
         retiredAt=format_timestamp(NOW),
@@ -474,7 +488,7 @@ def test_a_retired_bundle_that_is_wanted_again_comes_back() -> None:
         sealedAt=format_timestamp(NOW),
         entries=3,
     )
-    assert ready(decide(seen(cache(status_of(retired))), NOW)) == ("True", "Sealed")
+    assert ready(decide(observed(cache(status_of(retired))), NOW)) == ("True", "Sealed")
 
 
 # --- what is left behind
@@ -482,14 +496,14 @@ def test_a_retired_bundle_that_is_wanted_again_comes_back() -> None:
 
 def test_a_claim_goes_with_its_cache_once_no_pod_names_it() -> None:
     gone = {"cache": None, "namespace_has_caches": True}
-    assert action_names(decide(seen(**gone), NOW).actions, Delete) == [
+    assert action_names(decide(observed(**gone), NOW).actions, Delete) == [
         f"delete PersistentVolumeClaim pretune-{KEY.name}"
     ]
-    in_use = decide(seen(**gone, claim_users=frozenset({"serving-0"})), NOW)
+    in_use = decide(observed(**gone, claim_users=frozenset({"serving-0"})), NOW)
     assert not in_use.actions and in_use.requeue_after
     kept = claim(annotations={names.WHEN_DELETED: "Retain"})
-    assert not decide(seen(**{**gone, "claim": kept}), NOW).actions
-    assert not decide(seen(**{**gone, "claim": claim(labels={})}), NOW).actions
+    assert not decide(observed(**{**gone, "claim": kept}), NOW).actions
+    assert not decide(observed(**{**gone, "claim": claim(labels={})}), NOW).actions
 
 
 # --- what a person reads
@@ -497,8 +511,8 @@ def test_a_claim_goes_with_its_cache_once_no_pod_names_it() -> None:
 
 def test_conditions_keep_their_time_until_they_flip() -> None:
     the_cache = cache(KNOWN)
-    first = decide(seen(the_cache), NOW).status
-    again = decide(seen(cache(first)), NOW + 100).status  # type: ignore[arg-type]
+    first = decide(observed(the_cache), NOW).status
+    again = decide(observed(cache(first)), NOW + 100).status  # type: ignore[arg-type]
     assert first is not None and again is not None
     times = [
         [one["lastTransitionTime"] for one in status["conditions"]] for status in (first, again)
@@ -509,20 +523,20 @@ def test_conditions_keep_their_time_until_they_flip() -> None:
 def test_the_same_sight_gives_the_same_status() -> None:
     [bundle] = ids(cache())
     sealed = cache(
-        status_of(record(bundle, layout="Managed", sealedAt=format_timestamp(NOW), entries=1))
+        status_of(bundle_json(bundle, layout="Managed", sealedAt=format_timestamp(NOW), entries=1))
     )
-    plan = decide(seen(sealed), NOW)
-    assert decide(seen(cache(plan.status)), NOW).status == plan.status  # type: ignore[arg-type]
+    plan = decide(observed(sealed), NOW)
+    assert decide(observed(cache(plan.status)), NOW).status == plan.status  # type: ignore[arg-type]
     assert not plan.actions and not plan.after and not plan.events
 
 
 def test_without_a_source_ready_is_unknown() -> None:
-    assert ready(decide(seen(cache(source={})), NOW)) == ("Unknown", "NoSource")
+    assert ready(decide(observed(cache(source={})), NOW)) == ("Unknown", "NoSource")
 
 
 def test_a_message_names_the_target_where_there_are_several() -> None:
     the_cache = cache(KNOWN, targets=[{"name": "a"}, {"name": "b", "nodeSelector": {"gpu": "b"}}])
-    plan = decide(seen(the_cache), NOW)
+    plan = decide(observed(the_cache), NOW)
     assert plan.status is not None
     message = plan.status["conditions"][0]["message"]
     assert "a: attempt 1 of 3" in message and "b: waits for" in message

@@ -40,8 +40,8 @@ from pretune.webhook.informers import CacheInformer, LeaseMonitor
 from pretune.webhook.server import build_application, serve
 from pretune.webhook.template_cache import TemplateCache
 
-from tests.patches import patched
-from tests.unit.builders import law, templates
+from tests.builders.patches import patched
+from tests.builders.strategies import law, templates
 from tests.unit.test_health import free_port
 
 SECRET = "hunter2"  # an env value, which must never be in a log

@@ -19,7 +19,7 @@ from pretune.webhook.template_cache import (
     TemplateCache,
 )
 
-from tests.unit.objects import template
+from tests.builders.templates import serving_template
 from tests.unit.virtual import run
 
 
@@ -39,7 +39,7 @@ class Api:
             raise self.error
         if self.absent:
             return None
-        spec = {"template": template(image=self.image)}
+        spec = {"template": serving_template(image=self.image)}
         meta: Object = {"namespace": namespace, "name": name, "uid": "uid"}
         if kind == "ControllerRevision":
             meta |= {
@@ -61,7 +61,7 @@ def pod(kind: str = "ReplicaSet", name: str = "rs", **labels: str) -> Object:
     version = "batch/v1" if kind == "Job" else "apps/v1"
     owner = {"apiVersion": version, "kind": kind, "name": name, "uid": "uid", "controller": True}
     return {
-        **template(),
+        **serving_template(),
         "metadata": {"generateName": f"{name}-", "labels": labels, "ownerReferences": [owner]},
     }
 
@@ -104,7 +104,7 @@ def play(api: Api, story: Callable[[TemplateCache], Awaitable[Any]]) -> Any:
             False,
         ),
         ("the same, at once", pod("Job"), pod("Job"), CHANGEABLE_SECONDS / 2, 1, False),
-        ("a bare pod", template(), template(), 0, 0, False),
+        ("a bare pod", serving_template(), serving_template(), 0, 0, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

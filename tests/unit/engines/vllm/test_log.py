@@ -22,7 +22,7 @@ from pretune.engines.logs import (
 )
 from pretune.engines.vllm.log import MAX_WORDS, Parser
 
-from tests.unit.builders import law
+from tests.builders.strategies import law
 
 KEY = "d" * 64
 FILE = f"/pretune/tactics/{KEY}/autotune_configs_dp0_rank0.json"

@@ -13,7 +13,7 @@ from pretune.engines.evidence import Evidence, Unsound
 from pretune.engines.vllm import tactics
 from pretune.protocol import Versions
 
-from tests.unit.agent.pod import KEY, managed_store, rank_file, rank_files
+from tests.builders.agent_pod import KEY, managed_store, rank_file, rank_files
 
 SERVE = ["vllm", "serve", "m"]
 

@@ -11,9 +11,11 @@ from pretune.api.timestamps import format_timestamp
 from pretune.policy.bundles.attempt_state import CHECKS, DISRUPTIONS, LOST, POD_GRACE, Attempt, read
 from pretune.protocol import Report
 
-from tests.unit.objects import ENGINE, NOW, Pod, job, sealed_report
+from tests.builders.constants import ENGINE, NOW
+from tests.builders.jobs import job
+from tests.builders.pods import AttemptPod, sealed_report
 
-POD = Pod()
+POD = AttemptPod()
 CHECKED = POD.ended(CHECK_CONTAINER, report=Report(by="check", reason="Checked"))
 REFUSED = Report(by="check", reason="ReleaseTooOld", message="vLLM 0.24.0")
 EVICTED = {"kind": "DisruptionTarget", "reason": "PreemptionByScheduler", "message": "preempted"}
@@ -27,7 +29,7 @@ def failed_create(message: str) -> dict[str, Any]:
 QUOTA = 'Error creating: pods "qwen3-1-x7k2p" is forbidden: exceeded quota: gpus'
 
 # name, pod, what else, state, reason, a part of the message
-TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
+TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is made"),
     ("a suspended Job", None, {"job": job("b", suspend=True)}, "Pending", "Queued", "suspended"),
     (
@@ -42,7 +44,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     (
         "a finished Job without its pod",
         None,
-        {"job": job("b", over="Complete")},
+        {"job": job("b").complete()},
         "Finished",
         "ReportLost",
         "gone",
@@ -290,10 +292,10 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
     ids=[row[0] for row in TABLE],
 )
 def test_an_attempt_is_read(
-    pod: Pod | None, more: dict[str, Any], state: str, reason: str, words: str
+    pod: AttemptPod | None, more: dict[str, Any], state: str, reason: str, words: str
 ) -> None:
     given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
-    standing = read(Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given))
+    standing = read(Attempt(number=1, pod=pod if pod else None, now=NOW, **given))
     assert (standing.state, standing.reason) == (state, reason)
     assert words in standing.message
     assert standing.reason in REASONS
@@ -320,7 +322,7 @@ def test_every_check_answers_some_row_of_the_table() -> None:
         answers = []
         for _, pod, more, _, reason, words in TABLE:
             given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
-            attempt = Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given)
+            attempt = Attempt(number=1, pod=pod if pod else None, now=NOW, **given)
             standing = next((said for one in rest if (said := one(attempt)) is not None), None)
             answers.append(
                 standing is not None and standing.reason == reason and words in standing.message

@@ -14,19 +14,23 @@ from pretune.policy.decide import decide
 from pretune.policy.model import Plan
 from pretune.policy.plan_builder import PlanBuilder
 
-from tests.unit.objects import ENGINE, NOW, Pod, cache, job, record, sealed_report, seen
+from tests.builders.caches import bundle_json, cache
+from tests.builders.constants import ENGINE, NOW
+from tests.builders.jobs import job
+from tests.builders.observed import observed
+from tests.builders.pods import AttemptPod, sealed_report
 from tests.unit.policy.test_decide import answered, found
 
 KNOWN = {"storage": {"claimUID": "claim-uid"}}
-[WANTED] = [each.id for each in desired_bundles(PlanBuilder(seen(), NOW), ()).bundles]
+[WANTED] = [each.id for each in desired_bundles(PlanBuilder(observed(), NOW), ()).bundles]
 UNWANTED = "b-default"
 
 
-def plan_for(before: Object | None, *pods: Pod, now: float = NOW, **more: Any) -> Plan:
+def plan_for(before: Object | None, *pods: AttemptPod, now: float = NOW, **more: Any) -> Plan:
     """The plan for a cache whose status has this bundle."""
     bundles = [before] if before else []
     the_cache = cache({**KNOWN, "bundles": bundles}, **more.pop("spec", {}))
-    return decide(seen(the_cache, pods=tuple(pod.object for pod in pods), **more), now)
+    return decide(observed(the_cache, pods=tuple(pods), **more), now)
 
 
 def bundle_after(plan: Plan, bundle_id: str) -> Object | None:
@@ -40,19 +44,17 @@ def ends(plan: Plan) -> list[tuple[str, float, float | None]]:
 
 
 def tuning(bundle_id: str = WANTED, attempts: int = 1, **more: Any) -> Object:
-    return record(bundle_id, names.TUNING_STATE, attempts=attempts, **more)
+    return bundle_json(bundle_id, names.TUNING_STATE, attempts=attempts, **more)
 
 
-def pod(bundle_id: str = WANTED, number: int = 1, gpus: int = 4, ago: float = 120) -> Pod:
+def pod(bundle_id: str = WANTED, number: int = 1, gpus: int = 4, ago: float = 120) -> AttemptPod:
     """A pod that started so many seconds ago."""
-    made = Pod(bundle_id, number).but(status={"startTime": format_timestamp(NOW - ago)})
-    made.object["spec"]["initContainers"][-1]["resources"] = {
-        "limits": {"nvidia.com/gpu": str(gpus)}
-    }
+    made = AttemptPod(bundle_id, number).but(status={"startTime": format_timestamp(NOW - ago)})
+    made["spec"]["initContainers"][-1]["resources"] = {"limits": {"nvidia.com/gpu": str(gpus)}}
     return made
 
 
-def reported(by: str = "seal", **more: Any) -> Pod:
+def reported(by: str = "seal", **more: Any) -> AttemptPod:
     container = names.SEAL_CONTAINER if by == "seal" else names.CHECK_CONTAINER
     report = replace(sealed_report(WANTED, by), seconds=900, **more)
     return pod().ended(container, report=report)
@@ -90,14 +92,14 @@ def test_a_bundle_that_was_found_by_an_attempt_took_no_time_to_tune() -> None:
 @pytest.mark.parametrize("known", [True, False], ids=["wanted", "never seen before"])
 def test_a_bundle_that_inspect_finds_is_no_attempt(known: bool) -> None:
     report = found(cache())
-    wanted = record(WANTED, names.PENDING, attempts=0, fingerprint=report.fingerprint)
+    wanted = bundle_json(WANTED, names.PENDING, attempts=0, fingerprint=report.fingerprint)
     plan = answered(cache({"bundles": [wanted] if known else []}), report)
     after = bundle_after(plan, WANTED)
     assert ends(plan) == [] and after is not None and after["state"] == names.SEALED
 
 
 def test_a_bundle_that_is_wanted_again_is_no_attempt() -> None:
-    retired = record(WANTED, names.RETIRED, retiredAt=format_timestamp(NOW - 9))
+    retired = bundle_json(WANTED, names.RETIRED, retiredAt=format_timestamp(NOW - 9))
     plan = plan_for(retired, reported(), jobs=JOBS)
     after = bundle_after(plan, WANTED)
     assert ends(plan) == [] and after is not None and after["state"] == names.SEALED
@@ -127,7 +129,7 @@ def test_each_failed_attempt_counts_once_by_its_reason() -> None:
         ("it still runs", [pod()], 120 * 4),
         ("it has ended", [pod().ended(ENGINE, 1).but(status={"phase": "Failed"})], 115 * 4),
         ("a container of it has ended", [pod().ended(names.CHECK_CONTAINER)], 120 * 4),
-        ("it never had a node", [Pod(WANTED)], 0),
+        ("it never had a node", [AttemptPod(WANTED)], 0),
         ("its pod is gone", [], 0),
         ("another attempt's pod", [pod(number=2)], 0),
         ("another bundle's pod", [pod(UNWANTED)], 0),
@@ -135,22 +137,22 @@ def test_each_failed_attempt_counts_once_by_its_reason() -> None:
     ],
 )
 def test_an_attempt_took_its_pods_gpus_from_start_to_end(
-    case: str, pods: list[Pod], spent: float
+    case: str, pods: list[AttemptPod], spent: float
 ) -> None:
-    plan = PlanBuilder(seen(pods=tuple(one.object for one in pods)), NOW)
+    plan = PlanBuilder(observed(pods=tuple(pods)), NOW)
     assert plan.gpu_seconds_of(WANTED, names.TUNING, 1) == spent, case
 
 
 def test_a_foreign_pod_with_the_label_of_a_tuning_pod_took_none() -> None:
     foreign = pod()
-    foreign.object["spec"] = {"containers": []}
-    plan = PlanBuilder(seen(pods=(foreign.object,)), NOW)
+    foreign["spec"] = {"containers": []}
+    plan = PlanBuilder(observed(pods=(foreign,)), NOW)
     assert plan.gpu_seconds_of(WANTED, names.TUNING, 1) == 0
 
 
-SUPERSEDED = record(UNWANTED, names.PENDING, reason="Superseded")
+SUPERSEDED = bundle_json(UNWANTED, names.PENDING, reason="Superseded")
 RUNS = pod(UNWANTED, ago=60).running(ENGINE)
-GONE = job(UNWANTED, over="Complete")
+GONE = job(UNWANTED).complete()
 ELSEWHERE = job(WANTED)
 ELSEWHERE["metadata"]["annotations"][names.STORAGE] = "another place"
 
@@ -163,14 +165,14 @@ ELSEWHERE["metadata"]["annotations"][names.STORAGE] = "another place"
         ("its place has changed", tuning(), ELSEWHERE, [pod(ago=60).running(ENGINE)], 240),
         ("it was superseded before", SUPERSEDED, job(UNWANTED), [RUNS], None),
         ("it was superseded before, and its record goes", SUPERSEDED, GONE, [], None),
-        ("it was sealed long ago", record(UNWANTED), job(UNWANTED), [RUNS], None),
+        ("it was sealed long ago", bundle_json(UNWANTED), job(UNWANTED), [RUNS], None),
         ("it goes on", tuning(), job(WANTED), [pod(ago=60).running(ENGINE)], None),
-        ("none was started", record(UNWANTED, names.PENDING, attempts=0), None, [], None),
+        ("none was started", bundle_json(UNWANTED, names.PENDING, attempts=0), None, [], None),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_attempt_that_is_given_up_counts_once(
-    case: str, before: Object, the_job: Object | None, pods: list[Pod], spent: float | None
+    case: str, before: Object, the_job: Object | None, pods: list[AttemptPod], spent: float | None
 ) -> None:
     jobs = (the_job,) if the_job else ()
     plan = plan_for(before, *pods, jobs=jobs)
@@ -184,7 +186,7 @@ def test_what_a_superseded_attempt_does_while_it_is_ended_is_no_second_end() -> 
     assert ends(plan_for(SUPERSEDED, killed, jobs=(job(UNWANTED, activeDeadlineSeconds=1),))) == []
     wanted_again = {**SUPERSEDED, "id": WANTED}
     killed = pod(ago=60).ended(ENGINE, 137).but(status={"phase": "Failed"})
-    jobs = (job(WANTED, over="Failed", activeDeadlineSeconds=1),)
+    jobs = (job(WANTED, activeDeadlineSeconds=1).failed(),)
     plan = plan_for(wanted_again, killed, jobs=jobs)
     after = bundle_after(plan, WANTED)
     assert ends(plan) == [] and after is not None and after["lastFailure"]["attempt"] == 1

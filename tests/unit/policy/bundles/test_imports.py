@@ -20,12 +20,15 @@ from pretune.policy.decide import decide
 from pretune.policy.model import Create, Delete, Outcome, Plan
 from pretune.protocol import SOURCE_MOUNT, Report, Task
 
-from tests.unit.objects import KEY, NOW, SETTINGS, Pod, cache, claim, record, seen, template
-from tests.unit.pods import Consumer, bundle_of, origin
+from tests.builders.caches import bundle_json, cache, claim
+from tests.builders.constants import AGENT, KEY, NOW, SETTINGS
+from tests.builders.jobs import Job
+from tests.builders.observed import bundle_of, observed, origin
+from tests.builders.pods import AttemptPod, Consumer
+from tests.builders.templates import serving_template
 from tests.unit.policy.test_decide import KNOWN, action_names, ids, status_of
 
 FROM = "home/vllm/.cache"
-AGENT = "pretune-agent-0"
 
 
 def asking(value: str = FROM, status: Any = None, **spec: Any) -> Object:
@@ -43,30 +46,28 @@ def made(plan: Plan) -> list[Object]:
     return [one.object for one in plan.actions if isinstance(one, Create)]
 
 
-def import_of(the_cache: Object, value: str = FROM, age: float = 60, **status: Any) -> Object:
-    """The Job as the API server has it; `over` is Complete or Failed."""
-    over = status.pop("over", "")
+def import_of(the_cache: Object, value: str = FROM, age: float = 60, **status: Any) -> Job:
+    """Return the Job as the API server has it."""
     source = (value.partition("/")[0], value.partition("/")[2])
     job = build_import_job(
-        KEY, the_cache, template(), spec.Target(), value, source, SETTINGS, AGENT
+        KEY, the_cache, serving_template(), spec.Target(), value, source, SETTINGS, AGENT
     )
     job["metadata"] |= {
         "uid": f"uid-of-import-{value}",
         "creationTimestamp": format_timestamp(NOW - age),
     }
     del job["spec"]["template"]
-    job["metadata"]["ownerReferences"] = [{"uid": "cache-uid", "controller": True}]
-    job["status"] = {"conditions": [{"type": over, "status": "True"}] if over else [], **status}
-    return job
+    job["status"] = {"conditions": [], **status}
+    return Job(job)
 
 
-class Importer(Pod):
+class Importer(AttemptPod):
     """Its pod, as the kubelet tells it."""
 
     def __init__(self, job: Object) -> None:
         super().__init__(job["metadata"]["labels"][names.BUNDLE], of=job)
-        self.object["metadata"]["labels"] = dict(job["metadata"]["labels"])
-        self.object["spec"] |= {"initContainers": [], "containers": [{"name": IMPORT_CONTAINER}]}
+        self["metadata"]["labels"] = dict(job["metadata"]["labels"])
+        self["spec"] |= {"initContainers": [], "containers": [{"name": IMPORT_CONTAINER}]}
 
 
 def report(
@@ -81,7 +82,7 @@ def report(
 
 
 def pending(the_cache: Object) -> Object:
-    return record(ids(the_cache)[0], names.PENDING, attempts=0, reason="Importing")
+    return bundle_json(ids(the_cache)[0], names.PENDING, attempts=0, reason="Importing")
 
 
 def noted(reason: str, value: str = FROM) -> Any:
@@ -99,7 +100,7 @@ def with_record(the_cache: Object, **more: Any) -> Object:
 
 
 def test_an_import_goes_before_the_first_attempt_and_needs_no_gpu() -> None:
-    plan = decide(seen(asking()), NOW)
+    plan = decide(observed(asking()), NOW)
     [job] = made(plan)
     assert (
         job["metadata"]["labels"][names.ROLE] == "import"
@@ -115,16 +116,17 @@ def test_an_import_goes_before_the_first_attempt_and_needs_no_gpu() -> None:
 
 
 def test_an_older_revisions_bundle_is_tuned_since_the_folder_is_of_one_engine() -> None:
-    sealed = record(ids(asking())[0], sealedAt=format_timestamp(NOW - 9999))
-    pods = {"consumers": (Consumer("a").ready().object,), "origins": origin("a")}
-    [job] = made(decide(seen(asking(status=status_of(sealed)), **pods), NOW))
+    sealed = bundle_json(ids(asking())[0], sealedAt=format_timestamp(NOW - 9999))
+    pods = {"consumers": (Consumer("a").ready(),), "origins": origin("a")}
+    [job] = made(decide(observed(asking(status=status_of(sealed)), **pods), NOW))
     assert job["metadata"]["labels"][names.ROLE] == "tuning"
     assert job["metadata"]["labels"][names.BUNDLE] == bundle_of("a", asking())
 
 
 def test_without_the_annotation_it_is_tuned() -> None:
     assert [
-        one["metadata"]["labels"][names.ROLE] for one in made(decide(seen(cache(dict(KNOWN))), NOW))
+        one["metadata"]["labels"][names.ROLE]
+        for one in made(decide(observed(cache(dict(KNOWN))), NOW))
     ] == ["tuning"]
 
 
@@ -137,7 +139,7 @@ def test_without_the_annotation_it_is_tuned() -> None:
     ],
 )
 def test_it_is_not_begun_while(why: str, spec: Object, more: Any, reason: str) -> None:
-    plan = decide(seen(asking(**spec), **more), NOW)
+    plan = decide(observed(asking(**spec), **more), NOW)
     assert made(plan) == [] and of(plan)["reason"] == reason, why
 
 
@@ -148,12 +150,12 @@ def test_only_a_bundle_that_is_to_be_tuned_is_imported(state: str) -> None:
     known = {"retiredAt": format_timestamp(NOW - 5)} if state == names.RETIRED else {}
     the_cache = asking(
         status=status_of(
-            record(ids(asking())[0], state, sealedAt=format_timestamp(NOW - 60), **known)
+            bundle_json(ids(asking())[0], state, sealedAt=format_timestamp(NOW - 60), **known)
         )
     )
     jobs = [
         one
-        for one in made(decide(seen(the_cache), NOW))
+        for one in made(decide(observed(the_cache), NOW))
         if one["metadata"]["labels"][names.ROLE] == "import"
     ]
     assert jobs == []
@@ -170,7 +172,7 @@ def test_only_a_bundle_that_is_to_be_tuned_is_imported(state: str) -> None:
     ],
 )
 def test_a_value_that_cannot_be_meant_is_said_and_the_bundle_tuned(value: str, words: str) -> None:
-    plan = decide(seen(asking(value)), NOW)
+    plan = decide(observed(asking(value)), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
     said = of(plan)["import"]
     assert (
@@ -178,44 +180,46 @@ def test_a_value_that_cannot_be_meant_is_said_and_the_bundle_tuned(value: str, w
     )
     [event] = [one for one in plan.events if one.reason == "ImportRefused"]
     assert event.warning and words in event.message
-    after = decide(seen(asking(value, status=plan.status)), NOW)
+    after = decide(observed(asking(value, status=plan.status)), NOW)
     assert not [one for one in after.events if one.reason == "ImportRefused"], "once"
 
 
 @pytest.mark.parametrize("code", [400, 403, 422])
 def test_a_job_that_the_api_server_does_not_take_is_no_reason_to_wait(code: int) -> None:
     the_cache = asking()
-    first = decide(seen(the_cache), NOW)
+    first = decide(observed(the_cache), NOW)
     [action] = [one for one in first.actions if isinstance(one, Create)]
     plan = decide(
-        seen(the_cache, outcomes={action.name: Outcome(code, "forbidden: no claims of others")}),
+        observed(
+            the_cache, outcomes={action.name: Outcome(code, "forbidden: no claims of others")}
+        ),
         NOW,
     )
     assert (
         of(plan)["import"]["reason"] == "ImportRefused"
         and "no claims of others" in of(plan)["import"]["message"]
     )
-    assert "tuning" in str(made(decide(seen(asking(status=plan.status)), NOW)))
+    assert "tuning" in str(made(decide(observed(asking(status=plan.status)), NOW)))
 
 
 def test_an_api_server_that_fails_is_asked_again() -> None:
     the_cache = asking()
-    [action] = [one for one in decide(seen(the_cache), NOW).actions if isinstance(one, Create)]
-    plan = decide(seen(the_cache, outcomes={action.name: Outcome(500, "etcd is away")}), NOW)
+    [action] = [one for one in decide(observed(the_cache), NOW).actions if isinstance(one, Create)]
+    plan = decide(observed(the_cache, outcomes={action.name: Outcome(500, "etcd is away")}), NOW)
     assert "import" not in of(plan) and plan.requeue_after is not None and plan.requeue_after <= 30
 
 
 def test_each_target_imports_and_an_import_holds_up_no_other_targets_tuning() -> None:
     two = [{"name": "a", "nodeSelector": {"g": "a"}}, {"name": "b", "nodeSelector": {"g": "b"}}]
-    plan = decide(seen(asking(targets=two)), NOW)
+    plan = decide(observed(asking(targets=two)), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["import", "import"]
 
 
 def test_an_import_of_one_target_does_not_keep_another_from_being_tuned() -> None:
     two = [{"name": "a", "nodeSelector": {"g": "a"}}, {"name": "b", "nodeSelector": {"g": "b"}}]
     second = ids(asking(targets=two))[1]
-    known = record(second, names.PENDING, attempts=0, **noted("ImportRefused"))
-    plan = decide(seen(asking(status=status_of(known), targets=two)), NOW)
+    known = bundle_json(second, names.PENDING, attempts=0, **noted("ImportRefused"))
+    plan = decide(observed(asking(status=status_of(known), targets=two)), NOW)
     assert sorted(one["metadata"]["labels"][names.ROLE] for one in made(plan)) == [
         "import",
         "tuning",
@@ -225,11 +229,13 @@ def test_an_import_of_one_target_does_not_keep_another_from_being_tuned() -> Non
 # --- what became of it
 
 
-def settled(pod: Pod | None, the_job: Object | None = None, now: float = NOW, **more: Any) -> Plan:
+def settled(
+    pod: AttemptPod | None, the_job: Object | None = None, now: float = NOW, **more: Any
+) -> Plan:
     the_cache = asking()
     job = the_job or import_of(the_cache)
-    pods = () if pod is None else (pod.object,)
-    return decide(seen(with_record(the_cache), jobs=(job,), pods=pods, **more), now)
+    pods = () if pod is None else (pod,)
+    return decide(observed(with_record(the_cache), jobs=(job,), pods=pods, **more), now)
 
 
 JOB = import_of(asking())
@@ -262,7 +268,7 @@ def test_a_success_is_a_sealed_bundle_like_any_other() -> None:
 def test_a_job_whose_outcome_is_in_the_status_is_removed_and_not_read_again() -> None:
     first = settled(IMPORTER.ended(IMPORT_CONTAINER, report=report()))
     other = IMPORTER.ended(IMPORT_CONTAINER, report=report(message="other words"))
-    again = decide(seen(asking(status=first.status), jobs=(JOB,), pods=(other.object,)), NOW)
+    again = decide(observed(asking(status=first.status), jobs=(JOB,), pods=(other,)), NOW)
     assert action_names(again.after, Delete) == [f"delete Job {JOB['metadata']['name']}"]
     assert of(again)["message"] == "20 entries in a managed store"
 
@@ -270,7 +276,9 @@ def test_a_job_whose_outcome_is_in_the_status_is_removed_and_not_read_again() ->
 def test_a_deleted_caches_job_of_the_same_name_is_not_in_the_way() -> None:
     one, other = cache(), cache()
     other["metadata"]["uid"] = "another"
-    assert len({job_for(each, template())["metadata"]["name"] for each in (one, other)}) == 2
+    assert (
+        len({job_for(each, serving_template())["metadata"]["name"] for each in (one, other)}) == 2
+    )
 
 
 def test_with_verify_it_is_proven_like_any_other() -> None:
@@ -278,9 +286,7 @@ def test_with_verify_it_is_proven_like_any_other() -> None:
     job = import_of(the_cache)
     the_cache["status"] = status_of(pending(the_cache))
     pod = Importer(job).ended(IMPORT_CONTAINER, report=report())
-    assert (
-        of(decide(seen(the_cache, jobs=(job,), pods=(pod.object,)), NOW))["state"] == names.PROVING
-    )
+    assert of(decide(observed(the_cache, jobs=(job,), pods=(pod,)), NOW))["state"] == names.PROVING
 
 
 @pytest.mark.parametrize(
@@ -303,17 +309,15 @@ def test_with_verify_it_is_proven_like_any_other() -> None:
     ],
 )  # fmt: skip
 def test_a_refusal_is_noted_and_told_once_and_the_bundle_tuned_at_once(
-    pod: Pod | None, reason: str, words: str
+    pod: AttemptPod | None, reason: str, words: str
 ) -> None:
-    plan = settled(pod, import_of(asking(), over="Failed"))
+    plan = settled(pod, import_of(asking()).failed())
     said = of(plan)["import"]
     assert (said["from"], said["reason"]) == (FROM, reason) and words in said["message"]
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
     [event] = [one for one in plan.events if one.reason == "ImportRefused"]
     assert event.warning and words in event.message and "tuned as usual" in event.message
-    again = decide(
-        seen(asking(status=plan.status), jobs=(import_of(asking(), over="Failed"),)), NOW
-    )
+    again = decide(observed(asking(status=plan.status), jobs=(import_of(asking()).failed(),)), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(again)] == ["tuning"]
     assert not [one for one in again.events if one.reason == "ImportRefused"]
 
@@ -362,7 +366,7 @@ UNPLACED = IMPORTER.but(nodeName="").condition(
     ],
 )
 def test_it_is_waited_for_and_not_for_ever(
-    pod: Pod | None, age: float, over: bool, words: str
+    pod: AttemptPod | None, age: float, over: bool, words: str
 ) -> None:
     plan = settled(pod, import_of(asking(), age=age))
     if over:
@@ -400,9 +404,7 @@ def test_an_import_that_nobody_asks_for_any_more_ends(value: str) -> None:
     old = import_of(asking())
     the_cache = with_record(asking())
     the_cache["metadata"]["annotations"] = {IMPORT: value} if value else {}
-    plan = decide(
-        seen(the_cache, jobs=(old,), pods=(IMPORTER.running(IMPORT_CONTAINER).object,)), NOW
-    )
+    plan = decide(observed(the_cache, jobs=(old,), pods=(IMPORTER.running(IMPORT_CONTAINER),)), NOW)
     assert action_names(plan.after, Delete) == [f"delete Job {old['metadata']['name']}"]
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == [
         "import" if value else "tuning"
@@ -417,17 +419,17 @@ def test_another_value_is_another_try() -> None:
         ),
     )
     assert [
-        one["metadata"]["labels"][names.ROLE] for one in made(decide(seen(the_cache), NOW))
+        one["metadata"]["labels"][names.ROLE] for one in made(decide(observed(the_cache), NOW))
     ] == ["import"]
 
 
 def test_a_bundle_that_is_not_on_the_claim_any_more_is_imported_anew() -> None:
     the_cache = asking(status={"storage": {"claimUID": "another"}, "bundles": [
-        record(ids(asking())[0], sealedAt=format_timestamp(NOW - 60), **noted("Sealed"))
+        bundle_json(ids(asking())[0], sealedAt=format_timestamp(NOW - 60), **noted("Sealed"))
     ]})  # fmt: skip
-    plan = decide(seen(the_cache, claim=None), NOW)
+    plan = decide(observed(the_cache, claim=None), NOW)
     assert "import" not in of(plan)
-    asked = decide(seen(asking(status={**KNOWN, "bundles": [of(plan)]})), NOW)
+    asked = decide(observed(asking(status={**KNOWN, "bundles": [of(plan)]})), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(asked)] == ["import"]
 
 
@@ -436,33 +438,35 @@ def test_the_job_of_a_bundle_that_nobody_remembers_is_removed() -> None:
     stray = copy.deepcopy(JOB)
     stray["metadata"]["labels"][names.BUNDLE] = "0123456789ab-gone"
     assert f"delete Job {stray['metadata']['name']}" in action_names(
-        decide(seen(the_cache, jobs=(stray,)), NOW).after, Delete
+        decide(observed(the_cache, jobs=(stray,)), NOW).after, Delete
     )
 
 
 def test_a_storage_that_was_changed_takes_its_import_along() -> None:
     the_cache = with_record(asking())
     the_cache["spec"]["storage"] = {"existingClaim": {"name": "shared"}}
-    plan = decide(seen(the_cache, jobs=(JOB,), claim=claim(name="shared", uid="other")), NOW)
+    plan = decide(observed(the_cache, jobs=(JOB,), claim=claim(name="shared", uid="other")), NOW)
     assert f"delete Job {JOB['metadata']['name']}" in action_names(plan.after, Delete)
 
 
 @pytest.mark.parametrize("reason", ["Sealed", "AlreadyImported"])
 def test_one_folder_goes_into_one_engines_bundle_and_its_successors_are_tuned(reason: str) -> None:
     """The annotation outlives the engine that the folder is of."""
-    older = record("0123456789ab-default", sealedAt=format_timestamp(NOW - 999), **noted(reason))
-    plan = decide(seen(asking(status=status_of(older))), NOW)
+    older = bundle_json(
+        "0123456789ab-default", sealedAt=format_timestamp(NOW - 999), **noted(reason)
+    )
+    plan = decide(observed(asking(status=status_of(older))), NOW)
     assert [one["metadata"]["labels"][names.ROLE] for one in made(plan)] == ["tuning"]
     new = of(plan, ids(asking())[0])
     assert new["import"]["reason"] == "AlreadyImported" and not [
         one for one in plan.events if one.warning
     ]
-    other = record("0123456789ab-h200", sealedAt=format_timestamp(NOW - 999), **noted(reason))
-    assert "import" in str(made(decide(seen(asking(status=status_of(other))), NOW))), (
+    other = bundle_json("0123456789ab-h200", sealedAt=format_timestamp(NOW - 999), **noted(reason))
+    assert "import" in str(made(decide(observed(asking(status=status_of(other))), NOW))), (
         "another target's says nothing"
     )
     refused = {**older, "import": {"from": FROM, "reason": "ImportRefused"}}
-    assert "import" in str(made(decide(seen(asking(status=status_of(refused))), NOW))), (
+    assert "import" in str(made(decide(observed(asking(status=status_of(refused))), NOW))), (
         "nor one that did not fit"
     )
 
@@ -497,7 +501,7 @@ def task_of(job: Object) -> Task:
     return Task.load(value.replace("$$", "$"))
 
 
-RICH = template(
+RICH = serving_template(
     command=["vllm"], securityContext={"runAsUser": 1000}, env=[{"name": "PATH", "value": "/opt"}]
 )
 RICH["spec"] |= {
@@ -584,7 +588,7 @@ def test_it_may_run_anywhere_and_prefers_the_targets_nodes_unless_it_binds_our_c
     ]
     near = job_for(cache(), RICH, target=H200, near=True)["spec"]["template"]["spec"]
     assert near["nodeSelector"] == {"zone": "a", "nvidia.com/gpu.product": "NVIDIA-H200"}
-    waits = seen(
+    waits = observed(
         asking(),
         claim=claim("Pending"),
         storage_class={"volumeBindingMode": "WaitForFirstConsumer"},
@@ -600,7 +604,9 @@ def test_a_value_names_a_claim_and_a_folder_in_it_or_is_refused(value: str) -> N
         assert refused.reason == "ImportRefused" and IMPORT in refused.message
     else:
         assert value in (name, f"{name}/{path}") and name and ".." not in path.split("/")
-        kubernetes_validate.validate(job_for(cache(), template(), value), "1.34", strict=True)
+        kubernetes_validate.validate(
+            job_for(cache(), serving_template(), value), "1.34", strict=True
+        )
 
 
 @given(

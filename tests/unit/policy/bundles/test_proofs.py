@@ -19,8 +19,11 @@ from pretune.policy.model import Action, Create, Delete, Outcome, Patch, Plan
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import Report
 
-from tests.unit.objects import ENGINE, NOW, Pod, cache, claim, job, record, sealed_report, seen
-from tests.unit.pods import Consumer
+from tests.builders.caches import bundle_json, cache, claim
+from tests.builders.constants import ENGINE, NOW
+from tests.builders.jobs import job
+from tests.builders.observed import observed
+from tests.builders.pods import AttemptPod, Consumer, sealed_report
 
 COLD = 300.0
 SEEDED = Report("seed", "Seeded", "20 entries")
@@ -37,19 +40,19 @@ DIFFERS = Report(
 WORDS = "ValueError: invalid tactic 7"
 
 
-def proof_pod(bundle: str = "b-default", number: int = 1, of: Object | None = None) -> Pod:
-    pod = Pod(bundle, number, of or job(bundle, number, role=PROOF))
-    pod.object["metadata"]["labels"][names.ROLE] = PROOF
-    pod.object["spec"]["initContainers"] = [
+def proof_pod(bundle: str = "b-default", number: int = 1, of: Object | None = None) -> AttemptPod:
+    pod = AttemptPod(bundle, number, of or job(bundle, number, role=PROOF))
+    pod["metadata"]["labels"][names.ROLE] = PROOF
+    pod["spec"]["initContainers"] = [
         {"name": "download"},
         {"name": SEED_CONTAINER},
         {"name": ENGINE},
     ]
-    pod.object["spec"]["containers"] = [{"name": PROVE_CONTAINER}]
+    pod["spec"]["containers"] = [{"name": PROVE_CONTAINER}]
     return pod
 
 
-def since(pod: Pod, ago: float, **more: Any) -> Pod:
+def since(pod: AttemptPod, ago: float, **more: Any) -> AttemptPod:
     """Its engine runs for so long."""
     return pod.container(ENGINE, {"running": {"startedAt": format_timestamp(NOW - ago)}}, **more)
 
@@ -77,7 +80,7 @@ RESTARTED = {
 
 
 # name, pod, what else, state, reason, a part of the message
-TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
+TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is made"),
     ("no Job any more", None, {"job": None}, "Finished", "ReportLost", "gone"),
     ("on its node", POD, {}, "Tuning", "Pulling", "node0"),
@@ -221,7 +224,7 @@ TABLE: list[tuple[str, Pod | None, dict[str, Any], str, str, str]] = [
 ]  # fmt: skip
 
 
-def attempt(pod: Pod | None, more: dict[str, Any]) -> Attempt:
+def attempt(pod: AttemptPod | None, more: dict[str, Any]) -> Attempt:
     given: dict[str, Any] = {
         "job": job("b", role=PROOF),
         "events": (),
@@ -229,7 +232,7 @@ def attempt(pod: Pod | None, more: dict[str, Any]) -> Attempt:
         "cold": COLD,
         **more,
     }
-    return Attempt(number=1, pod=pod.object if pod else None, now=NOW, **given)
+    return Attempt(number=1, pod=pod if pod else None, now=NOW, **given)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,7 @@ def attempt(pod: Pod | None, more: dict[str, Any]) -> Attempt:
     ids=[row[0] for row in TABLE],
 )
 def test_a_proof_is_read(
-    pod: Pod | None, more: dict[str, Any], state: str, reason: str, words: str
+    pod: AttemptPod | None, more: dict[str, Any], state: str, reason: str, words: str
 ) -> None:
     standing = read(attempt(pod, more), CHECKS)
     assert (standing.state, standing.reason) == (state, reason)
@@ -273,7 +276,7 @@ KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
 
 def the_id(the_cache: Object) -> str:
-    [want] = desired_bundles(PlanBuilder(seen(the_cache), NOW), ()).bundles
+    [want] = desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles
     return want.id
 
 
@@ -289,11 +292,11 @@ FIGURES = {
 
 def bundle(state: str = PROVING, **more: Any) -> Object:
     reason = {"Sealed": "Sealed", PROVING: "Proving"}.get(state, "NotReproducible")
-    return record(BUNDLE, state, **{"reason": reason, **FIGURES, **more})
+    return bundle_json(BUNDLE, state, **{"reason": reason, **FIGURES, **more})
 
 
 def looked(*records: Object, spec: Object = ASKED, now: float = NOW, **more: Any) -> Plan:
-    return decide(seen(cache({**KNOWN, "bundles": list(records)}, **spec), **more), now)
+    return decide(observed(cache({**KNOWN, "bundles": list(records)}, **spec), **more), now)
 
 
 def told(plan: Plan, which: str = BUNDLE) -> Object:
@@ -311,25 +314,27 @@ def proofs(plan: Plan) -> list[Object]:
 
 
 def settled(
-    pod: Pod | None,
+    pod: AttemptPod | None,
     the_record: Object | None = None,
     spec: Object = ASKED,
     number: int = 1,
+    job_failed: bool = False,
     **of_job: Any,
 ) -> Plan:
     this = job(BUNDLE, number, role=PROOF, **of_job)
-    pods = () if pod is None else (pod.object,)
+    this = this.failed() if job_failed else this
+    pods = () if pod is None else (pod,)
     return looked(the_record or bundle(), spec=spec, jobs=(this,), pods=pods)
 
 
-def of(pod: Pod, number: int = 1) -> Pod:
+def of(pod: AttemptPod, number: int = 1) -> AttemptPod:
     """The same, of our bundle."""
     other = pod.but(
         ownerReferences=[
             {"uid": job(BUNDLE, number, role=PROOF)["metadata"]["uid"], "controller": True}
         ]
     )
-    other.object["metadata"]["labels"] |= {names.BUNDLE: BUNDLE, names.ATTEMPT: str(number)}
+    other["metadata"]["labels"] |= {names.BUNDLE: BUNDLE, names.ATTEMPT: str(number)}
     return other
 
 
@@ -401,7 +406,7 @@ def test_a_report_about_another_bundle_proves_nothing() -> None:
     ],
 )
 def test_a_verdict_is_final_and_its_gpu_is_given_back(
-    pod: Pod, reason: str, new: int | None
+    pod: AttemptPod, reason: str, new: int | None
 ) -> None:
     plan = settled(of(pod), spec={**ASKED, "tuning": {"maxAttempts": 1}})
     found = told(plan)
@@ -422,7 +427,7 @@ def test_a_verdict_is_final_and_its_gpu_is_given_back(
     [(since(WARM, LATE), "WarmHang"), (WARM.ended(ENGINE, 1, message=WORDS), "WarmCrash")],
 )
 def test_a_hang_or_a_crash_may_be_its_nodes_and_judges_when_it_repeats(
-    pod: Pod, reason: str
+    pod: AttemptPod, reason: str
 ) -> None:
     plan = settled(of(pod))
     first = told(plan)
@@ -466,7 +471,7 @@ def test_what_is_not_the_bundles_fault_is_tried_again_in_its_time_as_often_as_at
     assert first["message"].startswith(
         "proof 1 of 3: ImagePullFailed: container vllm"
     ) and action_names(plan.after, Patch)
-    over = (job(BUNDLE, role=PROOF, over="Failed"),)
+    over = (job(BUNDLE, role=PROOF).failed(),)
     assert not proofs(looked(first, jobs=over, now=NOW + 29)) and proofs(
         looked(first, jobs=over, now=NOW + 30)
     )
@@ -487,7 +492,7 @@ def test_what_is_not_the_bundles_fault_is_tried_again_in_its_time_as_often_as_at
 
 def test_what_we_ended_ourselves_is_no_verdict() -> None:
     killed = of(WARM.ended(ENGINE, 137)).but(status={"phase": "Failed"})
-    gone = settled(killed, activeDeadlineSeconds=1, over="Failed")
+    gone = settled(killed, activeDeadlineSeconds=1, job_failed=True)
     assert (
         told(gone)["state"] == PROVING
         and "proofs" not in told(gone)
@@ -506,7 +511,7 @@ def test_verify_switched_off_frees_the_bundle_at_once_and_ends_its_proof() -> No
     assert action_names(later.after, Patch) == [
         f"end Job {job(BUNDLE, role=PROOF)['metadata']['name']}"
     ]
-    over = looked(told(later), spec={}, jobs=(job(BUNDLE, role=PROOF, over="Failed"),))
+    over = looked(told(later), spec={}, jobs=(job(BUNDLE, role=PROOF).failed(),))
     assert action_names(over.actions, Delete) and "proofs" not in told(over), (
         "asked for again, it begins anew"
     )
@@ -516,7 +521,11 @@ def test_nothing_is_begun_where_it_must_wait() -> None:
     for more, spec, reason in (
         ({}, {"suspend": True}, "Suspended"),
         ({"claim": claim("Pending")}, {}, "WaitingForClaim"),
-        ({"jobs": (job(BUNDLE),), "pods": (Pod(BUNDLE).running("vllm").object,)}, {}, "Proving"),
+        (
+            {"jobs": (job(BUNDLE),), "pods": (AttemptPod(BUNDLE).running("vllm"),)},
+            {},
+            "Proving",
+        ),
     ):
         plan = looked(bundle(), spec={**ASKED, **spec}, **more)
         assert not proofs(plan) and told(plan)["reason"] == reason
@@ -527,15 +536,15 @@ def test_a_proof_occupies_its_target_as_an_attempt_does() -> None:
     targets = [{"name": "a"}, {"name": "b", "nodeSelector": {"gpu": "b"}}]
     both = [
         want.id
-        for want in desired_bundles(PlanBuilder(seen(cache(targets=targets)), NOW), ()).bundles
+        for want in desired_bundles(PlanBuilder(observed(cache(targets=targets)), NOW), ()).bundles
     ]
     fields = {**FIGURES, "reason": "Proving"}
     records = [
-        record(both[0], PROVING, **fields),
-        record(both[1], "Pending", attempts=0, reason="Queued"),
+        bundle_json(both[0], PROVING, **fields),
+        bundle_json(both[1], "Pending", attempts=0, reason="Queued"),
     ]
     this = job(both[0], role=PROOF)
-    running = of(RUNS).object
+    running = of(RUNS)
     running["metadata"]["labels"][names.BUNDLE] = both[0]
     running["metadata"]["ownerReferences"][0]["uid"] = this["metadata"]["uid"]
     plan = looked(*records, spec={**ASKED, "targets": targets}, jobs=(this,), pods=(running,))
@@ -573,7 +582,7 @@ def test_a_job_that_is_refused_is_said_and_the_bundle_stays_withheld(
 
 def test_a_lost_report_is_asked_of_the_claim() -> None:
     """The pod is gone: whether there is a proof only the claim can say."""
-    over = job(BUNDLE, role=PROOF, over="Complete")
+    over = job(BUNDLE, role=PROOF).complete()
     plan = looked(bundle(), jobs=(over,))
     [create] = [one for one in plan.actions if isinstance(one, Create)]
     assert create.object["metadata"]["labels"][names.ROLE] == names.INSPECT and not proofs(plan)
@@ -585,7 +594,7 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
             "creationTimestamp": format_timestamp(NOW),
         },
     }
-    [want] = desired_bundles(PlanBuilder(seen(cache()), NOW), ()).bundles
+    [want] = desired_bundles(PlanBuilder(observed(cache()), NOW), ()).bundles
     for proven, state, reason in ((True, "Sealed", "Sealed"), (False, PROVING, "Retrying")):
         base = {
             **vars(sealed_report(BUNDLE, "inspect")),
@@ -593,7 +602,7 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
             "bundles": [],
         }
         report = Report("inspect", "Inspected", bundles=[Report(**{**base, "proven": proven})])
-        pod = Pod(of=asked).object
+        pod = AttemptPod(of=asked)
         pod["metadata"]["labels"] = {names.CACHE: "qwen3", names.ROLE: names.INSPECT}
         end = {"terminated": {"exitCode": 0, "message": report.dump()}}
         pod["status"] = {
@@ -615,7 +624,7 @@ def test_what_nothing_wants_is_given_up_once_its_proof_is_over_and_no_pod_names_
         ("Failed", {"lastFailure": {"attempt": 1, "reason": "WarmHang"}, "proofs": 1}),
     ):
         kept = {**bundle(state, **more), "id": old, "target": "default"}
-        running = of(RUNS).object
+        running = of(RUNS)
         running["metadata"]["labels"][names.BUNDLE] = old
         this = job(old, role=PROOF)
         running["metadata"]["ownerReferences"][0]["uid"] = this["metadata"]["uid"]
@@ -623,7 +632,7 @@ def test_what_nothing_wants_is_given_up_once_its_proof_is_over_and_no_pod_names_
         assert told(going, old)["state"] == state and action_names(going.after, Patch), (
             "its proof is ended first"
         )
-        named = looked(kept, consumers=(Consumer().given(old).object,))
+        named = looked(kept, consumers=(Consumer().given(old),))
         assert told(named, old)["state"] == state
         plan = looked(kept)
         assert (told(plan, old)["state"], told(plan, old)["retiredAt"]) == (
@@ -677,9 +686,9 @@ def sealing(**engine: Any) -> Plan:
         "finishedAt": format_timestamp(NOW),
         "message": sealed_report(BUNDLE).dump(),
     }
-    pod = Pod(BUNDLE).container("pretune-seal", {"terminated": seal})
+    pod = AttemptPod(BUNDLE).container("pretune-seal", {"terminated": seal})
     pod = pod.container(ENGINE, {"running": {"startedAt": format_timestamp(NOW - 400)}}, **engine)
-    return looked(record(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod.object,))
+    return looked(bundle_json(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod,))
 
 
 def test_the_cold_start_is_timed_from_the_engines_start_to_seals() -> None:
@@ -689,30 +698,30 @@ def test_the_cold_start_is_timed_from_the_engines_start_to_seals() -> None:
 def test_of_a_bundle_that_was_found_the_tuning_time_is_taken_if_there_is_one() -> None:
     for took, cold in ((77, 77), (0, None)):
         report = Report(**{**vars(sealed_report(BUNDLE, "check")), "seconds": took})
-        pod = Pod(BUNDLE).ended(names.CHECK_CONTAINER, 1, report)
-        found = told(looked(record(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod.object,)))
+        pod = AttemptPod(BUNDLE).ended(names.CHECK_CONTAINER, 1, report)
+        found = told(looked(bundle_json(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod,)))
         assert found.get("coldSeconds") == cold
 
 
 def test_a_proof_that_check_finds_counts() -> None:
     report = Report(**{**vars(sealed_report(BUNDLE, "check")), "proven": True})
-    pod = Pod(BUNDLE).ended(names.CHECK_CONTAINER, 1, report)
-    found = told(looked(record(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod.object,)))
+    pod = AttemptPod(BUNDLE).ended(names.CHECK_CONTAINER, 1, report)
+    found = told(looked(bundle_json(BUNDLE, "Tuning"), jobs=(job(BUNDLE),), pods=(pod,)))
     assert found["state"] == "Sealed" and found["proven"]
 
 
 # --- what is counted
 
 
-def counted(before: Object, *pods: Pod, spec: Object = ASKED, **more: Any) -> list[Any]:
+def counted(before: Object, *pods: AttemptPod, spec: Object = ASKED, **more: Any) -> list[Any]:
     """(reason, GPU-seconds) of what ends in a plan; each pod has four GPUs for 100 s.
 
     It ends once: the plan for the status that this one wrote counts nothing.
     """
     for pod in pods:
-        pod.object["spec"]["initContainers"][-1]["resources"] = {"limits": {"nvidia.com/gpu": "4"}}
-        pod.object["status"]["startTime"] = format_timestamp(NOW - 100)
-    more["pods"] = tuple(pod.object for pod in pods)
+        pod["spec"]["initContainers"][-1]["resources"] = {"limits": {"nvidia.com/gpu": "4"}}
+        pod["status"]["startTime"] = format_timestamp(NOW - 100)
+    more["pods"] = tuple(pods)
     plan = looked(before, spec=spec, **more)
     assert plan.status is not None
     after = looked(*plan.status["bundles"], spec=spec, **more)
@@ -723,7 +732,9 @@ def counted(before: Object, *pods: Pod, spec: Object = ASKED, **more: Any) -> li
 PROOF_JOB, SEAL_JOB = job(BUNDLE, role=PROOF), job(BUNDLE)
 PROOFS: dict[str, Any] = {"tunedSeconds": 50, "attempts": 1, "proofs": 1}
 REPORTED = of(READY.ended(PROVE_CONTAINER, report=PROVEN))
-SEALED_POD = Pod(BUNDLE).ended("pretune-seal", report=replace(sealed_report(BUNDLE), seconds=50))
+SEALED_POD = AttemptPod(BUNDLE).ended(
+    "pretune-seal", report=replace(sealed_report(BUNDLE), seconds=50)
+)
 LAST = {"attempt": 1, "at": format_timestamp(NOW), "reason": "WarmHang", "message": ""}
 SUPERSEDED = bundle(**{**PROOFS, "reason": "Superseded"})
 ONCE = {**ASKED, "tuning": {"maxAttempts": 1}}
@@ -733,7 +744,7 @@ UNWANTED = {**ASKED, "revision": "2"}  # by which another bundle is wanted
 @pytest.mark.parametrize(
     ("case", "before", "jobs", "pods", "spec", "expected"),
     [
-        ("sealed, and proven later", record(BUNDLE, "Tuning"), [SEAL_JOB], [SEALED_POD], ASKED, [("Sealed", 200)]),
+        ("sealed, and proven later", bundle_json(BUNDLE, "Tuning"), [SEAL_JOB], [SEALED_POD], ASKED, [("Sealed", 200)]),
         ("proven", bundle(**PROOFS), [PROOF_JOB, SEAL_JOB], [REPORTED, SEALED_POD], ASKED, [("Proven", 400)]),
         ("a verdict", bundle(**PROOFS), [PROOF_JOB, SEAL_JOB], [of(since(WARM, LATE)), SEALED_POD], ONCE, [("WarmHang", 400)]),
         ("it is tried again", bundle(**PROOFS), [PROOF_JOB], [of(WARM.ended(ENGINE, 1))], ASKED, [("ProofFailed", 400)]),
@@ -751,7 +762,7 @@ def test_each_end_is_counted_once_with_its_own_pods_time(
     case: str,
     before: Object,
     jobs: list[Object],
-    pods: list[Pod],
+    pods: list[AttemptPod],
     spec: Object,
     expected: list[Any],
 ) -> None:

@@ -18,7 +18,10 @@ from pretune.policy.cache.warnings import MAX_MESSAGE, MAX_WARNINGS, collect_war
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import PlanBuilder
 
-from tests.unit.objects import NOW, cache, record, seen, template
+from tests.builders.caches import bundle_json, cache
+from tests.builders.constants import NOW
+from tests.builders.observed import observed
+from tests.builders.templates import serving_template
 
 DIGEST = f"registry/vllm@sha256:{'0' * 64}"
 
@@ -38,14 +41,16 @@ def plan_of(
     **spec: Any,
 ) -> tuple[PlanBuilder, tuple[DesiredBundle, ...]]:
     """A cache with one sealed bundle of this engine (its fields laid over the usual), tuned in so many seconds."""
-    the_template = template(**(engine or {}))
+    the_template = serving_template(**(engine or {}))
     the_cache = cache({"warnings": warnings or []}, **spec)
     target = Spec.from_cache(the_cache).targets[0]
     inputs = identity.inputs(the_template, Spec.from_cache(the_cache), target)
     want = DesiredBundle(inputs.bundle_id(), inputs, target, the_template, None)
-    made = record(want.id, **({"tunedSeconds": tuned} if tuned is not None else {}), **(more or {}))
+    made = bundle_json(
+        want.id, **({"tunedSeconds": tuned} if tuned is not None else {}), **(more or {})
+    )
     the_cache["status"]["bundles"] = [made]
-    return PlanBuilder(seen(the_cache, source_workload=workload, origins=origins or {}), NOW), (
+    return PlanBuilder(observed(the_cache, source_workload=workload, origins=origins or {}), NOW), (
         want,
     )
 
@@ -129,7 +134,7 @@ def test_the_deadlines_line_is_named_with_its_sum() -> None:
 def test_workloads_of_consumers_are_looked_at_and_each_only_once() -> None:
     short = deployment("other", progressDeadlineSeconds=600)
     origins = {
-        f"ReplicaSet/{one}": Origin("ReplicaSet", one, template(), workload=short)
+        f"ReplicaSet/{one}": Origin("ReplicaSet", one, serving_template(), workload=short)
         for one in ("a", "b")
     }
     [(_, message)] = said(origins=origins, workload=deployment())
@@ -254,8 +259,8 @@ def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
         "metadata": {},
         "spec": {
             "containers": [
-                *template()["spec"]["containers"],
-                {**template()["spec"]["containers"][0], "name": "b"},
+                *serving_template()["spec"]["containers"],
+                {**serving_template()["spec"]["containers"][0], "name": "b"},
             ]
         },
     }
@@ -331,7 +336,7 @@ def test_it_is_bounded_whatever_there_is() -> None:
         f"ReplicaSet/{one}": Origin(
             "ReplicaSet",
             "a",
-            template(),
+            serving_template(),
             workload=deployment(f"d{one:02}", progressDeadlineSeconds=1),
         )
         for one in range(40)

@@ -16,8 +16,12 @@ from pretune.policy.model import Create, Patch, Plan
 from pretune.policy.pods.consumers import COUNTS_INTERVAL_SECONDS
 from pretune.protocol import Report
 
-from tests.unit.objects import NOW, Pod, cache, claim, job, record, seen, template
-from tests.unit.pods import Consumer, bundle_of, fingerprint_of, origin
+from tests.builders.caches import bundle_json, cache, claim
+from tests.builders.constants import NOW
+from tests.builders.jobs import job
+from tests.builders.observed import bundle_of, fingerprint_of, observed, origin
+from tests.builders.pods import AttemptPod, Consumer
+from tests.builders.templates import serving_template
 
 GATE = {"spec": {"schedulingGates": [{"$patch": "delete", "name": names.HOLD}]}}
 KNOWN = {"storage": {"claimUID": "claim-uid"}}
@@ -30,12 +34,12 @@ def a_cache(*records: Object, status: Object | None = None, **spec: Any) -> Obje
 
 def plan(the_cache: Object, *pods: Consumer, now: float = NOW, **more: Any) -> Plan:
     origins = {**origin("old", 1), **origin("a", 2)}
-    consumers = tuple(one.object for one in pods)
-    return decide(seen(the_cache, consumers=consumers, **{"origins": origins, **more}), now)
+    consumers = tuple(pods)
+    return decide(observed(the_cache, consumers=consumers, **{"origins": origins, **more}), now)
 
 
 def sealed(owner: str, **more: Any) -> Object:
-    return record(
+    return bundle_json(
         bundle_of(owner),
         fingerprint=fingerprint_of(owner),
         sealedAt=format_timestamp(NOW - 3600),
@@ -47,7 +51,7 @@ def pending(
     owner: str, reason: str = "Tuning", state: str = names.TUNING_STATE, **more: Any
 ) -> Object:
     made = {"fingerprint": fingerprint_of(owner), "reason": reason, "message": "m", **more}
-    return {**record(bundle_of(owner), state), **made}
+    return {**bundle_json(bundle_of(owner), state), **made}
 
 
 def released(the_plan: Plan) -> list[str]:
@@ -145,13 +149,12 @@ def test_a_rollout_to_a_bundle_that_was_to_be_proven_begins_when_it_is() -> None
     the_cache["status"]["bundles"][0] = {**long_ago, "state": names.PROVING, "digest": "sha256:1"}
     del the_cache["status"]["bundles"][0]["proven"]
     the_cache["status"]["conditions"] = []
-    proof = job(bundle, role=names.PROOF, over="Complete")
+    proof = job(bundle, role=names.PROOF).complete()
     report = Report("prove", "Proven", digest="sha256:1")
     pod = (
-        Pod(bundle, of=proof)
+        AttemptPod(bundle, of=proof)
         .ended(names.PROVE_CONTAINER, report=report)
         .but(status={"phase": "Succeeded"})
-        .object
     )
     pod["metadata"]["labels"][names.ROLE] = names.PROOF
     made = plan(
@@ -173,12 +176,12 @@ def test_an_older_revision_that_pods_wait_for_is_tuned_at_once() -> None:
 
 
 def test_the_source_comes_before_the_pods() -> None:
-    made = plan(a_cache(source={"template": template(image="vllm:next")}), OLD, NEW)
+    made = plan(a_cache(source={"template": serving_template(image="vllm:next")}), OLD, NEW)
     assert jobs(made) == [bundle_of("next")]
 
 
 def test_pods_of_the_sources_own_fingerprint_ask_for_nothing_more() -> None:
-    made = plan(a_cache(source={"template": template(image="vllm:a")}), NEW)
+    made = plan(a_cache(source={"template": serving_template(image="vllm:a")}), NEW)
     assert [one for one, _ in queue(made)] == [bundle_of("a")]
 
 
@@ -187,7 +190,7 @@ def churning(number: int) -> tuple[list[Consumer], dict[str, Any]]:
     for index in range(number):
         pods.append(Consumer(f"c{index}").held())
         env = [{"name": "POD_ID", "value": str(index)}, {"name": "SAME", "value": "1"}]
-        origins |= origin(f"c{index}", index, template(env=env))
+        origins |= origin(f"c{index}", index, serving_template(env=env))
     return pods, origins
 
 
@@ -208,7 +211,7 @@ def test_bundles_that_are_there_count_before_new_ones() -> None:
     pods, origins = churning(5)
     first = plan(a_cache(), pods[0], origins=origins)
     kept = queue(first)[0][0]
-    later = plan(a_cache(record(kept, fingerprint="f")), *pods, origins=origins)
+    later = plan(a_cache(bundle_json(kept, fingerprint="f")), *pods, origins=origins)
     assert kept in [one for one, _ in queue(later)]
 
 
@@ -245,7 +248,7 @@ def test_a_newer_revision_ends_an_older_ones_attempt_at_once_and_an_older_one_do
 
 
 def test_a_source_that_was_changed_ends_the_attempt_at_once() -> None:
-    changed = a_cache(pending("a"), source={"template": template(image="vllm:next")})
+    changed = a_cache(pending("a"), source={"template": serving_template(image="vllm:next")})
     assert [one.name.split()[0] for one in plan(changed, **WORKING).after] == ["end"]
 
 
@@ -358,7 +361,7 @@ def test_a_pod_goes_on_waiting_for_what_it_was_given_and_for_nothing_else(on_fai
     """Its seed names one bundle: that another one is sealed, or made, is of no use to it."""
     hold = {"onFailure": on_failure}
     working = {"jobs": (job(bundle_of("a")),)}
-    before = {**record("0123456789ab-default"), "fingerprint": fingerprint_of("a")}
+    before = {**bundle_json("0123456789ab-default"), "fingerprint": fingerprint_of("a")}
     gone = plan(
         a_cache(pending("a"), hold=hold), OLD, HELD.given("0123456789ab-default"), **working
     )
@@ -394,7 +397,7 @@ def test_a_cache_that_is_deleted_lets_everybody_go() -> None:
     dying["metadata"]["deletionTimestamp"] = format_timestamp(NOW)
     made = plan(dying, OLD, HELD)
     assert released(made) == ["a-1"] and made.requeue_after == LET_GO
-    gone = seen(None, held=(HELD.object,))
+    gone = observed(None, held=(HELD,))
     assert released(decide(type(gone)(**{**vars(gone), "cache": None}), NOW)) == ["a-1"]
 
 

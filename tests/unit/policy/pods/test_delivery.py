@@ -19,8 +19,9 @@ from pretune.manifests.injection import inject, is_injected
 from pretune.podspec import identity
 from pretune.policy.pods.delivery import LEFT_ALONE, delivery, want
 
-from tests.patches import patched
-from tests.unit.builders import engine, law, templates
+from tests.builders.patches import patched
+from tests.builders.strategies import law, templates
+from tests.builders.templates import engine
 
 KEY, AGENT = Key("inference", "qwen3"), "pretune-agent-0"
 READY = {

@@ -26,8 +26,10 @@ from pretune.policy.pods.rescue import rescue
 from pretune.policy.pods.start_failures import find_start_failure, needs_events, next_check_at
 from pretune.policy.pods.starting_pod import START_GRACE_SECONDS, StartFailure, StartingPod
 
-from tests.unit.objects import KEY, NOW, cache, claim, record, seen
-from tests.unit.pods import Consumer
+from tests.builders.caches import bundle_json, cache, claim
+from tests.builders.constants import KEY, NOW
+from tests.builders.observed import observed
+from tests.builders.pods import Consumer
 
 # What Kubernetes 1.34.4 said of pods that were made for it, about ten minutes after they were.
 SEEN: dict[str, Any] = json.loads((Path(__file__).parent / "data/stuck.json").read_text())
@@ -643,13 +645,13 @@ def run(
     *pods: Consumer, now: float = NOW, record: Object | None = None, **more: Any
 ) -> PlanBuilder:
     the_cache = cache({"bundles": [record if record is not None else sealed()]})
-    plan = PlanBuilder(seen(the_cache, consumers=tuple(one.object for one in pods), **more), now)
+    plan = PlanBuilder(observed(the_cache, consumers=tuple(pods), **more), now)
     rescue(plan, list_consumers(plan))
     return plan
 
 
 def sealed(**more: Any) -> Object:
-    return record(GIVEN, sealedAt=format_timestamp(NOW - 3600), **more)
+    return bundle_json(GIVEN, sealedAt=format_timestamp(NOW - 3600), **more)
 
 
 def mark(reason: str = "MountFailed", **more: Any) -> Object:
@@ -720,20 +722,20 @@ def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() 
 
 def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
     pod = stuck_pod()
-    pod.object["status"] = copy.deepcopy(SEEN["no-sh-never"]["pod"]["status"])
-    [seed] = pod.object["status"]["initContainerStatuses"]
+    pod["status"] = copy.deepcopy(SEEN["no-sh-never"]["pod"]["status"])
+    [seed] = pod["status"]["initContainerStatuses"]
     seed["state"]["terminated"]["finishedAt"] = format_timestamp(NOW - 5)
-    plan = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 3600)))
+    plan = run(pod, record=bundle_json(GIVEN, sealedAt=format_timestamp(NOW - 3600)))
     assert deleted(plan) == []
     assert status(plan)["undeliverable"]["reason"] == "SeedCannotRun"
     assert plan.events[0].message.endswith("; later pods start without the bundle")
-    sealed_since = run(pod, record=record(GIVEN, sealedAt=format_timestamp(NOW - 1)))
+    sealed_since = run(pod, record=bundle_json(GIVEN, sealedAt=format_timestamp(NOW - 1)))
     assert "undeliverable" not in status(sealed_since)
 
 
 def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
     pod = stuck_pod()
-    [sandbox] = [one for one in pod.object["status"]["conditions"] if one["type"] == SANDBOX]
+    [sandbox] = [one for one in pod["status"]["conditions"] if one["type"] == SANDBOX]
     sandbox["lastTransitionTime"] = format_timestamp(NOW - START_GRACE_SECONDS + 7)
     plan = run(pod)
     assert (plan.after, plan.events, plan.look) == ([], [], NOW + 7)
@@ -742,14 +744,14 @@ def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
 def test_a_pod_whose_claim_is_not_the_caches_any_more_is_made_anew_without_a_mark() -> None:
     """spec.storage was changed: the next one is given the new claim."""
     pod = unscheduled(message=BY_CLAIM.replace("pretune-qwen3", "old"))
-    pod.object["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "old"
+    pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "old"
     plan = run(pod)
     assert deleted(plan) == ["web-1 uid-web-1"]
     assert "undeliverable" not in status(plan)
 
 
 def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
-    assert deleted(run(stuck_pod(), record=record("other-default"))) == ["web-1 uid-web-1"]
+    assert deleted(run(stuck_pod(), record=bundle_json("other-default"))) == ["web-1 uid-web-1"]
 
 
 def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
@@ -806,7 +808,7 @@ def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
         == []
     )
     unmade = stuck_pod()
-    unmade.object["status"]["initContainerStatuses"][0].update(state=UNMADE, lastState={})
+    unmade["status"]["initContainerStatuses"][0].update(state=UNMADE, lastState={})
     assert (
         deleted(run(unmade, record=sealed(undeliverable=mark()))) == []
     )  # its volumes are mounted
@@ -896,7 +898,7 @@ def test_a_mark_is_taken_back_when_its_cause_is_gone(
     case: str, the_mark: Object, found: Object | None, sealed_at: float, stays: bool
 ) -> None:
     plan = run(
-        record=record(GIVEN, sealedAt=format_timestamp(sealed_at), undeliverable=the_mark),
+        record=bundle_json(GIVEN, sealedAt=format_timestamp(sealed_at), undeliverable=the_mark),
         claim=found,
     )
     assert ("undeliverable" in status(plan)) is stays, case
@@ -919,9 +921,7 @@ def test_a_pod_whose_events_say_nothing_yet_is_looked_at_again_ever_more_seldom(
 
 def test_the_words_fit_into_the_status_whatever_the_runtime_says() -> None:
     pod = stuck_pod()
-    pod.object["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = (
-        "x " * 9000
-    )
+    pod["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = "x " * 9000
     assert len(status(run(pod))["undeliverable"]["message"]) <= 1024
 
 

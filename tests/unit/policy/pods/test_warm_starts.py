@@ -19,9 +19,12 @@ from pretune.policy.pods.retune_causes import find_differences
 from pretune.policy.pods.savings import OBSERVATION_DELAY_SECONDS, savings_per_start
 from pretune.protocol import Report
 
-from tests.unit.builders import law
-from tests.unit.objects import ENGINE, NOW, cache, record, seen, template
-from tests.unit.pods import Consumer, bundle_of, fingerprint_of, origin
+from tests.builders.caches import bundle_json, cache
+from tests.builders.constants import ENGINE, NOW
+from tests.builders.observed import bundle_of, fingerprint_of, observed, origin
+from tests.builders.pods import Consumer
+from tests.builders.strategies import law
+from tests.builders.templates import serving_template
 
 BUNDLE = bundle_of("a")
 GIVEN = Consumer("a").ready().given(BUNDLE).seeded()
@@ -32,7 +35,7 @@ def numbered(number: int, of: Consumer = GIVEN) -> Consumer:
 
 
 def a_cache(status: Object | None = None, **more: Any) -> Object:
-    known = record(
+    known = bundle_json(
         BUNDLE,
         fingerprint=fingerprint_of("a"),
         sealedAt=format_timestamp(NOW - 3600),
@@ -52,15 +55,15 @@ def plan(
     now: float = NOW,
     of: dict[str, Any] | None = None,
 ) -> Plan:
-    consumers = tuple(one.object for one in pods)
-    made = seen(
+    consumers = tuple(pods)
+    made = observed(
         the_cache or a_cache(), consumers=consumers, origins=of or origin("a"), start_logs=starts
     )
     return decide(made, now)
 
 
 def key(pod: Consumer) -> str:
-    return f"{pod.object['metadata']['uid']}/{format_timestamp(NOW - 30)}"
+    return f"{pod['metadata']['uid']}/{format_timestamp(NOW - 30)}"
 
 
 def told(
@@ -128,7 +131,7 @@ def test_without_the_right_to_read_logs_nothing_is_read_or_counted() -> None:
     ("probe", "probed"), [({}, False), ({"readinessProbe": {}}, True), ({"startupProbe": {}}, True)]
 )
 def test_a_pod_without_a_probe_may_be_ready_before_its_engine(probe: Object, probed: bool) -> None:
-    of = origin("a", of=template(image="vllm:a", **probe))
+    of = origin("a", of=serving_template(image="vllm:a", **probe))
     assert [one.probed for one in plan(GIVEN, starts={}, of=of).starts] == [probed]
 
 
@@ -243,7 +246,7 @@ def test_a_key_folder_that_the_bundle_lacks_is_the_factor_with_what_differs_in_t
     }
     key_ref = {"name": "VLLM_X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
     other = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "t"}}}
-    written = template(
+    written = serving_template(
         image="vllm:a", args=["serve", "--max-num-seqs", "$(SEQS)"], env=[reference, key_ref, other]
     )
     words = why(ALL, of=origin("a", of=written))
@@ -289,7 +292,7 @@ def test_a_part_that_was_tuned_is_named_by_its_operations() -> None:
 
 def test_another_image_under_the_same_name_is_said_first() -> None:
     pod = GIVEN.runs(image="r/vllm@sha256:new").ready()
-    pod.object["status"]["containerStatuses"][0]["imageID"] = "r/vllm@sha256:new"
+    pod["status"]["containerStatuses"][0]["imageID"] = "r/vllm@sha256:new"
     assert "image under its name is another" in why(ALL, pod, engineImage="r/vllm@sha256:old")
     assert "image under its name is another" not in why(ALL, pod, engineImage="r/vllm@sha256:new")
 
@@ -314,7 +317,7 @@ def test_pods_for_which_there_was_no_bundle_yet_were_promised_nothing(reason: st
 
 
 def container(**more: Any) -> Object:
-    return {**template()["spec"]["containers"][0], **more}  # type: ignore[no-any-return]
+    return {**serving_template()["spec"]["containers"][0], **more}  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -411,7 +414,10 @@ def test_a_start_that_tuned_by_its_log_saved_nothing(result: str | None, counts:
 
 
 def test_each_gpu_counts() -> None:
-    assert savings_per_start(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 8})) == (640, 100.0)
+    assert savings_per_start(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 8})) == (
+        640,
+        100.0,
+    )
     assert savings_per_start(BundleStatus.from_dict({"id": BUNDLE, **PROVEN, "gpus": 0})) is None
 
 

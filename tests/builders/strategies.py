@@ -1,4 +1,4 @@
-"""Pod templates for tests: a test shows only what matters to it. `template().container("vllm").gpus(8).args("--tp=8")`."""
+"""Pod templates that an author could write, for hypothesis: it makes what it finds smaller."""
 
 from __future__ import annotations
 
@@ -7,128 +7,9 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretune.api.spec import Spec, Target
-from pretune.api.types import Key, Object
-from pretune.config import Settings
+from pretune.api.types import Object
 
 from tests.depth import examples
-
-KEY = Key("inference", "qwen3")
-SETTINGS = Settings(
-    operator_image="registry/pretune:1",
-    priority_class="pretune-tuning",
-    operator_pull_secrets=("pull",),
-)
-AGENT = "pretune-agent-0123456789ab"
-
-
-class Template(dict[str, Any]):
-    """A pod template; what is said of a container is said of the last one that was named."""
-
-    def container(self, name: str = "vllm", image: str = "vllm:1", **fields: Any) -> Template:
-        return self._add("containers", {"name": name, "image": image, **fields})
-
-    def init(self, name: str = "fetch", image: str = "fetch:1", **fields: Any) -> Template:
-        return self._add("initContainers", {"name": name, "image": image, **fields})
-
-    def gpus(self, count: Any, resource: str = "nvidia.com/gpu") -> Template:
-        self._last.setdefault("resources", {}).setdefault("limits", {})[resource] = count
-        return self
-
-    def args(self, *words: str) -> Template:
-        return self.having(args=list(words))
-
-    def env(self, **values: Any) -> Template:
-        """A text is a value, an object is a valueFrom; a name may be given again by another call."""
-        self._last.setdefault("env", []).extend(
-            {"name": name, "value": one}
-            if isinstance(one, str)
-            else {"name": name, "valueFrom": one}
-            for name, one in values.items()
-        )
-        return self
-
-    def having(self, **fields: Any) -> Template:
-        self._last.update(fields)
-        return self
-
-    def pod(self, **fields: Any) -> Template:
-        self["spec"].update(fields)
-        return self
-
-    def labels(self, **labels: str) -> Template:
-        self["metadata"].setdefault("labels", {}).update(
-            {name.replace("__", "/"): one for name, one in labels.items()}
-        )
-        return self
-
-    def _add(self, place: str, container: Object) -> Template:
-        self["spec"].setdefault(place, []).append(container)
-        self._last = container
-        return self
-
-
-def template() -> Template:
-    return Template(metadata={}, spec={})
-
-
-def engine(**fields: Any) -> Template:
-    """The plainest: one container, one GPU."""
-    return template().container(**fields).gpus(1)
-
-
-def cache(name: str = KEY.name, **spec: Any) -> Object:
-    return {
-        "metadata": {"name": name, "namespace": KEY.namespace, "uid": f"uid-of-{name}"},
-        "spec": {"storage": {"claim": {}}, **spec},
-    }
-
-
-def spec(**fields: Any) -> Spec:
-    return Spec.from_cache(cache(**fields))
-
-
-DEFAULT = Target()
-
-
-def stored(template: Object) -> Object:
-    """A template as the API server keeps it: data/stored.json is what 1.34 made of data/written.json; of a bare pod it
-    also makes the limits requests."""
-    made = copy.deepcopy(dict(template))
-    pod = made["spec"]
-    for one in pod.get("initContainers", []) + pod["containers"]:
-        for variable in one.get("env", []):
-            if variable.get("value") == "":
-                del variable["value"]
-            if "fieldRef" in (variable.get("valueFrom") or {}):
-                variable["valueFrom"]["fieldRef"].setdefault("apiVersion", "v1")
-            if "resourceFieldRef" in (variable.get("valueFrom") or {}):
-                variable["valueFrom"]["resourceFieldRef"].setdefault("divisor", "0")
-        resources = one.setdefault("resources", {})
-        for kind in ("limits", "requests"):
-            if kind in resources:
-                resources[kind] = {name: str(amount) for name, amount in resources[kind].items()}
-        if "limits" in resources:
-            resources["requests"] = {**resources["limits"], **resources.get("requests", {})}
-        for empty in ("command", "args", "env", "envFrom", "volumeMounts"):
-            if one.get(empty) == []:
-                del one[empty]
-        one |= {
-            "terminationMessagePath": "/dev/termination-log",
-            "terminationMessagePolicy": "File",
-        }
-        one.setdefault("imagePullPolicy", "IfNotPresent")
-    pod |= {
-        "dnsPolicy": "ClusterFirst",
-        "schedulerName": "default-scheduler",
-        "restartPolicy": "Always",
-    }
-    pod.setdefault("securityContext", {})
-    pod.setdefault("terminationGracePeriodSeconds", 30)
-    return made
-
-
-# --- any template that an author could write
 
 
 def law(*strategies: st.SearchStrategy[Any]) -> Any:

@@ -1,0 +1,62 @@
+"""Jobs of ours: `job("b-default", 2).failed("BackoffLimitExceeded")`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pretune.api import names
+from pretune.api.timestamps import format_timestamp
+from pretune.api.types import Object
+
+from tests.builders.caches import cache
+from tests.builders.constants import FINGERPRINT, KEY, NOW
+
+
+class Job(dict[str, Any]):
+    """A Job. Each method returns a changed copy."""
+
+    def owned_by(self, cache: Object) -> Job:
+        job = copy.deepcopy(self)
+        reference = {"uid": cache["metadata"]["uid"], "controller": True}
+        job["metadata"]["ownerReferences"] = [reference]
+        return job
+
+    def complete(self) -> Job:
+        return self._ended("Complete", {})
+
+    def failed(self, reason: str = "", message: str = "") -> Job:
+        fields = {"reason": reason, "message": message}
+        return self._ended("Failed", {name: value for name, value in fields.items() if value})
+
+    def _ended(self, kind: str, fields: Object) -> Job:
+        job = copy.deepcopy(self)
+        job["status"]["conditions"] = [{"type": kind, "status": "True", **fields}]
+        return job
+
+
+def job(
+    bundle_id: str, number: int = 1, *, role: str = names.TUNING, uid: str = "", **spec: Any
+) -> Job:
+    """Return the Job of an attempt, or of what the role says, that has not ended."""
+    name = f"{KEY.name}-{role}-{bundle_id}-{number}"
+    plain = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "namespace": KEY.namespace,
+            "name": name,
+            "uid": uid or f"uid-{name}",
+            "creationTimestamp": format_timestamp(NOW - 60),
+            "labels": {
+                names.CACHE: KEY.name,
+                names.ROLE: role,
+                names.BUNDLE: bundle_id,
+                names.ATTEMPT: str(number),
+            },
+            "annotations": {names.FINGERPRINT: FINGERPRINT},
+        },
+        "spec": spec,
+        "status": {"conditions": []},
+    }
+    return Job(plain).owned_by(cache())
