@@ -440,10 +440,10 @@ def test_each_kind_of_workload_starts_warm(
     template = serving_template()
     create_cache(template=template)
     wait_for_condition()
-    makers = (deployment, statefulset, daemonset, job, bare_pod)
-    for maker in makers:
-        kube.create(maker(namespace, template, name=maker.__name__))
-    recorder.wait_until(lambda s: s.are_ready(len(makers)), 120, "one pod of each kind")
+    builders = (deployment, statefulset, daemonset, job, bare_pod)
+    for builder in builders:
+        kube.create(builder(namespace, template, name=builder.__name__.replace("_", "-")))
+    recorder.wait_until(lambda s: s.are_ready(len(builders)), 120, "one pod of each kind")
     assert {delivery_of(pod) for pod in recorder.pods()} == {("ReadOnly", "Given")}
     for pod in recorder.pods():
         assert "Preloaded 20/20" in wait_until_logged(
