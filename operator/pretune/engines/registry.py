@@ -7,13 +7,14 @@ from typing import Sequence, Tuple
 from pretune.engines.base import Engine, Part
 from pretune.engines.vllm.engine import VLLM
 
-# The first is what a container runs that none recognises: an image whose entrypoint starts it.
-ENGINES: Tuple[Engine, ...] = (VLLM,)
+ENGINES: Tuple[Engine, ...] = (VLLM,)  # asked in this order
+# What a container runs that none recognises: an image whose entrypoint starts it.
+DEFAULT: Engine = VLLM
 
 
 def recognise(image: str, words: Sequence[str]) -> Engine:
     """Return the engine that a container of this image, command and args runs."""
-    return next((engine for engine in ENGINES if engine.recognises(image, words)), ENGINES[0])
+    return next((engine for engine in ENGINES if engine.recognises(image, words)), DEFAULT)
 
 
 def find_engine(name: str) -> Engine:

@@ -227,11 +227,11 @@ def verb(
 def test_the_zip_seals_seeds_and_proves_both_parts(
     two_parts: AgentPod, verb: Callable[..., tuple[int, Report]]
 ) -> None:
-    code, report = verb("seal")
+    code, report = verb("seal", engine="vllm-kernels")
     assert (code, report.reason, report.entries) == (0, "Sealed", 13)
     empty(two_parts, "tactics", "kernels")
-    assert verb("seed")[1].reason == "Seeded"
-    assert verb("prove")[1].reason == "Proven"
+    assert verb("seed", engine="vllm-kernels")[1].reason == "Seeded"
+    assert verb("prove", engine="vllm-kernels")[1].reason == "Proven"
 
 
 def test_the_zip_seals_seeds_and_proves_the_other_engine(
