@@ -1,4 +1,4 @@
-"""What a person is told to change though everything works: when it is said, when not, and that it names the line."""
+"""Advice: when there is some, when not, and that it names the line to change."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DIGEST = f"registry/vllm@sha256:{'0' * 64}"
 
 
 def deployment(name: str = "qwen3", kind: str = "Deployment", **spec: Any) -> Object:
-    made = {"selector": {"matchLabels": {"app": "qwen3"}}, "progressDeadlineSeconds": 7200, **spec}
-    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": made}
+    own = {"selector": {"matchLabels": {"app": "qwen3"}}, "progressDeadlineSeconds": 7200, **spec}
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": own}
 
 
 def plan_of(
@@ -40,33 +40,38 @@ def plan_of(
     more: Object | None = None,
     **spec: Any,
 ) -> tuple[PlanBuilder, tuple[DesiredBundle, ...]]:
-    """A cache with one sealed bundle of this engine (its fields laid over the usual), tuned in so many seconds."""
+    """Return the plan of a cache with one sealed bundle, and the bundle.
+
+    engine: fields over those of the usual container. tuned: seconds that its tuning took.
+    """
     the_template = serving_template(**(engine or {}))
     the_cache = cache({"warnings": warnings or []}, **spec)
     target = Spec.from_cache(the_cache).targets[0]
     inputs = identity.inputs(the_template, Spec.from_cache(the_cache), target)
     want = DesiredBundle(inputs.bundle_id(), inputs, target, the_template, None)
-    made = bundle_json(
+    bundle = bundle_json(
         want.id, **({"tunedSeconds": tuned} if tuned is not None else {}), **(more or {})
     )
-    the_cache["status"]["bundles"] = [made]
+    the_cache["status"]["bundles"] = [bundle]
     return PlanBuilder(observed(the_cache, source_workload=workload, origins=origins or {}), NOW), (
         want,
     )
 
 
-def said(stale: int = 0, **case: Any) -> list[tuple[str, str]]:
+def findings_of(stale: int = 0, **case: Any) -> list[tuple[str, str]]:
     plan, bundles = plan_of(**case)
     return [(warning.reason, warning.message) for warning in collect_warnings(plan, bundles, stale)]
 
 
-def reasons(**case: Any) -> list[str]:
-    return [reason for reason, _ in said(**case)]
+def reasons_of(**case: Any) -> list[str]:
+    return [reason for reason, _ in findings_of(**case)]
 
 
-def test_nothing_is_said_of_what_is_well() -> None:
+def test_there_is_no_advice_where_all_is_well() -> None:
     assert (
-        said(workload=deployment(), tuned=900, engine={"startupProbe": {"failureThreshold": 120}})
+        findings_of(
+            workload=deployment(), tuned=900, engine={"startupProbe": {"failureThreshold": 120}}
+        )
         == []
     )
 
@@ -88,7 +93,7 @@ def test_nothing_is_said_of_what_is_well() -> None:
             False,
         ),
         (
-            "nobody is held",
+            "no pod is held",
             deployment(progressDeadlineSeconds=600),
             {"hold": {"when": "Never"}},
             False,
@@ -115,29 +120,29 @@ def test_nothing_is_said_of_what_is_well() -> None:
         ("no workload", None, {}, False),
     ],
 )
-def test_a_deployment_less_patient_than_a_hold_is_told(
+def test_a_deadline_shorter_than_a_hold_is_reported(
     case: str, workload: Object | None, spec: Object, expected: bool
 ) -> None:
-    assert reasons(workload=workload, **spec) == ["ProgressDeadlineShort"] * expected, case
+    assert reasons_of(workload=workload, **spec) == ["ProgressDeadlineShort"] * expected, case
 
 
-def test_the_deadlines_line_is_named_with_its_sum() -> None:
-    [(_, message)] = said(workload=deployment(progressDeadlineSeconds=600))
+def test_the_message_names_the_deadline_and_its_sum() -> None:
+    [(_, message)] = findings_of(workload=deployment(progressDeadlineSeconds=600))
     assert message == (
         "Deployment qwen3: set spec.progressDeadlineSeconds to at least 3900 (spec.hold.timeoutSeconds 3600 + 300 for its own start;"
         " it is 600 now), or lower spec.hold.timeoutSeconds of the cache"
     )
-    [(_, message)] = said(workload=deployment(progressDeadlineSeconds=600), tuned=912)
+    [(_, message)] = findings_of(workload=deployment(progressDeadlineSeconds=600), tuned=912)
     assert "at least 4512 (spec.hold.timeoutSeconds 3600 + 912" in message
 
 
-def test_workloads_of_consumers_are_looked_at_and_each_only_once() -> None:
+def test_workloads_of_consumers_are_checked_once_each() -> None:
     short = deployment("other", progressDeadlineSeconds=600)
     origins = {
-        f"ReplicaSet/{one}": Origin("ReplicaSet", one, serving_template(), workload=short)
-        for one in ("a", "b")
+        f"ReplicaSet/{name}": Origin("ReplicaSet", name, serving_template(), workload=short)
+        for name in ("a", "b")
     }
-    [(_, message)] = said(origins=origins, workload=deployment())
+    [(_, message)] = findings_of(origins=origins, workload=deployment())
     assert message.startswith("Deployment other: ")
 
 
@@ -168,20 +173,20 @@ def test_workloads_of_consumers_are_looked_at_and_each_only_once() -> None:
             300,
             False,
         ),
-        ("readiness kills nobody", {"readinessProbe": {"failureThreshold": 3}}, 300, False),
-        ("no start was seen yet", {"startupProbe": {"failureThreshold": 1}}, None, False),
+        ("readiness kills no pod", {"readinessProbe": {"failureThreshold": 3}}, 300, False),
+        ("no start was observed yet", {"startupProbe": {"failureThreshold": 1}}, None, False),
         ("no probe", {}, 300, False),
     ],
 )
-def test_a_probe_that_would_kill_a_cold_start_is_told(
+def test_a_probe_that_would_kill_a_cold_start_is_reported(
     case: str, engine: Object, tuned: int | None, expected: bool
 ) -> None:
-    assert reasons(engine=engine, tuned=tuned) == ["StartupProbeShort"] * expected, case
+    assert reasons_of(engine=engine, tuned=tuned) == ["StartupProbeShort"] * expected, case
 
 
 def test_the_time_of_a_bundle_that_is_not_sealed_does_not_count() -> None:
     engine = {"startupProbe": {"failureThreshold": 1}}
-    assert reasons(engine=engine, tuned=900, more={"state": "Tuning"}) == []
+    assert reasons_of(engine=engine, tuned=900, more={"state": "Tuning"}) == []
 
 
 @given(
@@ -191,18 +196,18 @@ def test_the_time_of_a_bundle_that_is_not_sealed_does_not_count() -> None:
     st.integers(1, 5000),
     st.sampled_from(["startupProbe", "livenessProbe"]),
 )
-def test_who_follows_the_advice_on_a_probe_is_not_advised_again(
+def test_a_probe_that_follows_the_advice_gets_no_advice(
     delay: int, period: int, tries: int, tuned: int, kind: str
 ) -> None:
     probe = {"initialDelaySeconds": delay, "periodSeconds": period, "failureThreshold": tries}
-    found = said(engine={kind: probe}, tuned=tuned)
+    found = findings_of(engine={kind: probe}, tuned=tuned)
     if not found:
         assert delay + tries * period >= tuned
         return
     enough = int(found[0][1].replace("to at least ", "").rpartition("failureThreshold ")[2])
     better = {"periodSeconds": period, "failureThreshold": enough}
     assert (
-        said(
+        findings_of(
             engine={
                 kind: probe,
                 "startupProbe": {**(probe if kind == "startupProbe" else {}), **better},
@@ -234,26 +239,26 @@ def test_who_follows_the_advice_on_a_probe_is_not_advised_again(
         (f"vllm/vllm-openai:latest@sha256:{'0' * 64}", False),
     ],
 )
-def test_a_tag_that_moves_is_told(image: str, expected: bool) -> None:
-    assert reasons(engine={"image": image}) == ["MovingTag"] * expected
+def test_a_tag_that_moves_is_reported(image: str, expected: bool) -> None:
+    assert reasons_of(engine={"image": image}) == ["MovingTag"] * expected
 
 
 def test_the_image_as_it_ran_is_the_line_to_write() -> None:
-    [(_, message)] = said(engine={"image": "vllm"}, more={"engineImage": DIGEST})
+    [(_, message)] = findings_of(engine={"image": "vllm"}, more={"engineImage": DIGEST})
     assert f"`image: {DIGEST}`" in message
     assert "has no tag, which means latest" in message
-    [(_, message)] = said(engine={"image": "vllm:latest"})
+    [(_, message)] = findings_of(engine={"image": "vllm:latest"})
     assert "`image: <name>:<version>`" in message
 
 
-def test_only_the_newest_engine_is_spoken_of() -> None:
+def test_advice_is_about_the_newest_engine_only() -> None:
     plan, newest = plan_of(engine={"image": "vllm:2"})
     _, older = plan_of(engine={"image": "vllm:latest"})
     assert collect_warnings(plan, (*newest, *older), 0) == []
     assert collect_warnings(plan, (*older, *newest), 0) != []
 
 
-def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
+def test_an_ambiguous_engine_gets_no_advice() -> None:
     plan, (want,) = plan_of()
     two = {
         "metadata": {},
@@ -296,8 +301,8 @@ def test_an_engine_that_cannot_be_told_is_no_news_here() -> None:
         ({}, ""),
     ],
 )
-def test_our_label_in_a_selector_is_told_with_its_field(selector: Object, field: str) -> None:
-    found = said(workload=deployment(selector=selector, kind="StatefulSet"))
+def test_our_label_in_a_selector_is_reported_with_its_field(selector: Object, field: str) -> None:
+    found = findings_of(workload=deployment(selector=selector, kind="StatefulSet"))
     assert [reason for reason, _ in found] == ["LabelInSelector"] * bool(field)
     assert all(
         f"StatefulSet qwen3: spec.selector.{field} has {CACHE}" in message for _, message in found
@@ -308,7 +313,7 @@ def test_our_label_in_a_selector_is_told_with_its_field(selector: Object, field:
 
 
 def test_pods_of_another_image_are_counted() -> None:
-    [(reason, message)] = said(stale=3)
+    [(reason, message)] = findings_of(stale=3)
     assert reason == "StaleImage"
     assert message.startswith("3 pods run another image")
     assert "change spec.revision" in message
@@ -321,7 +326,7 @@ def test_a_warning_is_an_event_when_it_is_new_and_not_when_its_numbers_change() 
     case: Any = {"engine": {"image": "vllm", "startupProbe": {"failureThreshold": 1}}}
     plan, bundles = plan_of(**case, tuned=900)
     first = collect_warnings(plan, bundles, 2)
-    assert [(one.reason, one.message, one.warning) for one in plan.events] == [
+    assert [(event.reason, event.message, event.warning) for event in plan.events] == [
         (warning.reason, warning.message, True) for warning in first
     ]
     assert [warning.reason for warning in first] == ["MovingTag", "StaleImage", "StartupProbeShort"]
@@ -331,15 +336,15 @@ def test_a_warning_is_an_event_when_it_is_new_and_not_when_its_numbers_change() 
     assert plan.events == []
 
 
-def test_it_is_bounded_whatever_there_is() -> None:
+def test_number_and_length_of_warnings_are_limited() -> None:
     origins = {
-        f"ReplicaSet/{one}": Origin(
+        f"ReplicaSet/{number}": Origin(
             "ReplicaSet",
             "a",
             serving_template(),
-            workload=deployment(f"d{one:02}", progressDeadlineSeconds=1),
+            workload=deployment(f"d{number:02}", progressDeadlineSeconds=1),
         )
-        for one in range(40)
+        for number in range(40)
     }
     plan, bundles = plan_of(engine={"image": "x" * 5000 + ":latest"}, origins=origins)
     found = collect_warnings(plan, bundles, 1)

@@ -1,4 +1,7 @@
-"""Which consumers cannot start because of us, told from real words of scheduler and kubelet, and what becomes of them."""
+"""Which consumers cannot start because of us, and their rescue.
+
+The messages of scheduler and kubelet are real ones.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from tests.builders.constants import KEY, NOW
 from tests.builders.observed import observed
 from tests.builders.pods import Consumer
 
-# What Kubernetes 1.34.4 said of pods that were made for it, about ten minutes after they were.
+# Pods as Kubernetes 1.34.4 reported them, about ten minutes after they were created.
 SEEN: dict[str, Any] = json.loads((Path(__file__).parent / "data/stuck.json").read_text())
 LATER = parse_timestamp("2026-11-22T20:50:00Z")
 
@@ -50,7 +53,7 @@ def real(name: str, now: float = LATER, **more: Any) -> StartingPod:
 
 
 def changed(name: str, message: str, to: str) -> StartingPod:
-    """A real case, in which the scheduler or the kubelet said something else."""
+    """Return a real case in which the scheduler or the kubelet reports something else."""
     text = json.dumps(SEEN[name])
     assert message in text
     return real(name, **json.loads(text.replace(message, to)))
@@ -89,7 +92,7 @@ def changed(name: str, message: str, to: str) -> StartingPod:
             "ClaimNotFound",
             "not found",
             "20:40:41",
-        ),  # let go at 20:39:41, two minutes after it was made
+        ),  # released at 20:39:41, two minutes after it was created
         ("gone-path", "MountFailed", "/tmp/rescue-lab-none is not a directory", "20:38:44"),
         ("nfs", "MountFailed", "unknown filesystem type 'nfs'", "20:38:44"),
         (
@@ -110,7 +113,7 @@ def changed(name: str, message: str, to: str) -> StartingPod:
         ("seed-hangs", "MountFailed", "runs for more than 90 s", "20:39:07"),
     ],
 )
-def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault(
+def test_a_pod_that_only_our_storage_or_container_keeps_from_starting_has_a_start_failure(
     name: str, reason: str, words: str, due: str
 ) -> None:
     failure = find_start_failure(real(name))
@@ -133,7 +136,7 @@ def test_what_only_our_storage_or_our_container_keeps_from_starting_is_our_fault
         "mount-a-file",  # it runs
     ],
 )
-def test_what_would_not_start_without_us_either_is_left_alone(name: str) -> None:
+def test_a_pod_that_would_not_start_without_us_either_has_none(name: str) -> None:
     assert find_start_failure(real(name)) is None
 
 
@@ -195,7 +198,7 @@ NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 
         ),
         ("no GPU anywhere", changed("affinity", NODES, NONE), ""),
         (
-            "a second claim may be the one",
+            "a second claim may be the cause",
             changed("affinity", '"name": "kube', '"ephemeral": {}, "name": "kube'),
             "",
         ),
@@ -225,7 +228,7 @@ NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 
             "MountFailed",
         ),
         ("gone, and only its volume is named", real("gone-path", claim=None), ""),
-        ("nothing was said yet", real("gone-path", events=[]), ""),
+        ("no event was reported yet", real("gone-path", events=[]), ""),
         ("the scheduler chooses", changed("never-wait", "SchedulerError", "SchedulingGated"), ""),
         (
             "our container is pulled",
@@ -234,14 +237,14 @@ NONE = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu. preemption: 0/9 
         ),
     ],
 )
-def test_the_words_count_only_where_what_is_known_agrees(
+def test_a_message_counts_only_where_what_is_observed_agrees(
     case: str, pod: StartingPod, reason: str
 ) -> None:
     failure = find_start_failure(pod)
     assert (failure.reason if failure else "") == reason, case
 
 
-def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
+def test_a_mount_that_failed_at_first_only_is_no_failure() -> None:
     """Attaching takes a minute and a half on some clouds: what failed once before that does not count."""
     case = copy.deepcopy(SEEN["gone-path"])
     failure = case["events"][-1]
@@ -255,10 +258,10 @@ def test_a_mount_that_failed_at_first_only_is_slow_and_not_failing() -> None:
         assert (find_start_failure(real("gone-path", **case)) is not None) is expected
 
 
-def test_another_volume_that_fails_counts_while_it_goes_on_failing() -> None:
+def test_another_volume_that_fails_excuses_ours_while_it_goes_on_failing() -> None:
     case = copy.deepcopy(SEEN["secret-missing"])
-    [ours] = [one for one in case["events"] if "rescue-lab-gone" in one["message"]]
-    [other] = [one for one in case["events"] if '"conf"' in one["message"]]
+    [ours] = [event for event in case["events"] if "rescue-lab-gone" in event["message"]]
+    [other] = [event for event in case["events"] if '"conf"' in event["message"]]
     for ahead, expected in (
         (mount_failures.MOUNT_RETRY_SECONDS, False),
         (mount_failures.MOUNT_RETRY_SECONDS + 1, True),
@@ -267,14 +270,14 @@ def test_another_volume_that_fails_counts_while_it_goes_on_failing() -> None:
         assert (find_start_failure(real("secret-missing", **case)) is not None) is expected
 
 
-def test_what_is_not_mounted_yet_is_read_from_one_event_about_several() -> None:
-    said = (
+def test_volumes_that_are_not_mounted_are_read_from_an_event_about_several() -> None:
+    message = (
         "Unable to attach or mount volumes: unmounted volumes=[pretune-claim %s], unattached volumes=[],"
         " failed to process volumes=[]: timed out waiting for the condition"
     )
     case = copy.deepcopy(SEEN["on-node-absent"])
     for other, expected in (("models", False), ("pretune-agent", True)):
-        case["events"][0]["message"] = said % other
+        case["events"][0]["message"] = message % other
         assert (find_start_failure(real("on-node-absent", **case)) is not None) is expected
 
 
@@ -343,9 +346,9 @@ NO_SHELL = end(128, reason="StartError")
     ("case", "pod", "after"),
     [
         ("its first bad end", seed({"terminated": end(3)}), None),
-        ("started anew once", seed(LOOP, 1, end(3, 1)), None),
+        ("restarted once", seed(LOOP, 1, end(3, 1)), None),
         (
-            "started anew twice, ten seconds later",
+            "restarted twice, ten seconds later",
             seed(LOOP, 2, end(3, 12)),
             2 + START_GRACE_SECONDS,
         ),
@@ -370,7 +373,7 @@ NO_SHELL = end(128, reason="StartError")
         ("ended by its node, and waits", seed(LOOP, 4, end(255, reason="Unknown")), None),
         ("killed", seed({"terminated": end(137, reason="OOMKilled")}, 4), None),
         ("killed, and waits", seed(LOOP, 4, end(137)), None),
-        ("it ended well, and is made anew with its node", seed(LOOP, 4, end(0)), None),
+        ("it ended well, and is recreated with its node", seed(LOOP, 4, end(0)), None),
         ("no program: once is enough", seed({"terminated": NO_SHELL}), START_GRACE_SECONDS),
         (
             "no program, other runtimes' words",
@@ -391,15 +394,15 @@ NO_SHELL = end(128, reason="StartError")
         ("refused, no event read", seed(UNMADE, now=5, events=[]), 5 + START_GRACE_SECONDS),
     ],
 )
-def test_seed_is_judged_by_how_long_it_fails_by_itself(
+def test_seed_fails_by_its_own_errors_and_their_time(
     case: str, pod: StartingPod, after: float | None
 ) -> None:
-    """Its image may have been pulled for minutes before, and the kubelet starts it again: one bad end says little."""
+    """Its image may have been pulled for minutes before, and the kubelet starts it again: one failure says little."""
     failure = find_start_failure(pod)
     assert (failure.due - PULLED if failure else None) == after, case
 
 
-def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_so() -> None:
+def test_seed_that_cannot_be_created_counts_from_the_first_event_that_reports_it() -> None:
     """Its status has no time of it."""
 
     def at(after: float, message: str) -> Object:
@@ -429,7 +432,7 @@ def test_seed_that_cannot_be_made_is_waited_for_from_the_first_event_that_says_s
     assert unread.due == PULLED + 40 + START_GRACE_SECONDS
 
 
-def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> None:
+def test_seeds_time_counts_from_the_end_of_the_init_containers_before_it() -> None:
     """A model that is fetched for twenty minutes is no fault of seed's."""
     case = copy.deepcopy(SEEN["no-sh"])
     fetch = {
@@ -443,7 +446,7 @@ def test_seed_is_waited_for_from_the_end_of_the_init_containers_before_it() -> N
 
 
 def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None:
-    """Seed has passed, the engine ran, and cannot be made again: the runtime cannot stat what the kubelet has mounted."""
+    """Seed has passed, the engine ran, and cannot be created again: the runtime cannot stat what the kubelet has mounted."""
     pod = real("mount-a-file")
     [engine] = pod.object["status"]["containerStatuses"]
     path = "/var/lib/kubelet/pods/0/volumes/kubernetes.io~nfs/rescue-lab-file"
@@ -475,7 +478,7 @@ def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None
         ("long over", 128, [], seed_failures.ENDED_POD_SECONDS + 1, False),
     ],
 )
-def test_a_jobs_pod_that_failed_by_seed_bears_witness_at_once(
+def test_a_jobs_pod_that_failed_by_seed_counts_at_once(
     case: str, exit_code: int, conditions: list[Object], ago: float, expected: bool
 ) -> None:
     """restartPolicy Never: it is over at the first failure, and its Job makes the next one."""
@@ -541,7 +544,7 @@ BY_GPU = (
             False,
         ),
         (
-            "sandbox there, and seed cannot be made",
+            "sandbox there, and seed cannot be created",
             consumer(
                 conditions=[condition(SANDBOX, "True", 200)],
                 initContainerStatuses=[{"name": SEED_CONTAINER, "state": UNMADE}],
@@ -567,7 +570,7 @@ BY_GPU = (
             True,
         ),
         (
-            "its node was started anew just now",
+            "its node was restarted just now",
             consumer(conditions=[condition(SANDBOX, "False", 5)]),
             False,
         ),
@@ -632,12 +635,12 @@ def unscheduled(number: int = 1, message: str = BY_CLAIM, **meta: Any) -> Consum
     volumes = [
         {"name": "pretune-claim", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}
     ]
-    said = [condition(SCHEDULED, "False", 200, message=message, reason="Unschedulable")]
+    conditions = [condition(SCHEDULED, "False", 200, message=message, reason="Unschedulable")]
     return (
         Consumer("web", number, age=300)
         .given(GIVEN)
         .meta(**meta)
-        ._but(spec={"volumes": volumes}, status={"conditions": said})
+        ._but(spec={"volumes": volumes}, status={"conditions": conditions})
     )
 
 
@@ -671,13 +674,14 @@ def status(plan: PlanBuilder) -> Object:
 
 def deleted(plan: PlanBuilder) -> list[str]:
     assert not plan.actions
-    assert all(isinstance(one, Delete) for one in plan.after)
+    assert all(isinstance(action, Delete) for action in plan.after)
     return [
-        f"{one.object['metadata']['name']} {one.object['metadata']['uid']}" for one in plan.after
+        f"{action.object['metadata']['name']} {action.object['metadata']['uid']}"
+        for action in plan.after
     ]  # type: ignore[attr-defined]
 
 
-def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() -> None:
+def test_the_bundle_is_marked_and_all_its_stuck_pods_are_deleted_in_one_reconcile() -> None:
     plan = run(stuck_pod(1), stuck_pod(2), Consumer("web", 3).given(GIVEN).runs())
     assert deleted(plan) == ["web-1 uid-web-1", "web-2 uid-web-2"]
     found = status(plan)["undeliverable"]
@@ -695,11 +699,11 @@ def test_the_bundle_is_marked_and_every_stuck_pod_of_it_is_deleted_in_one_run() 
     assert event.message.endswith("; deleted: its replacement starts without the bundle")
 
 
-def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_first_words_stay() -> None:
+def test_a_pod_that_gets_stuck_after_the_mark_is_deleted_too_and_the_mark_stays() -> None:
     plan = run(stuck_pod(4), record=sealed(undeliverable=mark()))
     assert deleted(plan) == ["web-4 uid-web-4"]
     assert status(plan)["undeliverable"] == mark()
-    assert [one.reason for one in plan.events] == ["Rescued"]
+    assert [event.reason for event in plan.events] == ["Rescued"]
 
 
 def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
@@ -707,7 +711,7 @@ def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
     assert (plan.after, plan.events, "undeliverable" in status(plan)) == ([], [], False)
 
 
-def test_a_pod_that_nothing_would_make_again_is_marked_and_said_once_and_left() -> None:
+def test_a_pod_without_a_controller_is_reported_once_and_not_deleted() -> None:
     bare = stuck_pod(ownerReferences=[])
     first = run(bare)
     assert deleted(first) == []
@@ -733,15 +737,15 @@ def test_a_jobs_failed_pod_marks_the_bundle_and_stays() -> None:
     assert "undeliverable" not in status(sealed_since)
 
 
-def test_nobody_is_rescued_before_his_time_and_the_time_is_kept() -> None:
+def test_no_pod_is_rescued_before_its_time_and_the_plan_requeues_for_it() -> None:
     pod = stuck_pod()
-    [sandbox] = [one for one in pod["status"]["conditions"] if one["type"] == SANDBOX]
+    [sandbox] = [each for each in pod["status"]["conditions"] if each["type"] == SANDBOX]
     sandbox["lastTransitionTime"] = format_timestamp(NOW - START_GRACE_SECONDS + 7)
     plan = run(pod)
     assert (plan.after, plan.events, plan.look) == ([], [], NOW + 7)
 
 
-def test_a_pod_whose_claim_is_not_the_caches_any_more_is_made_anew_without_a_mark() -> None:
+def test_a_pod_whose_claim_is_not_the_caches_any_more_is_deleted_without_a_mark() -> None:
     """spec.storage was changed: the next one is given the new claim."""
     pod = unscheduled(message=BY_CLAIM.replace("pretune-qwen3", "old"))
     pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "old"
@@ -750,7 +754,7 @@ def test_a_pod_whose_claim_is_not_the_caches_any_more_is_made_anew_without_a_mar
     assert "undeliverable" not in status(plan)
 
 
-def test_a_pod_of_a_bundle_that_nobody_remembers_is_made_anew() -> None:
+def test_a_pod_of_a_bundle_without_a_status_is_deleted() -> None:
     assert deleted(run(stuck_pod(), record=bundle_json("other-default"))) == ["web-1 uid-web-1"]
 
 
@@ -760,7 +764,7 @@ def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
     assert "claimUID" not in status(plan)["undeliverable"]
 
 
-def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
+def test_a_pod_that_was_held_until_now_gets_its_minute() -> None:
     """PodScheduled keeps the time of the pod's creation; only the scheduler's first event tells when the gate went."""
     pod = unscheduled().noted(**{REASON: "Held: 4 pods of other bundles serve"})
     event = {"type": "Warning", "reason": "FailedScheduling", "message": BY_CLAIM}
@@ -780,13 +784,13 @@ def test_a_pod_that_was_gated_until_now_is_given_its_minute() -> None:
     )  # its words are not written yet
 
 
-def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
+def test_pods_whose_events_were_not_read_are_deleted_with_the_one_whose_were() -> None:
     """observe reads the events of a few: the others of the bundle wait for the same volumes."""
     failing = [_failing(number) for number in (1, 2, 3)]
     events = {"uid-web-2": tuple(SEEN["on-node-absent"]["events"])}
     late = parse_timestamp("2026-11-22T20:50:00Z")
     assert deleted(run(*failing, now=late, pod_events=events)) == [
-        f"web-{one} uid-web-{one}" for one in (2, 1, 3)
+        f"web-{number} uid-web-{number}" for number in (2, 1, 3)
     ]
     assert deleted(run(*failing, now=late)) == []
     assert deleted(
@@ -812,7 +816,7 @@ def test_pods_whose_events_were_not_read_go_with_the_one_whose_were() -> None:
     assert (
         deleted(run(unmade, record=sealed(undeliverable=mark()))) == []
     )  # its volumes are mounted
-    held = [unscheduled(one).noted(**{REASON: "Held: 4 pods"}) for one in (1, 2)]
+    held = [unscheduled(number).noted(**{REASON: "Held: 4 pods"}) for number in (1, 2)]
     assert deleted(run(*held, claim=None)) == []
     assert (
         deleted(
@@ -830,7 +834,7 @@ def _failing(number: int) -> Consumer:
     return Consumer("web", number).given(GIVEN)._but(spec=case["spec"], status=case["status"])
 
 
-def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
+def test_what_observe_keeps_of_a_pod_is_enough_to_find_its_failure() -> None:
     for name in SEEN:
         whole, cut = real(name), real(name)
         object.__setattr__(cut, "object", project.consumer(whole.object))
@@ -868,7 +872,7 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
             NOW - 3600,
             True,
         ),
-        ("sealed anew", mark(), claim(), NOW - 59, False),
+        ("sealed again", mark(), claim(), NOW - 59, False),
         ("not yet an hour", mark(at=format_timestamp(NOW - 3599)), claim(), NOW - 7200, True),
         ("an hour", mark(at=format_timestamp(NOW - 3600)), claim(), NOW - 7200, False),
         (
@@ -894,7 +898,7 @@ def test_what_observe_keeps_of_a_pod_is_enough_to_judge_it() -> None:
         ),
     ],
 )
-def test_a_mark_is_taken_back_when_its_cause_is_gone(
+def test_a_mark_is_removed_when_its_cause_may_be_gone(
     case: str, the_mark: Object, found: Object | None, sealed_at: float, stays: bool
 ) -> None:
     plan = run(
@@ -905,11 +909,11 @@ def test_a_mark_is_taken_back_when_its_cause_is_gone(
 
 
 @pytest.mark.parametrize(("reason", "hours"), [("MountFailed", 1), ("SeedCannotRun", 6)])
-def test_the_end_of_a_mark_is_looked_for_in_its_time(reason: str, hours: int) -> None:
+def test_the_plan_requeues_for_the_expiry_of_a_mark(reason: str, hours: int) -> None:
     assert run(record=sealed(undeliverable=mark(reason))).look == NOW - 60 + hours * 3600
 
 
-def test_a_pod_whose_events_say_nothing_yet_is_looked_at_again_ever_more_seldom() -> None:
+def test_a_pod_without_a_failure_yet_is_checked_less_and_less_often() -> None:
     waiting = Consumer("web", 1, age=9000).given(GIVEN)._but(spec={"nodeName": "node0"})
     for ago, expected in ((10, 50), (60, 15), (400, 100), (7200, 300)):
         pod = waiting.but(conditions=[condition(SANDBOX, "False", ago)])
@@ -919,14 +923,14 @@ def test_a_pod_whose_events_say_nothing_yet_is_looked_at_again_ever_more_seldom(
     )  # images and programs
 
 
-def test_the_words_fit_into_the_status_whatever_the_runtime_says() -> None:
+def test_a_long_message_of_the_runtime_is_truncated() -> None:
     pod = stuck_pod()
     pod["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["message"] = "x " * 9000
     assert len(status(run(pod))["undeliverable"]["message"]) <= 1024
 
 
 @given(st.sampled_from(sorted(set(SEEN) - {"no-sh-never"})), st.floats(0, 3 * SEED_TIMEOUT_SECONDS))
-def test_who_is_rescued_once_would_be_rescued_later_too(name: str, more: float) -> None:
-    """Time alone does not acquit: a run that comes late, or twice, says the same."""
+def test_a_failure_stays_a_failure_as_time_passes(name: str, more: float) -> None:
+    """A reconcile that comes late, or twice, finds the same."""
     early, late = find_start_failure(real(name)), find_start_failure(real(name, now=LATER + more))
     assert early == late
