@@ -14,7 +14,7 @@ from pretune.protocol import MANAGED, PARTS_MOUNT, PER_RANK
 
 if TYPE_CHECKING:
     from pretune.engines.evidence import Evidence, Found, Tree
-    from pretune.engines.logs import LogParser
+    from pretune.engines.logs import LogParser, LogSummary
 
 
 class Part:
@@ -110,6 +110,7 @@ class Engine:
     # The first is the engine itself.
     distributions: Tuple[Tuple[str, str, str], ...] = ()
     health_path = "/health"
+    variable_prefix = ""  # of the environment variables that it reads: "VLLM_"
 
     @property
     def variables(self) -> Tuple[str, ...]:
@@ -148,3 +149,15 @@ class Engine:
         until: Unix seconds; what the kubelet stamped later is not read.
         """
         return None
+
+    def explain_miss(self, summary: "LogSummary", folders: str, others: str) -> str:
+        """Return where a start did not find the entries of its bundle, from what its log says.
+
+        folders: those that it looked in, shortened; others: those in which other pods found the
+        bundle, or "".
+        """
+        found = ", which is in %s for other pods" % others if others else ""
+        return "its engine looked for it in %s, and the bundle has none of that name%s" % (
+            folders,
+            found,
+        )

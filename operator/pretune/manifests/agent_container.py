@@ -101,7 +101,7 @@ def build_seed_container(
 def _fit_variable(task: Task) -> Task:
     """Return the task, without the engine's command where that is too long for a variable.
 
-    A script can be that long. The agent then looks for vLLM on PATH.
+    A script can be that long. The agent then looks for the engine on PATH.
     """
     return task if len(task.dump()) <= MAX_TASK_CHARACTERS else replace(task, command=[])
 

@@ -1,4 +1,4 @@
-"""The Job that makes a bundle of a folder that vLLM wrote elsewhere. Pure.
+"""The Job that makes a bundle of a folder that the engine wrote elsewhere. Pure.
 
 One container in the engine's image, without a GPU.
 """

@@ -10,7 +10,7 @@ from pretune.engines.vllm import cli, releases
 
 if TYPE_CHECKING:
     from pretune.engines.evidence import Evidence, Found, Tree
-    from pretune.engines.logs import LogParser
+    from pretune.engines.logs import LogParser, LogSummary
 
 
 class _Tactics(Part):
@@ -69,6 +69,7 @@ class _VLLM(Engine):
     title = "vLLM"
     parts = (_Tactics(),)
     programs = ("vllm",)
+    variable_prefix = "VLLM_"
     distributions = (
         ("vllm", "vllm", "vLLM"),
         ("flashinfer", "flashinfer-python", "FlashInfer"),
@@ -93,6 +94,11 @@ class _VLLM(Engine):
         from pretune.engines.vllm.log import Parser  # not in the agent
 
         return Parser(until)
+
+    def explain_miss(self, summary: "LogSummary", folders: str, others: str) -> str:
+        from pretune.engines.vllm.log import explain_miss  # not in the agent
+
+        return explain_miss(summary, folders, others)
 
 
 VLLM = _VLLM()

@@ -153,3 +153,23 @@ class Parser(LogParser):
     def _add_folder(self, name: str) -> None:
         if name and name[:MAX_WORD] not in self._folders and len(self._folders) < MAX_WORDS:
             self._folders.append(name[:MAX_WORD])
+
+
+def explain_miss(summary: LogSummary, folders: str, others: str) -> str:
+    """Return where a start did not find the entries of its bundle (Engine.explain_miss).
+
+    FlashInfer names a folder of its store after the GPU and the versions of its libraries
+    (docs/dev/facts-flashinfer.md), vLLM a key folder after its configuration. Seed has checked that
+    the bundle is complete.
+    """
+    if summary.managed:
+        found = ", others found it in %s" % others if others else ""
+        return (
+            "its store %s has no entries%s: the GPU, or the version of FlashInfer, CUDA, cuBLAS,"
+            " cuDNN or CUTLASS, is not the one that was tuned with" % (folders, found)
+        )
+    found = ", which is in %s for other pods" % others if others else ""
+    return (
+        "its engine looked for it in the key folder %s, and the bundle has none of that name%s"
+        % (folders, found)
+    )

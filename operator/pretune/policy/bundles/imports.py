@@ -1,4 +1,4 @@
-"""The annotation pretune.dev/import: a folder that vLLM wrote elsewhere becomes a bundle.
+"""The annotation pretune.dev/import: a folder that the engine wrote elsewhere becomes a bundle.
 
 Of the newest source only, and before any GPU is used. One try for a bundle and a value, whose
 outcome is in the bundle's `import`; refused, the bundle is tuned as usual. A folder is one engine's,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pretune.api.status import BundleStatus
 from pretune.api.types import Object
-from pretune.engines.logs import PARTIAL, LogSummary
+from pretune.engines.logs import PARTIAL
 from pretune.podspec import canonical
 from pretune.podspec.template import engine_type
 from pretune.policy.model import StartObservation
@@ -52,36 +52,12 @@ def find_retune_cause(
             f"{moved}it looked in {folders}, where other pods found it, and loaded nothing:"
             " its ranks did not agree, or it may not read the files"
         )
-    if summary.managed:
-        return f"{moved}{_describe_other_store(summary, warm_folders)}"
-    other_key = _describe_other_key(summary, warm_folders)
+    others = _shorten(warm_folders) if warm_folders else ""
+    miss = engine_type(engine or {}).explain_miss(summary, _shorten(summary.folders), others)
+    if summary.managed:  # the folder is named after the environment, not after the configuration
+        return f"{moved}{miss}"
     references = _list_references(engine)
-    return f"{moved}{other_key}{_describe_differences(observation.differences, references)}"
-
-
-def _describe_other_store(summary: LogSummary, warm_folders: set[str]) -> str:
-    """Return what differs where FlashInfer's store has no entries.
-
-    FlashInfer names the folder after the GPU and the versions of its libraries
-    (docs/dev/facts-flashinfer.md).
-    """
-    found = f", others found it in {_shorten(warm_folders)}" if warm_folders else ""
-    return (
-        f"its store {_shorten(summary.folders)} has no entries{found}: the GPU, or the version of"
-        " FlashInfer, CUDA, cuBLAS, cuDNN or CUTLASS, is not the one that was tuned with"
-    )
-
-
-def _describe_other_key(summary: LogSummary, warm_folders: set[str]) -> str:
-    """Return which folder vLLM looked for, where the bundle has another.
-
-    vLLM names the folder after its configuration. Seed has checked that the bundle is complete.
-    """
-    found = f", which is in {_shorten(warm_folders)} for other pods" if warm_folders else ""
-    return (
-        f"its engine looked for it in the key folder {_shorten(summary.folders)}, and the bundle has"
-        f" none of that name{found}"
-    )
+    return f"{moved}{miss}{_describe_differences(observation.differences, references)}"
 
 
 def _shorten(folders: Iterable[str]) -> str:
@@ -146,17 +122,18 @@ def _with_flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _list_references(engine: Object | None) -> list[str]:
     """Return the variables that may differ from pod to pod: the template does not hold their values.
 
-    Only those that vLLM reads, or that an argument names.
+    Only those that the engine reads, or that an argument names.
     """
     if engine is None:
         return []
-    variables = engine.get("env") or ()
+    variables, prefix = engine.get("env") or (), engine_type(engine).variable_prefix
     texts = [*(engine.get("command") or ()), *(engine.get("args") or ())]
     texts += [str(variable.get("value") or "") for variable in variables]
     text = " ".join(texts)
     found = []
     for variable in variables:
         name, source = variable["name"], next(iter(variable.get("valueFrom") or ()), "")
-        if source and (name.startswith("VLLM_") or f"$({name})" in text):
+        is_read = bool(prefix) and name.startswith(prefix)
+        if source and (is_read or f"$({name})" in text):
             found.append(f"env {name} ({source})")
     return [*found, *("envFrom" for _ in (engine.get("envFrom") or ())[:1])]
