@@ -1,7 +1,8 @@
-"""What a consumer that is being made is given: nothing, the bundle read-only, or a copy of it; now, or when it is sealed. Pure.
+"""What a new consumer is given: nothing, the bundle read-only, or a copy of it; now, or once sealed.
 
-Two lists of small checks, asked in their order. LEFT_ALONE: the first that answers is why the pod gets nothing. UNHELD: the first that
-answers is why a pod whose bundle is not there yet starts at once, rather than wait behind our gate.
+Two lists of small checks, in order. LEFT_ALONE_RULES: the first that answers is why the pod gets
+nothing. UNHELD: the first that answers is why a pod whose bundle is not there yet starts at once,
+and does not wait behind our gate.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def delivery(
     controller's lease was renewed within 15 s. agent: the agent ConfigMap's name.
     """
     arrival = Arrival(namespace, cache or {}, pod, template, owner, alive)
-    for cause, check in LEFT_ALONE:
+    for cause, check in LEFT_ALONE_RULES:
         if message := check(arrival):
             return Delivery(NONE, cause, message, warnings=(f"pretune: {cause}: {message}",))
     given = arrival.given
@@ -198,6 +199,7 @@ Check = Callable[[Arrival], str | None]  # says why, or None
 
 
 def no_cache(a: Arrival) -> str | None:
+    """The cache does not exist, or is being deleted."""
     if not a.cache:
         return "the namespace has no AutotuneCache of the name in the pod's label pretune.dev/cache"
     if a.cache["metadata"].get("deletionTimestamp"):
@@ -206,32 +208,37 @@ def no_cache(a: Arrival) -> str | None:
 
 
 def switched_off(a: Arrival) -> str | None:
+    """The spec turns delivery off."""
     return "spec.delivery.mode is None" if a.spec.delivery == NONE else None
 
 
 def owner_unreadable(a: Arrival) -> str | None:
+    """The object with the pod's template could not be read."""
     return a.template.message if isinstance(a.template, Refused) else None
 
 
 def target_unknown(a: Arrival) -> str | None:
+    """The pod fits none of the targets, or several."""
     if a.target is not None:
         return None
-    names = ", ".join(one.name for one in a.spec.targets)
-    return f"the pod's target cannot be told; cache {a.key} has {names}"
+    names = ", ".join(target.name for target in a.spec.targets)
+    return f"the pod's target is unknown; cache {a.key} has {names}"
 
 
 def engine_unknown(a: Arrival) -> str | None:
+    """The template has no engine that is recognised, or the pod does not have it any more."""
     try:
         name = a.want.engine
     except Refused as refused:
         return refused.message
     if a.engine is not None:
         return None
-    names = ", ".join(one["name"] for one in a.pod["spec"]["containers"])
+    names = ", ".join(container["name"] for container in a.pod["spec"]["containers"])
     return f"admission took container {name} out of the pod, which has {names}"
 
 
 def override_set(a: Arrival) -> str | None:
+    """The engine sets a variable that we would set."""
     assert a.engine is not None
     names = [variable["name"] for variable in a.engine.get("env") or ()]
     own = next((name for name in engine_type(a.engine).variables if name in names), None)
@@ -239,24 +246,27 @@ def override_set(a: Arrival) -> str | None:
 
 
 def names_collide(a: Arrival) -> str | None:
+    """The pod has a volume, a container or a mount by one of our names."""
     assert a.engine is not None
     return find_collision(a.pod, a.engine)
 
 
 def undeliverable(a: Arrival) -> str | None:
+    """Pods could not start with the bundle (policy/pods/rescue.py)."""
     mark = a.bundle.undeliverable if a.bundle is not None else None
     return f"bundle {a.want.bundle}: {mark.reason}: {mark.message}" if mark is not None else None
 
 
 def nothing_to_tune(a: Arrival) -> str | None:
+    """The engine tuned nothing, so its bundle is empty."""
     is_empty = a.bundle is not None and a.bundle.is_empty
     return f"bundle {a.want.bundle} is empty" if is_empty else None
 
 
 def not_tunable(a: Arrival) -> str | None:
-    """As the status says, or as it will: the template alone can say so before anybody has looked."""
+    """The template cannot be tuned: the status says so, or will once the controller reads it."""
     if a.state == REFUSED:
-        return _words(a)
+        return _status_message(a)
     if a.given:
         return None
     assert not isinstance(a.template, Refused) and a.target is not None
@@ -265,29 +275,32 @@ def not_tunable(a: Arrival) -> str | None:
 
 
 def tuning_failed(a: Arrival) -> str | None:
-    return _words(a) if a.state == FAILED else None
+    """All attempts failed."""
+    return _status_message(a) if a.state == FAILED else None
 
 
 def suspended(a: Arrival) -> str | None:
+    """The spec stops tuning, and the bundle is not there."""
     if a.spec.suspend and not a.given:
         return f"spec.suspend of cache {a.key} is true, and bundle {a.want.bundle} is not {a.lacks}"
     return None
 
 
 def storage_not_ready(a: Arrival) -> str | None:
-    found = a.status.condition("StorageReady")
-    if found is None:
-        return f"the storage of cache {a.key} was not looked at yet"
-    return None if found.status == "True" else f"{found.reason}: {found.message}"
+    """The claim cannot be used, or its state is unknown."""
+    ready = a.status.condition("StorageReady")
+    if ready is None:
+        return f"the storage of cache {a.key} was not checked yet"
+    return None if ready.status == "True" else f"{ready.reason}: {ready.message}"
 
 
-def _words(a: Arrival) -> str:
+def _status_message(a: Arrival) -> str:
     assert a.bundle is not None
     return f"bundle {a.want.bundle}: {a.bundle.reason}: {a.bundle.message}"
 
 
-# In order; the reasons are those of api/delivery_reasons.py.
-LEFT_ALONE: tuple[tuple[DeliveryReason, Check], ...] = (
+# In order; the first that answers counts. The reasons are those of api/delivery_reasons.py.
+LEFT_ALONE_RULES: tuple[tuple[DeliveryReason, Check], ...] = (
     (delivery_reasons.NO_CACHE, no_cache),
     (delivery_reasons.DELIVERY_OFF, switched_off),
     (delivery_reasons.OWNER_UNREADABLE, owner_unreadable),

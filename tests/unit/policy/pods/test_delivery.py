@@ -17,7 +17,7 @@ from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.gate import is_held
 from pretune.manifests.injection import inject, is_injected
 from pretune.podspec import identity
-from pretune.policy.pods.delivery import LEFT_ALONE, delivery, want
+from pretune.policy.pods.delivery import LEFT_ALONE_RULES, delivery, want
 
 from tests.builders.patches import patched
 from tests.builders.strategies import law, templates
@@ -177,7 +177,7 @@ ALONE: list[tuple[str, World, str]] = [
     ("DeliveryOff", World().spec(delivery={"mode": "None"}), "spec.delivery.mode is None"),
     ("OwnerUnreadable", World().set(template=FORBIDDEN, pod=engine()), "ReplicaSet a/b: no right"),
     ("TargetUnknown", World().spec(targets=TARGETS), "cache inference/qwen3 has b, h"),
-    ("TargetUnknown", World().spec(targets=TARGETS).as_arrives(annotated), "cannot be told"),
+    ("TargetUnknown", World().spec(targets=TARGETS).as_arrives(annotated), "target is unknown"),
     ("EngineUnknown", World().set(template=engine().container("second").gpus(1)), "containers vllm, second ask for a GPU"),
     ("EngineUnknown", World().spec(engineContainer="gone"), "no container gone; the pod has vllm"),
     ("EngineUnknown", World().as_arrives(renamed), "admission took container vllm out of the pod, which has other"),
@@ -194,7 +194,7 @@ ALONE: list[tuple[str, World, str]] = [
     ("TuningFailed", World().record("Failed", "EngineFailed", "attempt 3 of 3: exit 1"), "EngineFailed: attempt 3 of 3: exit 1"),
     ("Suspended", World().spec(suspend=True), "spec.suspend of cache inference/qwen3 is true"),
     ("Suspended", World().spec(suspend=True).record("Tuning"), "is not sealed"),
-    ("StorageNotReady", World().set(conditions=[]), "was not looked at yet"),
+    ("StorageNotReady", World().set(conditions=[]), "was not checked yet"),
     ("StorageNotReady", World().storage("False", "ClaimPending", "no provisioner"), "ClaimPending: no provisioner"),
     ("StorageNotReady", World().storage("Unknown", "ClaimPending", "no provisioner").sealed(), "ClaimPending: no provisioner"),
 ]  # fmt: skip
@@ -224,7 +224,7 @@ def test_every_reason_is_met_in_these_tables() -> None:
     assert (
         met
         == set(DELIVERIES)
-        == {reason for reason, _ in LEFT_ALONE} | {"Given", "Held", "NotSealedYet"}
+        == {reason for reason, _ in LEFT_ALONE_RULES} | {"Given", "Held", "NotSealedYet"}
     )
 
 
