@@ -1,6 +1,6 @@
 """The folders of one cache on its claim.
 
-    <subPath>/<namespace>.<cache>/bundles/<id>/{manifest.json,<part>/…}    sealed (bundles.py)
+    <subPath>/<namespace>.<cache>/bundles/<id>/{manifest.json,<part>/…}     sealed (bundles.py)
     <subPath>/<namespace>.<cache>/proofs/<id>.json                          (proof_records.py)
     <subPath>/<namespace>.<cache>/.staging/<pod uid>/{started,bundle/…}     of a pod (staging.py)
     <subPath>/<namespace>.<cache>/.staging/.gone-…                          being deleted
