@@ -233,8 +233,8 @@ def label_in_selector(workload: AdvisedWorkload) -> Finding | None:
         return None
     return (
         advice.LABEL_IN_SELECTOR,
-        f"{workload.title}: spec.selector.{field} has {CACHE}, and can never be changed: recreate it"
-        " with the label in spec.template.metadata.labels only, so that its pods can be moved to"
+        f"{workload.title}: spec.selector.{field} has {CACHE}, and can never be changed:"
+        " recreate it with the label in spec.template.metadata.labels only, so that its pods can be moved to"
         " another cache, or to none",
     )
 

@@ -29,7 +29,7 @@ from pretune.policy.pods.starting_pod import (
 )
 
 SEED_TIMEOUT_SECONDS = 90.0  # that seed may run; its own limits end it long before
-# A mount that fails is tried again after 0.5 s, 1 s, 2 s …: what fails later than this is no hiccup.
+# A mount that fails is tried again after 0.5 s, 1 s, 2 s …: a later failure is no hiccup.
 MOUNT_GRACE_SECONDS = 30.0
 # The kubelet tries each volume again within this time (its backoff ends at 122 s).
 MOUNT_RETRY_SECONDS = 150.0

@@ -122,7 +122,7 @@ def _rescue_pods(
 
 
 def delete_stuck_pod(pod: Object) -> Action:
-    """Return the action that deletes a pod, unless it has changed: it may have started after all."""
+    """Return the action that deletes a pod unless it has changed: it may have started since."""
     ref, metadata = reference(pod), pod["metadata"]
     if "resourceVersion" in metadata:
         ref["metadata"]["resourceVersion"] = metadata["resourceVersion"]

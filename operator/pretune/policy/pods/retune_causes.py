@@ -120,7 +120,7 @@ def _with_flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _list_references(engine: Object | None) -> list[str]:
-    """Return the variables that may differ from pod to pod: the template does not hold their values.
+    """Return the variables whose values the template does not hold: they may differ between pods.
 
     Only those that the engine reads, or that an argument names.
     """

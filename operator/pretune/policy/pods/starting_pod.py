@@ -1,4 +1,4 @@
-"""A pod that was given a bundle and does not start yet: what is observed of it, and for how long."""
+"""A pod that was given a bundle and has not started: what is observed of it, and since when."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def test_a_message_counts_only_where_what_is_observed_agrees(
 
 
 def test_a_mount_that_failed_at_first_only_is_no_failure() -> None:
-    """Attaching takes a minute and a half on some clouds: what failed once before that does not count."""
+    """Attaching takes a minute and a half on some clouds: one failure before that does not count."""
     case = copy.deepcopy(SEEN["gone-path"])
     failure = case["events"][-1]
     assert failure["reason"] == "FailedMount"
@@ -397,7 +397,7 @@ NO_SHELL = end(128, reason="StartError")
 def test_seed_fails_by_its_own_errors_and_their_time(
     case: str, pod: StartingPod, after: float | None
 ) -> None:
-    """Its image may have been pulled for minutes before, and the kubelet starts it again: one failure says little."""
+    """Its image may have been pulled for minutes, and the kubelet restarts it."""
     failure = find_start_failure(pod)
     assert (failure.due - PULLED if failure else None) == after, case
 
@@ -446,7 +446,7 @@ def test_seeds_time_counts_from_the_end_of_the_init_containers_before_it() -> No
 
 
 def test_a_handle_that_went_stale_keeps_the_engine_from_its_next_start() -> None:
-    """Seed has passed, the engine ran, and cannot be created again: the runtime cannot stat what the kubelet has mounted."""
+    """Seed and the engine ran, and the runtime cannot stat what the kubelet has mounted."""
     pod = real("mount-a-file")
     [engine] = pod.object["status"]["containerStatuses"]
     path = "/var/lib/kubelet/pods/0/volumes/kubernetes.io~nfs/rescue-lab-file"
@@ -765,7 +765,10 @@ def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
 
 
 def test_a_pod_that_was_held_until_now_gets_its_minute() -> None:
-    """PodScheduled keeps the time of the pod's creation; only the scheduler's first event tells when the gate went."""
+    """PodScheduled keeps the time of the pod's creation.
+
+    Only the scheduler's first event tells when the pod was released.
+    """
     pod = unscheduled().noted(**{REASON: "Held: 4 pods of other bundles serve"})
     event = {"type": "Warning", "reason": "FailedScheduling", "message": BY_CLAIM}
     for ago, expected in (

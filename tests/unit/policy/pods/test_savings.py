@@ -143,7 +143,10 @@ STARTS = st.lists(
 def test_however_often_decide_runs_each_start_is_counted_at_most_once(
     happened: list[tuple[int, int, int, list[int]]], looks: list[int], losses: list[int], cold: int
 ) -> None:
-    """Restarts are runs too: nothing but the status is remembered. `losses`: looks whose status was not written."""
+    """Only the status is remembered, so a restart changes nothing.
+
+    losses: numbers of reconciles whose status was not written.
+    """
     status: Object = {}
     of_record = {**PROVEN, "coldSeconds": cold, "warmSeconds": 0}
     begun: dict[int, list[tuple[int, int, list[int]]]] = {}

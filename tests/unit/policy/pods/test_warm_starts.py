@@ -1,4 +1,4 @@
-"""Starts of consumers' engines: which logs are read, how many were warm, when an event reports a second tuning."""
+"""Starts of consumers' engines: which logs are read, how many were warm, what is reported."""
 
 from __future__ import annotations
 
