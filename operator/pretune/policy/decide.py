@@ -1,6 +1,6 @@
-"""What to do about one cache, given what is seen: the whole of pretune's judgement, as one list of policies in their order.
+"""What to do about one cache, given what was observed: all policies, in their order.
 
-Pure: no I/O, and the clock is an argument. Run on the same sight it says the same.
+Pure: no I/O, and the clock is an argument. The same observation gives the same plan.
 """
 
 from __future__ import annotations
@@ -25,32 +25,36 @@ from pretune.policy.pods.consumers import (
 )
 from pretune.policy.pods.savings import sum_savings
 
-RESYNC = 1800.0  # seconds after which a key is looked at though nothing woke it: a watch may have missed what happened
+# After this time a cache is reconciled without an event: a watch may have missed one.
+RESYNC_SECONDS = 1800.0
 
 
 def decide(observed: Observed, now: float) -> Plan:
-    """The plan for one key at `now` (Unix seconds). `observed.outcomes` are those of this run's own actions: what they made is
-    seen as there, what they were refused becomes words."""
+    """Return the plan for one cache at `now` (Unix seconds).
+
+    observed.outcomes are those of this reconcile's own actions: an object that was created counts
+    as observed, and a refusal becomes a message.
+    """
     if observed.cache is None:
         return deletion.plan_deletion(observed, now)
     if observed.cache["metadata"].get("deletionTimestamp"):
-        held = [one for one in observed.consumers if is_held(one)]
+        held = [pod for pod in observed.consumers if is_held(pod)]
         return Plan(
             after=tuple(release.release_all(held)), requeue_after=release.LET_GO if held else None
         )
-    made = observed.claim is None
+    had_no_claim = observed.claim is None
     observed = _with_outcomes(observed)
-    plan = PlanBuilder(observed, now, claim_made=made and observed.claim is not None)
+    plan = PlanBuilder(observed, now, claim_made=had_no_claim and observed.claim is not None)
     claim = storage.ensure_claim(plan)
     pods = list_consumers(plan)
     wanted = desired_bundles(plan, pods)
     bundles = wanted.bundles
 
-    tuning.process_finished_attempts(plan, bundles)  # what became of the attempts
-    proofs.process_finished_proofs(plan)  # and of the proofs
+    tuning.process_finished_attempts(plan, bundles)  # how attempts ended
+    proofs.process_finished_proofs(plan)  # how proofs ended
     tuning.refuse(plan, bundles)  # what cannot be tuned as a copy
-    retention.process_finished_prunes(plan, bundles)  # what became of folders that were deleted
-    adoption.ask(plan, bundles, claim)  # what only the claim can say
+    retention.process_finished_prunes(plan, bundles)  # folders that were deleted
+    adoption.ask(plan, bundles, claim)  # bundles that only the claim shows
     proofs.require_proof(plan, bundles)  # what was not proven yet
     agent_configmap.create_if_missing(plan)  # before a Job names it
     if wanted.refused is None:
@@ -60,13 +64,13 @@ def decide(observed: Observed, now: float) -> Plan:
         proofs.require_proof(plan, bundles)  # what is wanted again
     retention.prune(plan, claim)
     rescue.rescue(plan, pods)  # pods that only we keep from starting
-    release.hold(plan, pods, wanted, claim)  # pods that need not wait any longer
+    release.hold(plan, pods, wanted, claim)  # held pods that need not wait
     update_running_flags(plan, pods)
     plan.actions += agent_configmap.delete_outdated(plan)
 
     if any(action.name not in observed.outcomes for action in plan.actions) and observed.outcomes:
-        plan.requeue_at(now)  # what was made asks for more at once
-    plan.requeue_at(now + RESYNC)
+        plan.requeue_at(now)  # what was created leads to more, at once
+    plan.requeue_at(now + RESYNC_SECONDS)
     counted = count_consumers(plan, pods, warm_starts.count_warm_starts(plan, pods))
     release.tell(plan, pods, counted)
     warm_starts.emit_retuned_events(plan, pods, counted)
@@ -90,20 +94,19 @@ def decide(observed: Observed, now: float) -> Plan:
 
 
 def _with_outcomes(observed: Observed) -> Observed:
-    """What this run has made, as if it had been read."""
+    """Return the observation with what this reconcile has created, as if it had been read."""
     claim, jobs, agents = observed.claim, list(observed.jobs), list(observed.agents)
     for outcome in observed.outcomes.values():
-        made = outcome.object
-        if made is None or (outcome.code >= 400 and outcome.code != 409):
+        obj = outcome.object
+        if obj is None or (outcome.code >= 400 and outcome.code != 409):
             continue
-        if made["kind"] == "PersistentVolumeClaim":
-            claim = made
-        elif made["kind"] == "ConfigMap":
-            agents = [
-                one for one in agents if one["metadata"]["name"] != made["metadata"]["name"]
-            ] + [made]
-        elif made["kind"] == "Job" and all(
-            one["metadata"]["uid"] != made["metadata"]["uid"] for one in jobs
+        if obj["kind"] == "PersistentVolumeClaim":
+            claim = obj
+        elif obj["kind"] == "ConfigMap":
+            name = obj["metadata"]["name"]
+            agents = [agent for agent in agents if agent["metadata"]["name"] != name] + [obj]
+        elif obj["kind"] == "Job" and all(
+            job["metadata"]["uid"] != obj["metadata"]["uid"] for job in jobs
         ):
-            jobs.append(made)
+            jobs.append(obj)
     return replace(observed, claim=claim, jobs=tuple(jobs), agents=tuple(agents))
