@@ -7,10 +7,12 @@ from typing import Any
 from pretune.api.names import BUNDLE, CACHE, DELIVERY, REASON
 from pretune.api.types import Object
 
+from tests.builders.constants import KEY
+from tests.builders.templates import serving_template
 from tests.sim.ground import Serve
 from tests.sim.promises import Promises
 from tests.sim.reading import consumer, is_held, note, ready, terminal
-from tests.sim.simulation import KEY, Simulation, template
+from tests.sim.simulation import Simulation
 
 LABELS = {"app": "qwen3", CACHE: KEY.name}
 
@@ -19,7 +21,7 @@ def labelled(
     image: str, name: str = KEY.name, notes: Object | None = None, **engine: Any
 ) -> Object:
     """A template that opts in."""
-    made = template(image, **engine)
+    made = serving_template(image=image, **engine)
     made["metadata"] = {
         "labels": {**LABELS, "app": name},
         **({"annotations": notes} if notes else {}),

@@ -10,40 +10,26 @@ from typing import Any
 from pretune.api.names import SEALED
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, claim_name
-from pretune.api.types import Key, Object
-from pretune.config import Settings
+from pretune.api.types import Object
 from pretune.controller.reconcile import reconcile
 from pretune.kube.types import ApiError
 from pretune.podspec import identity
 from pretune.podspec.source import template_of
 
+from tests.builders.constants import KEY, SETTINGS
+from tests.builders.templates import serving_template
 from tests.sim.cluster import Client, Clock, Faults, Killed, Server
 from tests.sim.ground import Move
 from tests.sim.laws import Laws
 from tests.sim.storage import Bundle
 from tests.sim.world import World
 
-KEY = Key("inference", "qwen3")
 CLAIM = f"pretune-{KEY.name}"
-SETTINGS = Settings(operator_image="pretune/operator:sim", priority_class="pretune-tuning")
 CACHE = ("pretune.dev/v1alpha1", "AutotuneCache", KEY.namespace, KEY.name)
 DEPLOYMENT = ("apps/v1", "Deployment", KEY.namespace, KEY.name)
 REF = {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": KEY.name}}
 MOVE = 0.25  # seconds that a move of the world takes when it settles
 FAR = 4 * 3600.0  # beyond every retry, retirement and ttl
-
-
-def template(image: str = "vllm:1", **engine: Any) -> Object:
-    container = {
-        "name": "vllm",
-        "image": image,
-        "args": ["serve", "qwen3", "--port", "8000"],
-        "resources": {"limits": {"nvidia.com/gpu": "1"}},
-    }
-    return {
-        "metadata": {"labels": {"app": "qwen3"}},
-        "spec": {"containers": [{**container, **engine}]},
-    }
 
 
 class Simulation:
@@ -81,7 +67,7 @@ class Simulation:
 
     def deploy(self, image: str = "vllm:1", **engine: Any) -> None:
         """Make the Deployment, or change its template."""
-        spec = {"template": template(image, **engine)}
+        spec = {"template": serving_template(image=image, **engine)}
         if self.server.get(*DEPLOYMENT) is None:
             self.server.create({**named(DEPLOYMENT), "spec": spec})
         else:

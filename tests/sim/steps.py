@@ -7,8 +7,9 @@ from typing import Any
 from pretune.api.names import CACHE, TUNING
 from pretune.api.types import Object
 
+from tests.builders.constants import KEY
 from tests.sim.fleet import Fleet
-from tests.sim.simulation import CLAIM, FAR, KEY, Simulation
+from tests.sim.simulation import CLAIM, FAR, Simulation
 
 TWO = [
     {"name": "b200", "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-B200"}},

@@ -9,7 +9,8 @@ from pretune.api.names import FAILED, INSPECT, REFUSED, SEALED, TUNING
 from pretune.api.timestamps import parse_timestamp
 from pretune.manifests.agent_archive import agent_name
 
-from tests.sim.simulation import CLAIM, FAR, Simulation, template
+from tests.builders.templates import serving_template
+from tests.sim.simulation import CLAIM, FAR, Simulation
 from tests.sim.steps import TWO, only_record, reason, sealed, started, tuning_pod, until
 
 # --- from apply to sealed
@@ -99,7 +100,7 @@ def test_a_target_that_waits_for_a_node_holds_up_no_other(sim: Simulation) -> No
 
 
 def test_a_template_in_the_cache_is_tuned_before_anything_serves(sim: Simulation) -> None:
-    sim.apply(source={"template": template()})
+    sim.apply(source={"template": serving_template()})
     sim.settle()
     assert sim.ready == ("True", "Sealed")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pretune.manifests.agent_archive import agent_name
 
+from tests.builders.constants import KEY
 from tests.sim.simulation import CACHE as THE_CACHE
-from tests.sim.simulation import CLAIM, FAR, KEY, Simulation
+from tests.sim.simulation import CLAIM, FAR, Simulation
 from tests.sim.steps import CLAIM_PLACE, SERVING, a_pod, sealed, started, until
 
 # --- the cache's end

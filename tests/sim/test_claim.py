@@ -7,7 +7,8 @@ from pretune.api.names import CACHE, INSPECT, TUNING
 from pretune.api.types import Object
 from pretune.manifests.job import attempt_name
 
-from tests.sim.simulation import CLAIM, FAR, KEY, Simulation, named
+from tests.builders.constants import KEY
+from tests.sim.simulation import CLAIM, FAR, Simulation, named
 from tests.sim.steps import (
     CLAIM_PLACE,
     a_claim,

@@ -13,9 +13,10 @@ import pytest
 from pretune.api.names import SEALED, TUNING
 from pretune.kube.types import ApiError
 
+from tests.builders.constants import KEY
 from tests.depth import sample
 from tests.sim.cluster import Faults
-from tests.sim.simulation import CACHE, CLAIM, FAR, KEY, Simulation
+from tests.sim.simulation import CACHE, CLAIM, FAR, Simulation
 
 LATER = 60.0  # seconds until the world stands still: the engine has tuned, seal has reported
 

@@ -9,10 +9,11 @@ from pretune.api.names import CACHE, HOLD, SEALED
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
 
+from tests.builders.constants import KEY
 from tests.sim.fleet import Fleet
 from tests.sim.reading import is_held
 from tests.sim.simulation import CACHE as THE_CACHE
-from tests.sim.simulation import FAR, KEY
+from tests.sim.simulation import FAR
 from tests.sim.steps import CLAIM_PLACE, a_claim, held, lowest, replaced, rolled_out
 
 TIMEOUT = 100

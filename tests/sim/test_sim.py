@@ -31,11 +31,12 @@ from pretune.api.names import (
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import is_job_finished
 
+from tests.builders.constants import KEY
 from tests.depth import examples
 from tests.sim.cluster import Write
 from tests.sim.conftest import SEARCH
 from tests.sim.reading import end_of, running
-from tests.sim.simulation import CACHE, CLAIM, DEPLOYMENT, FAR, KEY, Simulation
+from tests.sim.simulation import CACHE, CLAIM, DEPLOYMENT, FAR, Simulation
 
 pytestmark = pytest.mark.long
 

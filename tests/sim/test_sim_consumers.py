@@ -18,11 +18,12 @@ from pretune.api.types import Object
 from pretune.manifests.agent_archive import agent_name
 from pretune.protocol import Versions
 
+from tests.builders.constants import KEY
 from tests.depth import examples
 from tests.sim.conftest import SEARCH
 from tests.sim.fleet import Fleet
 from tests.sim.reading import ready, state
-from tests.sim.simulation import CACHE, CLAIM, FAR, KEY, REF
+from tests.sim.simulation import CACHE, CLAIM, FAR, REF
 from tests.sim.steps import CLAIM_PLACE, a_claim
 
 pytestmark = pytest.mark.long

@@ -7,7 +7,9 @@ from pretune.api.names import REFUSED, SEALED
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
 
-from tests.sim.simulation import DEPLOYMENT, FAR, KEY, Simulation, named, template
+from tests.builders.constants import KEY
+from tests.builders.templates import serving_template
+from tests.sim.simulation import DEPLOYMENT, FAR, Simulation, named
 from tests.sim.steps import only_record, reason, sealed
 
 # --- the source
@@ -105,7 +107,7 @@ def test_an_allowed_risk_is_taken(sim: Simulation) -> None:
 
 def test_several_gpu_containers_are_listed(sim: Simulation) -> None:
     sim.apply()
-    spec = template()
+    spec = serving_template()
     spec["spec"]["containers"].append({**spec["spec"]["containers"][0], "name": "draft"})
     sim.server.create({**named(DEPLOYMENT), "spec": {"template": spec}})
     sim.settle()

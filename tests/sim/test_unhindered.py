@@ -13,10 +13,12 @@ from pretune.kube.types import ApiError
 from pretune.manifests.agent_archive import agent_name
 from pretune.protocol import Report, Versions
 
+from tests.builders.constants import KEY
+from tests.builders.templates import serving_template
 from tests.sim.fleet import Fleet
 from tests.sim.reading import end_of
 from tests.sim.simulation import CACHE as THE_CACHE
-from tests.sim.simulation import CLAIM, FAR, KEY, template
+from tests.sim.simulation import CLAIM, FAR
 from tests.sim.steps import CLAIM_PLACE, held, lowest, replaced, rolled_out
 
 Fault = Callable[[Fleet], object]
@@ -485,9 +487,9 @@ def suspend(fleet: Fleet) -> None:
 def test_pods_of_an_engine_about_which_all_is_known_do_not_wait(
     fleet: Fleet, fault: Fault, word: str
 ) -> None:
-    rolled_out(fleet, spec={"source": {"template": template("vllm:1")}})
+    rolled_out(fleet, spec={"source": {"template": serving_template(image="vllm:1")}})
     fault(fleet)
-    fleet.apply(source={"template": template("vllm:2")})
+    fleet.apply(source={"template": serving_template(image="vllm:2")})
     fleet.settle(FAR)
     fleet.serve("vllm:2")
     fleet.settle()
