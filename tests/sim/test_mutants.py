@@ -17,7 +17,8 @@ from pretune.podspec import workloads
 from pretune.policy.bundles import proof_state
 from pretune.policy.hold import release
 from pretune.policy.model import Delete
-from pretune.policy.plan_builder import PlanBuilder, delete
+from pretune.policy.objects import delete
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import delivery, rescue
 from pretune.policy.pods.consumers import Consumer
 from pretune.webhook import admission, template_cache

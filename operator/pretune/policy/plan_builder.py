@@ -10,7 +10,6 @@ from pretune.api.names import (
     ATTEMPT,
     BUNDLE,
     FAILED,
-    FINGERPRINT,
     PENDING,
     PROOF,
     PROVING,
@@ -32,14 +31,16 @@ from pretune.policy.bundles.attempt_state import (
     is_finished,
     is_job_finished,
 )
-from pretune.policy.model import (
-    Action,
-    Delete,
-    EndedAttempt,
-    Observed,
-    Outcome,
-    Patch,
-    Released,
+from pretune.policy.model import Action, EndedAttempt, Observed, Outcome, Patch, Released
+from pretune.policy.objects import (
+    annotation,
+    attempt_number,
+    delete,
+    describe_malformed,
+    is_ended_by_us,
+    label,
+    owner_uid,
+    reference,
 )
 
 MAX_MESSAGE = 1024  # characters of a bundle's message
@@ -69,7 +70,6 @@ class PlanBuilder:
         self.events: list[Event] = []
         if self.status.skipped:
             self.known_place = ""  # the claim is read for what the status does not say any more
-            self.warn(reasons.MALFORMED, f"ignored: {'; '.join(self.status.skipped[:MAX_NAMED])}")
         self.released: list[Released] = []
         self.ended: list[EndedAttempt] = []
         self.look: float | None = None
@@ -77,7 +77,13 @@ class PlanBuilder:
         self.started: set[str] = set()  # bundles whose attempt this plan starts
         self.asking: set[str] = set()  # bundles that wait for the claim's answer
         uid = self.cache["metadata"]["uid"]
-        self.jobs = tuple(job for job in observed.jobs if owner_uid(job) == uid)
+        jobs = [job for job in observed.jobs if owner_uid(job) == uid]
+        malformed = {job["metadata"]["name"]: describe_malformed(job) for job in jobs}
+        self.jobs = tuple(job for job in jobs if not malformed[job["metadata"]["name"]])
+        skipped = [f"Job {name}: {why}" for name, why in malformed.items() if why]
+        skipped += self.status.skipped
+        if skipped:
+            self.warn(reasons.MALFORMED, f"ignored: {'; '.join(skipped[:MAX_NAMED])}")
         here = storage_place(observed.key.name, self.spec)
         self.elsewhere = tuple(
             job for job in self.jobs if annotation(job, STORAGE) not in ("", here)
@@ -236,7 +242,7 @@ class PlanBuilder:
     def attempts(self, bundle_id: str, role: str = TUNING) -> dict[int, Object]:
         """Return our Jobs that tune a bundle, or prove it (PROOF), where it is to be, by number."""
         return {
-            int(label(job, ATTEMPT)): job
+            attempt_number(job): job
             for job in self.jobs
             if label(job, ROLE) == role
             and label(job, BUNDLE) == bundle_id
@@ -311,46 +317,6 @@ class PlanBuilder:
         return self.observed.outcomes.get(action.name)
 
 
-def label(obj: Object, name: str) -> str:
-    """Return the value of a label; "": it has none."""
-    return str((obj["metadata"].get("labels") or {}).get(name, ""))
-
-
-def annotation(obj: Object, name: str) -> str:
-    """Return the value of an annotation; "": it has none."""
-    return str((obj["metadata"].get("annotations") or {}).get(name, ""))
-
-
 def place(uid: str, sub_path: str) -> str:
     """Return a claim's uid and the folder in it as one text."""
     return f"{uid}/{sub_path}" if uid and sub_path else uid
-
-
-def is_ended_by_us(job: Object) -> bool:
-    return bool((job.get("spec") or {}).get("activeDeadlineSeconds") == 1)
-
-
-def owner_uid(obj: Object) -> str:
-    """Return the uid of an object's controlling owner; "": it has none."""
-    owners = obj["metadata"].get("ownerReferences") or ()
-    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
-
-
-def reference(obj: Object) -> Object:
-    """Return just enough of an object to patch or delete it, and only it."""
-    meta = obj["metadata"]
-    return {
-        "apiVersion": obj["apiVersion"],
-        "kind": obj["kind"],
-        "metadata": {"namespace": meta["namespace"], "name": meta["name"], "uid": meta["uid"]},
-    }
-
-
-def delete(obj: Object) -> Action:
-    """Return the action that deletes an object."""
-    return Delete(f"delete {obj['kind']} {obj['metadata']['name']}", reference(obj))
-
-
-def fingerprint_of(job: Object) -> str:
-    """Return the fingerprint that a Job of ours was made for."""
-    return annotation(job, FINGERPRINT)

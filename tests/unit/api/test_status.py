@@ -13,8 +13,7 @@ from pretune.api.schema import Malformed
 from pretune.api.spec import Spec
 from pretune.api.status import BundleStatus, CacheStatus, Environment, Failure, Writer
 
-from tests.builders.caches import bundle_json as bundle_json
-from tests.builders.caches import cache
+from tests.builders.caches import bundle_json, cache
 from tests.builders.constants import NOW
 
 SEALED_JSON = bundle_json(

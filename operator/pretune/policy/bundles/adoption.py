@@ -34,7 +34,8 @@ from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.retries import record_failed_attempt
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
-from pretune.policy.plan_builder import PlanBuilder, annotation, delete, label, owner_uid
+from pretune.policy.objects import annotation, delete, label, owner_uid
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import ANSWERS, EMPTY, INSPECTED, Report
 
 # Seconds that an inspect Job may take; then the attempt's own check looks at the claim.

@@ -44,15 +44,8 @@ from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.job_runs import create_job
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
-from pretune.policy.plan_builder import (
-    MAX_MESSAGE,
-    PlanBuilder,
-    annotation,
-    delete,
-    fingerprint_of,
-    label,
-    owner_uid,
-)
+from pretune.policy.objects import annotation, delete, fingerprint_of, label, owner_uid
+from pretune.policy.plan_builder import MAX_MESSAGE, PlanBuilder
 
 NODE_TIMEOUT_SECONDS = 120.0  # that its pod may be without a node
 # That its container may not have started, once it has a node: the image is large, and a volume may

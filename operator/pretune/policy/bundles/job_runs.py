@@ -19,7 +19,8 @@ from pretune.policy.bundles.attempt_state import (
     is_job_finished,
 )
 from pretune.policy.model import Create
-from pretune.policy.plan_builder import PlanBuilder, owner_uid
+from pretune.policy.objects import owner_uid
+from pretune.policy.plan_builder import PlanBuilder
 
 
 def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | None:

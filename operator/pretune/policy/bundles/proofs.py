@@ -31,7 +31,8 @@ from pretune.policy.bundles.job_runs import count_disruptions, create_job, end_j
 from pretune.policy.bundles.proof_state import JUDGED, TWICE
 from pretune.policy.bundles.retries import describe_next_try, next_try, record_failure
 from pretune.policy.cache import agent_configmap
-from pretune.policy.plan_builder import PlanBuilder, is_ended_by_us
+from pretune.policy.objects import is_ended_by_us
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import PROVEN
 
 

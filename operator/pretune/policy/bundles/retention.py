@@ -5,11 +5,10 @@ Unwanted is what no source asks for, no living pod names, and of which newer one
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from pretune.api import reasons
-from pretune.api.names import BUNDLE, FAILED, PRUNE, REQUEST_KEY, RETIRED, ROLE, SEALED
+from pretune.api.names import BUNDLE, FAILED, PRUNE, RETIRED, ROLE, SEALED
 from pretune.api.status import Writer
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
@@ -20,7 +19,8 @@ from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.proofs import is_judged
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
-from pretune.policy.plan_builder import PlanBuilder, annotation, delete, label
+from pretune.policy.objects import annotation, delete, label, pruned_ids
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import EMPTY
 
 RETIREMENT_SECONDS = 600.0  # between Retired and the deletion of the folder
@@ -38,7 +38,7 @@ def process_finished_prunes(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...
     for job in plan.jobs:
         if label(job, ROLE) != PRUNE:
             continue
-        for bundle_id in _pruned_ids(job):
+        for bundle_id in pruned_ids(job):
             bundle = plan.bundles.get(bundle_id)
             if bundle is not None and bundle.state == RETIRED and bundle_id not in ids:
                 if not is_job_complete(job):
@@ -136,10 +136,5 @@ def prune(plan: PlanBuilder, storage: Storage) -> None:
                 plan.requeue_at(plan.now + RETRY_SECONDS)
 
 
-def _pruned_ids(job: Object) -> list[str]:
-    """Return the bundles whose folders a prune Job deletes."""
-    return [str(bundle_id) for bundle_id in json.loads(annotation(job, REQUEST_KEY) or "[]")]
-
-
 def _prunes(plan: PlanBuilder, bundle_id: str) -> list[Object]:
-    return [job for job in plan.jobs if label(job, ROLE) == PRUNE and bundle_id in _pruned_ids(job)]
+    return [job for job in plan.jobs if label(job, ROLE) == PRUNE and bundle_id in pruned_ids(job)]

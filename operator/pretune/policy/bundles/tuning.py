@@ -34,7 +34,8 @@ from pretune.policy.bundles.retries import next_try, record_failed_attempt
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import FOUND
-from pretune.policy.plan_builder import PlanBuilder, delete, fingerprint_of, label, owner_uid
+from pretune.policy.objects import delete, fingerprint_of, label, owner_uid
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
 
 # Seconds that a bundle is kept in the making though no pod asks for it.

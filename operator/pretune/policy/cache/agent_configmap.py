@@ -7,7 +7,8 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.agent_archive import build_agent_config_map
 from pretune.policy.model import Action, Apply, Observed
-from pretune.policy.plan_builder import PlanBuilder, delete
+from pretune.policy.objects import delete
+from pretune.policy.plan_builder import PlanBuilder
 
 UPGRADE_SECONDS = 600.0  # in which an upgrade replaces pods; a later look removes what is left
 RETRY_SECONDS = 30.0  # until a ConfigMap that the API server refused is applied again

@@ -7,7 +7,7 @@ from pretune.api.types import Object
 from pretune.policy.cache import agent_configmap
 from pretune.policy.hold.release import LET_GO, release_all
 from pretune.policy.model import Action, Observed, Plan
-from pretune.policy.plan_builder import annotation, delete, label, owner_uid
+from pretune.policy.objects import annotation, delete, label, owner_uid
 from pretune.policy.pods.rescue import delete_stuck_pod
 from pretune.policy.pods.start_failures import find_start_failure, next_check_at
 from pretune.policy.pods.starting_pod import StartingPod

@@ -20,7 +20,8 @@ from pretune.policy.bundles.attempt_state import condition
 from pretune.policy.bundles.desired import DesiredBundles
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Patch, Released
-from pretune.policy.plan_builder import PlanBuilder, reference
+from pretune.policy.objects import reference
+from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
 
 AGAIN = 2.0  # seconds until an attempt that could not start is looked at again
