@@ -18,10 +18,10 @@ from tests.builders.observed import bundle_of, fingerprint_of, observed, origin
 from tests.builders.pods import Consumer
 
 BUNDLE = bundle_of("a")
-GIVEN = Consumer("a").ready().given(BUNDLE).seeded()
+READY_POD = Consumer("a").ready().given(BUNDLE).seeded()
 
 
-def numbered_pod(number: int, of: Consumer = GIVEN) -> Consumer:
+def numbered_pod(number: int, of: Consumer = READY_POD) -> Consumer:
     return of.meta(name=f"a-{number}", uid=f"uid-{number}")
 
 
@@ -85,8 +85,8 @@ def retuned_messages(plan: Plan) -> list[str]:
     return [event.message for event in plan.events if event.reason == "TunedAgain"]
 
 
-FOUR = [numbered_pod(number) for number in range(4)]
-ALL = LogSummary(TUNED, new=21, operations=("toy_gemm",), folders=("c" * 64,))
+FOUR_PODS = [numbered_pod(number) for number in range(4)]
+ALL_TUNED = LogSummary(TUNED, new=21, operations=("toy_gemm",), folders=("c" * 64,))
 
 
 def with_counts(**numbers: int) -> Object:
@@ -105,6 +105,6 @@ def with_counts(**numbers: int) -> Object:
 
 def pod_with_report(reason: str, message: str = "") -> Consumer:
     end = {"exitCode": 0, "message": Report("seed", reason, message).dump()}
-    return GIVEN.but(
+    return READY_POD.but(
         initContainerStatuses=[{"name": names.SEED_CONTAINER, "state": {"terminated": end}}]
     )

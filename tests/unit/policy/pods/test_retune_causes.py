@@ -12,8 +12,8 @@ from pretune.policy.pods.retune_causes import find_differences
 from tests.builders.observed import origin
 from tests.builders.pods import Consumer
 from tests.builders.starts import (
-    ALL,
-    GIVEN,
+    ALL_TUNED,
+    READY_POD,
     cache_with_bundle,
     decide_on,
     numbered_pod,
@@ -26,7 +26,7 @@ from tests.builders.templates import serving_template
 
 def cause_of(
     summary: LogSummary,
-    pod: Consumer = GIVEN,
+    pod: Consumer = READY_POD,
     of: dict[str, Any] | None = None,
     differs: tuple[str, ...] = (),
     **more: Any,
@@ -57,7 +57,7 @@ def test_what_flashinfer_refused_is_the_cause(difference: Difference, words: str
 
 
 def test_a_key_folder_that_the_bundle_lacks_is_the_cause_with_what_differs_in_the_pod() -> None:
-    words = cause_of(ALL, differs=("env VLLM_USE_DEEP_GEMM", "args --max-num-seqs"))
+    words = cause_of(ALL_TUNED, differs=("env VLLM_USE_DEEP_GEMM", "args --max-num-seqs"))
     assert (
         "key folder cccccccccccc…" in words
         and "env VLLM_USE_DEEP_GEMM, args --max-num-seqs" in words
@@ -71,25 +71,29 @@ def test_a_key_folder_that_the_bundle_lacks_is_the_cause_with_what_differs_in_th
     written = serving_template(
         image="vllm:a", args=["serve", "--max-num-seqs", "$(SEQS)"], env=[reference, key_ref, other]
     )
-    words = cause_of(ALL, of=origin("a", of=written))
+    words = cause_of(ALL_TUNED, of=origin("a", of=written))
     assert (
         "leaves open: env SEQS (fieldRef), env VLLM_X (secretKeyRef)" in words
         and "TOKEN" not in words
     )
-    assert "the template's: look for what they name" in cause_of(ALL)
+    assert "the template's: look for what they name" in cause_of(ALL_TUNED)
 
 
 def test_the_folder_where_others_found_it_is_named() -> None:
     other = numbered_pod(2)
-    starts = start_logs_of((GIVEN, ALL), (other, LogSummary(WARM, loaded=21, folders=("d" * 64,))))
-    [message] = retuned_messages(decide_on(GIVEN, other, starts=starts))
+    starts = start_logs_of(
+        (READY_POD, ALL_TUNED), (other, LogSummary(WARM, loaded=21, folders=("d" * 64,)))
+    )
+    [message] = retuned_messages(decide_on(READY_POD, other, starts=starts))
     assert "key folder cccccccccccc…" in message and "dddddddddddd…" in message
 
 
 def test_a_pod_that_looked_where_others_found_it_has_another_cause() -> None:
     other = numbered_pod(2)
-    starts = start_logs_of((GIVEN, ALL), (other, LogSummary(WARM, loaded=21, folders=ALL.folders)))
-    [message] = retuned_messages(decide_on(GIVEN, other, starts=starts))
+    starts = start_logs_of(
+        (READY_POD, ALL_TUNED), (other, LogSummary(WARM, loaded=21, folders=ALL_TUNED.folders))
+    )
+    [message] = retuned_messages(decide_on(READY_POD, other, starts=starts))
     assert (
         "where other pods found it, and loaded nothing" in message
         and "none of that name" not in message
@@ -113,16 +117,18 @@ def test_a_part_that_was_tuned_is_named_by_its_operations() -> None:
 
 
 def test_another_image_under_the_same_name_is_named_first() -> None:
-    pod = GIVEN.runs(image="r/vllm@sha256:new").ready()
+    pod = READY_POD.runs(image="r/vllm@sha256:new").ready()
     pod["status"]["containerStatuses"][0]["imageID"] = "r/vllm@sha256:new"
-    assert "image under its name is another" in cause_of(ALL, pod, engineImage="r/vllm@sha256:old")
+    assert "image under its name is another" in cause_of(
+        ALL_TUNED, pod, engineImage="r/vllm@sha256:old"
+    )
     assert "image under its name is another" not in cause_of(
-        ALL, pod, engineImage="r/vllm@sha256:new"
+        ALL_TUNED, pod, engineImage="r/vllm@sha256:new"
     )
 
 
 def test_seeds_report_is_the_cause_where_it_left_the_folder_empty() -> None:
-    words = cause_of(ALL, pod_with_report("VersionsDiffer", "vllm 0.33.0 instead of 0.32.0"))
+    words = cause_of(ALL_TUNED, pod_with_report("VersionsDiffer", "vllm 0.33.0 instead of 0.32.0"))
     assert "its folder was empty: VersionsDiffer: vllm 0.33.0 instead of 0.32.0" in words
 
 

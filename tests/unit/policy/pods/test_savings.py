@@ -17,7 +17,7 @@ from tests.builders.constants import ENGINE, NOW
 from tests.builders.pods import Consumer
 from tests.builders.starts import (
     BUNDLE,
-    GIVEN,
+    READY_POD,
     cache_with_bundle,
     decide_on,
     numbered_pod,
@@ -29,7 +29,7 @@ PROVEN = {"proven": True, "gpus": 1, "coldSeconds": 100, "warmSeconds": 20}
 
 
 def started_pod(number: int, began: float, ready: float) -> Consumer:
-    return numbered_pod(number, GIVEN.ready(since=ready)).but(
+    return numbered_pod(number, READY_POD.ready(since=ready)).but(
         containerStatuses=[
             {
                 "name": ENGINE,
