@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pretune.engines.base import Engine, Part
-from pretune.engines.command import program, shell_words
+from pretune.engines.command import runs_program
 
 if TYPE_CHECKING:
     from pretune.engines.evidence import Evidence
@@ -79,7 +79,7 @@ class _Toy(Engine):
     health_path = "/ready"
 
     def recognises(self, image: str, words: Sequence[str]) -> bool:
-        return any(program(word) == "toy-server" for word in shell_words(words))
+        return runs_program(words, "toy-server")
 
     def read_port(self, words: Sequence[str]) -> int:
         return 8123

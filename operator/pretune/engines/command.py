@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
-from typing import List, Sequence
+from typing import Iterator, List, Pattern, Sequence, Tuple
 
 _SHELLS = ("sh", "bash", "dash", "ash", "zsh")
 
@@ -14,24 +15,47 @@ def program(word: str) -> str:
     return word.rsplit("/", 1)[-1]
 
 
+def runs_program(command: Sequence[str], *names: str) -> bool:
+    """Return whether the command has one of these programs as a word, in a script too.
+
+    A script is searched and not parsed: the webhook asks for each pod, and a parser takes a
+    millisecond.
+    """
+    pattern = _word_pattern(names)
+    return any(
+        pattern.search(word) is not None if is_script else program(word) in names
+        for word, is_script in _with_scripts(command)
+    )
+
+
+@functools.lru_cache(16)
+def _word_pattern(names: Tuple[str, ...]) -> Pattern[str]:
+    any_name = "|".join(re.escape(name) for name in names)
+    return re.compile(r"(?<![\w.-])(?:%s)(?![\w./-])" % any_name)
+
+
 def shell_words(command: Sequence[str]) -> List[str]:
     """Return the command's words, with the script of a `sh -c` taken apart.
 
     What a shell would expand stays as it is written.
     """
     words: List[str] = []
+    for word, is_script in _with_scripts(command):
+        words += _script_words(word) if is_script else [word]
+    return words
+
+
+def _with_scripts(command: Sequence[str]) -> Iterator[Tuple[str, bool]]:
+    """Yield each word, and whether it is the script of a `sh -c`."""
     is_shell = script_follows = False
     for index, word in enumerate(command):
+        yield word, script_follows
         if index == 0:
             is_shell = program(word) in _SHELLS
         elif script_follows:
-            words += _script_words(word)
             script_follows = is_shell = False
-            continue
         elif is_shell and re.match(r"-[a-z]*c[a-z]*$", word):
             script_follows = True
-        words.append(word)
-    return words
 
 
 def _script_words(script: str) -> List[str]:

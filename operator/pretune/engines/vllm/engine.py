@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple
 
 from pretune.engines.base import Engine, Part
-from pretune.engines.command import program, shell_words
+from pretune.engines.command import runs_program
 from pretune.engines.vllm import cli, releases
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class _VLLM(Engine):
     )
 
     def recognises(self, image: str, words: Sequence[str]) -> bool:
-        return any(program(word) == "vllm" for word in shell_words(words))
+        return runs_program(words, "vllm")
 
     def read_port(self, words: Sequence[str]) -> int:
         return cli.read_port(words)
