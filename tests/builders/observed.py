@@ -37,13 +37,15 @@ def origin(
     owner: str = "a",
     revision: int = 1,
     of: Object | Refused | None = None,
-    made: float = NOW - 120,
+    created: float = NOW - 120,
     workload: Object | None = None,
 ) -> dict[str, Origin]:
     """Return origins by key: one ReplicaSet's, by default with the image `vllm:<owner>`."""
     written = serving_template(image=f"vllm:{owner}") if of is None else of
     key = origin_key(Consumer(owner))
-    return {key: Origin("ReplicaSet", owner, written, (revision, format_timestamp(made)), workload)}
+    return {
+        key: Origin("ReplicaSet", owner, written, (revision, format_timestamp(created)), workload)
+    }
 
 
 def bundle_of(

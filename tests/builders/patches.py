@@ -11,7 +11,7 @@ from pretune.manifests.json_patch import Operation, copy_json
 
 def patched(whole: Object, operations: Sequence[Operation]) -> Object:
     """Return a copy of the object with these operations applied to it."""
-    made: Object = jsonpatch.apply_patch(
+    patched_copy: Object = jsonpatch.apply_patch(
         copy_json(whole), copy_json(list(operations)), in_place=True
     )
-    return made
+    return patched_copy

@@ -1,6 +1,7 @@
-"""Any pod that could arrive at the webhook, from a number: cheap enough for a million, and the same one each time.
+"""Any pod that could arrive at the webhook, from a number: the same pod each time.
 
-Beside hypothesis (tests/unit), which shrinks what it finds but makes some hundred pods a second.
+Fast enough for a million. Hypothesis (strategies.py) makes what it finds smaller, but creates only
+some hundred pods a second.
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ _GATES = ("kueue.x-k8s.io/admission", "kueue.x-k8s.io/topology", "other/hold")
 INPUTS = Inputs("f0" * 32, "$(rev)", "b200", {"nodeSelector": {"gpu": "b200"}})
 
 
-class Chance:
-    """A pod, a delivery, and what others do to the pod, all of one number."""
+class RandomCase:
+    """A pod, a delivery, and what other webhooks do to the pod, all from one number."""
 
     def __init__(self, number: int) -> None:
         self._random = Random(number)
@@ -143,99 +144,102 @@ class Chance:
     def seldom(self, chance: float = 0.04) -> bool:
         return self._random.random() < chance
 
-    def some(self, of: tuple[Any, ...], most: int) -> list[Any]:
-        return self._random.sample(of, self._random.randint(0, min(most, len(of))))
+    def sample(self, items: tuple[Any, ...], most: int) -> list[Any]:
+        return self._random.sample(items, self._random.randint(0, min(most, len(items))))
 
-    def one(self, of: tuple[Any, ...] | list[Any]) -> Any:
-        return of[int(self._random.random() * len(of))]
+    def pick(self, items: tuple[Any, ...] | list[Any]) -> Any:
+        return items[int(self._random.random() * len(items))]
 
     # --- the pod
 
     def pod(self) -> Object:
-        """One whose engine is its container "vllm". As JSON brings it: nothing is shared."""
-        volumes = self.some(NAMES, 4)
-        names = self.some(NAMES, 5)
+        """Return a pod whose engine is its container "vllm", as parsed from JSON: nothing is shared."""
+        volumes = self.sample(NAMES, 4)
+        names = self.sample(NAMES, 5)
         if self.seldom(0.02):
-            volumes.append(self.one(_OURS))
+            volumes.append(self.pick(_OURS))
         if self.seldom(0.01):
             names.append("pretune-seed")
         engine = self._container("vllm", volumes)
-        engine.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = self.one(
+        engine.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = self.pick(
             ("1", 8)
         )
         if self.seldom(0.02):
             engine.setdefault("env", []).append({"name": OVERRIDE, "value": "/own"})
         if self.seldom(0.02):
-            at = {"name": self.one([*volumes, "v"]), "mountPath": self.one(_OUR_PATHS)}
+            at = {"name": self.pick([*volumes, "v"]), "mountPath": self.pick(_OUR_PATHS)}
             engine.setdefault("volumeMounts", []).append(at)
         containers, init = [engine], []
         for name in names:
-            place = self.one((containers, containers, init, init, init))
-            one = self._container(name, volumes)
+            place = self.pick((containers, containers, init, init, init))
+            container = self._container(name, volumes)
             if place is init and self.often():
-                one["restartPolicy"] = "Always"
-            place.insert(int(self._random.random() * (len(place) + 1)), one)
+                container["restartPolicy"] = "Always"
+            place.insert(int(self._random.random() * (len(place) + 1)), container)
         spec: Object = {"containers": containers}
         if init:
             spec["initContainers"] = init
         if volumes:
             spec["volumes"] = [self._volume(name) for name in volumes]
         if self.seldom(0.3):
-            spec["schedulingGates"] = [{"name": name} for name in self.some(_GATES, 2)] or [
+            spec["schedulingGates"] = [{"name": name} for name in self.sample(_GATES, 2)] or [
                 {"name": _GATES[0]}
             ]
         elif self.seldom():
             spec["nodeName"] = "node0"
-        spec.update(self.some(_POD_FIELDS, 6))
-        meta: Object = dict(self.some(_METADATA, 4))
-        if annotations := self.some(_ANNOTATIONS, 3):
-            meta["annotations"] = {name: self.one(_VALUES) for name in annotations}
-        made: Object = {"metadata": meta, "spec": spec, "status": {}}
+        spec.update(self.sample(_POD_FIELDS, 6))
+        meta: Object = dict(self.sample(_METADATA, 4))
+        if annotations := self.sample(_ANNOTATIONS, 3):
+            meta["annotations"] = {name: self.pick(_VALUES) for name in annotations}
+        pod: Object = {"metadata": meta, "spec": spec, "status": {}}
         if self.seldom():
-            self._make_odd(made)
-        return json.loads(json.dumps(made))  # type: ignore[no-any-return]
+            self._make_odd(pod)
+        return json.loads(json.dumps(pod))  # type: ignore[no-any-return]
 
     def _container(self, name: str, volumes: list[str]) -> Object:
-        made: Object = {"name": name, "image": self.one(("vllm:1", "vllm@sha256:0", "proxy:2"))}
+        container: Object = {
+            "name": name,
+            "image": self.pick(("vllm:1", "vllm@sha256:0", "proxy:2")),
+        }
         if self.often():
-            made["env"] = [self._variable() for _ in range(self._random.randint(1, 5))]
+            container["env"] = [self._variable() for _ in range(self._random.randint(1, 5))]
         if volumes and self.often():
-            paths = self.some(_PATHS, 3) or [_PATHS[0]]
-            made["volumeMounts"] = [
-                {"name": self.one(volumes), "mountPath": path} for path in paths
+            paths = self.sample(_PATHS, 3) or [_PATHS[0]]
+            container["volumeMounts"] = [
+                {"name": self.pick(volumes), "mountPath": path} for path in paths
             ]
         if self.often():
-            made["args"] = self.some(_VALUES, 3)
+            container["args"] = self.sample(_VALUES, 3)
         if self.often():
             amounts = [
                 {
-                    what: self.one(_AMOUNTS)
-                    for what in self.some(("cpu", "memory", "ephemeral-storage", "rdma/x"), 3)
+                    what: self.pick(_AMOUNTS)
+                    for what in self.sample(("cpu", "memory", "ephemeral-storage", "rdma/x"), 3)
                 }
                 for _ in range(2)
             ]
-            made["resources"] = {
+            container["resources"] = {
                 "limits": amounts[0],
-                "requests": self.one((amounts[1], dict(amounts[0]))),
+                "requests": self.pick((amounts[1], dict(amounts[0]))),
             }
         if self.often():
-            made["securityContext"] = self.one(_SECURITY)
+            container["securityContext"] = self.pick(_SECURITY)
         if self.often():
-            made["readinessProbe"] = self.one(_PROBES)
+            container["readinessProbe"] = self.pick(_PROBES)
         if self.seldom(0.2):
-            made["tomorrow"] = {"x": [None]}
+            container["tomorrow"] = {"x": [None]}
         if self.often():
-            made |= {
+            container |= {
                 "imagePullPolicy": "IfNotPresent",
                 "terminationMessagePath": "/dev/termination-log",
             }
-        return made
+        return container
 
     def _variable(self) -> Object:
-        name = self.one(_VARIABLES)
+        name = self.pick(_VARIABLES)
         if self.seldom(0.3):
-            return {"name": name, "valueFrom": self.one(_SOURCES)}
-        return {"name": name, "value": self.one(_VALUES)}
+            return {"name": name, "valueFrom": self.pick(_SOURCES)}
+        return {"name": name, "value": self.pick(_VALUES)}
 
     def _volume(self, name: str) -> Object:
         sources: tuple[Object, ...] = (
@@ -245,10 +249,10 @@ class Chance:
             {"persistentVolumeClaim": {"claimName": "shared", "readOnly": True}},
             {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
         )
-        return {"name": name, **self.one(sources)}
+        return {"name": name, **self.pick(sources)}
 
     def _make_odd(self, pod: Object) -> None:
-        """Null and empty, where the API server itself would send nothing."""
+        """Set null and empty values where the API server would send nothing."""
         holders = [pod["metadata"], pod["spec"], *pod["spec"]["containers"]]
         for name in (
             "annotations",
@@ -261,59 +265,59 @@ class Chance:
             for holder in holders:
                 if name not in holder and self.often():
                     empty: Any = {} if name == "annotations" else []
-                    holder[name] = self.one((None, empty))
+                    holder[name] = self.pick((None, empty))
 
     # --- what happens to it
 
     def delivery(self) -> Delivery:
-        mode = self.one(("Overlay", "Overlay", "ReadOnly", "None"))
+        mode = self.pick(("Overlay", "Overlay", "ReadOnly", "None"))
         if mode == "None":
-            return Delivery(mode, "OverrideSet", self.one(_VALUES))
+            return Delivery(mode, "OverrideSet", self.pick(_VALUES))
         held = self.often()
         return Delivery(
             mode,
             "Held" if held else "Given",
-            self.one(_VALUES),
+            self.pick(_VALUES),
             held=held,
             engine="vllm",
             bundle=INPUTS.bundle_id(),
             inputs=INPUTS,
-            claim=self.one(("pretune-qwen3", "shared")),
-            sub_path=self.one(("", "a/b", "$(A)//")),
+            claim=self.pick(("pretune-qwen3", "shared")),
+            sub_path=self.pick(("", "a/b", "$(A)//")),
             folder="inference.qwen3",
             agent="pretune-agent-0123456789ab",
         )
 
     def others(self) -> int:
-        """A number by which other webhooks do the same to a pod with and without our parts."""
+        """Return a number: by it other webhooks do the same to a pod with and without our parts."""
         return self._random.getrandbits(32)
 
 
-def touched(pod: Object, number: int) -> None:
-    """What other webhooks add: at either end of each list, to every container but ours."""
-    chance = Chance(number)
+def add_as_other_webhooks(pod: Object, number: int) -> None:
+    """Add what other webhooks add: at either end of each list, to every container but ours."""
+    case = RandomCase(number)
     spec = pod["spec"]
-    first = chance.often()
+    first = case.often()
 
-    def add(holder: Object, field: str, one: Object) -> None:
+    def add(holder: Object, field: str, item: Object) -> None:
         if holder.get(field) is None:
-            holder[field] = [one]
+            holder[field] = [item]
         elif first:
-            holder[field].insert(0, one)
+            holder[field].insert(0, item)
         else:
-            holder[field].append(one)
+            holder[field].append(item)
 
     names = ("volumes", "initContainers", "containers", "schedulingGates")
-    for name in chance.some(names, 4):
+    for name in case.sample(names, 4):
         add(spec, name, {"name": f"mesh-{name.lower()}"})
-    each = [chance.often() for _ in range(2)]
+    each = [case.often() for _ in range(2)]
     for place in ("containers", "initContainers"):
-        for one in spec.get(place) or ():
+        for container in spec.get(place) or ():
             if each[0]:
-                add(one, "env", {"name": "MESH", "value": "1"})
+                add(container, "env", {"name": "MESH", "value": "1"})
             if each[1]:
-                add(one, "volumeMounts", {"name": "mesh-volumes", "mountPath": "/mesh"})
-    if chance.often():
+                add(container, "volumeMounts", {"name": "mesh-volumes", "mountPath": "/mesh"})
+    if case.often():
         if pod["metadata"].get("annotations") is None:
             pod["metadata"]["annotations"] = {}
         pod["metadata"]["annotations"]["mesh/status"] = "injected"

@@ -134,28 +134,32 @@ def _affinity(value: str) -> Object:
 def templates(draw: st.DrawFn) -> Object:
     """A pod template whose engine is its container "vllm", with other containers, init containers, sidecars, labels, terms."""
     volumes = draw(st.lists(NAMES, unique=True, max_size=3))
-    names = draw(st.lists(NAMES.filter(lambda one: one != "vllm"), unique=True, max_size=4))
-    made: Object = {"metadata": {}, "spec": {"containers": [], "initContainers": []}}
+    names = draw(st.lists(NAMES.filter(lambda name: name != "vllm"), unique=True, max_size=4))
+    template: Object = {"metadata": {}, "spec": {"containers": [], "initContainers": []}}
     own = {**draw(_containers(volumes)), "name": "vllm"}
     own["resources"] = copy.deepcopy(own.get("resources", {}))
     own["resources"].setdefault("limits", {})["nvidia.com/gpu"] = draw(st.sampled_from([1, "8"]))
-    made["spec"]["containers"].append(own)
+    template["spec"]["containers"].append(own)
     for name in names:
-        one = {**draw(_containers(volumes)), "name": name}
+        container = {**draw(_containers(volumes)), "name": name}
         place = draw(st.sampled_from(["containers", "initContainers", "sidecar"]))
         if place == "sidecar":
-            one["restartPolicy"] = "Always"
+            container["restartPolicy"] = "Always"
         elif place == "initContainers":  # the API knows none of these there
-            one = {
+            container = {
                 field: value
-                for field, value in one.items()
+                for field, value in container.items()
                 if not field.endswith("Probe") and field != "lifecycle"
             }
-        made["spec"]["containers" if place == "containers" else "initContainers"].append(one)
-    made["metadata"]["labels"] = draw(st.dictionaries(NAMES, NAMES, max_size=3)) | {"app": "qwen3"}
-    made["metadata"]["annotations"] = draw(st.dictionaries(NAMES, NAMES, max_size=2))
-    made["spec"]["volumes"] = [{"name": name, "emptyDir": {}} for name in volumes]
-    made["spec"] |= draw(
+        template["spec"]["containers" if place == "containers" else "initContainers"].append(
+            container
+        )
+    template["metadata"]["labels"] = draw(st.dictionaries(NAMES, NAMES, max_size=3)) | {
+        "app": "qwen3"
+    }
+    template["metadata"]["annotations"] = draw(st.dictionaries(NAMES, NAMES, max_size=2))
+    template["spec"]["volumes"] = [{"name": name, "emptyDir": {}} for name in volumes]
+    template["spec"] |= draw(
         st.fixed_dictionaries(
             {},
             optional={
@@ -174,4 +178,4 @@ def templates(draw: st.DrawFn) -> Object:
             },
         )
     )
-    return made
+    return template

@@ -1,4 +1,7 @@
-"""Where a consumer's template comes from, on the simulator's API server: what is read, and what is said of owners that cannot be had."""
+"""Where a consumer's template comes from, on the simulator's API server.
+
+What is read, and how an owner that cannot be read is refused.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class Asked(Client):
         return found
 
 
-def made(
+def create(
     world: Server, kind: str, name: str = "serving", version: str = "apps/v1", **parts: Any
 ) -> Object:
     meta = {"namespace": NS, "name": name, **parts.pop("metadata", {})}
@@ -78,7 +81,7 @@ def pod_of(owner: Object | None, **labels: str) -> Object:
 
 def rollout(world: Server, revision: str = "3", **spec: Any) -> tuple[Object, Object]:
     """A Deployment and its ReplicaSet."""
-    above = made(
+    above = create(
         world,
         "Deployment",
         "above",
@@ -86,17 +89,17 @@ def rollout(world: Server, revision: str = "3", **spec: Any) -> tuple[Object, Ob
     )
     notes = {REVISION_ANNOTATION: revision}
     meta = {"ownerReferences": controlled_by(above), "annotations": notes}
-    return above, made(world, "ReplicaSet", metadata=meta, spec={"template": TEMPLATE, **spec})
+    return above, create(world, "ReplicaSet", metadata=meta, spec={"template": TEMPLATE, **spec})
 
 
 def revision(world: Server, kind: str, number: int = 2) -> tuple[Object, Object]:
-    """A set, which is at a newer template, and the revision that a pod of it was made of."""
-    the_set = made(
+    """A set, which is at a newer template, and the revision that a pod of it was created from."""
+    the_set = create(
         world, kind, spec={"serviceName": "s", "template": serving_template(image="newer")}
     )
     data = {"spec": {"template": {"$patch": "replace", **TEMPLATE}}}
     name, meta = "serving-7f", {"ownerReferences": controlled_by(the_set)}
-    return the_set, made(
+    return the_set, create(
         world, "ControllerRevision", name, metadata=meta, data=data, revision=number
     )
 
@@ -124,11 +127,14 @@ def test_a_deployments_pod_has_its_replica_sets_template_not_the_deployments_new
     assert calls == ["get ReplicaSet serving"]
 
 
-@pytest.mark.parametrize(("said", "number"), [("12", 12), ("", 0), ("newest", 0)])
+@pytest.mark.parametrize(("annotation", "number"), [("12", 12), ("", 0), ("newest", 0)])
 def test_the_revision_is_the_deployments_number_where_there_is_one(
-    world: Server, said: str, number: int
+    world: Server, annotation: str, number: int
 ) -> None:
-    assert ask(world, pod_of(rollout(world, said)[1]))[0].order == (number, format_timestamp(NOW))
+    assert ask(world, pod_of(rollout(world, annotation)[1]))[0].order == (
+        number,
+        format_timestamp(NOW),
+    )
 
 
 @pytest.mark.parametrize(("kind", "label"), [("StatefulSet", "serving-7f"), ("DaemonSet", "7f")])
@@ -144,7 +150,9 @@ def test_a_sets_pod_has_the_template_of_its_own_revision_not_the_sets_newer_one(
 
 
 def test_a_jobs_pod_has_the_jobs_template(world: Server) -> None:
-    the_job = made(world, "Job", version="batch/v1", spec={"template": TEMPLATE, "backoffLimit": 0})
+    the_job = create(
+        world, "Job", version="batch/v1", spec={"template": TEMPLATE, "backoffLimit": 0}
+    )
     found = ask(world, pod_of(the_job), workload=True)[0]
     assert (found.kind, found.name, found.template, found.order) == (
         "Job",
@@ -155,11 +163,11 @@ def test_a_jobs_pod_has_the_jobs_template(world: Server) -> None:
     assert found.workload is not None and found.workload["spec"] == {"backoffLimit": 0}
 
 
-def test_templates_keep_their_labels_since_what_cannot_be_tuned_is_told_by_them(
+def test_templates_keep_their_labels_since_preflight_reads_them(
     world: Server,
 ) -> None:
     of = {**TEMPLATE, "metadata": {"labels": {"ray.io/cluster": "x"}, "annotations": {"a": "b"}}}
-    the_set = made(world, "ReplicaSet", spec={"template": of})
+    the_set = create(world, "ReplicaSet", spec={"template": of})
     assert ask(world, pod_of(the_set))[0].template == of
     bare = pod_of(None, **{"ray.io/cluster": "x"})
     assert ask(world, bare)[0].template["metadata"]["labels"] == {"ray.io/cluster": "x"}  # type: ignore[index]
@@ -208,12 +216,12 @@ def test_a_kind_that_is_added_as_a_row_has_its_template_and_its_workload_read(
         "KINDS",
         cluster.KINDS | {("serving.test/v1", "Replica"), ("serving.test/v1", "Fleet")},
     )
-    fleet = made(world, "Fleet", "all", version="serving.test/v1", spec={"size": 3})
+    fleet = create(world, "Fleet", "all", version="serving.test/v1", spec={"size": 3})
     meta = {
         "ownerReferences": controlled_by(fleet),
         "annotations": {"serving.test/number": "5"},
     }
-    replica = made(
+    replica = create(
         world, "Replica", version="serving.test/v1", metadata=meta, spec={"template": TEMPLATE}
     )
     found, calls = ask(world, pod_of(replica), workload=True)
@@ -225,7 +233,7 @@ def test_a_kind_that_is_added_as_a_row_has_its_template_and_its_workload_read(
     assert calls == ["get Replica serving", *(["get Fleet all"] if above else [])]
 
 
-def test_a_replica_set_that_nobody_or_another_kind_controls_is_the_workload_itself(
+def test_a_replica_set_without_a_controller_or_with_one_of_another_kind_is_the_workload_itself(
     world: Server,
 ) -> None:
     rollouts = [
@@ -238,7 +246,7 @@ def test_a_replica_set_that_nobody_or_another_kind_controls_is_the_workload_itse
         }
     ]
     for meta in ({}, {"ownerReferences": rollouts}):
-        the_set = made(
+        the_set = create(
             world, "ReplicaSet", metadata=meta, spec={"replicas": 1, "template": TEMPLATE}
         )
         found, calls = ask(world, pod_of(the_set), workload=True)
@@ -262,19 +270,19 @@ def test_a_workload_that_is_gone_another_or_forbidden_is_none_and_costs_no_templ
         ask(world, pod, workload=True, refuses=no_deployment(503))
     world.delete(above)
     assert ask(world, pod, workload=True)[0].workload is None
-    made(world, "Deployment", "above", spec={})
+    create(world, "Deployment", "above", spec={})
     assert ask(world, pod, workload=True)[0].workload is None
 
 
 def gone(world: Server) -> Object:
-    the_set = made(world, "ReplicaSet", spec={"template": TEMPLATE})
+    the_set = create(world, "ReplicaSet", spec={"template": TEMPLATE})
     world.delete(the_set)
     return pod_of(the_set)
 
 
 def another(world: Server) -> Object:
     pod = gone(world)
-    made(world, "ReplicaSet", spec={"template": TEMPLATE})
+    create(world, "ReplicaSet", spec={"template": TEMPLATE})
     return pod
 
 
@@ -286,18 +294,18 @@ def anothers_revision(world: Server) -> Object:
 
 
 def without_template(world: Server) -> Object:
-    return pod_of(made(world, "ReplicaSet", spec={"replicas": 1}))
+    return pod_of(create(world, "ReplicaSet", spec={"replicas": 1}))
 
 
 def odd_template(world: Server) -> Object:
     return pod_of(
-        made(world, "ReplicaSet", spec={"template": {"spec": {"containers": [{"name": 8}]}}})
+        create(world, "ReplicaSet", spec={"template": {"spec": {"containers": [{"name": 8}]}}})
     )
 
 
 def odd_revision(world: Server) -> Object:
-    the_set = made(world, "StatefulSet", spec={})
-    made(
+    the_set = create(world, "StatefulSet", spec={})
+    create(
         world,
         "ControllerRevision",
         "serving-7f",
@@ -331,7 +339,7 @@ def odd_revision(world: Server) -> Object:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_an_owner_that_cannot_be_had_is_said_by_name(
+def test_an_owner_that_cannot_be_read_is_refused_by_name(
     world: Server, build: Callable[[Server], Object], reason: str, words: list[str]
 ) -> None:
     pod = build(world)
@@ -424,8 +432,8 @@ BY_KUBELET = {"manager": "kubelet", "subresource": "status", "fieldsV1": {"f:sta
     [
         ("the scheduler's", {"uid": "u", "managedFields": [BY_KUBELET, {"manager": "odd"}]}, False),
         ("the author's", {"uid": "u", "managedFields": [BY_AUTHOR, BY_KUBELET]}, True),
-        ("the author's, while the pod is being made", {}, True),
-        ("of a pod whose fields nobody manages", {"uid": "u"}, False),
+        ("the author's, while the pod is being created", {}, True),
+        ("of a pod whose fields have no manager", {"uid": "u"}, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -440,7 +448,7 @@ def test_a_node_counts_only_if_the_author_chose_it(
     assert isinstance(found, dict) and ("nodeName" in found["spec"]) == kept
 
 
-def test_a_pod_that_is_being_made_asks_for_the_bundle_that_it_asks_for_later(world: Server) -> None:
+def test_a_pod_that_is_being_created_needs_the_same_bundle_as_later(world: Server) -> None:
     """What the webhook sees has neither name, uid nor node; what the controller sees has, and what came by delivery too."""
     early = pod_of(None, app="x")
     for name in ("name", "uid", "creationTimestamp"):
@@ -452,10 +460,10 @@ def test_a_pod_that_is_being_made_asks_for_the_bundle_that_it_asks_for_later(wor
     late["spec"]["initContainers"] = [
         {"name": names.SEED_CONTAINER, "env": [{"name": TASK_VARIABLE, "value": "{}"}]}
     ]
-    one, other = ask(world, early)[0].template, ask(world, late)[0].template
+    first, other = ask(world, early)[0].template, ask(world, late)[0].template
     parsed = spec.Spec.from_cache({"spec": {"storage": {"claim": {}}}})
-    assert isinstance(one, dict) and isinstance(other, dict)
-    assert identity.inputs(one, parsed, parsed.targets[0]) == identity.inputs(
+    assert isinstance(first, dict) and isinstance(other, dict)
+    assert identity.inputs(first, parsed, parsed.targets[0]) == identity.inputs(
         other, parsed, parsed.targets[0]
     )
     assert origin_of(early) is None

@@ -1,4 +1,7 @@
-"""The tuning pod starts what really serves: what admission made of a pod is kept, what is that one pod's alone is not."""
+"""The tuning pod starts what serves.
+
+What admission changed in a pod is kept; what belongs to that one pod is not.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ MODEL = {"name": "model", "mountPath": "/mnt/models"}
 
 def written() -> Object:
     """A Deployment's template: an engine, its init container, a sidecar of its own."""
-    made = (
+    admitted = (
         template()
         .init("warm", volumeMounts=[{"name": "scratch", "mountPath": "/scratch"}])
         .container("vllm", volumeMounts=[{"name": "scratch", "mountPath": "/scratch"}])
@@ -41,7 +44,7 @@ def written() -> Object:
         )
         .labels(app="qwen3")
     )
-    return {**made, "metadata": {"labels": {"app": "qwen3"}, "annotations": {"team": "a"}}}
+    return {**admitted, "metadata": {"labels": {"app": "qwen3"}, "annotations": {"team": "a"}}}
 
 
 def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
@@ -128,10 +131,10 @@ def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
 @pytest.mark.parametrize(
     "injected", [HELD, READ_ONLY, None], ids=["held", "read-only", "left alone"]
 )
-def test_what_admission_made_is_kept_and_what_is_the_pods_alone_is_not(injected: Any) -> None:
-    made = apply_admission(written(), arrived(injected=injected))
-    pod = made["spec"]
-    assert made["metadata"] == {
+def test_what_admission_changed_is_kept_and_what_belongs_to_the_pod_is_not(injected: Any) -> None:
+    admitted = apply_admission(written(), arrived(injected=injected))
+    pod = admitted["spec"]
+    assert admitted["metadata"] == {
         "labels": {"app": "qwen3"},
         "annotations": {"team": "a", "vault.hashicorp.com/agent-inject-status": "injected"},
     }
@@ -141,7 +144,10 @@ def test_what_admission_made_is_kept_and_what_is_the_pods_alone_is_not(injected:
     assert vllm["volumeMounts"] == [{"name": "scratch", "mountPath": "/scratch"}, MODEL]
     assert vllm["resources"]["limits"] == {"nvidia.com/gpu": "1", "cpu": "4", "memory": "8Gi"}
     assert proxy["volumeMounts"] == []
-    assert [one["name"] for one in pod["initContainers"]] == ["storage-initializer", "warm"]
+    assert [container["name"] for container in pod["initContainers"]] == [
+        "storage-initializer",
+        "warm",
+    ]
     assert pod["initContainers"][0]["volumeMounts"] == [MODEL]
     assert pod["volumes"] == [
         {"name": "scratch", "emptyDir": {}},
@@ -154,7 +160,7 @@ def test_what_admission_made_is_kept_and_what_is_the_pods_alone_is_not(injected:
     assert not (alone | {"ephemeralContainers"}) & set(pod)
 
 
-def test_without_the_record_of_who_wrote_what_annotations_are_the_templates() -> None:
+def test_without_managed_fields_annotations_are_the_templates() -> None:
     assert apply_admission(written(), arrived(marked=False))["metadata"]["annotations"] == {
         "team": "a"
     }
@@ -163,25 +169,27 @@ def test_without_the_record_of_who_wrote_what_annotations_are_the_templates() ->
 def test_a_volume_of_a_tokens_name_that_is_none_stays() -> None:
     pod = arrived()
     pod["spec"]["volumes"] = [
-        {"name": TOKEN, "emptyDir": {}} if one["name"] == TOKEN else one
-        for one in pod["spec"]["volumes"]
+        {"name": TOKEN, "emptyDir": {}} if volume["name"] == TOKEN else volume
+        for volume in pod["spec"]["volumes"]
     ]
-    made = apply_admission(written(), pod)["spec"]
-    assert TOKEN in [one["name"] for one in made["volumes"]]
-    assert TOKEN in [one["name"] for one in made["containers"][0]["volumeMounts"]]
+    admitted = apply_admission(written(), pod)["spec"]
+    assert TOKEN in [volume["name"] for volume in admitted["volumes"]]
+    assert TOKEN in [mount["name"] for mount in admitted["containers"][0]["volumeMounts"]]
 
 
 def test_an_init_container_that_serves_one_of_the_authors_stays() -> None:
     pod = arrived()
     mount = {"name": "secrets", "mountPath": "/s"}
     pod["spec"]["volumes"].append({"name": "secrets", "emptyDir": {}})
-    next(one for one in pod["spec"]["initContainers"] if one["name"] == "warm")[
+    next(container for container in pod["spec"]["initContainers"] if container["name"] == "warm")[
         "volumeMounts"
     ].append(mount)
     pod["spec"]["initContainers"].insert(
         0, {"name": "secrets", "image": "vault:1", "volumeMounts": [mount]}
     )
-    kept = [one["name"] for one in apply_admission(written(), pod)["spec"]["initContainers"]]
+    kept = [
+        container["name"] for container in apply_admission(written(), pod)["spec"]["initContainers"]
+    ]
     assert kept == ["secrets", "storage-initializer", "warm"]
 
 
@@ -194,10 +202,10 @@ def test_a_pod_that_admission_left_alone_makes_the_template_again(pod: Object) -
 def test_nothing_is_changed_or_shared(pod: Object) -> None:
     example = {**copy.deepcopy(pod), "metadata": {"name": "pod", "annotations": {"a": "1"}}}
     before = copy.deepcopy((pod, example))
-    made = apply_admission(pod, example)
-    made["spec"]["containers"][0].clear()
-    made["spec"].get("nodeSelector", {}).clear()
-    made["metadata"].get("labels", {}).clear()
+    admitted = apply_admission(pod, example)
+    admitted["spec"]["containers"][0].clear()
+    admitted["spec"].get("nodeSelector", {}).clear()
+    admitted["metadata"].get("labels", {}).clear()
     assert (pod, example) == before
 
 
@@ -211,21 +219,21 @@ def tuned(pod: Object, example: Object | None, **fields: Any) -> Object:
 def test_the_jobs_pod_is_the_examples_and_its_bundle_the_templates() -> None:
     job = tuned(written(), arrived())
     plain = tuned(written(), None)
-    for one in ("name", "labels", "annotations"):
-        assert job["metadata"][one] == plain["metadata"][one]
+    for field in ("name", "labels", "annotations"):
+        assert job["metadata"][field] == plain["metadata"][field]
     assert job["metadata"]["annotations"][names.FINGERPRINT] == identity.fingerprint(
         written(), "vllm"
     )
     pod = job["spec"]["template"]["spec"]
     check, *before, vllm = pod["initContainers"]
-    assert [one["name"] for one in before] == ["storage-initializer", "warm"]
+    assert [container["name"] for container in before] == ["storage-initializer", "warm"]
     assert check["image"] == vllm["image"] == "mirror/vllm:1"
     assert check["resources"]["limits"] == {"cpu": "4", "memory": "8Gi"}
-    assert [one["name"] for one in vllm["env"]] == [
+    assert [variable["name"] for variable in vllm["env"]] == [
         "AWS_ROLE_ARN",
         "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR",
     ]
-    assert [one["name"] for one in pod["volumes"]] == [
+    assert [volume["name"] for volume in pod["volumes"]] == [
         "scratch", "model", "pretune-claim", "pretune-tactics", "pretune-agent",
     ]  # fmt: skip
     assert pod["nodeSelector"] == {"gpu": "b200"} and "affinity" not in pod
@@ -277,22 +285,22 @@ def test_a_claim_that_the_engine_mounts_too_is_one_volume_which_the_agent_writes
             ]
         )
     )
-    made = tuned(pod, None, storage={"existingClaim": {"name": "shared"}})["spec"]["template"][
+    admitted = tuned(pod, None, storage={"existingClaim": {"name": "shared"}})["spec"]["template"][
         "spec"
     ]
-    check, fetch, vllm = made["initContainers"]
-    assert [one["name"] for one in made["volumes"]] == [
+    check, fetch, vllm = admitted["initContainers"]
+    assert [volume["name"] for volume in admitted["volumes"]] == [
         "models",
         "other",
         "pretune-tactics",
         "pretune-agent",
     ]
-    assert made["volumes"][0]["persistentVolumeClaim"] == {"claimName": "shared"}
+    assert admitted["volumes"][0]["persistentVolumeClaim"] == {"claimName": "shared"}
     own = {"readOnly": True} if read_only else {}
     assert vllm["volumeMounts"][0] == {"name": "models", "mountPath": "/models", **own}
     assert fetch["volumeMounts"] == [
         {"name": "models", "mountPath": "/m", **own},
         {"name": "other", "mountPath": "/o"},
     ]
-    for one in (check, made["containers"][0]):
-        assert {"name": "models", "mountPath": "/pretune/claim"} in one["volumeMounts"]
+    for container in (check, admitted["containers"][0]):
+        assert {"name": "models", "mountPath": "/pretune/claim"} in container["volumeMounts"]

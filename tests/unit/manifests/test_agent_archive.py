@@ -44,7 +44,7 @@ def test_the_same_files_make_the_same_bytes_whatever_their_dates_and_modes(
 
 
 def test_no_clock_is_in_the_bytes() -> None:
-    assert {one.date_time for one in entries()} == {(1980, 1, 1, 0, 0, 0)}
+    assert {entry.date_time for entry in entries()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_it_holds_the_agent_and_what_it_imports_and_nothing_of_the_controller() -> None:

@@ -62,7 +62,7 @@ def pod_of(template: Object) -> Object:
 
 
 def engine_in(pod: Object) -> Object:
-    return next(one for one in pod["spec"]["containers"] if one["name"] == "vllm")  # type: ignore[no-any-return]
+    return next(container for container in pod["spec"]["containers"] if container["name"] == "vllm")  # type: ignore[no-any-return]
 
 
 def seed_in(pod: Object) -> Object:
@@ -174,7 +174,7 @@ def test_a_pod_with_a_node_gets_no_gate_since_the_api_refuses_both() -> None:
 
 def test_seed_is_the_last_init_container() -> None:
     pod = pod_of(engine().init("fetch").init("mesh", restartPolicy="Always"))
-    assert [one["name"] for one in given(pod)["spec"]["initContainers"]] == [
+    assert [container["name"] for container in given(pod)["spec"]["initContainers"]] == [
         "fetch",
         "mesh",
         "pretune-seed",
@@ -188,7 +188,7 @@ def test_a_claim_that_the_pod_has_already_is_mounted_by_its_own_volume() -> None
         engine(volumeMounts=[{"name": "models", "mountPath": "/models"}]).pod(volumes=[models])
     )
     overlay, read_only = given(pod), given(pod, READ_ONLY)
-    assert [one["name"] for one in overlay["spec"]["volumes"]] == [
+    assert [volume["name"] for volume in overlay["spec"]["volumes"]] == [
         "models",
         "pretune-agent",
         "pretune-tactics",
@@ -204,7 +204,7 @@ def test_a_claim_that_the_pod_has_already_is_mounted_by_its_own_volume() -> None
     assert strip(overlay) == strip(read_only) == pod
 
 
-def test_an_engine_that_is_not_in_the_pod_is_said() -> None:
+def test_an_engine_that_is_not_in_the_pod_is_refused() -> None:
     with pytest.raises(Refused, match="no container vllm; the pod has other"):
         inject(pod_of(engine(name="other")), OVERLAY)
 
@@ -242,30 +242,32 @@ def test_seed_runs_in_the_engines_image_as_its_user_without_its_gpus() -> None:
         "capabilities": {"add": [], "drop": ["ALL"]},
         "allowPrivilegeEscalation": False,
     }
-    names = [one["name"] for one in seed["env"]]
+    names = [variable["name"] for variable in seed["env"]]
     assert names == ["HOME", "PATH", "PRETUNE_POD_UID", "PRETUNE_TASK", "NVIDIA_VISIBLE_DEVICES"]
     assert seed["env"][-1]["value"] == "void"
 
 
-def test_seed_is_told_where_the_bundle_is_and_what_it_is_made_of() -> None:
+def test_seeds_task_says_where_the_bundle_is_and_what_its_inputs_are() -> None:
     pod = engine(command=["/bin/sh", "-c", "exec vllm serve $(MODEL)"])
     seed = seed_in(given(pod_of(pod), Delivery("Overlay", **GIVEN, sub_path="a")))
-    text = next(one["value"] for one in seed["env"] if one["name"] == "PRETUNE_TASK")
+    text = next(variable["value"] for variable in seed["env"] if variable["name"] == "PRETUNE_TASK")
     assert Task.load(text.replace("$$", "$")) == Task(
         "inference.qwen3", "a", INPUTS, command=["/bin/sh", "-c", "exec vllm serve $(MODEL)"]
     )
 
 
-def test_seed_is_told_to_hand_out_only_what_is_proven_where_that_is_asked_for() -> None:
+def test_seeds_task_requires_a_proof_if_the_delivery_does() -> None:
     for asked in (False, True):
         seed = seed_in(given(pod_of(engine()), Delivery("Overlay", **GIVEN, proven=asked)))
-        text = next(one["value"] for one in seed["env"] if one["name"] == "PRETUNE_TASK")
+        text = next(
+            variable["value"] for variable in seed["env"] if variable["name"] == "PRETUNE_TASK"
+        )
         assert Task.load(text).proven == asked
 
 
 def test_a_script_too_long_for_a_variable_is_left_out_of_the_task() -> None:
     seed = seed_in(given(pod_of(engine(args=["é" * 30_000]))))
-    text = next(one["value"] for one in seed["env"] if one["name"] == "PRETUNE_TASK")
+    text = next(variable["value"] for variable in seed["env"] if variable["name"] == "PRETUNE_TASK")
     assert Task.load(text).command == []
 
 
@@ -302,27 +304,27 @@ def test_seed_asks_for_what_the_engine_does_so_that_no_quota_and_no_class_change
 def qos(pod: Object) -> str:
     """The pod's class as the kubelet computes it (core/v1/helper/qos): of cpu and memory of all containers and init containers."""
     whole = [
-        one.get("resources") or {}
-        for one in [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
+        container.get("resources") or {}
+        for container in [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
     ]
     asked = [
         {
             (kind, name): str(amount)
             for kind in ("limits", "requests")
-            for name, amount in (one.get(kind) or {}).items()
+            for name, amount in (container.get(kind) or {}).items()
         }
-        for one in whole
+        for container in whole
     ]
     asked = [
-        {what: amount for what, amount in one.items() if what[1] in ("cpu", "memory")}
-        for one in asked
+        {what: amount for what, amount in amounts.items() if what[1] in ("cpu", "memory")}
+        for amounts in asked
     ]
     if not any(asked):
         return "BestEffort"
     full = all(
-        one.get(("limits", name))
-        and one.get(("requests", name), one[("limits", name)]) == one[("limits", name)]
-        for one in asked
+        amounts.get(("limits", name))
+        and amounts.get(("requests", name), amounts[("limits", name)]) == amounts[("limits", name)]
+        for amounts in asked
         for name in ("cpu", "memory")
     )
     return "Guaranteed" if full else "Burstable"
@@ -337,9 +339,9 @@ def test_a_pod_keeps_its_class(pod: Object) -> None:
 @law(templates())
 def test_what_is_given_is_a_pod_of_the_api(pod: Object) -> None:
     pod["spec"].pop("fieldOfTomorrow", None)
-    for one in pod["spec"]["containers"]:
+    for container in pod["spec"]["containers"]:
         for name in ("limits", "requests"):
-            amounts = (one.get("resources") or {}).get(name) or {}
+            amounts = (container.get("resources") or {}).get(name) or {}
             amounts.update({key: str(value) for key, value in amounts.items()})
     pod = pod_of(pod)
     pod["metadata"]["name"] = "pod"
@@ -404,8 +406,8 @@ def test_lists_that_are_null_or_empty_are_as_good_as_absent(
 
 def lean(pod: Object) -> Object:
     """Without what the API server never sends: lists and maps of those that we add to, when they are empty or null."""
-    made = copy_json(pod)
-    for holder in (made["metadata"], made["spec"], *made["spec"]["containers"]):
+    copied = copy_json(pod)
+    for holder in (copied["metadata"], copied["spec"], *copied["spec"]["containers"]):
         for name in (
             "annotations",
             "volumes",
@@ -416,7 +418,7 @@ def lean(pod: Object) -> Object:
         ):
             if name in holder and not holder[name]:
                 del holder[name]
-    return made
+    return copied
 
 
 def test_what_others_added_to_the_injected_pod_stays() -> None:
@@ -428,10 +430,12 @@ def test_what_others_added_to_the_injected_pod_stays() -> None:
     spec["initContainers"].append({"name": "mesh-init", "image": "mesh"})
     spec["schedulingGates"].append({"name": "other/gate"})
     spec["containers"].insert(0, {"name": "mesh-proxy", "image": "mesh"})
-    for one in (*spec["containers"], *spec["initContainers"]):
-        one.setdefault("env", []).append({"name": "MESH", "value": "1"})
-        one.setdefault("volumeMounts", []).append({"name": "mesh", "mountPath": "/mesh"})
-    seed = next(one for one in spec["initContainers"] if one["name"] == "pretune-seed")
+    for container in (*spec["containers"], *spec["initContainers"]):
+        container.setdefault("env", []).append({"name": "MESH", "value": "1"})
+        container.setdefault("volumeMounts", []).append({"name": "mesh", "mountPath": "/mesh"})
+    seed = next(
+        container for container in spec["initContainers"] if container["name"] == "pretune-seed"
+    )
     seed |= {
         "terminationMessagePath": "/dev/termination-log",
         "resources": {"limits": {"cpu": "1"}},
@@ -477,7 +481,7 @@ def test_a_mount_of_our_volume_that_another_webhook_made_goes_with_the_volume() 
 
 
 @each_delivery
-def test_a_pod_is_given_something_once_only(delivery: Delivery) -> None:
+def test_a_pod_is_injected_only_once(delivery: Delivery) -> None:
     pod = given(pod_of(engine()), delivery)
     assert is_injected(pod)
     for again in DELIVERIES:
@@ -487,14 +491,16 @@ def test_a_pod_is_given_something_once_only(delivery: Delivery) -> None:
 @pytest.mark.parametrize(
     "delivery", [OVERLAY, READ_ONLY, HELD], ids=("Overlay", "ReadOnly", "Held")
 )
-def test_a_copied_manifest_without_its_annotations_is_known_by_its_form(delivery: Delivery) -> None:
+def test_a_copied_manifest_without_its_annotations_is_recognised_by_its_form(
+    delivery: Delivery,
+) -> None:
     pod = given(pod_of(engine()), delivery)
     del pod["metadata"]["annotations"]
     assert is_injected(pod) and inject(pod, OVERLAY) == []
     assert strip(pod) == pod_of(engine())
 
 
-def test_our_parts_are_known_one_by_one() -> None:
+def test_each_of_our_parts_is_recognised_alone() -> None:
     plain = pod_of(engine())
     assert not is_injected(plain)
     for name in (names.BUNDLE, names.DELIVERY):
@@ -561,12 +567,12 @@ COLLISIONS: list[tuple[Object, str | None]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("pod", "said"), COLLISIONS)
-def test_what_ours_would_collide_with(pod: Object, said: str | None) -> None:
-    assert find_collision(pod, engine_in(pod)) == said
+@pytest.mark.parametrize(("pod", "message"), COLLISIONS)
+def test_what_of_a_pod_our_parts_would_collide_with(pod: Object, message: str | None) -> None:
+    assert find_collision(pod, engine_in(pod)) == message
 
 
-def test_another_containers_mounts_are_its_own_matter() -> None:
+def test_mounts_of_another_container_are_no_collision() -> None:
     pod = engine().container("proxy", volumeMounts=[{"name": "own", "mountPath": "/pretune/claim"}])
     assert find_collision(pod, engine_in(pod)) is None
     assert strip(given(pod_of(pod))) == pod_of(pod)
@@ -577,18 +583,18 @@ def test_another_containers_mounts_are_its_own_matter() -> None:
 
 def released(pod: Object) -> Object:
     """As the API server does it: schedulingGates is a list-map by name, and a list that becomes empty is gone."""
-    made = copy_json(pod)
+    copied = copy_json(pod)
     removed = [
-        one["name"]
-        for one in release_patch()["spec"]["schedulingGates"]
-        if one["$patch"] == "delete"
+        gate["name"]
+        for gate in release_patch()["spec"]["schedulingGates"]
+        if gate["$patch"] == "delete"
     ]
-    made["spec"]["schedulingGates"] = [
-        one for one in made["spec"].get("schedulingGates") or () if one["name"] not in removed
+    copied["spec"]["schedulingGates"] = [
+        gate for gate in copied["spec"].get("schedulingGates") or () if gate["name"] not in removed
     ]
-    if not made["spec"]["schedulingGates"]:
-        del made["spec"]["schedulingGates"]
-    return made
+    if not copied["spec"]["schedulingGates"]:
+        del copied["spec"]["schedulingGates"]
+    return copied
 
 
 def test_release_removes_our_gate_only() -> None:
@@ -622,10 +628,10 @@ def test_a_name_in_a_path_is_escaped() -> None:
 def test_injecting_changes_neither_the_pod_nor_shares_anything_with_it(delivery: Delivery) -> None:
     pod = pod_of(engine().env(PATH="/bin"))
     before = copy.deepcopy(pod)
-    made = given(pod, delivery)
-    made["spec"]["containers"][0]["env"][0]["value"] = "other"
-    for one in made["spec"].get("initContainers", []):
-        one["env"][0]["value"] = "other"
+    copied = given(pod, delivery)
+    copied["spec"]["containers"][0]["env"][0]["value"] = "other"
+    for container in copied["spec"].get("initContainers", []):
+        container["env"][0]["value"] = "other"
     assert pod == before
 
 
@@ -642,7 +648,7 @@ def test_the_script_is_one_of_any_posix_shell() -> None:
     subprocess.run(["/bin/sh", "-n", "-c", build_script("seed", ("/pretune/tactics",))], check=True)
 
 
-def test_fingerprints_do_not_know_of_us() -> None:
+def test_a_fingerprint_does_not_change_with_our_parts() -> None:
     for delivery in DELIVERIES:
         pod = pod_of(engine().init("fetch"))
         assert identity.fingerprint(given(pod, delivery), "vllm") == identity.fingerprint(
@@ -651,13 +657,13 @@ def test_fingerprints_do_not_know_of_us() -> None:
 
 
 def test_reports_of_the_script_are_reports() -> None:
-    told = [
+    commands = [
         line.partition(" || ")[2] or line
         for line in build_script("seed", ("/pretune/tactics",)).splitlines()
         if " || fail " in line
     ]
-    reports = [Report.load(shlex.split(line)[1]) for line in told]
-    assert [(one.by, one.reason) for one in reports if one] == [
+    reports = [Report.load(shlex.split(line)[1]) for line in commands]
+    assert [(report.by, report.reason) for report in reports if report] == [
         ("seed", "NoPython"),
         ("seed", "NoPython"),
         ("seed", "AgentMissing"),

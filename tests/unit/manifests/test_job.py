@@ -80,12 +80,21 @@ def expanded(value: str) -> str:
 
 def task_of(container: Object) -> Task:
     return Task.load(
-        expanded(next(one["value"] for one in container["env"] if one["name"] == "PRETUNE_TASK"))
+        expanded(
+            next(
+                variable["value"]
+                for variable in container["env"]
+                if variable["name"] == "PRETUNE_TASK"
+            )
+        )
     )
 
 
 def env_of(container: Object) -> dict[str, Any]:
-    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container.get("env", [])}
+    return {
+        variable["name"]: variable.get("value", variable.get("valueFrom"))
+        for variable in container.get("env", [])
+    }
 
 
 # --- docs/dev/invariants.md, 10
@@ -98,18 +107,20 @@ def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place
     served, tuning = pod["spec"]["containers"][0], engine_in(tuned(pod))
     probes = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
     ours = (*probes, "restartPolicy", "env", "volumeMounts", "terminationMessagePolicy")
-    assert {name: one for name, one in tuning.items() if name not in ours} == {
-        name: one for name, one in served.items() if name not in ours
+    assert {name: value for name, value in tuning.items() if name not in ours} == {
+        name: value for name, value in served.items() if name not in ours
     }
-    other = [one for one in tuning["env"] if one["name"] != cli.OVERRIDE]
-    assert other == [one for one in served.get("env", []) if one["name"] != cli.OVERRIDE]
+    other = [variable for variable in tuning["env"] if variable["name"] != cli.OVERRIDE]
+    assert other == [
+        variable for variable in served.get("env", []) if variable["name"] != cli.OVERRIDE
+    ]
     assert tuning["volumeMounts"][:-1] == served.get("volumeMounts", [])
     assert (
         env_of(tuning)[cli.OVERRIDE]
         == tuning["volumeMounts"][-1]["mountPath"]
         == "/pretune/tactics"
     )
-    assert [one["name"] for one in tuning["env"]].count(cli.OVERRIDE) == 1
+    assert [variable["name"] for variable in tuning["env"]].count(cli.OVERRIDE) == 1
     assert tuning["restartPolicy"] == "Always"
     assert not {"readinessProbe", "livenessProbe", "lifecycle"} & set(tuning)
 
@@ -133,7 +144,7 @@ def test_the_job_of_a_template_as_stored_is_that_of_the_template_as_written(pod:
 
 
 @law(templates())
-def test_making_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them(
+def test_building_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them(
     pod: Object,
 ) -> None:
     the_cache, before = (
@@ -148,9 +159,9 @@ def test_making_a_job_leaves_its_inputs_as_they_are_and_shares_nothing_with_them
 
 
 def spoil(value: Any) -> None:
-    for one in list(value.values() if isinstance(value, dict) else value):
-        if isinstance(one, dict | list):
-            spoil(one)
+    for item in list(value.values() if isinstance(value, dict) else value):
+        if isinstance(item, dict | list):
+            spoil(item)
     value.clear()
 
 
@@ -161,7 +172,11 @@ def test_the_override_stays_where_it_stood_so_that_what_refers_to_it_finds_ours(
         .env(LOG="$(VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR)/log")
         .env(**{cli.OVERRIDE: "/b"})
     )
-    assert [one["name"] for one in engine_in(tuned(pod))["env"]] == ["A", cli.OVERRIDE, "LOG"]
+    assert [variable["name"] for variable in engine_in(tuned(pod))["env"]] == [
+        "A",
+        cli.OVERRIDE,
+        "LOG",
+    ]
 
 
 # --- docs/dev/invariants.md, 6 and 7
@@ -232,8 +247,8 @@ def test_two_caches_work_in_two_folders_of_one_claim() -> None:
         for namespace, name in (("a", "b"), ("a", "c"), ("b", "c"))
     ]
     tasks = [task_of(seal_in(job)) for job in jobs]
-    assert [one.cache for one in tasks] == ["a.b", "a.c", "b.c"]
-    assert {one.subPath for one in tasks} == {"pretune"}
+    assert [task.cache for task in tasks] == ["a.b", "a.c", "b.c"]
+    assert {task.subPath for task in tasks} == {"pretune"}
     assert all(
         volume(job, "pretune-claim")["persistentVolumeClaim"] == {"claimName": "shared"}
         for job in jobs
@@ -241,7 +256,7 @@ def test_two_caches_work_in_two_folders_of_one_claim() -> None:
 
 
 def volume(job: Object, name: str) -> Object:
-    return next(one for one in pod_of(job)["volumes"] if one["name"] == name)  # type: ignore[no-any-return]
+    return next(volume for volume in pod_of(job)["volumes"] if volume["name"] == name)  # type: ignore[no-any-return]
 
 
 # --- proofs
@@ -258,8 +273,10 @@ def test_a_proof_starts_the_engine_as_the_attempt_did_but_for_where_its_tactics_
         mount = proving["volumeMounts"].pop()
         assert (mount["mountPath"], mount["readOnly"]) == ("/pretune/claim", True)
         tuning["volumeMounts"].pop()
-        for one in (tuning, proving):
-            one["env"] = [variable for variable in one["env"] if variable["name"] != cli.OVERRIDE]
+        for container in (tuning, proving):
+            container["env"] = [
+                variable for variable in container["env"] if variable["name"] != cli.OVERRIDE
+            ]
     assert proving == tuning
 
 
@@ -271,18 +288,20 @@ def test_what_starts_before_it_and_what_the_pod_is_are_the_attempts_too(
     before = proving["initContainers"][: -1 if on_claim else -2]
     assert before == tuning["initContainers"][1:-1]
     ours = ("initContainers", "containers", "volumes")
-    assert {name: one for name, one in proving.items() if name not in ours} == {
-        name: one for name, one in tuning.items() if name not in ours
+    assert {name: value for name, value in proving.items() if name not in ours} == {
+        name: value for name, value in tuning.items() if name not in ours
     }
     mounts = {
         mount["name"]
-        for one in (*proving["initContainers"], *proving["containers"])
-        for mount in one.get("volumeMounts", ())
+        for container in (*proving["initContainers"], *proving["containers"])
+        for mount in container.get("volumeMounts", ())
     }
-    assert mounts >= {one["name"] for one in proving["volumes"]}, "no volume is there for nothing"
+    assert mounts >= {volume["name"] for volume in proving["volumes"]}, (
+        "no volume is there for nothing"
+    )
 
 
-def test_seed_and_prove_are_told_what_they_need_and_mount_no_more_than_that() -> None:
+def test_seed_and_prove_have_the_task_and_the_mounts_that_they_need_and_no_more() -> None:
     pod = engine().args("serve", "qwen3", "--port", "9")
     job = proof(pod)
     agent = {"name": "pretune-agent", "mountPath": "/pretune/agent", "readOnly": True}
@@ -312,12 +331,15 @@ def test_seed_and_prove_are_told_what_they_need_and_mount_no_more_than_that() ->
 
 def test_where_pods_read_the_claim_itself_there_is_nothing_to_seed_and_no_copy_to_compare() -> None:
     job = proof(engine(), on_claim=True)
-    assert [one["name"] for one in pod_of(job)["initContainers"]] == ["vllm"]
-    assert [one["name"] for one in pod_of(job)["volumes"]] == ["pretune-claim", "pretune-agent"]
+    assert [container["name"] for container in pod_of(job)["initContainers"]] == ["vllm"]
+    assert [volume["name"] for volume in pod_of(job)["volumes"]] == [
+        "pretune-claim",
+        "pretune-agent",
+    ]
     assert task_of(seal_in(job)).onClaim and not task_of(seal_in(proof(engine()))).onClaim
 
 
-def test_a_proof_is_told_from_an_attempt_by_its_role_and_name() -> None:
+def test_a_proof_and_an_attempt_differ_in_role_and_name() -> None:
     job, attempt = proof(engine()), tuned(engine())
     assert job["metadata"]["labels"] == {**attempt["metadata"]["labels"], names.ROLE: "proof"}
     assert job["metadata"]["annotations"] == attempt["metadata"]["annotations"]
@@ -344,7 +366,7 @@ def test_a_jobs_name_is_a_dns_label_for_any_cache_target_and_attempt(
 
 @law(st.lists(st.tuples(CACHES, IDS, st.integers(1, 20)), unique=True, min_size=2, max_size=6))
 def test_no_two_attempts_share_a_name(attempts: list[tuple[str, str, int]]) -> None:
-    assert len({attempt_name(*one) for one in attempts}) == len(attempts)
+    assert len({attempt_name(*attempt) for attempt in attempts}) == len(attempts)
 
 
 @pytest.mark.parametrize(
@@ -369,9 +391,9 @@ def test_a_jobs_name_shows_cache_bundle_and_attempt_where_it_fits() -> None:
 # --- the Job
 
 
-def test_a_job_makes_one_pod_is_never_retried_by_itself_and_does_not_count_disruptions() -> None:
+def test_a_job_creates_one_pod_is_not_retried_and_does_not_count_disruptions() -> None:
     job = tuned(engine())
-    frame = {name: one for name, one in job["spec"].items() if name != "template"}
+    frame = {name: value for name, value in job["spec"].items() if name != "template"}
     assert frame == {
         "parallelism": 1,
         "completions": 1,
@@ -495,7 +517,7 @@ PROBES: list[tuple[str, Template, Object, str | None]] = [
 
 
 @pytest.mark.parametrize(
-    ("pod", "handler", "url"), [one[1:] for one in PROBES], ids=[one[0] for one in PROBES]
+    ("pod", "handler", "url"), [case[1:] for case in PROBES], ids=[case[0] for case in PROBES]
 )
 def test_the_engine_has_started_when_it_would_be_ready(
     pod: Template, handler: Object, url: str | None
@@ -526,19 +548,21 @@ def test_what_starts_before_the_engine_keeps_its_order_and_only_init_containers_
     pod: Object, more: list[str]
 ) -> None:
     init = pod["spec"]["initContainers"]
-    beside = [one["name"] for one in pod["spec"]["containers"][1:]]
-    keep = [*(one["name"] for one in init), *beside][::2] + more
+    beside = [container["name"] for container in pod["spec"]["containers"][1:]]
+    keep = [*(container["name"] for container in init), *beside][::2] + more
     job = tuned(pod, tuning={"keepContainers": keep})
     wanted = [
-        one["name"] for one in init if one.get("restartPolicy") != "Always" or one["name"] in keep
+        container["name"]
+        for container in init
+        if container.get("restartPolicy") != "Always" or container["name"] in keep
     ]
     wanted += [name for name in beside if name in keep]
-    assert [one["name"] for one in pod_of(job)["initContainers"]] == [
+    assert [container["name"] for container in pod_of(job)["initContainers"]] == [
         "pretune-check",
         *wanted,
         "vllm",
     ]
-    assert [one["name"] for one in pod_of(job)["containers"]] == ["pretune-seal"]
+    assert [container["name"] for container in pod_of(job)["containers"]] == ["pretune-seal"]
 
 
 def test_init_containers_and_kept_sidecars_stay_as_they_are_and_a_kept_container_becomes_a_sidecar_without_probes() -> (
@@ -563,14 +587,14 @@ def test_init_containers_and_kept_sidecars_stay_as_they_are_and_a_kept_container
 
 @law(templates())
 def test_every_mount_has_its_volume_and_no_volume_is_there_for_nothing(pod: Object) -> None:
-    made = pod_of(tuned(pod))
+    copied = pod_of(tuned(pod))
     mounted = {
         mount["name"]
-        for one in made["initContainers"] + made["containers"]
-        for mount in one.get("volumeMounts", [])
+        for container in copied["initContainers"] + copied["containers"]
+        for mount in container.get("volumeMounts", [])
     }
-    assert {one["name"] for one in made["volumes"]} == mounted
-    assert len(made["volumes"]) == len(mounted)
+    assert {volume["name"] for volume in copied["volumes"]} == mounted
+    assert len(copied["volumes"]) == len(mounted)
 
 
 def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
@@ -606,13 +630,13 @@ def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
         "restartPolicy": "Always",
         "automountServiceAccountToken": True,
     }
-    made = pod_of(tuned(engine().pod(**kept, **dropped)))
+    copied = pod_of(tuned(engine().pod(**kept, **dropped)))
     ours = {
-        name: one
-        for name, one in made.items()
+        name: value
+        for name, value in copied.items()
         if name not in (*kept, "initContainers", "containers", "volumes")
     }
-    assert {name: made[name] for name in kept} == kept
+    assert {name: copied[name] for name in kept} == kept
     assert ours == {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 5,
@@ -651,12 +675,12 @@ def test_the_targets_terms_are_laid_over_the_pods_own() -> None:
         nodeSelector={"product": "H200", "zone": "a"}, tolerations=[mine, taint], nodeName="node0"
     )
     target = Target("b200", {"product": "B200"}, (taint,))
-    made = pod_of(
+    copied = pod_of(
         tuned(pod, target, tuning={"podTemplate": {"spec": {"tolerations": [ours, mine]}}})
     )
-    assert made["nodeSelector"] == {"product": "B200", "zone": "a"}
-    assert made["tolerations"] == [mine, taint, ours]
-    assert made["affinity"] == {
+    assert copied["nodeSelector"] == {"product": "B200", "zone": "a"}
+    assert copied["tolerations"] == [mine, taint, ours]
+    assert copied["affinity"] == {
         "nodeAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": {
                 "nodeSelectorTerms": [
@@ -677,9 +701,9 @@ def test_the_targets_terms_are_laid_over_the_pods_own() -> None:
 @law(templates())
 def test_only_the_engine_keeps_its_gpus(pod: Object) -> None:
     job = tuned(pod)
-    for one in (check_in(job), seal_in(job)):
-        assert count_gpus(one) == 0
-        assert env_of(one)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    for container in (check_in(job), seal_in(job)):
+        assert count_gpus(container) == 0
+        assert env_of(container)["NVIDIA_VISIBLE_DEVICES"] == "void"
     assert (
         count_gpus(engine_in(job))
         == count_gpus(pod["spec"]["containers"][0])
@@ -712,7 +736,7 @@ def test_where_the_pod_has_resources_of_its_own_ours_ask_for_none_since_they_cou
     assert check_in(job)["resources"] == seal_in(job)["resources"] == {}
 
 
-def test_who_mounts_what() -> None:
+def test_the_mounts_of_each_container() -> None:
     pod = engine(volumeMounts=[{"name": "models", "mountPath": "/models"}]).pod(
         volumes=[{"name": "models", "emptyDir": {}}]
     )
@@ -727,7 +751,10 @@ def test_who_mounts_what() -> None:
         claim,
         {"name": "pretune-tactics", "mountPath": "/pretune/tactics", "readOnly": True},
     ]
-    assert [one["name"] for one in engine_in(job)["volumeMounts"]] == ["models", "pretune-tactics"]
+    assert [mount["name"] for mount in engine_in(job)["volumeMounts"]] == [
+        "models",
+        "pretune-tactics",
+    ]
     assert volume(job, "pretune-agent")["configMap"] == {"name": AGENT, "optional": True}
     assert volume(job, "pretune-claim")["persistentVolumeClaim"] == {"claimName": "pretune-qwen3"}
     assert volume(job, "pretune-tactics")["emptyDir"] == {}
@@ -742,9 +769,9 @@ def test_check_and_seal_run_in_the_engines_image_with_its_path() -> None:
         PATH="$(BIN):/bin",
         HOME="/h",
     )
-    for one in (check_in(tuned(pod)), seal_in(tuned(pod))):
-        assert (one["image"], one["imagePullPolicy"]) == ("vllm@sha256:1", "Always")
-        assert [variable["name"] for variable in one["env"]] == [
+    for container in (check_in(tuned(pod)), seal_in(tuned(pod))):
+        assert (container["image"], container["imagePullPolicy"]) == ("vllm@sha256:1", "Always")
+        assert [variable["name"] for variable in container["env"]] == [
             "VENV", "BIN", "PATH", "PRETUNE_POD_UID", "PRETUNE_TASK", "NVIDIA_VISIBLE_DEVICES",
         ]  # fmt: skip
 
@@ -754,8 +781,8 @@ def test_the_task_arrives_as_it_was_meant_whatever_dollars_the_engines_words_hol
     pod: Object,
 ) -> None:
     served = pod["spec"]["containers"][0]
-    for one in (check_in(tuned(pod)), seal_in(tuned(pod))):
-        task = task_of(one)
+    for container in (check_in(tuned(pod)), seal_in(tuned(pod))):
+        task = task_of(container)
         assert task.command == [*served.get("command", []), *served.get("args", [])]
         assert task.inputs == identity.inputs(pod, spec(engineContainer="vllm"), DEFAULT)
         assert task.cache == "inference.qwen3"
@@ -804,7 +831,7 @@ def test_check_and_seal_read_and_write_as_the_engine_does_with_no_more_rights_th
 
 FAKE = """#!/bin/sh
 [ "$3" = -c ] && exit {old}
-echo "$@" > {said}
+echo "$@" > {output}
 """
 
 
@@ -826,7 +853,7 @@ def run_script(tmp_path: Any, python: str | None, agent: bool = True) -> tuple[i
     )
     read = [
         (tmp_path / name).read_text() if (tmp_path / name).exists() else ""
-        for name in ("log", "said")
+        for name in ("log", "output")
     ]
     return done.returncode, read[0], read[1].strip()
 
@@ -838,18 +865,18 @@ def run_script(tmp_path: Any, python: str | None, agent: bool = True) -> tuple[i
 def test_what_keeps_the_agent_from_running_is_reported_by_the_shell(
     tmp_path: Any, python: str | None, agent: bool, reason: str
 ) -> None:
-    fake = FAKE.format(old=int(python == "old"), said=tmp_path / "said") if python else None
-    code, log, said = run_script(tmp_path, fake, agent)
+    fake = FAKE.format(old=int(python == "old"), output=tmp_path / "output") if python else None
+    code, log, output = run_script(tmp_path, fake, agent)
     report = Report.load(log)
     assert report is not None
-    assert (code, report.by, report.reason, said) == (1, "check", reason, "")
+    assert (code, report.by, report.reason, output) == (1, "check", reason, "")
     assert report.message
     assert reason in REASONS
 
 
 def test_otherwise_the_shell_hands_over_to_the_agent(tmp_path: Any) -> None:
-    code, log, said = run_script(tmp_path, FAKE.format(old=0, said=tmp_path / "said"))
-    assert (code, log, said) == (0, "", f"-I -S {tmp_path}/agent.pyz check")
+    code, log, output = run_script(tmp_path, FAKE.format(old=0, output=tmp_path / "output"))
+    assert (code, log, output) == (0, "", f"-I -S {tmp_path}/agent.pyz check")
 
 
 @pytest.mark.parametrize("verb", ["check", "seal"])
@@ -867,7 +894,7 @@ def asked(fields: Object | None = None, question: str = "q") -> Object:
     )
 
 
-def test_inspect_reads_the_claim_in_the_operators_image_as_nobody() -> None:
+def test_inspect_reads_the_claim_in_the_operators_image_as_a_user_without_rights() -> None:
     job = asked({"storage": {"existingClaim": {"name": "shared", "subPath": "pretune"}}})
     pod, (container,) = pod_of(job), pod_of(job)["containers"]
     assert container["image"] == "registry/pretune:1"
@@ -896,7 +923,7 @@ def test_inspect_reads_the_claim_in_the_operators_image_as_nobody() -> None:
     )
 
 
-def test_another_question_is_another_job_and_the_same_one_the_same() -> None:
+def test_another_request_key_is_another_job_and_the_same_key_the_same_job() -> None:
     assert (
         asked()["metadata"]["name"]
         == asked()["metadata"]["name"]
@@ -904,7 +931,7 @@ def test_another_question_is_another_job_and_the_same_one_the_same() -> None:
     )
 
 
-def test_prune_runs_as_who_wrote_the_files_and_mounts_the_claim_to_write() -> None:
+def test_prune_runs_as_the_user_that_wrote_the_files_and_mounts_the_claim_for_writing() -> None:
     job = build_prune_job(
         KEY, cache(), spec(), ["a-1"], {"uid": 1000, "gid": 100, "groups": [44, 44, 5]}, SETTINGS
     )
@@ -967,7 +994,7 @@ def test_jobs_on_the_claim_are_short_small_and_fit_for_pod_security_restricted(j
     assert job["metadata"]["ownerReferences"][0]["uid"] == "cache-uid"
 
 
-def test_jobs_on_the_claim_tolerate_what_the_targets_do_since_the_claim_may_hold_them_to_a_gpu_node() -> (
+def test_jobs_on_the_claim_have_the_targets_tolerations_since_its_volume_may_be_on_a_gpu_node() -> (
     None
 ):
     taint = {"key": "nvidia.com/gpu", "operator": "Exists"}

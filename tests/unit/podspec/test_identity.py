@@ -45,7 +45,9 @@ def test_the_engine_is_the_container_that_the_cache_names_even_without_a_gpu() -
     assert engine_of(pod, "cpu")["name"] == "cpu"
 
 
-def test_a_device_claim_tells_the_engine_only_where_no_container_asks_for_a_gpu_resource() -> None:
+def test_a_device_claim_identifies_the_engine_only_where_no_container_asks_for_a_gpu_resource() -> (
+    None
+):
     claims = {"claims": [{"name": "device"}]}
     assert (
         engine_of(template().container("proxy").container("vllm", resources=claims), "")["name"]
@@ -85,7 +87,7 @@ def test_a_device_claim_tells_the_engine_only_where_no_container_asks_for_a_gpu_
         ),
     ],
 )
-def test_an_engine_that_cannot_be_told_is_refused_with_the_containers_named(
+def test_an_engine_that_is_unknown_is_refused_with_the_containers_named(
     pod: Template, named: str, reason: str, words: list[str]
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -266,8 +268,8 @@ def test_each_of_these_changes_gives_a_fingerprint_of_its_own() -> None:
 
 def test_the_devices_of_a_claim_template_are_part_of_the_fingerprint() -> None:
     def pod(devices: str, called: str = "gpu") -> Template:
-        made = template().container(resources={"claims": [{"name": called}]})
-        return made.pod(resourceClaims=[{"name": called, "resourceClaimTemplateName": devices}])
+        pod = template().container(resources={"claims": [{"name": called}]})
+        return pod.pod(resourceClaims=[{"name": called, "resourceClaimTemplateName": devices}])
 
     assert fingerprint(pod("one-b200")) != fingerprint(pod("two-b200"))
     assert fingerprint(pod("one-b200")) == fingerprint(pod("one-b200", called="device"))
@@ -320,7 +322,9 @@ def expanded(value: str, known: dict[str, str]) -> str:
 def test_a_quantity_is_a_number_however_it_is_spelled(
     spellings: tuple[Any, ...], value: Fraction
 ) -> None:
-    assert [canonical.parse_quantity(one) for one in spellings] == [value] * len(spellings)
+    assert [canonical.parse_quantity(spelling) for spelling in spellings] == [value] * len(
+        spellings
+    )
 
 
 @pytest.mark.parametrize("wrong", ["", "eight", "8 Gi", "1ki", "--8", "1e9999", True, None, {}])
@@ -366,7 +370,7 @@ def test_a_label_with_an_empty_value_is_a_term_too() -> None:
 
 
 def test_neither_order_nor_repetition_of_node_terms_counts() -> None:
-    one = {"matchExpressions": [term("product", "B200", "H200"), term("zone", operator="Exists")]}
+    first = {"matchExpressions": [term("product", "B200", "H200"), term("zone", operator="Exists")]}
     turned = {
         "matchExpressions": [
             term("zone", operator="Exists"),
@@ -374,7 +378,7 @@ def test_neither_order_nor_repetition_of_node_terms_counts() -> None:
         ]
     }
     two = {"matchFields": [term("metadata.name", "node0")]}
-    ways = [requiring(one, two), requiring(two, turned), requiring(two, one, turned)]
+    ways = [requiring(first, two), requiring(two, turned), requiring(two, first, turned)]
     assert (
         len(
             {
@@ -402,7 +406,7 @@ def test_a_node_name_is_asked_of_each_alternative() -> None:
         ),
     )
     terms = identity.placement(pod, DEFAULT)["nodeAffinity"]
-    assert [one["matchFields"] for one in terms] == [[term("metadata.name", "node0")]] * 2
+    assert [each["matchFields"] for each in terms] == [[term("metadata.name", "node0")]] * 2
 
 
 def test_no_two_images_products_revisions_or_targets_share_a_bundle() -> None:
@@ -576,7 +580,7 @@ REFUSED: list[tuple[Template, str, str]] = [
 @pytest.mark.parametrize(
     ("pod", "reason", "words"),
     REFUSED,
-    ids=[f"{i}-{one[1] or 'fine'}" for i, one in enumerate(REFUSED)],
+    ids=[f"{i}-{case[1] or 'fine'}" for i, case in enumerate(REFUSED)],
 )
 def test_what_cannot_be_tuned_as_a_copy_is_refused_with_the_field(
     pod: Template, reason: str, words: str
@@ -640,7 +644,7 @@ def test_a_container_to_keep_that_is_not_there_is_refused_with_the_names() -> No
 
 
 @law(templates())
-def test_no_template_makes_refusal_fail(pod: Object) -> None:
+def test_no_template_makes_the_preflight_fail(pod: Object) -> None:
     refused = find_refusal(pod, spec(engineContainer="vllm"), DEFAULT)
     assert refused is None or refused.message
 

@@ -1,4 +1,4 @@
-"""What a source's pod template is, and what is said of an object that has none."""
+"""Which part of a source is its pod template, and how an object without one is refused."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("template", "words"), WRONG, ids=[one[1] for one in WRONG])
-def test_a_template_of_another_form_is_invalid_with_the_field_since_nobody_else_looks_into_it(
+@pytest.mark.parametrize(("template", "words"), WRONG, ids=[case[1] for case in WRONG])
+def test_a_template_of_another_form_is_invalid_with_the_field_since_nothing_else_checks_it(
     template: Any, words: str
 ) -> None:
     with pytest.raises(Refused) as refused:

@@ -260,10 +260,10 @@ def test_the_bundle_of_a_pod_that_is_missing_for_a_while_keeps_its_attempt() -> 
 
 
 def test_a_newer_revision_ends_an_older_ones_attempt_at_once_and_an_older_one_does_not() -> None:
-    newer = {**origin("next", 3, made=NOW - 30)}
+    newer = {**origin("next", 3, created=NOW - 30)}
     plan = decide_on(cache_without_source(pending("a")), Consumer("next"), origins=newer, **WORKING)
     assert [action.name.split()[0] for action in plan.after] == ["end"]
-    older = {**origin("old", 1, made=NOW - 3600)}
+    older = {**origin("old", 1, created=NOW - 3600)}
     assert not decide_on(cache_without_source(pending("a")), OLD, origins=older, **WORKING).after
 
 
@@ -298,13 +298,13 @@ def test_revision_numbers_are_one_workloads_own() -> None:
     busy = {"kind": "Deployment", "metadata": {"name": "busy"}}
     calm = {"kind": "Deployment", "metadata": {"name": "calm"}}
     origins = {
-        **origin("old", 50, made=NOW - 900, workload=busy),
-        **origin("a", 2, made=NOW - 60, workload=calm),
+        **origin("old", 50, created=NOW - 900, workload=busy),
+        **origin("a", 2, created=NOW - 60, workload=calm),
     }
     assert jobs(decide_on(cache_without_source(), OLD, NEW, origins=origins)) == [bundle_of("a")]
     back = {
-        **origin("old", 3, made=NOW - 900, workload=calm),
-        **origin("a", 2, made=NOW - 60, workload=calm),
+        **origin("old", 3, created=NOW - 900, workload=calm),
+        **origin("a", 2, created=NOW - 60, workload=calm),
     }
     assert jobs(decide_on(cache_without_source(), OLD, NEW, origins=back)) == [
         bundle_of("old")
