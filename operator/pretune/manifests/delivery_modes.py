@@ -29,7 +29,7 @@ from pretune.manifests.parts import (
     build_folder_volumes,
 )
 from pretune.podspec.template import command_words, engine_type
-from pretune.protocol import CLAIM_MOUNT, PER_RANK, SHARED, Inputs, Task
+from pretune.protocol import CLAIM_MOUNT, PER_RANK, SHARED, TASK_VARIABLE, Inputs, Task
 
 AUTO, NONE = "Auto", "None"  # of spec.delivery.mode: the first mode that fits; no mode
 
@@ -95,7 +95,7 @@ class Form:
     folders: re.Pattern[str]  # values of the parts' variables
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object a mode, so that a table of them is hashed at once
 class DeliveryMode:
     """One way to give a bundle to a pod."""
 
@@ -128,15 +128,34 @@ class Forms:
     volume_names: frozenset[str]
     mount_paths: tuple[str, ...]
     init_containers: frozenset[str]
-    folders: tuple[re.Pattern[str], ...]
+    variables: frozenset[str]  # names
+    folders: tuple[re.Pattern[str], ...]  # values of these variables
 
-    def has_folder(self, value: str) -> bool:
-        """Whether a mode gives the variable of a part this value."""
-        return any(folders.fullmatch(value) for folders in self.folders)
+    def has_volume(self, volume_or_mount: Object) -> bool:
+        return volume_or_mount["name"] in self.volume_names
+
+    def has_mount(self, mount: Object) -> bool:
+        return mount.get("mountPath") in self.mount_paths
+
+    def has_variable(self, variable: Object) -> bool:
+        if variable["name"] not in self.variables:
+            return False
+        return any(folders.fullmatch(variable.get("value") or "") for folders in self.folders)
+
+    def has_init_container(self, container: Object) -> bool:
+        return container["name"] in self.init_containers and any(
+            variable["name"] == TASK_VARIABLE for variable in container.get("env") or ()
+        )
+
+    def has_engine(self, container: Object) -> bool:
+        """Whether the container has a mode's mount, and a variable that leads there."""
+        return any(self.has_variable(variable) for variable in container.get("env") or ()) and any(
+            self.has_mount(mount) for mount in container.get("volumeMounts") or ()
+        )
 
 
 def forms() -> Forms:
-    """Return by what the additions of any mode are recognised, for the parts that there are."""
+    """Return by what the additions of any mode are recognised, for the parts of all engines."""
     return _forms(registry.all_parts(), MODES)
 
 
@@ -147,6 +166,7 @@ def _forms(parts: tuple[Part, ...], modes: tuple[DeliveryMode, ...]) -> Forms:
         volume_names=frozenset(name for form in each for name in form.volume_names),
         mount_paths=tuple(dict.fromkeys(path for form in each for path in form.mount_paths)),
         init_containers=frozenset(mode.init_container for mode in modes if mode.init_container),
+        variables=frozenset(part.variable for part in parts),
         folders=tuple(form.folders for form in each),
     )
 

@@ -14,12 +14,10 @@ from pretune.api import reasons
 from pretune.api.names import BUNDLE, DELIVERY, HOLD, REASON
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
-from pretune.engines import registry
 from pretune.manifests.delivery_modes import Delivery, find_mode, forms
 from pretune.manifests.gate import GATE, is_held
 from pretune.manifests.json_patch import Operation, add_entries, append_items, copy_json
 from pretune.podspec.template import all_containers
-from pretune.protocol import TASK_VARIABLE
 
 # The API server's limit on all of an object's annotations, names and values (apimachinery,
 # TotalAnnotationSizeLimitB), and how much of a message is shown there.
@@ -62,21 +60,21 @@ def find_collision(pod: Object, engine: Object) -> str | None:
 
     If one is overlooked, the API server refuses the pod, or the container cannot start.
     """
-    spec = pod["spec"]
+    spec, ours = pod["spec"], forms()
     if (spec.get("os") or {}).get("name") == "windows":
         return "the pod is one for Windows"
     if "kubernetes.io/config.mirror" in ((pod.get("metadata") or {}).get("annotations") or {}):
         return "the pod is a static one, whose mirror may mount nothing"
     for volume in spec.get("volumes") or ():
-        if _is_our_volume(volume):
+        if ours.has_volume(volume):
             return f"the pod has a volume {volume['name']}"
     for field, container in all_containers(pod):
-        if container["name"] in forms().init_containers:
+        if container["name"] in ours.init_containers:
             return f"the pod has a container {container['name']} ({field})"
     for path in _used_paths(engine):
-        for ours in forms().mount_paths:
-            if _overlap(path, ours):
-                return f"container {engine['name']} uses {path}, where {ours} would be mounted"
+        for our_path in ours.mount_paths:
+            if _overlap(path, our_path):
+                return f"container {engine['name']} uses {path}, where {our_path} would be mounted"
     return None
 
 
@@ -98,13 +96,13 @@ def strip(pod: Object) -> Object:
     _remove(spec, "schedulingGates", lambda gate: gate["name"] == HOLD)
     if not has_parts:
         return stripped
-    _remove(spec, "volumes", _is_our_volume)
-    _remove(spec, "initContainers", _is_our_init_container)
+    ours = forms()
+    _remove(spec, "volumes", ours.has_volume)
+    _remove(spec, "initContainers", ours.has_init_container)
     for _, container in all_containers(stripped):
-        if _has_our_variable(container):
-            _remove(container, "env", _is_our_variable)
-            _remove(container, "volumeMounts", _is_at_our_path)
-        _remove(container, "volumeMounts", _is_our_volume)
+        if _remove(container, "env", ours.has_variable):
+            _remove(container, "volumeMounts", ours.has_mount)
+        _remove(container, "volumeMounts", ours.has_volume)
     return stripped
 
 
@@ -184,49 +182,21 @@ def _has_parts(pod: Object) -> bool:
     name = ((pod.get("metadata") or {}).get("annotations") or {}).get(DELIVERY)
     if name is not None:
         return find_mode(name) is not None
+    ours = forms()
     return any(
-        _is_our_init_container(container) or _has_mount_and_variable(container)
+        ours.has_init_container(container) or ours.has_engine(container)
         for _, container in all_containers(pod)
     )
 
 
-def _has_mount_and_variable(container: Object) -> bool:
-    if not _has_our_variable(container):
-        return False
-    return any(_is_at_our_path(mount) for mount in container.get("volumeMounts") or ())
-
-
-def _has_our_variable(container: Object) -> bool:
-    return any(_is_our_variable(variable) for variable in container.get("env") or ())
-
-
-def _is_our_variable(variable: Object) -> bool:
-    name, value = variable["name"], variable.get("value") or ""
-    is_of_part = any(name == part.variable for part in registry.all_parts())
-    return is_of_part and forms().has_folder(value)
-
-
-def _is_at_our_path(mount: Object) -> bool:
-    return mount.get("mountPath") in forms().mount_paths
-
-
-def _is_our_volume(volume_or_mount: Object) -> bool:
-    return volume_or_mount["name"] in forms().volume_names
-
-
-def _is_our_init_container(container: Object) -> bool:
-    return container["name"] in forms().init_containers and any(
-        variable["name"] == TASK_VARIABLE for variable in container.get("env") or ()
-    )
-
-
-def _remove(holder: Object, field: str, is_ours: Callable[[Object], bool]) -> None:
-    """Remove our items from a list; the list itself if nothing is left."""
+def _remove(holder: Object, field: str, is_ours: Callable[[Object], bool]) -> bool:
+    """Remove our items from a list, and the list if nothing is left; return whether any was there."""
     before = holder.get(field) or []
     kept = [item for item in before if not is_ours(item)]
     if len(kept) == len(before):
-        return
+        return False
     if kept:
         holder[field] = kept
     else:
         del holder[field]
+    return True
