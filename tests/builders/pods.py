@@ -107,21 +107,35 @@ class Consumer(dict[str, Any]):
         self, owner: str = "a", number: int = 1, age: float = 60, kind: str = "ReplicaSet"
     ) -> None:
         name = f"{owner}-{number}"
-        super().__init__({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "namespace": KEY.namespace,
-                "name": name,
-                "uid": f"uid-{name}",
-                "creationTimestamp": format_timestamp(NOW - age),
-                "labels": {names.CACHE: KEY.name, "pod-template-hash": owner},
-                "annotations": {},
-                "ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": owner, "uid": f"uid-{owner}", "controller": True}],
-            },
-            "spec": {},
-            "status": {"phase": "Pending", "conditions": [], "initContainerStatuses": [], "containerStatuses": []},
-        })  # fmt: skip
+        reference = {
+            "apiVersion": "apps/v1",
+            "kind": kind,
+            "name": owner,
+            "uid": f"uid-{owner}",
+            "controller": True,
+        }
+        super().__init__(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "namespace": KEY.namespace,
+                    "name": name,
+                    "uid": f"uid-{name}",
+                    "creationTimestamp": format_timestamp(NOW - age),
+                    "labels": {names.CACHE: KEY.name, "pod-template-hash": owner},
+                    "annotations": {},
+                    "ownerReferences": [reference],
+                },
+                "spec": {},
+                "status": {
+                    "phase": "Pending",
+                    "conditions": [],
+                    "initContainerStatuses": [],
+                    "containerStatuses": [],
+                },
+            }
+        )
 
     def _but(self, **parts: Any) -> Consumer:
         pod = copy.deepcopy(self)

@@ -153,7 +153,7 @@ class RandomCase:
     # --- the pod
 
     def pod(self) -> Object:
-        """Return a pod whose engine is its container "vllm", as parsed from JSON: nothing is shared."""
+        """Return a pod whose engine is its container "vllm", as parsed from JSON."""
         volumes = self.sample(NAMES, 4)
         names = self.sample(NAMES, 5)
         if self.seldom(0.02):

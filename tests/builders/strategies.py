@@ -132,7 +132,10 @@ def _affinity(value: str) -> Object:
 
 @st.composite
 def templates(draw: st.DrawFn) -> Object:
-    """A pod template whose engine is its container "vllm", with other containers, init containers, sidecars, labels, terms."""
+    """Draw a pod template whose engine is its container "vllm".
+
+    With other containers, init containers, sidecars, labels, terms.
+    """
     volumes = draw(st.lists(NAMES, unique=True, max_size=3))
     names = draw(st.lists(NAMES.filter(lambda name: name != "vllm"), unique=True, max_size=4))
     template: Object = {"metadata": {}, "spec": {"containers": [], "initContainers": []}}

@@ -449,7 +449,7 @@ def test_a_node_counts_only_if_the_author_chose_it(
 
 
 def test_a_pod_that_is_being_created_needs_the_same_bundle_as_later(world: Server) -> None:
-    """What the webhook sees has neither name, uid nor node; what the controller sees has, and what came by delivery too."""
+    """The webhook sees no name, uid or node; the controller sees them, and the delivery."""
     early = pod_of(None, app="x")
     for name in ("name", "uid", "creationTimestamp"):
         del early["metadata"][name]

@@ -26,7 +26,7 @@ _MAX_REASON_CHARACTERS = 1024
 
 
 def inject(pod: Object, delivery: Delivery) -> list[Operation]:
-    """Return the JSON Patch that gives the pod its delivery; [] if the pod has parts of ours already.
+    """Return the JSON Patch that gives the pod its delivery; [] if it has parts of ours already.
 
     Operations only add, and never put an array over one that is there. The pod stays as it is.
     A pod with a node gets no gate, held or not: the API refuses the two together. The caller has
@@ -190,7 +190,7 @@ def _has_parts(pod: Object) -> bool:
 
 
 def _remove(holder: Object, field: str, is_ours: Callable[[Object], bool]) -> bool:
-    """Remove our items from a list, and the list if nothing is left; return whether any was there."""
+    """Remove our items from a list, and an empty list; return whether there were any."""
     before = holder.get(field) or []
     kept = [item for item in before if not is_ours(item)]
     if len(kept) == len(before):

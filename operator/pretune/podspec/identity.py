@@ -28,8 +28,8 @@ def fingerprint(template: Object, engine_name: str) -> str:
     templates); the same, without GPUs, of the init containers, in order: they may prepare files
     that the engine reads.
     Also in, where the engine has more than one part: the names of the others.
-    Not in: the variables of its parts and the seed container, which we add; values behind references
-    (never read); native sidecars and other containers (they run beside the engine, not before it);
+    Not in: the variables of its parts and the seed container, which we add; values behind
+    references (never read); native sidecars and other containers (they run beside the engine, not before it);
     names, labels, replicas, probes, ports, mounts, cpu, memory; placement, which the bundle's id
     has beside the fingerprint.
     """

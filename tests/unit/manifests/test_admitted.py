@@ -48,7 +48,10 @@ def written() -> Object:
 
 
 def arrived(*, injected: Any = HELD, marked: bool = True) -> Object:
-    """Its pod on the cluster: a storage initialiser, a mirror and a mesh were there, then we, the scheduler and the kubelet."""
+    """Return its pod on the cluster.
+
+    A storage initialiser, a mirror and a mesh changed it, then we, the scheduler and the kubelet.
+    """
     pod = stored(written())
     spec_ = pod["spec"]
     token = {
@@ -264,7 +267,7 @@ def test_a_template_that_was_copied_from_an_injected_pod_is_tuned_as_if_it_were_
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_claim_that_the_engine_mounts_too_is_one_volume_which_the_agent_writes_and_the_engine_does_as_before(
+def test_a_claim_that_the_engine_mounts_too_is_one_volume_that_the_agent_may_write(
     read_only: bool,
 ) -> None:
     """A pod with two volumes of one claim never starts (seen on Kubernetes 1.34)."""

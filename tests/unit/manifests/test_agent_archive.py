@@ -86,7 +86,7 @@ def test_a_plain_python_runs_what_is_in_it(tmp_path: Path) -> None:
 
 
 def test_its_main_runs_the_agents_main(tmp_path: Path) -> None:
-    """A stand-in for pretune.agent says what it was given: this is about the zip's own first file."""
+    """A stand-in for pretune.agent prints its arguments: this is about the zip's first file."""
     zip_file = tmp_path / "agent.pyz"
     with zipfile.ZipFile(zip_file, "w") as archive:
         archive.writestr(

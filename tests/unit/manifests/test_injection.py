@@ -302,7 +302,10 @@ def test_seed_asks_for_what_the_engine_does_so_that_no_quota_and_no_class_change
 
 
 def qos(pod: Object) -> str:
-    """The pod's class as the kubelet computes it (core/v1/helper/qos): of cpu and memory of all containers and init containers."""
+    """Return the pod's class as the kubelet computes it (core/v1/helper/qos).
+
+    From cpu and memory of all containers and init containers.
+    """
     whole = [
         container.get("resources") or {}
         for container in [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
@@ -405,7 +408,7 @@ def test_lists_that_are_null_or_empty_are_as_good_as_absent(
 
 
 def lean(pod: Object) -> Object:
-    """Without what the API server never sends: lists and maps of those that we add to, when they are empty or null."""
+    """Return the pod without empty or null lists and maps, which the API server never sends."""
     copied = copy_json(pod)
     for holder in (copied["metadata"], copied["spec"], *copied["spec"]["containers"]):
         for name in (
@@ -582,7 +585,10 @@ def test_mounts_of_another_container_are_no_collision() -> None:
 
 
 def released(pod: Object) -> Object:
-    """As the API server does it: schedulingGates is a list-map by name, and a list that becomes empty is gone."""
+    """Return the pod as the API server releases it.
+
+    schedulingGates is a list-map by name, and a list that becomes empty is gone.
+    """
     copied = copy_json(pod)
     removed = [
         gate["name"]

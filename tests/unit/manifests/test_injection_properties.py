@@ -138,7 +138,7 @@ def _mounts(pod: Object) -> list[Any]:
 
 
 def test_the_laws_are_asked_of_every_kind_of_pod() -> None:
-    """The generator's own test: each thing that could be overlooked is in some of the first thousand pods."""
+    """The generator's own test: each thing that could be missed is in one of 1,000 pods."""
     pods, deliveries, _ = zip(*(random_case(number) for number in range(1000)), strict=True)
     text = [json.dumps(pod) for pod in pods]
     for thing in (

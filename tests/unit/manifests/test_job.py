@@ -73,7 +73,10 @@ def seal_in(job: Object) -> Object:
 
 
 def expanded(value: str) -> str:
-    """An env value as the kubelet hands it over: the tasks hold no variable of the pod, so every `$(` left would be one lost."""
+    """Return an env value as the kubelet hands it over.
+
+    A task refers to no variable of the pod, so that a `$(` that is left would be a lost one.
+    """
     assert not re.search(r"(?<!\$)(\$\$)*\$\(", value), value
     return value.replace("$$", "$")
 
@@ -127,7 +130,7 @@ def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place
 
 @law(templates())
 def test_the_job_tunes_what_its_fingerprint_says(pod: Object) -> None:
-    """What runs before and as the engine in the Job has the fingerprint of the template, were it a template itself."""
+    """What the Job runs has the template's fingerprint, as if it were a template itself."""
     job = tuned(pod)
     copied = {
         "spec": {
@@ -565,9 +568,7 @@ def test_what_starts_before_the_engine_keeps_its_order_and_only_init_containers_
     assert [container["name"] for container in pod_of(job)["containers"]] == ["pretune-seal"]
 
 
-def test_init_containers_and_kept_sidecars_stay_as_they_are_and_a_kept_container_becomes_a_sidecar_without_probes() -> (
-    None
-):
+def test_init_containers_stay_as_they_are_and_a_kept_container_becomes_a_sidecar() -> None:
     pod = (
         engine()
         .init("fetch", command=["get"])
@@ -725,9 +726,7 @@ def test_seal_is_small_and_its_requests_are_its_limits_so_that_a_guaranteed_pod_
     assert resources["limits"] == resources["requests"] == {"cpu": "500m", "memory": "256Mi"}
 
 
-def test_where_the_pod_has_resources_of_its_own_ours_ask_for_none_since_they_could_exceed_them() -> (
-    None
-):
+def test_in_a_pod_with_resources_our_containers_have_none_since_they_could_exceed_them() -> None:
     job = tuned(
         engine(resources={"limits": {"cpu": 1}}).pod(
             resources={"limits": {"cpu": 1, "memory": "1Gi"}}
@@ -836,7 +835,10 @@ echo "$@" > {output}
 
 
 def run_script(tmp_path: Any, python: str | None, agent: bool = True) -> tuple[int, str, str]:
-    """The shell script of check, with its paths led into tmp_path: exit code, termination message, what python3 was given."""
+    """Run the shell script of check in tmp_path.
+
+    Return its exit code, its termination message, and the arguments of python3.
+    """
     text = build_script("check").replace("/dev/termination-log", str(tmp_path / "log"))
     text = text.replace("/pretune/agent/agent.pyz", str(tmp_path / "agent.pyz"))
     (tmp_path / "bin").mkdir()

@@ -287,7 +287,7 @@ def test_a_field_that_says_something_is_kept(value: Any) -> None:
 
 @law(st.lists(st.tuples(st.sampled_from("ABC"), st.text("AB$()", max_size=6)), max_size=5))
 def test_env_that_the_kubelet_would_make_equal_is_equal(pairs: list[tuple[str, str]]) -> None:
-    """The kubelet's own rule, written another way: each value is expanded by hand, character by character."""
+    """The kubelet's own rule, written another way: character by character."""
     env = [{"name": name, "value": value} for name, value in pairs]
     expected: dict[str, str] = {}
     for name, value in pairs:
