@@ -404,7 +404,7 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
         {"serviceAccount": {"create": False}},
         "set it to the ServiceAccount for the controller",
     ),
-    "annotations for nobody": (
+    "annotations without an account": (
         {"serviceAccount": {"create": False, "name": "mine", "annotations": {"a": "b"}}},
         "annotate your own ServiceAccount instead",
     ),
@@ -428,7 +428,7 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
         {"webhook": {"port": 8080}},
         "webhook.port is 8080, the port of health and metrics",
     ),
-    "an issuer that nobody asks": (
+    "an issuer that is not used": (
         {"webhook": {"certificates": {"issuerRef": {"name": "company"}}}},
         "webhook.certificates.issuerRef names company, but webhook.certificates.source is chart",
     ),

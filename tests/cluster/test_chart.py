@@ -216,7 +216,7 @@ def test_a_claims_size_may_be_raised_or_written_differently_but_not_lowered(
         return
     with pytest.raises(
         Refusal,
-        match=r"spec\.storage\.claim\.size: .*size cannot be lowered, since a claim's cannot",
+        match=r"spec\.storage\.claim\.size: .*size cannot be lowered, since that of a claim cannot",
     ):
         kube.patch("AutotuneCache", namespace, "demo", change)
 

@@ -365,7 +365,9 @@ def test_without_a_controller_no_pod_is_held_and_held_ones_are_released_once_it_
     kube.create(
         deployment(namespace, serving_template("v2", signals=signals.folder), 1, name="other")
     )
-    recorder.wait_until(lambda s: s.are_ready(1, "v2"), 20, "a pod that nobody could have released")
+    recorder.wait_until(
+        lambda s: s.are_ready(1, "v2"), 20, "a pod that could not have been released"
+    )
     [other] = recorder.pods("v2")
     assert delivery_of(other) == ("Overlay", "NotSealedYet")
     assert "lease" in other["metadata"]["annotations"]["pretune.dev/reason"]

@@ -106,7 +106,7 @@ def test_a_held_pod_waits_for_the_proof_and_then_starts_warm(
         "demo",
     )
     assert began < recorder.sealed_at() < recorder.released_at(name), (
-        "it is let go by the proof, not by the seal"
+        "the proof releases it, and not the seal"
     )
     assert delivery_of(pod) == ("Overlay", "Held") and '"Seeded"' in seed_report(pod)
     assert "Preloaded 20/20 managed cache entries" in kube.log(namespace, name, "vllm")
