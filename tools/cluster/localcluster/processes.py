@@ -21,6 +21,8 @@ from localcluster.places import LOGS, STATE
 from localcluster.steps import StepError
 
 RECORDS = STATE / "run"
+# Memory for CPU time: Go programs, which all but the keeper are, collect their garbage less often.
+ENVIRONMENT = {"GOGC": "300"}
 
 
 def _boot() -> str:
@@ -71,7 +73,7 @@ def start(name: str, command: Sequence[str | Path], env: dict[str, str] | None =
             stdout=log,
             stderr=log,
             cwd=STATE,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **ENVIRONMENT, **(env or {})},
             start_new_session=True,
         )
     record = {
