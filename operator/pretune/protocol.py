@@ -484,9 +484,7 @@ def _inputs(data: _Fields) -> Inputs:
 
 
 def _versions(data: _Fields) -> Versions:
-    return Versions(
-        *(data.text(name, "", most=128) for name in ("vllm", "flashinfer", "cuda", "gpu"))
-    )
+    return Versions(**{each.name: data.text(each.name, "", most=128) for each in fields(Versions)})
 
 
 def _writer(data: _Fields) -> Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 import jsonschema
@@ -11,8 +12,9 @@ from pretune.api.names import GROUP, KIND, PLURAL, STATES, VERSION
 from pretune.api.reasons import REASONS
 from pretune.api.schema import ListOf, Nested, Part, fields_of
 from pretune.api.spec import Spec
-from pretune.api.status import CacheStatus
+from pretune.api.status import CacheStatus, Environment
 from pretune.manifests.delivery_modes import AUTO, MODES, NONE
+from pretune.protocol import Versions
 
 from tools import crd
 
@@ -218,6 +220,12 @@ def test_the_status_in_python_and_in_the_crd_have_the_same_fields_of_the_same_ty
             assert python[path]["items"] == {
                 name: item[name] for name in compared if name in item
             }, path
+
+
+def test_the_status_has_each_version_that_a_manifest_has() -> None:
+    assert [field.name for field in fields(Versions)] == [
+        field.name for field in fields(Environment)
+    ]
 
 
 @pytest.mark.parametrize("field", list(crd.fields()), ids=lambda field: field.path)

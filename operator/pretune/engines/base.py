@@ -34,8 +34,8 @@ class Part:
     named_in_log = ""
     # Layouts that the engine only reads, so that many pods may share one folder: without being
     # asked (spec.delivery.mode Auto), and where a person asks for it (ReadOnly).
-    read_only = (MANAGED,)
-    read_only_if_asked = (MANAGED, PER_RANK)
+    read_only: Tuple[str, ...] = (MANAGED,)
+    read_only_if_asked: Tuple[str, ...] = (MANAGED, PER_RANK)
 
     @property
     def mount(self) -> str:
