@@ -20,6 +20,7 @@ from pretune.agent.claim.digests import find_checked_bundle
 from pretune.agent.claim.fs import Disk
 from pretune.agent.claim.store import open_store
 from pretune.agent.context import Context
+from pretune.engines.vllm.engine import VLLM
 from pretune.protocol import Inputs, Report, Task
 
 METADATA = {"flashinfer_version": "0.7.2.post1", "cuda_version": "13.0", "gpu": "NVIDIA B200"}
@@ -68,13 +69,14 @@ def managed_store(entries: int) -> dict[str, bytes]:
 
 
 class AgentPod:
-    """A pod's claim and override folder, below a folder of the test."""
+    """A pod's claim and its folder for each part of vLLM, below a folder of the test."""
 
     def __init__(self, root: Path) -> None:
         self.claim, self.tactics = root / "claim", root / "tactics"
         self.proc = root / "proc"  # of a node that does not name its GPUs, unless a test writes it
         self.claim.mkdir()
-        self.tactics.mkdir()
+        for part in VLLM.parts:
+            (root / part.name).mkdir()
         self.log_lines: list[str] = []
 
     @property

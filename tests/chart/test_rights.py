@@ -32,7 +32,8 @@ def rules_in_templates() -> list[tuple[str, Object]]:
         for comment, rule in re.findall(
             r"^# used by (.+\n(?:# .+\n)*)((?:[- ] .+\n)+)", text(component), re.MULTILINE
         ):
-            (parsed,) = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
+            parsed, *more = yaml.safe_load(re.sub(r"{{.*?}}", "[]", rule))
+            assert not more, f"{component}/rights.yaml: no '# used by' above the rule {more[0]}"
             found.append((re.sub(r"\n# +", " ", comment).strip(), parsed))
     return found
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pretune.engines.vllm.engine import VLLM
 
 from tests.builders.agent_pod import AgentPod
 
@@ -28,7 +29,8 @@ def open_pod() -> Iterator[AgentPod]:
     root.chmod(0o755)
     pod = AgentPod(root)
     pod.claim.chmod(0o777)
-    pod.tactics.chmod(0o777)
+    for part in VLLM.parts:
+        (root / part.name).chmod(0o777)
     yield pod
     shutil.rmtree(root)
 

@@ -12,7 +12,6 @@ import pytest
 from pretune.api import delivery_reasons
 from pretune.api.names import DELIVERY
 from pretune.api.types import Object
-from pretune.engines.vllm.cli import OVERRIDE
 from pretune.engines.vllm.engine import VLLM
 from pretune.manifests import delivery_modes
 from pretune.manifests.delivery_modes import (
@@ -47,23 +46,23 @@ CHOICE = Choice(
 )
 
 
-def mounted_image(pod: Object, engine: Object, delivery: Delivery) -> Additions:
+def mount_image(pod: Object, engine: Object, delivery: Delivery) -> Additions:
     """The bundle as an image (KEP-4639), named after it."""
     source = {"reference": f"registry/bundles:{delivery.bundle}", "pullPolicy": "IfNotPresent"}
     return Additions(
-        mounts=({"name": "pretune-image", "mountPath": "/pretune/image", "readOnly": True},),
-        variables={OVERRIDE: "/pretune/image/tactics"},
-        volumes=({"name": "pretune-image", "image": source},),
+        mounts=({"name": "pretune-added", "mountPath": "/pretune/added", "readOnly": True},),
+        variables={part.variable: f"/pretune/added/{part.name}" for part in VLLM.parts},
+        volumes=({"name": "pretune-added", "image": source},),
     )
 
 
-IMAGE = DeliveryMode(
-    name="Image",
-    build_additions=mounted_image,
+ADDED = DeliveryMode(
+    name="Added",
+    build_additions=mount_image,
     form=lambda parts: Form(
-        volume_names=("pretune-image",),
-        mount_paths=("/pretune/image",),
-        folders=re.compile("/pretune/image/.*"),
+        volume_names=("pretune-added",),
+        mount_paths=("/pretune/added",),
+        folders=re.compile("/pretune/added/.*"),
     ),
     obstacles=(
         Obstacle(lambda choice: not choice.is_given),
@@ -73,21 +72,23 @@ IMAGE = DeliveryMode(
 
 
 @pytest.fixture
-def with_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery_modes, "MODES", (IMAGE, *MODES))
+def with_added_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_modes, "MODES", (ADDED, *MODES))
 
 
 def given(pod: Object) -> Object:
-    return patched(pod, inject(pod, Delivery("Image", **GIVEN)))
+    return patched(pod, inject(pod, Delivery("Added", **GIVEN)))
 
 
-@pytest.mark.usefixtures("with_image")
+@pytest.mark.usefixtures("with_added_mode")
 def test_a_mode_that_is_added_is_injected_recognised_and_taken_out_again() -> None:
     plain = pod_of(engine().init("fetch").pod(volumes=[{"name": "shm", "emptyDir": {}}]))
     pod = given(plain)
-    assert engine_in(pod)["env"] == [{"name": OVERRIDE, "value": "/pretune/image/tactics"}]
-    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm", "pretune-image"]
-    assert pod["metadata"]["annotations"][DELIVERY] == "Image"
+    assert engine_in(pod)["env"] == [
+        {"name": part.variable, "value": f"/pretune/added/{part.name}"} for part in VLLM.parts
+    ]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm", "pretune-added"]
+    assert pod["metadata"]["annotations"][DELIVERY] == "Added"
     assert is_injected(pod) and inject(pod, Delivery("Overlay", **GIVEN)) == []
     assert strip(pod) == plain
     named = {**pod, "metadata": {**pod["metadata"], "name": "pod"}}
@@ -98,33 +99,33 @@ def test_a_mode_that_is_added_is_injected_recognised_and_taken_out_again() -> No
     assert is_injected(copied) and strip(copied) == plain
 
 
-@pytest.mark.usefixtures("with_image")
+@pytest.mark.usefixtures("with_added_mode")
 def test_what_a_pod_has_of_an_added_modes_parts_is_a_collision() -> None:
-    pod = engine().pod(volumes=[{"name": "pretune-image", "emptyDir": {}}])
-    assert find_collision(pod, engine_in(pod)) == "the pod has a volume pretune-image"
-    pod = engine(volumeMounts=[{"name": "own", "mountPath": "/pretune/image/x"}])
-    assert "where /pretune/image would be mounted" in (find_collision(pod, engine_in(pod)) or "")
+    pod = engine().pod(volumes=[{"name": "pretune-added", "emptyDir": {}}])
+    assert find_collision(pod, engine_in(pod)) == "the pod has a volume pretune-added"
+    pod = engine(volumeMounts=[{"name": "own", "mountPath": "/pretune/added/x"}])
+    assert "where /pretune/added would be mounted" in (find_collision(pod, engine_in(pod)) or "")
 
 
 @pytest.mark.parametrize(
     ("asked", "layout", "mode"),
     [
-        ("Auto", "PerRank", "Image"),
-        ("Image", "PerRank", "Image"),
+        ("Auto", "PerRank", "Added"),
+        ("Added", "PerRank", "Added"),
         ("Auto", "Managed", "ReadOnly"),
-        ("Image", "Managed", "Overlay"),
+        ("Added", "Managed", "Overlay"),
         ("Overlay", "PerRank", "Overlay"),
         ("ReadOnly", "PerRank", "ReadOnly"),
     ],
 )
-@pytest.mark.usefixtures("with_image")
+@pytest.mark.usefixtures("with_added_mode")
 def test_an_added_mode_is_chosen_by_its_row(asked: str, layout: str, mode: str) -> None:
     world = World().sealed(layout).spec(delivery={"mode": asked})
     answer = world.answer()
     assert (answer.mode, answer.reason) == (mode, delivery_reasons.GIVEN)
-    refused = f"mode Image is not used: {answer.bundle} is not laid out by rank"
+    refused = f"mode Added is not used: {answer.bundle} is not laid out by rank"
     expected = (
-        [f"pretune: spec.delivery.{refused}"] if (asked, mode) == ("Image", "Overlay") else []
+        [f"pretune: spec.delivery.{refused}"] if (asked, mode) == ("Added", "Overlay") else []
     )
     assert list(answer.warnings) == expected
 
@@ -132,7 +133,7 @@ def test_an_added_mode_is_chosen_by_its_row(asked: str, layout: str, mode: str) 
 def test_without_its_row_a_mode_is_unknown() -> None:
     pod = given(pod_of(engine()))
     assert pod["spec"] == engine()["spec"]
-    assert choose_mode(replace(CHOICE, asked="Image")) == ("Overlay", "")
+    assert choose_mode(replace(CHOICE, asked="Added")) == ("Overlay", "")
 
 
 # --- laws of every row
@@ -141,12 +142,12 @@ def test_without_its_row_a_mode_is_unknown() -> None:
 @law(templates())
 def test_every_row_is_recognised_by_what_it_adds(pod: Object) -> None:
     pod = pod_of(stored(pod))
-    for mode in (*MODES, IMAGE):
+    for mode in (*MODES, ADDED):
         additions = mode.build_additions(pod, engine_in(pod), Delivery(mode.name, **GIVEN))
         form = mode.form(VLLM.parts)
         assert {volume["name"] for volume in additions.volumes} <= set(form.volume_names)
         assert tuple(mount["mountPath"] for mount in additions.mounts) == form.mount_paths
-        assert list(additions.variables) == [OVERRIDE]
+        assert list(additions.variables) == [part.variable for part in VLLM.parts]
         assert all(form.folders.fullmatch(value) for value in additions.variables.values())
         assert [container["name"] for container in additions.init_containers] == [
             name for name in (mode.init_container,) if name
@@ -154,7 +155,7 @@ def test_every_row_is_recognised_by_what_it_adds(pod: Object) -> None:
 
 
 def test_no_row_takes_anothers_path_for_its_own() -> None:
-    for mode, other in itertools.permutations((*MODES, IMAGE), 2):
+    for mode, other in itertools.permutations((*MODES, ADDED), 2):
         form = mode.form(VLLM.parts)
         assert not {*form.mount_paths} & {*other.form(VLLM.parts).mount_paths}
         delivery = Delivery(other.name, **GIVEN)
