@@ -55,13 +55,12 @@ def decide(observed: Observed, now: float) -> Plan:
     tuning.refuse(plan, bundles)  # what cannot be tuned as a copy
     retention.process_finished_prunes(plan, bundles)  # folders that were deleted
     adoption.ask(plan, bundles, claim)  # bundles that only the claim shows
-    proofs.require_proof(plan, bundles)  # what was not proven yet
+    proofs.require_proofs(plan, bundles)  # what was not proven yet
     agent_configmap.create_if_missing(plan)  # before a Job names it
     if wanted.refused is None:
         tuning.supersede(plan, bundles)  # attempts that nothing wants
-        tuning.start(plan, bundles, claim, pods)  # the next attempt, or proof
+        tuning.start_attempts(plan, bundles, claim, pods)  # and proofs, and imports
         retention.retire(plan, bundles)
-        proofs.require_proof(plan, bundles)  # what is wanted again
     retention.prune(plan, claim)
     rescue.rescue(plan, pods)  # pods that only we keep from starting
     release.hold(plan, pods, wanted, claim)  # held pods that need not wait

@@ -74,8 +74,7 @@ class PlanBuilder:
         self.ended: list[EndedAttempt] = []
         self.look: float | None = None
         self.claim_made = claim_made
-        self.started: set[str] = set()  # bundles whose attempt this plan starts
-        self.asking: set[str] = set()  # bundles that wait for the claim's answer
+        self.awaiting_claim: set[str] = set()  # bundles that only the claim can show
         uid = self.cache["metadata"]["uid"]
         jobs = [job for job in observed.jobs if owner_uid(job) == uid]
         malformed = {job["metadata"]["name"]: describe_malformed(job) for job in jobs}
@@ -158,7 +157,7 @@ class PlanBuilder:
         self.put(BundleStatus(bundle_id, old.fingerprint, old.target))
         self.set_state(bundle_id, PENDING, reasons.INSPECTING, why)
         self.delete_jobs(bundle_id)
-        self.asking.add(bundle_id)
+        self.awaiting_claim.add(bundle_id)
         self.requeue_at(self.now)
 
     def delete_jobs(self, bundle_id: str) -> None:

@@ -88,7 +88,7 @@ def ask(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage)
     if made or (here and here != plan.known_place and storage.ready and storage.empty):
         _forget(plan, list(plan.bundles), f"claim {plan.claim_name} is made anew")
         plan.known_place = here
-    pruned = set(plan.asking)  # still being deleted: an answer would be of no use
+    pruned = set(plan.awaiting_claim)  # still being deleted: an answer would be of no use
     asked = {bundle.id for bundle in plan.bundles.values() if _is_lost(plan, bundle)} - pruned
     lost = set(asked)
     if storage.ready and here != plan.known_place and not plan.spec.suspend:
@@ -145,7 +145,7 @@ def request_key(place: str, bundles: list[BundleStatus]) -> str:
 
 
 def _wait(plan: PlanBuilder, asked: set[str], message: str) -> None:
-    plan.asking |= asked
+    plan.awaiting_claim |= asked
     for bundle_id in asked:
         bundle = plan.bundles[bundle_id]
         if bundle.state != SEALED:
@@ -191,7 +191,7 @@ def _take(plan: PlanBuilder, asked: set[str], report: Report | None) -> None:
     if missing and len(asked & set(found)) >= ANSWERS:
         # There may be more than one report holds: the missing ones are asked for again.
         plan.known_place = ""
-        plan.asking |= missing
+        plan.awaiting_claim |= missing
         plan.requeue_at(plan.now)
         return
     fresh = {

@@ -184,14 +184,18 @@ def _record_refusal(
 # --- its beginning
 
 
-def start_import_if_requested(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) -> bool:
-    """Return whether an import has to end before this bundle is tuned, and start it.
+def is_import_requested(plan: PlanBuilder, desired: DesiredBundle) -> bool:
+    """Return whether the annotation asks for an import into this bundle that has not ended yet."""
+    value = requested_source(plan)
+    return bool(value) and desired.current and not _is_done(plan.bundles[desired.id], value)
 
-    For a bundle that is Pending and has no attempt that lives.
+
+def start_import(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) -> bool:
+    """Start the requested import, where it does not run already.
+
+    Returns False, and records why, where nothing can be imported from what the annotation names.
     """
     value = requested_source(plan)
-    if not value or not desired.current or _is_done(plan.bundles[desired.id], value):
-        return False
     if any(annotation(job, IMPORT) == value for job in _jobs(plan, desired.id)):
         return True  # process_finished_imports has recorded how it stands
     if _is_taken(plan, desired, value):
@@ -231,7 +235,6 @@ def start_import_if_requested(plan: PlanBuilder, desired: DesiredBundle, storage
         _record_refusal(plan, desired.id, value, error.reason, error.message)
         return False
     code = create_job(plan, desired.id, job, created)
-    plan.started.discard(desired.id)  # it holds up no other bundle's attempt
     if code == 201:
         plan.set_state(desired.id, PENDING, reasons.IMPORTING, created)
     elif code in (400, 403, 422):

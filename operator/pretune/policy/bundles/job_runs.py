@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pretune.api import reasons
-from pretune.api.names import PENDING
+from pretune.api.names import PENDING, PROOF, TUNING
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import (
     LINGER,
@@ -21,6 +21,11 @@ from pretune.policy.bundles.attempt_state import (
 from pretune.policy.model import Create
 from pretune.policy.objects import owner_uid
 from pretune.policy.plan_builder import PlanBuilder
+
+
+def list_attempt_jobs(plan: PlanBuilder, bundle_id: str) -> list[Object]:
+    """Return our Jobs that tune or prove a bundle, where it is to be."""
+    return [job for role in (TUNING, PROOF) for job in plan.attempts(bundle_id, role).values()]
 
 
 def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | None:
@@ -80,7 +85,6 @@ def create_job(
     name = job["metadata"]["name"]
     action = Create(f"create Job {name}", job)
     plan.actions.append(action)
-    plan.started.add(bundle_id)
     outcome = plan.outcome(action)
     if outcome is None or outcome.code == 201:
         plan.set_state(bundle_id, state, reasons.WAITING_FOR_POD, message)

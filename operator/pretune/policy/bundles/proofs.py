@@ -50,21 +50,13 @@ def record_cold_start(plan: PlanBuilder, bundle_id: str, seconds: int | None) ->
 # --- which bundles are to be proven
 
 
-def require_proof(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
-    """Withhold sealed bundles that are not proven, where spec.verify asks for it.
+def require_proofs(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
+    """Withhold sealed bundles that are not proven, where spec.verify asks for it; else seal them.
 
     Before any policy looks at what is sealed: also what this very reconcile has sealed or adopted.
     """
     for desired in bundles:
-        bundle = plan.bundles[desired.id]
-        if bundle.state != SEALED:
-            continue
-        engine = engine_of(desired.template, plan.spec.engine_container)
-        bundle = plan.put(replace(bundle, gpus=count_gpus(engine)))
-        if bundle.cold_seconds is None:  # of an older release
-            record_cold_start(plan, desired.id, bundle.tuned_seconds)
-        if not bundle.may_be_given(plan.spec):
-            plan.set_state(desired.id, PROVING, reasons.PROVING, f"{_entries(bundle)}; {_WHY}")
+        require_proof(plan, desired)
     if plan.spec.verify == "BeforeRelease":
         return
     for bundle in list(plan.bundles.values()):
@@ -72,6 +64,19 @@ def require_proof(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None
             plan.put(replace(bundle, last_failure=None))
             message = f"{_entries(bundle)}, not proven (spec.verify is Never)"
             plan.set_state(bundle.id, SEALED, reasons.SEALED, message)
+
+
+def require_proof(plan: PlanBuilder, desired: DesiredBundle) -> None:
+    """Withhold a bundle if it is sealed, and not proven although spec.verify asks for it."""
+    bundle = plan.bundles[desired.id]
+    if bundle.state != SEALED:
+        return
+    engine = engine_of(desired.template, plan.spec.engine_container)
+    bundle = plan.put(replace(bundle, gpus=count_gpus(engine)))
+    if bundle.cold_seconds is None:  # of an older release
+        record_cold_start(plan, desired.id, bundle.tuned_seconds)
+    if not bundle.may_be_given(plan.spec):
+        plan.set_state(desired.id, PROVING, reasons.PROVING, f"{_entries(bundle)}; {_WHY}")
 
 
 _WHY = "the engine is started from the bundle once more before any pod gets it (spec.verify)"
@@ -213,16 +218,15 @@ def record_failed_proof(plan: PlanBuilder, bundle_id: str, reason: Reason, messa
 # --- starting
 
 
-def begin(plan: PlanBuilder, desired: DesiredBundle) -> None:
-    """Start the next proof.
+def start_proof(plan: PlanBuilder, desired: DesiredBundle) -> bool:
+    """Create the next proof's Job; return False where that was not tried.
 
-    Not in the reconcile that withholds the bundle: a pod of its consumers, from which the proof's
-    pod is made, is read in the next.
+    Not in the reconcile that withholds the bundle, but in the next, which follows at once and reads
+    a pod of its consumers, from which the proof's pod is made.
     """
     if plan.state_before(desired.id) != PROVING:
-        plan.started.add(desired.id)
         plan.requeue_at(plan.now)
-        return
+        return True
     observed, bundle = plan.observed, plan.bundles[desired.id]
     number = (bundle.proofs or 0) + 1
     created = f"proof {number} of {plan.spec.max_attempts}: the Job is made"
@@ -234,7 +238,7 @@ def begin(plan: PlanBuilder, desired: DesiredBundle) -> None:
             reasons.POD_REFUSED if message else reasons.WAITING_FOR_POD,
             message or created,
         )
-        return
+        return False
     mode = find_mode(plan.spec.delivery)
     try:
         job = build_proof_job(
@@ -251,8 +255,9 @@ def begin(plan: PlanBuilder, desired: DesiredBundle) -> None:
     except Refused as refused:
         message = f"{refused.reason}: {refused.message}"
         plan.set_state(desired.id, PROVING, reasons.POD_REFUSED, message)
-        return
+        return False
     if create_job(plan, desired.id, job, created, PROVING) in (400, 422):  # it will never be taken
         bundle = plan.put(replace(plan.bundles[desired.id], proofs=number))
         message = f"the API server refuses its Job: {bundle.message}"
         record_failed_proof(plan, desired.id, reasons.PROOF_FAILED, message)
+    return True

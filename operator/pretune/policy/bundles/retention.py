@@ -16,7 +16,7 @@ from pretune.kube.types import Event
 from pretune.manifests.job import build_prune_job
 from pretune.policy.bundles.attempt_state import is_job_complete, is_job_finished
 from pretune.policy.bundles.desired import DesiredBundle
-from pretune.policy.bundles.proofs import is_judged
+from pretune.policy.bundles.proofs import is_judged, require_proof
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
 from pretune.policy.objects import annotation, delete, label, pruned_ids
@@ -53,7 +53,7 @@ def process_finished_prunes(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...
             if is_job_finished(job):
                 plan.after.append(delete(job))
             elif bundle_id in plan.bundles:
-                plan.asking.add(bundle_id)
+                plan.awaiting_claim.add(bundle_id)
 
 
 def retire(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
@@ -61,7 +61,8 @@ def retire(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
 
     One that is wanted again before its folder is touched is sealed again.
     """
-    wanted = {desired.id for desired in bundles} | _named_ids(plan)
+    desired = {each.id: each for each in bundles}
+    wanted = desired.keys() | _named_ids(plan)
     newest: dict[str, list[str]] = {}
     for bundle in sorted(
         plan.bundles.values(), key=lambda each: (each.sealed_at or 0.0, each.id), reverse=True
@@ -83,6 +84,8 @@ def retire(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
             else:
                 reason = reasons.NOTHING_TO_TUNE if bundle.layout == EMPTY else reasons.SEALED
                 plan.set_state(bundle.id, SEALED, reason, "wanted again")
+                if bundle.id in desired:
+                    require_proof(plan, desired[bundle.id])
 
 
 def give_up(plan: PlanBuilder, bundle_id: str) -> None:

@@ -15,33 +15,36 @@ from pretune.api.names import (
     RETIRED,
     SEAL_CONTAINER,
     SEALED,
-    TUNING,
     TUNING_STATE,
 )
 from pretune.api.reasons import Refused
 from pretune.api.status import BundleStatus
-from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.job import build_tuning_job
 from pretune.podspec.template import count_gpus
 from pretune.policy.bundles import attempt_state as attempts
 from pretune.policy.bundles import imports, proofs, retention
 from pretune.policy.bundles.adoption import adopt
-from pretune.policy.bundles.attempt_state import Attempt, AttemptState, is_finished
+from pretune.policy.bundles.attempt_state import Attempt, AttemptState
 from pretune.policy.bundles.desired import DesiredBundle
-from pretune.policy.bundles.job_runs import count_disruptions, create_job, end_jobs, pod_of
-from pretune.policy.bundles.retries import next_try, record_failed_attempt
+from pretune.policy.bundles.job_runs import (
+    count_disruptions,
+    create_job,
+    end_jobs,
+    list_attempt_jobs,
+    pod_of,
+)
+from pretune.policy.bundles.retries import record_failed_attempt
+from pretune.policy.bundles.start_rules import BY_IMPORT, Candidate, find_blocker
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import FOUND
-from pretune.policy.objects import delete, fingerprint_of, label, owner_uid
+from pretune.policy.objects import delete, fingerprint_of, label
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
 
 # Seconds that a bundle is kept in the making though no pod asks for it.
 UNWANTED_SECONDS = 120.0
-# Seconds after a seal in which a rollout may still replace the pods of an older revision.
-ROLLOUT_SECONDS = 300.0
 
 # Reasons that a pod template alone tells of.
 REFUSED_BY_TEMPLATE = frozenset(
@@ -161,116 +164,40 @@ def refuse(plan: PlanBuilder, bundles: Iterable[DesiredBundle]) -> None:
             plan.set_state(desired.id, PENDING, reasons.QUEUED, "")
 
 
-def start(
+def start_attempts(
     plan: PlanBuilder,
     bundles: tuple[DesiredBundle, ...],
     storage: Storage,
     pods: Sequence[Consumer],
 ) -> None:
-    """At most one attempt per target, and one that occupies a node per cache; what only waits for a node holds up nobody."""
+    """Start an attempt, a proof or an import of each bundle for which nothing blocks it.
+
+    A bundle for which something does gets that as its reason and message (start_rules.py).
+    """
     waited_for = {pod.bundle for pod in pods if pod.is_held}
+    started: set[str] = set()
     for desired in bundles:
-        bundle = plan.bundles[desired.id]
-        state = bundle.state
-        if state not in (PENDING, PROVING) or desired.id in plan.asking:
+        state = plan.bundles[desired.id].state
+        if state not in (PENDING, PROVING):
             continue
-        if bundle.has_open_attempt or bundle.has_open_proof:
-            continue  # its attempt lives, or only the claim knows what became of it
-        if plan.is_live(desired.id):
-            _wait_for_end(plan, desired.id)
-        elif plan.spec.suspend:
-            plan.set_state(desired.id, state, reasons.SUSPENDED, "spec.suspend is true")
-        elif not storage.ready:
-            plan.set_state(desired.id, state, reasons.WAITING_FOR_CLAIM, storage.message)
-        elif state == PENDING and imports.start_import_if_requested(plan, desired, storage):
-            continue  # what a person has already
-        elif next_try(plan.bundles[desired.id]) > plan.now:
-            plan.requeue_at(next_try(plan.bundles[desired.id]))
-        elif busy := _busy(plan, desired):
-            plan.set_state(desired.id, state, reasons.QUEUED, f"waits for {busy}")
-        elif desired.id not in waited_for and (newer := _rollout(plan, desired, bundles)):
-            plan.set_state(
-                desired.id,
-                state,
-                reasons.QUEUED,
-                f"waits for the rollout to {newer}: the pods that need it may be on their way out",
-            )
-        elif state == PROVING:
-            proofs.begin(plan, desired)
+        candidate = Candidate(
+            plan, desired, bundles, storage, started, has_held_pods=desired.id in waited_for
+        )
+        blocked = find_blocker(candidate)
+        if blocked is BY_IMPORT and not imports.start_import(plan, desired, storage):
+            blocked = find_blocker(candidate)  # nothing can be imported: it is tuned
+        if blocked is not None:
+            plan.requeue_at(blocked.requeue_at)
+            if blocked.reason is not None:
+                plan.set_state(desired.id, state, blocked.reason, blocked.message)
         else:
-            _create(plan, desired)
+            start = proofs.start_proof if state == PROVING else _start_attempt
+            if start(plan, desired):
+                started.add(desired.id)
 
 
-def _wait_for_end(plan: PlanBuilder, bundle_id: str) -> None:
-    """Our own last attempt ends by itself. Somebody else's of that bundle is said: no report of it counts."""
-    ours = {job["metadata"]["uid"] for job in _jobs(plan, bundle_id)}
-    living = [
-        pod for pod in plan.pods(bundle_id) if not is_finished(pod) and owner_uid(pod) not in ours
-    ]
-    if living or not ours:
-        names = (
-            ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in living))
-            or "its Job is not deleted yet"
-        )
-        plan.set_state(
-            bundle_id,
-            plan.bundles[bundle_id].state,
-            reasons.NAME_TAKEN,
-            f"an attempt that is not this cache's still lives: {names}",
-        )
-    ends = [
-        parse_timestamp(since) + attempts.LOST
-        for pod in plan.pods(bundle_id)
-        if (since := pod["metadata"].get("deletionTimestamp"))
-    ]
-    plan.requeue_at(min((when for when in ends if when > plan.now), default=plan.now + 60))
-
-
-def _busy(plan: PlanBuilder, desired: DesiredBundle) -> str | None:
-    """The bundle whose attempt goes first."""
-    for other, bundle in plan.bundles.items():
-        if other == desired.id or not (plan.is_live(other) or other in plan.started):
-            continue
-        waits = bundle.state in (PENDING, PROVING) and bundle.reason in (
-            reasons.WAITING_FOR_NODE,
-            reasons.POD_REFUSED,
-            reasons.QUEUED,
-        )
-        if bundle.target == desired.target.name or not waits:
-            return other
-    return None
-
-
-def _rollout(
-    plan: PlanBuilder, desired: DesiredBundle, bundles: Iterable[DesiredBundle]
-) -> str | None:
-    """The newest bundle, while pods are on their way to it: from its wish until ROLLOUT_SECONDS after its seal, or its proof."""
-    for newest in bundles:
-        bundle = plan.bundles[newest.id]
-        if desired.current or not newest.current or newest.target.name != desired.target.name:
-            continue
-        until = 0.0
-        if bundle.state == SEALED and bundle.sealed_at is not None:
-            until = _given_since(plan, bundle, bundle.sealed_at) + ROLLOUT_SECONDS
-        if bundle.state in (PENDING, TUNING_STATE, PROVING) or plan.now < until:
-            plan.requeue_at(until or None)
-            return newest.id
-    return None
-
-
-def _given_since(plan: PlanBuilder, bundle: BundleStatus, sealed_at: float) -> float:
-    """Since when pods are given a bundle (Unix seconds): its seal; if it was to be proven first, about the time that Ready became True."""
-    if not bundle.proven:
-        return sealed_at
-    if plan.state_before(bundle.id) != SEALED:
-        return plan.now
-    ready = plan.status.condition("Ready")
-    if ready is None or ready.status != "True":
-        return sealed_at
-    return max(sealed_at, ready.last_transition_time)
-
-
-def _create(plan: PlanBuilder, desired: DesiredBundle) -> None:
+def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:
+    """Create the next attempt's Job; return False where that was not tried."""
     observed, number = plan.observed, plan.bundles[desired.id].attempts + 1
     created = f"attempt {number} of {plan.spec.max_attempts}: the Job is made"
     if not agent_configmap.exists(plan):  # the next run, at once, makes the Job
@@ -281,7 +208,7 @@ def _create(plan: PlanBuilder, desired: DesiredBundle) -> None:
             reasons.POD_REFUSED if message else reasons.WAITING_FOR_POD,
             message or created,
         )
-        return
+        return False
     try:
         example = observed.examples.get(desired.origin)
         job = build_tuning_job(
@@ -296,11 +223,12 @@ def _create(plan: PlanBuilder, desired: DesiredBundle) -> None:
         )
     except Refused as refused:
         plan.set_state(desired.id, REFUSED, refused.reason, refused.message)
-        return
+        return False
     code = create_job(plan, desired.id, job, created)
     if code in (400, 422):
         message = plan.bundles[desired.id].message
         plan.set_state(desired.id, REFUSED, reasons.SOURCE_INVALID, message)
+    return True
 
 
 def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
@@ -317,7 +245,7 @@ def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
             continue
         if _may_be_wanted_again(plan, bundle, bundles):
             continue
-        for job in _jobs(plan, bundle.id):
+        for job in list_attempt_jobs(plan, bundle.id):
             plan.end(job)
         if bundle.is_withheld:
             _give_up(plan, bundle)
@@ -353,10 +281,6 @@ def _give_up(plan: PlanBuilder, bundle: BundleStatus) -> None:
     retention.give_up(plan, bundle.id)
 
 
-def _jobs(plan: PlanBuilder, bundle_id: str) -> list[Object]:
-    return [job for role in (TUNING, PROOF) for job in plan.attempts(bundle_id, role).values()]
-
-
 def _may_be_wanted_again(
     plan: PlanBuilder, bundle: BundleStatus, bundles: tuple[DesiredBundle, ...]
 ) -> bool:
@@ -365,7 +289,8 @@ def _may_be_wanted_again(
     if plan.observed.source is not None:
         return False
     started = max(
-        (job["metadata"]["creationTimestamp"] for job in _jobs(plan, bundle.id)), default=""
+        (job["metadata"]["creationTimestamp"] for job in list_attempt_jobs(plan, bundle.id)),
+        default="",
     )
     if any(
         desired.current and desired.target.name == bundle.target and desired.made > started > ""

@@ -94,7 +94,7 @@ def _bundle_verdicts(
     blocked = [bundle for bundle in current if bundle.state in (FAILED, REFUSED)]
     pending = [bundle for bundle in current if bundle.state in (PENDING, TUNING_STATE, PROVING)]
     if not blocked and not pending:
-        if any(bundle.id in plan.asking for bundle in current):
+        if any(bundle.id in plan.awaiting_claim for bundle in current):
             message = "the claim is being read for the bundles that an earlier claim held"
             return _same_verdicts("False", "True", "False", reasons.INSPECTING, message)
         if not storage.ready:

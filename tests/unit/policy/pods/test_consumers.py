@@ -9,7 +9,8 @@ from pretune.api import names
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.tuning import ROLLOUT_SECONDS, UNWANTED_SECONDS
+from pretune.policy.bundles.start_rules import ROLLOUT_SECONDS
+from pretune.policy.bundles.tuning import UNWANTED_SECONDS
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import LET_GO, UNREADY
 from pretune.policy.model import Create, Patch, Plan
