@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pretune.policy.hold.release import CHECKS
+from pretune.policy.hold.release import RELEASE_RULES
 
 from tools.docs import ROOT
 
@@ -23,7 +23,9 @@ def test_every_cause_of_a_release_is_explained_in_the_order_of_the_rules() -> No
         .partition("\n## ")[0]
     )
     rows = re.findall(r"^\| (\w+) \| .* \| (released|waits on) \|$", text, re.MULTILINE)
-    assert rows == [(cause, "waits on" if failure else "released") for cause, failure, _ in CHECKS]
+    assert rows == [
+        (rule.cause, "waits on" if rule.after_failure else "released") for rule in RELEASE_RULES
+    ]
 
 
 def test_the_commands_that_release_held_pods_are_the_same_in_every_document() -> None:

@@ -160,7 +160,7 @@ UNDER_A_HOLD: dict[str, tuple[Fault, str, float]] = {
     "source gone": (delete_source, "SourceNotFound", 1),
     "targets changed": (
         lambda fleet: fleet.apply(targets=[{"name": "a"}, {"name": "b"}]),
-        "cannot be told",
+        "is unknown",
         1,
     ),
     "claim deleted": (lambda fleet: fleet.delete(CLAIM_PLACE), "", 600),

@@ -15,7 +15,7 @@ from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import workloads
 from pretune.policy.bundles import proof_state
-from pretune.policy.hold import release
+from pretune.policy.hold import gate, release
 from pretune.policy.model import Delete
 from pretune.policy.objects import delete
 from pretune.policy.plan_builder import PlanBuilder
@@ -147,9 +147,9 @@ def a_proof_is_disturbed(fleet: Fleet) -> None:
 
 # --- mutants
 
-HOLDS, UNHELD = list(release.CHECKS), list(delivery.UNHELD)
+RELEASES, HOLDS = list(release.RELEASE_RULES), list(gate.HOLD_RULES)
 REAL_DELIVERY, REAL_INJECT, REAL_REQUEUE_AT, REAL_RESCUE = (
-    delivery.delivery,
+    delivery.decide_delivery,
     inject,
     PlanBuilder.requeue_at,
     rescue.rescue,
@@ -170,7 +170,7 @@ def labelling(pod: Any, given: Any) -> Any:
     return [*made, {"op": "add", "path": "/metadata/labels/ours", "value": "x"}] if made else made
 
 
-def unless_proof_is_required(held: release.Held) -> str | None:
+def unless_proof_is_required(held: release.HeldPod) -> str | None:
     return None if held.plan.spec.verify == "BeforeRelease" else release.sealed(held)
 
 
@@ -208,8 +208,8 @@ class Mutant:
 MUTANTS = {
     "nobody is let go when the time is over": Mutant(
         (release,),
-        "CHECKS",
-        [one for one in HOLDS if one[0] != "TimedOut"],
+        "RELEASE_RULES",
+        [rule for rule in RELEASES if rule.cause != "TimedOut"],
         hold_that_times_out,
         "is held for longer|nobody looks at .* in time",
     ),
@@ -218,15 +218,15 @@ MUTANTS = {
     ),
     "nobody is let go when it is sealed": Mutant(
         (release,),
-        "CHECKS",
-        [one for one in HOLDS if one[0] != "Sealed"],
+        "RELEASE_RULES",
+        [rule for rule in RELEASES if rule.cause != "Sealed"],
         rollout,
         "held although its bundle is sealed",
     ),
     "pods are let go before the seal": Mutant(
         (release,),
-        "CHECKS",
-        [("Sealed", False, lambda held: "soon"), *HOLDS],
+        "RELEASE_RULES",
+        [release.Rule("Sealed", lambda held: "soon"), *RELEASES],
         rollout,
         "held pods start warm",
     ),
@@ -238,22 +238,22 @@ MUTANTS = {
         "more than our gate",
     ),
     "pods are held where nobody lives to release them": Mutant(
-        (delivery,),
-        "UNHELD",
-        [one for one in UNHELD if one is not delivery.nobody_releases],
+        (gate,),
+        "HOLD_RULES",
+        [rule for rule in HOLDS if rule is not gate.controller_is_gone],
         rollout_without_controller,
         "no controller is seen to live",
     ),
     "pods are held where nothing serves": Mutant(
-        (delivery,),
-        "UNHELD",
-        [one for one in UNHELD if one is not delivery.nothing_serves],
+        (gate,),
+        "HOLD_RULES",
+        [rule for rule in HOLDS if rule is not gate.nothing_serves],
         recreate,
         "nothing serves meanwhile",
     ),
     "pods of a sealed revision are held": Mutant(
         (admission,),
-        "delivery",
+        "decide_delivery",
         holding_all,
         scale_up_where_pods_always_wait,
         "held although its bundle is sealed",
@@ -267,8 +267,8 @@ MUTANTS = {
     ),
     "nobody is let go when it is proven": Mutant(
         (release,),
-        "CHECKS",
-        [("Sealed", False, unless_proof_is_required), *HOLDS[1:]],
+        "RELEASE_RULES",
+        [release.Rule("Sealed", unless_proof_is_required), *RELEASES[1:]],
         rollout_that_waits_for_its_proof,
         "held although its bundle is sealed",
     ),

@@ -40,7 +40,8 @@ def decide(observed: Observed, now: float) -> Plan:
     if observed.cache["metadata"].get("deletionTimestamp"):
         held = [pod for pod in observed.consumers if is_held(pod)]
         return Plan(
-            after=tuple(release.release_all(held)), requeue_after=release.LET_GO if held else None
+            after=tuple(release.release_all(held)),
+            requeue_after=release.RELEASE_RECHECK_SECONDS if held else None,
         )
     had_no_claim = observed.claim is None
     observed = _with_outcomes(observed)
@@ -63,7 +64,7 @@ def decide(observed: Observed, now: float) -> Plan:
         retention.retire(plan, bundles)
     retention.prune(plan, claim)
     rescue.rescue(plan, pods)  # pods that only we keep from starting
-    release.hold(plan, pods, wanted, claim)  # held pods that need not wait
+    release.release_pods(plan, pods, wanted, claim)  # held pods that need not wait
     update_running_flags(plan, pods)
     plan.actions += agent_configmap.delete_outdated(plan)
 
@@ -71,7 +72,7 @@ def decide(observed: Observed, now: float) -> Plan:
         plan.requeue_at(now)  # what was created leads to more, at once
     plan.requeue_at(now + RESYNC_SECONDS)
     counted = count_consumers(plan, pods, warm_starts.count_warm_starts(plan, pods))
-    release.tell(plan, pods, counted)
+    release.emit_held_event(plan, pods, counted)
     warm_starts.emit_retuned_events(plan, pods, counted)
     warnings = collect_warnings(plan, bundles, count_stale(plan, pods))
     gpu_seconds_saved, saved_until = sum_savings(plan, pods)

@@ -172,7 +172,7 @@ class Delete(Action):
 class Released:
     """A hold that this plan ends, for the metrics."""
 
-    cause: str  # of policy/hold/release.CHECKS
+    cause: str  # of policy/hold/release.RELEASE_RULES
     waited: float  # seconds
 
 

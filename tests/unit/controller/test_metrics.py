@@ -17,7 +17,7 @@ from pretune.controller.metrics import CONSUMER_STATES, ControllerMetrics
 from pretune.kube.types import ApiError, Event
 from pretune.manifests.gate import release_patch
 from pretune.metrics_base import Metrics
-from pretune.policy.hold.release import CHECKS
+from pretune.policy.hold.release import RELEASE_RULES
 from pretune.policy.model import Delete, EndedAttempt, Observed, Patch, Plan, Released
 from pretune.webhook.metrics import WebhookMetrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -347,7 +347,7 @@ def test_the_document_names_every_value_of_a_label_that_is_ours() -> None:
             "Overlay",
         )
     )
-    assert {"Sealed", "TimedOut", "Failed"} <= {cause for cause, _, _ in CHECKS}
+    assert {"Sealed", "TimedOut", "Failed"} <= {rule.cause for rule in RELEASE_RULES}
 
 
 def test_the_text_holds_no_second_series_of_when_each_began() -> None:

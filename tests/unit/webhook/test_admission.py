@@ -32,7 +32,8 @@ from pretune.kube.types import ApiError
 from pretune.kube.watch import ENDED, LISTED
 from pretune.manifests.gate import is_held
 from pretune.manifests.injection import is_injected, strip
-from pretune.policy.pods.delivery import delivery, want
+from pretune.policy.pods.admission import find_need
+from pretune.policy.pods.delivery import decide_delivery
 from pretune.webhook import admission, server
 from pretune.webhook.admission import FAILED, SKIPPED, Admission, Answer
 from pretune.webhook.certificates import CertificateWatcher
@@ -222,7 +223,7 @@ def admitted(pod: Object, response: Object) -> Object:
 
 def bundle_id() -> str:
     spec = Spec.from_cache(cache())
-    return want(template(), spec, spec.targets[0]).bundle
+    return find_need(template(), spec, spec.targets[0]).bundle_id
 
 
 def sealed(layout: str = "Managed") -> Object:
@@ -363,7 +364,7 @@ def test_no_pod_is_held_while_a_watch_is_down_for_too_long(blind: str, tls: Path
     stored = admitted(pod(), response)
     assert (
         not is_held(stored)
-        and "nobody could release the pod" in stored["metadata"]["annotations"][REASON]
+        and "nothing could release the pod" in stored["metadata"]["annotations"][REASON]
     )
 
 
@@ -384,15 +385,15 @@ def with_token(end: str) -> Object:
 
 
 class CountedDelivery:
-    """policy.pods.delivery.delivery, which counts its calls."""
+    """policy.pods.delivery.decide_delivery, which counts its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
-        monkeypatch.setattr(admission, "delivery", self)
+        monkeypatch.setattr(admission, "decide_delivery", self)
 
     def __call__(self, *arguments: Any) -> Any:
         self.calls += 1
-        return delivery(*arguments)
+        return decide_delivery(*arguments)
 
 
 def test_equal_pods_of_a_revision_are_decided_about_once(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pretune.api.names import CACHE, ROLE, WHEN_DELETED
 from pretune.api.types import Object
 from pretune.policy.cache import agent_configmap
-from pretune.policy.hold.release import LET_GO, release_all
+from pretune.policy.hold.release import RELEASE_RECHECK_SECONDS, release_all
 from pretune.policy.model import Action, Observed, Plan
 from pretune.policy.objects import annotation, delete, label, owner_uid
 from pretune.policy.pods.rescue import delete_stuck_pod
@@ -35,7 +35,7 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
     if not observed.namespace_has_caches and len(removed) < len(observed.agents):
         waits.append(RECHECK_SECONDS)
     if observed.held:
-        waits.append(LET_GO)
+        waits.append(RELEASE_RECHECK_SECONDS)
     deletions, failure_waits = _delete_stuck_pods(observed, now)
     return Plan(
         tuple(actions),

@@ -1,13 +1,15 @@
-"""Who is let go: a list of small checks, asked in their order; the first that answers releases the pod.
+"""When a held pod is released. Whether a pod is held at all: gate.py.
 
-A check gets one Held and says why, in words that follow "released: ", or None. Adding a rule is adding a line to CHECKS.
+RELEASE_RULES are asked in their order; the first that answers releases the pod. A rule gets one
+HeldPod, and returns why it is released, in words that follow "released: "; None, if the rule does not
+apply; or Wait, if it may apply later though nothing wakes the controller then. No rule changes the
+plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pretune.api import reasons
 from pretune.api.names import FAILED, REFUSED
@@ -24,125 +26,156 @@ from pretune.policy.objects import reference
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
 
-AGAIN = 2.0  # seconds until an attempt that could not start is looked at again
-LET_GO = 10.0  # seconds until pods that were let go are looked at again: a patch that meets a conflict counts as done
-UNREADY = 30.0  # seconds that older pods may all be unready before nobody waits for them any more
+# Until pods that were released are looked at again: a patch that meets a conflict counts as done.
+RELEASE_RECHECK_SECONDS = 10.0
+REFUSED_RECHECK_SECONDS = 2.0  # until an attempt that could not start is looked at again
+UNREADY_SECONDS = 30.0  # that all older pods may be unready before pods wait for them no longer
 
 
 @dataclass(frozen=True)
-class Held:
-    """One pod behind our gate, and what bears on it."""
+class HeldPod:
+    """One pod behind our gate, and what its release depends on."""
 
     pod: Consumer
     plan: PlanBuilder
-    wants: DesiredBundles
+    desired: DesiredBundles
     storage: Storage
-    free: Sequence[Consumer]  # living consumers that are not held
+    others: Sequence[Consumer]  # living consumers that are not held
 
     @property
-    def others(self) -> Iterator[Consumer]:
-        """Those of other fingerprints."""
-        return (one for one in self.free if one.fingerprint != self.pod.fingerprint)
+    def older_pods(self) -> Iterator[Consumer]:
+        """Those others that have another engine."""
+        return (other for other in self.others if other.fingerprint != self.pod.fingerprint)
 
     @property
-    def bundle(self) -> str:
-        """What it will start with: what it was given when it was made, whatever pods like it would be given now."""
+    def bundle_id(self) -> str:
+        """What it starts with: what it was given, whatever pods like it would be given now."""
         return self.pod.given_bundle or self.pod.bundle
 
     @property
-    def status(self) -> BundleStatus | None:
-        """That bundle's; None: it has none."""
-        return self.plan.bundles.get(self.bundle)
+    def bundle(self) -> BundleStatus | None:
+        """That bundle's status; None: it has none."""
+        return self.plan.bundles.get(self.bundle_id)
+
+    @property
+    def is_desired(self) -> bool:
+        """Whether that bundle is still to be there."""
+        return any(each.id == self.bundle_id for each in self.desired.bundles)
 
 
-Check = Callable[[Held], str | None]
+@dataclass(frozen=True)
+class Wait:
+    """A rule may apply from this time on (Unix seconds)."""
+
+    until: float
 
 
-def hold(
-    plan: PlanBuilder, pods: Sequence[Consumer], wants: DesiredBundles, storage: Storage
+@dataclass(frozen=True)
+class Rule:
+    """cause: the metric's label. after_failure: spec.hold.onFailure: Keep makes the pod wait on."""
+
+    cause: str
+    check: Callable[[HeldPod], str | Wait | None]
+    after_failure: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a pod is released: by a rule's cause and message; "": it waits on."""
+
+    cause: str = ""
+    message: str = ""
+    wait_until: float | None = None  # when a rule may apply (Unix seconds)
+
+
+def release_pods(
+    plan: PlanBuilder, pods: Sequence[Consumer], desired: DesiredBundles, storage: Storage
 ) -> None:
-    """Release whoever need not, or must not, wait any longer; look again when the next one's time is over."""
-    let_go: dict[tuple[str, str, str], list[float]] = {}
-    free = sorted(
-        (one for one in pods if one.is_living and not one.is_held), key=lambda one: not one.is_ready
+    """Release held pods that need not, or must not, wait any longer."""
+    released: dict[tuple[str, str, str], list[float]] = {}
+    others = sorted(
+        (pod for pod in pods if pod.is_living and not pod.is_held), key=lambda pod: not pod.is_ready
     )
     for pod in pods:
         if not pod.is_held:
             continue
-        cause, why = judge(Held(pod, plan, wants, storage, free))
-        if not cause:
-            until = pod.created_at + plan.spec.hold.timeout_seconds
-            plan.requeue_at(
-                until if until > plan.now else None
-            )  # past it onFailure: Keep waits for news alone
+        held = HeldPod(pod, plan, desired, storage, others)
+        verdict = judge(held)
+        if not verdict.cause:
+            plan.requeue_at(verdict.wait_until)
             continue
         waited = max(0.0, plan.now - pod.created_at)
-        plan.requeue_at(plan.now + LET_GO)
-        plan.after.append(
-            Patch(f"release Pod {pod.name}", reference(pod.pod), release_patch(), strategic=True)
+        plan.requeue_at(plan.now + RELEASE_RECHECK_SECONDS)
+        plan.after.append(_release(pod.pod))
+        plan.released.append(Released(verdict.cause, waited))
+        key = (held.bundle_id, verdict.cause, verdict.message)
+        released.setdefault(key, []).append(waited)
+    for (bundle_id, cause, message), waits in sorted(released.items()):
+        text = (
+            f"{_count_pods(len(waits))} of bundle {bundle_id or '(unknown)'}: {message};"
+            f" waited {max(waits):.0f} s"
         )
-        plan.released.append(Released(cause, waited))
-        let_go.setdefault((pod.given_bundle or pod.bundle, cause, why), []).append(waited)
-    for (bundle, cause, why), waits in sorted(let_go.items()):
-        words = f"{_pods(len(waits))} of bundle {bundle or '(unknown)'}: {why}; waited {max(waits):.0f} s"
-        plan.events.append(Event(reasons.RELEASED, words, warning=cause != "Sealed"))
+        plan.events.append(Event(reasons.RELEASED, text, warning=cause != SEALED.cause))
 
 
-def tell(plan: PlanBuilder, pods: Sequence[Consumer], counted: ConsumerCounts) -> None:
-    """Say who waits, when status.consumers (`counted`) says that there are more than before."""
+def emit_held_event(plan: PlanBuilder, pods: Sequence[Consumer], counted: ConsumerCounts) -> None:
+    """Add an event of the pods that wait, if the status newly counts more of them.
+
+    counted: status.consumers.
+    """
     before = plan.status.consumers
     if counted.held <= (before.held if before is not None else 0):
         return
     waiting: dict[str, int] = {}
     for pod in pods:
         if pod.is_held:
-            bundle = pod.given_bundle or pod.bundle
-            waiting[bundle] = waiting.get(bundle, 0) + 1
-    words = ", ".join(
-        f"{_pods(number)} for bundle {bundle}" for bundle, number in sorted(waiting.items())
+            bundle_id = pod.given_bundle or pod.bundle
+            waiting[bundle_id] = waiting.get(bundle_id, 0) + 1
+    counts = ", ".join(
+        f"{_count_pods(number)} for bundle {bundle_id}"
+        for bundle_id, number in sorted(waiting.items())
     )
     limit = f"{plan.spec.hold.timeout_seconds} s (spec.hold.timeoutSeconds)"
-    plan.events.append(
-        Event(reasons.HELD, f"{words}: they start when it is sealed, at the latest after {limit}")
-    )
+    message = f"{counts}: they start when it is sealed, at the latest after {limit}"
+    plan.events.append(Event(reasons.HELD, message))
 
 
-def judge(held: Held) -> tuple[str, str]:
-    """(cause, why) of a release; ("", "") for a pod that goes on waiting."""
-    keep = held.plan.spec.hold.on_failure == "Keep"
-    for cause, failure, check in CHECKS:
-        if (why := check(held)) and not (failure and keep):
-            return cause, why
-    return "", ""
+def judge(held: HeldPod) -> Verdict:
+    """Return the verdict of the first rule that applies; else when one may."""
+    keeps = held.plan.spec.hold.on_failure == "Keep"
+    waits = []
+    for rule in RELEASE_RULES:
+        answer = None if rule.after_failure and keeps else rule.check(held)
+        if isinstance(answer, Wait):
+            waits.append(answer.until)
+        elif answer:
+            return Verdict(rule.cause, answer)
+    return Verdict(wait_until=min(waits, default=None))
 
 
-def release_all(pods: Sequence[Object]) -> list[Any]:
-    """Every one of these: their cache is gone."""
-    return [
-        Patch(
-            f"release Pod {one['metadata']['name']}",
-            reference(one),
-            release_patch(),
-            strategic=True,
-        )
-        for one in pods
-    ]
+def release_all(pods: Sequence[Object]) -> list[Patch]:
+    """Return the actions that release all of these pods: their cache is gone, for example."""
+    return [_release(pod) for pod in pods]
 
 
-def _pods(number: int) -> str:
+def _release(pod: Object) -> Patch:
+    name = pod["metadata"]["name"]
+    return Patch(f"release Pod {name}", reference(pod), release_patch(), strategic=True)
+
+
+def _count_pods(number: int) -> str:
     return "1 pod" if number == 1 else f"{number} pods"
 
 
-# --- the checks
+# --- the rules
 
 
-def sealed(held: Held) -> str | None:
-    bundle = held.status
-    is_given = bundle is not None and bundle.may_be_given(held.plan.spec)
+def sealed(held: HeldPod) -> str | None:
+    is_given = held.bundle is not None and held.bundle.may_be_given(held.plan.spec)
     return "its bundle is sealed" if is_given else None
 
 
-def switched_off(held: Held) -> str | None:
+def switched_off(held: HeldPod) -> str | None:
     spec = held.plan.spec
     if spec.suspend:
         return "spec.suspend is true"
@@ -151,105 +184,112 @@ def switched_off(held: Held) -> str | None:
     return "spec.delivery.mode is None" if spec.delivery == "None" else None
 
 
-def unknown(held: Held) -> str | None:
+def unknown(held: HeldPod) -> str | None:
     if held.pod.bundle:
         return None
-    if held.wants.refused is not None:
-        return f"{held.wants.refused.reason}: {held.wants.refused.message}"
-    return "which bundle it needs cannot be told"
+    refused = held.desired.refused
+    if refused is not None:
+        return f"{refused.reason}: {refused.message}"
+    return "which bundle it needs is unknown"
 
 
-def unserved(held: Held) -> str | None:
-    """A hold is worth something only while others serve: not for Recreate, nor where the older pods died meanwhile."""
+def unserved(held: HeldPod) -> str | Wait | None:
+    """A hold is only worth it while other pods serve.
+
+    They do not for the strategy Recreate, nor where the older pods died meanwhile.
+    """
     if held.plan.spec.hold.when != "WhenServing":
         return None
-    if any(one.is_ready for one in held.others):
+    if any(pod.is_ready for pod in held.older_pods):
         return None
-    flips = [
+    changes = [
         parse_timestamp(found["lastTransitionTime"])
-        for one in held.others
-        if one.is_running
-        and (found := condition(one.pod, "Ready"))
+        for pod in held.older_pods
+        if pod.is_running
+        and (found := condition(pod.pod, "Ready"))
         and found.get("lastTransitionTime")
     ]
-    if flips and held.plan.now < max(flips) + UNREADY:
-        held.plan.requeue_at(max(flips) + UNREADY)
-        return None
+    if changes and held.plan.now < max(changes) + UNREADY_SECONDS:
+        return Wait(max(changes) + UNREADY_SECONDS)
     return "no older pod serves meanwhile"
 
 
-def outdated(held: Held) -> str | None:
-    """spec.revision or a target was changed under the hold: what it waits for is not made any more, and no other would be its own."""
-    if held.bundle == held.pod.bundle or any(want.id == held.bundle for want in held.wants.bundles):
+def outdated(held: HeldPod) -> str | None:
+    """spec.revision or a target was changed during the hold.
+
+    What the pod waits for is not tuned any more, and no other bundle would be its own.
+    """
+    if held.bundle_id == held.pod.bundle or held.is_desired:
         return None
     return f"pods like it need bundle {held.pod.bundle} by now"
 
 
-def source_refused(held: Held) -> str | None:
-    refused = held.wants.refused
+def source_refused(held: HeldPod) -> str | None:
+    refused = held.desired.refused
     return f"{refused.reason}: {refused.message}" if refused else None
 
 
-def not_wanted(held: Held) -> str | None:
-    if any(want.id == held.bundle for want in held.wants.bundles):
+def not_desired(held: HeldPod) -> str | None:
+    if held.is_desired:
         return None
-    return (
-        f"TooManyFingerprints: {held.wants.churn}"
-        if held.wants.churn
-        else "nothing tunes its bundle"
-    )
+    if held.desired.churn:
+        return f"{reasons.TOO_MANY_FINGERPRINTS}: {held.desired.churn}"
+    return "nothing tunes its bundle"
 
 
-def failed(held: Held) -> str | None:
-    bundle = held.status
+def failed(held: HeldPod) -> str | None:
+    bundle = held.bundle
     if bundle is None or bundle.state not in (FAILED, REFUSED):
         return None
     return f"{bundle.reason}: {bundle.message}"
 
 
-def undeliverable(held: Held) -> str | None:
-    mark = held.status.undeliverable if held.status is not None else None
+def undeliverable(held: HeldPod) -> str | None:
+    mark = held.bundle.undeliverable if held.bundle is not None else None
     return f"{mark.reason}: {mark.message}" if mark is not None else None
 
 
-def cannot_start(held: Held) -> str | None:
-    """Held pods count in a quota: what they use up may be what the attempt lacks. Once is no proof: an API server has bad moments."""
-    bundle, plan = held.status, held.plan
+def cannot_start(held: HeldPod) -> str | Wait | None:
+    """Held pods count in a quota: what they use up may be what the attempt lacks.
+
+    Two reconciles must see it: an API server has bad moments.
+    """
+    bundle, before = held.bundle, held.plan.before.get(held.bundle_id)
     if bundle is None or bundle.reason != reasons.POD_REFUSED:
         return None
-    before = plan.before.get(held.bundle)
     if before is None or before.reason != reasons.POD_REFUSED:
-        plan.requeue_at(plan.now + AGAIN)
-        return None
+        return Wait(held.plan.now + REFUSED_RECHECK_SECONDS)
     return f"the attempt cannot start: {bundle.message}"
 
 
-def storage_not_ready(held: Held) -> str | None:
-    """It was ready when the pod was made. Older pods may keep a deleted claim for as long as they serve: nobody waits for that."""
+def storage_not_ready(held: HeldPod) -> str | None:
+    """It was ready when the pod was created.
+
+    Older pods may keep a deleted claim for as long as they serve: no pod waits for that.
+    """
     return None if held.storage.ready else f"{held.storage.reason}: {held.storage.message}"
 
 
-def timed_out(held: Held) -> str | None:
+def timed_out(held: HeldPod) -> str | Wait | None:
     limit = held.plan.spec.hold.timeout_seconds
-    return (
-        f"spec.hold.timeoutSeconds ({limit} s) is over"
-        if held.plan.now >= held.pod.created_at + limit
-        else None
-    )
+    until = held.pod.created_at + limit
+    if held.plan.now < until:
+        return Wait(until)
+    return f"spec.hold.timeoutSeconds ({limit} s) is over"
 
 
-# cause, whether spec.hold.onFailure: Keep makes the pod wait on, and the check.
-CHECKS: tuple[tuple[str, bool, Check], ...] = (
-    ("Sealed", False, sealed),
-    ("SwitchedOff", False, switched_off),
-    ("Unknown", False, unknown),
-    ("Unserved", False, unserved),
-    ("Outdated", False, outdated),
-    ("SourceRefused", True, source_refused),
-    ("NotWanted", True, not_wanted),
-    ("Failed", True, failed),
-    ("Undeliverable", True, undeliverable),
-    ("CannotStart", True, cannot_start),
-    ("StorageNotReady", True, storage_not_ready),
-    ("TimedOut", True, timed_out),
+SEALED = Rule("Sealed", sealed)
+RELEASE_RULES: tuple[Rule, ...] = (
+    SEALED,
+    Rule("SwitchedOff", switched_off),
+    Rule("Unknown", unknown),
+    Rule("Unserved", unserved),
+    Rule("Outdated", outdated),
+    Rule("SourceRefused", source_refused, after_failure=True),
+    Rule("NotWanted", not_desired, after_failure=True),
+    Rule("Failed", failed, after_failure=True),
+    Rule("Undeliverable", undeliverable, after_failure=True),
+    Rule("CannotStart", cannot_start, after_failure=True),
+    Rule("StorageNotReady", storage_not_ready, after_failure=True),
+    Rule("TimedOut", timed_out, after_failure=True),
 )

@@ -12,7 +12,7 @@ from pretune.api.types import Object
 from pretune.policy.bundles.start_rules import ROLLOUT_SECONDS
 from pretune.policy.bundles.tuning import UNWANTED_SECONDS
 from pretune.policy.decide import decide
-from pretune.policy.hold.release import LET_GO, UNREADY
+from pretune.policy.hold.release import RELEASE_RECHECK_SECONDS, UNREADY_SECONDS
 from pretune.policy.model import Create, Patch, Plan
 from pretune.policy.pods.consumers import COUNTS_INTERVAL_SECONDS
 from pretune.protocol import Report
@@ -360,7 +360,7 @@ def test_a_held_pod_is_released(name: str) -> None:
     assert released(plan) == ["a-1"]
     assert [(each.cause, each.waited) for each in plan.released] == [(cause, 100.0)]
     assert (
-        plan.requeue_after is not None and plan.requeue_after <= LET_GO
+        plan.requeue_after is not None and plan.requeue_after <= RELEASE_RECHECK_SECONDS
     )  # a patch that met a conflict is sent again
     [event] = [event for event in plan.events if event.reason == "Released"]
     assert "1 pod of bundle" in event.message and "waited 100 s" in event.message
@@ -380,7 +380,7 @@ def test_a_hold_ends_when_nothing_else_serves() -> None:
     ) == ["a-1"]
     just = Consumer("old").ready("False", NOW - 5)
     assert not released(decide_on(cache_without_source(pending("a")), just, HELD, **working))
-    long = Consumer("old").ready("False", NOW - UNREADY)
+    long = Consumer("old").ready("False", NOW - UNREADY_SECONDS)
     assert released(decide_on(cache_without_source(pending("a")), long, HELD, **working)) == ["a-1"]
     always = cache_without_source(pending("a"), hold={"when": "Always"})
     assert not released(decide_on(always, HELD, **working))
@@ -438,7 +438,7 @@ def test_a_cache_that_is_deleted_releases_all_its_pods() -> None:
     dying = cache_without_source(pending("a"), hold={"onFailure": "Keep"})
     dying["metadata"]["deletionTimestamp"] = format_timestamp(NOW)
     plan = decide_on(dying, OLD, HELD)
-    assert released(plan) == ["a-1"] and plan.requeue_after == LET_GO
+    assert released(plan) == ["a-1"] and plan.requeue_after == RELEASE_RECHECK_SECONDS
     gone = observed(None, held=(HELD,))
     assert released(decide(type(gone)(**{**vars(gone), "cache": None}), NOW)) == ["a-1"]
 

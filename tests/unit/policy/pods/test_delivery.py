@@ -17,7 +17,8 @@ from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.gate import is_held
 from pretune.manifests.injection import inject, is_injected
 from pretune.podspec import identity
-from pretune.policy.pods.delivery import LEFT_ALONE_RULES, delivery, want
+from pretune.policy.pods.admission import find_need
+from pretune.policy.pods.delivery import LEFT_ALONE_RULES, decide_delivery
 
 from tests.builders.patches import patched
 from tests.builders.strategies import law, templates
@@ -110,7 +111,7 @@ class World:
         spec = Spec.from_cache(self.cache)
         target = identity.target_of(self.pod or self.template, spec)
         assert target
-        return want(self.template, spec, target).bundle
+        return find_need(self.template, spec, target).bundle_id
 
     def seen(self) -> Object | None:
         """The cache with its status."""
@@ -129,7 +130,7 @@ class World:
 
     def answer(self) -> Delivery:
         pod = copy.deepcopy(dict(self.pod or self.template))
-        return delivery(
+        return decide_delivery(
             KEY.namespace, self.seen(), pod, self.template, self.owner, self.alive, AGENT
         )
 
@@ -278,8 +279,8 @@ NOT_HELD: list[tuple[str, World, str]] = [
     *((f"of {owner}", World().set(owner=owner), "only a ReplicaSet's pods") for owner in ("StatefulSet", "DaemonSet", "Job", "Pod", "")),
     ("it has a node", World().as_arrives(placed), "spec.nodeName is set"),
     ("Always, and it has a node", World().spec(hold={"when": "Always"}).as_arrives(placed), "spec.nodeName is set"),
-    ("the controller is gone", World().set(alive=False), "nobody could release the pod"),
-    ("Always, and the controller is gone", World().spec(hold={"when": "Always"}).set(alive=False), "nobody could release the pod"),
+    ("the controller is gone", World().set(alive=False), "nothing could release the pod"),
+    ("Always, and the controller is gone", World().spec(hold={"when": "Always"}).set(alive=False), "nothing could release the pod"),
     ("too many fingerprints", World().stalled("TooManyFingerprints"), "TooManyFingerprints: env A keeps changing"),
     ("the quota is used up", World().record("Pending", "PodRefused", "exceeded quota"), "the attempt cannot start: exceeded quota"),
 ]  # fmt: skip
