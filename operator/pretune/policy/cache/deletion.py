@@ -20,7 +20,7 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
 
     The cache's Jobs go by their owner references. Its claim goes once no pod of any phase names it:
     a claim that is being deleted blocks pods that were not scheduled yet. Pods that cannot start
-    with the claim are deleted, and recreated without us.
+    with the claim are deleted, and recreated without it.
     """
     actions: list[Action] = []
     waits = []  # seconds

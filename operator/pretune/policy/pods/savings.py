@@ -22,7 +22,7 @@ def sum_savings(plan: PlanBuilder, pods: Sequence[Consumer]) -> tuple[int | None
     """Return gpuSecondsSaved and savedUntil (Unix seconds); None: nothing was saved yet.
 
     A start counts if the engine had a proven bundle and was ready within that bundle's coldSeconds.
-    It is counted once that time is over, so that a pod that flips between ready and not ready counts
+    It is counted when that time is over, so a pod that flips between ready and not ready counts
     once. Whether it was counted before is decided by the time of its start: starts up to savedUntil
     were counted, and savedUntil moves only when a start counts. A start that tuned by its log saved
     nothing.

@@ -22,9 +22,9 @@ from pretune.policy.pods.starting_pod import (
 
 PROVISIONING_WINDOW_SECONDS = 600.0  # an older event of the provisioner does not count
 
-# Messages about single nodes. Each names the first plugin that refuses the node. The scheduler checks
-# volumes after taints, node affinity and resources, so a node with one of these messages has those.
-# What other nodes lack (3 Insufficient nvidia.com/gpu) does not matter.
+# Messages about single nodes. Each names the first plugin that refuses the node. Volumes come
+# after taints, node affinity and resources, so a node with one of these messages has those. What
+# other nodes lack (3 Insufficient nvidia.com/gpu) does not matter.
 _UNREACHABLE = (
     "didn't match PersistentVolume's node affinity",  # from 1.34
     "volume node affinity conflict",  # until 1.33
