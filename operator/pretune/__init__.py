@@ -1,3 +1,6 @@
-"""pretune: tune FlashInfer once, ahead of the rollout, and give every vLLM pod the same sealed result."""
+"""pretune tunes FlashInfer once, ahead of the rollout.
+
+Every vLLM pod gets the same sealed result.
+"""
 
 __version__ = "0.1.0"

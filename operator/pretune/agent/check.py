@@ -1,7 +1,7 @@
 """Check, before a GPU is used, whether an attempt can succeed.
 
-Does the image's release keep the files of its parts? May this uid write to the claim, and is there space? Is
-the bundle on the claim already?
+Does the image's release keep the files of its parts? May this uid write to the claim, and is there
+space? Is the bundle on the claim already?
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _choose(
         else:
             refusals.append("%s: %s" % (short(written.path), result))
             context.log("does not fit: %s" % refusals[-1])
-    best = _best_layout(part, fitting, image, context)
+    best = _of_best_layout(part, fitting, image, context)
     if len(best) == 1:
         return best[0]
     if best:
@@ -136,7 +136,7 @@ def _choose(
     raise AgentError(reasons.IMPORT_REFUSED, _explain_nothing_found(part, at, tree, context))
 
 
-def _best_layout(
+def _of_best_layout(
     part: Part, fitting: Sequence[_Candidate], image: Versions, context: Context
 ) -> List[_Candidate]:
     """Return those of the layout that the image's engine looks for first."""

@@ -115,7 +115,10 @@ def _find_bundle(store: Store, context: Context) -> Bundle:
 
 
 def _compare_environment(bundle: Bundle, context: Context) -> str:
-    """Return why the GPU could not be compared, or "". Raises _NotReproducible."""
+    """Raise _NotReproducible where versions or GPU differ.
+
+    Returns why the GPU could not be compared; "" if it was.
+    """
     versions = other_versions(bundle.manifest, context)
     if versions:
         raise _NotReproducible(

@@ -131,10 +131,10 @@ NAME_TAKEN = _reason(
 
 MALFORMED = _reason(
     "Malformed",
-    "A part of the cache's status, or a label or annotation of an object with the cache's label, does"
-    " not have the form in which pretune writes it. The message names it; pretune ignores it.",
-    "Nothing to do for the status: the claim is read again. Delete an object that the message names,"
-    " or remove the label pretune.dev/cache from it.",
+    "A part of the cache's status, or a label or annotation of an object with the cache's label,"
+    " does not have the form in which pretune writes it. The message names it; pretune ignores it.",
+    "Nothing to do for the status: the claim is read again. Delete an object that the message"
+    " names, or remove the label pretune.dev/cache from it.",
 )
 
 # --- the source

@@ -168,7 +168,7 @@ class BundleStatus(Part):
         return self.state == SEALED and self.layout == EMPTY
 
     def may_be_given(self, spec: Spec) -> bool:
-        """Return whether a pod may start with it: sealed, and proven where spec.verify asks for it."""
+        """Whether a pod may start with it: sealed, and proven where spec.verify asks for it."""
         return self.state == SEALED and (
             self.proven or self.layout == EMPTY or spec.verify != "BeforeRelease"
         )

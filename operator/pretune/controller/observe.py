@@ -167,9 +167,9 @@ async def _observe_without_cache(
 
 
 async def list_held_pods(key: Key, cluster: Cluster) -> tuple[Object, ...]:
-    """Return a key's held consumers, with or without a cache.
+    """Return the held consumers of a key.
 
-    The API server leaves out those that have a node.
+    Also where the cache of that key does not exist. The API server leaves out pods with a node.
     """
     pods = await _list_pending_consumers(key, cluster, "spec.nodeName=,")
     return tuple(pod for pod in pods if is_held(pod))

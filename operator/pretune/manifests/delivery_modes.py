@@ -231,7 +231,10 @@ def _form_of_claim(parts: Sequence[Part]) -> Form:
 
 
 def _is_not_given(choice: Choice) -> bool:
-    """Without its folder the engine could not start, while seed starts it cold."""
+    """Whether the pod is not given the bundle yet.
+
+    Without the bundle's folder an engine with ReadOnly could not start; seed starts it cold.
+    """
     return not choice.is_given
 
 

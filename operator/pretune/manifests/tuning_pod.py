@@ -283,7 +283,10 @@ def merge_tolerations(*lists: Iterable[Object]) -> list[Object]:
 
 
 def _annotations(template: Object, containers: Iterable[Object]) -> dict[str, str]:
-    """Return the template's annotations (networks, secret injectors, …), without a mesh."""
+    """Return the template's annotations, AppArmor's only of these containers.
+
+    With those that keep a mesh out.
+    """
     names = {container["name"] for container in containers}
     annotations = (template.get("metadata") or {}).get("annotations") or {}
     kept = {

@@ -29,9 +29,9 @@ def fingerprint(template: Object, engine_name: str) -> str:
     that the engine reads.
     Also in, where the engine has more than one part: the names of the others.
     Not in: the variables of its parts and the seed container, which we add; values behind
-    references (never read); native sidecars and other containers (they run beside the engine, not before it);
-    names, labels, replicas, probes, ports, mounts, cpu, memory; placement, which the bundle's id
-    has beside the fingerprint.
+    references (never read); native sidecars and other containers (they run beside the engine, not
+    before it); names, labels, replicas, probes, ports, mounts, cpu, memory; placement, which the
+    bundle's id has beside the fingerprint.
     """
     engine = engine_of(template, engine_name)
     parts = engine_type(engine).parts

@@ -43,7 +43,7 @@ class WorkloadKind:
 
     # Whether its pods are held while spec.hold.when is WhenServing. A pod of a kind that replaces
     # pods one by one takes the place of one that serves, which would be missed while it is held.
-    is_held: bool = False
+    is_held_when_serving: bool = False
 
     @property
     def has_revisions(self) -> bool:
@@ -51,7 +51,7 @@ class WorkloadKind:
         return bool(self.revision_name or self.above)
 
     @property
-    def workload(self) -> str:
+    def workload_kind(self) -> str:
         """The kind of the workload that a person created."""
         return self.above or self.kind
 
@@ -63,7 +63,7 @@ KINDS: tuple[WorkloadKind, ...] = (
         order_annotation=REVISION_ANNOTATION,
         fixed_by_label="pod-template-hash",  # set by the Deployment controller
         above="Deployment",
-        is_held=True,
+        is_held_when_serving=True,
     ),
     WorkloadKind("apps", "StatefulSet", revision_name=lambda name, label: label),
     WorkloadKind("apps", "DaemonSet", revision_name=lambda name, label: f"{name}-{label}"),
@@ -81,12 +81,12 @@ def find_kind(kind: str, group: str | None = None) -> WorkloadKind | None:
 
 def has_revisions(workload: str) -> bool:
     """Whether a workload of this kind keeps revisions: a Deployment, a StatefulSet, a DaemonSet."""
-    return any(row.workload == workload and row.has_revisions for row in KINDS)
+    return any(row.workload_kind == workload and row.has_revisions for row in KINDS)
 
 
 def held_kinds() -> list[str]:
     """Return the kinds whose pods are held while spec.hold.when is WhenServing."""
-    return [row.kind for row in KINDS if row.is_held]
+    return [row.kind for row in KINDS if row.is_held_when_serving]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,10 @@ def origin_key(pod: Object) -> str:
 
 
 def template_version(ref: TemplateRef, pod: Object) -> str | None:
-    """Return what identifies the template in a pod's origin for good; None if it may change."""
+    """Return the version of the template in a pod's origin; None if the template may change.
+
+    Two pods with the same origin and version have the same template.
+    """
     if ref.kind == REVISION_KIND:
         return ref.name
     row, labels = find_kind(ref.owner), pod["metadata"].get("labels") or {}

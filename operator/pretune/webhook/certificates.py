@@ -57,9 +57,9 @@ class CertificateWatcher:
         """Load each new pair, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_SECONDS)
-            self.check_files()
+            self.reload_if_changed()
 
-    def check_files(self) -> None:
+    def reload_if_changed(self) -> None:
         """Load the pair in the files if it is a new one; keep the old one if it is not usable.
 
         That is logged once.

@@ -42,7 +42,7 @@ class SizedLRU(Generic[K, V]):
         self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        """Return the value, which is the most recently used one then."""
+        """Return the value, and mark it as the most recently used; None if there is none."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)

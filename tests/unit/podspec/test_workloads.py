@@ -78,7 +78,7 @@ CLONE_SET = WorkloadKind(
     "apps.kruise.io",
     "CloneSet",
     revision_name=lambda name, label: label,
-    is_held=True,
+    is_held_when_serving=True,
 )
 
 

@@ -100,7 +100,7 @@ def test_a_client_gets_the_new_pair_once_the_mount_was_swapped(mount: Path, pair
     context = watcher.context
     assert served_name(context) == "first"
     swap(mount, pairs / "second")
-    watcher.check_files()
+    watcher.reload_if_changed()
     assert served_name(context) == "second" and watcher.context is context
 
 
@@ -159,13 +159,13 @@ def test_a_pair_that_is_not_usable_leaves_the_old_one_and_is_logged_once(
     watcher = CertificateWatcher(copy_pair(tmp_path, pairs / "first"))
     change(tmp_path, pairs / "second")  # type: ignore[operator]
     for _ in range(3):
-        watcher.check_files()
+        watcher.reload_if_changed()
     assert [
         str(tmp_path) in message and "stays in use" in message for message in caplog.messages
     ] == [True]
     assert served_name(watcher.context) == "first"
     copy_pair(tmp_path, pairs / "second")
-    watcher.check_files()
+    watcher.reload_if_changed()
     assert served_name(watcher.context) == "second"
 
 
@@ -175,11 +175,11 @@ def test_another_fault_is_logged_again_and_so_is_the_same_one_after_a_good_pair(
     watcher = CertificateWatcher(copy_pair(tmp_path, pairs / "first"))
     for content in (b"", b"x", b""):
         (tmp_path / "tls.crt").write_bytes(content)
-        watcher.check_files()
+        watcher.reload_if_changed()
     copy_pair(tmp_path, pairs / "first")
-    watcher.check_files()
+    watcher.reload_if_changed()
     (tmp_path / "tls.crt").write_bytes(b"")
-    watcher.check_files()
+    watcher.reload_if_changed()
     assert len(caplog.messages) == 4
 
 

@@ -53,7 +53,7 @@ class ClaimTree(Tree):
             return any(test(name) for name in folder.list_names())
 
     def is_missing(self, at: Tuple[str, ...]) -> bool:
-        """Whether there is nothing of this name."""
+        """Whether there is no such folder; False also if anything could not be looked at."""
         folder = self._open(at)
         if folder is not None:
             os.close(folder.fd)

@@ -66,9 +66,11 @@ def is_same(part: Part, scan: Optional[Scan], other: Optional[Scan]) -> bool:
 
 
 def wait_until_stable(part: Part, folder: Folder, context: Context) -> Scan:
-    """Return what is in the folder; of an engine that cannot be asked, once two scans are equal.
+    """Return what is in the folder, once the engine does not write there any more.
 
-    Raises AgentError EngineNotReady, and as `scan` does.
+    An engine that is asked over HTTP was ready before: one scan is enough. Otherwise two scans,
+    context.settle_seconds apart, have to be equal. Raises AgentError EngineNotReady, and as `scan`
+    does.
     """
     last = scan_or_none(folder)
     if context.task.ready is not None and last is not None:

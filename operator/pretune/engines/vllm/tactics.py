@@ -210,6 +210,7 @@ class _Folder:
 
     @property
     def files(self) -> List[str]:
+        """The paths of all files that belong into a bundle, sorted."""
         v1 = [file.path for file in (*self.rank_files, *self.shared)]
         return sorted(self.managed + v1)
 
@@ -334,8 +335,8 @@ def _entries_of_one_engine(key: str, files: _Ranks, tensor: Optional[int], pipel
         )
 
     groups = _tuning_groups(files, tensor, pipeline)
-    # The blocks of one replica.
-    loaded = {_block(rank, tensor, pipeline) for dp, rank in files if dp == min(by_dp)}
+    # The groups of one replica.
+    loaded = {_group_of(rank, tensor, pipeline) for dp, rank in files if dp == min(by_dp)}
     for members in groups.values():
         for file in members:
             if file.compared != members[0].compared:
@@ -344,10 +345,10 @@ def _entries_of_one_engine(key: str, files: _Ranks, tensor: Optional[int], pipel
                     "%s has %d entries, %s has %d: the ranks disagree, each start would tune again"
                     % (members[0].path, members[0].entries, file.path, file.entries),
                 )
-    return sum(groups[block][0].entries for block in loaded)
+    return sum(groups[group][0].entries for group in loaded)
 
 
-def _block(rank: int, tensor: Optional[int], pipeline: int) -> int:
+def _group_of(rank: int, tensor: Optional[int], pipeline: int) -> int:
     """Return the tuning group of a rank."""
     return rank // (tensor or 1) if pipeline > 1 else 0
 
@@ -355,7 +356,7 @@ def _block(rank: int, tensor: Optional[int], pipeline: int) -> int:
 def _tuning_groups(files: _Ranks, tensor: Optional[int], pipeline: int) -> Dict[int, List[_File]]:
     groups: Dict[int, List[_File]] = {}
     for (_, rank), file in sorted(files.items()):
-        groups.setdefault(_block(rank, tensor, pipeline), []).append(file)
+        groups.setdefault(_group_of(rank, tensor, pipeline), []).append(file)
     return groups
 
 

@@ -35,7 +35,7 @@ def create_if_missing(plan: PlanBuilder) -> None:
     """
     if exists(plan):
         return
-    plan.actions.append(_apply(plan))
+    plan.actions.append(_build_apply(plan))
     if message := find_refusal(plan):
         name = plan.observed.agent_name
         plan.warn(reasons.AGENT_MISSING, f"ConfigMap {name} cannot be created: {message}")
@@ -44,11 +44,11 @@ def create_if_missing(plan: PlanBuilder) -> None:
 
 def find_refusal(plan: PlanBuilder) -> str:
     """Return why the API server refuses the ConfigMap; "": it does not, or was not asked yet."""
-    outcome = plan.outcome(_apply(plan))
+    outcome = plan.outcome(_build_apply(plan))
     return outcome.message if outcome is not None and outcome.code >= 400 else ""
 
 
-def _apply(plan: PlanBuilder) -> Apply:
+def _build_apply(plan: PlanBuilder) -> Apply:
     return Apply(
         f"apply ConfigMap {plan.observed.agent_name}",
         build_agent_config_map(plan.observed.key.namespace),

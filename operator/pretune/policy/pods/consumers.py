@@ -221,6 +221,7 @@ def count_stale(plan: PlanBuilder, pods: Sequence[Consumer]) -> int:
 
 
 def _is_stale(bundle: BundleStatus | None, pod: Consumer) -> bool:
+    """Whether the pod runs another image than its bundle was tuned in; False if unknown."""
     if bundle is None or not bundle.engine_image or not pod.is_seeded:
         return False
     return digest_of(pod.image_id) not in ("", digest_of(bundle.engine_image))
