@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REHEARSAL = Path(__file__).resolve().parents[2] / "images/rehearsal"
-IN_CI = ("0.33.0", "0.32.0")
 NOTHING = "Nothing"  # several ranks of 0.25 and 0.26: they tune, and keep nothing
 
 
@@ -45,6 +44,7 @@ RELEASES = {
     vllm: _release(vllm, pins["torch"], pins["flashinfer"])
     for vllm, pins in json.loads((REHEARSAL / "releases.json").read_text()).items()
 }
+CI_RELEASES = tuple(reversed(RELEASES))[:2]  # what CI plays: the newest, and the one before
 
 
 def site_packages(vllm: str) -> Path | None:

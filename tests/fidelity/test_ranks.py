@@ -1,7 +1,7 @@
 """What several real ranks of each release do, and that pretune's rank rule agrees with it.
 
-In CI: 0.32.0 and 0.33.0 with two ranks, in the situations that tell most. With FIDELITY_RELEASES=installed (`make fidelity`): every
-situation, with each release that is installed.
+In CI: the two newest with two ranks, in the situations that tell most. With
+FIDELITY_RELEASES=installed (`make fidelity`): every situation, with each release that is installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.fidelity.ranks import (
     see,
 )
 from tests.fidelity.ranks_table import DOCUMENT, document, part
-from tests.fidelity.releases import IN_CI, RELEASES, installed, interpreter
+from tests.fidelity.releases import CI_RELEASES, RELEASES, installed, interpreter
 
 ALL = os.environ.get("FIDELITY_RELEASES") == "installed"
 SHORT = (
@@ -134,7 +134,7 @@ def told(seen: Seen) -> str:
 
 
 def releases() -> list[str]:
-    return installed() if ALL else list(IN_CI)
+    return installed() if ALL else list(CI_RELEASES)
 
 
 @pytest.mark.long

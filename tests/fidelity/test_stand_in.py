@@ -16,7 +16,7 @@ from images.engine.stand_in.arguments import ArgumentsError, parse
 from images.engine.stand_in.gpus import gpu
 from images.engine.stand_in.key import key
 from images.engine.stand_in.profiles import Profile
-from images.engine.stand_in.releases import RELEASES
+from images.engine.stand_in.releases import NEWEST, RELEASES
 from images.engine.stand_in.store import ManagedStore
 from images.engine.stand_in.tuner import whole_file
 from tests.fidelity.playing import MODEL, StandIn, files, modes, profiles_seen
@@ -39,7 +39,7 @@ def rank_files(cache: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("prefix", "vllm", "flashinfer"),
     [(name, release.vllm, release.flashinfer) for name, release in RELEASES.items()]
-    + [("default", "0.33.0", "0.7.2.post1"), ("unknown", None, None)],
+    + [("default", NEWEST, RELEASES[NEWEST].flashinfer), ("unknown", None, None)],
 )
 def test_each_prefix_carries_the_metadata_of_the_release_that_it_plays(
     engines: Path, prefix: str, vllm: str | None, flashinfer: str | None

@@ -17,7 +17,7 @@ from images.engine.stand_in.gpus import gpu
 from images.engine.stand_in.key import key
 from images.engine.stand_in.releases import RELEASES as PLAYED
 from tests.fidelity.playing import VARIABLE, files, started
-from tests.fidelity.releases import IN_CI, REHEARSAL, RELEASES, installed, interpreter
+from tests.fidelity.releases import CI_RELEASES, REHEARSAL, RELEASES, installed, interpreter
 from tests.fidelity.seen import differing, judged
 from tests.fidelity.sides import MODEL, TOY_BUCKETS, VLLM_BUCKETS, Played, Real, Rehearsals, play
 from tests.fidelity.situations import (
@@ -39,7 +39,7 @@ def chosen() -> list[str]:
     """The releases to be played, all situations of one after those of another."""
     if ASKED == "installed":
         return installed()
-    return [name.strip() for name in ASKED.split(",")] if ASKED else list(IN_CI)
+    return [name.strip() for name in ASKED.split(",")] if ASKED else list(CI_RELEASES)
 
 
 def number(release: str) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ RELEASES: Dict[str, Release] = {
         Release("0.33.0", "2.14.0", "0.7.2.post1", Keeps.MANAGED, hints=True),
     )
 }
-NEWEST = "0.33.0"
+NEWEST = max(RELEASES.values(), key=lambda release: release.number).vllm
 
 
 def played_by(name: str) -> Release:

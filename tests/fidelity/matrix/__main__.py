@@ -26,11 +26,10 @@ from tests.fidelity.matrix import document
 from tests.fidelity.matrix.judge import differences
 from tests.fidelity.matrix.play import AT_A_TIME, play
 from tests.fidelity.matrix.stage import stage
-from tests.fidelity.releases import REHEARSAL, RELEASES, site_packages
+from tests.fidelity.releases import CI_RELEASES, REHEARSAL, RELEASES, site_packages
 
 INSTALL = REHEARSAL / "install"
 BEGAN = time.monotonic()
-COMPANIONS = ("0.33.0", "0.32.0")  # what a tag is moved to: the first that is another release
 
 
 def main(words: Sequence[str]) -> int:
@@ -75,7 +74,10 @@ def run(releases: Sequence[str], keep: bool, engines: int = AT_A_TIME) -> int:
     OperatorControl(kube, SYSTEM, BUILD / "bin").wait_until_working()
     cluster_lock.release()
     cluster_lock.acquire(alone=False)
-    others = {release: next(one for one in COMPANIONS if one != release) for release in releases}
+    # What a tag is moved to: the first of these that is another release.
+    others = {
+        release: next(other for other in CI_RELEASES if other != release) for release in releases
+    }
     with ExitStack() as companions:  # each is the other one of several
         for other in sorted(set(others.values())):
             companions.enter_context(there(other, keep))

@@ -60,4 +60,4 @@ _LEFT_OUT = (
     "two GPUs",
     "two GPUs, an operation is missing",
 )
-IN_CI = tuple(name for name in CELLS if name not in _LEFT_OUT)
+CI_CELLS = tuple(name for name in CELLS if name not in _LEFT_OUT)

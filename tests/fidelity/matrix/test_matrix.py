@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fidelity.matrix import document
-from tests.fidelity.matrix.cells import CELLS, IN_CI
+from tests.fidelity.matrix.cells import CELLS, CI_CELLS
 from tests.fidelity.matrix.copies import copied, of_another_flashinfer
 from tests.fidelity.matrix.expected import Expected, expected
 from tests.fidelity.matrix.judge import differences, differing
@@ -35,7 +35,7 @@ WARM = Outcome(
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_cell_of_every_release_is_expected_to_be_something(release: str) -> None:
     assert set(expected(release)) == set(CELLS)
-    assert set(IN_CI) <= set(CELLS)
+    assert set(CI_CELLS) <= set(CELLS)
 
 
 def test_the_document_says_what_the_results_say() -> None:
