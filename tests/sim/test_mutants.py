@@ -14,7 +14,7 @@ from pretune.api.status import BundleStatus, Undeliverable
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import workloads
-from pretune.policy.bundles import proof_state
+from pretune.policy.bundles import proofs
 from pretune.policy.hold import gate, release
 from pretune.policy.model import Delete
 from pretune.policy.objects import delete
@@ -280,9 +280,9 @@ MUTANTS = {
         "was given and is not proven",
     ),
     "what a deleted pod's containers say is a verdict": Mutant(
-        (proof_state,),
-        "CHECKS",
-        [one for one in proof_state.CHECKS if one.__name__ not in ("disrupted", "deleted")],
+        (proofs,),
+        "PROOF_CHECKS",
+        [check for check in proofs.PROOF_CHECKS if check.__name__ not in ("disrupted", "deleted")],
         a_proof_is_disturbed,
         "no verdict about the bundle",
     ),

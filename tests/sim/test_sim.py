@@ -29,7 +29,7 @@ from pretune.api.names import (
     WHEN_DELETED,
 )
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import is_job_finished
+from pretune.policy.pod_status import is_job_finished
 
 from tests.builders.constants import KEY
 from tests.depth import examples

@@ -27,8 +27,9 @@ from pretune.origin import read_origin, without_template
 from pretune.podspec import identity
 from pretune.podspec.source import template_of
 from pretune.podspec.workloads import has_revisions, origin_key, origin_of
-from pretune.policy.bundles.attempt_state import POD_GRACE, is_finished, is_job_finished
+from pretune.policy.bundles.attempt_state import POD_GRACE_SECONDS
 from pretune.policy.model import Observed, Origin
+from pretune.policy.pod_status import is_finished, is_job_finished
 from pretune.policy.pods.start_failures import needs_events
 
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -371,7 +372,7 @@ def _jobs_without_pod(jobs: Iterable[Object], pods: Iterable[Object], now: float
         if job["metadata"]["uid"] not in owners
         and not job["spec"].get("suspend")
         and not is_job_finished(job)
-        and now - parse_timestamp(job["metadata"]["creationTimestamp"]) >= POD_GRACE
+        and now - parse_timestamp(job["metadata"]["creationTimestamp"]) >= POD_GRACE_SECONDS
     ]
 
 

@@ -22,15 +22,8 @@ from pretune.api.names import (
 from pretune.api.reasons import Reason
 from pretune.api.spec import Spec, claim_name, storage_place
 from pretune.api.status import BundleStatus, CacheStatus
-from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
-from pretune.policy.bundles.attempt_state import (
-    LOST,
-    gpu_seconds,
-    is_finished,
-    is_job_finished,
-)
 from pretune.policy.model import Action, EndedAttempt, Observed, Outcome, Patch, Released
 from pretune.policy.objects import (
     annotation,
@@ -42,6 +35,7 @@ from pretune.policy.objects import (
     owner_uid,
     reference,
 )
+from pretune.policy.pod_status import gpu_seconds, is_finished, is_job_finished, node_lost_at
 
 MAX_MESSAGE = 1024  # characters of a bundle's message
 MAX_NAMED = 5  # malformed parts that an event names
@@ -279,8 +273,8 @@ class PlanBuilder:
 
     def _is_gone(self, pod: Object) -> bool:
         """Ended, or on a node that has not answered for ten minutes."""
-        since = pod["metadata"].get("deletionTimestamp")
-        return is_finished(pod) or bool(since and self.now - parse_timestamp(since) >= LOST)
+        lost_at = node_lost_at(pod)
+        return is_finished(pod) or (lost_at is not None and self.now >= lost_at)
 
     def _may_go_on(self, job: Object) -> bool:
         """A Job that we have ended is not over before its pod is, which on a lost node may be never;

@@ -29,13 +29,14 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.job import build_inspect_job
 from pretune.policy.bundles import proofs
-from pretune.policy.bundles.attempt_state import is_job_finished, report_of, statuses
+from pretune.policy.bundles.attempt_state import read_report
 from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.retries import record_failed_attempt
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
 from pretune.policy.objects import annotation, delete, label, owner_uid
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import container_statuses, is_job_finished
 from pretune.protocol import ANSWERS, EMPTY, INSPECTED, Report
 
 # Seconds that an inspect Job may take; then the attempt's own check looks at the claim.
@@ -164,7 +165,7 @@ def _answer(plan: PlanBuilder, job: Object) -> tuple[Report | None, bool]:
     """What inspect reported, and whether there is no use in waiting any longer."""
     for pod in plan.observed.pods:
         if owner_uid(pod) == job["metadata"]["uid"] and (
-            report := report_of(statuses(pod).get(AGENT_CONTAINER), INSPECTED)
+            report := read_report(container_statuses(pod).get(AGENT_CONTAINER), INSPECTED)
         ):
             return report, True
     until = parse_timestamp(job["metadata"]["creationTimestamp"]) + INSPECT_TIMEOUT_SECONDS

@@ -20,23 +20,21 @@ from pretune.kube.types import Event
 from pretune.manifests.import_job import IMPORT_DEADLINE_SECONDS, build_import_job
 from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
+    FINISHED,
     Attempt,
     AttemptState,
     Check,
-    cannot_be_made,
+    cannot_create,
     cannot_pull,
     disrupted,
+    ended_without_report,
     finished,
-    is_finished,
     node_lost,
     pod_failed,
     pulling,
-    read,
+    read_attempt,
+    read_report,
     reason_of,
-    report_of,
-    silent,
-    since,
-    statuses,
     unscheduled,
     without_pod,
 )
@@ -46,6 +44,7 @@ from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
 from pretune.policy.objects import annotation, delete, fingerprint_of, label, owner_uid
 from pretune.policy.plan_builder import MAX_MESSAGE, PlanBuilder
+from pretune.policy.pod_status import container_statuses, is_finished, running_since
 
 NODE_TIMEOUT_SECONDS = 120.0  # that its pod may be without a node
 # That its container may not have started, once it has a node: the image is large, and a volume may
@@ -104,9 +103,9 @@ def process_finished_imports(plan: PlanBuilder) -> None:
         ):
             plan.after.append(delete(job))
             continue
-        state = read(_attempt(plan, job), CHECKS)
-        plan.requeue_at(state.look)
-        if state.state != "Finished":
+        state = read_attempt(_attempt(plan, job), IMPORT_CHECKS)
+        plan.requeue_at(state.recheck_at)
+        if state.state != FINISHED:
             plan.requeue_at(parse_timestamp(job["metadata"]["creationTimestamp"]) + TIMEOUT_SECONDS)
             message = f"import from {value}: {state.message}"
             plan.set_state(bundle.id, PENDING, reasons.IMPORTING, message)
@@ -130,7 +129,7 @@ def process_finished_imports(plan: PlanBuilder) -> None:
 def _record_image(plan: PlanBuilder, bundle_id: str, job: Object) -> None:
     """Record the engine's image as it ran here: it is the same container image."""
     pod = _attempt(plan, job).pod
-    image = str((statuses(pod or {}).get(IMPORT_CONTAINER) or {}).get("imageID", ""))
+    image = str((container_statuses(pod or {}).get(IMPORT_CONTAINER) or {}).get("imageID", ""))
     if image:
         image = image.removeprefix("docker-pullable://")
         plan.put(replace(plan.bundles[bundle_id], engine_image=image))
@@ -141,7 +140,7 @@ def _attempt(plan: PlanBuilder, job: Object) -> Attempt:
     pod = max(
         (pod for pod in plan.observed.pods if owner_uid(pod) == uid),
         key=lambda pod: (
-            report_of(statuses(pod).get(IMPORT_CONTAINER)) is not None,
+            read_report(container_statuses(pod).get(IMPORT_CONTAINER)) is not None,
             not is_finished(pod),
             pod["metadata"]["creationTimestamp"],
         ),
@@ -205,7 +204,7 @@ def start_import(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) ->
     except Refused as refused:
         _record_refusal(plan, desired.id, value, refused.reason, refused.message)
         return False
-    created = f"import from {value}: the Job is made"
+    created = f"import from {value}: the Job is created"
     if not agent_configmap.exists(plan):  # the next run, at once, makes the Job
         message = agent_configmap.find_refusal(plan)
         plan.set_state(
@@ -272,74 +271,90 @@ def _is_taken(plan: PlanBuilder, desired: DesiredBundle, value: str) -> bool:
 
 
 def reported(a: Attempt) -> AttemptState | None:
-    report = report_of(statuses(a.pod or {}).get(IMPORT_CONTAINER))
+    """It has reported how it ended."""
+    report = read_report(a.containers.get(IMPORT_CONTAINER))
     return finished(reason_of(report), report.message, report) if report is not None else None
 
 
-def import_silent(a: Attempt) -> AttemptState | None:
-    return silent(a, IMPORT_CONTAINER, reasons.IMPORT_REFUSED)
+def import_ended(a: Attempt) -> AttemptState | None:
+    """It has ended without a report."""
+    return ended_without_report(a, IMPORT_CONTAINER, reasons.IMPORT_REFUSED)
 
 
 def overlong(a: Attempt) -> AttemptState | None:
-    return (
-        finished(reasons.IMPORT_REFUSED, f"it did not end within {TIMEOUT_SECONDS:.0f} s")
-        if a.now >= _made(a) + TIMEOUT_SECONDS
-        else None
-    )
+    """It takes too long, for any cause."""
+    if a.now < _created_at(a) + TIMEOUT_SECONDS:
+        return None
+    return finished(reasons.IMPORT_REFUSED, f"it did not end within {TIMEOUT_SECONDS:.0f} s")
 
 
 def late(a: Attempt) -> AttemptState | None:
-    """It must not keep the bundle from being tuned for ever: a claim that is not there, a volume that does not attach."""
-    waits = unscheduled(a) if a.pod is not None else without_pod(a)
+    """It has no node, or has not started, after its time for that.
+
+    A claim that does not exist or a volume that does not attach must not keep the bundle from being
+    tuned for ever.
+    """
+    waits = _without_node(a)
     if waits is not None:
-        late_since = _made(a) + NODE_TIMEOUT_SECONDS
-        words = f"its pod has no node after {NODE_TIMEOUT_SECONDS:.0f} s: {waits.message}"
-    elif since(a, IMPORT_CONTAINER) is None:
+        late_at = _created_at(a) + NODE_TIMEOUT_SECONDS
+        message = f"its pod has no node after {NODE_TIMEOUT_SECONDS:.0f} s: {waits.message}"
+    elif running_since(a.containers.get(IMPORT_CONTAINER)) is None:
         assert a.pod is not None
-        late_since = _made(a) + NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS
-        words = (
-            f"container {IMPORT_CONTAINER} has not started after {NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS:.0f} s;"
-            f" the events of pod {a.pod['metadata']['name']} say why"
+        seconds = NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS
+        late_at = _created_at(a) + seconds
+        message = (
+            f"container {IMPORT_CONTAINER} has not started after {seconds:.0f} s; the events of"
+            f" pod {a.pod['metadata']['name']} say why"
         )
     else:
         return None
-    return finished(reasons.IMPORT_REFUSED, words) if a.now >= late_since else None
+    return finished(reasons.IMPORT_REFUSED, message) if a.now >= late_at else None
 
 
-def _made(a: Attempt) -> float:
+def waiting(a: Attempt) -> AttemptState | None:
+    """It waits for its pod, or for a node."""
+    found = _without_node(a)
+    if found is None or found.state == FINISHED:
+        return found
+    late_at = _created_at(a) + NODE_TIMEOUT_SECONDS
+    return replace(found, recheck_at=min(found.recheck_at or late_at, late_at))
+
+
+def running(a: Attempt) -> AttemptState | None:
+    """Its container runs."""
+    since = running_since(a.containers.get(IMPORT_CONTAINER))
+    if since is None:
+        return None
+    return AttemptState(PENDING, reasons.IMPORTING, f"the folder is checked since {since}")
+
+
+def starting(a: Attempt) -> AttemptState | None:
+    """The pod has a node."""
+    found = pulling(a)
+    assert found is not None
+    late_at = _created_at(a) + NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS
+    return replace(found, recheck_at=late_at)
+
+
+def _without_node(a: Attempt) -> AttemptState | None:
+    return unscheduled(a) if a.pod is not None else without_pod(a)
+
+
+def _created_at(a: Attempt) -> float:
     assert a.job is not None
     return parse_timestamp(a.job["metadata"]["creationTimestamp"])
 
 
-def waiting(a: Attempt) -> AttemptState | None:
-    found = unscheduled(a) if a.pod is not None else without_pod(a)
-    if found is None or found.state == "Finished":
-        return found
-    return replace(found, look=min(found.look or float("inf"), _made(a) + NODE_TIMEOUT_SECONDS))
-
-
-def running(a: Attempt) -> AttemptState | None:
-    if (begun := since(a, IMPORT_CONTAINER)) is None:
-        return None
-    return AttemptState("Pending", reasons.IMPORTING, f"the folder is checked since {begun}")
-
-
-def starting(a: Attempt) -> AttemptState | None:
-    found = pulling(a)
-    assert found is not None
-    return replace(found, look=_made(a) + NODE_TIMEOUT_SECONDS + START_TIMEOUT_SECONDS)
-
-
-CHECKS: tuple[Check, ...] = (
-    reported,  # it has said how it ended
+IMPORT_CHECKS: tuple[Check, ...] = (
+    reported,
     node_lost,
-    overlong,  # whatever the matter is
-    disrupted,  # evicted, preempted, deleted: another pod comes
-    import_silent,
+    overlong,
+    disrupted,
+    import_ended,
     cannot_pull,
-    cannot_be_made,
+    cannot_create,
     pod_failed,
-    late,  # no node, or not started
+    late,
     waiting,
     running,
     starting,

@@ -11,16 +11,11 @@ from dataclasses import replace
 from pretune.api import reasons
 from pretune.api.names import PENDING, PROOF, TUNING
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import (
-    LINGER,
-    ended_at,
-    has_reported,
-    is_finished,
-    is_job_finished,
-)
+from pretune.policy.bundles.attempt_state import LINGER_SECONDS, has_reported, reported_at
 from pretune.policy.model import Create
 from pretune.policy.objects import owner_uid
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import is_finished, is_job_finished
 
 
 def list_attempt_jobs(plan: PlanBuilder, bundle_id: str) -> list[Object]:
@@ -67,10 +62,10 @@ def end_jobs(plan: PlanBuilder, bundle_id: str, jobs: Iterable[Object]) -> None:
         ends = [
             when
             for pod in plan.pods(bundle_id)
-            if owner_uid(pod) == job["metadata"]["uid"] and (when := ended_at(pod)) is not None
+            if owner_uid(pod) == job["metadata"]["uid"] and (when := reported_at(pod)) is not None
         ]
-        if ends and plan.now < max(ends) + LINGER:
-            plan.requeue_at(max(ends) + LINGER)
+        if ends and plan.now < max(ends) + LINGER_SECONDS:
+            plan.requeue_at(max(ends) + LINGER_SECONDS)
         else:
             plan.end(job)
 

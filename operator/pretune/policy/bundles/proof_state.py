@@ -1,180 +1,171 @@
-"""How a proof stands: the engine was started once more, from the sealed bundle. A list of small checks, many of them attempt_state.py's.
+"""How a proof stands: the engine was started again, from the sealed bundle.
 
-A verdict is about the bundle (JUDGED) only where nothing else can be: a pod that was evicted or deleted, a node that was lost, a seed that
-gave nothing say nothing about it.
+PROOF_CHECKS are asked like ATTEMPT_CHECKS, and many of them are the same. A verdict is about the
+bundle (JUDGED) only where nothing else can be at fault: a pod that was evicted or deleted, a node
+that was lost, a seed that gave nothing say nothing about it.
 """
 
 from __future__ import annotations
 
 from pretune.api import reasons
-from pretune.api.names import PROVE_CONTAINER, SEED_CONTAINER
+from pretune.api.names import PROVE_CONTAINER, SEED_CONTAINER, TUNING_STATE
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.policy.bundles.attempt_state import (
     Attempt,
     AttemptState,
     Check,
-    cannot_be_made,
+    cannot_create,
     cannot_pull,
-    crashes,
     disrupted,
-    engine_name,
+    ended_without_report,
     finished,
     init_failed,
-    is_finished,
-    last_words,
     node_lost,
     overdue,
     pod_failed,
     pulling,
+    read_report,
     reason_of,
-    report_of,
-    silent,
-    since,
-    statuses,
-    terminated,
     unscheduled,
     without_pod,
 )
+from pretune.policy.pod_status import (
+    MAX_END_MESSAGE,
+    describe_end,
+    find_last_termination,
+    find_termination,
+    is_finished,
+    running_since,
+)
 from pretune.protocol import PROVEN, SEEDED, Report
 
-JUDGED = frozenset(
-    {reasons.NOT_REPRODUCIBLE, reasons.WARM_HANG, reasons.WARM_CRASH}
-)  # a second proof of the same files would say the same
-TWICE = frozenset(
-    {reasons.WARM_HANG, reasons.WARM_CRASH}
-)  # a node's bad moment looks the same: they judge when they repeat
-MORE = 60.0  # seconds that a warm start may take longer than the cold one did
+# Final: a second proof of the same files would have the same result.
+JUDGED = frozenset({reasons.NOT_REPRODUCIBLE, reasons.WARM_HANG, reasons.WARM_CRASH})
+# Judged only when they repeat: a node's bad moment looks the same.
+TWICE = frozenset({reasons.WARM_HANG, reasons.WARM_CRASH})
+EXTRA_SECONDS = 60.0  # that a warm start may take longer than the cold one did
 
 
 def unseeded(a: Attempt) -> AttemptState | None:
-    """The engine has nothing to be warm from. Seed ends well whatever happens, and says what it did."""
-    end = terminated(statuses(a.pod or {}).get(SEED_CONTAINER))
+    """Seed has copied nothing, so that the engine has nothing to be warm from.
+
+    Seed ends well in any case, and reports what it did.
+    """
+    end = find_termination(a.containers.get(SEED_CONTAINER))
     if end is None or not end.get("message"):
         return None
     report = Report.load(end["message"])
     if report is not None and report.reason == SEEDED:
         return None
-    said = (
+    cause = (
         f"{report.reason}: {report.message}"
         if report is not None
-        else end["message"].strip()[-400:]
+        else end["message"].strip()[-MAX_END_MESSAGE:]
     )
-    return finished(
-        reasons.PROOF_FAILED, f"container {SEED_CONTAINER} could not hand out the bundle: {said}"
-    )
+    message = f"container {SEED_CONTAINER} could not copy the bundle: {cause}"
+    return finished(reasons.PROOF_FAILED, message)
 
 
 def reported(a: Attempt) -> AttemptState | None:
-    """Prove has said how it ended. What an engine that had to be started twice left behind is no proof."""
-    if a.pod is None:
-        return None
-    report = report_of(statuses(a.pod).get(PROVE_CONTAINER), PROVEN)
+    """Prove has reported. What an engine left behind that was started twice is no proof."""
+    report = read_report(a.containers.get(PROVE_CONTAINER), PROVEN)
     if report is None:
         return None
-    if _restarts(a):
+    if a.engine_restarts:
         return crashed(a)
     return finished(reason_of(report), report.message, report)
 
 
 def deleted(a: Attempt) -> AttemptState | None:
-    """By a person, or with its Job: what its containers say then is only that they were killed."""
+    """The pod was deleted, and has ended: its containers only say that they were killed."""
     if a.pod is None or not is_finished(a.pod) or not a.pod["metadata"].get("deletionTimestamp"):
         return None
-    return finished(
-        reasons.PROOF_FAILED, f"pod {a.pod['metadata']['name']} was deleted before it had reported"
-    )
+    message = f"pod {a.pod['metadata']['name']} was deleted before it had reported"
+    return finished(reasons.PROOF_FAILED, message)
 
 
 def hung(a: Attempt) -> AttemptState | None:
-    """Not ready within its cold start's time and MORE, also where the pod's own deadline ended it while nobody looked. Where the cold
-    start's time is not known (a bundle that was imported), that deadline is its time."""
-    if a.pod is None or _restarts(a):
+    """The engine was not ready within its cold start's time and EXTRA_SECONDS.
+
+    Also where the pod's own deadline ended it before this was seen. Where the cold start's time is
+    unknown (of an imported bundle), that deadline is the engine's time.
+    """
+    if a.pod is None or a.engine_restarts:
         return None
-    status = statuses(a.pod).get(engine_name(a.pod)) or {}
-    overtime = (a.pod.get("status") or {}).get("reason") == "DeadlineExceeded"
-    end = terminated(status) or {}
-    begun = since(a, engine_name(a.pod)) or (end.get("startedAt") if overtime else None)
-    if not begun or status.get("started") or since(a, PROVE_CONTAINER) is not None:
+    is_overdue = (a.pod.get("status") or {}).get("reason") == "DeadlineExceeded"
+    end = find_termination(a.engine) or {}
+    since = running_since(a.engine) or (end.get("startedAt") if is_overdue else None)
+    is_comparing = running_since(a.containers.get(PROVE_CONTAINER)) is not None
+    if not since or is_comparing or a.engine.get("started"):
         return None
-    took = (
-        parse_timestamp(end["finishedAt"]) if end.get("finishedAt") else a.now
-    ) - parse_timestamp(begun)
-    if not a.cold:
-        return (
-            finished(
-                reasons.WARM_HANG,
-                f"the engine was not ready {took:.0f} s after its start from the bundle",
-            )
-            if overtime
-            else None
-        )
-    if took < a.cold + MORE:
+    until = parse_timestamp(end["finishedAt"]) if end.get("finishedAt") else a.now
+    took = until - parse_timestamp(since)
+    message = f"the engine was not ready {took:.0f} s after its start from the bundle"
+    if not a.cold_seconds:
+        return finished(reasons.WARM_HANG, message) if is_overdue else None
+    if took < a.cold_seconds + EXTRA_SECONDS:
         return None
-    return finished(
-        reasons.WARM_HANG,
-        f"the engine was not ready {took:.0f} s after its start from the bundle; its cold start took {a.cold:.0f} s",
-    )
+    message = f"{message}; its cold start took {a.cold_seconds:.0f} s"
+    return finished(reasons.WARM_HANG, message)
 
 
-def prove_silent(a: Attempt) -> AttemptState | None:
-    return silent(a, PROVE_CONTAINER, reasons.PROOF_FAILED)
+def prove_ended(a: Attempt) -> AttemptState | None:
+    """Prove has ended without a report, and the kubelet has ended the engine after it."""
+    return ended_without_report(a, PROVE_CONTAINER, reasons.PROOF_FAILED)
 
 
 def crashed(a: Attempt) -> AttemptState | None:
-    if a.pod is None or not crashes(a.pod):
+    """The engine has exited, or was restarted."""
+    if not a.engine_crashes:
         return None
-    engine = engine_name(a.pod)
-    status = statuses(a.pod)[engine]
-    end = terminated(status) or (status.get("lastState") or {}).get("terminated") or {}
-    if end.get("reason") == "ContainerStatusUnknown":  # its node was started anew
-        return finished(reasons.PROOF_FAILED, f"container {engine}: {last_words(status)}")
-    return finished(
-        reasons.WARM_CRASH, f"container {engine}, started from the bundle: {last_words(status)}"
-    )
+    description = describe_end(a.engine)
+    end = find_last_termination(a.engine) or {}
+    if end.get("reason") == "ContainerStatusUnknown":  # its node was restarted
+        return finished(reasons.PROOF_FAILED, f"container {a.engine_name}: {description}")
+    message = f"container {a.engine_name}, started from the bundle: {description}"
+    return finished(reasons.WARM_CRASH, message)
 
 
 def comparing(a: Attempt) -> AttemptState | None:
-    if (running := since(a, PROVE_CONTAINER)) is None:
+    """Prove runs."""
+    since = running_since(a.containers.get(PROVE_CONTAINER))
+    if since is None:
         return None
-    return AttemptState(
-        "Tuning",
-        reasons.PROVING,
-        f"the engine is ready; its folder is compared with the bundle since {running}",
-    )
+    message = f"the engine is ready; its folder is compared with the bundle since {since}"
+    return AttemptState(TUNING_STATE, reasons.PROVING, message)
 
 
 def starting(a: Attempt) -> AttemptState | None:
-    if a.pod is None or (begun := since(a, engine_name(a.pod))) is None:
+    """The engine runs."""
+    since = running_since(a.engine)
+    if since is None:
         return None
-    if not a.cold or (statuses(a.pod)[engine_name(a.pod)]).get("started"):
-        return AttemptState(
-            "Tuning", reasons.PROVING, f"the engine starts from the bundle since {begun}"
-        )
-    until = parse_timestamp(begun) + a.cold + MORE
-    words = f"the engine starts from the bundle since {begun}; it has until {format_timestamp(until)} (its cold start took {a.cold:.0f} s)"
-    return AttemptState("Tuning", reasons.PROVING, words, look=until)
+    message = f"the engine starts from the bundle since {since}"
+    if not since or not a.cold_seconds or a.engine.get("started"):
+        return AttemptState(TUNING_STATE, reasons.PROVING, message)
+    until = parse_timestamp(since) + a.cold_seconds + EXTRA_SECONDS
+    message = (
+        f"{message}; it has until {format_timestamp(until)} (its cold start took"
+        f" {a.cold_seconds:.0f} s)"
+    )
+    return AttemptState(TUNING_STATE, reasons.PROVING, message, recheck_at=until)
 
 
-def _restarts(a: Attempt) -> int:
-    engine = statuses(a.pod or {}).get(engine_name(a.pod or {})) or {}
-    return int(engine.get("restartCount", 0))
-
-
-CHECKS: tuple[Check, ...] = (
-    unseeded,  # its folder is empty
-    reported,  # prove has said how it ended
-    node_lost,  # Terminating for ten minutes
-    disrupted,  # evicted, preempted, deleted: another pod comes
-    deleted,  # and it has ended
-    hung,  # not ready in time
-    overdue,  # the pod's deadline ended before that time
-    cannot_pull,  # an image
-    cannot_be_made,  # a container
-    prove_silent,  # prove ended without a word, and the kubelet the engine after it
-    crashed,  # the engine exited or restarted
-    init_failed,  # an init container of the author's, or seed
-    pod_failed,  # the kubelet ended the pod
-    unscheduled,  # waits for a node, or for its queue
+PROOF_CHECKS: tuple[Check, ...] = (
+    unseeded,
+    reported,
+    node_lost,
+    disrupted,
+    deleted,
+    hung,
+    overdue,
+    cannot_pull,
+    cannot_create,
+    prove_ended,
+    crashed,
+    init_failed,
+    pod_failed,
+    unscheduled,
     comparing,
     starting,
     pulling,

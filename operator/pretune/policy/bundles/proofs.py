@@ -18,21 +18,21 @@ from pretune.api.types import Object
 from pretune.manifests.delivery_modes import find_mode
 from pretune.manifests.job import build_proof_job
 from pretune.podspec.template import count_gpus, engine_of
-from pretune.policy.bundles import proof_state
 from pretune.policy.bundles.attempt_state import (
+    FINISHED,
     Attempt,
-    gpu_seconds,
     has_reported,
-    read,
-    start_seconds,
+    measure_start,
+    read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.job_runs import count_disruptions, create_job, end_jobs, pod_of
-from pretune.policy.bundles.proof_state import JUDGED, TWICE
+from pretune.policy.bundles.proof_state import JUDGED, PROOF_CHECKS, TWICE
 from pretune.policy.bundles.retries import describe_next_try, next_try, record_failure
 from pretune.policy.cache import agent_configmap
 from pretune.policy.objects import is_ended_by_us
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import gpu_seconds
 from pretune.protocol import PROVEN
 
 
@@ -137,10 +137,10 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
     events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
     cold, disruptions = float(bundle.cold_seconds or 0), bundle.disruptions or 0
     attempt = Attempt(number, job, pod, events, disruptions, plan.now, cold)
-    state = read(attempt, proof_state.CHECKS)
-    plan.requeue_at(state.look)
-    if state.state != "Finished":
-        reason = state.reason if state.state == "Pending" else reasons.PROVING
+    state = read_attempt(attempt, PROOF_CHECKS)
+    plan.requeue_at(state.recheck_at)
+    if state.state != FINISHED:
+        reason = state.reason if state.state == PENDING else reasons.PROVING
         message = f"proof {number} of {plan.spec.max_attempts}: {state.message}"
         plan.set_state(bundle_id, PROVING, reason, message)
         return
@@ -157,7 +157,7 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
     elif report is not None and report.reason == PROVEN:
         assert pod is not None
         plan.record_end(bundle_id, PROVEN, gpu_seconds(pod, plan.now))
-        _record_proven(plan, bundle_id, start_seconds(pod, PROVE_CONTAINER))
+        _record_proven(plan, bundle_id, measure_start(pod, PROVE_CONTAINER))
         end_jobs(plan, bundle_id, [job] if job else [])
         return
     else:
@@ -229,7 +229,7 @@ def start_proof(plan: PlanBuilder, desired: DesiredBundle) -> bool:
         return True
     observed, bundle = plan.observed, plan.bundles[desired.id]
     number = (bundle.proofs or 0) + 1
-    created = f"proof {number} of {plan.spec.max_attempts}: the Job is made"
+    created = f"proof {number} of {plan.spec.max_attempts}: the Job is created"
     if not agent_configmap.exists(plan):  # the next run, at once, makes the Job
         message = agent_configmap.find_refusal(plan)
         plan.set_state(

@@ -14,13 +14,13 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.job import build_prune_job
-from pretune.policy.bundles.attempt_state import is_job_complete, is_job_finished
 from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.proofs import is_judged, require_proof
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
 from pretune.policy.objects import annotation, delete, label, pruned_ids
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import is_job_complete, is_job_finished
 from pretune.protocol import EMPTY
 
 RETIREMENT_SECONDS = 600.0  # between Retired and the deletion of the folder

@@ -16,8 +16,6 @@ from pretune.api import reasons
 from pretune.api.names import PENDING, PROVING, SEALED, TUNING_STATE
 from pretune.api.reasons import Reason
 from pretune.api.status import BundleStatus
-from pretune.api.timestamps import parse_timestamp
-from pretune.policy.bundles.attempt_state import LOST, is_finished
 from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.imports import is_import_requested
 from pretune.policy.bundles.job_runs import list_attempt_jobs
@@ -25,6 +23,7 @@ from pretune.policy.bundles.retries import next_try
 from pretune.policy.cache.storage import Storage
 from pretune.policy.objects import owner_uid
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import is_finished, node_lost_at
 
 # After a seal a rollout may still replace the pods of an older revision for so long.
 ROLLOUT_SECONDS = 300.0
@@ -92,11 +91,7 @@ def attempt_still_lives(c: Candidate) -> Blocked | None:
         for pod in pods
         if not is_finished(pod) and owner_uid(pod) not in ours
     ]
-    lost_at = [
-        parse_timestamp(since) + LOST
-        for pod in pods
-        if (since := pod["metadata"].get("deletionTimestamp"))
-    ]
+    lost_at = [time for pod in pods if (time := node_lost_at(pod)) is not None]
     requeue_at = min(
         (time for time in lost_at if time > plan.now), default=plan.now + LIVE_RECHECK_SECONDS
     )

@@ -22,10 +22,16 @@ from pretune.api.status import BundleStatus
 from pretune.api.types import Object
 from pretune.manifests.job import build_tuning_job
 from pretune.podspec.template import count_gpus
-from pretune.policy.bundles import attempt_state as attempts
 from pretune.policy.bundles import imports, proofs, retention
 from pretune.policy.bundles.adoption import adopt
-from pretune.policy.bundles.attempt_state import Attempt, AttemptState
+from pretune.policy.bundles.attempt_state import (
+    ATTEMPT_CHECKS,
+    FINISHED,
+    Attempt,
+    AttemptState,
+    measure_start,
+    read_attempt,
+)
 from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.job_runs import (
     count_disruptions,
@@ -41,6 +47,7 @@ from pretune.policy.cache.storage import Storage
 from pretune.policy.model import FOUND
 from pretune.policy.objects import delete, fingerprint_of, label
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import container_statuses, engine_name, engine_of_pod, gpu_seconds
 from pretune.policy.pods.consumers import Consumer
 
 # Seconds that a bundle is kept in the making though no pod asks for it.
@@ -97,9 +104,11 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
         )
         return
     events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    state = attempts.read(Attempt(number, job, pod, events, bundle.disruptions or 0, plan.now))
-    plan.requeue_at(state.look)
-    if state.state != "Finished":
+    state = read_attempt(
+        Attempt(number, job, pod, events, bundle.disruptions or 0, plan.now), ATTEMPT_CHECKS
+    )
+    plan.requeue_at(state.recheck_at)
+    if state.state != FINISHED:
         message = f"attempt {number} of {plan.spec.max_attempts}: {state.message}"
         plan.set_state(bundle_id, state.state, state.reason, message)
         return
@@ -121,18 +130,18 @@ def _record_sealed(
     pod: Object | None,
 ) -> None:
     assert state.report is not None and pod is not None and job is not None
-    gpus = count_gpus(attempts.engine_of_pod(pod))
+    gpus = count_gpus(engine_of_pod(pod))
     if state.report.by == "check":  # found on the claim: the engine was never started
-        plan.record_end(bundle_id, FOUND, attempts.gpu_seconds(pod, plan.now))
+        plan.record_end(bundle_id, FOUND, gpu_seconds(pod, plan.now))
         adopt(plan, bundle_id, state.report, fingerprint_of(job))
         plan.after.append(delete(job))
         return
     seconds = float(state.report.seconds)
     plan.record_end(bundle_id, state.reason, seconds * gpus, seconds)
     adopt(plan, bundle_id, state.report, fingerprint_of(job))
-    proofs.record_cold_start(plan, bundle_id, attempts.start_seconds(pod, SEAL_CONTAINER))
+    proofs.record_cold_start(plan, bundle_id, measure_start(pod, SEAL_CONTAINER))
     bundle = replace(plan.bundles[bundle_id], gpus=gpus)
-    image = (attempts.statuses(pod).get(attempts.engine_name(pod)) or {}).get("imageID", "")
+    image = (container_statuses(pod).get(engine_name(pod)) or {}).get("imageID", "")
     if image:
         bundle = replace(bundle, engine_image=image.removeprefix("docker-pullable://"))
     plan.put(bundle)
@@ -199,7 +208,7 @@ def start_attempts(
 def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:
     """Create the next attempt's Job; return False where that was not tried."""
     observed, number = plan.observed, plan.bundles[desired.id].attempts + 1
-    created = f"attempt {number} of {plan.spec.max_attempts}: the Job is made"
+    created = f"attempt {number} of {plan.spec.max_attempts}: the Job is created"
     if not agent_configmap.exists(plan):  # the next run, at once, makes the Job
         message = agent_configmap.find_refusal(plan)
         plan.set_state(

@@ -9,10 +9,10 @@ from pretune.api.names import CACHE, SIZE, WHEN_DELETED
 from pretune.api.reasons import Reason
 from pretune.api.types import Object
 from pretune.manifests.claim import build_claim
-from pretune.policy.bundles.attempt_state import is_job_finished
 from pretune.policy.model import Apply
 from pretune.policy.objects import annotation, delete, label
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import is_job_finished
 
 EVENTS_RECHECK_SECONDS = 10.0  # between reads of a pending claim's events, which are not watched
 CREATE_RETRY_SECONDS = 60.0  # until a claim that the API server refused is applied again

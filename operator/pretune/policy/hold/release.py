@@ -18,12 +18,12 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.gate import release_patch
-from pretune.policy.bundles.attempt_state import condition
 from pretune.policy.bundles.desired import DesiredBundles
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Patch, Released
 from pretune.policy.objects import reference
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import find_condition
 from pretune.policy.pods.consumers import Consumer
 
 # Until pods that were released are looked at again: a patch that meets a conflict counts as done.
@@ -206,7 +206,7 @@ def unserved(held: HeldPod) -> str | Wait | None:
         parse_timestamp(found["lastTransitionTime"])
         for pod in held.older_pods
         if pod.is_running
-        and (found := condition(pod.pod, "Ready"))
+        and (found := find_condition(pod.pod, "Ready"))
         and found.get("lastTransitionTime")
     ]
     if changes and held.plan.now < max(changes) + UNREADY_SECONDS:

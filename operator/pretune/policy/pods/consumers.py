@@ -16,9 +16,14 @@ from pretune.manifests.gate import is_held
 from pretune.podspec import identity
 from pretune.podspec.template import engine_of
 from pretune.podspec.workloads import origin_key
-from pretune.policy.bundles.attempt_state import condition, is_finished, statuses, terminated
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import (
+    container_statuses,
+    find_condition,
+    find_termination,
+    is_finished,
+)
 from pretune.protocol import SEEDED, Report
 
 COUNTS_INTERVAL_SECONDS = 10.0  # between two writes of status.consumers
@@ -76,7 +81,7 @@ class Consumer:
     @property
     def is_ready(self) -> bool:
         """Return whether its condition Ready is true."""
-        found = condition(self.pod, "Ready")
+        found = find_condition(self.pod, "Ready")
         return self.is_living and found is not None and found["status"] == "True"
 
     @property
@@ -98,7 +103,7 @@ class Consumer:
     @property
     def ready_at(self) -> float | None:
         """Return when it became ready last (Unix seconds); None: it is not, or unknown."""
-        found = condition(self.pod, "Ready") or {}
+        found = find_condition(self.pod, "Ready") or {}
         return (
             parse_timestamp(found["lastTransitionTime"])
             if self.is_ready and found.get("lastTransitionTime")
@@ -126,7 +131,7 @@ class Consumer:
     @property
     def seed_report(self) -> Report | None:
         """Return what seed reported at its end; None: nothing."""
-        end = terminated(statuses(self.pod).get(SEED_CONTAINER)) or {}
+        end = find_termination(container_statuses(self.pod).get(SEED_CONTAINER)) or {}
         return Report.load(end.get("message") or "")
 
     @property
@@ -136,7 +141,7 @@ class Consumer:
 
     @property
     def _engine_status(self) -> Object:
-        found = statuses(self.pod)
+        found = container_statuses(self.pod)
         return found.get(self.engine) or {}
 
 

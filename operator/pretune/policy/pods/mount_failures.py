@@ -14,7 +14,7 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests import delivery_modes
 from pretune.manifests.agent_container import CLAIM_VOLUME
-from pretune.policy.bundles.attempt_state import is_finished, statuses
+from pretune.policy.pod_status import container_statuses, is_finished
 from pretune.policy.pods.starting_pod import (
     CREATE_FAILURES,
     START_GRACE_SECONDS,
@@ -84,7 +84,7 @@ def seed_hangs(pod: StartingPod) -> StartFailure | None:
 
     The reason is the storage's, which may recover, and not the image's.
     """
-    state = (statuses(pod.object).get(SEED_CONTAINER) or {}).get("state") or {}
+    state = (container_statuses(pod.object).get(SEED_CONTAINER) or {}).get("state") or {}
     started_at = (state.get("running") or {}).get("startedAt")
     if is_finished(pod.object) or not started_at:
         return None

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pretune.api import reasons
 from pretune.api.status import BundleStatus, Undeliverable
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import is_finished
 from pretune.policy.model import Action, Delete
 from pretune.policy.objects import owner_uid, reference
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import is_finished
 from pretune.policy.pods.consumers import Consumer
 from pretune.policy.pods.start_failures import find_start_failure, needs_events, next_check_at
 from pretune.policy.pods.starting_pod import StartFailure, StartingPod, seed_cannot_be_created

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pretune.api import reasons
 from pretune.api.reasons import Reason
-from pretune.policy.bundles.attempt_state import is_finished
+from pretune.policy.pod_status import is_finished
 from pretune.policy.pods.starting_pod import (
     START_GRACE_SECONDS,
     StartFailure,

@@ -9,7 +9,12 @@ from typing import Any
 from pretune.api import reasons
 from pretune.api.names import SEED_CONTAINER
 from pretune.api.timestamps import parse_timestamp
-from pretune.policy.bundles.attempt_state import condition, is_finished, statuses, terminated
+from pretune.policy.pod_status import (
+    container_statuses,
+    find_condition,
+    find_termination,
+    is_finished,
+)
 from pretune.policy.pods.starting_pod import (
     CREATE_FAILURES,
     START_GRACE_SECONDS,
@@ -39,9 +44,9 @@ def seed_cannot_run(pod: StartingPod) -> StartFailure | None:
     say). Not where the image cannot be pulled: it is the engine's own. The time counts from the
     first failure, since a pull takes minutes.
     """
-    status = statuses(pod.object).get(SEED_CONTAINER) or {}
+    status = container_statuses(pod.object).get(SEED_CONTAINER) or {}
     waiting = (status.get("state") or {}).get("waiting") or {}
-    end = terminated(status) or {}
+    end = find_termination(status) or {}
     last = (status.get("lastState") or {}).get("terminated") or {}
     if is_finished(pod.object):  # never restarted: a Job's
         return _failure_of_ended_pod(pod, end)
@@ -103,7 +108,7 @@ def _failure_of_ended_pod(pod: StartingPod, end: Mapping[str, Any]) -> StartFail
 
     A pod that was ended from outside (evicted, out of time) says nothing about seed.
     """
-    is_disrupted = condition(pod.object, "DisruptionTarget")
+    is_disrupted = find_condition(pod.object, "DisruptionTarget")
     if is_disrupted or (pod.object.get("status") or {}).get("reason") or not _is_own_error(end):
         return None
     ended_at = parse_timestamp(end["finishedAt"])

@@ -12,7 +12,12 @@ from pretune.api.reasons import Reason
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.agent_container import CLAIM_VOLUME
-from pretune.policy.bundles.attempt_state import condition, is_finished, statuses, terminated
+from pretune.policy.pod_status import (
+    container_statuses,
+    find_condition,
+    find_termination,
+    is_finished,
+)
 
 START_GRACE_SECONDS = 60.0  # that a pod may need to start once it could
 CREATE_FAILURES = ("CreateContainerError", "RunContainerError")  # reasons of a container's status
@@ -116,7 +121,7 @@ def startable_since(pod: Object) -> float:
     """
     times = [pod["metadata"]["creationTimestamp"]]
     for kind in ("PodScheduled", "PodReadyToStartContainers"):
-        found = condition(pod, kind)
+        found = find_condition(pod, kind)
         if found is not None and found.get("lastTransitionTime"):
             times.append(found["lastTransitionTime"])
     return max(parse_timestamp(time) for time in times)
@@ -129,7 +134,10 @@ def init_containers_done_at(pod: StartingPod) -> float:
     """
     times = [startable_since(pod.object)]
     for status in (pod.object.get("status") or {}).get("initContainerStatuses") or ():
-        if status["name"] == SEED_CONTAINER and (terminated(status) or {}).get("exitCode", 1) != 0:
+        if (
+            status["name"] == SEED_CONTAINER
+            and (find_termination(status) or {}).get("exitCode", 1) != 0
+        ):
             break
         state = status.get("state") or {}
         time = (state.get("terminated") or {}).get("finishedAt")
@@ -161,7 +169,7 @@ def waits_for_mounts(pod: Object) -> bool:
     """
     if not (pod.get("spec") or {}).get("nodeName"):
         return False
-    sandbox = condition(pod, "PodReadyToStartContainers")
+    sandbox = find_condition(pod, "PodReadyToStartContainers")
     if sandbox is not None:
         return bool(sandbox["status"] != "True")
     containers = (pod.get("status") or {}).get("containerStatuses") or ()
@@ -175,13 +183,15 @@ def _has_ever_run(status: Object) -> bool:
 
 def seed_cannot_be_created(pod: Object) -> bool:
     """Return whether the runtime cannot create seed. Only events tell since when."""
-    waiting = ((statuses(pod).get(SEED_CONTAINER) or {}).get("state") or {}).get("waiting") or {}
+    waiting = ((container_statuses(pod).get(SEED_CONTAINER) or {}).get("state") or {}).get(
+        "waiting"
+    ) or {}
     return waiting.get("reason") in CREATE_FAILURES
 
 
 def scheduler_message(pod: Object) -> str:
     """Return the scheduler's message why a pod has no node, without its part about preemption."""
-    found = condition(pod, "PodScheduled")
+    found = find_condition(pod, "PodScheduled")
     if found is None or found["status"] != "False" or found.get("reason") == "SchedulingGated":
         return ""
     return str(found.get("message") or "").partition(" preemption:")[0]

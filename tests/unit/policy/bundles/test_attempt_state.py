@@ -8,7 +8,14 @@ import pytest
 from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import format_timestamp
-from pretune.policy.bundles.attempt_state import CHECKS, DISRUPTIONS, LOST, POD_GRACE, Attempt, read
+from pretune.policy.bundles.attempt_state import (
+    ATTEMPT_CHECKS,
+    MAX_DISRUPTIONS,
+    POD_GRACE_SECONDS,
+    Attempt,
+    read_attempt,
+)
+from pretune.policy.pod_status import NODE_LOST_SECONDS
 from pretune.protocol import Report
 
 from tests.builders.constants import ENGINE, NOW
@@ -30,7 +37,7 @@ QUOTA = 'Error creating: pods "qwen3-1-x7k2p" is forbidden: exceeded quota: gpus
 
 # name, pod, what else, state, reason, a part of the message
 TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
-    ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is made"),
+    ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is created"),
     ("a suspended Job", None, {"job": job("b", suspend=True)}, "Pending", "Queued", "suspended"),
     (
         "quota",
@@ -49,7 +56,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         "ReportLost",
         "gone",
     ),
-    ("just made", POD.but(nodeName=None), {}, "Pending", "WaitingForPod", "made"),
+    ("just made", POD.but(nodeName=None), {}, "Pending", "WaitingForPod", "created"),
     (
         "no node fits",
         POD.but(nodeName=None).condition(
@@ -240,7 +247,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     (
         "evicted once too often",
         POD.condition(**EVICTED),
-        {"disruptions": DISRUPTIONS - 1},
+        {"disruptions": MAX_DISRUPTIONS - 1},
         "Finished",
         "Disrupted",
         "6 pods",
@@ -255,7 +262,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     ),
     (
         "its node is gone",
-        POD.but(deletionTimestamp=format_timestamp(NOW - LOST)),
+        POD.but(deletionTimestamp=format_timestamp(NOW - NODE_LOST_SECONDS)),
         {},
         "Finished",
         "NodeLost",
@@ -295,15 +302,20 @@ def test_an_attempt_is_read(
     pod: AttemptPod | None, more: dict[str, Any], state: str, reason: str, words: str
 ) -> None:
     given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
-    standing = read(Attempt(number=1, pod=pod if pod else None, now=NOW, **given))
-    assert (standing.state, standing.reason) == (state, reason)
-    assert words in standing.message
-    assert standing.reason in REASONS
+    state_now = read_attempt(
+        Attempt(number=1, pod=pod if pod else None, now=NOW, **given), ATTEMPT_CHECKS
+    )
+    assert (state_now.state, state_now.reason) == (state, reason)
+    assert words in state_now.message
+    assert state_now.reason in REASONS
 
 
 def test_a_refused_pods_name_is_left_out_so_that_the_status_is_not_written_at_each_try() -> None:
     one, two = (
-        read(Attempt(1, job("b"), None, (failed_create(QUOTA.replace("x7k2p", name)),), 0, NOW))
+        read_attempt(
+            Attempt(1, job("b"), None, (failed_create(QUOTA.replace("x7k2p", name)),), 0, NOW),
+            ATTEMPT_CHECKS,
+        )
         for name in ("aaaaa", "bbbbb")
     )
     assert one == two
@@ -312,19 +324,22 @@ def test_a_refused_pods_name_is_left_out_so_that_the_status_is_not_written_at_ea
 def test_a_job_without_a_pod_is_looked_at_again_when_its_events_may_be_shown() -> None:
     fresh = job("b")
     fresh["metadata"]["creationTimestamp"] = format_timestamp(NOW)
-    assert read(Attempt(1, fresh, None, (), 0, NOW)).look == NOW + POD_GRACE
+    assert (
+        read_attempt(Attempt(1, fresh, None, (), 0, NOW), ATTEMPT_CHECKS).recheck_at
+        == NOW + POD_GRACE_SECONDS
+    )
 
 
 def test_every_check_answers_some_row_of_the_table() -> None:
     """A check that no row needs is no check."""
-    for check in CHECKS:
-        rest = [one for one in CHECKS if one is not check]
+    for check in ATTEMPT_CHECKS:
+        rest = [one for one in ATTEMPT_CHECKS if one is not check]
         answers = []
         for _, pod, more, _, reason, words in TABLE:
             given: dict[str, Any] = {"job": job("b"), "events": (), "disruptions": 0, **more}
             attempt = Attempt(number=1, pod=pod if pod else None, now=NOW, **given)
-            standing = next((said for one in rest if (said := one(attempt)) is not None), None)
+            state_now = next((said for one in rest if (said := one(attempt)) is not None), None)
             answers.append(
-                standing is not None and standing.reason == reason and words in standing.message
+                state_now is not None and state_now.reason == reason and words in state_now.message
             )
         assert not all(answers), check.__name__

@@ -341,7 +341,7 @@ UNPLACED = IMPORTER.but(nodeName="").condition(
             True,
             'its pod has no node after 120 s: persistentvolumeclaim "home" not found',
         ),
-        (None, 60, False, "the Job is made"),
+        (None, 60, False, "the Job is created"),
         (None, 120, True, "its pod has no node after 120 s"),
         (IMPORTER.condition("PodScheduled"), 300, False, "node0 pulls images, mounts volumes"),
         (

@@ -11,12 +11,13 @@ from pretune.api.names import PROOF, PROVE_CONTAINER, PROVING, SEED_CONTAINER
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import LOST, Attempt, read
+from pretune.policy.bundles.attempt_state import Attempt, read_attempt
 from pretune.policy.bundles.desired import desired_bundles
-from pretune.policy.bundles.proof_state import CHECKS, MORE
+from pretune.policy.bundles.proof_state import EXTRA_SECONDS, PROOF_CHECKS
 from pretune.policy.decide import decide
 from pretune.policy.model import Action, Create, Delete, Outcome, Patch, Plan
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import NODE_LOST_SECONDS
 from pretune.protocol import Report
 
 from tests.builders.caches import bundle_json, cache, claim
@@ -61,7 +62,7 @@ POD = proof_pod()
 WARM = POD.ended(SEED_CONTAINER, report=SEEDED)
 RUNS = since(WARM, 30)
 READY = since(WARM, 30, started=True)
-LATE = COLD + MORE
+LATE = COLD + EXTRA_SECONDS
 EVICTED = {"kind": "DisruptionTarget", "reason": "PreemptionByScheduler", "message": "preempted"}
 OVERTIME = {"phase": "Failed", "reason": "DeadlineExceeded"}
 KILLED = {
@@ -81,7 +82,7 @@ RESTARTED = {
 
 # name, pod, what else, state, reason, a part of the message
 TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
-    ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is made"),
+    ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is created"),
     ("no Job any more", None, {"job": None}, "Finished", "ReportLost", "gone"),
     ("on its node", POD, {}, "Tuning", "Pulling", "node0"),
     (
@@ -101,7 +102,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         {},
         "Finished",
         "ProofFailed",
-        "pretune-seed could not hand out the bundle: VersionsDiffer: vLLM 0.34.0",
+        "pretune-seed could not copy the bundle: VersionsDiffer: vLLM 0.34.0",
     ),
     (
         "what an engine without its bundle did is no verdict",
@@ -113,7 +114,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     ),
     ("seed's words are no report", POD.ended(SEED_CONTAINER, message="Killed"), {}, "Finished", "ProofFailed", "Killed"),
     ("the engine starts", RUNS, {}, "Tuning", "Proving", f"it has until {format_timestamp(NOW - 30 + LATE)} (its cold start took 300 s)"),
-    ("it starts, and nobody knows how long it may", RUNS, {"cold": 0}, "Tuning", "Proving", f"since {format_timestamp(NOW - 30)}"),
+    ("it starts, and nobody knows how long it may", RUNS, {"cold_seconds": 0}, "Tuning", "Proving", f"since {format_timestamp(NOW - 30)}"),
     ("it is about to be late", since(WARM, LATE - 1), {}, "Tuning", "Proving", "it has until"),
     (
         "it is late",
@@ -143,7 +144,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     (
         "the deadline, where the cold start's time is not known",
         WARM.container(ENGINE, {"terminated": SOON_KILLED}).but(status=OVERTIME),
-        {"cold": 0},
+        {"cold_seconds": 0},
         "Finished",
         "WarmHang",
         "100 s",
@@ -204,7 +205,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         "WaitingForPod",
         "preempted",
     ),
-    ("its node is gone", RUNS.but(deletionTimestamp=format_timestamp(NOW - LOST)), {}, "Finished", "NodeLost", "node0"),
+    ("its node is gone", RUNS.but(deletionTimestamp=format_timestamp(NOW - NODE_LOST_SECONDS)), {}, "Finished", "NodeLost", "node0"),
     (
         "deleted by hand",
         WARM.ended(ENGINE, 137).but(deletionTimestamp=format_timestamp(NOW), status={"phase": "Failed"}),
@@ -229,7 +230,7 @@ def attempt(pod: AttemptPod | None, more: dict[str, Any]) -> Attempt:
         "job": job("b", role=PROOF),
         "events": (),
         "disruptions": 0,
-        "cold": COLD,
+        "cold_seconds": COLD,
         **more,
     }
     return Attempt(number=1, pod=pod if pod else None, now=NOW, **given)
@@ -243,30 +244,34 @@ def attempt(pod: AttemptPod | None, more: dict[str, Any]) -> Attempt:
 def test_a_proof_is_read(
     pod: AttemptPod | None, more: dict[str, Any], state: str, reason: str, words: str
 ) -> None:
-    standing = read(attempt(pod, more), CHECKS)
-    assert (standing.state, standing.reason) == (state, reason)
-    assert words in standing.message
-    assert standing.reason in REASONS
-    assert standing.look is None or standing.look > NOW, "a look in the past is one without end"
+    attempt_state = read_attempt(attempt(pod, more), PROOF_CHECKS)
+    assert (attempt_state.state, attempt_state.reason) == (state, reason)
+    assert words in attempt_state.message
+    assert attempt_state.reason in REASONS
+    assert attempt_state.recheck_at is None or attempt_state.recheck_at > NOW, (
+        "a look in the past is one without end"
+    )
 
 
 def test_every_check_answers_some_row_of_the_table() -> None:
     """A check that no row needs is no check."""
-    for check in CHECKS:
-        rest = [one for one in CHECKS if one is not check]
+    for check in PROOF_CHECKS:
+        rest = [one for one in PROOF_CHECKS if one is not check]
         answers = []
         for _, pod, more, _, reason, words in TABLE:
-            standing = next(
+            attempt_state = next(
                 (said for one in rest if (said := one(attempt(pod, more))) is not None), None
             )
             answers.append(
-                standing is not None and standing.reason == reason and words in standing.message
+                attempt_state is not None
+                and attempt_state.reason == reason
+                and words in attempt_state.message
             )
         assert not all(answers), check.__name__
 
 
 def test_who_is_late_is_looked_at_when_it_is() -> None:
-    assert read(attempt(RUNS, {}), CHECKS).look == NOW - 30 + LATE
+    assert read_attempt(attempt(RUNS, {}), PROOF_CHECKS).recheck_at == NOW - 30 + LATE
 
 
 # --- what follows

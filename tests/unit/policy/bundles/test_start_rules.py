@@ -9,7 +9,6 @@ import pytest
 from pretune.api import names, reasons
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import LOST
 from pretune.policy.bundles.desired import DesiredBundles, desired_bundles
 from pretune.policy.bundles.start_rules import (
     BLOCKERS,
@@ -22,6 +21,7 @@ from pretune.policy.bundles.start_rules import (
 )
 from pretune.policy.cache.storage import Storage
 from pretune.policy.plan_builder import PlanBuilder
+from pretune.policy.pod_status import NODE_LOST_SECONDS
 
 from tests.builders.caches import bundle_json, cache
 from tests.builders.constants import NOW
@@ -117,7 +117,7 @@ TABLE: list[tuple[str, Candidate, Blocked | None]] = [
         Blocked(
             reasons.NAME_TAKEN,
             "an attempt that is not this cache's still lives: pod pod",
-            NOW - 100 + LOST,
+            NOW - 100 + NODE_LOST_SECONDS,
         ),
     ),
     (

@@ -1,0 +1,131 @@
+"""How pods and Jobs stand, as their status says. Pods of attempts and consumers alike.
+
+Everything here takes an object as the API server sends it: a field may be missing, or null.
+"""
+
+from __future__ import annotations
+
+from pretune.api.timestamps import parse_timestamp
+from pretune.api.types import Object
+from pretune.podspec.template import count_gpus
+
+# After this time in Terminating, past its grace period, a pod's node counts as lost.
+NODE_LOST_SECONDS = 600.0
+MAX_END_MESSAGE = 400  # characters of a container's termination message: its end
+
+
+# --- Jobs
+
+
+def is_job_finished(job: Object) -> bool:
+    """Return whether a Job has completed or failed."""
+    return _has_job_condition(job, "Complete", "Failed")
+
+
+def is_job_complete(job: Object) -> bool:
+    return _has_job_condition(job, "Complete")
+
+
+def _has_job_condition(job: Object, *kinds: str) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return any(each["type"] in kinds and each["status"] == "True" for each in conditions)
+
+
+# --- pods
+
+
+def is_finished(pod: Object) -> bool:
+    """Return whether a pod has succeeded or failed."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def find_condition(pod: Object, kind: str) -> Object | None:
+    """Return the pod's condition of this type."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return next((each for each in conditions if each["type"] == kind), None)
+
+
+def node_lost_at(pod: Object) -> float | None:
+    """Return when the node of a pod that is being deleted counts as lost (Unix seconds)."""
+    # It includes the grace period already.
+    deletion = pod["metadata"].get("deletionTimestamp")
+    return parse_timestamp(deletion) + NODE_LOST_SECONDS if deletion else None
+
+
+def engine_of_pod(pod: Object) -> Object:
+    """Return the engine: the last init container of a tuning or proof pod (manifests/job.py).
+
+    {} for a pod without any, which is not of our making.
+    """
+    containers: list[Object] = (pod.get("spec") or {}).get("initContainers") or [{}]
+    return containers[-1]
+
+
+def engine_name(pod: Object) -> str:
+    """Return the name of the engine's container; "": the pod has none."""
+    return str(engine_of_pod(pod).get("name", ""))
+
+
+def gpu_seconds(pod: Object, now: float) -> float:
+    """Return for how long a pod has had its node's GPUs, multiplied by the engine's GPUs.
+
+    From the kubelet's start of the pod to its end, or until `now` (Unix seconds).
+    """
+    started = (pod.get("status") or {}).get("startTime")
+    if not started:
+        return 0.0
+    ends = [
+        parse_timestamp(end["finishedAt"])
+        for end in map(find_termination, container_statuses(pod).values())
+        if end and end.get("finishedAt")
+    ]
+    until = max(ends) if is_finished(pod) and ends else now
+    return max(0.0, until - parse_timestamp(started)) * count_gpus(engine_of_pod(pod))
+
+
+# --- containers
+
+
+def container_statuses(pod: Object) -> dict[str, Object]:
+    """Return the statuses of all containers by name, init containers included."""
+    status = pod.get("status") or {}
+    return {
+        each["name"]: each
+        for field in ("initContainerStatuses", "containerStatuses")
+        for each in status.get(field) or ()
+    }
+
+
+def find_termination(status: Object | None) -> Object | None:
+    """Return how a container has ended; None: it has not."""
+    return ((status or {}).get("state") or {}).get("terminated")
+
+
+def find_last_termination(status: Object | None) -> Object | None:
+    """Return how a container has ended, or its last run where it was started again."""
+    previous: Object | None = ((status or {}).get("lastState") or {}).get("terminated")
+    return find_termination(status) or previous
+
+
+def running_since(status: Object | None) -> str | None:
+    """Return since when a container runs (RFC 3339, "" where it is unknown); None: it does not."""
+    state = ((status or {}).get("state") or {}).get("running")
+    return (state.get("startedAt") or "") if state else None
+
+
+def started_at(status: Object | None) -> float | None:
+    """Return when a container that runs, or has ended, was started (Unix seconds)."""
+    state = (status or {}).get("state") or {}
+    started = (state.get("running") or state.get("terminated") or {}).get("startedAt")
+    return parse_timestamp(started) if started else None
+
+
+def describe_end(status: Object) -> str:
+    """Return `exit code 1 (Error): …`, with the end of the container's termination message."""
+    end = find_last_termination(status) or {}
+    code, reason = end.get("exitCode"), end.get("reason", "")
+    message = (end.get("message") or "").strip()
+    text = f"exit code {code}" if code is not None else "ended"
+    if reason and reason != "Error":
+        text += f" ({reason})"
+    return f"{text}: {message[-MAX_END_MESSAGE:]}" if message else text
