@@ -48,5 +48,5 @@ STALE_IMAGE = _advice(
     "StaleImage",
     "Serving pods run another image than the one that the bundle was tuned with, under the same"
     " name.",
-    "Change spec.revision: the bundle is tuned again.",
+    "Change spec.revision, so that a new bundle is tuned.",
 )

@@ -106,7 +106,7 @@ UNDELIVERABLE = _reason(
 )
 NAMES_COLLIDE = _reason(
     "NamesCollide",
-    "The pod has a volume, container or mount path with a name of ours.",
-    "Rename what the message names: pretune-claim, pretune-agent, pretune-tactics, pretune-seed,"
-    " and paths below /pretune are ours.",
+    "The pod has a volume, container or mount path with a name that is reserved.",
+    "Rename what the message names. Reserved are pretune-claim, pretune-agent, pretune-tactics,"
+    " pretune-seed, and paths below /pretune.",
 )

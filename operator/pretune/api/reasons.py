@@ -193,7 +193,7 @@ SELF_REGISTERING = _reason(
 )
 SHARED_GPU = _reason(
     "SharedGPU",
-    "The GPU is time-sliced or a MIG slice: tactics that were measured there mean little.",
+    "The GPU is time-sliced or a MIG slice: timings that are measured there are not reliable.",
     "Tune on a whole GPU, or accept the risk with spec.tuning.allow: [SharedGPU].",
 )
 SHARED_RESOURCE_CLAIM = _reason(
@@ -452,8 +452,8 @@ RELEASED = _reason(
 )
 RESCUED = _reason(
     "Rescued",
-    "A pod that could not start because of our volume or seed container was deleted once. Its"
-    " replacement is left alone.",
+    "A pod that could not start because of pretune's volume or seed container was deleted once."
+    " Its replacement starts without the bundle.",
     "The message says what failed. Repair it, then change spec.revision.",
 )
 
