@@ -22,9 +22,9 @@ def test_every_cause_of_a_release_is_explained_in_the_order_of_the_rules() -> No
         .partition("\n## When it is released\n")[2]
         .partition("\n## ")[0]
     )
-    rows = re.findall(r"^\| (\w+) \| .* \| (released|waits on) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| .* \| (released|stays held) \|$", text, re.MULTILINE)
     assert rows == [
-        (rule.cause, "waits on" if rule.after_failure else "released") for rule in RELEASE_RULES
+        (rule.cause, "stays held" if rule.after_failure else "released") for rule in RELEASE_RULES
     ]
 
 
