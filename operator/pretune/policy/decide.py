@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pretune.manifests.gate import is_held
 from pretune.policy.bundles import adoption, proofs, retention, tuning
-from pretune.policy.bundles.desired import desired_bundles
+from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.cache import agent_configmap, deletion, storage
 from pretune.policy.cache.status import build_status
 from pretune.policy.cache.warnings import collect_warnings
@@ -48,14 +48,14 @@ def decide(observed: Observed, now: float) -> Plan:
     plan = PlanBuilder(observed, now, claim_made=had_no_claim and observed.claim is not None)
     claim = storage.ensure_claim(plan)
     pods = list_consumers(plan)
-    wanted = desired_bundles(plan, pods)
+    wanted = find_desired_bundles(plan, pods)
     bundles = wanted.bundles
 
     tuning.process_finished_attempts(plan, bundles)  # how attempts ended
     proofs.process_finished_proofs(plan)  # how proofs ended
     tuning.refuse(plan, bundles)  # what cannot be tuned as a copy
     retention.process_finished_prunes(plan, bundles)  # folders that were deleted
-    adoption.ask(plan, bundles, claim)  # bundles that only the claim shows
+    adoption.read_claim(plan, bundles, claim)  # bundles that only the claim shows
     proofs.require_proofs(plan, bundles)  # what was not proven yet
     agent_configmap.create_if_missing(plan)  # before a Job names it
     if wanted.refused is None:

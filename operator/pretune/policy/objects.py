@@ -20,8 +20,9 @@ from pretune.api.types import Object
 from pretune.policy.model import Action, Delete
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
-_BUNDLE = re.compile(r"[^-]+-.{1,20}")  # <12 hex>-<target>: what the status can hold
-MAX_FINGERPRINT = 64  # characters
+_BUNDLE = re.compile(r"[^-]+-.{1,20}")
+MAX_BUNDLE_ID = 63  # characters
+MAX_FINGERPRINT = 64
 
 
 def label(obj: Object, name: str) -> str:
@@ -70,7 +71,7 @@ def describe_malformed(job: Object) -> str:
     """
     role = label(job, ROLE)
     if role in (TUNING, PROOF, IMPORTING):
-        if not _BUNDLE.fullmatch(label(job, BUNDLE)):
+        if not is_bundle_id(label(job, BUNDLE)):
             return f"label {BUNDLE} is not <12 hex>-<target>"
         if role != IMPORTING and not _NUMBER.fullmatch(label(job, ATTEMPT)):
             return f"label {ATTEMPT} is not a number from 1"
@@ -79,6 +80,11 @@ def describe_malformed(job: Object) -> str:
     if role == PRUNE and _read_ids(annotation(job, REQUEST_KEY)) is None:
         return f"annotation {REQUEST_KEY} is not a list of bundle ids"
     return ""
+
+
+def is_bundle_id(text: str) -> bool:
+    """Return whether a text may be a bundle's id, `<12 hex>-<target>`, as the status can hold it."""
+    return len(text) <= MAX_BUNDLE_ID and bool(_BUNDLE.fullmatch(text))
 
 
 def attempt_number(job: Object) -> int:

@@ -11,7 +11,7 @@ from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.desired import desired_bundles
+from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 from pretune.policy.cache.storage import ensure_claim
 from pretune.policy.decide import decide
@@ -29,7 +29,9 @@ KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
 
 def ids(the_cache: Object) -> list[str]:
-    return [want.id for want in desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles]
+    return [
+        want.id for want in find_desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles
+    ]
 
 
 def status_of(*records: Object, **more: Any) -> Object:
@@ -367,7 +369,7 @@ def answered(the_cache: Object, *found: Report) -> Plan:
 
 
 def found(the_cache: Object) -> Report:
-    [want] = desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles
+    [want] = find_desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles
     return Report(
         **{
             **vars(sealed_report(want.id, "inspect")),

@@ -34,13 +34,14 @@ from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.retries import record_failed_attempt
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Create
-from pretune.policy.objects import annotation, delete, label, owner_uid
+from pretune.policy.objects import annotation, delete, is_bundle_id, label, owner_uid
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pod_status import container_statuses, is_job_finished
 from pretune.protocol import ANSWERS, EMPTY, INSPECTED, Report
 
 # Seconds that an inspect Job may take; then the attempt's own check looks at the claim.
 INSPECT_TIMEOUT_SECONDS = 300.0
+INSPECT_RETRY_SECONDS = 30.0  # until an inspect Job that the API server refused is created again
 
 
 def adopt(plan: PlanBuilder, bundle_id: str, report: Report, fingerprint: str) -> None:
@@ -77,72 +78,112 @@ def adopt(plan: PlanBuilder, bundle_id: str, report: Report, fingerprint: str) -
     plan.set_state(bundle_id, SEALED, reason, report.message)
 
 
-def ask(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage) -> None:
-    """Where only the claim can say: an attempt that ended without a report, and a place of which the status knows nothing.
+def read_claim(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage) -> None:
+    """Ask the claim what only it shows, by an inspect Job, and take over its answer.
 
-    status.storage names the place that the status knows: a claim that was made empty for us, or one that was asked.
+    That is an attempt that ended without a report, and a place of which the status knows nothing:
+    status.storage names the one that it knows, a claim that was created empty or one that was read.
     """
-    here = plan.place
-    made = plan.claim_made or (
-        plan.observed.claim is None and not plan.spec.claim.existing
-    )  # ours, in this very run
-    if made or (here and here != plan.known_place and storage.ready and storage.empty):
-        _forget(plan, list(plan.bundles), f"claim {plan.claim_name} is made anew")
-        plan.known_place = here
-    pruned = set(plan.awaiting_claim)  # still being deleted: an answer would be of no use
-    asked = {bundle.id for bundle in plan.bundles.values() if _is_lost(plan, bundle)} - pruned
-    lost = set(asked)
-    if storage.ready and here != plan.known_place and not plan.spec.suspend:
-        if plan.known_place:  # another place than the one that the status speaks of
-            _try_again(plan)
-            asked |= {bundle.id for bundle in plan.bundles.values() if bundle.is_on_claim}
-        asked |= {each.id for each in bundles if _may_be_there(plan, plan.bundles[each.id])}
-        asked -= pruned
-    key = request_key(here, [plan.bundles[bundle_id] for bundle_id in sorted(asked)])
-    current = None
-    for job in plan.jobs:
-        if label(job, ROLE) != INSPECT:
-            continue
-        if asked and annotation(job, REQUEST_KEY) == key:
-            current = job
-        else:
-            plan.after.append(delete(job))
+    _forget_what_an_empty_claim_lacks(plan, storage)
+    is_read = storage.ready and not plan.spec.suspend
+    lost = {bundle.id for bundle in plan.bundles.values() if _is_lost(plan, bundle)}
+    # Folders that are still being deleted: an answer would be of no use.
+    lost, unanswerable = lost - plan.awaiting_claim, set(plan.awaiting_claim)
+    asked = set(lost)
+    if is_read and plan.place != plan.known_place:
+        asked |= _list_unknown(plan, bundles) - unanswerable
+    key = build_request_key(plan.place, [plan.bundles[each] for each in sorted(asked)])
+    job = _find_inspect_job(plan, key if asked else "")
     if not storage.ready:
         for bundle_id in lost:
             state = _waiting_state(plan.bundles[bundle_id])
             plan.set_state(bundle_id, state, reasons.WAITING_FOR_CLAIM, storage.message)
-    if not asked or not storage.ready:
         return
-    if current is None:
-        job = build_inspect_job(
-            plan.observed.key, plan.cache, plan.spec, sorted(asked), key, plan.observed.settings
-        )
-        action = Create(f"create Job {job['metadata']['name']}", job)
-        plan.actions.append(action)
-        refused = plan.outcome(action)
-        if refused is not None and refused.code not in (201, 409):
-            _wait(plan, asked, f"the claim cannot be read: {refused.message}")
-            plan.requeue_at(plan.now + 30)
-            return
-    report, over = _answer(plan, current) if current is not None else (None, False)
-    if report is None and not over:
-        _wait(plan, asked, "the claim is read for bundles that are there already")
+    if not asked:
         return
-    assert current is not None
-    plan.after.append(delete(current))
-    _take(plan, asked, report)
+    refusal = _create_inspect_job(plan, asked, key) if job is None else ""
+    report, has_ended = _read_answer(plan, job) if job is not None else (None, False)
+    if report is None and not has_ended:
+        waits = "the claim is read for bundles that are there already"
+        _wait(plan, asked, f"the claim cannot be read: {refusal}" if refusal else waits)
+        return
+    assert job is not None
+    plan.after.append(delete(job))
+    _take_over(plan, asked, report)
 
 
-def request_key(place: str, bundles: list[BundleStatus]) -> str:
+def _forget_what_an_empty_claim_lacks(plan: PlanBuilder, storage: Storage) -> None:
+    """Forget bundles on a claim that was created by this reconcile, or was never bound."""
+    is_new = plan.claim_made or (plan.observed.claim is None and not plan.spec.claim.existing)
+    is_unbound = plan.place not in ("", plan.known_place) and storage.ready and storage.empty
+    if not is_new and not is_unbound:
+        return
+    for bundle in list(plan.bundles.values()):
+        if bundle.is_on_claim:
+            plan.forget(bundle.id, f"claim {plan.claim_name} is created again")
+        elif bundle.state == RETIRED:
+            plan.delete_jobs(bundle.id)
+            plan.remove(bundle.id)
+    plan.known_place = plan.place
+
+
+def _list_unknown(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> set[str]:
+    """Return the bundles that may be, or may not be, in a place that the status does not know.
+
+    What failed in another place is forgotten: it may do well in this one.
+    """
+    unknown = set()
+    if plan.known_place:
+        for bundle in list(plan.bundles.values()):
+            is_unsafe = bundle.state == REFUSED and bundle.reason == reasons.UNSAFE_PATH
+            if bundle.state == FAILED or is_unsafe:
+                plan.forget(bundle.id, "spec.storage was changed")
+        unknown |= {bundle.id for bundle in plan.bundles.values() if bundle.is_on_claim}
+    for desired in bundles:
+        is_pending = plan.bundles[desired.id].state == PENDING
+        if is_pending and not plan.is_live(desired.id, {TUNING}):
+            unknown.add(desired.id)
+    return unknown
+
+
+def build_request_key(place: str, bundles: list[BundleStatus]) -> str:
     """Return what an inspect Job is asked, by which a stale answer is recognised.
 
-    About the same bundle it is another one after another attempt: an older answer does not know it.
+    After another attempt of the same bundle it is another key: an older answer does not know it.
     """
     tries = [
         [bundle.id, bundle.attempts, *([bundle.proofs] if bundle.proofs is not None else [])]
         for bundle in bundles
     ]
     return json.dumps([place, tries], sort_keys=True, separators=(",", ":"))
+
+
+def _find_inspect_job(plan: PlanBuilder, key: str) -> Object | None:
+    """Return the inspect Job that was asked this, and delete all others."""
+    found = None
+    for job in plan.jobs:
+        if label(job, ROLE) != INSPECT:
+            continue
+        if key and annotation(job, REQUEST_KEY) == key:
+            found = job
+        else:
+            plan.after.append(delete(job))
+    return found
+
+
+def _create_inspect_job(plan: PlanBuilder, asked: set[str], key: str) -> str:
+    """Create an inspect Job; return why the API server refuses it, "" where it does not."""
+    observed = plan.observed
+    job = build_inspect_job(
+        observed.key, plan.cache, plan.spec, sorted(asked), key, observed.settings
+    )
+    action = Create(f"create Job {job['metadata']['name']}", job)
+    plan.actions.append(action)
+    outcome = plan.outcome(action)
+    if outcome is None or outcome.code in (201, 409):
+        return ""
+    plan.requeue_at(plan.now + INSPECT_RETRY_SECONDS)
+    return outcome.message or f"HTTP {outcome.code}"
 
 
 def _wait(plan: PlanBuilder, asked: set[str], message: str) -> None:
@@ -157,36 +198,36 @@ def _waiting_state(bundle: BundleStatus) -> str:
     return PROVING if bundle.state == PROVING else PENDING
 
 
-def _may_be_there(plan: PlanBuilder, bundle: BundleStatus) -> bool:
-    return bundle.state == PENDING and not plan.is_live(bundle.id, {TUNING})
-
-
-def _answer(plan: PlanBuilder, job: Object) -> tuple[Report | None, bool]:
-    """What inspect reported, and whether there is no use in waiting any longer."""
+def _read_answer(plan: PlanBuilder, job: Object) -> tuple[Report | None, bool]:
+    """Return what inspect reported, and whether there is no use in waiting any longer."""
     for pod in plan.observed.pods:
-        if owner_uid(pod) == job["metadata"]["uid"] and (
-            report := read_report(container_statuses(pod).get(AGENT_CONTAINER), INSPECTED)
-        ):
+        status = container_statuses(pod).get(AGENT_CONTAINER)
+        if owner_uid(pod) == job["metadata"]["uid"] and (report := read_report(status, INSPECTED)):
             return report, True
     until = parse_timestamp(job["metadata"]["creationTimestamp"]) + INSPECT_TIMEOUT_SECONDS
     plan.requeue_at(until)
     return None, is_job_finished(job) or plan.now >= until
 
 
-def _take(plan: PlanBuilder, asked: set[str], report: Report | None) -> None:
-    """Found: adopted. Not found: a lost attempt failed, a sealed bundle is gone, a new one is made. No answer: go on, since
-    the next attempt's own check looks at the claim before the engine starts."""
-    found = {answer.id: answer for answer in (report.bundles if report else ())}
+def _take_over(plan: PlanBuilder, asked: set[str], report: Report | None) -> None:
+    """Adopt the bundles that were found. Of the others, a lost attempt failed, a sealed bundle is
+    gone, and a new one is tuned.
+
+    Without an answer all count as not found: the next attempt's own check looks at the claim before
+    the engine starts.
+    """
+    answers = report.bundles if report is not None else []
+    found = {answer.id: answer for answer in answers if is_bundle_id(answer.id)}
     for bundle_id, answer in found.items():
         bundle = plan.ensure(bundle_id, answer.fingerprint)
         if (
             bundle.state in (PENDING, TUNING_STATE, PROVING, SEALED)
             and bundle.fingerprint == answer.fingerprint
         ):
-            is_unheard = bundle.state == PROVING and _is_lost(plan, bundle)
+            has_lost_proof = bundle.state == PROVING and _is_lost(plan, bundle)
             adopt(plan, bundle_id, answer, answer.fingerprint)
-            if is_unheard and not answer.proven:
-                message = f"{_GONE} no proof of this bundle"
+            if has_lost_proof and not answer.proven:
+                message = f"{_REPORT_LOST} no proof of this bundle"
                 proofs.record_failed_proof(plan, bundle_id, reasons.REPORT_LOST, message)
     missing = asked - set(found)
     if missing and len(asked & set(found)) >= ANSWERS:
@@ -195,53 +236,30 @@ def _take(plan: PlanBuilder, asked: set[str], report: Report | None) -> None:
         plan.awaiting_claim |= missing
         plan.requeue_at(plan.now)
         return
-    fresh = {
+    new = {
         bundle_id
         for bundle_id in asked
         if plan.bundles[bundle_id].state == PENDING and not _is_lost(plan, plan.bundles[bundle_id])
     }
-    for bundle_id in sorted(missing - fresh):
+    gone = f"claim {plan.claim_name} does not hold it"
+    for bundle_id in sorted(missing - new):
         bundle = plan.bundles[bundle_id]
-        if not bundle.is_on_claim and _is_lost(plan, bundle):
-            message = f"{_GONE} no such bundle"
+        if bundle.is_on_claim:
+            plan.forget(bundle_id, gone if report is not None else "the claim could not be read")
+        elif _is_lost(plan, bundle):
+            message = f"{_REPORT_LOST} no such bundle"
             record_failed_attempt(plan, bundle_id, reasons.REPORT_LOST, message)
-    sealed = [bundle_id for bundle_id in sorted(missing) if plan.bundles[bundle_id].is_on_claim]
-    _forget(
-        plan,
-        sealed,
-        f"claim {plan.claim_name} does not hold it" if report else "the claim could not be read",
-    )
     plan.known_place = plan.place
-    if fresh:  # tuned from the next run on, which is at once: the status remembers the place first
-        _wait(plan, fresh, "the claim does not hold it")
+    if new:  # tuned from the next reconcile on, at once: the status records the place first
+        _wait(plan, new, "the claim does not hold it")
         plan.requeue_at(plan.now)
 
 
-_GONE = "the pod was gone before its report was read, and the claim has"
-
-
-def _forget(plan: PlanBuilder, bundle_ids: list[str], why: str) -> None:
-    """Sealed bundles that are not on the claim any more are wanted anew."""
-    for bundle_id in bundle_ids:
-        bundle = plan.bundles[bundle_id]
-        if bundle.is_on_claim:
-            plan.forget(bundle_id, why)
-        elif bundle.state == RETIRED:
-            plan.delete_jobs(bundle_id)
-            plan.remove(bundle_id)
-
-
-def _try_again(plan: PlanBuilder) -> None:
-    """What failed in another place may do well in this one."""
-    for bundle in list(plan.bundles.values()):
-        if bundle.state == FAILED or (
-            bundle.state == REFUSED and bundle.reason == reasons.UNSAFE_PATH
-        ):
-            plan.forget(bundle.id, "spec.storage was changed")
+_REPORT_LOST = "the pod was gone before its report was read, and the claim has"
 
 
 def _is_lost(plan: PlanBuilder, bundle: BundleStatus) -> bool:
-    """Its newest attempt, or proof, has ended, and no report of it was read."""
+    """Whether its open attempt, or proof, has ended without a report that could be read."""
     is_open = bundle.has_open_attempt or bundle.has_open_proof
     role = PROOF if bundle.state == PROVING else TUNING
     return is_open and not plan.is_live(bundle.id, {role})

@@ -1,8 +1,8 @@
-"""Which bundles should be there: the fingerprints of the source and of living consumers, times the targets."""
+"""Which bundles should be there: for each target, of the source and of living consumers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pretune.api.reasons import Refused
@@ -17,7 +17,9 @@ from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
 from pretune.protocol import Inputs
 
-FINGERPRINTS = 4  # of one target: more are a sign that something in the engine's env or args is new in each pod
+# Engines of one target that get a bundle: more are a sign that something in env or args is another
+# one in each pod.
+MAX_FINGERPRINTS = 4
 
 
 @dataclass(frozen=True)
@@ -29,86 +31,93 @@ class DesiredBundle:
     target: Target
     template: Object
     refusal: Refused | None  # why this engine cannot be tuned as a copy
-    current: bool = True  # of the newest source: Ready speaks of it
-    made: str = ""  # when its source's revision was made (RFC 3339); "": spec.source, or unknown
-    origin: str = ""  # workloads.origin_key of the consumers that need it; "": none does yet
+    is_current: bool = True  # of the newest source: Ready is about it
+    created_at: str = ""  # its source's revision (RFC 3339); "": of spec.source, or unknown
+    origin_key: str = ""  # of the consumers that need it; "": none does yet
 
 
 @dataclass(frozen=True)
 class DesiredBundles:
-    """What should be there. The newest source's come first: Ready speaks of those."""
+    """What should be there, the newest source's first."""
 
     bundles: tuple[DesiredBundle, ...] = ()
-    refused: Refused | None = (
-        None  # the source, or the engine in it, cannot be told: nothing is started or ended
-    )
-    churn: str = (
-        ""  # TooManyFingerprints' words: more than FINGERPRINTS of one target are asked for
-    )
+    # Why the source, or the engine in it, is unknown: nothing is started or ended.
+    refused: Refused | None = None
+    # The message of TooManyFingerprints: there are more than MAX_FINGERPRINTS for one target.
+    churn: str = ""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One pod template that asks for bundles."""
+    """One pod template that needs bundles."""
 
     template: Object
-    key: str = ""  # of the origin; "" for spec.source
-    made: str = ""
-    current: bool = False
+    origin_key: str = ""  # "": of spec.source
+    created_at: str = ""
+    is_current: bool = False
 
 
-def desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> DesiredBundles:
+def find_desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> DesiredBundles:
+    """Return which bundles should be there, or why that is unknown."""
     source = plan.observed.source
     if isinstance(source, Refused):
         return DesiredBundles(refused=source)
-    origins, refused = _origins(pods)
-    sources = [_Source(source, current=True)] if source is not None else []
+    origins, refused = _rank_origins(pods)
+    sources = [_Source(source, is_current=True)] if source is not None else []
     sources += [
-        _Source(template, key, origin.order[1], current=not sources and index == 0)
+        _Source(template, key, origin.order[1], is_current=not sources and index == 0)
         for index, (key, origin, template) in enumerate(origins)
     ]
     if not sources:
         return DesiredBundles(refused=refused)
-    bundles: list[DesiredBundle] = []
-    keys = {pod.bundle: pod.origin_key for pod in pods if pod.is_living}
+    found: dict[str, DesiredBundle] = {}
+    origin_keys = {pod.bundle: pod.origin_key for pod in pods if pod.is_living}
     for target in plan.spec.targets:
-        for one in sources:
+        for each in sources:
             try:
-                want = _want(plan, one, target, keys)
+                desired = _find_desired(plan, each, target, origin_keys)
             except Refused as error:
-                if one.current:
+                if each.is_current:
                     return DesiredBundles(refused=error)
-                continue  # what an older revision's engine is does not matter to the newest
-            if all(want.id != other.id for other in bundles):
-                bundles.append(want)
-    return _capped(plan, bundles, {pod.given_bundle or pod.bundle for pod in pods if pod.is_held})
+                continue  # an older revision's engine does not matter to the newest
+            found.setdefault(desired.id, desired)
+    waited_for = {pod.given_bundle or pod.bundle for pod in pods if pod.is_held}
+    return _limit(plan, list(found.values()), waited_for)
 
 
-def _origins(pods: Sequence[Consumer]) -> tuple[list[tuple[str, Origin, Object]], Refused | None]:
-    """The living consumers' templates by their keys, the newest first; and why one could not be had."""
+def _rank_origins(
+    pods: Sequence[Consumer],
+) -> tuple[list[tuple[str, Origin, Object]], Refused | None]:
+    """Return the living consumers' origins by key, with their templates, the newest first.
+
+    And why a template could not be read, where one could not.
+    """
     found, refused = {}, None
-    for one in pods:
-        if not one.is_living or one.origin is None:
+    for pod in pods:
+        if not pod.is_living or pod.origin is None:
             continue
-        if isinstance(one.origin.template, Refused):
-            refused = one.origin.template
+        if isinstance(pod.origin.template, Refused):
+            refused = pod.origin.template
         else:
-            found[one.origin_key] = one.origin
-    made: dict[str, str] = {}  # of each workload, when its newest revision was made
+            found[pod.origin_key] = pod.origin
+    newest: dict[str, str] = {}  # of each workload, when its newest revision was created
     for origin in found.values():
-        made[_workload(origin)] = max(made.get(_workload(origin), ""), origin.order[1])
+        name = _workload_of(origin)
+        newest[name] = max(newest.get(name, ""), origin.order[1])
     # Revision numbers are one workload's own; a rollback makes an old revision the newest.
     ranked = sorted(
         found.items(),
-        key=lambda item: (made[_workload(item[1])], item[1].order, item[0]),
+        key=lambda item: (newest[_workload_of(item[1])], item[1].order, item[0]),
         reverse=True,
     )
     return [
-        (key, one, one.template) for key, one in ranked if not isinstance(one.template, Refused)
+        (key, origin, origin.template)
+        for key, origin in ranked
+        if not isinstance(origin.template, Refused)
     ], refused
 
 
-def _workload(origin: Origin) -> str:
+def _workload_of(origin: Origin) -> str:
     """Return what workload an origin is a revision of.
 
     Where the workload above could not be read, all origins of the kind count as one workload's.
@@ -119,54 +128,68 @@ def _workload(origin: Origin) -> str:
     return f"{origin.workload['kind']}/{origin.workload['metadata']['name']}"
 
 
-def _want(
-    plan: PlanBuilder, source: _Source, target: Target, keys: dict[str, str]
+def _find_desired(
+    plan: PlanBuilder, source: _Source, target: Target, origin_keys: Mapping[str, str]
 ) -> DesiredBundle:
+    """Return the bundle of a source and a target. Raises Refused where the engine is unknown."""
     inputs = identity.inputs(source.template, plan.spec, target)
-    refusal = find_refusal(source.template, plan.spec, target, plan.observed.source_claims)
-    bundle = inputs.bundle_id()
-    key = source.key or keys.get(bundle, "")
+    bundle_id = inputs.bundle_id()
     return DesiredBundle(
-        bundle, inputs, target, source.template, refusal, source.current, source.made, key
+        id=bundle_id,
+        inputs=inputs,
+        target=target,
+        template=source.template,
+        refusal=find_refusal(source.template, plan.spec, target, plan.observed.source_claims),
+        is_current=source.is_current,
+        created_at=source.created_at,
+        origin_key=source.origin_key or origin_keys.get(bundle_id, ""),
     )
 
 
-def _capped(
-    plan: PlanBuilder, bundles: list[DesiredBundle], waited_for: set[str]
+def _limit(
+    plan: PlanBuilder, bundles: list[DesiredBundle], waited_for: Collection[str]
 ) -> DesiredBundles:
-    """Of each target the current one, then what pods wait for, what has a record already, the newest: FINGERPRINTS of them."""
+    """Return at most MAX_FINGERPRINTS bundles of each target.
+
+    First the current one, then those that pods wait for, those that have a status already, and the
+    newest.
+    """
     kept: list[DesiredBundle] = []
     churn = ""
     for target in plan.spec.targets:
-        mine = [one for one in bundles if one.target.name == target.name]
+        of_target = [each for each in bundles if each.target.name == target.name]
         ranked = sorted(
-            mine,
-            key=lambda one: (
-                not one.current,
-                one.id not in waited_for,
-                one.id not in plan.bundles,
+            of_target,
+            key=lambda each: (
+                not each.is_current,
+                each.id not in waited_for,
+                each.id not in plan.bundles,
             ),
         )
-        kept += [one for one in mine if one in ranked[:FINGERPRINTS]]
-        if len(mine) > FINGERPRINTS:
-            churn = churn or (
-                f"target {target.name}: {len(mine)} different engines ask for tactics, {FINGERPRINTS} get them;"
-                f" what differs: {differences([one.template for one in mine], plan.spec.engine_container)}"
+        kept += [each for each in of_target if each in ranked[:MAX_FINGERPRINTS]]
+        if len(of_target) > MAX_FINGERPRINTS and not churn:
+            templates = [each.template for each in of_target]
+            churn = (
+                f"target {target.name}: {len(of_target)} different engines ask for tactics,"
+                f" {MAX_FINGERPRINTS} get them; what differs:"
+                f" {describe_differences(templates, plan.spec.engine_container)}"
             )
     return DesiredBundles(tuple(kept), churn=churn)
 
 
-def differences(templates: Sequence[Object], engine_container: str) -> str:
-    """Where several engines differ: `env POD_ID, args`. Names only, never a value."""
-    programs = [canonical.program(engine_of(one, engine_container)) for one in templates]
+def describe_differences(templates: Sequence[Object], engine_container: str) -> str:
+    """Return where several engines differ, `env POD_ID, args`: names only, never a value."""
+    engines = [engine_of(template, engine_container) for template in templates]
+    programs = [canonical.program(engine) for engine in engines]
+    names = sorted({name for program in programs for name in program["env"]})
     parts = [
         f"env {name}"
-        for name in sorted({name for one in programs for name in one["env"]})
-        if len({one["env"].get(name) for one in programs}) > 1
+        for name in names
+        if len({program["env"].get(name) for program in programs}) > 1
     ]
     parts += [
-        name
-        for name in ("image", "command", "args", "envFrom")
-        if len({canonical.to_json(one[name]) for one in programs}) > 1
+        field
+        for field in ("image", "command", "args", "envFrom")
+        if len({canonical.to_json(program[field]) for program in programs}) > 1
     ]
     return ", ".join(parts) or "GPUs, node terms or init containers"

@@ -186,7 +186,7 @@ def _record_refusal(
 def is_import_requested(plan: PlanBuilder, desired: DesiredBundle) -> bool:
     """Return whether the annotation asks for an import into this bundle that has not ended yet."""
     value = requested_source(plan)
-    return bool(value) and desired.current and not _is_done(plan.bundles[desired.id], value)
+    return bool(value) and desired.is_current and not _is_done(plan.bundles[desired.id], value)
 
 
 def start_import(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) -> bool:
@@ -227,7 +227,7 @@ def start_import(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) ->
                 observed.settings,
                 observed.agent_name,
             ),
-            observed.examples.get(desired.origin),
+            observed.examples.get(desired.origin_key),
             near=storage.empty,
         )
     except Refused as error:

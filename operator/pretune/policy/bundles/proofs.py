@@ -249,7 +249,7 @@ def start_proof(plan: PlanBuilder, desired: DesiredBundle) -> bool:
             number,
             observed.settings,
             observed.agent_name,
-            observed.examples.get(desired.origin),
+            observed.examples.get(desired.origin_key),
             mode is not None and bundle.layout in mode.proven_on_claim,
         )
     except Refused as refused:

@@ -140,10 +140,10 @@ def rollout_is_under_way(c: Candidate) -> Blocked | None:
 
     From the newest bundle's begin until ROLLOUT_SECONDS after pods can be given it.
     """
-    if c.desired.current or c.has_held_pods:
+    if c.desired.is_current or c.has_held_pods:
         return None
     for newest in c.bundles:
-        if not newest.current or newest.target.name != c.desired.target.name:
+        if not newest.is_current or newest.target.name != c.desired.target.name:
             continue
         bundle, until = c.plan.bundles[newest.id], 0.0
         if bundle.state == SEALED and bundle.sealed_at is not None:

@@ -219,7 +219,7 @@ def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:
         )
         return False
     try:
-        example = observed.examples.get(desired.origin)
+        example = observed.examples.get(desired.origin_key)
         job = build_tuning_job(
             observed.key,
             plan.cache,
@@ -302,7 +302,9 @@ def _may_be_wanted_again(
         default="",
     )
     if any(
-        desired.current and desired.target.name == bundle.target and desired.made > started > ""
+        desired.is_current
+        and desired.target.name == bundle.target
+        and desired.created_at > started > ""
         for desired in bundles
     ):
         return False

@@ -36,7 +36,7 @@ def build_status(
 
     Ready and the summary are about the newest source's bundles, one for each target.
     """
-    current = [plan.bundles[each.id] for each in desired.bundles if each.current]
+    current = [plan.bundles[each.id] for each in desired.bundles if each.is_current]
     sealed = [bundle for bundle in current if bundle.state == SEALED]
     ids = [each.id for each in desired.bundles]
     uid, _, folder = plan.known_place.partition("/")

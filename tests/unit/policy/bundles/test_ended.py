@@ -9,7 +9,7 @@ import pytest
 from pretune.api import names
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.desired import desired_bundles
+from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.decide import decide
 from pretune.policy.model import Plan
 from pretune.policy.plan_builder import PlanBuilder
@@ -22,7 +22,7 @@ from tests.builders.pods import AttemptPod, sealed_report
 from tests.unit.policy.test_decide import answered, found
 
 KNOWN = {"storage": {"claimUID": "claim-uid"}}
-[WANTED] = [each.id for each in desired_bundles(PlanBuilder(observed(), NOW), ()).bundles]
+[WANTED] = [each.id for each in find_desired_bundles(PlanBuilder(observed(), NOW), ()).bundles]
 UNWANTED = "b-default"
 
 

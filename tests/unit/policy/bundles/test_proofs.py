@@ -12,7 +12,7 @@ from pretune.api.reasons import REASONS
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import Attempt, read_attempt
-from pretune.policy.bundles.desired import desired_bundles
+from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.bundles.proof_state import EXTRA_SECONDS, PROOF_CHECKS
 from pretune.policy.decide import decide
 from pretune.policy.model import Action, Create, Delete, Outcome, Patch, Plan
@@ -281,7 +281,7 @@ KNOWN = {"storage": {"claimUID": "claim-uid"}}
 
 
 def the_id(the_cache: Object) -> str:
-    [want] = desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles
+    [want] = find_desired_bundles(PlanBuilder(observed(the_cache), NOW), ()).bundles
     return want.id
 
 
@@ -541,7 +541,9 @@ def test_a_proof_occupies_its_target_as_an_attempt_does() -> None:
     targets = [{"name": "a"}, {"name": "b", "nodeSelector": {"gpu": "b"}}]
     both = [
         want.id
-        for want in desired_bundles(PlanBuilder(observed(cache(targets=targets)), NOW), ()).bundles
+        for want in find_desired_bundles(
+            PlanBuilder(observed(cache(targets=targets)), NOW), ()
+        ).bundles
     ]
     fields = {**FIGURES, "reason": "Proving"}
     records = [
@@ -599,7 +601,7 @@ def test_a_lost_report_is_asked_of_the_claim() -> None:
             "creationTimestamp": format_timestamp(NOW),
         },
     }
-    [want] = desired_bundles(PlanBuilder(observed(cache()), NOW), ()).bundles
+    [want] = find_desired_bundles(PlanBuilder(observed(cache()), NOW), ()).bundles
     for proven, state, reason in ((True, "Sealed", "Sealed"), (False, PROVING, "Retrying")):
         base = {
             **vars(sealed_report(BUNDLE, "inspect")),

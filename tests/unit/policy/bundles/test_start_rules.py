@@ -9,7 +9,7 @@ import pytest
 from pretune.api import names, reasons
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.desired import DesiredBundles, desired_bundles
+from pretune.policy.bundles.desired import DesiredBundles, find_desired_bundles
 from pretune.policy.bundles.start_rules import (
     BLOCKERS,
     BY_IMPORT,
@@ -34,7 +34,7 @@ TARGETS = [{"name": name, "nodeSelector": {"gpu": name}} for name in ("a", "b")]
 
 
 def desired_of(the_cache: Object) -> DesiredBundles:
-    return desired_bundles(PlanBuilder(observed(the_cache), NOW), ())
+    return find_desired_bundles(PlanBuilder(observed(the_cache), NOW), ())
 
 
 FIRST, SECOND = (each.id for each in desired_of(cache(targets=TARGETS)).bundles)  # of a and of b
@@ -59,7 +59,7 @@ def candidate(
     the_cache["metadata"]["annotations"] = annotations or {}
     plan = PlanBuilder(observed(the_cache, jobs=jobs, pods=pods), now)
     first, second = desired_of(the_cache).bundles
-    desired = [replace(first, current=current), replace(first, id=OTHER), second]
+    desired = [replace(first, is_current=current), replace(first, id=OTHER), second]
     for each in desired:
         plan.ensure(each.id)
     return Candidate(plan, desired[0], desired, storage, started, has_held_pods)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pretune.policy.bundles.desired import desired_bundles
+from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.cache.storage import ensure_claim
 from pretune.policy.hold.release import (
     REFUSED_RECHECK_SECONDS,
@@ -40,7 +40,7 @@ def held_pod(reason: str, *others: Consumer, before: str = "", **hold: object) -
     plan.look = None
     pod = next(pod for pod in pods if pod.is_held)
     rest = [pod for pod in pods if not pod.is_held]
-    return HeldPod(pod, plan, desired_bundles(plan, pods), storage, rest)
+    return HeldPod(pod, plan, find_desired_bundles(plan, pods), storage, rest)
 
 
 @pytest.mark.parametrize(
