@@ -10,8 +10,9 @@ from dataclasses import replace
 from pretune.manifests.gate import is_held
 from pretune.policy.bundles import adoption, proofs, retention, tuning
 from pretune.policy.bundles.desired import find_desired_bundles
-from pretune.policy.cache import agent_configmap, deletion, storage
+from pretune.policy.cache import agent_configmap, deletion
 from pretune.policy.cache.status import build_status
+from pretune.policy.cache.storage import ensure_claim
 from pretune.policy.cache.warnings import collect_warnings
 from pretune.policy.hold import release
 from pretune.policy.model import Observed, Plan
@@ -46,25 +47,25 @@ def decide(observed: Observed, now: float) -> Plan:
     had_no_claim = observed.claim is None
     observed = _with_outcomes(observed)
     plan = PlanBuilder(observed, now, claim_made=had_no_claim and observed.claim is not None)
-    claim = storage.ensure_claim(plan)
+    storage = ensure_claim(plan)
     pods = list_consumers(plan)
-    wanted = find_desired_bundles(plan, pods)
-    bundles = wanted.bundles
+    desired = find_desired_bundles(plan, pods)
+    bundles = desired.bundles
 
     tuning.process_finished_attempts(plan, bundles)  # how attempts ended
     proofs.process_finished_proofs(plan)  # how proofs ended
-    tuning.refuse(plan, bundles)  # what cannot be tuned as a copy
+    tuning.refuse_untunable(plan, bundles)  # what cannot be tuned as a copy
     retention.process_finished_prunes(plan, bundles)  # folders that were deleted
-    adoption.read_claim(plan, bundles, claim)  # bundles that only the claim shows
+    adoption.read_claim(plan, bundles, storage)  # bundles that only the claim shows
     proofs.require_proofs(plan, bundles)  # what was not proven yet
     agent_configmap.create_if_missing(plan)  # before a Job names it
-    if wanted.refused is None:
-        tuning.supersede(plan, bundles)  # attempts that nothing wants
-        tuning.start_attempts(plan, bundles, claim, pods)  # and proofs, and imports
+    if desired.refused is None:
+        tuning.end_unwanted(plan, bundles)  # attempts that nothing wants
+        tuning.start_attempts(plan, bundles, storage, pods)  # and proofs, and imports
         retention.retire(plan, bundles)
-    retention.prune(plan, claim)
+    retention.prune(plan, storage)
     rescue.rescue(plan, pods)  # pods that only we keep from starting
-    release.release_pods(plan, pods, wanted, claim)  # held pods that need not wait
+    release.release_pods(plan, pods, desired, storage)  # held pods that need not wait
     update_running_flags(plan, pods)
     plan.actions += agent_configmap.delete_outdated(plan)
 
@@ -77,7 +78,7 @@ def decide(observed: Observed, now: float) -> Plan:
     warnings = collect_warnings(plan, bundles, count_stale(plan, pods))
     gpu_seconds_saved, saved_until = sum_savings(plan, pods)
     status = replace(
-        build_status(plan, wanted, claim, counted, warnings),
+        build_status(plan, desired, storage, counted, warnings),
         gpu_seconds_saved=gpu_seconds_saved,
         saved_until=saved_until,
     )
@@ -89,7 +90,7 @@ def decide(observed: Observed, now: float) -> Plan:
         released=tuple(plan.released),
         ended=tuple(plan.ended),
         starts=warm_starts.list_readable_starts(pods) if observed.start_logs is not None else (),
-        requeue_after=None if plan.look is None else max(0.0, plan.look - now),
+        requeue_after=None if plan.requeue_time is None else max(0.0, plan.requeue_time - now),
     )
 
 

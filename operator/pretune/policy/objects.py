@@ -83,7 +83,7 @@ def describe_malformed(job: Object) -> str:
 
 
 def is_bundle_id(text: str) -> bool:
-    """Return whether a text may be a bundle's id, `<12 hex>-<target>`, as the status can hold it."""
+    """Return whether a text may be a bundle's id, `<12 hex>-<target>`, in the status."""
     return len(text) <= MAX_BUNDLE_ID and bool(_BUNDLE.fullmatch(text))
 
 
@@ -93,7 +93,7 @@ def attempt_number(job: Object) -> int:
 
 
 def fingerprint_of(job: Object) -> str:
-    """Return the fingerprint that a Job of ours was made for; "": it names none."""
+    """Return the fingerprint that a Job of ours is for; "": it names none."""
     return annotation(job, FINGERPRINT)
 
 

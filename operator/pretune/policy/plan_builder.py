@@ -43,7 +43,7 @@ ATTEMPT_ROLES = frozenset({TUNING, PROOF})  # of what occupies a target's node
 
 
 class PlanBuilder:
-    """The plan of one reconcile: bundles by id, as the status will have them, and what is to be done.
+    """The plan of one reconcile: what is to be done, and the bundles as the status will have them.
 
     Bundles are frozen: read `plan.bundles[bundle_id]` again after any function that was given the
     plan. They change through `put`, `set_state`, `forget` and `remove` only.
@@ -66,7 +66,7 @@ class PlanBuilder:
             self.known_place = ""  # the claim is read for what the status does not say any more
         self.released: list[Released] = []
         self.ended: list[EndedAttempt] = []
-        self.look: float | None = None
+        self.requeue_time: float | None = None
         self.claim_made = claim_made
         self.awaiting_claim: set[str] = set()  # bundles that only the claim can show
         uid = self.cache["metadata"]["uid"]
@@ -78,7 +78,7 @@ class PlanBuilder:
         if skipped:
             self.warn(reasons.MALFORMED, f"ignored: {'; '.join(skipped[:MAX_NAMED])}")
         here = storage_place(observed.key.name, self.spec)
-        self.elsewhere = tuple(
+        self.misplaced_jobs = tuple(
             job for job in self.jobs if annotation(job, STORAGE) not in ("", here)
         )
 
@@ -102,7 +102,7 @@ class PlanBuilder:
     def requeue_at(self, when: float | None) -> None:
         """Reconcile this key again at this time (Unix seconds), or earlier."""
         if when is not None:
-            self.look = when if self.look is None else min(self.look, when)
+            self.requeue_time = when if self.requeue_time is None else min(self.requeue_time, when)
 
     # --- bundles
 
@@ -111,7 +111,7 @@ class PlanBuilder:
         return self._bundles
 
     def put(self, bundle: BundleStatus) -> BundleStatus:
-        """Take over a bundle as it is now, and return it."""
+        """Set what the status will say of a bundle, and return it."""
         self._bundles[bundle.id] = bundle
         return bundle
 
@@ -162,7 +162,7 @@ class PlanBuilder:
         self.actions += [
             delete(job)
             for role in (TUNING, PROOF)
-            for job in self.attempts(bundle_id, role).values()
+            for job in self.find_jobs(bundle_id, role).values()
         ]
 
     def change_events(self) -> list[Event]:
@@ -207,7 +207,7 @@ class PlanBuilder:
         self.ended.append(EndedAttempt(bundle_id, reason, gpu_seconds, tuning_seconds))
 
     def record_superseded(self, bundle_id: str) -> None:
-        """Record the end of a bundle's attempt, or proof, if one is open: nothing wants it any more."""
+        """Record the end of a bundle's open attempt, or proof: nothing wants it any more."""
         bundle = self._bundles[bundle_id]
         if bundle.has_open_attempt:
             spent = self.gpu_seconds_of(bundle_id, TUNING, bundle.attempts)
@@ -221,7 +221,7 @@ class PlanBuilder:
         """Return the GPU-seconds of an attempt (TUNING) or a proof (PROOF), of pods still there."""
         pods = [
             pod
-            for pod in self.pods(bundle_id)
+            for pod in self.find_pods(bundle_id)
             if (label(pod, ROLE), label(pod, ATTEMPT)) == (role, str(number))
         ]
         return sum(gpu_seconds(pod, self.now) for pod in pods)
@@ -232,30 +232,30 @@ class PlanBuilder:
 
     # --- Jobs and pods
 
-    def attempts(self, bundle_id: str, role: str = TUNING) -> dict[int, Object]:
+    def find_jobs(self, bundle_id: str, role: str = TUNING) -> dict[int, Object]:
         """Return our Jobs that tune a bundle, or prove it (PROOF), where it is to be, by number."""
         return {
             attempt_number(job): job
             for job in self.jobs
             if label(job, ROLE) == role
             and label(job, BUNDLE) == bundle_id
-            and job not in self.elsewhere
+            and job not in self.misplaced_jobs
         }
 
-    def pods(self, bundle_id: str) -> list[Object]:
-        """Return every pod that tunes or proves a bundle, by its label, with any owner."""
+    def find_pods(self, bundle_id: str) -> list[Object]:
+        """Return every pod with the labels of an attempt or proof of a bundle, of any owner."""
         return [
             pod
             for pod in self.observed.pods
             if label(pod, ROLE) in ATTEMPT_ROLES and label(pod, BUNDLE) == bundle_id
         ]
 
-    def tried(self) -> set[str]:
+    def find_tried_ids(self) -> set[str]:
         """Return the bundles that our Jobs tune or prove, or did."""
         return {
             label(job, BUNDLE)
             for job in self.jobs
-            if label(job, ROLE) in ATTEMPT_ROLES and job not in self.elsewhere
+            if label(job, ROLE) in ATTEMPT_ROLES and job not in self.misplaced_jobs
         }
 
     def is_live(self, bundle_id: str, roles: Collection[str] = ATTEMPT_ROLES) -> bool:
@@ -268,7 +268,7 @@ class PlanBuilder:
             for job in self.observed.jobs
             if label(job, ROLE) in roles and label(job, BUNDLE) == bundle_id
         ]
-        pods = [pod for pod in self.pods(bundle_id) if label(pod, ROLE) in roles]
+        pods = [pod for pod in self.find_pods(bundle_id) if label(pod, ROLE) in roles]
         return any(not self._is_gone(pod) for pod in pods) or any(map(self._may_go_on, jobs))
 
     def _is_gone(self, pod: Object) -> bool:
@@ -277,9 +277,12 @@ class PlanBuilder:
         return is_finished(pod) or (lost_at is not None and self.now >= lost_at)
 
     def _may_go_on(self, job: Object) -> bool:
-        """A Job that we have ended is not over before its pod is, which on a lost node may be never;
-        it makes no other one. One whose bundle goes elsewhere is in the way by its name alone."""
-        if job in self.elsewhere:
+        """Whether a Job may still create a pod, or its name is in the way.
+
+        A Job that we have ended creates no other pod, but is finished only when its pod is, which
+        on a lost node may be never. One that writes to another place is in the way by its name.
+        """
+        if job in self.misplaced_jobs:
             return True
         if is_job_finished(job):
             return False
@@ -290,11 +293,11 @@ class PlanBuilder:
         ]
         return not (is_ended_by_us(job) and pods and all(map(self._is_gone, pods)))
 
-    def end(self, job: Object) -> None:
+    def end_job(self, job: Object) -> None:
         """End an attempt, once the status records what its pod reported.
 
-        By a deadline of 1 s: a Job that was deleted and made again under its name gave two live
-        pods. A suspended Job never starts its clock and has to be deleted.
+        By a deadline of 1 s: a Job that was deleted, and created again under its name, gave two
+        live pods. A suspended Job never starts its clock and has to be deleted.
         """
         if is_job_finished(job) or job["metadata"].get("deletionTimestamp"):
             return

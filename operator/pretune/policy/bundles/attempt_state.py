@@ -1,8 +1,8 @@
 """How an attempt stands, read from its Job and pod.
 
-ATTEMPT_CHECKS are asked in their order; the first that answers counts. A check gets one Attempt, and
-returns its state or None. A proof is an attempt with a list of its own (proof_state.py), and so is
-an import (imports.py): they share most checks.
+ATTEMPT_CHECKS are asked in their order; the first that answers counts. A check gets one Attempt,
+and returns its state or None. A proof is an attempt with a list of its own (proof_state.py), and
+so is an import (imports.py): they share most checks.
 """
 
 from __future__ import annotations

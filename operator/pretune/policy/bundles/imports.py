@@ -1,8 +1,9 @@
 """The annotation pretune.dev/import: a folder that the engine wrote elsewhere becomes a bundle.
 
 Of the newest source only, and before any GPU is used. One try for a bundle and a value, whose
-outcome is in the bundle's `import`; refused, the bundle is tuned as usual. A folder is one engine's,
-and the annotation outlives it: what went into one bundle goes into no other of that target.
+outcome is in the bundle's `import`; refused, the bundle is tuned as usual. A folder is one
+engine's, and the annotation outlives it: what went into one bundle goes into no other of that
+target.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def _jobs(plan: PlanBuilder, bundle_id: str = "") -> list[Object]:
         job
         for job in plan.jobs
         if label(job, ROLE) == IMPORTING
-        and job not in plan.elsewhere
+        and job not in plan.misplaced_jobs
         and bundle_id in ("", label(job, BUNDLE))
     ]
 
@@ -243,7 +244,10 @@ def start_import(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) ->
 
 
 def _is_taken(plan: PlanBuilder, desired: DesiredBundle, value: str) -> bool:
-    """Whether this folder went into another bundle of the target. What is noted of that stays when the other's status is gone."""
+    """Return whether this folder went into another bundle of the target, and record that it did.
+
+    The record stays when the other bundle's status is gone.
+    """
     for bundle in list(plan.bundles.values()):
         note = bundle.import_
         if (

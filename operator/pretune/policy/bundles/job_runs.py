@@ -20,7 +20,7 @@ from pretune.policy.pod_status import is_finished, is_job_finished
 
 def list_attempt_jobs(plan: PlanBuilder, bundle_id: str) -> list[Object]:
     """Return our Jobs that tune or prove a bundle, where it is to be."""
-    return [job for role in (TUNING, PROOF) for job in plan.attempts(bundle_id, role).values()]
+    return [job for role in (TUNING, PROOF) for job in plan.find_jobs(bundle_id, role).values()]
 
 
 def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | None:
@@ -31,7 +31,7 @@ def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | No
     """
     if job is None:
         return None
-    pods = [pod for pod in plan.pods(bundle_id) if owner_uid(pod) == job["metadata"]["uid"]]
+    pods = [pod for pod in plan.find_pods(bundle_id) if owner_uid(pod) == job["metadata"]["uid"]]
     return max(
         pods,
         key=lambda pod: (
@@ -61,13 +61,13 @@ def end_jobs(plan: PlanBuilder, bundle_id: str, jobs: Iterable[Object]) -> None:
             continue
         ends = [
             when
-            for pod in plan.pods(bundle_id)
+            for pod in plan.find_pods(bundle_id)
             if owner_uid(pod) == job["metadata"]["uid"] and (when := reported_at(pod)) is not None
         ]
         if ends and plan.now < max(ends) + LINGER_SECONDS:
             plan.requeue_at(max(ends) + LINGER_SECONDS)
         else:
-            plan.end(job)
+            plan.end_job(job)
 
 
 def create_job(

@@ -1,9 +1,9 @@
 """spec.verify: a bundle on the claim is given to no pod before a proof.
 
 The proof starts the engine from the bundle once, and the engine has to be warm. Until then the
-bundle is Proving. A proof is an attempt like those that tune: one Job, at most one live on a target;
-tuning.start decides when. A verdict about the bundle is final; what is not the bundle's fault is
-tried again.
+bundle is Proving. A proof is an attempt like those that tune: one Job, at most one live on a
+target; start_rules.py decides when. A verdict about the bundle is final; what is not the bundle's
+fault is tried again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _entries(bundle: BundleStatus) -> str:
 def process_finished_proofs(plan: PlanBuilder) -> None:
     """Read every proof whose end the status does not record yet, and end those not asked for."""
     for bundle_id in list(plan.bundles):
-        jobs, bundle = plan.attempts(bundle_id, PROOF), plan.bundles[bundle_id]
+        jobs, bundle = plan.find_jobs(bundle_id, PROOF), plan.bundles[bundle_id]
         if jobs or bundle.proofs is not None:
             bundle = plan.put(replace(bundle, proofs=max([bundle.proofs or 0, *jobs])))
         if bundle.has_open_proof:
@@ -165,7 +165,7 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
             plan.put(replace(bundle, new_entries=report.newEntries))
         record_failed_proof(plan, bundle_id, state.reason, state.message)
     if job is not None:
-        plan.end(job)
+        plan.end_job(job)
 
 
 def _record_proven(plan: PlanBuilder, bundle_id: str, warm: int | None) -> None:
@@ -222,7 +222,7 @@ def start_proof(plan: PlanBuilder, desired: DesiredBundle) -> bool:
     """Create the next proof's Job; return False where that was not tried.
 
     Not in the reconcile that withholds the bundle, but in the next, which follows at once and reads
-    a pod of its consumers, from which the proof's pod is made.
+    a pod of its consumers, from which the proof's pod is built.
     """
     if plan.state_before(desired.id) != PROVING:
         plan.requeue_at(plan.now)

@@ -85,7 +85,7 @@ def attempt_still_lives(c: Candidate) -> Blocked | None:
     if not plan.is_live(bundle_id):
         return None
     ours = {job["metadata"]["uid"] for job in list_attempt_jobs(plan, bundle_id)}
-    pods = plan.pods(bundle_id)
+    pods = plan.find_pods(bundle_id)
     foreign = [
         pod["metadata"]["name"]
         for pod in pods

@@ -1,4 +1,4 @@
-"""Attempts: how those that were started ended, and which one, or which proof, starts now."""
+"""Attempts: how those ended that were started, what starts now, and what nothing wants."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ REFUSED_BY_TEMPLATE = frozenset(
 def process_finished_attempts(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     """Read every attempt whose end the status does not record yet, and every import."""
     ids = {desired.id for desired in bundles}
-    for job in plan.elsewhere:
+    for job in plan.misplaced_jobs:
         plan.after.append(delete(job))
         bundle = plan.bundles.get(label(job, BUNDLE))
         if bundle is not None and bundle.state in (PENDING, TUNING_STATE):
             plan.forget(bundle.id, "spec.storage was changed")
-    for bundle_id in sorted(plan.tried() | set(plan.bundles)):
-        jobs = plan.attempts(bundle_id)
+    for bundle_id in sorted(plan.find_tried_ids() | set(plan.bundles)):
+        jobs = plan.find_jobs(bundle_id)
         if bundle_id not in plan.bundles:
             if bundle_id not in ids and not plan.is_live(bundle_id):
                 continue  # the finished Job of a bundle that the status has forgotten
-            known = jobs or plan.attempts(bundle_id, PROOF)
+            known = jobs or plan.find_jobs(bundle_id, PROOF)
             plan.ensure(bundle_id, fingerprint_of(known[max(known)]))
         bundle = plan.bundles[bundle_id]
         bundle = plan.put(replace(bundle, attempts=max([bundle.attempts, *jobs])))
@@ -119,7 +119,7 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
         return
     record_failed_attempt(plan, bundle_id, state.reason, state.message)
     if job is not None:
-        plan.end(job)
+        plan.end_job(job)
 
 
 def _record_sealed(
@@ -151,7 +151,7 @@ def _record_sealed(
 # --- starting
 
 
-def refuse(plan: PlanBuilder, bundles: Iterable[DesiredBundle]) -> None:
+def refuse_untunable(plan: PlanBuilder, bundles: Iterable[DesiredBundle]) -> None:
     """Refuse what cannot be tuned as a copy, before any Job.
 
     A template, or spec.tuning.allow, that was changed takes it back.
@@ -240,7 +240,7 @@ def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:
     return True
 
 
-def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
+def end_unwanted(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     """End attempts of what nothing wants any more, which gives their GPUs back.
 
     Such a bundle leaves the status once its attempt has ended.
@@ -250,12 +250,12 @@ def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
         if bundle.id in ids or bundle.state in (SEALED, RETIRED):
             plan.put(replace(bundle, unwanted_since=None))
             if bundle.id not in ids:
-                end_jobs(plan, bundle.id, plan.attempts(bundle.id, PROOF).values())
+                end_jobs(plan, bundle.id, plan.find_jobs(bundle.id, PROOF).values())
             continue
         if _may_be_wanted_again(plan, bundle, bundles):
             continue
         for job in list_attempt_jobs(plan, bundle.id):
-            plan.end(job)
+            plan.end_job(job)
         if bundle.is_withheld:
             _give_up(plan, bundle)
         elif plan.is_live(bundle.id):
@@ -266,16 +266,15 @@ def supersede(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
                 reasons.SUPERSEDED,
                 "nothing wants this bundle any more; its attempt ends",
             )
-        elif (
-            bundle.undeliverable is None
-        ):  # else its pods, which come back without us, would be given it again
+        elif bundle.undeliverable is None:
+            # With that mark it stays: its pods were recreated without it, and would get it again.
             plan.record_superseded(bundle.id)
-            plan.delete_jobs(bundle.id)  # wanted again it is no attempt that failed
+            plan.delete_jobs(bundle.id)  # desired again, it has no failed attempt
             plan.remove(bundle.id)
 
 
 def _give_up(plan: PlanBuilder, bundle: BundleStatus) -> None:
-    """Give up a bundle that is on the claim and was given to no pod: its folder goes like any other's."""
+    """Give up a bundle on the claim that was given to no pod: its folder is deleted like any."""
     if plan.is_live(bundle.id):
         if bundle.state == PROVING:
             plan.record_superseded(bundle.id)
@@ -293,8 +292,11 @@ def _give_up(plan: PlanBuilder, bundle: BundleStatus) -> None:
 def _may_be_wanted_again(
     plan: PlanBuilder, bundle: BundleStatus, bundles: tuple[DesiredBundle, ...]
 ) -> bool:
-    """Where pods are the source: one that is evicted or restarted is missing for a while, and what it needs is not to be tuned anew.
-    A newer revision, and a source that was changed, are clear words."""
+    """Return whether to wait, since pods may need the bundle again soon.
+
+    Where pods are the source, a pod that is evicted or restarted is missing for a while, and its
+    attempt shall not begin again. Not where there is a newer revision, or the cache names a source.
+    """
     if plan.observed.source is not None:
         return False
     started = max(

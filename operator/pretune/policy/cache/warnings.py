@@ -234,8 +234,8 @@ def label_in_selector(workload: AdvisedWorkload) -> Finding | None:
     return (
         advice.LABEL_IN_SELECTOR,
         f"{workload.title}: spec.selector.{field} has {CACHE}, and can never be changed:"
-        " recreate it with the label in spec.template.metadata.labels only, so that its pods can be moved to"
-        " another cache, or to none",
+        " recreate it with the label in spec.template.metadata.labels only, so that its pods can be"
+        " moved to another cache, or to none",
     )
 
 

@@ -1,9 +1,9 @@
 """When a held pod is released. Whether a pod is held at all: gate.py.
 
 RELEASE_RULES are asked in their order; the first that answers releases the pod. A rule gets one
-HeldPod, and returns why it is released, in words that follow "released: "; None, if the rule does not
-apply; or Wait, if it may apply later though nothing wakes the controller then. No rule changes the
-plan.
+HeldPod. It returns why the pod is released, in words that follow "released: "; None, if the rule
+does not apply; or Wait, if it may apply later though nothing wakes the controller then. No rule
+changes the plan.
 """
 
 from __future__ import annotations

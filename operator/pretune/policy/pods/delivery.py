@@ -37,9 +37,10 @@ def decide_delivery(
     """Return what one pod of a CREATE request is given.
 
     cache: as last seen, None if there is none of the name. It is used as it is, also where its
-    status is of an older generation. pod: without any parts of ours (manifests.injection). template:
-    as its author wrote it (model.Origin.template). owner: the controlling owner's kind (Origin.kind).
-    can_hold: the controller renewed its lease within 15 s. agent: the agent ConfigMap's name.
+    status is of an older generation. pod: without any parts of ours (manifests.injection).
+    template, owner: of the pod's origin (model.Origin): the template as its author wrote it, the
+    controlling owner's kind. can_hold: the controller renewed its lease within 15 s. agent: the
+    agent ConfigMap's name.
     """
     admission = PodAdmission(namespace, cache or {}, pod, template, owner, can_hold)
     for left_alone_reason, rule in LEFT_ALONE_RULES:
@@ -95,7 +96,7 @@ def _choice(a: PodAdmission) -> Choice:
 
 
 def _is_of_unknown_origin(bundle: BundleStatus) -> bool:
-    """Whether only a person claims that the bundle is this engine's: imports were not tuned here."""
+    """Whether only a person says that the bundle is this engine's: imports were not tuned here."""
     return not bundle.tuned_seconds and not bundle.proven
 
 
@@ -183,7 +184,10 @@ def tuning_failed(a: PodAdmission) -> str | None:
 def suspended(a: PodAdmission) -> str | None:
     """The spec stops tuning, and the bundle is not there."""
     if a.spec.suspend and not a.is_given:
-        return f"spec.suspend of cache {a.key} is true, and bundle {a.need.bundle_id} is not {a.missing_state}"
+        return (
+            f"spec.suspend of cache {a.key} is true, and bundle {a.need.bundle_id} is not"
+            f" {a.missing_state}"
+        )
     return None
 
 

@@ -51,8 +51,8 @@ def needs_events(pod: Object, now: float) -> bool:
 
     It was given a bundle, nothing gates it, and for START_GRACE_SECONDS it has not started: its
     volumes are not mounted, the scheduler names volumes, or seed cannot be created. A pod that
-    waits for an image or for other resources is never our storage's fault. controller/project.py may have
-    cut the pod down.
+    waits for an image or for other resources is never our storage's fault. controller/project.py
+    may have cut the pod down.
     """
     has_bundle = (pod["metadata"].get("annotations") or {}).get(BUNDLE)
     return (

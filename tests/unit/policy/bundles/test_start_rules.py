@@ -294,4 +294,4 @@ def test_no_rule_changes_the_plan(case: str, given: Candidate, expected: Blocked
     for rule in BLOCKERS:
         rule(given)
     assert before == (dict(plan.bundles), plan.actions, plan.after, plan.events), case
-    assert plan.look is None
+    assert plan.requeue_time is None

@@ -37,7 +37,7 @@ def held_pod(reason: str, *others: Consumer, before: str = "", **hold: object) -
     storage, pods = ensure_claim(plan), list_consumers(plan)
     if before:
         plan.set_state(NEW, "Pending", reason, "exceeded quota")  # type: ignore[arg-type]
-    plan.look = None
+    plan.requeue_time = None
     pod = next(pod for pod in pods if pod.is_held)
     rest = [pod for pod in pods if not pod.is_held]
     return HeldPod(pod, plan, find_desired_bundles(plan, pods), storage, rest)
@@ -80,4 +80,4 @@ def test_the_verdict_about_a_held_pod_changes_nothing(held: HeldPod, verdict: Ve
     before = (dict(plan.bundles), list(plan.actions), list(plan.after), list(plan.events))
     assert judge(held) == verdict
     assert before == (dict(plan.bundles), plan.actions, plan.after, plan.events)
-    assert plan.look is None
+    assert plan.requeue_time is None

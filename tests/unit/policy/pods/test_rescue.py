@@ -742,7 +742,7 @@ def test_no_pod_is_rescued_before_its_time_and_the_plan_requeues_for_it() -> Non
     [sandbox] = [each for each in pod["status"]["conditions"] if each["type"] == SANDBOX]
     sandbox["lastTransitionTime"] = format_timestamp(NOW - START_GRACE_SECONDS + 7)
     plan = run(pod)
-    assert (plan.after, plan.events, plan.look) == ([], [], NOW + 7)
+    assert (plan.after, plan.events, plan.requeue_time) == ([], [], NOW + 7)
 
 
 def test_a_pod_whose_claim_is_not_the_caches_any_more_is_deleted_without_a_mark() -> None:
@@ -913,16 +913,16 @@ def test_a_mark_is_removed_when_its_cause_may_be_gone(
 
 @pytest.mark.parametrize(("reason", "hours"), [("MountFailed", 1), ("SeedCannotRun", 6)])
 def test_the_plan_requeues_for_the_expiry_of_a_mark(reason: str, hours: int) -> None:
-    assert run(record=sealed(undeliverable=mark(reason))).look == NOW - 60 + hours * 3600
+    assert run(record=sealed(undeliverable=mark(reason))).requeue_time == NOW - 60 + hours * 3600
 
 
 def test_a_pod_without_a_failure_yet_is_checked_less_and_less_often() -> None:
     waiting = Consumer("web", 1, age=9000).given(GIVEN)._but(spec={"nodeName": "node0"})
     for ago, expected in ((10, 50), (60, 15), (400, 100), (7200, 300)):
         pod = waiting.but(conditions=[condition(SANDBOX, "False", ago)])
-        assert run(pod).look == NOW + expected
+        assert run(pod).requeue_time == NOW + expected
     assert (
-        run(waiting.but(conditions=[condition(SANDBOX, "True", 400)])).look is None
+        run(waiting.but(conditions=[condition(SANDBOX, "True", 400)])).requeue_time is None
     )  # images and programs
 
 
