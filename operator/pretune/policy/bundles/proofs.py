@@ -94,8 +94,8 @@ def process_finished_proofs(plan: PlanBuilder) -> None:
     """Read every proof whose end the status does not record yet, and end those not asked for."""
     for bundle_id in list(plan.bundles):
         jobs, bundle = plan.find_jobs(bundle_id, PROOF), plan.bundles[bundle_id]
-        if jobs or bundle.proofs is not None:
-            bundle = plan.put(replace(bundle, proofs=max([bundle.proofs or 0, *jobs])))
+        if jobs and max(jobs) > (bundle.proofs or 0):
+            bundle = plan.put(replace(bundle, proofs=max(jobs)))
         if bundle.has_open_proof:
             _read_proof(plan, bundle_id, jobs.get(bundle.proofs or 0))
             continue

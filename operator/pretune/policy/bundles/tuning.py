@@ -82,7 +82,8 @@ def process_finished_attempts(plan: PlanBuilder, bundles: tuple[DesiredBundle, .
             known = jobs or plan.find_jobs(bundle_id, PROOF)
             plan.ensure(bundle_id, fingerprint_of(known[max(known)]))
         bundle = plan.bundles[bundle_id]
-        bundle = plan.put(replace(bundle, attempts=max([bundle.attempts, *jobs])))
+        if jobs and max(jobs) > bundle.attempts:
+            bundle = plan.put(replace(bundle, attempts=max(jobs)))
         if bundle.has_open_attempt:
             _read_attempt(plan, bundle_id, jobs.get(bundle.attempts))
         else:
@@ -248,7 +249,8 @@ def end_unwanted(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     ids = {desired.id for desired in bundles}
     for bundle in list(plan.bundles.values()):
         if bundle.id in ids or bundle.state in (SEALED, RETIRED):
-            plan.put(replace(bundle, unwanted_since=None))
+            if bundle.unwanted_since is not None:
+                plan.put(replace(bundle, unwanted_since=None))
             if bundle.id not in ids:
                 end_jobs(plan, bundle.id, plan.find_jobs(bundle.id, PROOF).values())
             continue

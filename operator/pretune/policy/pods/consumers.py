@@ -180,7 +180,9 @@ def update_running_flags(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
     running = {pod.bundle for pod in pods if pod.is_running}
     serving = {pod.bundle for pod in pods if pod.is_running and pod.is_ready}
     for bundle in list(plan.bundles.values()):
-        plan.put(replace(bundle, running=bundle.id in running, serving=bundle.id in serving))
+        flags = (bundle.id in running, bundle.id in serving)
+        if flags != (bundle.running, bundle.serving):
+            plan.put(replace(bundle, running=flags[0], serving=flags[1]))
 
 
 def count_consumers(
