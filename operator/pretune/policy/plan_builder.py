@@ -62,8 +62,6 @@ class PlanBuilder:
         self.actions: list[Action] = []
         self.after: list[Action] = []
         self.events: list[Event] = []
-        if self.status.skipped:
-            self.known_place = ""  # the claim is read for what the status does not say any more
         self.released: list[Released] = []
         self.ended: list[EndedAttempt] = []
         self.requeue_time: float | None = None
@@ -194,8 +192,13 @@ class PlanBuilder:
         """Record that the open attempt, or proof, of a bundle ends with this plan.
 
         To be called where the status records that end: from the next reconcile on the attempt is
-        not open any more, so that it counts once. One that was superseded has counted already.
+        not open any more, so that it counts once. One that was superseded has counted already,
+        with this plan or with an earlier one.
         """
+        if any(
+            end.bundle_id == bundle_id and end.reason == reasons.SUPERSEDED for end in self.ended
+        ):
+            return
         before = self.before.get(bundle_id)
         has_counted = before is not None and before.reason == reasons.SUPERSEDED
         if (

@@ -429,6 +429,24 @@ def test_a_bundle_whose_status_is_malformed_is_read_from_the_claim_again() -> No
     assert create.object["metadata"]["labels"][names.ROLE] == names.INSPECT
 
 
+def test_a_malformed_part_does_not_hide_a_change_of_the_claim() -> None:
+    [bundle] = ids(cache())
+    sealed = bundle_json(bundle, layout="Managed", sealedAt=format_timestamp(NOW))
+    before = decide(observed(cache(status_of(sealed, bundle_json("x", attempts=-1)))), NOW)
+    assert before.status is not None and before.status["storage"] == {"claimUID": "claim-uid"}
+    other = claim()
+    other["metadata"]["uid"] = "another"
+    plan = decide(observed(cache(dict(before.status)), claim=other), NOW)
+    assert ready(plan) == ("False", "Inspecting")
+
+
+def test_a_place_whose_record_was_malformed_is_recorded_again() -> None:
+    [bundle] = ids(cache())
+    sealed = bundle_json(bundle, layout="Managed", sealedAt=format_timestamp(NOW))
+    plan = decide(observed(cache({"storage": "claim", "bundles": [sealed]})), NOW)
+    assert plan.status is not None and plan.status["storage"] == {"claimUID": "claim-uid"}
+
+
 # --- a bundle's end
 
 
@@ -491,6 +509,16 @@ def test_a_retired_bundle_that_is_wanted_again_comes_back() -> None:
         entries=3,
     )
     assert ready(decide(observed(cache(status_of(retired))), NOW)) == ("True", "Sealed")
+
+
+def test_a_retired_bundle_that_is_wanted_again_after_its_claim_is_gone_is_pending() -> None:
+    [bundle] = ids(cache())
+    retired = bundle_json(
+        bundle, "Retired", retiredAt=format_timestamp(NOW), sealedAt=format_timestamp(NOW)
+    )
+    plan = decide(observed(cache(status_of(retired)), claim=None), NOW)
+    assert plan.status is not None
+    assert [(each["id"], each["state"]) for each in plan.status["bundles"]] == [(bundle, "Pending")]
 
 
 # --- what is left behind

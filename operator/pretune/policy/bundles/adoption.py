@@ -83,8 +83,9 @@ def read_claim(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: S
 
     That is an attempt that ended without a report, and a place of which the status knows nothing:
     status.storage names the one that it knows, a claim that was created empty or one that was read.
+    After a part of the status was malformed the claim is read for what that part may have said.
     """
-    _forget_what_an_empty_claim_lacks(plan, storage)
+    _forget_what_an_empty_claim_lacks(plan, bundles, storage)
     is_read = storage.ready and not plan.spec.suspend
     lost = {bundle.id for bundle in plan.bundles.values() if _is_lost(plan, bundle)}
     # Folders that are still being deleted: an answer would be of no use.
@@ -92,6 +93,12 @@ def read_claim(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: S
     asked = set(lost)
     if is_read and plan.place != plan.known_place:
         asked |= _list_unknown(plan, bundles) - unanswerable
+        if not asked and any(bundle.is_on_claim for bundle in plan.bundles.values()):
+            plan.known_place = plan.place  # only the record of the place was lost
+    elif is_read and plan.status.skipped:
+        asked |= _list_pending(plan, bundles) - unanswerable
+        if asked:
+            plan.known_place = ""  # until the claim has answered
     key = build_request_key(plan.place, [plan.bundles[each] for each in sorted(asked)])
     job = _find_inspect_job(plan, key if asked else "")
     if not storage.ready:
@@ -112,7 +119,9 @@ def read_claim(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: S
     _take_over(plan, asked, report)
 
 
-def _forget_what_an_empty_claim_lacks(plan: PlanBuilder, storage: Storage) -> None:
+def _forget_what_an_empty_claim_lacks(
+    plan: PlanBuilder, bundles: tuple[DesiredBundle, ...], storage: Storage
+) -> None:
     """Forget bundles on a claim that was created by this reconcile, or was never bound."""
     is_new = plan.claim_made or (plan.observed.claim is None and not plan.spec.claim.existing)
     is_unbound = plan.place not in ("", plan.known_place) and storage.ready and storage.empty
@@ -124,6 +133,8 @@ def _forget_what_an_empty_claim_lacks(plan: PlanBuilder, storage: Storage) -> No
         elif bundle.state == RETIRED:
             plan.delete_jobs(bundle.id)
             plan.remove(bundle.id)
+    for desired in bundles:  # one that was retired may be desired again
+        plan.ensure(desired.id, desired.inputs.fingerprint, desired.target.name)
     plan.known_place = plan.place
 
 
@@ -139,11 +150,16 @@ def _list_unknown(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> set[
             if bundle.state == FAILED or is_unsafe:
                 plan.forget(bundle.id, "spec.storage was changed")
         unknown |= {bundle.id for bundle in plan.bundles.values() if bundle.is_on_claim}
-    for desired in bundles:
-        is_pending = plan.bundles[desired.id].state == PENDING
-        if is_pending and not plan.is_live(desired.id, {TUNING}):
-            unknown.add(desired.id)
-    return unknown
+    return unknown | _list_pending(plan, bundles)
+
+
+def _list_pending(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> set[str]:
+    """Return the desired bundles that are pending, and that no attempt tunes at the moment."""
+    return {
+        desired.id
+        for desired in bundles
+        if plan.bundles[desired.id].state == PENDING and not plan.is_live(desired.id, {TUNING})
+    }
 
 
 def build_request_key(place: str, bundles: list[BundleStatus]) -> str:

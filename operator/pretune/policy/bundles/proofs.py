@@ -55,15 +55,14 @@ def require_proofs(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> Non
 
     Before any policy looks at what is sealed: also what this very reconcile has sealed or adopted.
     """
+    if plan.spec.verify != "BeforeRelease":
+        for bundle in list(plan.bundles.values()):
+            if bundle.is_withheld and not is_judged(bundle):
+                plan.put(replace(bundle, last_failure=None))
+                message = f"{_entries(bundle)}, not proven (spec.verify is Never)"
+                plan.set_state(bundle.id, SEALED, reasons.SEALED, message)
     for desired in bundles:
         require_proof(plan, desired)
-    if plan.spec.verify == "BeforeRelease":
-        return
-    for bundle in list(plan.bundles.values()):
-        if bundle.is_withheld and not is_judged(bundle):
-            plan.put(replace(bundle, last_failure=None))
-            message = f"{_entries(bundle)}, not proven (spec.verify is Never)"
-            plan.set_state(bundle.id, SEALED, reasons.SEALED, message)
 
 
 def require_proof(plan: PlanBuilder, desired: DesiredBundle) -> None:

@@ -180,6 +180,13 @@ def test_an_attempt_that_is_given_up_counts_once(
     assert ends(plan_for(bundle_after(plan, before["id"]), *pods)) == []
 
 
+def test_an_attempt_in_an_old_place_and_one_in_the_new_place_end_once_in_a_plan() -> None:
+    elsewhere = {**ELSEWHERE, "metadata": {**ELSEWHERE["metadata"], "name": "elsewhere"}}
+    failed = pod(ago=60).ended(ENGINE, 1).but(status={"phase": "Failed"})
+    plan = plan_for(tuning(), failed, jobs=(elsewhere, job(WANTED).failed()))
+    assert [end.reason for end in plan.ended] == ["Superseded"]
+
+
 def test_what_a_superseded_attempt_does_while_it_is_ended_is_no_second_end() -> None:
     """Its pod is killed, and its containers' exit codes say so."""
     killed = pod(UNWANTED, ago=60).ended(ENGINE, 137)

@@ -493,6 +493,7 @@ def test_what_is_not_the_bundles_fault_is_tried_again_in_its_time_as_often_as_at
     ) and "proof 3 of 3" in third["message"]
     free = told(looked(third, spec={"verify": "Never"}))
     assert free["state"] == "Sealed" and "lastFailure" not in free, "it was never judged"
+    assert free["gpus"] and free["coldSeconds"], "what savings are counted with, in the same status"
 
 
 def test_what_we_ended_ourselves_is_no_verdict() -> None:
