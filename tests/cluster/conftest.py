@@ -377,9 +377,8 @@ def start_held_pod(
             OperatorControl(kube, SYSTEM, BUILD / "bin").wait_until_working()
             kube.create(deployment(namespace, serving_template("v1", signals=signals.folder)))
             recorder.wait_until(lambda s: len(s.pods("v1")) == 1, 60, "its pod")
-            if "lease" not in recorder.pods("v1")[0]["metadata"]["annotations"].get(
-                "pretune.dev/reason", ""
-            ):
+            annotations = recorder.pods("v1")[0]["metadata"]["annotations"]
+            if "renewed its lease" not in annotations.get("pretune.dev/reason", ""):
                 break
             kube.delete("Deployment", namespace, "serving")
             recorder.wait_until(lambda s: not s.pods("v1"), 60, "none of its pods")
