@@ -41,9 +41,10 @@ lint: venv ## format, lint, types, import layers
 check: lint ## before a commit: lint, and the tests that only compute
 	$(PYTHON) -m pytest -q -n 2 --ignore=tests/unit/agent --ignore=tests/unit/webhook tests/unit
 
-unit: venv ## the tests that need no cluster; what is generated, by sample
+unit: venv ## pretune's tests that need no cluster, in a minute and a half: a sample of generated cases
 	-@$(MAKE) --no-print-directory clients
-	$(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "not cluster and not rehearsal" tests
+	$(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder \
+	  tests/unit tests/sim tests/chart
 
 properties: venv ## a million generated pods: inject, strip, hold, release
 	PRETUNE_PROPERTIES=1000000 $(PYTHON) -m pytest -q -n 2 \

@@ -23,6 +23,7 @@ from pretune.engines.logs import (
 from pretune.engines.vllm.log import MAX_WORDS, Parser
 
 from tests.builders.strategies import law
+from tests.depth import examples
 
 KEY = "d" * 64
 FILE = f"/pretune/tactics/{KEY}/autotune_configs_dp0_rank0.json"
@@ -303,7 +304,7 @@ MEBIBYTE = 1 << 20
 def test_hundreds_of_megabytes_of_anything_stay_small(chunk: bytes, times: int) -> None:
     reader = Parser()
     tracemalloc.start()
-    for _ in range(times):
+    for _ in range(examples(times)):
         reader.feed(chunk)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
