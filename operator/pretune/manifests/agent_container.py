@@ -29,9 +29,10 @@ AGENT_VOLUME, CLAIM_VOLUME = "pretune-agent", "pretune-claim"
 
 SEED = "seed"
 
-# Seal runs beside the engine, so this adds to what the pod requests. Requests equal limits: a
-# Guaranteed pod stays Guaranteed, and a quota on limits accepts it.
-SEAL_RESOURCES = {"cpu": "500m", "memory": "256Mi"}
+# Of seal, prove and import. Seal and prove run beside the engine: what they request, the node needs
+# beside what a serving pod needs. They wait most of the time. A quota on limits accepts them.
+_SEAL_LIMITS = {"cpu": "500m", "memory": "256Mi"}
+_SEAL_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
 _COPIED_RESOURCES = ("cpu", "memory", "ephemeral-storage")
 
 # Linux refuses to start a process with a variable of 128 KiB (MAX_ARG_STRLEN).
@@ -190,6 +191,19 @@ def select_path_variables(env: list[Object]) -> list[Object]:
             selected.append(copy.deepcopy(variable))
             needed |= set(re.findall(r"\$\(([^)]*)\)", variable.get("value") or ""))
     return selected[::-1]
+
+
+def build_seal_resources(engine: Object) -> Object:
+    """Return the resources of a container that seals, proves or imports.
+
+    Requests equal limits where the engine's do, so that a Guaranteed pod stays Guaranteed.
+    """
+    resources: Mapping[str, Any] = engine.get("resources") or {}
+    limits = resources.get("limits") or {}
+    requests = {**limits, **(resources.get("requests") or {})}
+    is_guaranteed = all(name in limits and requests[name] == limits[name] for name in _SEAL_LIMITS)
+    requested = _SEAL_LIMITS if is_guaranteed else _SEAL_REQUESTS
+    return {"limits": dict(_SEAL_LIMITS), "requests": dict(requested)}
 
 
 def copy_resources(engine: Object) -> Object:

@@ -24,8 +24,8 @@ from pretune.config import Settings
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
-    SEAL_RESOURCES,
     build_agent_container,
+    build_seal_resources,
 )
 from pretune.manifests.job import build_job, hashed_name, template_to_copy
 from pretune.manifests.tuning_pod import (
@@ -125,7 +125,7 @@ def _import_pod(
         source = {"claimName": source_claim, "readOnly": True}
         volumes.append({"name": SOURCE_VOLUME, "persistentVolumeClaim": source})
     mount = {"name": source_volume, "mountPath": SOURCE_MOUNT, "readOnly": True}
-    resources = {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
+    resources = build_seal_resources(engine)
     container = build_agent_container(
         IMPORT_CONTAINER,
         "import",

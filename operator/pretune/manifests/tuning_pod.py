@@ -17,8 +17,8 @@ from pretune.config import Settings
 from pretune.manifests.agent_container import (
     AGENT_VOLUME,
     CLAIM_VOLUME,
-    SEAL_RESOURCES,
     build_agent_container,
+    build_seal_resources,
     build_seed_container,
     copy_resources,
 )
@@ -194,9 +194,7 @@ class _AgentContainers:
         return {} if self.has_pod_resources else copy_resources(self.engine)
 
     def _small_resources(self) -> Object:
-        if self.has_pod_resources:
-            return {}
-        return {"limits": dict(SEAL_RESOURCES), "requests": dict(SEAL_RESOURCES)}
+        return {} if self.has_pod_resources else build_seal_resources(self.engine)
 
 
 def _kept_containers(pod: Object, engine: Object, keep: tuple[str, ...]) -> list[Object]:

@@ -721,9 +721,24 @@ def test_check_copies_the_engines_resources_so_that_no_quota_counts_it(pod: Obje
         assert copied.get(kind, {}) == wanted
 
 
-def test_seal_is_small_and_its_requests_are_its_limits_so_that_a_guaranteed_pod_stays_one() -> None:
-    resources = seal_in(tuned(engine()))["resources"]
-    assert resources["limits"] == resources["requests"] == {"cpu": "500m", "memory": "256Mi"}
+@pytest.mark.parametrize(
+    ("limits", "requests", "cpu"),
+    [
+        ({}, {}, "100m"),
+        ({"cpu": "8", "memory": "64Gi"}, {"cpu": "4", "memory": "64Gi"}, "100m"),
+        ({"memory": "64Gi"}, {"cpu": "8", "memory": "64Gi"}, "100m"),
+        ({"cpu": "8", "memory": "64Gi"}, {"cpu": "8", "memory": "64Gi"}, "500m"),
+        ({"cpu": "8", "memory": "64Gi"}, {}, "500m"),
+    ],
+)
+def test_seal_requests_little_but_its_whole_limit_where_the_engine_is_guaranteed(
+    limits: Object, requests: Object, cpu: str
+) -> None:
+    resources = seal_in(tuned(engine(resources={"limits": limits, "requests": requests})))
+    assert resources["resources"] == {
+        "limits": {"cpu": "500m", "memory": "256Mi"},
+        "requests": {"cpu": cpu, "memory": "256Mi"},
+    }
 
 
 def test_in_a_pod_with_resources_our_containers_have_none_since_they_could_exceed_them() -> None:
