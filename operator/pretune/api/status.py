@@ -264,6 +264,8 @@ class CacheStatus(Part):
 def _read_items(each: Field, items: list[Any], skipped: list[str]) -> Iterator[Any]:
     """Yield the items of a list of the status that can be read."""
     assert isinstance(each.kind, ListOf)
+    if len(items) > each.kind.max_items:
+        skipped.append(f"status.{each.json_name}: items after the first {each.kind.max_items}")
     for index, item in enumerate(items[: each.kind.max_items]):
         try:
             yield each.kind.item.read(item)

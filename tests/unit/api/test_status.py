@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pretune.api.names import PENDING, PROVING, SEALED, STATES, TUNING_STATE
 from pretune.api.schema import Malformed
 from pretune.api.spec import Spec
-from pretune.api.status import BundleStatus, CacheStatus, Environment, Failure, Writer
+from pretune.api.status import MAX_BUNDLES, BundleStatus, CacheStatus, Environment, Failure, Writer
 
 from tests.builders.caches import bundle_json, cache
 from tests.builders.constants import NOW
@@ -124,6 +124,13 @@ def test_one_malformed_bundle_is_left_out_and_named_and_the_others_are_there() -
         "status.bundles[1]:",
         "status.storage:",
     ]
+
+
+def test_bundles_beyond_the_bound_are_left_out_and_named() -> None:
+    bundles = [bundle_json(f"{index:012d}-a") for index in range(MAX_BUNDLES + 1)]
+    status = CacheStatus.from_cache(cache({"bundles": bundles}))
+    assert len(status.bundles) == MAX_BUNDLES
+    assert status.skipped == (f"status.bundles: items after the first {MAX_BUNDLES}",)
 
 
 @given(
