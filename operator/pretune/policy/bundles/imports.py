@@ -64,7 +64,7 @@ def source_of(value: str) -> tuple[str, str]:
     if not _CLAIM.fullmatch(claim):
         raise Refused(
             reasons.IMPORT_REFUSED,
-            f"annotation {IMPORT}: {claim!r} is no claim's name; it is <claim>[/<path in it>]",
+            f"annotation {IMPORT}: {claim!r} is not the name of a claim; write <claim>[/<path in it>]",
         )
     if len(value) >= MAX_VALUE or not path.isprintable():
         raise Refused(

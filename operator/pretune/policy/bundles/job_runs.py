@@ -55,7 +55,10 @@ def count_disruptions(plan: PlanBuilder, bundle_id: str, pod: Object | None) -> 
 
 
 def end_jobs(plan: PlanBuilder, bundle_id: str, jobs: Iterable[Object]) -> None:
-    """End Jobs whose attempts the status calls finished; after a report a pod may linger first."""
+    """End the Jobs of attempts that the status records as finished.
+
+    After a report the pod has some time to end first.
+    """
     for job in jobs:
         if is_job_finished(job):
             continue
@@ -89,7 +92,7 @@ def create_job(
             bundle_id,
             state,
             reasons.NAME_TAKEN,
-            f"Job {name} belongs to another object; it is waited for",
+            f"Job {name} belongs to another object; the attempt starts when that Job is gone",
         )
         plan.requeue_at(plan.now + 10)
     else:

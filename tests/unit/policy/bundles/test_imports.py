@@ -164,8 +164,8 @@ def test_only_a_bundle_that_is_to_be_tuned_is_imported(state: str) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("Home/x", "'Home' is no claim's name; it is <claim>[/<path in it>]"),
-        ("/x", "'' is no claim's name"),
+        ("Home/x", "'Home' is not the name of a claim; write <claim>[/<path in it>]"),
+        ("/x", "'' is not the name of a claim"),
         ("home/../../etc", "'../../etc' leads out of the claim"),
         ("home/a\nb", "is no path of a folder"),
         ("home/" + "x" * 2000, "is no path of a folder"),
