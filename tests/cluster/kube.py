@@ -181,7 +181,10 @@ class Kube:
             ) as stream:
                 for line in stream.iter_lines():
                     event = json.loads(line)
-                    if event["type"] == "ERROR":
+                    if event.get("type") in (
+                        None,
+                        "ERROR",
+                    ):  # None: a Status, of a server that ends
                         break
                     yield event["type"], event["object"]
             if time.monotonic() >= end:

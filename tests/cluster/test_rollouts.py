@@ -325,8 +325,8 @@ def test_engines_that_differ_in_each_pod_start_cold_and_the_difference_is_named(
     recorder.wait_until(lambda s: s.are_ready(5), 120, "five engines")
     cache = wait_for_condition(kind="Stalled", reason="TooManyFingerprints")
     message = condition(cache, "Stalled")["message"]
+    assert "5 different engines ask for tactics, 4 get them" in message
     assert "env ENGINE_TUNES_UNTIL, env VERSION" in message and "v4" not in message
-    assert len(bundles(cache)) == 4
     assert not recorder.names_of_held()
 
 

@@ -37,15 +37,15 @@ def test_warm_starts_are_counted_from_logs_with_what_they_saved(
     operator: str,
 ) -> None:
     template = serving_template(
-        "v1", env={"ENGINE_SECONDS_PER_ENTRY": "0.2"}, **PER_RANK
-    )  # a cold start takes seconds
+        "v1", env={"ENGINE_SECONDS_PER_ENTRY": "1"}, **PER_RANK
+    )  # a start that takes as long as a cold one saves nothing, and a busy machine delays a warm one
     create_cache(template=template, verify="BeforeRelease")
     [record] = bundles(wait_for_condition())
     kube.create(deployment(namespace, template, 2))
     wait_for_counts(kube, namespace, "demo", warm=2, partial=0, tuned=0, seeded=2)
     saved = 2 * record["gpus"] * (record["coldSeconds"] - record["warmSeconds"])
     cache = kube.wait_until("AutotuneCache", namespace, "demo",
-                       lambda cache: cache["status"].get("gpuSecondsSaved") == saved, 60, f"{saved} GPU-seconds saved")  # fmt: skip
+                       lambda cache: cache["status"].get("gpuSecondsSaved") == saved, 120, f"{saved} GPU-seconds saved")  # fmt: skip
     assert saved >= 8 and cache["status"]["savedUntil"]
     [controller] = OperatorControl(kube, operator, BUILD / "bin").metrics(CONTROLLER).values()
     assert metric(controller, "pretune_starts_total", namespace=namespace, result="warm") == 2
