@@ -62,7 +62,9 @@ async def run(settings: ControllerSettings) -> None:
             partial(release_orphaned_pods, cluster),
         )
         lease = Lease(cluster, settings.namespace, settings.identity)
-        metrics = ControllerMetrics(queue.depth, queue.stuck_seconds, lambda: lease.is_held)
+        metrics = ControllerMetrics(
+            queue.depth, queue.stuck_seconds, lambda: lease.is_held, queue.waits
+        )
         log_reader = None
         if settings.read_logs:
             log_reader = LogReader(

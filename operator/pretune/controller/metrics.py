@@ -7,8 +7,9 @@ here does I/O, and the cost of a reconcile does not depend on the number of cach
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from prometheus_client import disable_created_metrics
@@ -25,6 +26,7 @@ Answer = TypeVar("Answer")
 
 CONSUMER_STATES = ("seeded", "cold", "held", "stale", "ready")  # of status.consumers
 CACHE_LABELS = ("namespace", "cache")
+MAX_WAITING_NAMESPACES = 10  # that have a series: those that wait longest
 
 # Upper limits of histograms' buckets.
 _TUNING_SECONDS = (30, 60, 120, 300, 600, 900, 1200, 1800, 2700, 3600, 5400, 7200)
@@ -36,7 +38,8 @@ class ControllerMetrics(Metrics):
     """The controller's registry.
 
     queue_depth: keys that wait for a worker. stuck_seconds: how long they have waited while no
-    reconcile began or ended. is_leader: whether the lease is ours.
+    reconcile began or ended. is_leader: whether the lease is ours. waits: by namespace, for how many
+    seconds its oldest key has waited for its turn.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class ControllerMetrics(Metrics):
         queue_depth: Callable[[], float] = lambda: 0,
         stuck_seconds: Callable[[], float] = lambda: 0,
         is_leader: Callable[[], bool] = lambda: False,
+        waits: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         super().__init__()
         self._bundles = self._add_gauge(
@@ -130,6 +134,14 @@ class ControllerMetrics(Metrics):
             " seconds.",
             stuck_seconds,
         )
+        self._add_computed_series(
+            "pretune_queue_oldest_wait_seconds",
+            "How long the cache of a namespace that has waited longest for its turn has waited since"
+            " it was due, in seconds: of the ten namespaces that wait longest, and of none while no"
+            " cache waits.",
+            "namespace",
+            lambda: _largest(waits(), MAX_WAITING_NAMESPACES),
+        )
         self._add_computed_gauge(
             "pretune_leader", "1 in the replica that holds the lease and works, else 0.", is_leader
         )
@@ -206,3 +218,7 @@ class ControllerMetrics(Metrics):
             self._consumers.remove(*labels, state)
         self._held.remove(*labels)
         self._gpu_seconds.remove(*labels)
+
+
+def _largest(values: Mapping[str, float], count: int) -> dict[str, float]:
+    return dict(heapq.nlargest(count, values.items(), key=lambda item: item[1]))

@@ -247,6 +247,15 @@ def test_what_the_process_knows_is_computed_at_each_scrape() -> None:
     assert samples(metrics, "process_resident_memory_bytes") and samples(metrics, "python_info")
 
 
+def test_the_ten_namespaces_that_wait_longest_are_shown_by_name() -> None:
+    waits = {f"n{number}": float(number) for number in range(12)}
+    metrics, name = ControllerMetrics(waits=lambda: waits), "pretune_queue_oldest_wait_seconds"
+    assert value(metrics, name, namespace="n11") == 11
+    assert sorted(samples(metrics, name).values()) == list(range(2, 12))
+    waits.clear()
+    assert not samples(metrics, name)
+
+
 # --- starts
 
 

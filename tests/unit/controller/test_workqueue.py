@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pretune.api.types import Key
+from pretune.controller import workqueue
 from pretune.controller.workqueue import (
     BURST,
+    NAMESPACE_BURST,
+    NAMESPACE_SECONDS_PER_RUN,
     RUN_TIMEOUT_SECONDS,
     SECONDS_PER_RUN,
     URGENT_BURST,
@@ -22,7 +25,7 @@ from pretune.controller.workqueue import (
 
 from tests.unit.virtual import run
 
-A, B = Key("ns", "a"), Key("ns", "b")
+A, B = Key("ns", "a"), Key("other", "b")
 
 
 class Work:
@@ -168,7 +171,7 @@ def test_events_that_come_while_a_key_runs_are_one_run_more_after_it() -> None:
 
 
 def test_other_keys_run_meanwhile_as_many_as_there_are_workers() -> None:
-    keys = [Key("ns", f"k{n}") for n in range(5)]
+    keys = [Key(f"ns{n}", "k") for n in range(5)]
 
     async def story(queue: Queue) -> None:
         for key in keys:
@@ -263,6 +266,164 @@ def test_a_key_with_nothing_to_come_is_forgotten() -> None:
 
     play(Work(), story)
     assert left == [1, 0]
+
+
+# --- between namespaces
+
+MINUTES = 10.0
+TIMER_SECONDS = 7.3  # the neighbour's keys ask to be looked at again after this time
+MAX_DELAY_SECONDS = 2.0  # of the neighbour's due timers
+
+
+class Noise:
+    """Keys of some namespaces, each of which is woken urgently again and again."""
+
+    def __init__(self, keys: int, every: float, takes: float, namespaces: int = 1) -> None:
+        self.keys = [Key(f"evil{n % namespaces}", f"k{n}") for n in range(keys)]
+        self.every, self.takes = every, takes
+
+    async def make(self, queue: Queue) -> None:
+        while now() < MINUTES * 60:
+            for key in self.keys:
+                queue.wake(key, urgent=True)
+            await asyncio.sleep(self.every)
+
+
+NOISE = {
+    "20 pods that change all the time": Noise(20, every=0.25, takes=0.3),
+    "200 pods, more than may run": Noise(200, every=1.0, takes=0.05),
+    "caches whose reads hang": Noise(20, every=1.0, takes=60.0),
+    "a thousand caches that do not exist": Noise(1000, every=30.0, takes=0.02),
+    "three namespaces at once": Noise(60, every=0.5, takes=0.4, namespaces=3),
+}
+
+
+def longest_delay(noise: Noise, workers: int = 4) -> float:
+    """Return how late the neighbour's timers are at most, in seconds, beside this noise."""
+    due: dict[Key, float] = {}
+    delays: list[float] = []
+
+    async def work(key: Key) -> float | None:
+        if key.namespace != "good":
+            await asyncio.sleep(noise.takes)
+            return None
+        delays.append(now() - due[key])
+        await asyncio.sleep(0.2)
+        due[key] = now() + TIMER_SECONDS
+        return TIMER_SECONDS
+
+    async def all_of_it() -> None:
+        queue = Queue(work, workers)
+        running = asyncio.create_task(queue.run())
+        making = asyncio.create_task(noise.make(queue))
+        await asyncio.sleep(3)
+        for number in range(4):
+            key = Key("good", f"g{number}")
+            due[key] = now()
+            queue.wake(key)
+        await making
+        delays.extend(now() - at for at in due.values())  # of those that never ran
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run(all_of_it())
+    return max(delays)
+
+
+@pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE.keys())
+def test_the_noise_of_one_namespace_delays_no_timer_of_another_by_more_than_two_seconds(
+    noise: Noise,
+) -> None:
+    assert longest_delay(noise) <= MAX_DELAY_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("mutant", "noise"),
+    [
+        ("a namespace may use all workers", "caches whose reads hang"),
+        ("urgent keys always come first", "three namespaces at once"),
+    ],
+)
+def test_without_a_share_for_each_namespace_its_timers_starve(
+    mutant: str, noise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mutant == "a namespace may use all workers":
+        monkeypatch.setattr(workqueue, "MAX_SHARE", 1.0)
+    else:
+        monkeypatch.setattr(workqueue, "URGENT_TURNS", 10**9)
+    assert longest_delay(NOISE[noise]) > 10 * MAX_DELAY_SECONDS
+
+
+def test_half_of_the_workers_run_keys_of_one_namespace() -> None:
+    async def story(queue: Queue) -> None:
+        for number in range(6):
+            queue.wake(Key("ns", f"k{number}"))
+        queue.wake(B)
+        await asyncio.sleep(100)
+
+    work = play(Work(takes=10.0), story, workers=5)
+    assert [at for key, at, _ in work.runs if key != B] == [0, 0, 10, 10, 20, 20]
+    assert work.began(B) == [0]
+
+
+def test_a_namespace_has_a_rate_that_leaves_the_others_theirs() -> None:
+    async def story(queue: Queue) -> None:
+        for number in range(NAMESPACE_BURST + 20):
+            queue.wake(Key("ns", f"k{number}"))
+        await asyncio.sleep(1.0)
+        assert queue.waits() == {"ns": pytest.approx(1.0)}
+        assert 9 <= queue.depth() <= 11
+        assert queue.stuck_seconds() == 0, "it is not the workers that they wait for"
+        queue.wake(B)
+        await asyncio.sleep(100)
+        assert queue.waits() == {}
+
+    work = play(Work(), story)
+    began = [at for key, at, _ in work.runs if key != B]
+    assert began[:NAMESPACE_BURST] == pytest.approx([0] * NAMESPACE_BURST, abs=1e-6)
+    later = [(n + 1) * NAMESPACE_SECONDS_PER_RUN for n in range(20)]
+    assert began[NAMESPACE_BURST:] == pytest.approx(later)
+    assert work.began(B) == [1.0]
+
+
+def test_an_urgent_key_of_any_namespace_goes_before_a_starts_long_line() -> None:
+    async def story(queue: Queue) -> None:
+        for number in range(500):
+            queue.wake(Key(f"n{number}", "k"))
+        await asyncio.sleep(1)
+        queue.wake(Key("n400", "other"), urgent=True)
+        await asyncio.sleep(1000)
+
+    assert play(Work(takes=2.0), story).began(Key("n400", "other")) == [2.0]
+
+
+def test_a_key_that_is_not_urgent_ages_in_its_own_noisy_namespace() -> None:
+    keys = [Key("ns", f"k{number}") for number in range(20)]
+    timer = Key("ns", "timer")
+
+    async def story(queue: Queue) -> None:
+        queue.wake(timer)
+        while now() < 60:
+            for key in keys:
+                queue.wake(key, urgent=True)
+            await asyncio.sleep(0.5)
+
+    work = play(Work({timer: [5.0] * 30}, takes=1.0), story)
+    assert len(work.began(timer)) >= 6
+
+
+def test_nothing_is_kept_of_a_namespace_that_is_quiet() -> None:
+    left: list[int] = []
+
+    async def story(queue: Queue) -> None:
+        for number in range(50):
+            queue.wake(Key(f"ns{number}", "k"))
+        left.append(len(queue._namespaces))
+        await asyncio.sleep(20)
+        left.append(len(queue._namespaces))
+
+    play(Work(takes=1.0), story)
+    assert left == [50, 0]
 
 
 ANSWERS = st.one_of(st.none(), st.floats(0, 20), st.just(OSError("x")))
