@@ -51,7 +51,15 @@ async def run(settings: ControllerSettings) -> None:
     async with Kubernetes(await load_configuration()) as cluster:
         queue = Queue(
             lambda key: metrics.time_reconcile(
-                reconcile(key, cluster, settings.decisions, time.time, metrics, log_reader)
+                reconcile(
+                    key,
+                    cluster,
+                    settings.decisions,
+                    time.time,
+                    metrics,
+                    log_reader,
+                    lambda cache: references.set_references(key, find_references(cache)),
+                )
             ),
             settings.workers,
         )
@@ -137,8 +145,8 @@ def build_registry(
     ) -> None:
         key = Key(namespace or "", name)
         deleted = event["type"] == "DELETED"
-        references.set_references(key, () if deleted else find_references(event["object"]))
         if deleted:
+            references.set_references(key, ())
             cluster.forget_writes(event["object"])
         if deleted or not cluster.is_own_write(event["object"]):
             # An edit may release pods, so it is urgent; the first list, without a type, is long.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from pretune.api import reasons
 from pretune.api.names import BUNDLE, CACHE, DELIVERY, GROUP, KIND, ROLE, SEALED, VERSION
@@ -37,8 +37,17 @@ MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
 # Kinds of a source that is itself the workload above its consumers.
 
 
-async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) -> Observed:
+async def observe(
+    key: Key,
+    cluster: Cluster,
+    settings: Settings,
+    now: float,
+    watch_named: Callable[[Object], None] = lambda cache: None,
+) -> Observed:
     """Return what is there for a key at `now` (Unix seconds).
+
+    watch_named: called with the cache before what its spec names is read, so that no change of
+    that is missed.
 
     Raises ApiError, OSError or TimeoutError where a read fails. A source or an owner that cannot be
     read is no error: a Refused stands in its place.
@@ -54,6 +63,7 @@ async def observe(key: Key, cluster: Cluster, settings: Settings, now: float) ->
     )
     if cache is None:
         return await _observe_without_cache(key, cluster, settings, jobs, agents, now)
+    watch_named(cache)
     spec, current_agent = Spec.from_cache(cache), agent_name()
     labelled, claim, (source, workload) = await asyncio.gather(
         cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", project=project.pod),

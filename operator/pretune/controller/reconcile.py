@@ -45,10 +45,12 @@ async def reconcile(
     clock: Callable[[], float],
     metrics: ControllerMetrics | None = None,
     log_reader: LogReader | None = None,
+    watch_named: Callable[[Object], None] = lambda cache: None,
 ) -> float | None:
     """Bring one key to what its spec says, as far as that is possible now.
 
-    clock: Unix seconds. Returns the seconds after which to look again, or None.
+    clock: Unix seconds. watch_named: called with the cache before what its spec names is read.
+    Returns the seconds after which to look again, or None.
 
     Raises ApiError, OSError or TimeoutError: try again later. Everything that was done stays done,
     and the next reconcile observes it. By then the status is written and its events are recorded,
@@ -56,7 +58,7 @@ async def reconcile(
     """
     try:
         async with asyncio.timeout(RECONCILE_TIMEOUT_SECONDS):
-            return await _reconcile(key, cluster, settings, clock, metrics, log_reader)
+            return await _reconcile(key, cluster, settings, clock, metrics, log_reader, watch_named)
     except Exception as error:  # OSError too: it may be one source alone that does not answer
         await release_expired_holds(key, cluster, clock(), error)
         raise
@@ -69,9 +71,10 @@ async def _reconcile(
     clock: Callable[[], float],
     metrics: ControllerMetrics | None,
     log_reader: LogReader | None,
+    watch_named: Callable[[Object], None],
 ) -> float | None:
     for retries_left in reversed(range(MAX_CONFLICT_RETRIES + 1)):
-        observed = await observe(key, cluster, settings, clock())
+        observed = await observe(key, cluster, settings, clock(), watch_named)
         if log_reader is not None:
             observed = replace(observed, start_logs=log_reader.results(key))
         plan = decide(observed, clock())

@@ -1,39 +1,46 @@
 """Wake a cache when an object changes that its spec names: a workload, or a claim of the user's.
 
-These objects do not have our label, and to watch every Deployment of the cluster for the few that
-are named would cost too much. So they are watched by name, and only their metadata. Names of one
-kind in one namespace share a watch of that namespace: each watch holds a connection, and a
-connection of asyncio's TLS takes 350 KiB (200 caches with one each: 145 MiB instead of 75).
+These objects do not have our label, so each kind that a spec names is watched as a whole: metadata
+only, and nothing is kept of objects that no spec names. One connection for each kind, since one of
+asyncio's TLS takes 350 KiB: with one for each namespace, 1,250 namespaces took 512 MiB
+(docs/decisions/0012-one-watch-for-each-kind.md).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from pretune.api.spec import Spec
 from pretune.api.types import Key, Object
+from pretune.kube.types import ApiError
 from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
 
+log = logging.getLogger(__name__)
 
-class Scope(NamedTuple):
-    """One kind in one namespace."""
+ALL_NAMESPACES = ("",)
+# Answers to a watch of a kind that does not exist, or that we have no right to.
+REFUSAL_CODES = (403, 404)
+
+
+class Kind(NamedTuple):
+    """A kind of objects."""
 
     api_version: str
-    kind: str
-    namespace: str
+    name: str
 
 
 class Reference(NamedTuple):
     """An object that a cache's spec names."""
 
-    scope: Scope
+    kind: Kind
+    namespace: str
     name: str
 
 
-Watch = Callable[[str, str, str, str], AsyncIterator[Change]]  # kube.client.Kubernetes.watch
+Watch = Callable[[str, str, str], AsyncIterator[Change]]  # kube.client.Kubernetes.watch
 
 
 def find_references(cache: Object) -> frozenset[Reference]:
@@ -41,96 +48,119 @@ def find_references(cache: Object) -> frozenset[Reference]:
     spec, namespace = Spec.from_cache(cache), cache["metadata"]["namespace"]
     references = set()
     if ref := spec.workload_ref:
-        references.add(Reference(Scope(ref["apiVersion"], ref["kind"], namespace), ref["name"]))
+        references.add(Reference(Kind(ref["apiVersion"], ref["kind"]), namespace, ref["name"]))
     if spec.claim.existing:
-        scope = Scope("v1", "PersistentVolumeClaim", namespace)
-        references.add(Reference(scope, spec.claim.existing))
+        kind = Kind("v1", "PersistentVolumeClaim")
+        references.add(Reference(kind, namespace, spec.claim.existing))
     return frozenset(references)
 
 
-@dataclass
-class _Stream:
-    """The watch of a scope."""
-
-    name: str  # of the only object that it watches; "": it watches all of the scope
-    task: asyncio.Task[None]
+class _KindRefusedError(Exception):
+    """The API server does not let us watch a kind."""
 
 
 class ReferenceWatcher:
-    """Calls `wake` with each key that names an object when that object comes, changes or goes."""
+    """Calls `wake` with each key that names an object when that object comes, changes or goes.
 
-    def __init__(self, watch: Watch, wake: Callable[[Key], None]) -> None:
-        self._watch, self._wake = watch, wake
+    `namespaces`: the only ones in which objects are watched, each with a connection for each kind.
+
+    Anybody may name a kind that does not exist. A watch that is refused is not tried again before
+    the next reconcile of a cache that names the kind.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        wake: Callable[[Key], None],
+        namespaces: Sequence[str] = ALL_NAMESPACES,
+    ) -> None:
+        self._watch, self._wake, self._namespaces = watch, wake, namespaces
         self._references: dict[Key, frozenset[Reference]] = {}
-        self._keys: dict[Scope, dict[str, set[Key]]] = {}  # the same, by scope and name
+        self._keys: dict[Kind, dict[Reference, set[Key]]] = {}  # the same, by kind and object
         # The state for which an object's keys were last woken; None: it does not exist.
         self._known: dict[Reference, tuple[str, str] | None] = {}
-        self._streams: dict[Scope, _Stream] = {}
+        self._streams: dict[tuple[Kind, str], asyncio.Task[None]] = {}  # by kind and namespace
         self._group: asyncio.TaskGroup | None = None
 
     def set_references(self, key: Key, references: Iterable[Reference]) -> None:
-        """Watch these objects for a key from now on, and no others."""
+        """Watch these objects for a key from now on, and no others.
+
+        Call it before the objects are read: what changes after that wakes the key.
+        """
         before, after = self._references.pop(key, frozenset()), frozenset(references)
         if after:
             self._references[key] = after
         for added in after - before:
-            self._keys.setdefault(added.scope, {}).setdefault(added.name, set()).add(key)
+            self._keys.setdefault(added.kind, {}).setdefault(added, set()).add(key)
         for removed in before - after:
-            keys = self._keys[removed.scope]
-            keys[removed.name].discard(key)
-            if not keys[removed.name]:
-                del keys[removed.name]
+            keys = self._keys[removed.kind]
+            keys[removed].discard(key)
+            if not keys[removed]:
+                del keys[removed]
                 self._known.pop(removed, None)
-        for scope in {changed.scope for changed in before ^ after}:
-            self._adjust_stream(scope)
+            if not keys:
+                del self._keys[removed.kind]
+        for kind in {each.kind for each in before | after}:
+            self._adjust_streams(kind)
 
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as self._group:
-            for scope in list(self._keys):
-                self._adjust_stream(scope)
+            for kind in list(self._keys):
+                self._adjust_streams(kind)
             await asyncio.Event().wait()
 
-    def _adjust_stream(self, scope: Scope) -> None:
-        """Open or close streams, so that the scope has the one that its names need.
+    def _adjust_streams(self, kind: Kind) -> None:
+        """Watch the kind while a spec names an object of it."""
+        for place in [(kind, namespace) for namespace in self._namespaces]:
+            if kind not in self._keys:
+                if stream := self._streams.pop(place, None):
+                    stream.cancel()
+            elif self._group is not None and place not in self._streams:
+                self._streams[place] = self._group.create_task(self._watch_kind(*place))
 
-        No name: no stream. One name: a stream of that object, or the scope's, if it is open
-        already. Several: the scope's.
-        """
-        names, stream = self._keys[scope], self._streams.get(scope)
-        if not names:
-            del self._keys[scope]
-        if self._group is None:
-            return
-        if names and stream is not None and (not stream.name or names.keys() == {stream.name}):
-            return
-        if stream is not None:
-            self._streams.pop(scope).task.cancel()
-        if names:
-            name = next(iter(names)) if len(names) == 1 else ""
-            task = self._group.create_task(self._watch_scope(scope, name))
-            self._streams[scope] = _Stream(name, task)
+    async def _watch_kind(self, kind: Kind, namespace: str) -> None:
+        what = f"{kind.name} of {kind.api_version} in {namespace or 'all namespaces'}"
+        try:
+            await self._follow(what, kind, namespace)
+        except _KindRefusedError as refusal:
+            log.debug("%s: not watched: %s", what, refusal)  # the cache's status says it
+            if self._streams.get((kind, namespace)) is asyncio.current_task():
+                del self._streams[kind, namespace]
 
-    async def _watch_scope(self, scope: Scope, name: str) -> None:
-        listed: set[str] = set()
-        what = f"{scope.kind} in {scope.namespace}"
-        async for change, obj in watch_with_backoff(what, lambda: self._watch(*scope, name)):
+    async def _follow(self, what: str, kind: Kind, namespace: str) -> None:
+        async def open_watch() -> AsyncIterator[Change]:
+            try:
+                async for change in self._watch(*kind, namespace):
+                    yield change
+            except ApiError as error:
+                if error.code in REFUSAL_CODES:
+                    raise _KindRefusedError(str(error)) from error
+                raise
+
+        listed: set[Reference] = set()
+        async for change, obj in watch_with_backoff(what, open_watch):
             if change == ENDED:
                 listed.clear()
             elif change == LISTED:
-                for missing in self._keys[scope].keys() - listed:
-                    self._wake_if_changed(Reference(scope, missing), None)
+                named = self._keys.get(kind, {})
+                for missing in [each for each in named if each not in listed]:
+                    if namespace in ("", missing.namespace):
+                        self._wake_if_changed(missing, None)
+                listed.clear()
             else:
-                listed.add(obj["metadata"]["name"])
-                state = _state_of(obj) if change != DELETED else None
-                self._wake_if_changed(Reference(scope, obj["metadata"]["name"]), state)
+                meta = obj["metadata"]
+                reference = Reference(kind, meta["namespace"], meta["name"])
+                if reference in self._keys.get(kind, {}):
+                    listed.add(reference)
+                    self._wake_if_changed(reference, None if change == DELETED else _state_of(obj))
 
     def _wake_if_changed(self, reference: Reference, state: tuple[str, str] | None) -> None:
         """Wake the keys that name the object, if its state is not the last known one.
 
         They are also woken for the first state: it may be newer than what their reconcile read.
         """
-        keys = self._keys[reference.scope].get(reference.name)
+        keys = self._keys.get(reference.kind, {}).get(reference)
         if keys and (reference not in self._known or self._known[reference] != state):
             self._known[reference] = state
             for key in keys:

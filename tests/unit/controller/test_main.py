@@ -60,12 +60,11 @@ def handle(woken: Woken, handler: str, **arguments: Any) -> None:
     asyncio.run(found(**arguments))
 
 
-def test_a_cache_wakes_its_key_and_is_followed_to_what_it_names_until_it_is_deleted() -> None:
-    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "serving"}
-    obj, woken, key = cache(source={"workloadRef": ref}), Woken(), Key("inference", "qwen3")
+def test_a_cache_wakes_its_key_and_when_it_is_deleted_nothing_that_it_names_is_watched() -> None:
+    obj, woken, key = cache(), Woken(), Key("inference", "qwen3")
     arguments = {"namespace": "inference", "name": "qwen3"}
     handle(woken, "on_cache_event", event={"type": None, "object": obj}, **arguments)
-    assert woken.keys == [key] and [one.name for one in woken.followed[key]] == ["serving"]
+    assert woken.keys == [key] and not woken.followed
     handle(woken, "on_cache_event", event={"type": "DELETED", "object": obj}, **arguments)
     assert woken.keys == [key, key] and woken.followed[key] == frozenset()
     assert woken.urgent == [False, True]  # a start's list is long, and an end lets pods go

@@ -181,6 +181,13 @@ def test_a_source_that_cannot_be_had_is_refused_by_name(
     assert all(word in source.message for word in words), source.message
 
 
+def test_what_a_cache_names_is_watched_before_it_is_read() -> None:
+    client, read_before = Client(server(refers_to("Deployment"), deployment())), list[str]()
+    asyncio.run(observe(KEY, client, SETTINGS, NOW, lambda cache: read_before.extend(client.calls)))
+    assert any("Deployment" in call for call in client.calls)
+    assert read_before and not any("Deployment" in call for call in read_before)
+
+
 def test_a_source_is_the_pod_template_as_its_author_wrote_it() -> None:
     assert (
         observe_now(server(refers_to("Deployment"), deployment()))[0].source == serving_template()
