@@ -23,11 +23,13 @@ CLAIM_MOUNT = "/pretune/claim"  # the claim at its root, no subPath
 AGENT_MOUNT = "/pretune/agent"
 # Import: the claim that holds what the engine wrote elsewhere, at its root, read-only.
 SOURCE_MOUNT = "/pretune/import"
-AGENT_FILE = "agent.pyz"  # the ConfigMap's key
+AGENT_FILE = "agent.py"  # the ConfigMap's key
 
 # Seed's exit code where it may still hang in a read of the claim. Its script then empties the
 # folder.
 TOO_SLOW_EXIT_CODE = 75
+# Of an agent container whose agent is not this release's, and did not run.
+AGENT_CHANGED_EXIT_CODE = 76
 
 # The kubelet shares 12 KiB of termination messages among a pod's containers and cuts one at 4,096
 # bytes (docs/dev/facts-kubernetes.md).
@@ -231,7 +233,7 @@ SEEDED = "Seeded"
 # Why it was not done:
 INSPECT_FAILED = "InspectFailed"
 PRUNE_FAILED = "PruneFailed"
-# Why seed left the folder empty (or NoSpace, UnsafePath, NoPython, AgentMissing):
+# Why seed left the folder empty (or NoSpace, UnsafePath, NoPython, AgentMissing, AgentChanged):
 NO_BUNDLE = "NoBundle"
 NOT_PROVEN = "NotProven"
 CORRUPT_BUNDLE = "CorruptBundle"

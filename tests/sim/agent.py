@@ -15,6 +15,7 @@ from pretune.api.names import (
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.engines import registry
+from pretune.manifests.agent_archive import is_agent
 from pretune.manifests.agent_container import AGENT_VOLUME
 from pretune.protocol import ANSWERS, Report
 
@@ -28,10 +29,8 @@ def check(ground: Ground, pod: Object) -> Report:
     if ground.check_says:
         reason, message = ground.check_says.pop(0)
         return Report(by="check", reason=reason, message=message)
-    if not _is_there(ground, pod):
-        return Report(
-            by="check", reason="AgentMissing", message="the agent's ConfigMap was missing"
-        )
+    if problem := _agent_problem(ground, pod):
+        return Report("check", *problem)
     asked = task(pod, CHECK_CONTAINER)
     assert asked.inputs is not None
     volume, place = ground.volume(pod, CHECK_CONTAINER), (folder(asked), asked.inputs.bundle_id())
@@ -121,10 +120,8 @@ def seed(ground: Ground, pod: Object) -> Report:
     here = ground.versions.get(image, VERSIONS)
     if image in ground.without_python:
         return Report("seed", "NoPython", "the image has no python3 on its PATH")
-    if not _is_there(ground, pod):
-        return Report(
-            "seed", "AgentMissing", "the agent's ConfigMap was missing when the pod started"
-        )
+    if problem := _agent_problem(ground, pod):
+        return Report("seed", *problem)
     if ground.seed_says:
         return Report("seed", ground.seed_says, "as the test has it")
     if found is None:
@@ -157,12 +154,15 @@ def _check_folders(pod: Object, name: str, engine: str) -> None:
             assert not missing, f"{container['name']} has no {missing}"
 
 
-def _is_there(ground: Ground, pod: Object) -> bool:
-    """Whether the agent's ConfigMap, an optional volume, is."""
+def _agent_problem(ground: Ground, pod: Object) -> tuple[str, str] | None:
+    """Return reason and message where the agent does not run: its ConfigMap, an optional volume, is
+    missing, or is not what the container compares it with."""
     volume = next(one for one in pod["spec"]["volumes"] if one["name"] == AGENT_VOLUME)
-    return (
-        ground.server.stored(
-            "v1", "ConfigMap", pod["metadata"]["namespace"], volume["configMap"]["name"]
-        )
-        is not None
+    config_map = ground.server.stored(
+        "v1", "ConfigMap", pod["metadata"]["namespace"], volume["configMap"]["name"]
     )
+    if config_map is None:
+        return "AgentMissing", "the agent's ConfigMap was missing when the pod started"
+    if not is_agent(config_map):
+        return "AgentChanged", "the agent's ConfigMap was changed"
+    return None

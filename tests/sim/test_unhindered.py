@@ -10,7 +10,7 @@ from pretune.api.names import RETIRED, SEALED, SEED_CONTAINER
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.kube.types import ApiError
-from pretune.manifests.agent_archive import agent_name
+from pretune.manifests.agent_archive import agent_name, build_agent_config_map, is_agent
 from pretune.protocol import Report, Versions
 
 from tests.builders.constants import KEY
@@ -53,11 +53,20 @@ def lose_the_agent(fleet: Fleet) -> None:
     fleet.delete(("v1", "ConfigMap", KEY.namespace, agent_name()))
 
 
+def change_the_agent(fleet: Fleet) -> None:
+    """As a person who may write ConfigMaps, and not pods."""
+    lose_the_agent(fleet)
+    foreign = build_agent_config_map(KEY.namespace)
+    foreign["binaryData"] = {"agent.py": "ZXZpbA=="}
+    fleet.server.create(foreign)
+
+
 SEED_FINDS: dict[str, tuple[Fault, str]] = {
     "bundle folder removed": (lose_the_folder, "NoBundle"),
     "one byte flipped": (flip_a_byte, "CorruptBundle"),
     "other versions in the image": (other_versions, "VersionsDiffer"),
     "agent ConfigMap deleted": (lose_the_agent, "AgentMissing"),
+    "agent ConfigMap changed": (change_the_agent, "AgentChanged"),
     "image without python3": (lambda fleet: fleet.world.without_python.add("vllm:1"), "NoPython"),
     "no space": (lambda fleet: setattr(fleet.world, "seed_says", "NoSpace"), "NoSpace"),
 }
@@ -74,6 +83,8 @@ def test_a_seed_that_cannot_give_says_why_and_the_pod_starts_cold(fleet: Fleet, 
     fleet.come_up()
     fleet.settle(FAR)
     assert fleet.counted["cold"] >= 2 and fleet.serving() == 5
+    stored = fleet.server.stored("v1", "ConfigMap", KEY.namespace, agent_name())
+    assert stored is not None and is_agent(stored), "it is written again"
     fleet.promises.at_rest()
 
 

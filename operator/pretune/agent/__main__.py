@@ -1,4 +1,4 @@
-"""`python3 -I -S agent.pyz check|seal|seed|prove|import|inspect|prune`: one task, one report.
+"""`python3 -I -S agent.py check|seal|seed|prove|import|inspect|prune`: one task, one report.
 
 See protocol.Task and protocol.Report.
 """
@@ -50,7 +50,7 @@ VERBS: Dict[str, Verb] = {
 }
 OPTIONS = ("--claim", "--parts", "--source", "--proc", "--termination-log", "--limit")
 USAGE = (
-    "usage: agent.pyz %s [--claim DIR] [--parts DIR] [--source DIR] [--proc DIR]"
+    "usage: agent.py %s [--claim DIR] [--parts DIR] [--source DIR] [--proc DIR]"
     " [--termination-log FILE] [--limit SECONDS]"
 ) % "|".join(VERBS)
 

@@ -373,6 +373,13 @@ AGENT_MISSING = _reason(
     _GOES_ON,
     is_retried=True,
 )
+AGENT_CHANGED = _reason(
+    "AgentChanged",
+    "The agent's ConfigMap does not hold the agent of this release: something other than pretune"
+    " wrote it. Each container compares it before it runs it, so nothing of it ran.",
+    "pretune writes it again. Find out who may write ConfigMaps in this namespace.",
+    is_retried=True,
+)
 DISRUPTED = _reason(
     "Disrupted",
     "Six pods of the attempt were evicted or preempted.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 from pretune.api import reasons
 from pretune.api.names import BUNDLE, CACHE, DELIVERY, GROUP, KIND, ROLE, SEALED, VERSION
@@ -21,7 +22,7 @@ from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.controller import project
 from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata_only
-from pretune.manifests.agent_archive import agent_name
+from pretune.manifests.agent_archive import agent_name, is_agent
 from pretune.manifests.gate import is_held
 from pretune.origin import read_origin, without_template
 from pretune.podspec import identity
@@ -34,7 +35,11 @@ from pretune.policy.pods.start_failures import needs_events
 
 API_VERSION = f"{GROUP}/{VERSION}"
 MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
-# Kinds of a source that is itself the workload above its consumers.
+MAX_CHECKED_AGENTS = 10_000  # one for each namespace; the oldest is forgotten
+
+# Of each cluster: the ConfigMaps that hold this release's agent, by uid and resourceVersion, which
+# name one content. So their 200 KB are read once, and not in each reconcile.
+_checked_agents: WeakKeyDictionary[Cluster, dict[tuple[str, str], None]] = WeakKeyDictionary()
 
 
 async def observe(
@@ -65,10 +70,11 @@ async def observe(
         return await _observe_without_cache(key, cluster, settings, jobs, agents, now)
     watch_named(cache)
     spec, current_agent = Spec.from_cache(cache), agent_name()
-    labelled, claim, (source, workload) = await asyncio.gather(
+    labelled, claim, (source, workload), foreign_agent = await asyncio.gather(
         cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", project=project.pod),
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, claim_name(key.name, spec)),
         _read_source(cluster, cache, spec),
+        _find_foreign_agent(cluster, key, agents, current_agent),
     )
     pods = [pod for pod in labelled if ROLE in pod["metadata"]["labels"]]
     consumers = [pod for pod in labelled if ROLE not in pod["metadata"]["labels"]]
@@ -124,6 +130,7 @@ async def observe(
         job_events=job_events,
         agents=tuple(agents),
         agents_named=agents_named,
+        foreign_agent=foreign_agent,
     )
 
 
@@ -404,6 +411,31 @@ async def _find_agents_named(
         return named
     pods = await cluster.list("v1", "Pod", key.namespace, project=project.mounts)
     return named | _config_maps_of(pods)
+
+
+async def _find_foreign_agent(
+    cluster: Cluster, key: Key, agents: Iterable[Object], current_agent: str
+) -> Object | None:
+    """Return the ConfigMap of the agent's name if it does not hold this release's agent.
+
+    It may lack our label.
+    """
+    checked = _checked_agents.setdefault(cluster, {})
+    for config_map in agents:
+        if config_map["metadata"]["name"] == current_agent and _version(config_map) in checked:
+            return None
+    fields = f"metadata.name={current_agent}"
+    for config_map in await cluster.list("v1", "ConfigMap", key.namespace, fields=fields):
+        if not is_agent(config_map):
+            return metadata_only(config_map)
+        checked[_version(config_map)] = None
+        if len(checked) > MAX_CHECKED_AGENTS:
+            del checked[next(iter(checked))]
+    return None
+
+
+def _version(obj: Object) -> tuple[str, str]:
+    return obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]
 
 
 def _config_maps_of(pods: Iterable[Object]) -> frozenset[str]:

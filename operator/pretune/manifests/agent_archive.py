@@ -1,6 +1,7 @@
-"""The agent as an immutable ConfigMap: a zip of this package's own files.
+"""The agent as an immutable ConfigMap: one Python file that holds this package's own files.
 
-python3 in the engine's image runs it.
+python3 in the engine's image runs it. One file that is read once, and no zip: a zip is read again
+at each import, so that what runs may not be what was compared (manifests/agent_container.py).
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import io
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,35 +23,73 @@ _FILES = (
     *("engines/**/*.py", "agent/**/*.py"),
 )
 _LEFT_OUT = ("logs.py", "log.py")  # of an engine: the controller alone reads logs
-_MAIN = b"import runpy\n\nrunpy.run_module('pretune.agent', run_name='__main__', alter_sys=True)\n"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
+# Behind the files: imports them from memory, and runs the agent.
+_MAIN = """
+import sys
+from importlib.machinery import ModuleSpec
+
+
+class Files:
+    @staticmethod
+    def place(name):
+        folder = name.replace(".", "/")
+        return next((f for f in (folder + ".py", folder + "/__init__.py") if f in FILES), None)
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        place = cls.place(name)
+        if place is None:
+            return None
+        return ModuleSpec(name, cls, origin=place, is_package=place.endswith("/__init__.py"))
+
+    @staticmethod
+    def create_module(spec):
+        return None
+
+    @classmethod
+    def exec_module(cls, module):
+        exec(cls.get_code(module.__name__), module.__dict__)
+
+    @classmethod
+    def get_source(cls, name):
+        return FILES[cls.place(name)]
+
+    @classmethod
+    def get_code(cls, name):
+        return compile(cls.get_source(name), cls.place(name), "exec", dont_inherit=True)
+
+
+sys.meta_path.insert(0, Files)
+from pretune.agent.__main__ import main
+
+sys.exit(main())
+"""
 
 
 @functools.cache
 def build_agent_archive() -> bytes:
-    """Return the agent as a zip.
-
-    The same files make the same bytes: they are sorted, have one date, and are not compressed,
-    since zlib's releases differ. So a python3 without zlib can read it too.
-    """
-    raw = io.BytesIO()
-    with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in (("__main__.py", _MAIN), *_read_files()):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
-    return raw.getvalue()
+    """Return the agent as a Python file: the same files make the same bytes."""
+    files = "".join(f"    {name!r}: {content!r},\n" for name, content in read_files())
+    return f"FILES = {{\n{files}}}\n{_MAIN}".encode()
 
 
-def _read_files() -> Iterator[tuple[str, bytes]]:
+def read_files() -> Iterator[tuple[str, str]]:
+    """Yield path and text of each file that the agent is made of, in the order of their paths."""
     root = Path(pretune.__file__).parent
     for file in sorted({file for pattern in _FILES for file in root.glob(pattern)}):
         if file.name not in _LEFT_OUT:
-            yield f"pretune/{file.relative_to(root).as_posix()}", file.read_bytes()
+            yield f"pretune/{file.relative_to(root).as_posix()}", file.read_text(encoding="utf-8")
 
 
 @functools.cache
+def agent_digest() -> str:
+    """Return the sha256 of the agent's file, in hex: containers compare it before they run it."""
+    return hashlib.sha256(build_agent_archive()).hexdigest()
+
+
 def agent_name() -> str:
     """Return the name of the agent's ConfigMap: `pretune-agent-<12 hex of its sha256>`."""
-    return f"pretune-agent-{hashlib.sha256(build_agent_archive()).hexdigest()[:12]}"
+    return f"pretune-agent-{agent_digest()[:12]}"
 
 
 def build_agent_config_map(namespace: str) -> Object:
@@ -65,5 +102,16 @@ def build_agent_config_map(namespace: str) -> Object:
         "kind": "ConfigMap",
         "metadata": {"name": agent_name(), "namespace": namespace, "labels": {ROLE: "agent"}},
         "immutable": True,
-        "binaryData": {AGENT_FILE: base64.b64encode(build_agent_archive()).decode()},
+        "binaryData": {AGENT_FILE: _encoded_archive()},
     }
+
+
+def is_agent(config_map: Object) -> bool:
+    """Return whether a ConfigMap of the agent's name holds the agent of this release."""
+    data = config_map.get("binaryData") or {}
+    return bool(data.get(AGENT_FILE) == _encoded_archive())
+
+
+@functools.cache
+def _encoded_archive() -> str:
+    return base64.b64encode(build_agent_archive()).decode()

@@ -12,7 +12,9 @@ from typing import Any
 
 from pretune.api import reasons
 from pretune.api.types import Object
+from pretune.manifests.agent_archive import agent_digest
 from pretune.protocol import (
+    AGENT_CHANGED_EXIT_CODE,
     AGENT_FILE,
     AGENT_MOUNT,
     CLAIM_MOUNT,
@@ -48,7 +50,26 @@ _HAS_PYTHON_38 = f"{_PYTHON} -c 'import sys; sys.exit(sys.version_info < (3, 8))
 _NO_PYTHON = "the image has no python3 on its PATH"
 _OLD_PYTHON = "python3 in the image is older than 3.8"
 _NO_AGENT = f"{_AGENT} is not there: the agent's ConfigMap was missing when the pod started"
+_CHANGED_AGENT = (
+    f"{_AGENT} is not this release's agent: its ConfigMap was changed; nothing of it ran"
+)
 _NO_REPORT = "the agent ended with status %s and no report; see the log of this container"
+
+# Runs the agent from the bytes that it has compared with the digest, and reads them once: another
+# person may have written the ConfigMap, and may replace it at any moment. Arguments: the agent, its
+# sha256, the report if that differs, the file for it, and what the agent gets.
+_RUN_AGENT = f"""
+import hashlib, sys
+agent, digest, report, log = sys.argv[1:5]
+del sys.argv[1:5]
+with open(agent, "rb") as file:
+    content = file.read()
+if hashlib.sha256(content).hexdigest() != digest:
+    with open(log, "w") as file:
+        file.write(report)
+    sys.exit({AGENT_CHANGED_EXIT_CODE})
+exec(compile(content, agent, "exec"))
+""".strip()
 
 
 def build_agent_container(
@@ -129,7 +150,7 @@ def _build_script(verb: str) -> str:
     lines = (
         f'fail() {{ printf %s "$1" > {TERMINATION_LOG}; exit 1; }}',
         *_explain_no_agent(verb),
-        f"exec {_PYTHON} {_AGENT} {verb}",
+        f"exec {_run(verb)}",
     )
     return "\n".join(lines)
 
@@ -144,16 +165,25 @@ def _build_seed_script(folders: Iterable[str]) -> str:
     lines = (
         f'fail() {{ printf "$@" > {TERMINATION_LOG}; exit 0; }}',
         "trap 'exit 0' TERM",
-        f"{_PYTHON} {_AGENT} {SEED} &",
+        f"{_run(SEED)} &",
         "wait $!",
         "status=$?",
         '[ "$status" = 0 ] && exit 0',
         *(f"rm -rf -- {folder}/* {folder}/.[!.]* {folder}/..?*" for folder in folders),
-        f'[ "$status" = {TOO_SLOW_EXIT_CODE} ] && exit 0',  # the agent has reported this
+        # These two are reported already.
+        f'[ "$status" = {TOO_SLOW_EXIT_CODE} ] && exit 0',
+        f'[ "$status" = {AGENT_CHANGED_EXIT_CODE} ] && exit 0',
         *_explain_no_agent(SEED),
         f'fail {_report(SEED, SEED_FAILED, _NO_REPORT)} "$status"',
     )
     return "\n".join(lines)
+
+
+def _run(verb: str) -> str:
+    """Return the words that run the agent, if it is this release's."""
+    report = _report(verb, reasons.AGENT_CHANGED, _CHANGED_AGENT)
+    words = f"{_PYTHON} -c {shlex.quote(_RUN_AGENT)} {_AGENT} {agent_digest()} {report}"
+    return f"{words} {TERMINATION_LOG} {verb}"
 
 
 def _explain_no_agent(verb: str) -> tuple[str, ...]:

@@ -52,6 +52,8 @@ class Observed:
     )  # by uid: without pod
     agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
     agents_named: frozenset[str] = frozenset()  # those that some pod of the namespace mounts
+    # The ConfigMap of the agent's name, where it does not hold this release's agent.
+    foreign_agent: Object | None = None
     namespace_has_caches: bool = True
     held: tuple[Object, ...] = ()  # held consumers; only read when the cache is gone
     # Names of pods of any phase that mount the claim; only read when the cache is gone.

@@ -1,4 +1,4 @@
-"""The agent's zipapp in a process of its own, as any uid."""
+"""The agent's file in a process of its own, as any uid."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def start_process(
     uid: str = "pod-1",
     **task: object,
 ) -> subprocess.Popen[str]:
-    """Start the zipapp; `before` are words before the interpreter, as of setpriv."""
+    """Start the agent's file; `before` are words before the interpreter, as of setpriv."""
     root = pod.claim.parent
-    zipped = root / "agent.pyz"
-    if not zipped.exists():
-        zipped.write_bytes(build_agent_archive())
-    zipped.chmod(0o444)
+    file = root / "agent.py"
+    if not file.exists():
+        file.write_bytes(build_agent_archive())
+    file.chmod(0o444)
     log = root / "log"
     log.touch()
     log.chmod(0o666)
@@ -41,7 +41,7 @@ def start_process(
     }
     words = [str(word) for option in options.items() for word in option]
     return subprocess.Popen(
-        [*before, python, "-I", "-S", str(zipped), verb, *words],
+        [*before, python, "-I", "-S", str(file), verb, *words],
         env={TASK_VARIABLE: task_text, POD_UID_VARIABLE: uid, "PATH": "/usr/bin:/bin"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -52,7 +52,7 @@ def start_process(
 def run_process(
     pod: AgentPod, verb: str, *before: str, python: str = sys.executable, **task: object
 ) -> tuple[int, Report, str]:
-    """Return exit code, report and output of the zipapp beside an engine that is ready."""
+    """Return exit code, report and output of the agent beside an engine that is ready."""
     with serve_engine(200) as (url, _):
         process = start_process(pod, verb, *before, python=python, **{"ready": url, **task})
         output, _ = process.communicate(timeout=60)

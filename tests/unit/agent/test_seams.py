@@ -195,23 +195,23 @@ def test_a_task_of_an_unknown_engine_fails_by_its_name(pod: AgentPod) -> None:
     assert pod.run("seed", engine="tgi").reason == "SeedFailed"
 
 
-# --- the agent's zip has what is registered
+# --- the agent's file has what is registered
 
 
 @pytest.fixture
 def verb(
     pod: AgentPod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, Report]]:
-    """Run a verb of the zip that an operator with these objects would build, in a plain python3."""
+    """Run a verb of the agent that an operator with these objects would build, in a plain python3."""
     monkeypatch.setattr(pretune, "__file__", str(copy_package(tmp_path) / "__init__.py"))
-    zipped = tmp_path / "agent.pyz"
-    zipped.write_bytes(build_agent_archive.__wrapped__())
+    file = tmp_path / "agent.py"
+    file.write_bytes(build_agent_archive.__wrapped__())
     log = tmp_path / "log"
 
     def run(name: str, **task: Any) -> tuple[int, Report]:
         options = ["--claim", str(pod.claim), "--parts", str(pod.claim.parent)]
         done = subprocess.run(
-            [sys.executable, "-I", "-S", zipped, name, *options, "--termination-log", str(log)],
+            [sys.executable, "-I", "-S", file, name, *options, "--termination-log", str(log)],
             env={TASK_VARIABLE: pod.context(**task).task.dump(), POD_UID_VARIABLE: "pod-1"},
             capture_output=True,
             text=True,
@@ -224,7 +224,7 @@ def verb(
     return run
 
 
-def test_the_zip_seals_seeds_and_proves_both_parts(
+def test_the_agent_seals_seeds_and_proves_both_parts(
     two_parts: AgentPod, verb: Callable[..., tuple[int, Report]]
 ) -> None:
     code, report = verb("seal", engine="vllm-kernels")
@@ -234,7 +234,7 @@ def test_the_zip_seals_seeds_and_proves_both_parts(
     assert verb("prove", engine="vllm-kernels")[1].reason == "Proven"
 
 
-def test_the_zip_seals_seeds_and_proves_the_other_engine(
+def test_the_agent_seals_seeds_and_proves_the_other_engine(
     pod: AgentPod, verb: Callable[..., tuple[int, Report]]
 ) -> None:
     write_plans(pod, "plans", rank0=PLANS)

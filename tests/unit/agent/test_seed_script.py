@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from pretune.agent import seed
-from pretune.manifests.agent_archive import build_agent_archive
+from pretune.manifests.agent_archive import agent_digest, build_agent_archive
 from pretune.manifests.agent_container import build_script
 from pretune.protocol import TASK_VARIABLE, Report
 
@@ -45,23 +46,24 @@ def start_script(
     path: str | None = None,
     limit: float = 45,
     with_agent: bool = True,
+    expected: str | None = None,
     **task: object,
 ) -> subprocess.Popen[str]:
     root = pod.claim.parent
-    zipped, log = root / "agent.pyz", root / "log"
-    if with_agent and not zipped.exists():
-        zipped.write_bytes(build_agent_archive())
-        zipped.chmod(0o444)
+    file, log = root / "agent.py", root / "log"
+    if with_agent and not file.exists():
+        file.write_bytes(build_agent_archive())
+        file.chmod(0o444)
     log.touch()
     log.chmod(0o666)
     options = (
         f"--claim {pod.claim} --parts {pod.claim.parent} --termination-log {log} --limit {limit}"
     )
-    text = build_script("seed", ("/pretune/tactics",)).replace(
-        "agent.pyz seed &", f"agent.pyz seed {options} &"
-    )
+    text = build_script("seed", ("/pretune/tactics",)).replace(" seed &", f" seed {options} &")
+    if expected is not None:
+        text = text.replace(agent_digest(), hashlib.sha256(expected.encode()).hexdigest())
     for place, here in (
-        ("/pretune/agent/agent.pyz", zipped),
+        ("/pretune/agent/agent.py", file),
         ("/pretune/tactics/", f"{pod.tactics}/"),
         ("/dev/termination-log", log),
     ):
@@ -86,8 +88,8 @@ def run_script(pod: AgentPod, *before: str, **how: object) -> tuple[int, Report,
     return process.returncode, report, output
 
 
-def fake_agent(pod: AgentPod, text: str) -> None:
-    """Write an agent that does half of its work and then runs this code."""
+def fake_agent(pod: AgentPod, text: str) -> str:
+    """Write an agent that does half of its work and then runs this code; return its text."""
     half = pod.tactics / "half"
     paths = [
         str(half / ".hidden"),
@@ -99,7 +101,9 @@ def fake_agent(pod: AgentPod, text: str) -> None:
         f"[open(path, 'w').close() for path in {paths!r}]",
         text,
     ]
-    (pod.claim.parent / "agent.pyz").write_text("\n".join(lines) + "\n")
+    agent = "\n".join(lines) + "\n"
+    (pod.claim.parent / "agent.py").write_text(agent)
+    return agent
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -125,8 +129,8 @@ BROKEN = [
 def test_an_agent_that_fails_in_the_middle_leaves_an_empty_folder_and_exit_code_0(
     pod: AgentPod, shell: str, text: str, message: str
 ) -> None:
-    fake_agent(pod, text)
-    code, report, output = run_script(pod, shell=shell)
+    agent = fake_agent(pod, text)
+    code, report, output = run_script(pod, shell=shell, expected=agent)
     assert (code, report.reason) == (0, "SeedFailed"), output
     assert report.message.startswith(message)
     assert read_tree(pod.tactics) == {}
@@ -165,14 +169,32 @@ def test_a_config_map_that_was_missing_is_reported(pod: AgentPod) -> None:
     assert read_tree(pod.tactics) == {}
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("by_hand", [True, False], ids=["another program", "a byte more"])
+def test_an_agent_that_something_else_wrote_does_not_run(
+    pod: AgentPod, shell: str, by_hand: bool
+) -> None:
+    pod.seal(rank_files(1))
+    pod.write_tactics({"left/over": b"x"})
+    if by_hand:
+        fake_agent(pod, "")
+    else:
+        (pod.claim.parent / "agent.py").write_bytes(build_agent_archive() + b"\n")
+    code, report, output = run_script(pod, shell=shell)
+    assert (code, report.by, report.reason) == (0, "seed", "AgentChanged"), output
+    assert "ConfigMap" in report.message
+    assert read_tree(pod.tactics) == {}
+
+
 @needs_root
 def test_term_ends_it_at_once_as_the_first_process_of_its_container(pod: AgentPod) -> None:
     """A pod deleted while it is seeded must not wait for its whole grace period.
 
     Process 1 ignores signals that it does not handle.
     """
-    fake_agent(pod, "time.sleep(60)")
-    process = start_script(pod, "unshare", "--pid", "--fork", "--kill-child")
+    agent = fake_agent(pod, "time.sleep(60)")
+    unshare = ("unshare", "--pid", "--fork", "--kill-child")
+    process = start_script(pod, *unshare, expected=agent)
     while not list(pod.tactics.iterdir()):
         time.sleep(0.01)
     inner = Path(

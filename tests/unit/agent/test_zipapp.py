@@ -1,9 +1,8 @@
-"""The zipapp as in a pod: `python3 -I -S`, another uid, real mounts, full and read-only claims."""
+"""The agent's file as in a pod: `python3 -I -S`, another uid, real mounts, full and read-only claims."""
 
 from __future__ import annotations
 
 import ast
-import io
 import os
 import shutil
 import signal
@@ -11,13 +10,12 @@ import stat
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pretune.manifests.agent_archive import build_agent_archive
+from pretune.manifests.agent_archive import read_files
 from pretune.protocol import Report
 
 from tests.builders.agent_pod import (
@@ -50,14 +48,14 @@ def _pythons() -> list[str]:
 
 
 def test_the_agents_files_are_python_38() -> None:
-    archive = zipfile.ZipFile(io.BytesIO(build_agent_archive()))
-    assert len(archive.namelist()) > 20
-    for name in archive.namelist():
-        ast.parse(archive.read(name), name, feature_version=(3, 8))
+    files = dict(read_files())
+    assert len(files) > 20
+    for name, content in files.items():
+        ast.parse(content, name, feature_version=(3, 8))
 
 
 @pytest.mark.parametrize("python", _pythons())
-def test_the_zipapp_does_every_verb_in_any_python(pod: AgentPod, python: str) -> None:
+def test_the_agent_does_every_verb_in_any_python(pod: AgentPod, python: str) -> None:
     pod.write_tactics(rank_files(2, 191))
     for verb, code, reason in (
         ("check", 0, "Checked"),

@@ -15,7 +15,7 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller.observe import observe
 from pretune.kube.types import ApiError
-from pretune.manifests.agent_archive import agent_name
+from pretune.manifests.agent_archive import agent_name, build_agent_config_map
 from pretune.podspec import identity
 from pretune.policy.model import Observed
 
@@ -105,7 +105,7 @@ def config_map(name: str) -> Object:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": meta,
-        "binaryData": {"agent.pyz": "AAAA"},
+        "binaryData": {"agent.py": "AAAA"},
     }
 
 
@@ -340,9 +340,36 @@ def test_every_pod_of_the_namespace_is_read_only_where_an_old_agent_could_go() -
     assert observed.agents_named == {"pretune-agent-old"} and ANYBODYS not in calls
 
 
-def test_no_byte_of_an_agent_is_read() -> None:
+def test_no_byte_of_an_agent_is_kept() -> None:
     observed = observe_now(server(cache(), claim(), config_map("pretune-agent-old")))[0]
     assert all("binaryData" not in one for one in observed.agents)
+    observed = observe_now(server(cache(), claim(), config_map(agent_name())))[0]
+    assert observed.foreign_agent is not None and "binaryData" not in observed.foreign_agent
+
+
+def test_the_agents_content_is_compared_once_for_each_version_of_its_config_map() -> None:
+    world = server(cache(), claim())
+    made = world.create(build_agent_config_map(NS))
+    client, read = Forbidding(world), f"list ConfigMap metadata.name={agent_name()}"
+
+    def see() -> tuple[Observed, bool]:
+        client.calls.clear()
+        return asyncio.run(observe(KEY, client, SETTINGS, NOW)), read in client.calls
+
+    assert [see()[1] for _ in "123"] == [True, False, False]
+    world.delete(made)
+    world.create(config_map(agent_name()))
+    for _ in "12":  # one that something else wrote is read until it is gone
+        seen, is_read = see()
+        assert is_read and seen.foreign_agent is not None
+        assert seen.foreign_agent["metadata"]["name"] == agent_name()
+
+
+def test_an_agent_without_our_label_is_noticed() -> None:
+    stray = config_map(agent_name())
+    del stray["metadata"]["labels"]
+    observed = observe_now(server(cache(), claim(), stray))[0]
+    assert observed.agents == () and observed.foreign_agent is not None
 
 
 def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_it() -> None:

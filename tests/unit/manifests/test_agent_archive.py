@@ -1,13 +1,11 @@
-"""The agent's zip: the same files make the same bytes, and a plain python3 runs it."""
+"""The agent's file: the same files make the same bytes, and a plain python3 runs it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import kubernetes_validate
@@ -16,10 +14,6 @@ from pretune.manifests import agent_archive
 from pretune.protocol import Inputs
 
 ROOT = Path(pretune.__file__).parent
-
-
-def entries() -> list[zipfile.ZipInfo]:
-    return zipfile.ZipFile(io.BytesIO(agent_archive.build_agent_archive())).infolist()
 
 
 def test_the_name_is_that_of_the_content() -> None:
@@ -43,10 +37,6 @@ def test_the_same_files_make_the_same_bytes_whatever_their_dates_and_modes(
     assert build() != agent_archive.build_agent_archive()
 
 
-def test_no_clock_is_in_the_bytes() -> None:
-    assert {entry.date_time for entry in entries()} == {(1980, 1, 1, 0, 0, 0)}
-
-
 def test_it_holds_the_agent_and_what_it_imports_and_nothing_of_the_controller() -> None:
     ours = {
         f"pretune/{file.relative_to(ROOT).as_posix()}"
@@ -55,57 +45,57 @@ def test_it_holds_the_agent_and_what_it_imports_and_nothing_of_the_controller() 
         if file.name
         not in ("log.py", "logs.py")  # the controller reads logs: a change there is no other agent
     }
-    assert {entry.filename for entry in entries()} == {
-        "__main__.py",
-        "pretune/__init__.py",
-        "pretune/api/__init__.py",
-        "pretune/api/reasons.py",
-        "pretune/protocol.py",
-    } | ours
+    assert (
+        dict(agent_archive.read_files()).keys()
+        == {
+            "pretune/__init__.py",
+            "pretune/api/__init__.py",
+            "pretune/api/reasons.py",
+            "pretune/protocol.py",
+        }
+        | ours
+    )
 
 
 def test_it_fits_a_config_map_with_room() -> None:
     assert (
-        len(agent_archive.build_agent_config_map("inference")["binaryData"]["agent.pyz"])
+        len(agent_archive.build_agent_config_map("inference")["binaryData"]["agent.py"])
         < 512 * 1024
     )  # of 1 MiB
 
 
-def test_a_plain_python_runs_what_is_in_it(tmp_path: Path) -> None:
-    file = tmp_path / "agent.pyz"
-    file.write_bytes(agent_archive.build_agent_archive())
-    code = f"import sys; sys.path.insert(0, {str(file)!r}); import pretune.protocol as w; print(w.Inputs('f', '', 't', {{}}).bundle_id())"
+def test_a_plain_python_runs_it_from_memory_with_the_lines_of_its_files_in_tracebacks(
+    tmp_path: Path,
+) -> None:
+    content = agent_archive.build_agent_archive()
+    code = f"""
+import sys, traceback
+exec(compile(sys.stdin.buffer.read({len(content)}), "agent.py", "exec"), {{"__name__": "agent"}})
+"""
+    check = """
+import pretune.protocol as protocol
+print(protocol.Inputs("f", "", "t", {}).bundle_id())
+try:
+    protocol.Task.load("[]")
+except ValueError:
+    traceback.print_exc()
+"""
+    # Its end runs the agent's main, with another program's arguments: usage, and exit code 2.
+    text = code.replace("exec(", "try:\n    exec(").rstrip() + "\nexcept SystemExit:\n    pass\n"
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code],
+        [sys.executable, "-I", "-S", "-c", text + check],
+        input=content,
         capture_output=True,
-        text=True,
         check=True,
         cwd=tmp_path,
     )
-    assert done.stdout.strip() == Inputs("f", "", "t", {}).bundle_id()
+    assert done.stdout.decode().strip() == Inputs("f", "", "t", {}).bundle_id()
+    errors = done.stderr.decode()
+    assert "usage: agent.py" in errors
+    assert 'File "pretune/protocol.py", line' in errors and "raise " in errors
 
 
-def test_its_main_runs_the_agents_main(tmp_path: Path) -> None:
-    """A stand-in for pretune.agent prints its arguments: this is about the zip's first file."""
-    zip_file = tmp_path / "agent.pyz"
-    with zipfile.ZipFile(zip_file, "w") as archive:
-        archive.writestr(
-            "__main__.py",
-            zipfile.ZipFile(io.BytesIO(agent_archive.build_agent_archive())).read("__main__.py"),
-        )
-        archive.writestr("pretune/__init__.py", "")
-        archive.writestr("pretune/agent/__init__.py", "")
-        archive.writestr(
-            "pretune/agent/__main__.py",
-            "import sys; assert __name__ == '__main__'; print(sys.argv[1:])",
-        )
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", zip_file, "check"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "['check']"
-
-
-def test_the_config_map_is_immutable_without_owner_and_holds_the_zip() -> None:
+def test_the_config_map_is_immutable_without_owner_and_holds_the_agent() -> None:
     made = agent_archive.build_agent_config_map("inference")
     kubernetes_validate.validate(made, "1.34", strict=True)
     assert made["immutable"] is True
@@ -114,4 +104,12 @@ def test_the_config_map_is_immutable_without_owner_and_holds_the_zip() -> None:
         "namespace": "inference",
         "labels": {"pretune.dev/role": "agent"},
     }
-    assert base64.b64decode(made["binaryData"]["agent.pyz"]) == agent_archive.build_agent_archive()
+    assert base64.b64decode(made["binaryData"]["agent.py"]) == agent_archive.build_agent_archive()
+
+
+def test_another_content_is_not_the_agent() -> None:
+    config_map = agent_archive.build_agent_config_map("inference")
+    assert agent_archive.is_agent(config_map)
+    other = base64.b64encode(agent_archive.build_agent_archive() + b"#").decode()
+    for data in ({"agent.py": other}, {"agent.py": ""}, {}, None):
+        assert not agent_archive.is_agent({**config_map, "binaryData": data})

@@ -9,6 +9,7 @@ import copy
 import json
 import re
 import subprocess
+import sys
 from typing import Any
 
 import kubernetes_validate
@@ -20,6 +21,7 @@ from pretune.api.spec import Target
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.engines.vllm import cli
+from pretune.manifests.agent_archive import agent_digest
 from pretune.manifests.agent_container import build_script
 from pretune.manifests.job import (
     attempt_name,
@@ -843,8 +845,10 @@ def test_check_and_seal_read_and_write_as_the_engine_does_with_no_more_rights_th
     assert check_in(job)["securityContext"] == seal_in(job)["securityContext"] == ours
 
 
+# Asked for its version, or given the program that compares the agent.
 FAKE = """#!/bin/sh
-[ "$3" = -c ] && exit {old}
+[ $# = 4 ] && exit {old}
+shift 4
 echo "$@" > {output}
 """
 
@@ -855,13 +859,13 @@ def run_script(tmp_path: Any, python: str | None, agent: bool = True) -> tuple[i
     Return its exit code, its termination message, and the arguments of python3.
     """
     text = build_script("check").replace("/dev/termination-log", str(tmp_path / "log"))
-    text = text.replace("/pretune/agent/agent.pyz", str(tmp_path / "agent.pyz"))
+    text = text.replace("/pretune/agent/agent.py", str(tmp_path / "agent.py"))
     (tmp_path / "bin").mkdir()
     if python is not None:
         (tmp_path / "bin" / "python3").write_text(python)
         (tmp_path / "bin" / "python3").chmod(0o755)
     if agent:
-        (tmp_path / "agent.pyz").touch()
+        (tmp_path / "agent.py").touch()
     done = subprocess.run(
         ["/bin/sh", "-c", text],
         env={"PATH": str(tmp_path / "bin")},
@@ -893,7 +897,20 @@ def test_what_keeps_the_agent_from_running_is_reported_by_the_shell(
 
 def test_otherwise_the_shell_hands_over_to_the_agent(tmp_path: Any) -> None:
     code, log, output = run_script(tmp_path, FAKE.format(old=0, output=tmp_path / "output"))
-    assert (code, log, output) == (0, "", f"-I -S {tmp_path}/agent.pyz check")
+    agent, digest, rest = output.split(" ", 2)
+    _, log_file, verb = rest.rsplit(" ", 2)
+    assert (code, log) == (0, "")
+    assert (agent, digest) == (f"{tmp_path}/agent.py", agent_digest())
+    assert (log_file, verb) == (f"{tmp_path}/log", "check")
+
+
+def test_an_agent_that_something_else_wrote_does_not_run(tmp_path: Any) -> None:
+    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+    code, log, _ = run_script(tmp_path, python)  # the file is empty
+    report = Report.load(log)
+    assert report is not None
+    assert code != 0
+    assert (report.by, report.reason) == ("check", "AgentChanged")
 
 
 @pytest.mark.parametrize("verb", ["check", "seal"])

@@ -158,6 +158,18 @@ def test_the_agent_is_there_though_nothing_is_to_be_tuned() -> None:
     ] and refused.requeue_after == 30
 
 
+def test_an_agent_that_something_else_wrote_is_replaced_before_a_job_names_it() -> None:
+    meta = {"name": AGENT, "namespace": KEY.namespace, "uid": "u", "resourceVersion": "7"}
+    foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}
+    given = {"the_cache": cache(KNOWN), "agents": (foreign,), "foreign_agent": foreign}
+    plan = decide(observed(**given), NOW)
+    delete, apply = plan.actions
+    assert isinstance(delete, Delete) and delete.object["metadata"]["uid"] == "u"
+    assert isinstance(apply, Apply) and apply.object["immutable"] is True
+    assert [one.reason for one in plan.events] == ["AgentChanged"]
+    assert AGENT in plan.events[0].message
+
+
 def test_a_job_that_the_api_server_refuses_is_said_in_its_words() -> None:
     the_cache = cache(KNOWN)
     [action] = decide(observed(the_cache), NOW).actions

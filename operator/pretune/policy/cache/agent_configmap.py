@@ -15,8 +15,8 @@ RETRY_SECONDS = 30.0  # until a ConfigMap that the API server refused is applied
 
 
 def exists(plan: PlanBuilder) -> bool:
-    """Return whether the ConfigMap of this release is there."""
-    return _find_current(plan) is not None
+    """Return whether the ConfigMap of this release is there, and holds its agent."""
+    return _find_current(plan) is not None and plan.observed.foreign_agent is None
 
 
 def _find_current(plan: PlanBuilder) -> Object | None:
@@ -35,6 +35,14 @@ def create_if_missing(plan: PlanBuilder) -> None:
     """
     if exists(plan):
         return
+    if foreign := plan.observed.foreign_agent:
+        # Deleted, since nobody can change one that is immutable.
+        plan.actions.append(delete(foreign))
+        message = (
+            f"ConfigMap {plan.observed.agent_name} does not hold pretune's agent: something else"
+            " wrote it. It is deleted and written again: find out who may write ConfigMaps here"
+        )
+        plan.warn(reasons.AGENT_CHANGED, message)
     plan.actions.append(_build_apply(plan))
     if message := find_refusal(plan):
         name = plan.observed.agent_name
