@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -36,17 +36,22 @@ from pretune.kube.watch import ADDED, LISTED, Change
 log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "pretune"  # also the name under which Events are reported
-PAGE_SIZE = 500  # objects of one list request: 3,000 pods at once were 17 MB and 149 MiB resident
+# Of one list request. A page that is larger is not read to its end, but asked for again with fewer
+# objects: 3,000 pods at once were 17 MB and 149 MiB resident, and a tenant's may have 1.5 MiB each.
+PAGE_SIZE = 250
+MAX_PAGE_BYTES = 4 << 20
+SMALLER_PAGE = 8  # the divisor of the number of objects
 CALL_TIMEOUT = aiohttp.ClientTimeout(total=30)
 # A watch sends a bookmark a minute even when nothing happens: without one its connection is dead.
 WATCH_IDLE_SECONDS = 90.0
 LOG_CHUNK_BYTES = 64 << 10
-MAX_WATCH_LINE_BYTES = 8 << 20  # one object, as JSON; aiohttp alone takes 128 KiB
+MAX_OBJECT_BYTES = 8 << 20  # one object, as JSON: in a watch, or alone in its page
 RESOURCE_TTL_SECONDS = 600.0  # after which a discovered kind's resource is asked for again
 
 _JSON = "application/json"
-_METADATA_LIST = f"{_JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{_JSON}"
-_METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{_JSON}"
+# Accept of a request for metadata only, where the resource can answer so.
+METADATA_LIST = f"{_JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{_JSON}"
+METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{_JSON}"
 
 
 @dataclass(frozen=True)
@@ -137,28 +142,21 @@ class Kubernetes:
         project: Callable[[Object], Object] = keep_all,
     ) -> list[Object]:
         path = await self._path(api_version, kind, namespace)
-        query = {
-            "limit": PAGE_SIZE,
-            "labelSelector": labels,
-            "fieldSelector": fields,
-            "continue": "",
-        }
-        accept = _METADATA_LIST if project is metadata_only else _JSON
-        objects: list[Object] = []
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
+        accept = METADATA_LIST if project is metadata_only else _JSON
         while True:
-            given = {name: value for name, value in query.items() if value}
-            code, page = await self._request_json("GET", path, query=given, accept=accept)
-            if code == 410 and query["continue"]:  # the pages' snapshot has expired: start again
-                objects, query["continue"] = [], ""
-                continue
-            _require_success(code, page)
-            objects += [
-                project({**item, "apiVersion": api_version, "kind": kind})
-                for item in page.get("items") or ()
-            ]
-            query["continue"] = (page.get("metadata") or {}).get("continue") or ""
-            if not query["continue"]:
+            objects: list[Object] = []
+            try:
+                async for page in self._read_pages(path, selectors, accept):
+                    objects += [
+                        project({**item, "apiVersion": api_version, "kind": kind})
+                        for item in page.pop("items", None) or ()
+                    ]
                 return objects
+            except ApiError as error:
+                if error.code != 410 or not objects:
+                    raise
+                # The pages' snapshot has expired: start again.
 
     async def create(self, obj: Object) -> Object:
         path = await self._path(
@@ -277,33 +275,31 @@ class Kubernetes:
             "fieldSelector": f"metadata.name={name}" if name else "",
             "labelSelector": labels,
         }
-        query = {name: value for name, value in selectors.items() if value}
         partial = project is metadata_only
         # A list first: an older etcd refuses a watch without a version that asks for bookmarks
         # (Kubernetes 1.34 on etcd 3.4).
-        rest, version = "", ""
-        while not version or rest:
-            page = {**query, "limit": str(PAGE_SIZE), **({"continue": rest} if rest else {})}
-            code, listed = await self._request_json(
-                "GET", path, query=page, accept=_METADATA_LIST if partial else _JSON
-            )
-            if code == 404:
-                self._discovered.pop((api_version, kind), None)
-                raise NoSuchKind(api_version, kind)
-            for item in _require_success(code, listed).get("items") or ():
-                yield ADDED, project({**item, "apiVersion": api_version, "kind": kind})
-            rest = listed["metadata"].get("continue") or ""
-            version = listed["metadata"]["resourceVersion"]
-            del listed  # a page may be megabytes
+        version = ""
+        try:
+            accept = METADATA_LIST if partial else _JSON
+            async for page in self._read_pages(path, selectors, accept):
+                version = page["metadata"]["resourceVersion"]
+                for item in _take_each(page.pop("items", None) or []):
+                    yield ADDED, project({**item, "apiVersion": api_version, "kind": kind})
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            self._discovered.pop((api_version, kind), None)
+            raise NoSuchKind(api_version, kind) from error
         yield LISTED, {}
+        query = {name: value for name, value in selectors.items() if value}
         query |= {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
         limit = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=idle_seconds)
         async with self._send(
-            "GET", path, query=query, accept=_METADATA if partial else _JSON, limit=limit
+            "GET", path, query=query, accept=METADATA if partial else _JSON, limit=limit
         ) as response:
             if response.status >= 400:
                 _require_success(response.status, _parse_json(await response.read()))
-            while line := await response.content.readline(max_line_length=MAX_WATCH_LINE_BYTES):
+            while line := await response.content.readline(max_line_length=MAX_OBJECT_BYTES):
                 change = json.loads(line)
                 if change["type"] == "ERROR":
                     _require_success(int(change["object"].get("code") or 500), change["object"])
@@ -375,6 +371,37 @@ class Kubernetes:
                 return resource
         raise NoSuchKind(api_version, kind)
 
+    async def _read_pages(
+        self, path: str, selectors: Mapping[str, str], accept: str
+    ) -> AsyncIterator[Object]:
+        """Yield the pages of a list, each of at most MAX_PAGE_BYTES or with one object.
+
+        Raises ApiError: 410 when the API server does not remember the list any more, 413 for an
+        object of more than MAX_OBJECT_BYTES.
+        """
+        given = {name: value for name, value in selectors.items() if value}
+        limit, rest = PAGE_SIZE, ""
+        while True:
+            query = {"limit": str(limit), **given, **({"continue": rest} if rest else {})}
+            async with self._send("GET", path, query=query, accept=accept) as response:
+                raw = await _read_at_most(
+                    response, MAX_PAGE_BYTES if limit > 1 else MAX_OBJECT_BYTES
+                )
+            if raw is None and limit == 1:
+                raise ApiError(413, "TooLarge", f"{path}: an object is larger than 8 MiB")
+            if raw is None:
+                limit = max(1, limit // SMALLER_PAGE)
+                continue
+            if len(raw) < MAX_PAGE_BYTES // (2 * SMALLER_PAGE):
+                limit = min(PAGE_SIZE, limit * SMALLER_PAGE)
+            page = _require_success(response.status, _parse_json(raw))
+            del raw  # it may be megabytes, and the page with it
+            rest = (page.get("metadata") or {}).get("continue") or ""
+            yield page
+            del page
+            if not rest:
+                return
+
     async def _request_json(
         self,
         method: str,
@@ -443,6 +470,24 @@ def build_event(cache: Object, event: Event, now: float) -> Object:
         "lastTimestamp": format_timestamp(now),
         "count": 1,
     }
+
+
+async def _read_at_most(response: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
+    """Return the body, or None where it is larger: the rest is not read."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            response.close()
+            return None
+    return bytes(body)
+
+
+def _take_each(items: list[Object]) -> Iterator[Object]:
+    """Yield the items and keep none, so that a page is freed while it is read."""
+    items.reverse()
+    while items:
+        yield items.pop()
 
 
 def _base_path(api_version: str) -> str:

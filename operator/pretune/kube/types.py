@@ -69,8 +69,8 @@ class Cluster(Protocol):
     ) -> list[Object]:
         """Return every object that matches both selectors, with its apiVersion and kind.
 
-        Read in pages of 500. `project` cuts each object down to what is kept of it, before the next
-        page is read.
+        Read in pages of a few MiB. `project` cuts each object down to what is kept of it, before
+        the next page is read.
         """
 
     async def create(self, obj: Object) -> Object:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 from pretune.api.names import CACHE
 from pretune.api.types import Key
@@ -17,6 +19,7 @@ from pretune.controller.main import (
     build_registry,
     find_problem,
     kopf_connection,
+    kopf_session,
     kopf_settings,
 )
 from pretune.controller.pod_watcher import PodWatcher
@@ -154,6 +157,29 @@ def test_kopf_reaches_the_same_cluster_as_the_same_identity(
     assert (info.server, info.ca_path, info.insecure) == ("https://10.0.0.1:443", "ca.crt", False)
     assert (info.certificate_path, info.private_key_path) == ("me.crt", "me.key")
     assert (info.scheme, info.token) == (scheme, token)
+
+
+def test_kopf_reads_metadata_only_in_small_pages() -> None:
+    accepted: dict[str, str] = {}
+
+    async def note(request: web.Request) -> web.Response:
+        accepted[request.path_qs] = request.headers["Accept"]
+        return web.Response()
+
+    async def story() -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", note)
+        async with TestServer(app) as server:
+            info = kopf_connection(Configuration(host=str(server.make_url("")).rstrip("/")))
+            session = kopf_session(info)
+            async with session.aiohttp_session as http:
+                for path in ("/jobs?limit=50", "/jobs?watch=true"):
+                    await (await http.get(f"{session.server}{path}")).read()
+
+    asyncio.run(story())
+    assert "as=PartialObjectMetadataList;" in accepted["/jobs?limit=50"]
+    assert "as=PartialObjectMetadata;" in accepted["/jobs?watch=true"]
+    assert kopf_settings().watching.chunk_size == 50
 
 
 @pytest.mark.parametrize(

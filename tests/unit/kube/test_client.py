@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -188,8 +189,8 @@ def test_a_list_is_read_in_pages_and_each_item_has_its_kind() -> None:
         ("Job", "batch/v1", name) for name in "abc"
     ]
     assert [query for _, query, *_ in api.asked] == [
-        {"limit": "500", "labelSelector": "x=y"},
-        {"limit": "500", "labelSelector": "x=y", "continue": "next"},
+        {"limit": "250", "labelSelector": "x=y"},
+        {"limit": "250", "labelSelector": "x=y", "continue": "next"},
     ]
 
 
@@ -198,6 +199,89 @@ def test_a_list_whose_snapshot_is_gone_begins_again_and_returns_nothing_twice() 
     api = Api().on(f"GET {JOBS}", page("a", more="next"), gone, page("a", "b"))
     found = api.play(lambda cluster: cluster.list("batch/v1", "Job", "ns"))
     assert [one["metadata"]["name"] for one in found] == ["a", "b"]
+
+
+class Large(Api):
+    """An API server with objects of these sizes, in bytes, which keeps to a page's limit."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.limits: list[int] = []
+        self.sent = 0  # bytes
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch"):
+            return web.Response(text="")
+        first, limit = int(request.query.get("continue", 0)), int(request.query["limit"])
+        self.limits.append(limit)
+        last = min(first + limit, len(self.sizes))
+        more = str(last) if last < len(self.sizes) else ""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        meta = json.dumps({"continue": more, "resourceVersion": "5"})
+        await response.write(b'{"metadata": %s, "items": [' % meta.encode())
+        for number in range(first, last):
+            await response.write(
+                b'%s{"metadata": {"name": "o%d"}, "spec": "' % (b"," * (number > first), number)
+            )
+            left = self.sizes[number]
+            while left > 0:
+                chunk = b"x" * min(left, 1 << 16)
+                await response.write(chunk)
+                self.sent, left = self.sent + len(chunk), left - len(chunk)
+            await response.write(b'"}')
+        await response.write(b"]}")
+        return response
+
+
+def names_only(obj: Any) -> Any:
+    return {"name": obj["metadata"]["name"]}
+
+
+async def listed(cluster: Kubernetes) -> list[str]:
+    found = await cluster.list("batch/v1", "Job", "", project=names_only)
+    return [obj["name"] for obj in found]
+
+
+async def watched_names(cluster: Kubernetes) -> list[str]:
+    stream = cluster.watch("batch/v1", "Job", "", project=names_only)
+    return [obj["name"] async for change, obj in stream if change == "ADDED"]
+
+
+def peak_mib(api: Api, story: Callable[[Kubernetes], Awaitable[Any]]) -> tuple[Any, float]:
+    tracemalloc.start()
+    try:
+        found = api.play(story)
+        return found, tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [listed, watched_names])
+def test_large_objects_are_read_in_pages_of_a_few_mib_however_many_they_are(
+    read: Callable[[Kubernetes], Awaitable[Any]],
+) -> None:
+    peaks = []
+    for count in (15, 30, 60):
+        found, peak = peak_mib(Large(*[1_100_000] * count), read)
+        assert found == [f"o{number}" for number in range(count)]
+        peaks.append(peak)
+    assert max(peaks) < 32
+    assert peaks[2] < peaks[0] * 1.2, "memory does not grow with the number of objects"
+
+
+def test_a_page_becomes_smaller_where_objects_are_large_and_larger_again_after_them() -> None:
+    api = Large(*[1000] * 3, *[1_500_000] * 10, *[1000] * 600)
+    assert api.play(listed) == [f"o{number}" for number in range(613)]
+    assert min(api.limits) < 4 and api.limits[-1] == 250
+    assert len(api.limits) < 30
+    assert api.sent < 4 * 15_600_000, "what is not read is not sent"
+
+
+def test_an_object_that_is_too_large_for_a_page_of_its_own_is_an_error() -> None:
+    with pytest.raises(ApiError, match=r"413 .*an object is larger than 8 MiB"):
+        Large(100, 9 << 20).play(listed)
 
 
 def test_a_list_of_metadata_asks_for_nothing_else() -> None:
@@ -333,7 +417,7 @@ def test_a_watch_begins_with_what_is_there_and_then_has_changes_without_bookmark
     )
     assert watched(api) == [("ADDED", "3"), ("LISTED", ""), ("MODIFIED", "7"), ("DELETED", "8")]
     first, second = (query for _, query, *_ in api.asked)
-    assert first == {"fieldSelector": "metadata.name=j", "limit": "500"}
+    assert first == {"fieldSelector": "metadata.name=j", "limit": "250"}
     assert second["resourceVersion"] == "5" and second["allowWatchBookmarks"] == "true"
     assert "as=PartialObjectMetadata;" in api.asked[1][3]["Accept"]
 
