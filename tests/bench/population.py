@@ -66,13 +66,14 @@ async def write_population(cluster: Kubernetes, sample: Sample, population: Popu
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
         )
         await cluster.create(_renamed(sample, sample.agent, namespace, ""))
-    await _for_each(
+    await for_each(
         lambda number: _write_cache(cluster, sample, population, number),
         range(population.first, population.first + population.caches),
     )
 
 
-async def _for_each(work: Callable[[int], Awaitable[None]], numbers: range) -> None:
+async def for_each(work: Callable[[int], Awaitable[None]], numbers: range) -> None:
+    """Do the work of each number, AT_A_TIME of them at once."""
     left: Iterator[int] = iter(numbers)
 
     async def work_off() -> None:
@@ -86,9 +87,9 @@ async def _write_cache(
     cluster: Kubernetes, sample: Sample, population: Population, number: int
 ) -> None:
     namespace, name = f"n{number // 10}", f"c{number}"
-    claim = await _create(cluster, _renamed(sample, sample.claim, namespace, name))
-    deployment = await _create(cluster, _renamed(sample, sample.deployment, namespace, name))
-    replicaset = await _create(
+    claim = await create(cluster, _renamed(sample, sample.claim, namespace, name))
+    deployment = await create(cluster, _renamed(sample, sample.deployment, namespace, name))
+    replicaset = await create(
         cluster,
         _renamed(
             sample, sample.replicaset, namespace, name, {_uid(sample.deployment): _uid(deployment)}
@@ -99,8 +100,8 @@ async def _write_cache(
         pod = _renamed(sample, sample.pod, namespace, name, renamed)
         pod["metadata"]["name"] = f"{replicaset['metadata']['name']}-{index:04}"
         pod["status"]["podIP"] = "10.0.0.1"
-        await _create(cluster, pod)
-    await _create(
+        await create(cluster, pod)
+    await create(
         cluster, _renamed(sample, sample.cache, namespace, name, {_uid(sample.claim): _uid(claim)})
     )
 
@@ -125,7 +126,7 @@ def _renamed(
     return renamed
 
 
-async def _create(cluster: Kubernetes, obj: Object) -> Object:
+async def create(cluster: Kubernetes, obj: Object) -> Object:
     """Create the object, with its status; return it as stored."""
     stored = await cluster.create(obj)
     if status := obj.get("status"):

@@ -1,7 +1,8 @@
-"""What Linux reports about a process: its memory, and how long ago it started."""
+"""What Linux reports about a process: its memory, its connections, and when it started."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,21 @@ def memory(pid: int | str = "self") -> tuple[float, float]:
         if ":" in line
     )
     return int(lines["VmRSS"].split()[0]) / 1024, int(lines["VmHWM"].split()[0]) / 1024
+
+
+def connections(pid: int) -> int:
+    """Return how many TCP connections of a process are open."""
+    sockets = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(os.readlink(file))
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    established = "01"
+    return sum(line[3] == established and f"socket:[{line[9]}]" in sockets for line in lines)
 
 
 def since_start() -> float:

@@ -35,7 +35,7 @@ from tests.bench.harness import (
     with_cache_label,
 )
 from tests.bench.population import Population, Sample, write_population
-from tests.bench.process import memory
+from tests.bench.process import connections, memory
 from tests.bench.table import Row
 from tests.cluster.conftest import BUILD, ROOT
 from tests.cluster.kube import Kube, Object, condition
@@ -54,6 +54,7 @@ class Start:
     runs: int
     resident: float  # MiB then
     highest: float
+    connections: int  # to the API server
     requests: Counter[str]  # by `verb resource`, as the API server counted them meanwhile
 
 
@@ -157,7 +158,9 @@ def _is_seeded(cache: Object) -> bool:
     return ((cache.get("status") or {}).get("consumers") or {}).get("seeded") == 1
 
 
-def start_controller(kubeconfig: str, caches: int) -> Start:
+def start_controller(
+    kubeconfig: str, caches: int, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Start:
     """Run the controller's process until it is idle for IDLE_SECONDS, and end it."""
     before = _count_requests(kubeconfig)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,13 +171,13 @@ def start_controller(kubeconfig: str, caches: int) -> Start:
                 command, env=_environment(kubeconfig), cwd=ROOT, stdout=out, stderr=out
             )
         try:
-            end = time.monotonic() + TIMEOUT_SECONDS
+            end = time.monotonic() + timeout_seconds
             lines: list[dict[str, Any]] = []
             while True:
                 time.sleep(0.5)
                 assert process.poll() is None, f"the controller ended:\n{log.read_text()[-3000:]}"
                 assert time.monotonic() < end, (
-                    f"not idle after {TIMEOUT_SECONDS} s:\n{log.read_text()[-3000:]}"
+                    f"not idle after {timeout_seconds} s:\n{log.read_text()[-3000:]}"
                 )
                 lines = (
                     [json.loads(line) for line in runs.read_text().splitlines()]
@@ -185,6 +188,7 @@ def start_controller(kubeconfig: str, caches: int) -> Start:
                 if has_all and time.time() - runs.stat().st_mtime >= IDLE_SECONDS:
                     break
             resident, highest = memory(process.pid)
+            connected = connections(process.pid)
             failed = [line for line in log.read_text().splitlines() if " ERROR " in line]
             assert not failed, failed[:3]
         finally:
@@ -195,6 +199,7 @@ def start_controller(kubeconfig: str, caches: int) -> Start:
         len(lines),
         resident,
         highest,
+        connected,
         _count_requests(kubeconfig) - before,
     )
 
@@ -226,11 +231,11 @@ def _environment(kubeconfig: str) -> dict[str, str]:
 def write_population_to(kubeconfig: str, sample: Sample, population: Population) -> None:
     """Write the population to an API server; before the first one also the CRD."""
     if not population.first:
-        _install_crd(kubeconfig)
+        install_crd(kubeconfig)
     asyncio.run(_write(kubeconfig, sample, population))
 
 
-def _install_crd(kubeconfig: str) -> None:
+def install_crd(kubeconfig: str) -> None:
     """Install the chart's CRD, and wait until the API server serves it."""
     render = [
         str(BUILD / "bin/helm"),
@@ -265,10 +270,15 @@ def _install_crd(kubeconfig: str) -> None:
 
 
 async def _write(kubeconfig: str, sample: Sample, population: Population) -> None:
+    async with await connect(kubeconfig) as cluster:
+        await write_population(cluster, sample, population)
+
+
+async def connect(kubeconfig: str) -> Kubernetes:
+    """Return a client of the API server."""
     config = Configuration()
     await load_kube_config(kubeconfig, client_configuration=config, persist_config=False)  # type: ignore[no-untyped-call]
-    async with Kubernetes(config) as cluster:
-        await write_population(cluster, sample, population)
+    return Kubernetes(config)
 
 
 def _count_requests(kubeconfig: str) -> Counter[str]:

@@ -213,8 +213,20 @@ def kopf_session(info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
         headers=info.as_http_headers(),
         proxy=info.proxy_url,
         middlewares=(ask_for_metadata,),
+        response_class=MetadataResponse,
     )
     return kopf.AiohttpSession(server=info.server, aiohttp_session=session)
+
+
+class MetadataResponse(aiohttp.ClientResponse):
+    """An answer in which an empty list of metadata is a list: the API server writes null."""
+
+    async def json(self, **how: Any) -> Any:
+        """Return the body as JSON."""
+        answer = await super().json(**how)
+        if isinstance(answer, dict) and "items" in answer:
+            answer["items"] = answer["items"] or []
+        return answer
 
 
 async def ask_for_metadata(
