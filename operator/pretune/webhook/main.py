@@ -36,7 +36,7 @@ async def run(settings: WebhookSettings) -> None:
         ]
         admission = Admission(TemplateCache(cluster), caches, controller, agent_name())
         metrics = WebhookMetrics(lambda: certificates.expires_at, admission.can_hold)
-        app = build_application(admission.answer, metrics.record_answer)
+        app = build_application(admission.answer, metrics.record_answer, metrics.record_refusal)
 
         def find_problem() -> str:
             return "stopping" if stop.is_set() else admission.find_problem()

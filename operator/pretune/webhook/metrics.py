@@ -40,6 +40,13 @@ class WebhookMetrics(Metrics):
             "pretune_admission_errors",
             "Pods that were admitted unchanged because of an error in the webhook.",
         )
+        self._refused = self._add_counter(
+            "pretune_admission_refused_requests",
+            "Requests that were not answered, by HTTP status: 400 (no AdmissionReview), 408 (it did"
+            " not come in time), 413 (too large), 415 (no JSON), 503 (too many at a time). No API"
+            " server sends the first four.",
+            ("code",),
+        )
         self._add_computed_gauge(
             "pretune_certificate_expiry_timestamp_seconds",
             "When the serving certificate in use expires, in Unix seconds.",
@@ -51,6 +58,10 @@ class WebhookMetrics(Metrics):
             " otherwise 0, and no pod is held.",
             controller_is_alive,
         )
+
+    def record_refusal(self, status: int) -> None:
+        """Count a request that was not answered, by its HTTP status."""
+        self._refused.labels(str(status)).inc()
 
     def record_answer(self, mode: str, reason: str, seconds: float) -> None:
         """Count one answer.

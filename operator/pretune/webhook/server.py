@@ -1,4 +1,8 @@
-"""The webhook's HTTPS server: POST /pods, with an AdmissionReview in and out."""
+"""The webhook's HTTPS server: POST /pods, with an AdmissionReview in and out.
+
+Anybody in the cluster may reach it, so a request is bounded before it is parsed: its size, the time
+in which it has to come, the number of values in it, and what all requests together may take.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
@@ -15,7 +19,12 @@ from pretune.api.types import Object
 from pretune.webhook.admission import Answer
 
 PATH = "/pods"
-MAX_REQUEST_BYTES = 16 << 20  # the API server accepts objects of 3 MB, and sends them as JSON
+# The API server accepts requests of 3 MiB, and etcd objects of 1.5 MiB.
+MAX_REQUEST_BYTES = 3 << 20
+MAX_VALUES = 100_000  # in one request: 16 MiB of `{},` became 399 MiB
+BYTES_PER_VALUE = 128  # as Python has it, without its text
+MAX_TOTAL_BYTES = 64 << 20  # of all requests that are read or answered, as BYTES_PER_VALUE counts
+READ_SECONDS = 2.0  # in which a request has to come; the API server waits 5 s for its answer
 # An idle connection: the API server closes it after 90 s, and must not meet one that we closed.
 KEEPALIVE_SECONDS = 120.0
 DRAIN_SECONDS = 5.0  # once the process ends: each connection is closed with its next answer
@@ -23,36 +32,113 @@ SHUTDOWN_SECONDS = 5.0  # after that, for requests that are under way
 
 Admit = Callable[[Object], Awaitable[Answer]]  # an AdmissionReview's request; never raises
 RecordAnswer = Callable[[str, str, float], None]  # its mode, its reason, and the seconds it took
+RecordRefusal = Callable[[int], None]  # the HTTP status
+Grow = Callable[[int], None]  # takes so many bytes more of a MemoryBudget, or raises RequestError
 
 REVIEW = (
     '{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": %s, %s}}'
 )
 
 
-def build_application(admit: Admit, record_answer: RecordAnswer | None = None) -> web.Application:
+class RequestError(Exception):
+    """A request that no API server sends, or too many at a time: it is not answered."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class MemoryBudget:
+    """What all requests together may take."""
+
+    def __init__(self, max_bytes: int = MAX_TOTAL_BYTES) -> None:
+        self._free = max_bytes
+
+    @contextmanager
+    def reserve(self) -> Iterator[Grow]:
+        """Give a function that takes bytes of the budget. They are given back at the end."""
+        taken = 0
+
+        def grow(size: int) -> None:
+            nonlocal taken
+            if size > self._free:
+                raise RequestError(503, "too many requests at a time")
+            self._free, taken = self._free - size, taken + size
+
+        try:
+            yield grow
+        finally:
+            self._free += taken
+
+
+def build_application(
+    admit: Admit,
+    record_answer: RecordAnswer | None = None,
+    record_refusal: RecordRefusal | None = None,
+) -> web.Application:
     """Return the application that answers POST /pods: an AdmissionReview with an AdmissionReview.
 
-    Anything else in the body gets 400: no API server sends that.
+    A request that no API server sends gets an HTTP status of 400 or more, before all of it is read
+    where that is possible.
     """
+    budget = MemoryBudget()
 
     async def answer_review(http_request: web.Request) -> web.Response:
-        started_at, body = time.perf_counter(), await http_request.read()
-        try:
-            request = json.loads(body)["request"]
-            uid = request["uid"]
-            request.get("object")
-        except (ValueError, TypeError, LookupError, AttributeError):
-            message = "the body is not an AdmissionReview with a request\n"
-            return web.Response(status=400, text=message)
-        answer = await admit(request)
+        started_at = time.perf_counter()
+        with budget.reserve() as grow:
+            try:
+                request = parse_review(await read_body(http_request, grow), grow)
+            except RequestError as error:
+                if record_refusal is not None:
+                    record_refusal(error.status)
+                response = web.Response(status=error.status, text=f"{error}\n")
+                response.force_close()
+                return response
+            answer = await admit(request)
         if record_answer is not None:
             record_answer(answer.mode, answer.reason, time.perf_counter() - started_at)
-        review = REVIEW % (json.dumps(uid), answer.response)
+        review = REVIEW % (json.dumps(request["uid"]), answer.response)
         return web.Response(body=review.encode(), content_type="application/json")
 
-    app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+    app = web.Application()
     app.router.add_post(PATH, answer_review)
     return app
+
+
+async def read_body(http_request: web.Request, grow: Grow) -> bytes:
+    """Return the body of a request. Raises RequestError, as soon as it is known to be too large."""
+    if http_request.content_type != "application/json":
+        raise RequestError(415, "the content type is not application/json")
+    if (http_request.content_length or 0) > MAX_REQUEST_BYTES:
+        raise RequestError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for chunk in http_request.content.iter_any():
+                body += chunk
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise RequestError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+                grow(len(chunk))
+    except TimeoutError:
+        raise RequestError(408, f"the body did not come within {READ_SECONDS:.0f} s") from None
+    return bytes(body)
+
+
+def parse_review(body: bytes, grow: Grow) -> Object:
+    """Return the request in an AdmissionReview. Raises RequestError."""
+    # At least as many values as JSON has, strings with these characters included.
+    values = sum(map(body.count, (b",", b"{", b"[")))
+    if values > MAX_VALUES:
+        raise RequestError(413, f"the body has more than {MAX_VALUES} values")
+    grow(values * BYTES_PER_VALUE)
+    try:
+        request: Object = json.loads(body)["request"]
+        if isinstance(request["uid"], str):
+            request.get("object")
+            return request
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass
+    raise RequestError(400, "the body is not an AdmissionReview with a request")
 
 
 @asynccontextmanager
@@ -80,6 +166,7 @@ async def serve(port: int, context: ssl.SSLContext, app: web.Application) -> Asy
         access_log=None,
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS,
+        lingering_time=0.0,  # the rest of a refused request is not read
     )
     await runner.setup()
     try:

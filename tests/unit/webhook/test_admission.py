@@ -147,6 +147,9 @@ class Cluster:
         }
 
 
+JSON_CONTENT = {"Content-Type": "application/json"}
+
+
 class Webhook:
     """The webhook, with the changes of its watches given by the test."""
 
@@ -188,7 +191,9 @@ class Webhook:
                 async def post(review: Any) -> Any:
                     body = review if isinstance(review, bytes) else json.dumps(review).encode()
                     url = f"https://localhost:{port}/pods?timeout=5s"
-                    async with session.post(url, data=body, ssl=trust) as answer:
+                    async with session.post(
+                        url, data=body, headers=JSON_CONTENT, ssl=trust
+                    ) as answer:
                         return (
                             response_of(await answer.json())
                             if answer.status == 200
@@ -881,7 +886,7 @@ def test_at_the_end_each_connection_is_closed_with_an_answer_and_none_while_idle
 
             async def ask() -> None:
                 async with session.post(
-                    f"https://localhost:{port}/pods", data=body, ssl=trust
+                    f"https://localhost:{port}/pods", data=body, headers=JSON_CONTENT, ssl=trust
                 ) as answer:
                     assert answer.status == 200
                     connection_headers.append(answer.headers.get("Connection"))
