@@ -29,6 +29,13 @@ class Job(dict[str, Any]):
         fields = {"reason": reason, "message": message}
         return self._ended("Failed", {name: value for name, value in fields.items() if value})
 
+    def suspended(self, status: str = "True", since: float = NOW - 5) -> Job:
+        """As the Job controller says it; "False": it was, and is resumed since then."""
+        fields = {"lastTransitionTime": format_timestamp(since)}
+        job = self._ended("Suspended", fields)
+        job["status"]["conditions"][0]["status"] = status
+        return job
+
     def _ended(self, kind: str, fields: Object) -> Job:
         job = copy.deepcopy(self)
         job["status"]["conditions"] = [{"type": kind, "status": "True", **fields}]

@@ -93,7 +93,13 @@ class Jobs:
                 "Job has reached the specified backoff limit",
             )
         if spec.get("suspend"):
-            return ("ends its pod", lambda: self.server.delete(ref(active[0]))) if active else None
+            if active:
+                return "is suspended and ends its pod", lambda: self._stop(active[0])
+            if not _is_suspended(job):
+                return "is suspended", lambda: self._say_suspended(job, "True", "JobSuspended")
+            return None
+        if _is_suspended(job):
+            return "is resumed", lambda: self._say_suspended(job, "False", "JobResumed")
         if "template" not in spec:
             return None
         if not status.get("startTime"):
@@ -166,6 +172,19 @@ class Jobs:
             self._refused[meta["uid"]] = self.ground.refusal(pod)
             self.ground.event(job, "FailedCreate", f"Error creating: {error.message}")
 
+    def _stop(self, pod: Object) -> None:
+        """The pod of a suspended Job: it is not counted, and no condition says why it was deleted."""
+        self.server.finalize(pod)
+        self.server.delete(ref(pod))
+
+    def _say_suspended(self, job: Object, status: str, reason: str) -> None:
+        now, old = format_timestamp(self.ground.clock.now), (job.get("status") or {})
+        said = {"type": "Suspended", "status": status, "reason": reason, "lastTransitionTime": now}
+        others = [one for one in old.get("conditions", ()) if one["type"] != "Suspended"]
+        self._status(
+            job, {"conditions": [*others, said], "startTime": None if status == "True" else now}
+        )
+
     def _fail(self, job: Object, reason: str, message: str) -> None:
         """FailureTarget first: Failed only once its pods have ended (Kubernetes 1.31 and newer)."""
         self._say(job, "FailureTarget", reason, message)
@@ -186,6 +205,12 @@ class Jobs:
 
     def _status(self, job: Object, status: Object) -> None:
         self.server.patch(ref(job), {"status": status}, status=True)
+
+
+def _is_suspended(job: Object) -> bool:
+    """As its condition says."""
+    found = said(job, "Suspended")
+    return found is not None and bool(found["status"] == "True")
 
 
 def _of_a_job(pod: Object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from pretune.api.timestamps import format_timestamp, parse_timestamp
@@ -15,6 +16,7 @@ from tests.sim.reading import (
     claims,
     consumer,
     containers,
+    engine,
     every_container,
     leaving,
     said,
@@ -66,9 +68,11 @@ class Kubelet:
 
     def moves(self) -> Iterator[Move]:
         for pod in self.ground.stored("v1", "Pod"):
-            if not pod["spec"]["containers"] or terminal(pod):
-                continue
             if pod["metadata"]["uid"] in self.ground.dead_pods and pod["spec"].get("nodeName"):
+                continue
+            if terminal(pod) and leaving(pod) and not pod["metadata"].get("finalizers"):
+                yield f"pod {pod['metadata']['name']}: is gone", partial(self.server.finalize, pod)
+            if not pod["spec"]["containers"] or terminal(pod):
                 continue
             move = self.move(pod)
             if move and move[0]:
@@ -292,9 +296,9 @@ class Kubelet:
         pod["status"].update(phase="Failed", reason=reason, message=message)
         self.ground.write(pod)
 
-    def finish(self, pod: Object) -> None:
+    def finish(self, pod: Object, engine_code: int = 143) -> None:
         pod = self.ground.fresh(pod)
-        self._kill(pod, 143)
+        self._kill(pod, 143, engine_code)
         main = [state(pod, one["name"]).get("terminated") for one in pod["spec"]["containers"]]
         well = all(one is not None and one["exitCode"] == 0 for one in main)
         pod["status"]["phase"] = "Succeeded" if well else "Failed"
@@ -306,21 +310,20 @@ class Kubelet:
         )
 
     def _stop(self, pod: Object) -> None:
-        """A deleted pod ends: what runs is killed; the object goes with its last finalizer."""
-        self.finish(pod)
-        pod = self.ground.fresh(pod)
-        if not pod["metadata"].get("finalizers"):
-            self.server.finalize(pod)
+        """A deleted pod ends: what runs is told to, and the engine ends well. Its object goes with its last finalizer."""
+        self.finish(pod, engine_code=0)
 
-    def _kill(self, pod: Object, code: int) -> None:
+    def _kill(self, pod: Object, code: int, engine_code: int | None = None) -> None:
         """What runs in a copy."""
         for found in containers(pod):
             found["ready"] = False
             if "running" in found["state"]:
                 began = found["state"]["running"]["startedAt"]
+                is_engine = engine_code is not None and found["name"] == engine(pod)
+                exit_code = engine_code if is_engine else code
                 ended = {
-                    "exitCode": code,
-                    "reason": "Error",
+                    "exitCode": exit_code,
+                    "reason": "Error" if exit_code else "Completed",
                     "startedAt": began,
                     "finishedAt": format_timestamp(self.clock.now),
                 }

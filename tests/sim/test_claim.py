@@ -109,7 +109,7 @@ def test_a_cache_made_again_waits_for_the_old_ones_pod_on_a_lost_node(sim: Simul
     sim.apply(storage={"claim": {"whenDeleted": "Retain"}})
     sim.settle(590)
     assert (
-        sim.ready == ("False", "NameTaken")
+        sim.ready == ("False", "Queued")
         and lost["metadata"]["name"] in sim.message()
         and sim.engine_starts == 1
     )

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pretune import origin
 from pretune.api import reasons
-from pretune.api.names import PROOF
+from pretune.api.names import PROOF, TUNING
 from pretune.api.status import BundleStatus, Undeliverable
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import workloads
-from pretune.policy.bundles import proofs
+from pretune.policy.bundles import proofs, tuning
 from pretune.policy.hold import gate, release
 from pretune.policy.model import Delete
 from pretune.policy.objects import delete
@@ -143,6 +143,22 @@ def a_proof_is_disturbed(fleet: Fleet) -> None:
             spoil(pod)
     fleet.settle(FAR)
     assert fleet.ready == ("True", "Sealed"), "no verdict about the bundle"
+
+
+def an_attempt_is_suspended(fleet: Fleet) -> None:
+    """Kueue preempts it twice: nothing of that is the engine's fault."""
+    fleet.pace = 0.0  # every state of its pod is seen
+    fleet.deploy()
+    fleet.apply(tuning={"maxAttempts": 1})
+    for _ in range(2):
+        fleet.settle(FAR, until=lambda: fleet.ready[1] == "Tuning")
+        [job] = fleet.world.jobs(TUNING)
+        fleet.world.suspend(job)
+        fleet.settle(3)
+        assert fleet.ready[1] == "Queued", "a suspension is no failure"
+        fleet.world.resume(job)
+    fleet.settle(FAR)
+    assert fleet.ready == ("True", "Sealed"), "a suspension is no failure"
 
 
 # --- mutants
@@ -285,6 +301,17 @@ MUTANTS = {
         [check for check in proofs.PROOF_CHECKS if check.__name__ not in ("disrupted", "deleted")],
         a_proof_is_disturbed,
         "no verdict about the bundle",
+    ),
+    "what a suspended Job's containers say is a failure": Mutant(
+        (tuning,),
+        "ATTEMPT_CHECKS",
+        [
+            check
+            for check in tuning.ATTEMPT_CHECKS
+            if check.__name__ not in ("suspended", "disrupted", "deleted")
+        ],
+        an_attempt_is_suspended,
+        "a suspension is no failure",
     ),
     "each pod is its own template": Mutant(
         (workloads, origin, template_cache),

@@ -93,6 +93,16 @@ class World(Ground):
         """By a person: no condition says why."""
         self.server.delete(ref(pod))
 
+    def suspend(self, job: Object, why: str = "") -> None:
+        """By a queue (Kueue's preemption), which then says why by an event; its pod is the Job controller's to end."""
+        self.server.patch(ref(job), {"spec": {"suspend": True}})
+        if why:
+            self.event(job, "Stopped", why)
+
+    def resume(self, job: Object) -> None:
+        """By its queue, which has room again."""
+        self.server.patch(ref(job), {"spec": {"suspend": False}})
+
     def vanish(self, pod: Object) -> None:
         """A finished pod's object goes, read or not."""
         if terminal(pod) and not pod["metadata"].get("finalizers"):

@@ -67,7 +67,8 @@ INSPECTING = _reason(
 )
 QUEUED = _reason(
     "Queued",
-    "Another attempt of this cache runs, or the Job is suspended (Kueue).",
+    "Another attempt of this cache runs or ends, or the Job is suspended (Kueue). The message has"
+    " Kueue's own sentence where it took the Job's place for another.",
     _GOES_ON,
 )
 RETRYING = _reason(
@@ -382,7 +383,7 @@ AGENT_CHANGED = _reason(
 )
 DISRUPTED = _reason(
     "Disrupted",
-    "Six pods of the attempt were evicted or preempted.",
+    "Six pods of the attempt were evicted, preempted or deleted. Suspensions (Kueue) do not count.",
     "Find out what evicts them. The attempt is tried again.",
     is_retried=True,
 )

@@ -30,7 +30,7 @@ from pretune.podspec.source import template_of
 from pretune.podspec.workloads import has_revisions, origin_key, origin_of
 from pretune.policy.bundles.attempt_state import POD_GRACE_SECONDS
 from pretune.policy.model import Observed, Origin
-from pretune.policy.pod_status import is_finished, is_job_finished
+from pretune.policy.pod_status import is_finished, is_job_finished, is_suspended
 from pretune.policy.pods.start_failures import needs_events
 
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -92,7 +92,7 @@ async def observe(
         _find_agents_named(cluster, key, agents, current_agent, labelled),
         _read_origins(cluster, key, newest, workload=not source_is_workload),
         _read_events(cluster, claim) if claim and _is_pending(claim) else _no_events(),
-        _read_events_by_uid(cluster, _jobs_without_pod(jobs, pods, now)),
+        _read_events_by_uid(cluster, _jobs_with_news(jobs, pods, now)),
         _read_events_by_uid(cluster, _choose_suspects(consumers, now)),
     )
     sealed = {
@@ -378,17 +378,19 @@ async def _read_events_by_uid(
     return {about["metadata"]["uid"]: found for about, found in zip(objects, events, strict=True)}
 
 
-def _jobs_without_pod(jobs: Iterable[Object], pods: Iterable[Object], now: float) -> list[Object]:
-    """Return the Jobs that should have a pod by now and have none."""
+def _jobs_with_news(jobs: Iterable[Object], pods: Iterable[Object], now: float) -> list[Object]:
+    """Return the Jobs whose events say why they have no pod.
+
+    They are suspended (Kueue has taken their place), or should have a pod by now and have none.
+    """
     owners = {
         owner["uid"] for pod in pods for owner in pod["metadata"].get("ownerReferences") or ()
     }
     return [
         job
         for job in jobs
-        if job["metadata"]["uid"] not in owners
-        and not job["spec"].get("suspend")
-        and not is_job_finished(job)
+        if not is_job_finished(job)
+        and (is_suspended(job) or job["metadata"]["uid"] not in owners)
         and now - parse_timestamp(job["metadata"]["creationTimestamp"]) >= POD_GRACE_SECONDS
     ]
 

@@ -113,7 +113,7 @@ def event(event: Object) -> Object:
     """Return what an event says, and when."""
     return _only(
         without_managed_fields(event),
-        *("metadata", "type", "reason", "message", "count", "lastTimestamp", "eventTime"),
+        *("metadata", "type", "reason", "message", "count", "lastTimestamp", "eventTime", "series"),
     )
 
 

@@ -49,7 +49,7 @@ class Observed:
     pod_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
     job_events: Mapping[str, tuple[Object, ...]] = field(
         default_factory=dict
-    )  # by uid: without pod
+    )  # by uid: suspended, or without pod
     agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
     agents_named: frozenset[str] = frozenset()  # those that some pod of the namespace mounts
     # The ConfigMap of the agent's name, where it does not hold this release's agent.

@@ -26,6 +26,35 @@ def is_job_complete(job: Object) -> bool:
     return _has_job_condition(job, "Complete")
 
 
+def is_job_failed(job: Object) -> bool:
+    return _has_job_condition(job, "Failed")
+
+
+def is_suspended(job: Object) -> bool:
+    """Return whether a Job is suspended: it has no pod, or its pod is about to be deleted."""
+    return bool((job.get("spec") or {}).get("suspend"))
+
+
+def suspended_or_resumed_at(job: Object) -> float | None:
+    """Return when a Job was last suspended or resumed (Unix seconds); None: it never was."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    times = [each.get("lastTransitionTime") for each in conditions if each["type"] == "Suspended"]
+    return parse_timestamp(times[0]) if times and times[0] else None
+
+
+def is_ended_by_suspension(job: Object, pod: Object) -> bool:
+    """Return whether a Job's pod ends since its Job is suspended, or was and is resumed already.
+
+    The Job controller removes its finalizer from such a pod and deletes it, without the condition
+    DisruptionTarget, and does not count it.
+    """
+    if is_suspended(job):
+        return True
+    changed_at, created = suspended_or_resumed_at(job), pod["metadata"]["creationTimestamp"]
+    is_older = changed_at is not None and parse_timestamp(created) < changed_at
+    return is_older and is_deleted(pod)
+
+
 def _has_job_condition(job: Object, *kinds: str) -> bool:
     conditions = (job.get("status") or {}).get("conditions") or ()
     return any(each["type"] in kinds and each["status"] == "True" for each in conditions)
@@ -37,6 +66,17 @@ def _has_job_condition(job: Object, *kinds: str) -> bool:
 def is_finished(pod: Object) -> bool:
     """Return whether a pod has succeeded or failed."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def is_deleted(pod: Object) -> bool:
+    """Return whether a pod's deletion was requested: what ends then in its containers was ended."""
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def is_disrupted(pod: Object) -> bool:
+    """Return whether a pod is evicted, preempted or deleted."""
+    target = find_condition(pod, "DisruptionTarget")
+    return is_deleted(pod) or (target is not None and bool(target["status"] == "True"))
 
 
 def find_condition(pod: Object, kind: str) -> Object | None:

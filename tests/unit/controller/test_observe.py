@@ -300,7 +300,9 @@ def test_a_claim_is_asked_why_only_while_it_is_pending() -> None:
         ("just made", [job("b-default")], [], 4, False),
         ("with a pod", [job("b-default")], [AttemptPod()], 60, False),
         ("over", [job("b-default").failed()], [], 60, False),
-        ("suspended", [job("b-default", suspend=True)], [], 60, False),
+        ("suspended", [job("b-default", suspend=True)], [], 60, True),
+        ("suspended, and its pod ends", [job("b-default", suspend=True)], [AttemptPod()], 60, True),
+        ("suspended just now", [job("b-default", suspend=True)], [], 4, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -30,11 +30,17 @@ from pretune.policy.pod_status import (
     find_condition,
     find_last_termination,
     find_termination,
+    is_deleted,
+    is_disrupted,
+    is_ended_by_suspension,
     is_finished,
+    is_job_failed,
     is_job_finished,
+    is_suspended,
     node_lost_at,
     running_since,
     started_at,
+    suspended_or_resumed_at,
 )
 from pretune.protocol import PROVEN, Report
 
@@ -43,7 +49,9 @@ EVENTS_RECHECK_SECONDS = 30.0  # between reads of a Job's events, which are not 
 LINGER_SECONDS = 30.0  # that a pod may outlive its report
 MAX_DISRUPTIONS = 6  # pods of one attempt that are evicted or preempted; the last of them ends it
 
-FINISHED = "Finished"  # an attempt's state, beside Pending and Tuning
+# An attempt's states, beside Pending and Tuning.
+FINISHED = "Finished"
+REPEATED = "Repeated"  # its Job has failed through no fault of its own; it is created again
 
 # What the kubelet gives as a container's reason.
 _CANNOT_PULL = (
@@ -56,6 +64,8 @@ _CANNOT_PULL = (
 _CANNOT_CREATE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _CANNOT_START = ("StartError", "ContainerCannotRun")
 
+_STOPPED = "Stopped"  # Kueue's event of a Job that it has evicted; its message says why
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -64,10 +74,11 @@ class Attempt:
     number: int
     job: Object | None
     pod: Object | None
-    events: tuple[Object, ...]  # of the Job, when it has no pod
-    disruptions: int  # pods of this attempt that were lost before the present one
+    events: tuple[Object, ...]  # of the Job, when it has no pod or is suspended
+    disruptions: int  # pods of this attempt that were lost, as far as that was seen
     now: float  # Unix seconds
     cold_seconds: float = 0.0  # of a proof: how long the engine's cold start took; 0: unknown
+    has_lost_pod: bool = False  # the last pod that was seen was evicted, preempted or deleted
 
     @cached_property
     def containers(self) -> dict[str, Object]:
@@ -100,10 +111,10 @@ class Attempt:
 class AttemptState:
     """How an attempt stands. Finished: it has ended, or is to be ended, as its report says.
 
-    Without a report, as the reason says.
+    Without a report, as the reason says. Repeated: its Job is created again with the same number.
     """
 
-    state: str  # Pending | Tuning | Finished
+    state: str  # Pending | Tuning | Finished | Repeated
     reason: Reason
     message: str
     report: Report | None = None
@@ -195,26 +206,48 @@ def node_lost(a: Attempt) -> AttemptState | None:
     return finished(reasons.NODE_LOST, message)
 
 
+def suspended(a: Attempt) -> AttemptState | None:
+    """The Job is suspended, or was: it creates another pod when it is resumed.
+
+    Kueue does that to preempt it. It says nothing about the engine, and is no disruption.
+    """
+    if a.job is None or a.pod is None or is_job_finished(a.job):
+        return None
+    if not is_ended_by_suspension(a.job, a.pod):
+        return None
+    message = f"the Job is suspended{_describe_stop(a)}; its pod ends, and a later one begins again"
+    return AttemptState(PENDING, reasons.QUEUED, message, recheck_at=node_lost_at(a.pod))
+
+
+def deleted(a: Attempt) -> AttemptState | None:
+    """The pod was deleted, and the Job has failed with it. That says nothing about the engine."""
+    if a.job is None or not is_job_failed(a.job):
+        return None
+    is_gone = a.pod is None and a.has_lost_pod
+    ends = a.pod is not None and is_finished(a.pod) and is_deleted(a.pod)
+    return _describe_loss(a, REPEATED, "the pod was deleted") if is_gone or ends else None
+
+
 def disrupted(a: Attempt) -> AttemptState | None:
-    """The pod is evicted, preempted or deleted.
+    """The pod is evicted, preempted or deleted: how its containers end says nothing.
 
     The Job creates another one once this one is gone, and that is no failed attempt.
     """
-    if a.pod is None:
+    if a.pod is None or not is_disrupted(a.pod):
         return None
-    target = find_condition(a.pod, "DisruptionTarget")
-    is_evicted = target is not None and target["status"] == "True"
-    is_deleted = bool(a.pod["metadata"].get("deletionTimestamp")) and not is_finished(a.pod)
-    if not is_evicted and not is_deleted:
-        return None
-    number = a.disruptions + 1
-    cause = (target or {}).get("message") or "the pod is being deleted"
+    target = find_condition(a.pod, "DisruptionTarget") or {}
+    return _describe_loss(a, PENDING, target.get("message") or "the pod is being deleted")
+
+
+def _describe_loss(a: Attempt, state: str, cause: str) -> AttemptState:
+    """Return this state, or Finished where the attempt has lost too many pods."""
+    number = max(1, a.disruptions)
     if number >= MAX_DISRUPTIONS:
         message = f"{number} pods were evicted, preempted or deleted; the last: {cause}"
         return finished(reasons.DISRUPTED, message)
     message = f"pod {number} was disrupted ({cause}); the next one is created when it is gone"
-    recheck_at = node_lost_at(a.pod)
-    return AttemptState(PENDING, reasons.WAITING_FOR_POD, message, recheck_at=recheck_at)
+    recheck_at = node_lost_at(a.pod) if a.pod is not None else None
+    return AttemptState(state, reasons.WAITING_FOR_POD, message, recheck_at=recheck_at)
 
 
 def overdue(a: Attempt) -> AttemptState | None:
@@ -380,9 +413,8 @@ def without_pod(a: Attempt) -> AttemptState:
     """There is the Job only, or nothing."""
     if a.job is None or is_job_finished(a.job):
         return finished(reasons.REPORT_LOST, "the pod was gone before its report could be read")
-    if (a.job.get("spec") or {}).get("suspend"):
-        message = "the Job is suspended: its queue has not admitted it yet"
-        return AttemptState(PENDING, reasons.QUEUED, message)
+    if is_suspended(a.job):
+        return _queued(a)
     shown_at = parse_timestamp(a.job["metadata"]["creationTimestamp"]) + POD_GRACE_SECONDS
     recheck_at = shown_at if a.now < shown_at else a.now + EVENTS_RECHECK_SECONDS
     refusals = [
@@ -392,11 +424,43 @@ def without_pod(a: Attempt) -> AttemptState:
     ]
     if not refusals or a.now < shown_at:
         return AttemptState(PENDING, reasons.WAITING_FOR_POD, _CREATED, recheck_at=recheck_at)
-    newest = max(
-        refusals, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or "")
-    )
+    newest = max(refusals, key=_event_time)
     message = _without_pod_name(newest["message"])
     return AttemptState(PENDING, reasons.POD_REFUSED, message, recheck_at=recheck_at)
+
+
+def _queued(a: Attempt) -> AttemptState:
+    """Pending, for what Kueue's event says where it has taken the Job's place for another."""
+    assert a.job is not None
+    stop = _describe_stop(a)
+    message = f"the Job is suspended{stop or ': its queue has not admitted it yet'}"
+    # The event comes after the suspension, and nothing wakes for it.
+    shown_at = (suspended_or_resumed_at(a.job) or 0.0) + POD_GRACE_SECONDS
+    recheck_at = shown_at if a.now < shown_at else None
+    return AttemptState(PENDING, reasons.QUEUED, message, recheck_at=recheck_at)
+
+
+def _describe_stop(a: Attempt) -> str:
+    """Return ` (why)`, as the newest event of Kueue says it; "": there is none."""
+    events = [event for event in a.events if event.get("reason") == _STOPPED]
+    newest = max(events, key=_event_time, default={})
+    return f" ({newest['message']}{_advise(newest['message'])})" if newest.get("message") else ""
+
+
+def _advise(why: str) -> str:
+    """Return what to do where Kueue has evicted an attempt since its pod was not Ready.
+
+    A tuning pod is Ready only once its engine has tuned.
+    """
+    if "PodsReady" not in why:
+        return ""
+    return "; set waitForPodsReady.timeout of Kueue above the time that tuning takes"
+
+
+def _event_time(event: Object) -> str:
+    series = event.get("series") or {}
+    times = series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime")
+    return str(next(filter(None, times), ""))
 
 
 def _without_pod_name(message: str) -> str:
@@ -412,6 +476,8 @@ def _without_pod_name(message: str) -> str:
 ATTEMPT_CHECKS: tuple[Check, ...] = (
     reported,
     node_lost,
+    suspended,
+    deleted,
     disrupted,
     overdue,
     cannot_pull,

@@ -36,6 +36,7 @@ from pretune.policy.bundles.attempt_state import (
     read_attempt,
     read_report,
     reason_of,
+    suspended,
     unscheduled,
     without_pod,
 )
@@ -353,6 +354,7 @@ IMPORT_CHECKS: tuple[Check, ...] = (
     reported,
     node_lost,
     overlong,
+    suspended,
     disrupted,
     import_ended,
     cannot_pull,

@@ -9,13 +9,29 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pretune.api import reasons
-from pretune.api.names import PENDING, PROOF, TUNING
+from pretune.api.names import PENDING, PROOF, PROVING, ROLE, TUNING
+from pretune.api.status import BundleStatus
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
-from pretune.policy.bundles.attempt_state import LINGER_SECONDS, has_reported, reported_at
+from pretune.policy.bundles.attempt_state import (
+    LINGER_SECONDS,
+    AttemptState,
+    has_reported,
+    reported_at,
+)
 from pretune.policy.model import Create
-from pretune.policy.objects import owner_uid
+from pretune.policy.objects import attempt_number, delete, label, owner_uid
 from pretune.policy.plan_builder import PlanBuilder
-from pretune.policy.pod_status import is_finished, is_job_finished
+from pretune.policy.pod_status import (
+    is_disrupted,
+    is_ended_by_suspension,
+    is_finished,
+    is_job_finished,
+    is_suspended,
+    suspended_or_resumed_at,
+)
+
+RESUMED_SECONDS = 30.0  # from a Job's resumption to its first pod, at most
 
 
 def list_attempt_jobs(plan: PlanBuilder, bundle_id: str) -> list[Object]:
@@ -44,14 +60,65 @@ def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | No
     )
 
 
-def count_disruptions(plan: PlanBuilder, bundle_id: str, pod: Object | None) -> None:
-    """Record the attempt's pod; another one than before was lost, if it had a node."""
+def count_disruptions(
+    plan: PlanBuilder, bundle_id: str, job: Object | None, pod: Object | None
+) -> None:
+    """Record the attempt's pod, or that it has lost one that had a node.
+
+    A pod that a suspension of the Job ends does not count: Kueue may preempt an attempt as often
+    as it likes.
+    """
+    bundle = plan.bundles[bundle_id]
+    if job is not None and _is_stopped(job, pod):
+        plan.put(replace(bundle, pod=None))
+        return
     if pod is None or not pod["spec"].get("nodeName"):
         return
-    bundle, uid = plan.bundles[bundle_id], pod["metadata"]["uid"]
-    if bundle.pod not in (None, uid):
-        bundle = replace(bundle, disruptions=(bundle.disruptions or 0) + 1)
-    plan.put(replace(bundle, pod=uid))
+    uid, lost = pod["metadata"]["uid"], bundle.disruptions or 0
+    if bundle.pod not in (None, uid) and not (job is not None and _is_first_since(job, pod)):
+        lost += 1
+    is_lost = is_disrupted(pod)
+    if is_lost and bundle.pod is not None:  # else it has counted already
+        lost += 1
+    plan.put(replace(bundle, pod=None if is_lost else uid, disruptions=lost or None))
+
+
+def _is_stopped(job: Object, pod: Object | None) -> bool:
+    """Whether a Job is suspended, or its pod ends since it was."""
+    return is_suspended(job) if pod is None else is_ended_by_suspension(job, pod)
+
+
+def _is_first_since(job: Object, pod: Object) -> bool:
+    """Whether a Job created this pod when it was resumed.
+
+    So that a suspension counts no more where no reconcile has seen it.
+    """
+    resumed_at = suspended_or_resumed_at(job)
+    created = parse_timestamp(pod["metadata"]["creationTimestamp"])
+    return resumed_at is not None and 0 <= created - resumed_at < RESUMED_SECONDS
+
+
+def repeat(plan: PlanBuilder, bundle_id: str, job: Object, state: AttemptState) -> None:
+    """Have the Job of an attempt, or of a proof, created again with its number.
+
+    Its pod was deleted: that counts as a disruption (count_disruptions), and as no attempt. The Job
+    and its pod have ended, so that no two of them live.
+    """
+    bundle, number = plan.bundles[bundle_id], attempt_number(job)
+    if label(job, ROLE) == PROOF:
+        plan.put(replace(bundle, proofs=number - 1))
+        plan.set_state(bundle_id, PROVING, state.reason, f"proof {number}: {state.message}")
+    else:
+        plan.put(replace(bundle, attempts=number - 1))
+        plan.set_state(bundle_id, PENDING, state.reason, f"attempt {number}: {state.message}")
+    plan.after.append(delete(job))
+    plan.awaiting_claim.add(bundle_id)  # created by the next reconcile, when this one is deleted
+    plan.requeue_at(plan.now)
+
+
+def has_lost_pod(bundle: BundleStatus) -> bool:
+    """Return whether the last pod of an open attempt was lost, as count_disruptions has seen."""
+    return bundle.pod is None and bool(bundle.disruptions)
 
 
 def end_jobs(plan: PlanBuilder, bundle_id: str, jobs: Iterable[Object]) -> None:

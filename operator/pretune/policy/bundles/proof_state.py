@@ -16,6 +16,7 @@ from pretune.policy.bundles.attempt_state import (
     Check,
     cannot_create,
     cannot_pull,
+    deleted,
     disrupted,
     ended_without_report,
     finished,
@@ -26,6 +27,7 @@ from pretune.policy.bundles.attempt_state import (
     pulling,
     read_report,
     reason_of,
+    suspended,
     unscheduled,
     without_pod,
 )
@@ -34,7 +36,6 @@ from pretune.policy.pod_status import (
     describe_end,
     find_last_termination,
     find_termination,
-    is_finished,
     running_since,
 )
 from pretune.protocol import PROVEN, SEEDED, Report
@@ -74,14 +75,6 @@ def reported(a: Attempt) -> AttemptState | None:
     if a.engine_restarts:
         return crashed(a)
     return finished(reason_of(report), report.message, report)
-
-
-def deleted(a: Attempt) -> AttemptState | None:
-    """The pod was deleted, and has ended: its containers only say that they were killed."""
-    if a.pod is None or not is_finished(a.pod) or not a.pod["metadata"].get("deletionTimestamp"):
-        return None
-    message = f"pod {a.pod['metadata']['name']} was deleted before it had reported"
-    return finished(reasons.PROOF_FAILED, message)
 
 
 def hung(a: Attempt) -> AttemptState | None:
@@ -155,8 +148,9 @@ PROOF_CHECKS: tuple[Check, ...] = (
     unseeded,
     reported,
     node_lost,
-    disrupted,
+    suspended,
     deleted,
+    disrupted,
     hung,
     overdue,
     cannot_pull,

@@ -20,13 +20,21 @@ from pretune.manifests.job import build_proof_job
 from pretune.podspec.template import count_gpus, engine_of
 from pretune.policy.bundles.attempt_state import (
     FINISHED,
+    REPEATED,
     Attempt,
     has_reported,
     measure_start,
     read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
-from pretune.policy.bundles.job_runs import count_disruptions, create_job, end_jobs, pod_of
+from pretune.policy.bundles.job_runs import (
+    count_disruptions,
+    create_job,
+    end_jobs,
+    has_lost_pod,
+    pod_of,
+    repeat,
+)
 from pretune.policy.bundles.proof_state import JUDGED, PROOF_CHECKS, TWICE
 from pretune.policy.bundles.retries import describe_next_try, next_try, record_failure
 from pretune.policy.cache import agent_configmap
@@ -127,17 +135,22 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
             forget_proofs(plan, bundle_id)
             plan.requeue_at(plan.now)
         return
-    count_disruptions(plan, bundle_id, pod)
+    count_disruptions(plan, bundle_id, job, pod)
     bundle = plan.bundles[bundle_id]
     if job is None and plan.is_live(bundle_id):
         message = f"proof {number}: its Job is gone; waiting for its pod to end"
         plan.set_state(bundle_id, PROVING, reasons.WAITING_FOR_POD, message)
         return
     events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    cold, disruptions = float(bundle.cold_seconds or 0), bundle.disruptions or 0
-    attempt = Attempt(number, job, pod, events, disruptions, plan.now, cold)
+    cold, lost = float(bundle.cold_seconds or 0), bundle.disruptions or 0
+    is_lost = has_lost_pod(bundle)
+    attempt = Attempt(number, job, pod, events, lost, plan.now, cold, has_lost_pod=is_lost)
     state = read_attempt(attempt, PROOF_CHECKS)
     plan.requeue_at(state.recheck_at)
+    if state.state == REPEATED:
+        assert job is not None
+        repeat(plan, bundle_id, job, state)
+        return
     if state.state != FINISHED:
         reason = state.reason if state.state == PENDING else reasons.PROVING
         message = f"proof {number} of {plan.spec.max_attempts}: {state.message}"

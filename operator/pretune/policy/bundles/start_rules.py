@@ -23,7 +23,7 @@ from pretune.policy.bundles.retries import next_try
 from pretune.policy.cache.storage import Storage
 from pretune.policy.objects import owner_uid
 from pretune.policy.plan_builder import PlanBuilder
-from pretune.policy.pod_status import is_finished, node_lost_at
+from pretune.policy.pod_status import is_deleted, is_finished, node_lost_at
 
 # After a seal a rollout may still replace the pods of an older revision for so long.
 ROLLOUT_SECONDS = 300.0
@@ -86,18 +86,18 @@ def attempt_still_lives(c: Candidate) -> Blocked | None:
         return None
     ours = {job["metadata"]["uid"] for job in list_attempt_jobs(plan, bundle_id)}
     pods = plan.find_pods(bundle_id)
-    foreign = [
-        pod["metadata"]["name"]
-        for pod in pods
-        if not is_finished(pod) and owner_uid(pod) not in ours
-    ]
+    foreign = [pod for pod in pods if not is_finished(pod) and owner_uid(pod) not in ours]
     lost_at = [time for pod in pods if (time := node_lost_at(pod)) is not None]
     requeue_at = min(
         (time for time in lost_at if time > plan.now), default=plan.now + LIVE_RECHECK_SECONDS
     )
     if ours and not foreign:
         return Blocked(requeue_at=requeue_at)
-    names = ", ".join(sorted(f"pod {name}" for name in foreign)) or "its Job is not deleted yet"
+    names = ", ".join(sorted(f"pod {pod['metadata']['name']}" for pod in foreign))
+    if foreign and all(map(is_deleted, foreign)):  # that of our own Job too, if that was deleted
+        message = f"waits until an earlier attempt has ended: {names}"
+        return Blocked(reasons.QUEUED, message, requeue_at)
+    names = names or "its Job is not deleted yet"
     message = f"an attempt that is not this cache's still lives: {names}"
     return Blocked(reasons.NAME_TAKEN, message, requeue_at)
 

@@ -27,6 +27,7 @@ from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
     ATTEMPT_CHECKS,
     FINISHED,
+    REPEATED,
     Attempt,
     AttemptState,
     measure_start,
@@ -37,8 +38,10 @@ from pretune.policy.bundles.job_runs import (
     count_disruptions,
     create_job,
     end_jobs,
+    has_lost_pod,
     list_attempt_jobs,
     pod_of,
+    repeat,
 )
 from pretune.policy.bundles.retries import record_failed_attempt
 from pretune.policy.bundles.start_rules import BY_IMPORT, Candidate, find_blocker
@@ -93,7 +96,7 @@ def process_finished_attempts(plan: PlanBuilder, bundles: tuple[DesiredBundle, .
 
 def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
     pod = pod_of(plan, bundle_id, job)
-    count_disruptions(plan, bundle_id, pod)
+    count_disruptions(plan, bundle_id, job, pod)
     bundle = plan.bundles[bundle_id]
     number = bundle.attempts
     if job is None and plan.is_live(bundle_id):
@@ -105,10 +108,14 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
         )
         return
     events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    state = read_attempt(
-        Attempt(number, job, pod, events, bundle.disruptions or 0, plan.now), ATTEMPT_CHECKS
-    )
+    lost, is_lost = bundle.disruptions or 0, has_lost_pod(bundle)
+    attempt = Attempt(number, job, pod, events, lost, plan.now, has_lost_pod=is_lost)
+    state = read_attempt(attempt, ATTEMPT_CHECKS)
     plan.requeue_at(state.recheck_at)
+    if state.state == REPEATED:
+        assert job is not None
+        repeat(plan, bundle_id, job, state)
+        return
     if state.state != FINISHED:
         message = f"attempt {number} of {plan.spec.max_attempts}: {state.message}"
         plan.set_state(bundle_id, state.state, state.reason, message)

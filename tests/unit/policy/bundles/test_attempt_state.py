@@ -33,6 +33,16 @@ def failed_create(message: str) -> dict[str, Any]:
     return {"reason": "FailedCreate", "message": message, "lastTimestamp": format_timestamp(NOW)}
 
 
+def stopped(message: str, ago: float) -> dict[str, Any]:
+    return {"reason": "Stopped", "message": message, "eventTime": format_timestamp(NOW - ago)}
+
+
+PREEMPTED = stopped("Preempted to accommodate a workload (UID: 1)", 50)
+NOT_READY = stopped("Exceeded the PodsReady timeout ns/job", 5)
+ENDED: dict[str, Any] = {
+    "deletionTimestamp": format_timestamp(NOW),
+    "status": {"phase": "Failed"},
+}
 QUOTA = 'Error creating: pods "qwen3-1-x7k2p" is forbidden: exceeded quota: gpus'
 
 # name, pod, what else, state, reason, a part of the message
@@ -52,6 +62,14 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         "a finished Job without its pod",
         None,
         {"job": job("b").complete()},
+        "Finished",
+        "ReportLost",
+        "gone",
+    ),
+    (
+        "a failed Job without its pod, of which nobody saw that it was deleted",
+        None,
+        {"job": job("b").failed("BackoffLimitExceeded")},
         "Finished",
         "ReportLost",
         "gone",
@@ -247,7 +265,7 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     (
         "evicted once too often",
         POD.condition(**EVICTED),
-        {"disruptions": MAX_DISRUPTIONS - 1},
+        {"disruptions": MAX_DISRUPTIONS},
         "Finished",
         "Disrupted",
         "6 pods",
@@ -259,6 +277,78 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         "Pending",
         "WaitingForPod",
         "being deleted",
+    ),
+    (
+        "deleted by hand, and the engine was ended by it",
+        CHECKED.ended(ENGINE, 0).but(**ENDED),
+        {},
+        "Pending",
+        "WaitingForPod",
+        "being deleted",
+    ),
+    (
+        "deleted by hand, and the Job has failed with it",
+        CHECKED.ended(ENGINE, 0).but(**ENDED),
+        {"job": job("b").failed("BackoffLimitExceeded")},
+        "Repeated",
+        "WaitingForPod",
+        "deleted",
+    ),
+    (
+        "and it is gone",
+        None,
+        {"job": job("b").failed("BackoffLimitExceeded"), "has_lost_pod": True},
+        "Repeated",
+        "WaitingForPod",
+        "deleted",
+    ),
+    (
+        "the sixth that was deleted",
+        None,
+        {"job": job("b").failed(), "has_lost_pod": True, "disruptions": MAX_DISRUPTIONS},
+        "Finished",
+        "Disrupted",
+        "6 pods",
+    ),
+    (
+        "suspended, and the engine was ended by it",
+        CHECKED.ended(ENGINE, 0).but(**ENDED),
+        {"job": job("b", suspend=True), "disruptions": MAX_DISRUPTIONS},
+        "Pending",
+        "Queued",
+        "suspended",
+    ),
+    (
+        "suspended and resumed, and its pod still ends",
+        CHECKED.ended(ENGINE, 0).but(**ENDED),
+        {"job": job("b").suspended("False", NOW - 3), "disruptions": MAX_DISRUPTIONS},
+        "Pending",
+        "Queued",
+        "suspended",
+    ),
+    (
+        "resumed, and evicted after that",
+        CHECKED.running(ENGINE).but(deletionTimestamp=format_timestamp(NOW)).condition(**EVICTED),
+        {"job": job("b").suspended("False", NOW - 55)},
+        "Pending",
+        "WaitingForPod",
+        "preempted",
+    ),
+    (
+        "preempted by Kueue",
+        None,
+        {"job": job("b", suspend=True), "events": (PREEMPTED,)},
+        "Pending",
+        "Queued",
+        "the Job is suspended (Preempted to accommodate a workload (UID: 1))",
+    ),
+    (
+        "preempted by Kueue, and then not Ready in time",
+        None,
+        {"job": job("b", suspend=True), "events": (NOT_READY, PREEMPTED)},
+        "Pending",
+        "Queued",
+        "(Exceeded the PodsReady timeout ns/job; set waitForPodsReady.timeout",
     ),
     (
         "its node is gone",

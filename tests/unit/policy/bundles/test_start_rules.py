@@ -112,11 +112,11 @@ TABLE: list[tuple[str, Candidate, Blocked | None]] = [
         ),
     ),
     (
-        "and its node does not answer",
+        "it is being deleted, and its node does not answer",
         candidate(pods=(foreign(FIRST, deletionTimestamp=NODE_LOST),)),
         Blocked(
-            reasons.NAME_TAKEN,
-            "an attempt that is not this cache's still lives: pod pod",
+            reasons.QUEUED,
+            "waits until an earlier attempt has ended: pod pod",
             NOW - 100 + NODE_LOST_SECONDS,
         ),
     ),
