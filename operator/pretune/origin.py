@@ -164,7 +164,7 @@ async def _read_workload(
     """
     owner, row = controller_of(holder), find_kind(ref.owner)
     is_revision = ref.kind == REVISION_KIND
-    if owner is None or not (is_revision or (row is not None and owner["kind"] == row.above)):
+    if owner is None or not (is_revision or (row is not None and owner["kind"] in row.above)):
         return without_template(holder)
     try:
         above = await cluster.get(owner["apiVersion"], owner["kind"], namespace, owner["name"])

@@ -208,7 +208,7 @@ def test_a_kind_that_is_added_as_a_row_has_its_template_and_its_workload_read(
         "serving.test",
         "Replica",
         order_annotation="serving.test/number",
-        above="Fleet" if above else "",
+        above=("Fleet",) if above else (),
     )
     monkeypatch.setattr(workloads, "KINDS", (*workloads.KINDS, row))
     monkeypatch.setattr(
@@ -236,16 +236,16 @@ def test_a_kind_that_is_added_as_a_row_has_its_template_and_its_workload_read(
 def test_a_replica_set_without_a_controller_or_with_one_of_another_kind_is_the_workload_itself(
     world: Server,
 ) -> None:
-    rollouts = [
+    fleets = [
         {
-            "apiVersion": "argoproj.io/v1alpha1",
-            "kind": "Rollout",
+            "apiVersion": "serving.test/v1",
+            "kind": "Fleet",
             "name": "r",
             "uid": "r",
             "controller": True,
         }
     ]
-    for meta in ({}, {"ownerReferences": rollouts}):
+    for meta in ({}, {"ownerReferences": fleets}):
         the_set = create(
             world, "ReplicaSet", metadata=meta, spec={"replicas": 1, "template": TEMPLATE}
         )

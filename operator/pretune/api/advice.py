@@ -22,10 +22,10 @@ def _advice(name: str, means: str, remedy: str) -> Advice:
 
 PROGRESS_DEADLINE_SHORT = _advice(
     "ProgressDeadlineShort",
-    "A hold may last longer than the Deployment's progressDeadlineSeconds: kubectl rollout status,"
-    " Helm and Argo CD would report a failure until the pods are released.",
-    "Set spec.progressDeadlineSeconds of the Deployment above spec.hold.timeoutSeconds of the"
-    " cache.",
+    "A hold may last longer than the progressDeadlineSeconds of the Deployment or Argo Rollout:"
+    " kubectl rollout status, Helm and Argo CD would report a failure until the pods are released,"
+    " and a Rollout with progressDeadlineAbort would be aborted.",
+    "Set spec.progressDeadlineSeconds of the workload above spec.hold.timeoutSeconds of the cache.",
 )
 STARTUP_PROBE_SHORT = _advice(
     "StartupProbeShort",

@@ -38,8 +38,12 @@ class WorkloadKind:
     # Label of pods whose object is one revision, so that its template never changes.
     fixed_by_label: str = ""
 
-    # Kind of the workload above, of which each object is a revision. "": it has none.
-    above: str = ""
+    # Kinds of workloads above, of one of which each object is a revision. (): it has none.
+    above: tuple[str, ...] = ()
+
+    # Whether a workload above reports a failure where it makes no progress for
+    # spec.progressDeadlineSeconds.
+    has_progress_deadline: bool = False
 
     # Whether its pods are held while spec.hold.when is WhenServing. A pod of a kind that replaces
     # pods one by one takes the place of one that serves, which would be missed while it is held.
@@ -51,9 +55,9 @@ class WorkloadKind:
         return bool(self.revision_name or self.above)
 
     @property
-    def workload_kind(self) -> str:
-        """The kind of the workload that a person created."""
-        return self.above or self.kind
+    def workload_kinds(self) -> tuple[str, ...]:
+        """The kinds of the workload that a person created."""
+        return self.above or (self.kind,)
 
 
 KINDS: tuple[WorkloadKind, ...] = (
@@ -62,7 +66,8 @@ KINDS: tuple[WorkloadKind, ...] = (
         "ReplicaSet",
         order_annotation=REVISION_ANNOTATION,
         fixed_by_label="pod-template-hash",  # set by the Deployment controller
-        above="Deployment",
+        above=("Deployment", "Rollout"),  # Argo's; to read it takes sources.extraRules
+        has_progress_deadline=True,
         is_held_when_serving=True,
     ),
     WorkloadKind("apps", "StatefulSet", revision_name=lambda name, label: label),
@@ -81,7 +86,12 @@ def find_kind(kind: str, group: str | None = None) -> WorkloadKind | None:
 
 def has_revisions(workload: str) -> bool:
     """Whether a workload of this kind keeps revisions: a Deployment, a StatefulSet, a DaemonSet."""
-    return any(row.workload_kind == workload and row.has_revisions for row in KINDS)
+    return any(workload in row.workload_kinds and row.has_revisions for row in KINDS)
+
+
+def has_progress_deadline(workload: str) -> bool:
+    """Whether a workload of this kind has spec.progressDeadlineSeconds, which its pods may miss."""
+    return any(workload in row.workload_kinds and row.has_progress_deadline for row in KINDS)
 
 
 def held_kinds() -> list[str]:

@@ -99,6 +99,7 @@ def test_a_kind_that_is_added_has_an_origin(monkeypatch: pytest.MonkeyPatch) -> 
     ("kind", "expected"),
     [
         ("Deployment", True),
+        ("Rollout", True),
         ("StatefulSet", True),
         ("DaemonSet", True),
         ("Job", False),

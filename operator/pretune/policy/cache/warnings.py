@@ -22,13 +22,14 @@ from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.podspec import template
 from pretune.podspec.template import engine_of
+from pretune.podspec.workloads import has_progress_deadline
 from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.plan_builder import PlanBuilder
 
 MAX_WARNINGS = 16  # of one cache
 MAX_MESSAGE = 1024  # characters of a warning's message
 DEFAULT_START_SECONDS = 300  # of a pod's start, where no attempt has shown how long it takes
-DEFAULT_PROGRESS_DEADLINE_SECONDS = 600  # of a Deployment that sets none
+DEFAULT_PROGRESS_DEADLINE_SECONDS = 600  # of a Deployment or a Rollout that sets none
 
 Finding = tuple[Advice, str]  # reason, message
 
@@ -190,12 +191,13 @@ def moving_tag(engine: AdvisedEngine) -> Finding | None:
 
 
 def progress_deadline_short(workload: AdvisedWorkload) -> Finding | None:
-    """Return the advice for a Deployment whose deadline is shorter than a hold may be.
+    """Return the advice for a workload whose deadline is shorter than a hold may be.
 
-    Its rollout would be reported as failed until the pods are released.
+    Its rollout would be reported as failed until the pods are released. An Argo Rollout may even
+    abort it.
     """
-    hold = workload.cache_spec.hold
-    if workload.object.get("kind") != "Deployment" or not _may_be_held(workload):
+    hold, kind = workload.cache_spec.hold, str(workload.object.get("kind"))
+    if not has_progress_deadline(kind) or not _may_be_held(workload):
         return None
     start = max(DEFAULT_START_SECONDS, workload.cold_seconds)
     deadline = workload.spec.get("progressDeadlineSeconds", DEFAULT_PROGRESS_DEADLINE_SECONDS)
@@ -206,8 +208,13 @@ def progress_deadline_short(workload: AdvisedWorkload) -> Finding | None:
         advice.PROGRESS_DEADLINE_SHORT,
         f"{workload.title}: set spec.progressDeadlineSeconds to at least {enough}"
         f" (spec.hold.timeoutSeconds {hold.timeout_seconds} + {start} for its own start; it is"
-        f" {deadline} now), or lower spec.hold.timeoutSeconds of the cache",
+        f" {deadline} now), or lower spec.hold.timeoutSeconds of the cache{_abort(workload)}",
     )
+
+
+def _abort(workload: AdvisedWorkload) -> str:
+    is_aborted = workload.spec.get("progressDeadlineAbort") is True
+    return ": spec.progressDeadlineAbort would end the rollout" if is_aborted else ""
 
 
 def _may_be_held(workload: AdvisedWorkload) -> bool:

@@ -116,7 +116,14 @@ def test_there_is_no_advice_where_all_is_well() -> None:
             {"hold": {"when": "Always"}},
             True,
         ),
-        ("a kind without it", deployment(kind="StatefulSet"), {}, False),
+        (
+            "a Rollout",
+            deployment(kind="Rollout", progressDeadlineSeconds=600, strategy={"canary": {}}),
+            {},
+            True,
+        ),
+        ("a Rollout that sets none", {**deployment(kind="Rollout"), "spec": {}}, {}, True),
+        ("a kind without it", deployment(kind="StatefulSet", progressDeadlineSeconds=1), {}, False),
         ("no workload", None, {}, False),
     ],
 )
@@ -134,6 +141,13 @@ def test_the_message_names_the_deadline_and_its_sum() -> None:
     )
     [(_, message)] = findings_of(workload=deployment(progressDeadlineSeconds=600), tuned=912)
     assert "at least 4512 (spec.hold.timeoutSeconds 3600 + 912" in message
+
+
+def test_a_rollout_that_would_be_aborted_is_said_to_be() -> None:
+    workload = deployment(kind="Rollout", progressDeadlineSeconds=600, progressDeadlineAbort=True)
+    [(_, message)] = findings_of(workload=workload)
+    assert message.startswith("Rollout qwen3: set spec.progressDeadlineSeconds to at least 3900")
+    assert message.endswith(": spec.progressDeadlineAbort would end the rollout")
 
 
 def test_workloads_of_consumers_are_checked_once_each() -> None:
