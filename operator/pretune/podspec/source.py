@@ -64,6 +64,7 @@ _TEMPLATE: Any = {
         },
     },
 }
+MAX_KIND = 63  # characters of a kind that a message names
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # as the API server takes it
 _KIND_NAMES: dict[Any, str] = {dict: "an object", list: "a list", str: "a string"}
 
@@ -88,8 +89,8 @@ def template_of(source: Object) -> Object:
             raise Refused(reasons.SOURCE_INVALID, f"{path}.spec.containers: Required value")
         raise Refused(
             reasons.SOURCE_NOT_SUPPORTED,
-            f"{path} is no pod template with containers; name the object that holds the template,"
-            " or use spec.source.template",
+            f"{path} is no pod template with containers; name {_name_holder(source)}, or use"
+            " spec.source.template",
         )
     template: Object = _without_nulls(value)
     _check_form(template, _TEMPLATE, path)
@@ -100,6 +101,19 @@ def template_of(source: Object) -> Object:
             field = f"{path}.spec.volumes[{index}].persistentVolumeClaim.claimName"
             raise Refused(reasons.SOURCE_INVALID, f"{field}: {name!r} is no name of a claim")
     return template
+
+
+def _name_holder(source: Object) -> str:
+    """Return what to name instead of a source without a template.
+
+    An Argo Rollout may refer to a Deployment for it (spec.workloadRef).
+    """
+    spec = source.get("spec")
+    ref = spec.get("workloadRef") if isinstance(spec, dict) else None
+    kind, name = (ref.get("kind"), ref.get("name")) if isinstance(ref, dict) else (None, None)
+    if isinstance(kind, str) and isinstance(name, str) and _OBJECT_NAME.fullmatch(name):
+        return f"{kind[:MAX_KIND]} {name}, to which its spec.workloadRef refers"
+    return "the object that holds the template"
 
 
 def _without_nulls(value: Any) -> Any:

@@ -68,6 +68,20 @@ def test_an_object_without_a_pod_template_is_not_supported_and_named(source: Obj
     )
 
 
+def test_a_rollout_that_refers_to_a_deployment_says_which() -> None:
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}
+    source = {"kind": "Rollout", "metadata": {"name": "qwen3"}, "spec": {"workloadRef": ref}}
+    with pytest.raises(Refused, match="name Deployment web, to which its spec"):
+        template_of(source)
+
+
+@pytest.mark.parametrize("ref", [{"kind": "Deployment"}, {"name": 1}, "web", [{}], None])
+def test_a_reference_that_is_malformed_names_nothing(ref: object) -> None:
+    source = {"kind": "Rollout", "metadata": {"name": "qwen3"}, "spec": {"workloadRef": ref}}
+    with pytest.raises(Refused, match="name the object that holds the template"):
+        template_of(source)
+
+
 WRONG = [
     ({"metadata": {}, "spec": {}}, ".spec.containers: Required value"),
     ({"spec": {"containers": "vllm"}}, ".spec.containers must be a list"),
