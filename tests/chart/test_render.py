@@ -305,7 +305,11 @@ def test_serving_pods_may_preempt_tuning_pods_and_never_the_reverse(render: Rend
         ),
         (
             {"controllerPolicy": {"enabled": False}},
-            {f"{POLICY} pretune-controller", f"{POLICY}Binding pretune-controller"},
+            {
+                f"{POLICY}{suffix} pretune-controller{name}"
+                for suffix in ("", "Binding")
+                for name in ("", "-objects", "-namespaces")
+            },
         ),
         ({"priorityClass": {"create": False}}, {"PriorityClass pretune-tuning"}),
         ({"serviceAccount": {"create": False, "name": "mine"}}, {"ServiceAccount pretune"}),

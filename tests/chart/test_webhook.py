@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import base64
+import re
 import ssl
 from pathlib import Path
 
 import pytest
-from pretune.api.names import CACHE, HOLD, ROLE
+from pretune.api.names import CACHE, GROUP, HOLD, KIND, ROLE, VERSION
+from pretune.api.spec import Spec
+from pretune.api.types import Key
+from pretune.manifests.agent_archive import agent_name
+from pretune.manifests.claim import build_claim
+from pretune.protocol import AGENT_FILE
 
 from tests.chart.conftest import CHART, NAMESPACE, Helm, Object, Render, only
 
@@ -308,7 +314,39 @@ def test_a_pod_monitor_exists_only_if_a_value_says_so(render: Render) -> None:
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
-# --- the policy on the controller itself (what it refuses: tests/cluster/test_policy.py)
+# --- the policies on the controller itself (what they refuse: tests/cluster/test_policy*.py)
+
+
+@pytest.mark.parametrize("name", ["", "-objects", "-namespaces"])
+def test_each_policy_on_the_controller_fails_closed_and_applies_to_its_account_only(
+    render: Render, name: str
+) -> None:
+    spec = only(render(), "ValidatingAdmissionPolicy", f"pretune-controller{name}")["spec"]
+    (condition,) = spec["matchConditions"]
+    account = f"system:serviceaccount:{NAMESPACE}:pretune"
+    assert condition["expression"] == f"request.userInfo.username == '{account}'"
+    assert spec["failurePolicy"] == "Fail"
+    binding = only(render(), "ValidatingAdmissionPolicyBinding", f"pretune-controller{name}")
+    assert binding["spec"]["validationActions"] == ["Deny"]
+
+
+def test_the_policy_that_needs_a_cache_matches_only_jobs_with_our_label(render: Render) -> None:
+    """The API server looks for the cache before it asks whose request it is."""
+    spec = only(render(), "ValidatingAdmissionPolicy", "pretune-controller-namespaces")["spec"]
+    assert spec["matchConstraints"]["objectSelector"] == {
+        "matchExpressions": [{"key": ROLE, "operator": "Exists"}]
+    }
+    assert spec["paramKind"] == {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
+
+
+def test_the_policy_on_objects_spells_the_names_of_the_code(render: Render) -> None:
+    spec = only(render(), "ValidatingAdmissionPolicy", "pretune-controller-objects")["spec"]
+    words = "".join(validation["expression"] for validation in spec["validations"])
+    assert all(f"'{name}'" in words for name in (CACHE, ROLE, KIND, AGENT_FILE))
+    pattern = words.partition("matches('")[2].partition("'")[0]
+    assert re.match(pattern, agent_name())
+    cache = Spec.from_cache({"spec": {"storage": {"claim": {}}}})
+    assert build_claim(Key("a", "demo"), cache)["metadata"]["name"] == "pretune-demo"
 
 
 @pytest.mark.parametrize(
