@@ -196,6 +196,8 @@ class Task:
     # Import: the folder in the source claim, which is mounted at SOURCE_MOUNT; "" is its root.
     source: str = ""
     engine: str = "vllm"  # by its name in engines/registry.py
+    # Without `ready`: URLs, one of which the engine may answer once it is ready.
+    health: List[str] = field(default_factory=list)
 
     def dump(self) -> str:
         # As asdict, without the copies that it makes: the webhook does this for each pod.
@@ -220,6 +222,7 @@ class Task:
             onClaim=data.flag("onClaim"),
             source=data.text("source", ""),
             engine=data.text("engine", "vllm"),
+            health=data.texts("health"),
         )
 
 

@@ -52,6 +52,12 @@ class Template(dict[str, Any]):
         )
         return self
 
+    def annotations(self, **annotations: str) -> Template:
+        self["metadata"].setdefault("annotations", {}).update(
+            {name.replace("__", "/"): value for name, value in annotations.items()}
+        )
+        return self
+
     def _add(self, place: str, container: Object) -> Template:
         self["spec"].setdefault(place, []).append(container)
         self._last = container

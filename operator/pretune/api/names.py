@@ -31,6 +31,7 @@ IMPORT = "pretune.dev/import"
 # storage_place().
 FINGERPRINT = "pretune.dev/fingerprint"
 STORAGE = "pretune.dev/storage"
+ENGINE = "pretune.dev/engine"  # of an attempt or a proof, and of its pod: the engine's container
 REQUEST_KEY = "pretune.dev/question"  # of a Job that inspects or prunes: the ids it was given
 # Of our claim: Delete or Retain; the size that spec.storage.claim.size had, to notice a change.
 WHEN_DELETED = "pretune.dev/when-deleted"

@@ -157,8 +157,9 @@ SOURCE_FORBIDDEN = _reason(
 )
 SOURCE_INVALID = _reason(
     "SourceInvalid",
-    "The API server refuses the pod that the template describes. The message is the API server's.",
-    "Correct the template.",
+    "The API server refuses the pod that the template describes (the message is the API server's), or"
+    " the pods may run on no target's nodes.",
+    "Correct the template, or spec.targets.",
 )
 ENGINE_AMBIGUOUS = _reason(
     "EngineAmbiguous",
@@ -167,8 +168,11 @@ ENGINE_AMBIGUOUS = _reason(
 )
 ENGINE_NOT_FOUND = _reason(
     "EngineNotFound",
-    "No container asks for a GPU, or the pod has no container of the name in spec.engineContainer.",
-    "Set spec.engineContainer to one of the containers in the message.",
+    "No container asks for a GPU (nvidia.com/gpu, or a device claim), or the pod has no container of"
+    " the name in spec.engineContainer. A copy of an engine without a GPU of its own could run on"
+    " one that serves.",
+    "Add nvidia.com/gpu to the resources of the engine's container, or correct"
+    " spec.engineContainer.",
 )
 TOO_MANY_FINGERPRINTS = _reason(
     "TooManyFingerprints",
@@ -185,17 +189,26 @@ MULTI_POD_ENGINE = _reason(
     " would connect to production.",
     "Not supported. Run such an engine without pretune.",
 )
+HOST_NETWORK = _reason(
+    "HostNetwork",
+    "The engine runs on its node's network, and names an interface or an address of the node. A copy"
+    " has a network of its own, so that no serving pod can answer for it.",
+    "Remove what the message names from the engine, or hostNetwork from the pod template.",
+)
 SELF_REGISTERING = _reason(
     "SelfRegistering",
-    "The engine registers itself from inside (Dynamo, LMCache controller, Mooncake): a copy could"
-    " get traffic.",
+    "The engine registers itself from inside (Dynamo, ModelExpress, the LMCache controller, LMCache"
+    " senders, Mooncake), or a controller pairs its pods (FMA): a copy could get traffic.",
     "Set spec.source.template without the registration, or accept the risk with spec.tuning.allow:"
     " [SelfRegistering].",
 )
 SHARED_GPU = _reason(
     "SharedGPU",
-    "The GPU is time-sliced or a MIG slice: timings that are measured there are not reliable.",
-    "Tune on a whole GPU, or accept the risk with spec.tuning.allow: [SharedGPU].",
+    "The GPU is time-sliced or a MIG slice, or the engine chooses among all GPUs of its node"
+    " (NVIDIA_VISIBLE_DEVICES): timings that are measured there are not reliable, and an engine that"
+    " serves may be disturbed.",
+    "Tune on a whole GPU, remove the variable, or accept the risk with spec.tuning.allow:"
+    " [SharedGPU].",
 )
 SHARED_RESOURCE_CLAIM = _reason(
     "SharedResourceClaim",
@@ -206,6 +219,16 @@ SINGLE_USE_CLAIM = _reason(
     "SingleUseClaim",
     "The pod mounts a claim that only one pod may use at a time.",
     "Set spec.source.template without that volume.",
+)
+VOLUME_UNAVAILABLE = _reason(
+    "VolumeUnavailable",
+    "A volume of the engine is not available to an attempt. A ReadWriteOnce claim is used by no pod"
+    " that has a node, or by a pod on another node, which comes first; or the kubelet cannot attach"
+    " or mount a volume. The message names the claim or is the kubelet's.",
+    "Attempts run on the node where the claim is in use: let a serving pod run there, with a GPU free"
+    " beside it. Use a ReadWriteMany or ReadOnlyMany claim for models, or repair what the kubelet"
+    " names.",
+    is_retried=True,
 )
 RELEASE_TOO_OLD = _reason(
     "ReleaseTooOld",

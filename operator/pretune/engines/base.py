@@ -110,6 +110,9 @@ class Engine:
     # The first is the engine itself.
     distributions: Tuple[Tuple[str, str, str], ...] = ()
     health_path = "/health"
+    # Where servers of other projects around this engine say that it is ready.
+    other_health_paths: Tuple[str, ...] = ()
+    secret_flags: Tuple[str, ...] = ()  # whose values we repeat nowhere
     variable_prefix = ""  # of the environment variables that it reads: "VLLM_"
 
     @property
@@ -124,6 +127,14 @@ class Engine:
     def read_port(self, words: Sequence[str]) -> int:
         """Return the port of its HTTP server."""
         raise NotImplementedError
+
+    def serves_https(self, words: Sequence[str]) -> bool:
+        """Return whether its HTTP server has a certificate."""
+        return False
+
+    def read_host(self, words: Sequence[str]) -> str:
+        """Return the address that its HTTP server listens on; "": all, or unknown."""
+        return ""
 
     def find_multi_pod_flag(self, words: Sequence[str]) -> Optional[str]:
         """Return the flag that makes it one of several pods, as in the words; None: it is whole."""

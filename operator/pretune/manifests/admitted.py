@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pretune.api.types import Object
 from pretune.manifests.injection import strip
 
-# Of the pod spec: on which nodes and beside which pods it runs, and its identity. The template's
-# values count: what admission, the scheduler or a controller set belongs to that one pod.
+# Of the pod spec: on which nodes and beside which pods it runs, its identity, and what every pod
+# gets. The template's values count: what admission, the scheduler or a controller set belongs to
+# that one pod.
 _FROM_TEMPLATE = (
     "nodeName",
     "nodeSelector",
@@ -27,6 +28,7 @@ _FROM_TEMPLATE = (
     "subdomain",
     "setHostnameAsFQDN",
     "overhead",
+    "enableServiceLinks",  # the API server sets it in pods, and not in templates
 )
 # A number that has to agree with the pod's class, and containers that a person adds to debug.
 _LEFT_OUT = ("priority", "ephemeralContainers")

@@ -1,7 +1,7 @@
 """The engine in a tuning pod, a copy of the serving one (docs/dev/invariants.md, 10).
 
-It differs in the variables and mounts of its parts, in probes and lifecycle hooks, in its place,
-and in where its termination message comes from.
+It differs in the variables and mounts of its parts, in probes and lifecycle hooks, in ports of the
+node, in its place, and in where its termination message comes from.
 """
 
 from __future__ import annotations
@@ -30,8 +30,20 @@ def sidecar(container: Object) -> Object:
         "lifecycle",
         "restartPolicyRules",
     )
-    kept = {name: copy.deepcopy(value) for name, value in container.items() if name not in left_out}
-    return {**kept, "restartPolicy": "Always"}
+    kept = {name: value for name, value in container.items() if name not in left_out}
+    return {**without_host_ports(kept), "restartPolicy": "Always"}
+
+
+def without_host_ports(container: Object) -> Object:
+    """Return a copy of the container that takes no port of its node.
+
+    Requests for a port that serves would reach the copy, or no pod that serves could take it.
+    """
+    copied = copy.deepcopy(container)
+    for port in copied.get("ports") or ():
+        port.pop("hostPort", None)
+        port.pop("hostIP", None)
+    return copied
 
 
 def engine_sidecar(
@@ -70,26 +82,37 @@ def ready_url(engine: Object) -> str | None:
 
     None where that is not over HTTP, or at a port whose name is unknown.
     """
-    probe = _readiness_handler(engine).get("httpGet")
-    if not probe:
-        return None
-    port = probe.get("port")
-    if isinstance(port, str) and not port.isdigit():
-        port = next(
-            (
-                named.get("containerPort")
-                for named in engine.get("ports") or ()
-                if named.get("name") == port
-            ),
-            None,
-        )
+    probe = _readiness_handler(engine).get("httpGet") or {}
+    port = _port_number(engine, probe.get("port"))
     if not port:
         return None
-    host = probe.get("host") or "127.0.0.1"
-    host = f"[{host}]" if ":" in host else host
     path = probe.get("path") or "/"
     scheme = (probe.get("scheme") or "HTTP").lower()
-    return f"{scheme}://{host}:{port}/{path.removeprefix('/')}"
+    return f"{scheme}://127.0.0.1:{port}/{path.removeprefix('/')}"
+
+
+def health_urls(engine: Object) -> list[str]:
+    """Return where the engine may say itself that it is ready; [] where ready_url() asks it.
+
+    A tcpSocket or exec probe may pass before the engine is loaded (KServe opens its port first), so
+    that it shows nothing about an empty folder.
+    """
+    if ready_url(engine):
+        return []
+    kind, words = engine_type(engine), command_words(engine)
+    probed = (_readiness_handler(engine).get("tcpSocket") or {}).get("port")
+    port = _port_number(engine, probed) or kind.read_port(words)
+    scheme = "https" if kind.serves_https(words) else "http"
+    paths = (kind.health_path, *kind.other_health_paths)
+    return [f"{scheme}://127.0.0.1:{port}{path}" for path in paths]
+
+
+def _port_number(engine: Object, port: Any) -> Any:
+    """Return a probe's port, by its number where it is a name; None: unknown."""
+    if not isinstance(port, str) or port.isdigit():
+        return port
+    named = (each for each in engine.get("ports") or () if each.get("name") == port)
+    return next((each.get("containerPort") for each in named), None)
 
 
 def ready_headers(engine: Object) -> dict[str, str]:
@@ -103,16 +126,23 @@ def _readiness_handler(engine: Object) -> dict[str, Any]:
 
     They are those of its readiness probe, else of its startup probe, else those that its type has.
     Readiness comes first, since a startup probe may pass before the warm-up (Ray, Dynamo, KServe
-    multinode).
+    multinode). A host in a handler is left out: what answers there, on the node or elsewhere, may
+    be an engine that serves.
     """
     for name in ("readinessProbe", "startupProbe"):
         probe = engine.get(name) or {}
         if any(probe.get(handler) for handler in _HANDLERS):
             fields = (*_HANDLERS, "timeoutSeconds")
-            return {field: probe[field] for field in fields if probe.get(field)}
+            return {field: _without_host(probe[field]) for field in fields if probe.get(field)}
     kind = engine_type(engine)
     get = {"path": kind.health_path, "port": kind.read_port(command_words(engine))}
     return {"httpGet": get, "timeoutSeconds": 5}
+
+
+def _without_host(field: Any) -> Any:
+    if not isinstance(field, dict):
+        return field
+    return {name: value for name, value in field.items() if name != "host"}
 
 
 def _with_variable(env: list[Object], name: str, value: str) -> list[Object]:

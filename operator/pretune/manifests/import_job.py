@@ -27,16 +27,15 @@ from pretune.manifests.agent_container import (
     build_agent_container,
     build_seal_resources,
 )
+from pretune.manifests.copied_annotations import MESH_ANNOTATIONS, MESH_LABELS
 from pretune.manifests.job import build_job, hashed_name, template_to_copy
 from pretune.manifests.tuning_pod import (
     GRACE_SECONDS,
-    MESH_ANNOTATIONS,
-    MESH_LABELS,
     merge_scheduling,
     merge_tolerations,
 )
 from pretune.podspec import identity
-from pretune.podspec.template import command_words, count_gpus, engine_of, engine_type
+from pretune.podspec.template import count_gpus, engine_of, engine_type, words_without_secrets
 from pretune.protocol import SOURCE_MOUNT, Task
 
 SOURCE_VOLUME = "pretune-source"
@@ -86,7 +85,7 @@ def build_import_job(
         subPath=spec.claim.sub_path,
         inputs=inputs,
         gpus=count_gpus(engine),
-        command=command_words(engine),
+        command=words_without_secrets(engine),
         source=folder,
         engine=engine_type(engine).name,
     )

@@ -17,6 +17,7 @@ from pretune.api.names import (
     ATTEMPT,
     BUNDLE,
     CACHE,
+    ENGINE,
     FINGERPRINT,
     GROUP,
     INSPECT,
@@ -34,10 +35,9 @@ from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.manifests.admitted import apply_admission
 from pretune.manifests.agent_container import CLAIM_VOLUME, build_task_variables
+from pretune.manifests.copied_annotations import MESH_ANNOTATIONS, MESH_LABELS
 from pretune.manifests.injection import strip
 from pretune.manifests.tuning_pod import (
-    MESH_ANNOTATIONS,
-    MESH_LABELS,
     PROVE_CLAIM,
     PROVE_COPY,
     TUNE,
@@ -90,16 +90,18 @@ def build_tuning_job(
     settings: Settings,
     agent_name: str,
     example: Object | None = None,
+    nodes: Sequence[str] | None = None,
 ) -> Object:
     """Return the Job of an attempt to tune the target's bundle of this template.
 
     template: as its author wrote it, without a refusal by preflight. The bundle's inputs are its.
     attempt: its number, from 1.
     example: a pod of the template, whole, as admission changed it: the Job's pod is a copy of it.
+    nodes: names of those on one of which it has to run; None: any that fits.
     Raises Refused as engine_of does.
     """
     return _build_attempt_job(
-        key, cache, template, target, str(attempt), settings, agent_name, example, TUNE
+        key, cache, template, target, str(attempt), settings, agent_name, example, nodes, TUNE
     )
 
 
@@ -113,6 +115,7 @@ def build_proof_job(
     agent_name: str,
     example: Object | None = None,
     on_claim: bool = False,
+    nodes: Sequence[str] | None = None,
 ) -> Object:
     """Return the Job of a proof: the same engine, started from the target's bundle.
 
@@ -121,7 +124,7 @@ def build_proof_job(
     """
     purpose = PROVE_CLAIM if on_claim else PROVE_COPY
     return _build_attempt_job(
-        key, cache, template, target, f"p{proof}", settings, agent_name, example, purpose
+        key, cache, template, target, f"p{proof}", settings, agent_name, example, nodes, purpose
     )
 
 
@@ -134,6 +137,7 @@ def _build_attempt_job(
     settings: Settings,
     agent_name: str,
     example: Object | None,
+    nodes: Sequence[str] | None,
     purpose: str,
 ) -> Object:
     spec = Spec.from_cache(cache)
@@ -144,7 +148,7 @@ def _build_attempt_job(
     spec = replace(spec, engine_container=engine_name)
     template = template_to_copy(template, engine_name, example)
     pod = build_pod_template(
-        key.name, key.folder, template, spec, target, inputs, settings, agent_name, purpose
+        key.name, key.folder, template, spec, target, inputs, settings, agent_name, purpose, nodes
     )
     role, number = (TUNING if purpose == TUNE else PROOF), attempt.removeprefix("p")
     labels = {**spec.job_labels, CACHE: key.name, ROLE: role, BUNDLE: bundle_id, ATTEMPT: number}
@@ -152,6 +156,7 @@ def _build_attempt_job(
         **spec.job_annotations,
         FINGERPRINT: inputs.fingerprint,
         STORAGE: storage_place(key.name, spec),
+        ENGINE: engine_name,
     }
     pod["metadata"] = {
         "labels": {**labels, **MESH_LABELS},

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pretune.api.names import CHECK_CONTAINER, PROVE_CONTAINER, SEAL_CONTAINER, SEED_CONTAINER
@@ -22,7 +23,15 @@ from pretune.manifests.agent_container import (
     build_seed_container,
     copy_resources,
 )
-from pretune.manifests.engine import engine_sidecar, ready_headers, ready_url, sidecar
+from pretune.manifests.copied_annotations import copied_annotations
+from pretune.manifests.engine import (
+    engine_sidecar,
+    health_urls,
+    ready_headers,
+    ready_url,
+    sidecar,
+    without_host_ports,
+)
 from pretune.manifests.parts import (
     build_claim_variables,
     build_folder_mounts,
@@ -36,7 +45,9 @@ from pretune.podspec.template import (
     engine_type,
     is_sidecar,
     mounts_and_devices,
+    require_nodes,
     required_terms,
+    words_without_secrets,
 )
 from pretune.protocol import CLAIM_MOUNT, Inputs, Task
 
@@ -46,25 +57,16 @@ GRACE_SECONDS = 5
 # Fields of the pod spec that the copy does not get. All others are kept, those of a newer API too.
 # Pod (anti-)affinity and topology spread are about serving pods, whose labels the copy does not
 # have: affinity could never be met, and anti-affinity would exclude each node that serves.
+# On the host's network a serving pod could answer for the copy, or the copy for it
+# (docs/decisions/0015).
 _LEFT_OUT = (
     *("containers", "initContainers", "ephemeralContainers", "volumes", "restartPolicy"),
+    *("hostNetwork", "enableServiceLinks"),
     *("nodeName", "affinity", "topologySpreadConstraints", "schedulingGates", "readinessGates"),
     *("priority", "priorityClassName", "preemptionPolicy", "overhead", "schedulingGroup"),
     *("hostname", "subdomain", "setHostnameAsFQDN", "hostnameOverride", "workloadRef"),
     *("terminationGracePeriodSeconds", "activeDeadlineSeconds", "automountServiceAccountToken"),
 )
-
-# A mesh's proxy would keep the pod running after seal, and route traffic to it. Each mesh reads a
-# name of its own; Istio and Kuma read both kinds.
-MESH_LABELS = {"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
-MESH_ANNOTATIONS = {
-    **MESH_LABELS,
-    "linkerd.io/inject": "disabled",
-    "consul.hashicorp.com/connect-inject": "false",
-}
-
-# Before a container's name. The API refuses a pod without a container of that name.
-_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 
 # What a pod is for.
 TUNE, PROVE_COPY, PROVE_CLAIM = "tune", "prove a copy", "prove on the claim"
@@ -80,6 +82,7 @@ def build_pod_template(
     settings: Settings,
     agent_name: str,
     purpose: str = TUNE,
+    nodes: Sequence[str] | None = None,
 ) -> Object:
     """Return {metadata: {annotations}, spec} of the pod, without labels of ours.
 
@@ -87,6 +90,7 @@ def build_pod_template(
     purpose: TUNE: check, the engine with an empty folder, seal. PROVE_COPY: seed, the engine with
     the copy that seed makes, as in a consumer, prove. PROVE_CLAIM: the engine with the bundle on
     the claim, read-only, prove.
+    nodes: names of those on one of which it has to run; None: any that fits.
     """
     pod = template["spec"]
     engine = engine_of(template, spec.engine_container)
@@ -111,9 +115,10 @@ def build_pod_template(
         subPath=spec.claim.sub_path,
         inputs=inputs,
         gpus=count_gpus(engine),
-        command=command_words(engine),
+        command=words_without_secrets(engine),
         ready=ready_url(engine),
         headers=ready_headers(engine),
+        health=health_urls(engine),
         onClaim=purpose == PROVE_CLAIM,
         engine=kind.name,
     )
@@ -128,7 +133,7 @@ def build_pod_template(
         init, last = [*kept, engine_copy], agent.prove()
 
     copied = {name: copy.deepcopy(value) for name, value in pod.items() if name not in _LEFT_OUT}
-    copied |= merge_scheduling(pod, spec, target)
+    copied |= merge_scheduling(pod, spec, target, nodes)
     copied |= {
         "initContainers": init,
         "containers": [last],
@@ -139,10 +144,16 @@ def build_pod_template(
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         # An engine that needs a token mounts a projected volume, which is kept.
         "automountServiceAccountToken": False,
+        # Addresses of the namespace's Services as variables: a copy has no need to know them.
+        "enableServiceLinks": False,
     }
+    if pod.get("enableServiceLinks") or _uses_service_links([*kept, engine_copy]):
+        copied["enableServiceLinks"] = True
     if priority_class := spec.priority_class or settings.priority_class:
         copied["priorityClassName"] = priority_class
-    return {"metadata": {"annotations": _annotations(template, [*init, last])}, "spec": copied}
+    annotations = (template.get("metadata") or {}).get("annotations") or {}
+    names = [container["name"] for container in (*init, last)]
+    return {"metadata": {"annotations": copied_annotations(annotations, names)}, "spec": copied}
 
 
 @dataclass(frozen=True)
@@ -213,7 +224,23 @@ def _kept_containers(pod: Object, engine: Object, keep: tuple[str, ...]) -> list
         for container in pod["containers"]
         if container is not engine and container["name"] in keep
     ]
-    return [*copy.deepcopy(init), *(sidecar(container) for container in beside)]
+    return [*map(without_host_ports, init), *map(sidecar, beside)]
+
+
+# What the kubelet calls the variables of a Service.
+_SERVICE_VARIABLE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT_\d+_(TCP|UDP|SCTP))")
+
+
+def _uses_service_links(containers: Iterable[Object]) -> bool:
+    """Whether a command, an argument or a variable refers to the address of a Service."""
+    return any(
+        _SERVICE_VARIABLE.search(text)
+        for container in containers
+        for text in (
+            *command_words(container),
+            *(variable.get("value") or "" for variable in container.get("env") or ()),
+        )
+    )
 
 
 # --- volumes
@@ -248,16 +275,19 @@ def _claim_volume(volumes: list[Object], containers: Iterable[Object], claim: st
     return CLAIM_VOLUME
 
 
-# --- scheduling and annotations
+# --- scheduling
 
 
-def merge_scheduling(pod: Object, spec: Spec, target: Target) -> Object:
+def merge_scheduling(
+    pod: Object, spec: Spec, target: Target, nodes: Sequence[str] | None = None
+) -> Object:
     """Return nodeSelector, node affinity and tolerations for the copy of a pod.
 
-    They are the pod's own, with the target's terms and the cache's tolerations.
+    They are the pod's own, with the target's terms and the cache's tolerations. nodes: names of
+    those on one of which it has to run; None: any that fits.
     """
     node_affinity = copy.deepcopy((pod.get("affinity") or {}).get("nodeAffinity") or {})
-    if terms := required_terms(pod):
+    if terms := require_nodes(required_terms(pod), nodes):
         node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {
             "nodeSelectorTerms": copy.deepcopy(terms)
         }
@@ -278,18 +308,3 @@ def merge_tolerations(*lists: Iterable[Object]) -> list[Object]:
         if toleration not in merged:
             merged.append(copy.deepcopy(toleration))
     return merged
-
-
-def _annotations(template: Object, containers: Iterable[Object]) -> dict[str, str]:
-    """Return the template's annotations, AppArmor's only of these containers.
-
-    With those that keep a mesh out.
-    """
-    names = {container["name"] for container in containers}
-    annotations = (template.get("metadata") or {}).get("annotations") or {}
-    kept = {
-        name: value
-        for name, value in annotations.items()
-        if not name.startswith(_APPARMOR) or name.removeprefix(_APPARMOR) in names
-    }
-    return {**kept, **MESH_ANNOTATIONS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from pretune.api.names import SEED_CONTAINER, TARGET
@@ -91,12 +92,18 @@ def inputs(template: Object, spec: Spec, target: Target) -> Inputs:
 
 
 def target_of(pod: Object, spec: Spec) -> Target | None:
-    """Return the target whose bundle a consumer gets; None if it is unknown.
+    """Return the target whose bundle a consumer gets; None if it is unknown, or none fits.
 
     The only target of the cache; else the one that the annotation pretune.dev/target names; else
-    the only one whose nodeSelector is part of the pod's own.
-    pod: a pod or a template: metadata.annotations and spec.nodeSelector are read.
+    the only one whose nodeSelector is part of the pod's own. In any case one on whose nodes the pod
+    may run: a bundle of another GPU product would be tuned again at each start.
+    pod: a pod or a template: metadata.annotations, spec.nodeSelector and spec.affinity are read.
     """
+    target = _named_target(pod, spec)
+    return target if target is not None and may_run_on(pod["spec"], target) else None
+
+
+def _named_target(pod: Object, spec: Spec) -> Target | None:
     if len(spec.targets) == 1:
         return spec.targets[0]
     if name := ((pod.get("metadata") or {}).get("annotations") or {}).get(TARGET):
@@ -104,3 +111,28 @@ def target_of(pod: Object, spec: Spec) -> Target | None:
     selector = (pod["spec"].get("nodeSelector") or {}).items()
     fitting = [target for target in spec.targets if target.node_selector.items() <= selector]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def may_run_on(pod_spec: Object, target: Target) -> bool:
+    """Whether no node term of a pod excludes the labels that the target's nodes have."""
+    labels, selector = target.node_selector, pod_spec.get("nodeSelector") or {}
+    if any(selector.get(name, value) != value for name, value in labels.items()):
+        return False
+    terms = required_terms(pod_spec)
+    return not terms or any(
+        all(_may_hold(expression, labels) for expression in term.get("matchExpressions") or ())
+        for term in terms
+    )
+
+
+def _may_hold(expression: Object, labels: Mapping[str, str]) -> bool:
+    """Whether a node with these labels, and others that are unknown, may meet an expression."""
+    operator, values = expression.get("operator"), expression.get("values") or ()
+    label = labels.get(expression.get("key") or "")
+    if label is None:
+        return True
+    if operator == "In":
+        return label in values
+    if operator == "NotIn":
+        return label not in values
+    return bool(operator != "DoesNotExist")

@@ -12,6 +12,7 @@ from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
 from pretune.podspec.template import (
     command_words,
+    device_claims,
     engine_of,
     engine_type,
     gpu_resources,
@@ -25,6 +26,19 @@ _GROUP_LABELS = ("leaderworkerset.sigs.k8s.io/", "ray.io/", "jobset.sigs.k8s.io/
 
 # What LeaderWorkerSet sets in each of its pods: an engine that reads it connects to the leader.
 _LEADER = "LWS_LEADER_ADDRESS"
+
+# Annotations by which a controller makes a pod part of something that serves.
+_PAIRING_ANNOTATIONS = ("dual-pods.llm-d.ai/",)  # FMA: a requester and a launcher
+
+# Interfaces of every pod. The variables of NCCL, Gloo and others that name one have this suffix.
+_POD_INTERFACES = ("eth0", "lo")
+_INTERFACE_SUFFIX = "_SOCKET_IFNAME"
+_HOST_IP_VARIABLE = "VLLM_HOST_IP"
+_LOOPBACK = re.compile(r"127\..*|localhost|\[?::1\]?")
+
+# Values of NVIDIA_VISIBLE_DEVICES with which the container has the GPUs that it was given, or none.
+# Any other value comes before what the device plugin sets.
+_DEVICES, _OWN_DEVICES = "NVIDIA_VISIBLE_DEVICES", ("", "void", "none")
 
 # Node labels and values that stand for a part of a GPU: GPU Feature Discovery's product and sharing
 # strategy, and GKE's own labels.
@@ -107,6 +121,17 @@ def kept_container_missing(candidate: Candidate) -> str | None:
     return None
 
 
+def gpu_missing(candidate: Candidate) -> str | None:
+    """A copy would run on whatever GPU of its node the engine finds: one that serves."""
+    engine = candidate.engine
+    if gpu_resources(engine) or device_claims(engine):
+        return None
+    return (
+        f"{candidate.engine_path}.resources: {engine['name']} asks for no GPU, so that a copy could"
+        " run on one that serves; add nvidia.com/gpu or a device claim"
+    )
+
+
 def volume_missing(candidate: Candidate) -> str | None:
     """A StatefulSet's volumeClaimTemplates are not in its pod template.
 
@@ -153,6 +178,59 @@ def leader_address(candidate: Candidate) -> str | None:
     return None
 
 
+def node_address(candidate: Candidate) -> str | None:
+    """On a network of its own a copy has neither the node's interfaces nor its address."""
+    if not candidate.pod.get("hostNetwork"):
+        return None
+    engine, path = candidate.engine, candidate.engine_path
+    end = "which a copy, on a network of its own, does not have"
+    of_node = set()
+    for index, variable in enumerate(engine.get("env") or ()):
+        name, value = variable["name"], variable.get("value") or ""
+        source = (variable.get("valueFrom") or {}).get("fieldRef") or {}
+        if source.get("fieldPath") in ("status.hostIP", "status.hostIPs"):
+            of_node.add(name)
+        if name.endswith(_INTERFACE_SUFFIX) and not _is_of_any_pod(value):
+            return f"{path}.env[{index}]: {name}: names an interface of the node, {end}"
+        if name == _HOST_IP_VARIABLE and (name in of_node or _refers_to(value, of_node)):
+            return f"{path}.env[{index}]: {name}: the address of the node, {end}"
+    for place in ("command", "args"):
+        for word in engine.get(place) or ():
+            if name := _refers_to(word, of_node):
+                return f"{path}.{place}: {name}: the address of the node, {end}"
+    words = command_words(engine)
+    if _LOOPBACK.fullmatch(engine_type(engine).read_host(words)):
+        return (
+            f"{path}: the engine listens on the node's loopback only; on a network of its own the"
+            " kubelet could not ask it whether it is ready"
+        )
+    return None
+
+
+def _is_of_any_pod(interfaces: str) -> bool:
+    """Whether a list of interfaces, or of their beginnings, names one that every pod has.
+
+    As NCCL reads it: `^` excludes, `=` asks for the whole name. "" for a reference is unknown.
+    """
+    if interfaces.startswith("^"):
+        return True
+    names = [name.strip() for name in interfaces.removeprefix("=").split(",")]
+    return any(name and known.startswith(name) for name in names for known in _POD_INTERFACES)
+
+
+def _refers_to(text: str, names: set[str]) -> str:
+    """Return which of these variables a text refers to, as the kubelet or a shell; "": none."""
+    return next((name for name in sorted(names) if re.search(rf"\$[({{]?{name}\b", text)), "")
+
+
+def pairing_annotation(candidate: Candidate) -> str | None:
+    for name in sorted((candidate.template.get("metadata") or {}).get("annotations") or {}):
+        if name.startswith(_PAIRING_ANNOTATIONS):
+            path = f"{candidate.path.removesuffix('.spec')}.metadata.annotations"
+            return f"{path}: {name}: a controller pairs the engine's pods, and a copy would be one"
+    return None
+
+
 def self_registration(candidate: Candidate) -> str | None:
     engine = candidate.engine
     env = {variable["name"]: variable.get("value") or "" for variable in engine.get("env") or ()}
@@ -184,6 +262,15 @@ def part_of_gpu(candidate: Candidate) -> str | None:
     return None
 
 
+def node_devices(candidate: Candidate) -> str | None:
+    for index, variable in enumerate(candidate.engine.get("env") or ()):
+        value = variable.get("value") or ("a reference" if variable.get("valueFrom") else "")
+        if variable["name"] == _DEVICES and value not in _OWN_DEVICES:
+            path = f"{candidate.engine_path}.env[{index}]"
+            return f"{path}: {_DEVICES}: {value}: the engine sees GPUs that other pods have"
+    return None
+
+
 def _required_labels(candidate: Candidate) -> Iterator[tuple[str, str, str]]:
     """Yield the labels that a node must or may have for this pod: path, name, value."""
     spec, target, pod = candidate.spec, candidate.target, candidate.pod
@@ -202,31 +289,48 @@ def _required_labels(candidate: Candidate) -> Iterator[tuple[str, str, str]]:
 
 
 def single_use_claim(candidate: Candidate) -> str | None:
+    for index, name in _mounted_claims(candidate):
+        if "ReadWriteOncePod" in candidate.claims.get(name, ()):
+            path = f"{candidate.path}.volumes[{index}].persistentVolumeClaim"
+            return f"{path}: {name} is ReadWriteOncePod: a serving pod holds it"
+    return None
+
+
+def list_mounted_claims(template: Object, spec: Spec, target: Target) -> list[str]:
+    """Return the names of the claims that a copy of the engine mounts. Raises as find_refusal."""
+    candidate = Candidate(template, engine_of(template, spec.engine_container), spec, target)
+    return [name for _, name in _mounted_claims(candidate)]
+
+
+def _mounted_claims(candidate: Candidate) -> Iterator[tuple[int, str]]:
+    """Yield the index of each volume that the copy mounts and that is a claim, and its name."""
     used = {
         mount["name"]
         for _, container in candidate.kept()
         for _, _, mount in mounts_and_devices(container)
     }
     for index, volume in enumerate(candidate.pod.get("volumes") or ()):
-        name = (volume.get("persistentVolumeClaim") or {}).get("claimName") or ""
-        if volume["name"] in used and "ReadWriteOncePod" in candidate.claims.get(name, ()):
-            path = f"{candidate.path}.volumes[{index}].persistentVolumeClaim"
-            return f"{path}: {name} is ReadWriteOncePod: a serving pod holds it"
-    return None
+        name = (volume.get("persistentVolumeClaim") or {}).get("claimName")
+        if name and volume["name"] in used:
+            yield index, name
 
 
 Check = Callable[[Candidate], str | None]
 
 # In order: the first that applies counts. A reason in spec.tuning.allow is skipped.
 PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
+    (reasons.ENGINE_NOT_FOUND, gpu_missing),
     (reasons.SOURCE_INVALID, kept_container_missing),
     (reasons.SOURCE_INVALID, volume_missing),
     (reasons.MULTI_POD_ENGINE, multi_pod_label),
     (reasons.MULTI_POD_ENGINE, multi_pod_flag),
     (reasons.MULTI_POD_ENGINE, leader_address),
+    (reasons.HOST_NETWORK, node_address),
     (reasons.SELF_REGISTERING, self_registration),
+    (reasons.SELF_REGISTERING, pairing_annotation),
     (reasons.SHARED_RESOURCE_CLAIM, shared_resource_claim),
     (reasons.SHARED_GPU, part_of_gpu),
+    (reasons.SHARED_GPU, node_devices),
     (reasons.SINGLE_USE_CLAIM, single_use_claim),
 )
 

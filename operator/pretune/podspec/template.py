@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pretune.api import reasons
 from pretune.api.reasons import Refused
@@ -16,6 +16,9 @@ from pretune.podspec import canonical
 # A GPU of NVIDIA's device plugin: whole, a MIG slice, or time-sliced under the plugin's renamed
 # resource.
 _GPU = re.compile(r"nvidia\.com/(gpu|mig-.+|.+\.shared)")
+
+
+_HIDDEN = "***"
 
 
 # --- containers
@@ -44,7 +47,8 @@ def engine_of(template: Object, engine_container: str) -> Object:
     if not with_gpu:
         raise Refused(
             reasons.ENGINE_NOT_FOUND,
-            f"no container asks for a GPU; name the engine in spec.engineContainer: one of {names}",
+            "no container asks for a GPU: add nvidia.com/gpu, or a device claim, to the resources of"
+            f" the engine's container; the pod has {names}",
         )
     if len(with_gpu) > 1:
         several = ", ".join(container["name"] for container in with_gpu)
@@ -75,6 +79,27 @@ def is_sidecar(init_container: Object) -> bool:
 def command_words(container: Object) -> list[str]:
     """Return command and args, as written: `$(NAME)` and scripts are not resolved."""
     return [*(container.get("command") or ()), *(container.get("args") or ())]
+
+
+def words_without_secrets(container: Object) -> list[str]:
+    """Return command_words(), with `***` for what is given to flags like `--api-key`.
+
+    For what we write elsewhere: a task in a Job says more people what a pod template said.
+    """
+    flags = "|".join(
+        "[-_]".join(map(re.escape, flag.removeprefix("--").split("-")))
+        for flag in engine_type(container).secret_flags
+    )
+    if not flags:
+        return command_words(container)
+    is_flag = re.compile(f"--(?:{flags})")
+    given = re.compile(rf"""(--(?:{flags})(?:=|\s+))(?:"[^"]*"|'[^']*'|\S+)""")
+    words, is_secret = [], False
+    for word in command_words(container):
+        is_secret = is_secret and not word.startswith("-")
+        words.append(_HIDDEN if is_secret else given.sub(rf"\1{_HIDDEN}", word))
+        is_secret = is_secret or is_flag.fullmatch(word) is not None
+    return words
 
 
 def mounts_and_devices(container: Object) -> Iterator[tuple[str, int, Object]]:
@@ -132,16 +157,22 @@ def required_terms(pod: Object) -> list[Object]:
     affinity = (pod.get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     terms: list[Object] = required.get("nodeSelectorTerms") or []
-    if not pod.get("nodeName"):
+    return require_nodes(terms, [pod["nodeName"]] if pod.get("nodeName") else None)
+
+
+def require_nodes(terms: list[Object], nodes: Sequence[str] | None) -> list[Object]:
+    """Return node selector terms, each of which asks for one of these nodes too; None: any."""
+    if nodes is None:
         return terms
-    node = {"key": "metadata.name", "operator": "In", "values": [pod["nodeName"]]}
+    names = [{"key": "metadata.name", "operator": "In", "values": [name]} for name in nodes]
     if not terms:
-        return [{"matchFields": [node]}]
+        return [{"matchFields": [name]} for name in names]
     return [
-        {**term, "matchFields": [*(term.get("matchFields") or ()), node]}
+        {**term, "matchFields": [*(term.get("matchFields") or ()), name]}
         if canonical.drop_empty(term)  # an empty term holds for no node
         else term
         for term in terms
+        for name in names
     ]
 
 

@@ -111,7 +111,11 @@ def test_the_engine_differs_only_in_the_override_variable_probes_hooks_and_place
 ) -> None:
     served, tuning = pod["spec"]["containers"][0], engine_in(tuned(pod))
     probes = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
-    ours = (*probes, "restartPolicy", "env", "volumeMounts", "terminationMessagePolicy")
+    ours = (*probes, "restartPolicy", "env", "volumeMounts", "terminationMessagePolicy", "ports")
+    assert [
+        {name: value for name, value in port.items() if name not in ("hostPort", "hostIP")}
+        for port in served.get("ports", ())
+    ] == tuning.get("ports", [])
     assert {name: value for name, value in tuning.items() if name not in ours} == {
         name: value for name, value in served.items() if name not in ours
     }
@@ -214,7 +218,11 @@ def test_labels_and_annotations_of_the_job_and_its_pod() -> None:
         "pretune.dev/bundle": inputs.bundle_id(),
         "pretune.dev/attempt": "1",
     }
-    ours = {"pretune.dev/fingerprint": inputs.fingerprint, "pretune.dev/storage": "pretune-qwen3/"}
+    ours = {
+        "pretune.dev/fingerprint": inputs.fingerprint,
+        "pretune.dev/storage": "pretune-qwen3/",
+        "pretune.dev/engine": "vllm",
+    }
     annotations = {"team": "a", "own": "no", **ours}
     assert job["metadata"]["labels"] == labels
     assert job["metadata"]["annotations"] == annotations
@@ -230,9 +238,58 @@ def test_labels_and_annotations_of_the_job_and_its_pod() -> None:
             "kuma.io/sidecar-injection": "disabled",
             "linkerd.io/inject": "disabled",
             "consul.hashicorp.com/connect-inject": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             **annotations,
         },
     }
+
+
+def test_annotations_that_act_stay_with_the_pods_that_serve() -> None:
+    acting = {
+        "cni.projectcalico.org/ipAddrs": '["10.0.0.9"]',
+        "net1.default.ovn.kubernetes.io/ip_address": "10.0.0.9",
+        "dual-pods.llm-d.ai/requester": "pod-1",
+        "scheduling.k8s.io/group-name": "serving",
+        "kueue.x-k8s.io/pod-suspending-parent": "deployment",
+        "kueue.x-k8s.io/queue-name": "serving",
+        "prometheus.io/scrape": "true",
+        "llm-d.ai/role": "decode",
+        "karpenter.sh/do-not-disrupt": "false",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+    }
+    kept = {
+        "team": "a",
+        "vault.hashicorp.com/agent-inject-status": "injected",
+        "cni.projectcalico.org/ipv4pools": '["gpu"]',
+        "myprometheus.io/scrape": "true",
+    }
+    pod = engine()
+    pod["metadata"]["annotations"] = {**acting, **kept}
+    overlay = {"annotations": {"kueue.x-k8s.io/queue-name": "gpus"}}
+    job = tuned(pod, tuning={"podTemplate": {"metadata": overlay}})
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    assert {name: annotations[name] for name in annotations if name in acting} == {
+        "kueue.x-k8s.io/queue-name": "gpus",  # only spec.tuning.podTemplate sets it
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+    assert {name: annotations.get(name) for name in kept} == kept
+
+
+def test_a_network_is_kept_and_a_fixed_address_in_it_is_not() -> None:
+    name = "k8s.v1.cni.cncf.io/networks"
+    fixed = [{"name": "rdma", "ips": ["10.0.0.9/24"], "mac": "02:00:00:00:00:01"}, {"name": "b"}]
+    for value, expected in (
+        (json.dumps(fixed), [{"name": "rdma"}, {"name": "b"}]),
+        (json.dumps(fixed[1:]), [{"name": "b"}]),
+        ("default/rdma@net1", "default/rdma@net1"),
+        ("[" * 100_000, "[" * 100_000),
+    ):
+        pod = engine()
+        pod["metadata"]["annotations"] = {name: value}
+        got = tuned(pod)["spec"]["template"]["metadata"]["annotations"][name]
+        assert got == expected or json.loads(got) == expected
 
 
 def test_an_apparmor_annotation_goes_with_its_container_since_the_api_refuses_it_alone() -> None:
@@ -486,10 +543,10 @@ PROBES: list[tuple[str, Template, Object, str | None]] = [
     ),
     ("a named port that is not there", engine(readinessProbe=web("api")), web("api"), None),
     (
-        "scheme, host and path",
+        "scheme and path, and never a host",
         engine(readinessProbe=web("8443", scheme="HTTPS", host="fd00::1", path="ready?x=1")),
-        web("8443", scheme="HTTPS", host="fd00::1", path="ready?x=1"),
-        "https://[fd00::1]:8443/ready?x=1",
+        web("8443", scheme="HTTPS", path="ready?x=1"),
+        "https://127.0.0.1:8443/ready?x=1",
     ),
     (
         "no path",
@@ -537,6 +594,38 @@ def test_the_engine_has_started_when_it_would_be_ready(
     task = task_of(seal_in(job))
     assert task.ready == url
     assert task.headers == ({"A": "b"} if "httpHeaders" in handler.get("httpGet", {}) else {})
+
+
+@pytest.mark.parametrize(
+    ("pod", "urls"),
+    [
+        (engine(readinessProbe=web(1)), []),
+        (engine(), []),
+        (
+            engine(readinessProbe={"tcpSocket": {"port": 8080}}),
+            ["http://127.0.0.1:8080/health", "http://127.0.0.1:8080/v2/health/ready"],
+        ),
+        (
+            engine(
+                readinessProbe={"tcpSocket": {"port": "api", "host": "10.0.0.1"}},
+                ports=[{"name": "api", "containerPort": 81}],
+            ),
+            ["http://127.0.0.1:81/health", "http://127.0.0.1:81/v2/health/ready"],
+        ),
+        (
+            engine(readinessProbe={"exec": {"command": ["ok"]}}).args(
+                "serve", "--port", "9", "--ssl-certfile", "/c"
+            ),
+            ["https://127.0.0.1:9/health", "https://127.0.0.1:9/v2/health/ready"],
+        ),
+    ],
+)
+def test_an_engine_without_an_http_probe_is_asked_where_it_would_answer_itself(
+    pod: Template, urls: list[str]
+) -> None:
+    assert task_of(seal_in(tuned(pod))).health == urls
+    assert task_of(seal_in(proof(pod))).health == urls
+    assert "host" not in json.dumps(engine_in(tuned(pod))["startupProbe"])
 
 
 @law(st.integers(60, 10**6))
@@ -606,7 +695,6 @@ def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
         "serviceAccountName": "model",
         "imagePullSecrets": [{"name": "pull"}],
         "securityContext": {"runAsUser": 1000, "fsGroup": 1000},
-        "hostNetwork": True,
         "hostIPC": True,
         "shareProcessNamespace": True,
         "dnsPolicy": "ClusterFirstWithHostNet",
@@ -616,6 +704,7 @@ def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
         "fieldOfTomorrow": {"kept": True},
     }
     dropped: Object = {
+        "hostNetwork": True,
         "hostname": "qwen3-0",
         "subdomain": "qwen3",
         "priority": 1000,
@@ -647,6 +736,96 @@ def test_fields_of_the_pod_that_are_kept_dropped_and_set() -> None:
         "automountServiceAccountToken": False,
         "priorityClassName": "pretune-tuning",
     }
+
+
+def test_a_copy_is_on_a_network_of_its_own_and_takes_no_port_of_its_node() -> None:
+    """Else production answers its probe, or it gets production's requests (SO_REUSEPORT)."""
+    port = {"containerPort": 8000, "hostPort": 8000, "hostIP": "10.0.0.1", "protocol": "TCP"}
+    pod = (
+        engine(ports=[dict(port)], readinessProbe=web(8000, host="127.0.0.1"))
+        .init("fetch", ports=[dict(port)])
+        .container("store", ports=[dict(port)])
+        .pod(hostNetwork=True, dnsPolicy="ClusterFirstWithHostNet")
+    )
+    fields: Object = {"engineContainer": "vllm", "tuning": {"keepContainers": ["store"]}}
+    for job in (
+        build_tuning_job(KEY, cache(**fields), pod, DEFAULT, 1, SETTINGS, AGENT),
+        build_proof_job(KEY, cache(**fields), pod, DEFAULT, 1, SETTINGS, AGENT),
+        build_proof_job(KEY, cache(**fields), pod, DEFAULT, 1, SETTINGS, AGENT, on_claim=True),
+    ):
+        text = json.dumps(job)
+        assert "hostNetwork" not in text and "hostPort" not in text and "hostIP" not in text
+        assert '"host"' not in text
+        ports = [each["ports"] for each in pod_of(job)["initContainers"] if each.get("ports")]
+        assert ports == [[{"containerPort": 8000, "protocol": "TCP"}]] * 3
+
+
+@pytest.mark.parametrize(
+    ("pod", "links"),
+    [
+        (engine(), False),
+        (engine().pod(enableServiceLinks=True), True),
+        (engine().pod(enableServiceLinks=False), False),
+        (engine().args("serve", "--kv", "$(CACHE_SERVICE_HOST):1"), True),
+        (engine(command=["sh", "-c", "vllm --kv ${CACHE_PORT_80_TCP_ADDR}"]), True),
+        (engine().env(REMOTE="lm://$(LMCACHE_SERVICE_HOST)"), True),
+        (engine().env(VLLM_HOST_PORT="1"), False),
+    ],
+)
+def test_addresses_of_services_are_given_to_a_copy_that_uses_them_only(
+    pod: Template, links: bool
+) -> None:
+    assert pod_of(tuned(pod))["enableServiceLinks"] is links
+
+
+def test_service_links_that_the_api_server_set_in_a_pod_are_not_the_templates() -> None:
+    example = copy.deepcopy(dict(engine().pod(enableServiceLinks=True)))
+    job = build_tuning_job(KEY, cache(), engine(), DEFAULT, 1, SETTINGS, AGENT, example)
+    assert pod_of(job)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (
+            ["serve", "--api-key", "KEY", "--port", "1"],
+            ["serve", "--api-key", "***", "--port", "1"],
+        ),
+        (["--api-key", "KEY", "KEY2", "-tp", "2"], ["--api-key", "***", "***", "-tp", "2"]),
+        (["--api_key=KEY", "x"], ["--api_key=***", "x"]),
+        (["--hf-token=KEY"], ["--hf-token=***"]),
+        (
+            ["sh", "-c", "exec vllm serve q --api-key 'KEY 1' --port 9"],
+            ["sh", "-c", "exec vllm serve q --api-key *** --port 9"],
+        ),
+        (["--api-key-file", "/a"], ["--api-key-file", "/a"]),
+    ],
+)
+def test_a_key_in_the_arguments_is_in_the_engine_and_nowhere_else(
+    words: list[str], shown: list[str]
+) -> None:
+    pod = engine().args(*words)
+    for job in (tuned(pod), proof(pod)):
+        assert engine_in(job)["args"] == words
+        assert task_of(seal_in(job)).command == shown
+        rest = copy.deepcopy(job)
+        del engine_in(rest)["args"]
+        assert "KEY" not in json.dumps(rest)
+
+
+def test_an_attempt_runs_on_the_nodes_where_its_claim_is_in_use() -> None:
+    term = {"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}
+    nodes = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    pod = engine().pod(affinity={"nodeAffinity": nodes})
+    job = build_tuning_job(KEY, cache(), pod, DEFAULT, 1, SETTINGS, AGENT, None, ["n1", "n2"])
+    required = pod_of(job)["affinity"]["nodeAffinity"]
+    assert required["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"] == [
+        {**term, "matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]}
+        for name in ("n1", "n2")
+    ]
+    assert (
+        job["metadata"]["labels"][names.BUNDLE] == identity.inputs(pod, spec(), DEFAULT).bundle_id()
+    )
 
 
 def test_the_token_that_an_engine_mounts_itself_stays() -> None:

@@ -78,7 +78,12 @@ def test_a_device_claim_identifies_the_engine_only_where_no_container_asks_for_a
             "EngineAmbiguous",
             ["vllm, draft ask"],
         ),
-        (engine().gpus(0), "", "EngineNotFound", ["no container asks for a GPU"]),
+        (
+            engine().gpus(0),
+            "",
+            "EngineNotFound",
+            ["no container asks for a GPU", "add nvidia.com/gpu", "resources"],
+        ),
         (
             engine().gpus("many"),
             "",
@@ -505,9 +510,98 @@ REFUSED: list[tuple[Template, str, str]] = [
         ".spec.containers[0].command: -m dynamo.vllm:",
     ),
     (
+        engine(command=["vllm", "serve", "q", "--load-format=mx"]),
+        "SelfRegistering",
+        ".spec.containers[0].command: --load-format mx:",
+    ),
+    (
+        engine().args("serve", "q", "--load_format", "modelexpress"),
+        "SelfRegistering",
+        ".spec.containers[0].args: --load-format modelexpress:",
+    ),
+    (engine().args("serve", "q", "--load-format", "auto"), "", ""),
+    (
+        engine().env(MX_SERVER_ADDRESS="mx:8001"),
+        "SelfRegistering",
+        ".spec.containers[0].env: MX_SERVER_ADDRESS:",
+    ),
+    (
+        engine().env(LMCACHE_NIXL_ROLE="sender"),
+        "SelfRegistering",
+        ".spec.containers[0].env: LMCACHE_NIXL_ROLE:",
+    ),
+    (
+        engine().env(LMCACHE_ENABLE_NIXL="True"),
+        "SelfRegistering",
+        ".spec.containers[0].env: LMCACHE_ENABLE_NIXL:",
+    ),
+    (engine().env(LMCACHE_ENABLE_NIXL="False", LMCACHE_CHUNK_SIZE="256"), "", ""),
+    (
+        engine().annotations(**{"dual-pods.llm-d.ai__server-patch": "x"}),
+        "SelfRegistering",
+        ".metadata.annotations: dual-pods.llm-d.ai/server-patch:",
+    ),
+    (engine().annotations(**{"scheduling.k8s.io__group-name": "g"}), "", ""),
+    (
         engine().gpus(0).gpus(1, "nvidia.com/gpu.shared"),
         "SharedGPU",
         ".spec.containers[0].resources: nvidia.com/gpu.shared:",
+    ),
+    (
+        engine().env(NVIDIA_VISIBLE_DEVICES="all"),
+        "SharedGPU",
+        ".spec.containers[0].env[0]: NVIDIA_VISIBLE_DEVICES: all:",
+    ),
+    (engine().env(NVIDIA_VISIBLE_DEVICES="void", CUDA_VISIBLE_DEVICES="0"), "", ""),
+    (engine().pod(hostNetwork=True), "", ""),
+    (engine().pod(hostNetwork=True).env(NCCL_SOCKET_IFNAME="^docker0,lo"), "", ""),
+    (engine().pod(hostNetwork=True).env(NCCL_SOCKET_IFNAME="eth", GLOO_SOCKET_IFNAME="lo"), "", ""),
+    (engine().env(NCCL_SOCKET_IFNAME="ens3"), "", ""),
+    (
+        engine().pod(hostNetwork=True).env(A="1", NCCL_SOCKET_IFNAME="=ens3"),
+        "HostNetwork",
+        ".spec.containers[0].env[1]: NCCL_SOCKET_IFNAME:",
+    ),
+    (
+        engine()
+        .pod(hostNetwork=True)
+        .env(GLOO_SOCKET_IFNAME={"configMapKeyRef": {"name": "nics", "key": "first"}}),
+        "HostNetwork",
+        ".spec.containers[0].env[0]: GLOO_SOCKET_IFNAME:",
+    ),
+    (
+        engine()
+        .pod(hostNetwork=True)
+        .env(VLLM_HOST_IP={"fieldRef": {"fieldPath": "status.hostIP"}}),
+        "HostNetwork",
+        ".spec.containers[0].env[0]: VLLM_HOST_IP:",
+    ),
+    (
+        engine()
+        .pod(hostNetwork=True)
+        .env(VLLM_HOST_IP={"fieldRef": {"fieldPath": "status.podIP"}}),
+        "",
+        "",
+    ),
+    (
+        engine()
+        .pod(hostNetwork=True)
+        .env(HOST_IP={"fieldRef": {"fieldPath": "status.hostIP"}})
+        .args("serve", "q", "--host", "$(HOST_IP)"),
+        "HostNetwork",
+        ".spec.containers[0].args: HOST_IP:",
+    ),
+    (
+        engine()
+        .pod(hostNetwork=True)
+        .env(HOST_IP={"fieldRef": {"fieldPath": "status.hostIP"}}, OTLP="http://$(HOST_IP):4317"),
+        "",
+        "",
+    ),
+    (
+        engine().pod(hostNetwork=True).args("serve", "q", "--host", "127.0.0.1"),
+        "HostNetwork",
+        ".spec.containers[0]: the engine listens on the node's loopback only",
     ),
     (
         engine().gpus(0).gpus(1, "nvidia.com/mig-1g.10gb"),
@@ -603,11 +697,29 @@ def test_the_field_of_an_inline_template_is_the_caches_own() -> None:
     [
         (engine().env(DYN_NAMESPACE="prod"), "SelfRegistering"),
         (engine().gpus(0).gpus(1, "nvidia.com/gpu.shared"), "SharedGPU"),
+        (engine().env(NVIDIA_VISIBLE_DEVICES="all"), "SharedGPU"),
     ],
 )
 def test_a_risk_that_is_taken_knowingly_is_not_refused(pod: Template, allow: str) -> None:
     assert find_refusal(pod, spec(), DEFAULT) is not None
     assert find_refusal(pod, spec(tuning={"allow": [allow]}), DEFAULT) is None
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        template().container().env(NVIDIA_VISIBLE_DEVICES="all").pod(hostIPC=True),
+        template().container().env(CUDA_VISIBLE_DEVICES="0"),
+        engine().container("vllm2").gpus(0),
+    ],
+)
+def test_a_named_engine_without_a_gpu_of_its_own_is_not_copied(pod: Template) -> None:
+    name = pod["spec"]["containers"][-1]["name"]
+    refused = find_refusal(
+        pod, spec(engineContainer=name, tuning={"allow": ["SharedGPU"]}), DEFAULT
+    )
+    assert refused is not None and refused.reason == "EngineNotFound"
+    assert f"{name} asks for no GPU" in refused.message and ".resources: " in refused.message
 
 
 def test_a_target_of_a_shared_product_is_refused_by_its_own_field() -> None:
@@ -663,10 +775,12 @@ ANYWHERE: list[Object] = [{"name": "any"}, TWO[0]]
 @pytest.mark.parametrize(
     ("case", "targets", "selector", "named", "target"),
     [
-        ("the only one, whatever the pod says", TWO[:1], H200, "h", "b"),
+        ("the only one, if the pod may run on its nodes", TWO[:1], None, "h", "b"),
+        ("the only one, whose nodes the pod's selector excludes", TWO[:1], H200, None, None),
         ("the cache names none", None, None, None, "default"),
         ("the annotation names it", TWO, None, "h", "h"),
-        ("the annotation goes before the selector", TWO, B200, "h", "h"),
+        ("the annotation names one whose nodes the selector excludes", TWO, B200, "h", None),
+        ("the annotation goes before a selector that names none", TWO, {"zone": "a"}, "h", "h"),
         ("the annotation names no target", TWO, B200, "x", None),
         ("an empty annotation names none", TWO, B200, "", "b"),
         ("the pod's selector contains the target's", TWO, {**H200, "zone": "a"}, None, "h"),
@@ -695,3 +809,25 @@ def test_the_target_of_a_consumer(
         pod["spec"]["nodeSelector"] = selector
     found = identity.target_of(pod, spec(**({"targets": targets} if targets else {})))
     assert (found.name if found else None) == target
+
+
+@pytest.mark.parametrize(
+    ("terms", "fits"),
+    [
+        ([[term("gpu", "b200", "h200")]], True),
+        ([[term("gpu", "h200")]], False),
+        ([[term("gpu", "b200", operator="NotIn")]], False),
+        ([[term("gpu", "h200", operator="NotIn")]], True),
+        ([[term("gpu", operator="Exists")]], True),
+        ([[term("gpu", operator="DoesNotExist")]], False),
+        ([[term("zone", "a")]], True),
+        ([[term("gpu", "h200")], [term("zone", "a")]], True),
+        ([[term("gpu", "h200"), term("zone", "a")]], False),
+    ],
+)
+def test_a_pod_whose_terms_exclude_the_targets_nodes_does_not_get_its_bundle(
+    terms: list[list[Object]], fits: bool
+) -> None:
+    affinity = requiring(*({"matchExpressions": expressions} for expressions in terms))
+    pod: Object = {"metadata": {}, "spec": {"affinity": affinity}}
+    assert (identity.target_of(pod, spec(targets=TWO[:1])) is not None) == fits

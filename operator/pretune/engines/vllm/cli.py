@@ -47,6 +47,16 @@ def read_port(words: Sequence[str]) -> int:
     return last_number(words, "--port") or DEFAULT_PORT
 
 
+def serves_https(words: Sequence[str]) -> bool:
+    """Return whether the HTTP server is given a certificate."""
+    return any(name == "--ssl-certfile" for name, _ in flags(words))
+
+
+def read_host(words: Sequence[str]) -> str:
+    """Return the address that the HTTP server listens on; "" where the words name none."""
+    return next((value or "" for name, value in reversed([*flags(words)]) if name == "--host"), "")
+
+
 def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
     """Return the flag that makes this engine one of several pods, as in the words.
 
@@ -86,6 +96,10 @@ def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
     return None
 
 
+# ModelExpress reads MX_*, and MODEL_EXPRESS_* before it.
+_REGISTERING_VARIABLES = ("DYN_", "LMCACHE_CONTROLLER_", "MOONCAKE_", "MX_", "MODEL_EXPRESS_")
+_REGISTERING_SWITCHES = ("LMCACHE_ENABLE_CONTROLLER", "LMCACHE_ENABLE_NIXL", "LMCACHE_ENABLE_PD")
+_REGISTERING_LOADERS = ("mx", "modelexpress", "mx-source", "mx-target")
 _OFF = ("0", "false", "no", "off")
 _REGISTERING = re.compile(r"mooncake|moriio|proxy_ip", re.IGNORECASE)
 
@@ -94,14 +108,18 @@ def find_registration(words: Sequence[str], env: Mapping[str, str]) -> Optional[
     """Return the variable or flag by which this engine announces itself to a router, or None.
 
     env: "" for a value that is a reference, which counts as switched on. Dynamo: any `DYN_*` or the
-    module `dynamo`. LMCache: its controller's variables. Mooncake: `MOONCAKE_*`, its connectors,
-    its store. P2P NCCL and MoRIIO connectors: a `proxy_ip`.
+    module `dynamo`. ModelExpress, whose servers hand weights from one engine to the next:
+    `--load-format mx` or `modelexpress`, its variables. LMCache: its controller's variables, and
+    the sender of a disaggregated prefill (NIXL). Mooncake: `MOONCAKE_*`, its connectors, its store.
+    P2P NCCL and MoRIIO connectors: a `proxy_ip`.
     """
     for name in sorted(env):
         value = env[name] or ""
-        if name.startswith(("DYN_", "LMCACHE_CONTROLLER_", "MOONCAKE_")):
+        if name.startswith(_REGISTERING_VARIABLES):
             return name
-        if name == "LMCACHE_ENABLE_CONTROLLER" and value.lower() not in _OFF:
+        if name in _REGISTERING_SWITCHES and value.lower() not in _OFF:
+            return name
+        if name in ("LMCACHE_NIXL_ROLE", "LMCACHE_PD_ROLE") and value.lower() != "receiver":
             return name
         if name == "LMCACHE_REMOTE_URL" and _REGISTERING.search(value):
             return name
@@ -110,6 +128,8 @@ def find_registration(words: Sequence[str], env: Mapping[str, str]) -> Optional[
         if word == "-m" and index + 1 < len(plain) and re.match(r"dynamo(\.|$)", plain[index + 1]):
             return "-m " + plain[index + 1]
     for flag, given in flags(words):
+        if flag == "--load-format" and (given or "").lower() in _REGISTERING_LOADERS:
+            return "%s %s" % (flag, given)
         if flag == "--kv-transfer-config" and given and _REGISTERING.search(given):
             return flag
         if flag.startswith("--kv-transfer-config.") and _REGISTERING.search(

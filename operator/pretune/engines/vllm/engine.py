@@ -70,6 +70,8 @@ class _VLLM(Engine):
     parts = (_Tactics(),)
     programs = ("vllm",)
     variable_prefix = "VLLM_"
+    secret_flags = ("--api-key", "--hf-token")
+    other_health_paths = ("/v2/health/ready",)  # KServe's Hugging Face server
     distributions = (
         ("vllm", "vllm", "vLLM"),
         ("flashinfer", "flashinfer-python", "FlashInfer"),
@@ -80,6 +82,12 @@ class _VLLM(Engine):
 
     def read_port(self, words: Sequence[str]) -> int:
         return cli.read_port(words)
+
+    def serves_https(self, words: Sequence[str]) -> bool:
+        return cli.serves_https(words)
+
+    def read_host(self, words: Sequence[str]) -> str:
+        return cli.read_host(words)
 
     def find_multi_pod_flag(self, words: Sequence[str]) -> Optional[str]:
         return cli.find_multi_pod_flag(words)
