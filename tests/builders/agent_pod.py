@@ -115,6 +115,7 @@ class AgentPod:
             path="/absent",
             disk=disk or Disk(),
             settle_seconds=0.0,
+            answer_seconds=0.0,
             log=self.log_lines.append,
         )
 

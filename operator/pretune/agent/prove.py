@@ -20,7 +20,13 @@ from pretune.agent.claim.store import Store, create_store, explain_claim_errors,
 from pretune.agent.context import Context
 from pretune.agent.engine.compatibility import other_gpu, other_versions
 from pretune.agent.engine.scan import Changed, Scan, read
-from pretune.agent.engine.stable import ask_engine, scan_or_none, short, wait_until_stable
+from pretune.agent.engine.stable import (
+    ask_engine,
+    await_answer,
+    scan_or_none,
+    short,
+    wait_until_stable,
+)
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
 from pretune.engines.base import Part
@@ -53,6 +59,7 @@ def prove(context: Context) -> Report:
     Raises AgentError with nothing written: ProofFailed for what is not the bundle's fault, and what
     the claim refuses (NoSpace, ReadOnlyClaim).
     """
+    context = await_answer(context)
     task = context.task
     try:
         ask_engine(context, "before its files were read")

@@ -12,6 +12,7 @@ from pretune.agent.context import Context
 from pretune.agent.engine.stable import (
     PartContent,
     ask_engine,
+    await_answer,
     is_same,
     judge,
     scan_or_none,
@@ -20,7 +21,12 @@ from pretune.agent.engine.stable import (
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
 from pretune.engines.base import Part
-from pretune.protocol import Report
+from pretune.protocol import EMPTY, Report
+
+_UNKNOWN = (
+    "the engine wrote nothing, and whether it is ready is unknown: its readiness probe is not an"
+    " httpGet, and it does not answer at %s; give it an httpGet readiness probe"
+)
 
 
 def seal(context: Context) -> Report:
@@ -28,14 +34,19 @@ def seal(context: Context) -> Report:
 
     The engine is asked before and after its files are read and staged, and its folders are
     scanned again: an engine that died or still writes is found before the rename, which cannot be
-    undone. The controller takes the report only when the engine did not restart.
+    undone. The controller takes the report only when the engine did not restart. That nothing was
+    written counts only where the engine itself has answered over HTTP: a probe of a port, or a
+    program, may pass before the engine is loaded.
 
     Raises AgentError with nothing published: see api/reasons.py, "attempts that failed".
     """
+    context = await_answer(context)
     task, log = context.task, context.log
     with ExitStack() as stack:
         ask_engine(context, "before its files were read")
         contents = [_read_part(part, context, stack) for part in context.engine.parts]
+        if task.ready is None and all(each.evidence.layout == EMPTY for each in contents):
+            raise AgentError(reasons.ENGINE_NOT_READY, _UNKNOWN % (", ".join(task.health) or "-"))
 
         def verify_unchanged() -> None:
             for content in contents:

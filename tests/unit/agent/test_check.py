@@ -72,6 +72,7 @@ def test_a_link_or_file_on_the_way_is_named_and_not_followed(
         place.symlink_to(elsewhere)
     else:
         place.write_text("")
+    pod.write_tactics(rank_files(1))
     for verb in ("check", "seal", "prune", "inspect", "seed"):
         report = pod.run(verb, subPath="team/pretune", ids=[INPUTS.bundle_id()])
         assert report.reason == "UnsafePath" and place.name in report.message, verb

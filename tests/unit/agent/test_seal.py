@@ -29,6 +29,12 @@ from tests.builders.agent_pod import (
 )
 
 
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
 @pytest.mark.parametrize(
     ("files", "gpus", "layout", "entries", "message"),
     [
@@ -91,11 +97,45 @@ def test_publishes_each_layout_as_the_engine_wrote_it(
 def test_nothing_tuned_is_sealed_as_empty_with_its_folders_and_names_the_causes(
     pod: AgentPod, files: dict[str, bytes], folders: tuple[str, ...]
 ) -> None:
-    report = pod.write_tactics(files, folders).run("seal")
+    with serve_engine(200) as (url, _):
+        report = pod.write_tactics(files, folders).run("seal", ready=url)
     assert (report.reason, report.layout, report.entries) == ("NothingToTune", "Empty", 0)
     assert "compute capability below 9.0" in report.message
     assert len(report.dump().encode()) <= 700
     assert read_tree(pod.bundle() / "tactics") == read_tree(pod.tactics)
+
+
+def test_an_empty_folder_is_not_sealed_where_only_a_port_or_a_program_says_that_it_is_ready(
+    pod: AgentPod,
+) -> None:
+    """KServe's server opens its port before the engine is loaded, and a tcpSocket probe passes."""
+    report = pod.run("seal", health=[f"http://127.0.0.1:{free_port()}/health"])
+    assert report.reason == "EngineNotReady" and "httpGet" in report.message
+    assert pod.run("seal").reason == "EngineNotReady"
+    assert not pod.bundles.exists() or list(pod.bundles.iterdir()) == []
+
+
+def test_an_engine_without_an_http_probe_is_waited_for_until_it_answers_itself(
+    pod: AgentPod,
+) -> None:
+    with serve_engine(503, 503, 503, 200) as (url, requests):
+        report = pod.run("seal", health=[url])
+    assert (report.reason, len(requests)) == ("NothingToTune", 6)  # and before and after the files
+
+
+def test_an_engine_that_answered_itself_has_to_answer_to_the_end(pod: AgentPod) -> None:
+    with serve_engine(200, 500) as (url, _):
+        report = pod.write_tactics(managed_store(3)).run("seal", health=[url])
+    assert report.reason == "EngineFailed"
+
+
+def test_a_server_that_knows_no_health_path_shows_nothing_about_an_empty_folder(
+    pod: AgentPod,
+) -> None:
+    with serve_engine(404) as (url, _):
+        assert pod.run("seal", health=[url]).reason == "EngineNotReady"
+        report = pod.write_tactics(managed_store(3)).run("seal", health=[url])
+        assert report.reason == "Sealed"  # as ever, once its folder does not change any more
 
 
 def test_a_bundle_and_all_in_it_is_readable_by_all_and_writable_by_none(pod: AgentPod) -> None:

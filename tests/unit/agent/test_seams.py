@@ -15,7 +15,7 @@ import pytest
 from pretune.manifests.agent_archive import build_agent_archive
 from pretune.protocol import POD_UID_VARIABLE, TASK_VARIABLE, Report
 
-from tests.builders.agent_pod import AgentPod, managed_store, read_tree
+from tests.builders.agent_pod import AgentPod, managed_store, read_tree, serve_engine
 from tests.seams.fixtures import added
 from tests.seams.overlay import copy_package
 
@@ -104,7 +104,8 @@ def test_a_bundle_is_empty_only_where_all_parts_are(pod: AgentPod) -> None:
     assert pod.run("seal").reason == "Sealed"
     empty(pod, "kernels")
     shutil.rmtree(pod.folder)
-    assert pod.run("seal").reason == "NothingToTune"
+    with serve_engine(200) as (url, _):
+        assert pod.run("seal", ready=url).reason == "NothingToTune"
 
 
 def test_a_bundle_from_before_the_part_is_seeded_as_far_as_it_goes(

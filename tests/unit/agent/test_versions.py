@@ -58,8 +58,19 @@ def image(tmp_path: Path) -> Path:
         ([], "opt:usr", "0.33.0"),
         ([], "usr", "0.20.0"),
         (["--model", "m"], "usr:opt", "0.33.0"),
-        (["/absent/vllm"], "usr", "0.20.0"),
-        (["/absent/vllm"], "", ""),
+        (["{}/absent/vllm"], "", ""),
+        # On a volume of the engine, perhaps: the image's own version is another one's.
+        (["{}/absent/vllm", "serve"], "usr", ""),
+        (["{}/absent/start.sh"], "usr", ""),
+        (["{}/absent/bin/python3", "-m", "vllm"], "usr", ""),
+        (["tini", "--", "{}/absent/vllm", "serve"], "usr", ""),
+        (["/bin/sh", "-c", "exec {}/absent/vllm serve m"], "usr", ""),
+        (["/bin/sh", "-c", ". {}/absent/bin/activate && vllm serve m"], "usr", ""),
+        (["/bin/sh", "-c", ". {}/opt/bin/activate && vllm serve m"], "usr", "0.33.0"),
+        (["/bin/sh", "-c", "PATH={}/absent/bin:$PATH vllm serve m"], "usr", ""),
+        (["/bin/sh", "-c", "export PATH={}/opt/bin:$PATH; vllm serve m"], "usr", "0.33.0"),
+        (["vllm", "serve", "--model", "{}/absent/vllm"], "usr", "0.20.0"),
+        (["--model", "{}/absent/vllm"], "usr", "0.20.0"),
     ],
 )
 def test_the_engines_own_interpreter_decides(

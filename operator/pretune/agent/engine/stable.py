@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import Dict, NamedTuple, Optional
 
 from pretune.agent.claim.fs import Folder
 from pretune.agent.context import Context
-from pretune.agent.engine.probe import probe_engine
+from pretune.agent.engine.probe import probe_engine, read_status
 from pretune.agent.engine.scan import Changed, Scan, read, scan
 from pretune.agent.errors import AgentError
 from pretune.api import reasons
@@ -27,6 +28,30 @@ class PartContent(NamedTuple):
     scan: Scan
     evidence: Evidence
     digests: Dict[str, str]  # sha256 of each file, by path
+
+
+def await_answer(context: Context) -> Context:
+    """Return the context, in which the task names a URL where the engine answers as ready.
+
+    That is for an engine whose probe is not over HTTP: the probe may have passed long before. One
+    that answers with an error of its server (503) is waited for, until the pod's deadline; one
+    that gives no answer, or knows none of the URLs, for context.answer_seconds. Then the context
+    is as it was.
+    """
+    task = context.task
+    if task.ready is not None or not task.health:
+        return context
+    until = time.monotonic() + context.answer_seconds
+    while True:
+        statuses = [(read_status(url), url) for url in task.health]
+        ready = next((url for status, url in statuses if 200 <= status < 400), None)
+        if ready is not None:
+            context.log("engine: %s answers" % ready)
+            return replace(context, task=replace(task, ready=ready))
+        if not any(status >= 500 for status, _ in statuses) and time.monotonic() >= until:
+            context.log("engine: no answer from %s" % ", ".join(task.health))
+            return context
+        time.sleep(context.settle_seconds)
 
 
 def ask_engine(context: Context, when: str) -> None:

@@ -69,10 +69,17 @@ def describe_versions(engine: Engine, versions: Versions) -> str:
 def _interpreters(engine: Engine, command: Sequence[str], path: str) -> Iterator[str]:
     """Yield the one that the command itself names, else candidates, the best first.
 
-    Where the named one has not the engine, its version is unknown.
+    Where the named one has not the engine, its version is unknown. None where the command names a
+    file that is not here: it may be on a volume of the engine, whose version is not the image's.
     """
     words = shell_words(command)
     named = [word for word in words if _names_interpreter(engine, program(word))]
+    folders = _folders_before_path(words)
+    if not all(os.path.isdir(folder) for folder in folders) or any(
+        "/" in word and not os.path.exists(word) for word in _programs(engine, words)
+    ):
+        return
+    path = os.pathsep.join([*folders, path])
     for word in named[:1] + words[:1] + [*engine.programs, "python3"]:
         executable = _which(word, path)
         interpreter = executable and _interpreter(engine, executable, path)
@@ -80,6 +87,28 @@ def _interpreters(engine: Engine, command: Sequence[str], path: str) -> Iterator
             yield interpreter
             if word in words:
                 return
+
+
+def _programs(engine: Engine, words: Sequence[str]) -> Iterator[str]:
+    """Yield the words that are programs: the first, and the first of an interpreter or engine."""
+    yield from words[:1]
+    for before, word in zip(words, words[1:]):
+        is_value = before.startswith("--") and before != "--"
+        if not is_value and not word.startswith("-") and _names_interpreter(engine, program(word)):
+            yield word
+            return
+
+
+def _folders_before_path(words: Sequence[str]) -> List[str]:
+    """Return what a script puts before PATH: `. /venv/bin/activate`, `PATH=/venv/bin:$PATH`."""
+    folders: List[str] = []
+    for word in words[1:]:
+        if program(word) == "activate" and "/" in word:
+            folders.insert(0, os.path.dirname(word))
+        elif word.startswith("PATH="):
+            named = word[len("PATH=") :].split(os.pathsep)
+            folders[:0] = [folder for folder in named if folder.startswith("/")]
+    return folders
 
 
 def _names_interpreter(engine: Engine, name: str) -> bool:
