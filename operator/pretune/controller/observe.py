@@ -28,7 +28,12 @@ from pretune.origin import read_origin, without_template
 from pretune.podspec import identity
 from pretune.podspec.source import template_of
 from pretune.podspec.workloads import has_revisions, origin_key, origin_of
-from pretune.policy.bundles.attempt_state import POD_GRACE_SECONDS
+from pretune.policy.bundles.attempt_state import (
+    POD_GRACE_SECONDS,
+    VOLUME_GRACE_SECONDS,
+    lacks_volumes,
+)
+from pretune.policy.bundles.engine_volumes import is_for_one_node
 from pretune.policy.model import Observed, Origin
 from pretune.policy.pod_status import is_finished, is_job_finished, is_suspended
 from pretune.policy.pods.start_failures import needs_events
@@ -93,7 +98,9 @@ async def observe(
         _read_origins(cluster, key, newest, workload=not source_is_workload),
         _read_events(cluster, claim) if claim and _is_pending(claim) else _no_events(),
         _read_events_by_uid(cluster, _jobs_with_news(jobs, pods, now)),
-        _read_events_by_uid(cluster, _choose_suspects(consumers, now)),
+        _read_events_by_uid(
+            cluster, [*_choose_suspects(consumers, now), *_pods_without_volumes(pods, now)]
+        ),
     )
     sealed = {
         bundle.id for bundle in CacheStatus.from_cache(cache).bundles if bundle.state == SEALED
@@ -110,6 +117,7 @@ async def observe(
         ),
         _read_examples(cluster, key, {name: newest[name] for name in untuned}),
     )
+    claim_nodes = await _read_claim_nodes(cluster, key, source_claims)
     return Observed(
         key=key,
         settings=settings,
@@ -118,6 +126,7 @@ async def observe(
         source=source,
         source_workload=workload,
         source_claims=source_claims,
+        claim_nodes=claim_nodes,
         claim=project.without_managed_fields(claim) if claim else None,
         storage_class=storage_class,
         claim_events=claim_events,
@@ -342,6 +351,20 @@ async def _read_source_claims(
     }
 
 
+async def _read_claim_nodes(
+    cluster: Cluster, key: Key, claims: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Return the nodes of the pods that use a claim, of claims for the pods of one node only."""
+    names = {name for name, modes in claims.items() if is_for_one_node(modes)}
+    if not names:
+        return {}
+    pods = await cluster.list("v1", "Pod", key.namespace, project=project.claim_user)
+    return {
+        name: tuple(sorted({pod["node"] for pod in pods if pod["node"] and name in pod["claims"]}))
+        for name in names
+    }
+
+
 # --- claim, events, agents
 
 
@@ -392,6 +415,16 @@ def _jobs_with_news(jobs: Iterable[Object], pods: Iterable[Object], now: float) 
         if not is_job_finished(job)
         and (is_suspended(job) or job["metadata"]["uid"] not in owners)
         and now - parse_timestamp(job["metadata"]["creationTimestamp"]) >= POD_GRACE_SECONDS
+    ]
+
+
+def _pods_without_volumes(pods: Iterable[Object], now: float) -> list[Object]:
+    """Return our pods that should have their volumes by now."""
+    return [
+        pod
+        for pod in pods
+        if lacks_volumes(pod)
+        and now - parse_timestamp(pod["metadata"]["creationTimestamp"]) >= VOLUME_GRACE_SECONDS
     ]
 
 

@@ -65,11 +65,14 @@ def consumer(pod: Object) -> Object:
     devices = [
         _only(claim, "name") for claim in (pod.get("spec") or {}).get("resourceClaims") or ()
     ]
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    affinity = ((pod.get("spec") or {}).get("affinity") or {}).get("nodeAffinity") or {}
     return {
         **_only(pod, "apiVersion", "kind"),
         "metadata": {**meta, "annotations": annotations},
         "spec": {
             **_only(pod.get("spec"), "nodeName", "nodeSelector", "schedulingGates"),
+            **({"affinity": {"nodeAffinity": _only(affinity, required)}} if affinity else {}),
             **({"resourceClaims": devices} if devices else {}),
             "volumes": _volumes(pod),
         },
@@ -97,6 +100,20 @@ def mounts(pod: Object) -> Object:
         "configMaps": [
             volume["configMap"].get("name", "") for volume in volumes if "configMap" in volume
         ],
+    }
+
+
+def claim_user(pod: Object) -> Object:
+    """Return which claims a pod uses on which node, if it lives; of ours nothing."""
+    meta = pod["metadata"]
+    is_living = not (
+        ROLE in (meta.get("labels") or {})
+        or "deletionTimestamp" in meta
+        or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    )
+    return {
+        **mounts(pod),
+        "node": (pod.get("spec") or {}).get("nodeName", "") if is_living else "",
     }
 
 

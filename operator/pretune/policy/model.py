@@ -34,6 +34,9 @@ class Observed:
     source_workload: Object | None = None
     # Access modes by name, of the claims that untuned templates mount, the consumers' included.
     source_claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Nodes by claim: of the pods, not ours, that use a claim of those which only the pods of one node
+    # can mount.
+    claim_nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     claim: Object | None = None  # the PersistentVolumeClaim, ours or the user's
     storage_class: Object | None = None  # of the claim, while it is pending
     claim_events: tuple[Object, ...] = ()  # while it is pending
@@ -45,7 +48,8 @@ class Observed:
     # By origin key: one whole consumer, as admission left it, where a bundle of its template is
     # not sealed.
     examples: Mapping[str, Object] = field(default_factory=dict)
-    # By pod uid: of consumers that were given a bundle and do not start, five at most.
+    # By pod uid: of consumers that were given a bundle and do not start, five at most; of pods of
+    # ours whose volumes are not mounted.
     pod_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
     job_events: Mapping[str, tuple[Object, ...]] = field(
         default_factory=dict

@@ -5,6 +5,7 @@ Everything here takes an object as the API server sends it: a field may be missi
 
 from __future__ import annotations
 
+from pretune.api.names import ENGINE
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.podspec.template import count_gpus
@@ -93,12 +94,22 @@ def node_lost_at(pod: Object) -> float | None:
 
 
 def engine_of_pod(pod: Object) -> Object:
-    """Return the engine: the last init container of a tuning or proof pod (manifests/job.py).
+    """Return the engine of a tuning or proof pod (manifests/job.py).
 
-    {} for a pod without any, which is not of our making.
+    It is the init container that the pod's annotation names, since admission may append others;
+    without that annotation (of an older release) the last. {} for a pod without init containers,
+    which is not of our making.
     """
+    name = (pod["metadata"].get("annotations") or {}).get(ENGINE) if pod else None
     containers: list[Object] = (pod.get("spec") or {}).get("initContainers") or [{}]
-    return containers[-1]
+    return next((each for each in containers if each.get("name") == name), containers[-1])
+
+
+def appended_names(pod: Object) -> list[str]:
+    """Return the init containers after the engine of a tuning or proof pod: admission's."""
+    names = [each["name"] for each in (pod.get("spec") or {}).get("initContainers") or ()]
+    engine = engine_name(pod)
+    return names[names.index(engine) + 1 :] if engine in names else []
 
 
 def engine_name(pod: Object) -> str:

@@ -7,8 +7,8 @@ so is an import (imports.py): they share most checks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from pretune.api import reasons
@@ -24,6 +24,7 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.policy.pod_status import (
     NODE_LOST_SECONDS,
+    appended_names,
     container_statuses,
     describe_end,
     engine_name,
@@ -42,10 +43,13 @@ from pretune.policy.pod_status import (
     started_at,
     suspended_or_resumed_at,
 )
+from pretune.policy.pods.starting_pod import first_seen_at, last_seen_at, waits_for_mounts
 from pretune.protocol import PROVEN, Report
 
 POD_GRACE_SECONDS = 5.0  # that a Job may be without a pod before its events are shown
 EVENTS_RECHECK_SECONDS = 30.0  # between reads of a Job's events, which are not watched
+VOLUME_GRACE_SECONDS = 15.0  # that a pod may be without its volumes before its events are read
+MOUNT_TIMEOUT_SECONDS = 600.0  # from the first such event until the attempt counts as failed
 LINGER_SECONDS = 30.0  # that a pod may outlive its report
 MAX_DISRUPTIONS = 6  # pods of one attempt that are evicted or preempted; the last of them ends it
 
@@ -62,6 +66,8 @@ _CANNOT_PULL = (
     "RegistryUnavailable",
 )
 _CANNOT_CREATE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+# Events of the kubelet and of the controller that attaches volumes.
+_CANNOT_MOUNT = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 _CANNOT_START = ("StartError", "ContainerCannotRun")
 
 _STOPPED = "Stopped"  # Kueue's event of a Job that it has evicted; its message says why
@@ -74,11 +80,14 @@ class Attempt:
     number: int
     job: Object | None
     pod: Object | None
-    events: tuple[Object, ...]  # of the Job, when it has no pod or is suspended
+    # Of the Job, when it has no pod or is suspended; of the pod, while its volumes are not mounted.
+    events: tuple[Object, ...]
     disruptions: int  # pods of this attempt that were lost, as far as that was seen
     now: float  # Unix seconds
     cold_seconds: float = 0.0  # of a proof: how long the engine's cold start took; 0: unknown
     has_lost_pod: bool = False  # the last pod that was seen was evicted, preempted or deleted
+    # Nodes of the pods that use a ReadWriteOnce claim of the engine, by its name.
+    claim_nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @cached_property
     def containers(self) -> dict[str, Object]:
@@ -381,6 +390,9 @@ def tuning(a: Attempt) -> AttemptState | None:
     if since is None:
         return None
     message = f"the engine starts and tunes since {since}"
+    if appended := appended_names(a.pod or {}):
+        names = ", ".join(appended)
+        message += f"; init container {names}, which admission appended, runs after it"
     return AttemptState(TUNING_STATE, reasons.TUNING, message)
 
 
@@ -396,8 +408,51 @@ def checking(a: Attempt) -> AttemptState | None:
 def _engine_comes_next(a: Attempt) -> bool:
     """Whether all init containers before the engine have ended."""
     statuses = ((a.pod or {}).get("status") or {}).get("initContainerStatuses") or ()
-    before = [status for status in statuses if status["name"] != a.engine_name]
+    not_before = {a.engine_name, *appended_names(a.pod or {})}
+    before = [status for status in statuses if status["name"] not in not_before]
     return bool(before) and all(map(find_termination, before))
+
+
+def needed_elsewhere(a: Attempt) -> AttemptState | None:
+    """A pod that serves, on another node, needs a ReadWriteOnce claim that this pod mounts."""
+    spec = (a.pod or {}).get("spec") or {}
+    node = spec.get("nodeName")
+    if a.pod is None or not node or is_finished(a.pod):
+        return None
+    for volume in spec.get("volumes") or ():
+        name = (volume.get("persistentVolumeClaim") or {}).get("claimName", "")
+        nodes = a.claim_nodes.get(name) or ()
+        if nodes and node not in nodes:
+            message = (
+                f"claim {name} is ReadWriteOnce, and a pod on {', '.join(nodes)} needs it: the"
+                f" attempt on {node} was ended"
+            )
+            return finished(reasons.VOLUME_UNAVAILABLE, message)
+    return None
+
+
+def not_mounted(a: Attempt) -> AttemptState | None:
+    """The kubelet cannot attach or mount a volume."""
+    if a.pod is None or not lacks_volumes(a.pod):
+        return None
+    failures = [event for event in a.events if event.get("reason") in _CANNOT_MOUNT]
+    if not failures:
+        return None
+    newest = max(failures, key=last_seen_at)
+    message = f"{newest['reason']}: {newest.get('message', '')}"
+    if a.now >= min(map(first_seen_at, failures)) + MOUNT_TIMEOUT_SECONDS:
+        return finished(reasons.VOLUME_UNAVAILABLE, message)
+    recheck_at = a.now + EVENTS_RECHECK_SECONDS
+    return AttemptState(TUNING_STATE, reasons.VOLUME_UNAVAILABLE, message, recheck_at=recheck_at)
+
+
+def lacks_volumes(pod: Object) -> bool:
+    """Return whether a pod of ours has a node, and not all of its volumes yet."""
+    has_run = any(
+        running_since(status) is not None or find_termination(status)
+        for status in container_statuses(pod).values()
+    )
+    return not is_finished(pod) and not has_run and waits_for_mounts(pod)
 
 
 def pulling(a: Attempt) -> AttemptState | None:
@@ -406,7 +461,8 @@ def pulling(a: Attempt) -> AttemptState | None:
         return None
     node = (a.pod.get("spec") or {}).get("nodeName") or "a node"
     message = f"{node} pulls images, mounts volumes and runs init containers"
-    return AttemptState(TUNING_STATE, reasons.PULLING, message)
+    recheck_at = a.now + EVENTS_RECHECK_SECONDS if lacks_volumes(a.pod) else None
+    return AttemptState(TUNING_STATE, reasons.PULLING, message, recheck_at=recheck_at)
 
 
 def without_pod(a: Attempt) -> AttemptState:
@@ -480,6 +536,7 @@ ATTEMPT_CHECKS: tuple[Check, ...] = (
     deleted,
     disrupted,
     overdue,
+    needed_elsewhere,
     cannot_pull,
     cannot_create,
     engine_failed,
@@ -491,6 +548,7 @@ ATTEMPT_CHECKS: tuple[Check, ...] = (
     sealing,
     tuning,
     checking,
+    not_mounted,
     pulling,
     without_pod,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.spec import Target
 from pretune.api.types import Object
@@ -54,7 +55,13 @@ class _Source:
     template: Object
     origin_key: str = ""  # "": of spec.source
     created_at: str = ""
-    is_current: bool = False
+
+    def fits(self, target: Target) -> bool:
+        """Whether pods of the template may run on the target's nodes.
+
+        The template of spec.source is for every target: its own terms give way.
+        """
+        return not self.origin_key or identity.may_run_on(self.template["spec"], target)
 
 
 def find_desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> DesiredBundles:
@@ -63,24 +70,32 @@ def find_desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> Desired
     if isinstance(source, Refused):
         return DesiredBundles(refused=source)
     origins, refused = _rank_origins(pods)
-    sources = [_Source(source, is_current=True)] if source is not None else []
-    sources += [
-        _Source(template, key, origin.order[1], is_current=not sources and index == 0)
-        for index, (key, origin, template) in enumerate(origins)
-    ]
+    sources = [_Source(source)] if source is not None else []
+    sources += [_Source(template, key, origin.order[1]) for key, origin, template in origins]
     if not sources:
         return DesiredBundles(refused=refused)
     found: dict[str, DesiredBundle] = {}
     origin_keys = {pod.bundle: pod.origin_key for pod in pods if pod.is_living}
     for target in plan.spec.targets:
-        for each in sources:
+        fitting = [each for each in sources if each.fits(target)]
+        for each in fitting:
+            is_current = each is fitting[0]
             try:
-                desired = _find_desired(plan, each, target, origin_keys)
+                desired = _find_desired(plan, each, target, origin_keys, is_current)
             except Refused as error:
-                if each.is_current:
+                if is_current:
                     return DesiredBundles(refused=error)
                 continue  # an older revision's engine does not matter to the newest
             found.setdefault(desired.id, desired)
+    if not found:
+        names = ", ".join(target.name for target in plan.spec.targets)
+        return DesiredBundles(
+            refused=Refused(
+                reasons.SOURCE_INVALID,
+                "the pods' nodeSelector and node affinity exclude the nodes of every target"
+                f" ({names}): correct spec.targets[].nodeSelector",
+            )
+        )
     waited_for = {pod.given_bundle or pod.bundle for pod in pods if pod.is_held}
     return _limit(plan, list(found.values()), waited_for)
 
@@ -129,7 +144,11 @@ def _workload_of(origin: Origin) -> str:
 
 
 def _find_desired(
-    plan: PlanBuilder, source: _Source, target: Target, origin_keys: Mapping[str, str]
+    plan: PlanBuilder,
+    source: _Source,
+    target: Target,
+    origin_keys: Mapping[str, str],
+    is_current: bool,
 ) -> DesiredBundle:
     """Return the bundle of a source and a target. Raises Refused where the engine is unknown."""
     inputs = identity.inputs(source.template, plan.spec, target)
@@ -140,7 +159,7 @@ def _find_desired(
         target=target,
         template=source.template,
         refusal=find_refusal(source.template, plan.spec, target, plan.observed.source_claims),
-        is_current=source.is_current,
+        is_current=is_current,
         created_at=source.created_at,
         origin_key=source.origin_key or origin_keys.get(bundle_id, ""),
     )

@@ -60,6 +60,14 @@ def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | No
     )
 
 
+def find_events(plan: PlanBuilder, job: Object | None, pod: Object | None) -> tuple[Object, ...]:
+    """Return the events of an attempt's pod and of its Job, as far as they were read."""
+    observed = plan.observed
+    of_job = observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
+    of_pod = observed.pod_events.get(pod["metadata"]["uid"], ()) if pod else ()
+    return (*of_job, *of_pod)
+
+
 def count_disruptions(
     plan: PlanBuilder, bundle_id: str, job: Object | None, pod: Object | None
 ) -> None:

@@ -27,10 +27,12 @@ from pretune.policy.bundles.attempt_state import (
     read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.engine_volumes import find_nodes
 from pretune.policy.bundles.job_runs import (
     count_disruptions,
     create_job,
     end_jobs,
+    find_events,
     has_lost_pod,
     pod_of,
     repeat,
@@ -141,10 +143,17 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
         message = f"proof {number}: its Job is gone; waiting for its pod to end"
         plan.set_state(bundle_id, PROVING, reasons.WAITING_FOR_POD, message)
         return
-    events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    cold, lost = float(bundle.cold_seconds or 0), bundle.disruptions or 0
-    is_lost = has_lost_pod(bundle)
-    attempt = Attempt(number, job, pod, events, lost, plan.now, cold, has_lost_pod=is_lost)
+    attempt = Attempt(
+        number,
+        job,
+        pod,
+        find_events(plan, job, pod),
+        bundle.disruptions or 0,
+        plan.now,
+        float(bundle.cold_seconds or 0),
+        has_lost_pod(bundle),
+        plan.observed.claim_nodes,
+    )
     state = read_attempt(attempt, PROOF_CHECKS)
     plan.requeue_at(state.recheck_at)
     if state.state == REPEATED:
@@ -263,6 +272,7 @@ def start_proof(plan: PlanBuilder, desired: DesiredBundle) -> bool:
             observed.agent_name,
             observed.examples.get(desired.origin_key),
             mode is not None and bundle.layout in mode.proven_on_claim,
+            find_nodes(plan, desired),
         )
     except Refused as refused:
         message = f"{refused.reason}: {refused.message}"

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from pretune.api import reasons
 from pretune.api.names import PENDING, PROVING, SEALED, TUNING_STATE
-from pretune.api.reasons import Reason
+from pretune.api.reasons import Reason, Refused
 from pretune.api.status import BundleStatus
 from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.engine_volumes import find_nodes
 from pretune.policy.bundles.imports import is_import_requested
 from pretune.policy.bundles.job_runs import list_attempt_jobs
 from pretune.policy.bundles.retries import next_try
@@ -172,6 +173,15 @@ def _given_since(plan: PlanBuilder, bundle: BundleStatus, sealed_at: float) -> f
     return max(sealed_at, ready.last_transition_time)
 
 
+def volume_unavailable(c: Candidate) -> Blocked | None:
+    """A claim of the engine is for the pods of one node, and which one that is is not known yet."""
+    try:
+        find_nodes(c.plan, c.desired)
+    except Refused as refused:
+        return Blocked(refused.reason, refused.message, c.plan.now + LIVE_RECHECK_SECONDS)
+    return None
+
+
 BLOCKERS: tuple[Callable[[Candidate], Blocked | None], ...] = (
     claim_is_read,
     attempt_is_open,
@@ -182,4 +192,5 @@ BLOCKERS: tuple[Callable[[Candidate], Blocked | None], ...] = (
     waits_for_retry,
     another_runs,
     rollout_is_under_way,
+    volume_unavailable,
 )

@@ -34,10 +34,12 @@ from pretune.policy.bundles.attempt_state import (
     read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.engine_volumes import find_nodes
 from pretune.policy.bundles.job_runs import (
     count_disruptions,
     create_job,
     end_jobs,
+    find_events,
     has_lost_pod,
     list_attempt_jobs,
     pod_of,
@@ -59,6 +61,8 @@ UNWANTED_SECONDS = 120.0
 # Reasons that a pod template alone tells of.
 REFUSED_BY_TEMPLATE = frozenset(
     {
+        reasons.ENGINE_NOT_FOUND,
+        reasons.HOST_NETWORK,
         reasons.MULTI_POD_ENGINE,
         reasons.SELF_REGISTERING,
         reasons.SHARED_GPU,
@@ -107,9 +111,16 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
             f"attempt {number}: its Job is gone; waiting for its pod to end",
         )
         return
-    events = plan.observed.job_events.get(job["metadata"]["uid"], ()) if job else ()
-    lost, is_lost = bundle.disruptions or 0, has_lost_pod(bundle)
-    attempt = Attempt(number, job, pod, events, lost, plan.now, has_lost_pod=is_lost)
+    attempt = Attempt(
+        number,
+        job,
+        pod,
+        find_events(plan, job, pod),
+        bundle.disruptions or 0,
+        plan.now,
+        has_lost_pod=has_lost_pod(bundle),
+        claim_nodes=plan.observed.claim_nodes,
+    )
     state = read_attempt(attempt, ATTEMPT_CHECKS)
     plan.requeue_at(state.recheck_at)
     if state.state == REPEATED:
@@ -237,6 +248,7 @@ def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:
             observed.settings,
             observed.agent_name,
             example,
+            find_nodes(plan, desired),
         )
     except Refused as refused:
         plan.set_state(desired.id, REFUSED, refused.reason, refused.message)

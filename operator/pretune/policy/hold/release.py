@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pretune.api import reasons
-from pretune.api.names import FAILED, REFUSED
+from pretune.api.names import FAILED, REFUSED, TUNING_STATE
 from pretune.api.status import BundleStatus, ConsumerCounts
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
@@ -29,6 +29,8 @@ from pretune.policy.pods.consumers import Consumer
 # Until pods that were released are looked at again: a patch that meets a conflict counts as done.
 RELEASE_RECHECK_SECONDS = 10.0
 REFUSED_RECHECK_SECONDS = 2.0  # until an attempt that could not start is looked at again
+# Reasons of a bundle whose attempt may never start while pods are held for it.
+_CANNOT_START = (reasons.POD_REFUSED, reasons.VOLUME_UNAVAILABLE)
 UNREADY_SECONDS = 30.0  # that all older pods may be unready before pods wait for them no longer
 
 
@@ -250,14 +252,14 @@ def undeliverable(held: HeldPod) -> str | None:
 
 
 def cannot_start(held: HeldPod) -> str | Wait | None:
-    """Held pods count in a quota: what they use up may be what the attempt lacks.
+    """What held pods have may be what the attempt lacks: a quota, a node for a claim's volume.
 
     Two reconciles must see it: an API server has bad moments.
     """
     bundle, before = held.bundle, held.plan.before.get(held.bundle_id)
-    if bundle is None or bundle.reason != reasons.POD_REFUSED:
+    if bundle is None or bundle.state == TUNING_STATE or bundle.reason not in _CANNOT_START:
         return None
-    if before is None or before.reason != reasons.POD_REFUSED:
+    if before is None or before.reason != bundle.reason:
         return Wait(held.plan.now + REFUSED_RECHECK_SECONDS)
     return f"the attempt cannot start: {bundle.message}"
 

@@ -43,6 +43,29 @@ ENDED: dict[str, Any] = {
     "deletionTimestamp": format_timestamp(NOW),
     "status": {"phase": "Failed"},
 }
+
+
+def cannot_mount(reason: str, message: str, ago: float = 20) -> dict[str, Any]:
+    """An event of the kubelet that began so many seconds ago and repeats."""
+    return {
+        "reason": reason,
+        "message": message,
+        "metadata": {"creationTimestamp": format_timestamp(NOW - ago)},
+        "lastTimestamp": format_timestamp(NOW - 5),
+    }
+
+
+MULTI_ATTACH = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) qwen3-0'
+MODELS = {"name": "m", "persistentVolumeClaim": {"claimName": "models"}}
+
+
+def mounting(pod: AttemptPod) -> AttemptPod:
+    """The pod with a volume of the engine's claim."""
+    changed = pod.but()
+    changed["spec"]["volumes"] = [MODELS]
+    return changed
+
+
 QUOTA = 'Error creating: pods "qwen3-1-x7k2p" is forbidden: exceeded quota: gpus'
 
 # name, pod, what else, state, reason, a part of the message
@@ -94,6 +117,54 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         "scheduling gate",
     ),
     ("on its node", POD, {}, "Tuning", "Pulling", "node0"),
+    (
+        "a volume is attached elsewhere",
+        POD,
+        {"events": (cannot_mount("FailedAttachVolume", MULTI_ATTACH),)},
+        "Tuning",
+        "VolumeUnavailable",
+        "FailedAttachVolume: Multi-Attach error",
+    ),
+    (
+        "a volume is not mounted for ten minutes",
+        POD.condition("PodReadyToStartContainers", "False"),
+        {"events": (cannot_mount("FailedMount", "mount failed: exit status 32", ago=600),)},
+        "Finished",
+        "VolumeUnavailable",
+        "FailedMount: mount failed",
+    ),
+    (
+        "its volumes were mounted at last",
+        POD.condition("PodReadyToStartContainers"),
+        {"events": (cannot_mount("FailedAttachVolume", MULTI_ATTACH),)},
+        "Tuning",
+        "Pulling",
+        "",
+    ),
+    (
+        "its claim is in use beside it",
+        mounting(CHECKED.running(ENGINE)),
+        {"claim_nodes": {"models": ("node0",)}},
+        "Tuning",
+        "Tuning",
+        "",
+    ),
+    (
+        "a pod that serves needs its claim on another node",
+        mounting(CHECKED.running(ENGINE)),
+        {"claim_nodes": {"models": ("node7",)}},
+        "Finished",
+        "VolumeUnavailable",
+        "claim models is ReadWriteOnce, and a pod on node7 needs it",
+    ),
+    (
+        "it has reported before that",
+        mounting(CHECKED.running(ENGINE).ended(SEAL_CONTAINER, report=sealed_report("b"))),
+        {"claim_nodes": {"models": ("node7",)}},
+        "Finished",
+        "Sealed",
+        "20 entries",
+    ),
     (
         "the first pull failed",
         POD.waiting(ENGINE, "ErrImagePull", "x"),
@@ -433,3 +504,21 @@ def test_every_check_answers_some_row_of_the_table() -> None:
                 state_now is not None and state_now.reason == reason and words in state_now.message
             )
         assert not all(answers), check.__name__
+
+
+def test_an_init_container_that_admission_appended_is_not_taken_for_the_engine() -> None:
+    """Vault's and Dynatrace's injectors append one: it runs once the engine is ready."""
+    pod = CHECKED.ended("download").running(ENGINE).waiting("dynatrace", "PodInitializing")
+    pod["spec"]["initContainers"].append({"name": "dynatrace"})
+    pod["metadata"]["annotations"] = {"pretune.dev/engine": ENGINE}
+    state = read_attempt(Attempt(1, job("b"), pod, (), 0, NOW), ATTEMPT_CHECKS)
+    assert state.reason == "Tuning"
+    assert "init container dynatrace, which admission appended, runs after it" in state.message
+    crashed = pod.ended(ENGINE, 1, message=WORDS)
+    state = read_attempt(Attempt(1, job("b"), crashed, (), 0, NOW), ATTEMPT_CHECKS)
+    assert (state.reason, "container vllm" in state.message) == ("EngineFailed", True)
+    checking = POD.ended(CHECK_CONTAINER).ended("download").waiting(ENGINE, "PodInitializing")
+    checking = checking.waiting("dynatrace", "PodInitializing")
+    checking["spec"], checking["metadata"] = pod["spec"], pod["metadata"]
+    state = read_attempt(Attempt(1, job("b"), checking, (), 0, NOW), ATTEMPT_CHECKS)
+    assert state.reason == "Checking"

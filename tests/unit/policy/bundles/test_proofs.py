@@ -25,6 +25,7 @@ from tests.builders.constants import ENGINE, NOW
 from tests.builders.jobs import job
 from tests.builders.observed import observed
 from tests.builders.pods import AttemptPod, Consumer, sealed_report
+from tests.unit.policy.bundles.test_attempt_state import MULTI_ATTACH, cannot_mount, mounting
 
 COLD = 300.0
 SEEDED = Report("seed", "Seeded", "20 entries")
@@ -85,6 +86,22 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
     ("no pod yet", None, {}, "Pending", "WaitingForPod", "the Job is created"),
     ("no Job any more", None, {"job": None}, "Finished", "ReportLost", "gone"),
     ("on its node", POD, {}, "Tuning", "Pulling", "node0"),
+    (
+        "a volume is attached elsewhere",
+        POD,
+        {"events": (cannot_mount("FailedAttachVolume", MULTI_ATTACH),)},
+        "Tuning",
+        "VolumeUnavailable",
+        "Multi-Attach",
+    ),
+    (
+        "a pod that serves needs its claim on another node",
+        mounting(POD),
+        {"claim_nodes": {"models": ("node7",)}},
+        "Finished",
+        "VolumeUnavailable",
+        "node7",
+    ),
     (
         "no node fits",
         POD.but(nodeName=None).condition("PodScheduled", "False", message="0/3 nodes: 3 Insufficient nvidia.com/gpu"),

@@ -28,6 +28,7 @@ from tests.builders.constants import NOW
 from tests.builders.jobs import job
 from tests.builders.observed import observed
 from tests.builders.pods import AttemptPod
+from tests.builders.templates import serving_template
 
 READY = Storage(True, reasons.BOUND, "claim is bound")
 TARGETS = [{"name": name, "nodeSelector": {"gpu": name}} for name in ("a", "b")]
@@ -51,13 +52,15 @@ def candidate(
     current: bool = True,
     annotations: Object | None = None,
     now: float = NOW,
+    claim_nodes: Object | None = None,
     **spec: Any,
 ) -> Candidate:
     """The first target's bundle, Pending and never tried unless it is among `bundles`."""
     own = [] if any(each["id"] == FIRST for each in bundles) else [pending(FIRST)]
     the_cache = cache({"bundles": [*own, *bundles]}, targets=TARGETS, **spec)
     the_cache["metadata"]["annotations"] = annotations or {}
-    plan = PlanBuilder(observed(the_cache, jobs=jobs, pods=pods), now)
+    seen = observed(the_cache, jobs=jobs, pods=pods, claim_nodes=claim_nodes or {})
+    plan = PlanBuilder(seen, now)
     first, second = desired_of(the_cache).bundles
     desired = [replace(first, is_current=current), replace(first, id=OTHER), second]
     for each in desired:
@@ -85,6 +88,21 @@ def foreign(bundle_id: str, **meta: Any) -> AttemptPod:
 
 def queued(bundle_id: str) -> Blocked:
     return Blocked(reasons.QUEUED, f"waits for {bundle_id}")
+
+
+def with_claims(**nodes: tuple[str, ...]) -> dict[str, Any]:
+    """A source whose engine mounts these claims, each used by pods on these nodes."""
+    template = serving_template(volumeMounts=[{"name": n, "mountPath": f"/{n}"} for n in nodes])
+    template["spec"]["volumes"] = [
+        {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in nodes
+    ]
+    return {"source": {"template": template}, "claim_nodes": nodes}
+
+
+def mounting(**nodes: tuple[str, ...]) -> Candidate:
+    given = with_claims(**nodes)
+    first = desired_of(cache(targets=TARGETS, source=given["source"])).bundles[0].id
+    return candidate(pending(first), **given)
 
 
 NODE_LOST = format_timestamp(NOW - 100)
@@ -126,6 +144,26 @@ TABLE: list[tuple[str, Candidate, Blocked | None]] = [
         Blocked(
             reasons.NAME_TAKEN,
             "an attempt that is not this cache's still lives: its Job is not deleted yet",
+            NOW + LIVE_RECHECK_SECONDS,
+        ),
+    ),
+    ("a claim is in use on a node", mounting(models=("n1", "n2"), more=("n2",)), None),
+    (
+        "a ReadWriteOnce claim is in use nowhere",
+        mounting(models=("n1",), weights=()),
+        Blocked(
+            reasons.VOLUME_UNAVAILABLE,
+            "claim weights is ReadWriteOnce, and no pod that uses it has a node: an attempt would"
+            " keep it from the pod that is to serve; it starts on that pod's node",
+            NOW + LIVE_RECHECK_SECONDS,
+        ),
+    ),
+    (
+        "two claims are in use on two nodes",
+        mounting(models=("n1",), more=("n2",)),
+        Blocked(
+            reasons.VOLUME_UNAVAILABLE,
+            "claims models, more are ReadWriteOnce and in use on different nodes",
             NOW + LIVE_RECHECK_SECONDS,
         ),
     ),
@@ -276,6 +314,7 @@ def test_the_first_rule_that_answers_counts() -> None:
         "waits_for_retry",
         "another_runs",
         "rollout_is_under_way",
+        "volume_unavailable",
     ]
     given = candidate(
         pending(FIRST, attempts=1, lastFailure=failed_at(10)),
