@@ -22,6 +22,7 @@ from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import delivery, rescue
 from pretune.policy.pods.consumers import Consumer
 from pretune.webhook import admission, template_cache
+from pretune.webhook.informers import CacheInformer
 
 from tests.sim.fleet import Fleet
 from tests.sim.reading import state
@@ -159,6 +160,19 @@ def an_attempt_is_suspended(fleet: Fleet) -> None:
         fleet.world.resume(job)
     fleet.settle(FAR)
     assert fleet.ready == ("True", "Sealed"), "a suspension is no failure"
+
+
+def rollback_while_the_webhook_is_blind(fleet: Fleet) -> None:
+    """What it last saw as sealed was pruned meanwhile."""
+    rolled_out(fleet, spec={"bundleHistoryLimit": 1})
+    fleet.serve("vllm:2")
+    fleet.settle()
+    fleet.world.webhook.lose_sight()
+    fleet.settle(FAR)
+    assert fleet.world.pruned, "the bundle of the older revision"
+    fleet.serve("vllm:1")
+    fleet.settle(FAR)
+    assert fleet.modes("vllm:1") == {""}, "nothing is given that may be gone"
 
 
 # --- mutants
@@ -312,6 +326,13 @@ MUTANTS = {
         ],
         an_attempt_is_suspended,
         "a suspension is no failure",
+    ),
+    "bundles are given however long the webhook has been blind": Mutant(
+        (CacheInformer,),
+        "is_outdated",
+        lambda caches: False,
+        rollback_while_the_webhook_is_blind,
+        "nothing is given that may be gone|only we keep",
     ),
     "each pod is its own template": Mutant(
         (workloads, origin, template_cache),

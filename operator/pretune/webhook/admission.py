@@ -26,7 +26,7 @@ from pretune.manifests.json_patch import Operation
 from pretune.podspec.template import all_containers
 from pretune.podspec.workloads import controller_of
 from pretune.policy.pods.delivery import decide_delivery
-from pretune.webhook.informers import CacheInformer, LeaseMonitor
+from pretune.webhook.informers import MAX_OUTAGE_SECONDS, CacheInformer, LeaseMonitor
 from pretune.webhook.template_cache import SizedLRU, TemplateCache
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,11 @@ class Admission:
 
     def find_problem(self) -> str:
         """Return why the webhook is not ready, in a sentence; "" when it is."""
-        if self._caches.has_synced and self._controller.has_synced:
-            return ""
-        return "the caches and the controller's lease have not been read yet"
+        if not (self._caches.has_synced and self._controller.has_synced):
+            return "the caches and the controller's lease have not been read yet"
+        if self._caches.is_outdated():
+            return f"the caches could not be read for {MAX_OUTAGE_SECONDS / 60:.0f} minutes"
+        return ""
 
     async def answer(self, request: Object) -> Answer:
         """Return the answer to one request, whose object may be changed here. Never raises."""

@@ -1,7 +1,8 @@
 """What the webhook knows without a request: every cache, and whether the controller is alive.
 
 Both come from watches. While the watch of the caches is down, the caches stay as they were last
-seen. A webhook that does not see the controller renew its lease holds no pod.
+seen, for five minutes: a bundle that was retired meanwhile may be pruned five minutes later. A
+webhook that does not see the controller renew its lease holds no pod.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from pretune.kube.client import Kubernetes
 from pretune.kube.lease import LEASE_DURATION_SECONDS
 from pretune.kube.types import keep_all
 from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
+from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 
+# While the watch of the caches is down: then no pod is given a bundle any more. A pod that is given
+# one needs a moment until the controller sees it, and that the bundle is wanted again.
+MAX_OUTAGE_SECONDS = RETIREMENT_SECONDS / 2
 MAX_PAUSE_SECONDS = 10.0  # before a watch that failed is opened again: pods are admitted meanwhile
 
 
@@ -41,6 +46,12 @@ class CacheInformer:
         """
         return self.has_synced and (
             self._down_since is None or self._clock() - self._down_since < LEASE_DURATION_SECONDS
+        )
+
+    def is_outdated(self) -> bool:
+        """Whether a bundle that was sealed when the caches were last seen may be gone."""
+        return (
+            self._down_since is not None and self._clock() - self._down_since >= MAX_OUTAGE_SECONDS
         )
 
     def on_event(self, change: str, cache: Object) -> None:

@@ -155,6 +155,24 @@ def test_caches_that_have_not_been_watched_for_15_s_are_not_current() -> None:
     assert caches.is_current()
 
 
+def test_caches_that_have_not_been_watched_for_five_minutes_are_outdated() -> None:
+    clock = Clock()
+    caches = CacheInformer(clock)
+    caches.on_event(LISTED, {})
+    clock.now += 7200
+    assert not caches.is_outdated()
+    for _ in range(3):
+        caches.on_event(ENDED, {})  # it could not be opened again
+        clock.now += 99.9
+    assert not caches.is_outdated()
+    clock.now += 0.4
+    assert caches.is_outdated()
+    caches.on_event(*A)
+    assert caches.is_outdated()
+    caches.on_event(LISTED, {})
+    assert not caches.is_outdated()
+
+
 def test_a_trimmed_cache_has_everything_except_managed_fields_and_template() -> None:
     template = {"spec": {"containers": []}}
     whole = {
