@@ -108,10 +108,13 @@ class Admission:
         )
         if not is_new_consumer or is_injected(pod):
             return Answer(NONE, SKIPPED)
-        if problem := self.find_problem():
+        namespace, name = request["namespace"], labels[CACHE]
+        problem = self.find_problem()
+        if self._caches.is_too_large(namespace, name):
+            problem = f"the AutotuneCaches of namespace {namespace} are too large together"
+        if problem:
             warning = _truncate(f"pretune: {problem}: the pod starts without its bundle")
             return Answer(NONE, FAILED, warnings=(warning,))
-        namespace, name = request["namespace"], labels[CACHE]
         cache, can_hold = self._caches.get(namespace, name), self.can_hold()
         if cache is None:
             decision = decide_delivery(namespace, None, pod, pod, "", can_hold, self._agent_name)

@@ -7,10 +7,13 @@ webhook that does not see the controller renew its lease holds no pod.
 
 from __future__ import annotations
 
+import json
+import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 from pretune.api.names import GROUP, KIND, VERSION
-from pretune.api.types import Object
+from pretune.api.types import Key, Object
 from pretune.kube import lease
 from pretune.kube.client import Kubernetes
 from pretune.kube.lease import LEASE_DURATION_SECONDS
@@ -18,10 +21,61 @@ from pretune.kube.types import keep_all
 from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 
+log = logging.getLogger(__name__)
+
+KEPT_METADATA = (
+    "namespace",
+    "name",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+)
 # While the watch of the caches is down: then no pod is given a bundle any more. A pod that is given
 # one needs a moment until the controller sees it, and that the bundle is wanted again.
 MAX_OUTAGE_SECONDS = RETIREMENT_SECONDS / 2
+# JSON of the caches of one namespace: some 2,000 of them.
+MAX_NAMESPACE_BYTES = 8 << 20
 MAX_PAUSE_SECONDS = 10.0  # before a watch that failed is opened again: pods are admitted meanwhile
+
+
+class _Caches:
+    """Caches by key, as JSON: parsed they take five times as much.
+
+    Those of one namespace take at most MAX_NAMESPACE_BYTES, or it could fill the memory of all. Of
+    one beyond that only the name is kept.
+    """
+
+    def __init__(self) -> None:
+        self._json: dict[Key, bytes | None] = {}
+        self._taken: Counter[str] = Counter()  # bytes, by namespace
+
+    def get(self, key: Key) -> Object | None:
+        raw = self._json.get(key)
+        return None if raw is None else json.loads(raw)
+
+    def is_too_large(self, key: Key) -> bool:
+        return key in self._json and self._json[key] is None
+
+    def put(self, key: Key, cache: Object) -> None:
+        self.remove(key)
+        raw = json.dumps(cache, separators=(",", ":")).encode()
+        if self._taken[key.namespace] + len(raw) > MAX_NAMESPACE_BYTES:
+            self._json[key] = None
+            log.warning(
+                "%s: the AutotuneCaches of its namespace are larger than %d MiB together: its pods"
+                " start without their bundle",
+                *(key, MAX_NAMESPACE_BYTES >> 20),
+            )
+        else:
+            self._json[key] = raw
+            self._taken[key.namespace] += len(raw)
+
+    def remove(self, key: Key) -> None:
+        self._taken[key.namespace] -= len(self._json.pop(key, None) or b"")
+        if not self._taken[key.namespace]:
+            del self._taken[key.namespace]
 
 
 class CacheInformer:
@@ -29,15 +83,19 @@ class CacheInformer:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._caches: dict[tuple[str, str], Object] = {}
+        self._caches = _Caches()
         # What the stream has listed so far; None once the list is complete and changes follow.
-        self._listing: dict[tuple[str, str], Object] | None = {}
+        self._listing: _Caches | None = _Caches()
         self._down_since: float | None = None  # None while the watch is open
         self.has_synced = False  # the caches were listed at least once
 
     def get(self, namespace: str, name: str) -> Object | None:
         """Return the cache as last seen; None: there is none of this name."""
-        return self._caches.get((namespace, name))
+        return self._caches.get(Key(namespace, name))
+
+    def is_too_large(self, namespace: str, name: str) -> bool:
+        """Whether there is a cache of this name, of which nothing is known: see _Caches."""
+        return self._caches.is_too_large(Key(namespace, name))
 
     def is_current(self) -> bool:
         """Whether the caches are known as they were at most 15 s ago.
@@ -57,19 +115,19 @@ class CacheInformer:
     def on_event(self, change: str, cache: Object) -> None:
         """Take over one change of the watch (kube.watch); `cache` is {} with LISTED and ENDED."""
         if change == ENDED:
-            self._listing = {}
+            self._listing = _Caches()
             if self._down_since is None:
                 self._down_since = self._clock()
         elif change == LISTED:
-            self._caches, self._listing = self._listing or {}, None
+            self._caches, self._listing = self._listing or _Caches(), None
             self._down_since, self.has_synced = None, True
         else:
             caches = self._caches if self._listing is None else self._listing
-            key = cache["metadata"]["namespace"], cache["metadata"]["name"]
+            key = Key(cache["metadata"]["namespace"], cache["metadata"]["name"])
             if change == DELETED:
-                caches.pop(key, None)
+                caches.remove(key)
             else:
-                caches[key] = cache
+                caches.put(key, cache)
 
 
 class LeaseMonitor:
@@ -115,14 +173,15 @@ class LeaseMonitor:
 
 
 def trim_cache(cache: Object) -> Object:
-    """Return what the webhook keeps of a cache: everything except managedFields and the template.
+    """Return what the webhook keeps of a cache: what the decision about a pod depends on.
 
-    The template is often the larger part of a cache.
+    Not its annotations and templates, which are the larger part of a cache.
     """
-    meta = {name: value for name, value in cache["metadata"].items() if name != "managedFields"}
+    meta = {name: cache["metadata"][name] for name in KEPT_METADATA if name in cache["metadata"]}
     spec = dict(cache.get("spec") or {})
-    if "template" in (spec.get("source") or {}):
-        spec["source"] = {}
+    for part, field in (("source", "template"), ("tuning", "podTemplate")):
+        if field in (spec.get(part) or {}):
+            spec[part] = {name: value for name, value in spec[part].items() if name != field}
     return {**cache, "metadata": meta, "spec": spec}
 
 

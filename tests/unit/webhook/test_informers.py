@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
 from pretune.api.types import Object
 from pretune.kube.watch import ENDED, LISTED
-from pretune.webhook.informers import CacheInformer, LeaseMonitor, trim_cache
+from pretune.webhook.informers import (
+    MAX_NAMESPACE_BYTES,
+    CacheInformer,
+    LeaseMonitor,
+    trim_cache,
+)
 
 Step = tuple[Any, ...]  # (seconds, change, …)
 
@@ -173,24 +179,51 @@ def test_caches_that_have_not_been_watched_for_five_minutes_are_outdated() -> No
     assert not caches.is_outdated()
 
 
-def test_a_trimmed_cache_has_everything_except_managed_fields_and_template() -> None:
+def test_one_namespaces_caches_take_bounded_memory_and_others_are_known_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caches, size = CacheInformer(Clock()), 200_000
+    count = 2 * MAX_NAMESPACE_BYTES // size
+    large = {"spec": {"targets": [{"name": "x" * size}]}}
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            caches.on_event("ADDED", {**cache(f"c{number}", namespace="evil"), **large})
+        assert tracemalloc.get_traced_memory()[0] < 1.2 * MAX_NAMESPACE_BYTES
+    finally:
+        tracemalloc.stop()
+    caches.on_event("ADDED", cache("a"))
+    caches.on_event(LISTED, {})
+    assert known_to(caches) == ["a1"] and not caches.is_too_large("ns", "a")
+    kept = [number for number in range(count) if caches.get("evil", f"c{number}")]
+    assert 0.9 * MAX_NAMESPACE_BYTES < len(kept) * size < MAX_NAMESPACE_BYTES
+    assert caches.is_too_large("evil", f"c{count - 1}")
+    assert "evil/c" in caplog.messages[0] and "larger than 8 MiB" in caplog.messages[0]
+    for number in range(count):
+        caches.on_event("DELETED", cache(f"c{number}", namespace="evil"))
+    caches.on_event("ADDED", {**cache("again", namespace="evil"), **large})
+    assert caches.get("evil", "again")
+
+
+def test_a_trimmed_cache_has_what_decisions_need_and_no_template() -> None:
     template = {"spec": {"containers": []}}
     whole = {
         "kind": "AutotuneCache",
-        "metadata": {"name": "a", "uid": "u", "managedFields": [{}]},
-        "spec": {"source": {"template": template}, "targets": []},
+        "metadata": {"name": "a", "uid": "u", "managedFields": [{}], "annotations": {"a": "b"}},
+        "spec": {
+            "source": {"template": template},
+            "targets": [],
+            "tuning": {"podTemplate": {"metadata": {}}, "allow": ["SingleNode"]},
+        },
         "status": {"bundles": []},
     }
     trimmed = {
         "kind": "AutotuneCache",
         "metadata": {"name": "a", "uid": "u"},
-        "spec": {"source": {}, "targets": []},
+        "spec": {"source": {}, "targets": [], "tuning": {"allow": ["SingleNode"]}},
         "status": {"bundles": []},
     }
-    assert trim_cache(whole) == trimmed and whole["spec"] == {
-        "source": {"template": template},
-        "targets": [],
-    }
+    assert trim_cache(whole) == trimmed and whole["spec"]["source"] == {"template": template}
     ref = {"metadata": {}, "spec": {"source": {"workloadRef": {"kind": "Deployment"}}}}
     assert trim_cache(ref) == ref
     assert trim_cache({"metadata": {}}) == {"metadata": {}, "spec": {}}
