@@ -90,6 +90,9 @@ class WebhookSettings:
     # PRETUNE_HEALTH_PORT of GET /healthz, /readyz and /metrics, plain HTTP; 0: not served
     health_port: int = 8080
     log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
+    # PRETUNE_CLIENT_CA: file with the authority of the API server's client certificate; empty: any
+    # client is answered
+    client_ca: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> WebhookSettings:
@@ -106,6 +109,7 @@ class WebhookSettings:
             port=_read_number(environment, "PRETUNE_WEBHOOK_PORT", 8443, 1, 65535),
             health_port=_read_number(environment, "PRETUNE_HEALTH_PORT", 8080, 0, 65535),
             log_level=_read_choice(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
+            client_ca=environment.get("PRETUNE_CLIENT_CA", "").strip(),
         )
 
     @property

@@ -51,6 +51,7 @@ EVERYTHING: Object = {
             "matchExpressions": [{"key": "team", "operator": "In", "values": ["a", "b"]}],
         },
         "certificates": {"days": 30},
+        "clientCA": {"configMap": "api-server"},
         "serviceAccount": {"annotations": {"a": "b"}},
     },
     "serviceAccount": {"annotations": {"a": "b"}},
@@ -216,9 +217,10 @@ def test_every_setting_of_the_webhook_is_set_and_read(render: Render) -> None:
     found = WebhookSettings.from_environment(given)
     assert sorted(variable["name"] for variable in container["env"]) == sorted(given.asked)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    (mount,) = container["volumeMounts"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert found == WebhookSettings(
-        certificates=mount["mountPath"],
+        certificates=mounts["certificates"],
+        client_ca=f"{mounts['client-ca']}/ca.crt",
         namespace=NAMESPACE,
         port=ports["webhook"],
         health_port=ports["metrics"],

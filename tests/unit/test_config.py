@@ -85,10 +85,11 @@ def test_every_variable_of_the_chart_is_read_by_the_webhook() -> None:
             "PRETUNE_WEBHOOK_PORT": "9443",
             "PRETUNE_HEALTH_PORT": "0",
             "PRETUNE_LOG_LEVEL": "WARNING",
+            "PRETUNE_CLIENT_CA": "/ca/ca.crt",
         }
     )
     assert (
-        settings == WebhookSettings("/tls", "pretune-system", 9443, 0, "WARNING")
+        settings == WebhookSettings("/tls", "pretune-system", 9443, 0, "WARNING", "/ca/ca.crt")
         and settings.logging_level == logging.WARNING
     )
 

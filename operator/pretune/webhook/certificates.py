@@ -29,20 +29,36 @@ Pair = tuple[bytes, bytes]  # the contents of tls.crt and tls.key
 
 
 class CertificateError(Exception):
-    """tls.crt and tls.key are missing, or do not belong together; the message names the folder."""
+    """A file is missing or unusable; the message names it.
+
+    tls.crt and tls.key are missing, or do not belong together; or the clients' authority is none.
+    """
 
 
 class CertificateWatcher:
     """`context` serves the newest pair in `folder` that is usable; `expires_at` is in Unix
     seconds."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises CertificateError where there is no usable pair at the start."""
+    def __init__(self, folder: str | Path, client_ca: str | Path = "") -> None:
+        """Raises CertificateError where there is no usable pair at the start.
+
+        client_ca: file with the authority that a client's certificate must be of; "": no client
+        needs one. It is read once.
+        """
         self._folder = Path(folder)
         self._pair: Pair = b"", b""
         self._refused: object = None  # what was found last and is not used
         self.expires_at = 0.0
         self.context = _new_context()
+        if client_ca:
+            self.context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                self.context.load_verify_locations(client_ca)
+            except OSError as error:  # ssl.SSLError is one
+                cause = error.strerror or str(error)
+                raise CertificateError(
+                    f"{client_ca}: no certificate can be read: {cause}"
+                ) from None
         try:
             self._load(self._read())
         except (OSError, ValueError) as error:

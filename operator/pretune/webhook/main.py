@@ -26,7 +26,7 @@ async def run(settings: WebhookSettings) -> None:
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    certificates = CertificateWatcher(settings.certificates)
+    certificates = CertificateWatcher(settings.certificates, settings.client_ca)
     caches, controller = CacheInformer(time.monotonic), LeaseMonitor(time.monotonic)
     async with Kubernetes(await load_configuration()) as cluster, asyncio.TaskGroup() as group:
         watches = [

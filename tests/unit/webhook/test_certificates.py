@@ -231,3 +231,42 @@ def test_a_certificate_that_expires_soon_is_warned_about(
     assert not caplog.messages
     assert CertificateWatcher(make(tmp_path, "ending", 6)).seconds_left < 7 * DAY
     assert "check that it is renewed" in caplog.messages[0]
+
+
+def test_with_an_authority_for_clients_only_those_with_its_certificate_are_answered(
+    pairs: Path,
+) -> None:
+    authority = pairs / "second" / "tls.crt"  # self-signed: its own authority
+    context = CertificateWatcher(pairs / "first", authority).context
+
+    def ask(port: int, pair: Path | None) -> bytes:
+        trust = ssl.create_default_context(cafile=str(pairs / "first" / "tls.crt"))
+        if pair is not None:
+            trust.load_cert_chain(pair / "tls.crt", pair / "tls.key")
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            trust.wrap_socket(plain, server_hostname="first") as connection,
+        ):
+            return connection.recv(10)
+
+    async def story() -> list[bytes]:
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"yes")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+        async with server:
+            port, answers = server.sockets[0].getsockname()[1], list[bytes]()
+            for pair in (pairs / "second", pairs / "first", None):
+                try:
+                    answers.append(await asyncio.to_thread(ask, port, pair))
+                except OSError:  # ssl.SSLError is one
+                    answers.append(b"")
+            return answers
+
+    assert asyncio.run(story()) == [b"yes", b"", b""]
+
+
+def test_an_authority_that_cannot_be_read_is_named(pairs: Path) -> None:
+    with pytest.raises(CertificateError, match=r"/nowhere/ca.crt: no certificate can be read"):
+        CertificateWatcher(pairs / "first", "/nowhere/ca.crt")
