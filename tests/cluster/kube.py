@@ -9,6 +9,7 @@ from typing import Any
 
 import requests
 from kubernetes import client, config
+from pretune.api.advice import ADVICE
 
 Object = dict[str, Any]
 
@@ -258,6 +259,17 @@ def wait_for_event(kube: Kube, namespace: str, reason: str, *words: str) -> Obje
         ),
         seconds=15,
     )
+
+
+def list_failures(kube: Kube, namespace: str) -> list[str]:
+    """Return what the caches' events of type Warning say, but for advice."""
+    return [
+        f"{event['reason']}: {event['message']}"
+        for event in kube.list("Event", namespace)
+        if event["involvedObject"]["kind"] == "AutotuneCache"
+        and event["type"] == "Warning"
+        and event["reason"] not in ADVICE
+    ]
 
 
 def condition(obj: Object, kind: str) -> Object:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import CreateCache
-from tests.cluster.kube import Kube, Object, bundles, condition
+from tests.cluster.kube import Kube, Object, bundles, condition, list_failures
 from tests.cluster.operator_control import CONTROLLER, OperatorControl
 from tests.cluster.recorder import Recorder
 from tests.cluster.workloads import deployment, engine_template
 
 WaitForCondition = Callable[..., Object]
-TUNING = "pretune.dev/role=tuning"
+TUNING, PROOF = "pretune.dev/role=tuning", "pretune.dev/role=proof"
 
 
 def workload(name: str = "serving") -> Object:
@@ -169,6 +170,37 @@ def test_an_evicted_attempt_continues_and_is_not_counted_again(
     [bundle] = bundles(wait_for_condition())
     assert bundle["attempts"] == 1
     assert len(kube.list("Job", namespace, TUNING)) == 1
+
+
+def test_suspensions_and_a_deleted_pod_cost_an_attempt_and_its_proof_time_and_nothing_else(
+    kube: Kube, namespace: str, create_cache: CreateCache, wait_for_condition: WaitForCondition
+) -> None:
+    """What Kueue does when it preempts, and a person by `kubectl delete pod`."""
+    env = {"ENGINE_START_SECONDS": "8"}
+    create_cache(
+        template=engine_template(env=env), tuning={"maxAttempts": 1}, verify="BeforeRelease"
+    )
+    for role in (TUNING, PROOF):
+        name = kube.wait_for_any("Job", namespace, role)["metadata"]["name"]
+        for moment in (0.0, 1.0, 2.5, 4.0):
+            kube.wait_for_any("Pod", namespace, role, _runs)
+            time.sleep(moment)  # of the attempt: what is tried
+            for suspend in (True, False):
+                kube.patch("Job", namespace, name, {"spec": {"suspend": suspend}})
+                time.sleep(3 if suspend else 0)
+        pod = kube.wait_for_any("Pod", namespace, role, _runs)["metadata"]["name"]
+        kube.delete("Pod", namespace, pod)
+        kube.wait_until_gone("Pod", namespace, pod)
+    [bundle] = bundles(wait_for_condition())
+    assert bundle["proven"] and (bundle["attempts"], bundle["proofs"]) == (1, 1)
+    assert not list_failures(kube, namespace)
+
+
+def _runs(pod: Object) -> bool:
+    """Whether a container of a pod runs that is not being deleted."""
+    statuses = pod["status"].get("initContainerStatuses") or ()
+    is_deleted = "deletionTimestamp" in pod["metadata"]
+    return not is_deleted and any("running" in status["state"] for status in statuses)
 
 
 @pytest.mark.parametrize("evicted", [True, False], ids=["evicted", "killed"])
