@@ -159,7 +159,7 @@ async def _observe_without_cache(
     name, current_agent = f"pretune-{key.name}", agent_name()
     claim, other_caches, pending = await asyncio.gather(
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, name),
-        cluster.list(API_VERSION, KIND, key.namespace, project=metadata_only),
+        cluster.list(API_VERSION, KIND, key.namespace, project=project.storage),
         _list_pending_consumers(key, cluster),
     )
     with_bundle = [
@@ -186,6 +186,9 @@ async def _observe_without_cache(
         held=tuple(pod for pod in pending if is_held(pod)),
         consumers=tuple(with_bundle),
         pod_events=pod_events,
+        claim_caches=frozenset(
+            cache["metadata"]["name"] for cache in other_caches if cache["existingClaim"] == name
+        ),
         claim_users=frozenset(pod["metadata"]["name"] for pod in pods if name in pod["claims"]),
     )
 

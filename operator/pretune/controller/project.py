@@ -87,6 +87,15 @@ def consumer(pod: Object) -> Object:
     }
 
 
+def storage(cache: Object) -> Object:
+    """Return a cache's name, and the claim that its spec names."""
+    claim = ((cache.get("spec") or {}).get("storage") or {}).get("existingClaim") or {}
+    return {
+        "metadata": {"name": cache["metadata"]["name"]},
+        "existingClaim": claim.get("name", ""),
+    }
+
+
 def mounts(pod: Object) -> Object:
     """Return the names of the claims and the ConfigMaps that a pod mounts."""
     volumes = _volumes(pod)

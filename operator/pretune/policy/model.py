@@ -60,6 +60,9 @@ class Observed:
     foreign_agent: Object | None = None
     namespace_has_caches: bool = True
     held: tuple[Object, ...] = ()  # held consumers; only read when the cache is gone
+    # Names of other caches that name the claim in spec.storage.existingClaim; only read when the
+    # cache is gone.
+    claim_caches: frozenset[str] = frozenset()
     # Names of pods of any phase that mount the claim; only read when the cache is gone.
     claim_users: frozenset[str] = frozenset()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by name

@@ -387,6 +387,13 @@ def test_without_its_cache_a_claim_is_seen_with_the_pods_of_any_phase_that_name_
     assert not observed.namespace_has_caches
 
 
+def test_without_its_cache_a_claim_is_seen_with_the_caches_that_name_it() -> None:
+    other = cache(name="other", storage={"existingClaim": {"name": f"pretune-{KEY.name}"}})
+    another = cache(name="another", storage={"existingClaim": {"name": "a-claim"}})
+    observed = observe_now(server(claim(), other, another))[0]
+    assert observed.claim_caches == {"other"} and observed.namespace_has_caches
+
+
 def test_without_its_cache_agents_are_kept_for_the_others_of_the_namespace() -> None:
     other = cache()
     other["metadata"]["name"] = "other"

@@ -543,6 +543,8 @@ def test_a_claim_goes_with_its_cache_once_no_pod_names_it() -> None:
     ]
     in_use = decide(observed(**gone, claim_users=frozenset({"serving-0"})), NOW)
     assert not in_use.actions and in_use.requeue_after
+    named = decide(observed(**gone, claim_caches=frozenset({"other"})), NOW)
+    assert not named.actions and named.requeue_after
     kept = claim(annotations={names.WHEN_DELETED: "Retain"})
     assert not decide(observed(**{**gone, "claim": kept}), NOW).actions
     assert not decide(observed(**{**gone, "claim": claim(labels={})}), NOW).actions

@@ -13,20 +13,24 @@ from pretune.policy.pods.start_failures import find_start_failure, next_check_at
 from pretune.policy.pods.starting_pod import StartingPod
 
 RECHECK_SECONDS = 30.0  # until a claim or an agent that a pod still names is looked at again
+NAMED_RECHECK_SECONDS = 600.0  # until a claim that another cache names is looked at again
 
 
 def plan_deletion(observed: Observed, now: float) -> Plan:
     """Return the plan for what a cache that is gone left behind. now: Unix seconds.
 
     The cache's Jobs go by their owner references. Its claim goes once no pod of any phase names it:
-    a claim that is being deleted blocks pods that were not scheduled yet. Pods that cannot start
-    with the claim are deleted, and recreated without it.
+    a claim that is being deleted blocks pods that were not scheduled yet. It stays while another
+    cache names it in spec.storage.existingClaim. Pods that cannot start with the claim are deleted,
+    and recreated without it.
     """
     actions: list[Action] = []
     waits = []  # seconds
     claim = observed.claim
     if claim is not None and _is_ours_to_delete(claim, observed.key.name):
-        if observed.claim_users:
+        if observed.claim_caches:
+            waits.append(NAMED_RECHECK_SECONDS)
+        elif observed.claim_users:
             waits.append(RECHECK_SECONDS)
         else:
             actions.append(delete(claim))
