@@ -8,6 +8,7 @@ from typing import Any
 from pretune.api import names
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.manifests.job import attempt_name
 
 from tests.builders.caches import cache
 from tests.builders.constants import FINGERPRINT, KEY, NOW
@@ -18,8 +19,18 @@ class Job(dict[str, Any]):
 
     def owned_by(self, cache: Object) -> Job:
         job = copy.deepcopy(self)
-        reference = {"uid": cache["metadata"]["uid"], "controller": True}
+        reference = {
+            "kind": "AutotuneCache",
+            "name": KEY.name,
+            "uid": cache["metadata"]["uid"],
+            "controller": True,
+        }
         job["metadata"]["ownerReferences"] = [reference]
+        return job
+
+    def but_owned_by_nothing(self) -> Job:
+        job = copy.deepcopy(self)
+        job["metadata"]["ownerReferences"] = []
         return job
 
     def complete(self) -> Job:
@@ -47,6 +58,9 @@ def job(
 ) -> Job:
     """Return the Job of an attempt, or of what the role says, that has not ended."""
     name = f"{KEY.name}-{role}-{bundle_id}-{number}"
+    if role in (names.TUNING, names.PROOF):
+        prefix = "p" if role == names.PROOF else ""
+        name = attempt_name(KEY.name, bundle_id, f"{prefix}{number}")
     plain = {
         "apiVersion": "batch/v1",
         "kind": "Job",

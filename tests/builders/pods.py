@@ -36,7 +36,14 @@ class AttemptPod(dict[str, Any]):
                         names.BUNDLE: bundle,
                         names.ATTEMPT: str(number),
                     },
-                    "ownerReferences": [{"uid": owner["metadata"]["uid"], "controller": True}],
+                    "ownerReferences": [
+                        {
+                            "kind": "Job",
+                            "name": owner["metadata"]["name"],
+                            "uid": owner["metadata"]["uid"],
+                            "controller": True,
+                        }
+                    ],
                 },
                 "spec": {
                     "nodeName": "node0",

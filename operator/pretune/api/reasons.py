@@ -125,8 +125,8 @@ IMPORTING = _reason(
 )
 NAME_TAKEN = _reason(
     "NameTaken",
-    "A Job or pod that is not this cache's has the attempt's name or labels (of a deleted cache"
-    " with the same name, for example).",
+    "A Job that is not this cache's has the attempt's name, or an attempt of a deleted cache with"
+    " the same name has not ended.",
     "pretune waits until it is gone. Delete it if nothing else does.",
 )
 

@@ -35,10 +35,15 @@ def annotation(obj: Object, name: str) -> str:
     return str((obj["metadata"].get("annotations") or {}).get(name, ""))
 
 
+def owner_reference(obj: Object) -> Object:
+    """Return the reference to an object's controlling owner; {}: it has none."""
+    owners = obj["metadata"].get("ownerReferences") or ()
+    return next((owner for owner in owners if owner.get("controller")), {})
+
+
 def owner_uid(obj: Object) -> str:
     """Return the uid of an object's controlling owner; "": it has none."""
-    owners = obj["metadata"].get("ownerReferences") or ()
-    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
+    return str(owner_reference(obj).get("uid", ""))
 
 
 def is_ended_by_us(job: Object) -> bool:

@@ -10,6 +10,7 @@ from pretune.api.names import (
     ATTEMPT,
     BUNDLE,
     FAILED,
+    KIND,
     PENDING,
     PROOF,
     PROVING,
@@ -24,6 +25,7 @@ from pretune.api.spec import Spec, claim_name, storage_place
 from pretune.api.status import BundleStatus, CacheStatus
 from pretune.api.types import Object
 from pretune.kube.types import Event
+from pretune.manifests.job import attempt_name
 from pretune.policy.model import Action, EndedAttempt, Observed, Outcome, Patch, Released
 from pretune.policy.objects import (
     annotation,
@@ -32,6 +34,7 @@ from pretune.policy.objects import (
     describe_malformed,
     is_ended_by_us,
     label,
+    owner_reference,
     owner_uid,
     reference,
 )
@@ -65,12 +68,14 @@ class PlanBuilder:
         self.released: list[Released] = []
         self.ended: list[EndedAttempt] = []
         self.requeue_time: float | None = None
+        self.waits_for_turn = False  # an attempt would start if other caches had fewer
         self.claim_made = claim_made
         self.awaiting_claim: set[str] = set()  # bundles that only the claim can show
         uid = self.cache["metadata"]["uid"]
         jobs = [job for job in observed.jobs if owner_uid(job) == uid]
         malformed = {job["metadata"]["name"]: describe_malformed(job) for job in jobs}
         self.jobs = tuple(job for job in jobs if not malformed[job["metadata"]["name"]])
+        self._jobs_by_uid = {job["metadata"]["uid"]: job for job in observed.jobs}
         skipped = [f"Job {name}: {why}" for name, why in malformed.items() if why]
         skipped += self.status.skipped
         if skipped:
@@ -152,15 +157,16 @@ class PlanBuilder:
         self.awaiting_claim.add(bundle_id)
         self.requeue_at(self.now)
 
-    def delete_jobs(self, bundle_id: str) -> None:
-        """Delete a bundle's Jobs before the status forgets it.
+    def delete_jobs(self, bundle_id: str, above: int = 0) -> None:
+        """Delete a bundle's Jobs of larger numbers than `above`, before the status forgets them.
 
         Their pods' reports are about what is not on the claim any more.
         """
         self.actions += [
             delete(job)
             for role in (TUNING, PROOF)
-            for job in self.find_jobs(bundle_id, role).values()
+            for number, job in self.find_jobs(bundle_id, role).items()
+            if number > above
         ]
 
     def change_events(self) -> list[Event]:
@@ -246,12 +252,34 @@ class PlanBuilder:
         }
 
     def find_pods(self, bundle_id: str) -> list[Object]:
-        """Return every pod with the labels of an attempt or proof of a bundle, of any owner."""
+        """Return the pods of attempts and proofs of a bundle, those of a deleted cache included."""
         return [
             pod
             for pod in self.observed.pods
-            if label(pod, ROLE) in ATTEMPT_ROLES and label(pod, BUNDLE) == bundle_id
+            if label(pod, ROLE) in ATTEMPT_ROLES
+            and label(pod, BUNDLE) == bundle_id
+            and self._is_of_attempt(pod)
         ]
+
+    def _is_of_attempt(self, pod: Object) -> bool:
+        """Whether the Job that controls a pod is an attempt of a cache of this name.
+
+        Anyone who may create pods can give one our labels: such a pod blocks nothing. Where that
+        Job is gone its name tells: Kubernetes soon deletes a pod without its owner, and only we
+        need the name for another Job.
+        """
+        owner = owner_reference(pod)
+        job = self._jobs_by_uid.get(owner.get("uid"))
+        if job is not None:
+            return self._is_of_cache(job)
+        number = ("p" if label(pod, ROLE) == PROOF else "") + label(pod, ATTEMPT)
+        name = attempt_name(self.observed.key.name, label(pod, BUNDLE), number)
+        return owner.get("kind") == "Job" and owner.get("name") == name
+
+    def _is_of_cache(self, job: Object) -> bool:
+        """Whether a Job is of this cache, or of a deleted one with its name."""
+        owner = owner_reference(job)
+        return owner.get("kind") == KIND and owner.get("name") == self.observed.key.name
 
     def find_tried_ids(self) -> set[str]:
         """Return the bundles that our Jobs tune or prove, or did."""
@@ -264,23 +292,26 @@ class PlanBuilder:
     def is_live(self, bundle_id: str, roles: Collection[str] = ATTEMPT_ROLES) -> bool:
         """Return whether an attempt or a proof of a bundle may still use its node.
 
-        It may while its Job, of any owner, can make a pod, or any pod of it is not terminal.
+        It may while its Job can make a pod, or any pod of it is not terminal. Also those of a
+        deleted cache with this name.
         """
         jobs = [
             job
             for job in self.observed.jobs
-            if label(job, ROLE) in roles and label(job, BUNDLE) == bundle_id
+            if label(job, ROLE) in roles
+            and label(job, BUNDLE) == bundle_id
+            and self._is_of_cache(job)
         ]
         pods = [pod for pod in self.find_pods(bundle_id) if label(pod, ROLE) in roles]
-        return any(not self._is_gone(pod) for pod in pods) or any(map(self._may_go_on, jobs))
+        return any(not self._is_gone(pod) for pod in pods) or any(map(self.may_go_on, jobs))
 
     def _is_gone(self, pod: Object) -> bool:
         """Ended, or on a node that has not answered for ten minutes."""
         lost_at = node_lost_at(pod)
         return is_finished(pod) or (lost_at is not None and self.now >= lost_at)
 
-    def _may_go_on(self, job: Object) -> bool:
-        """Whether a Job may still create a pod, or its name is in the way.
+    def may_go_on(self, job: Object) -> bool:
+        """Return whether a Job may still create a pod, or its name is in the way.
 
         A Job that we have ended creates no other pod, but is finished only when its pod is, which
         on a lost node may be never. One that writes to another place is in the way by its name.

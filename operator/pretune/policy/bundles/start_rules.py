@@ -81,7 +81,7 @@ def attempt_is_open(c: Candidate) -> Blocked | None:
 
 
 def attempt_still_lives(c: Candidate) -> Blocked | None:
-    """The last attempt has not ended, or one that is not ours has the bundle's labels."""
+    """The last attempt has not ended, or one of a deleted cache with this name."""
     plan, bundle_id = c.plan, c.desired.id
     if not plan.is_live(bundle_id):
         return None
