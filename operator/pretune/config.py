@@ -42,6 +42,8 @@ class ControllerSettings:
     liveness_port: int = 8080  # PRETUNE_LIVENESS_PORT of GET /healthz; 0: not served
     workers: int = 4  # PRETUNE_WORKERS: caches that are reconciled at a time
     read_logs: bool = False  # PRETUNE_READ_LOGS: read consumers' logs, which needs the right to
+    # PRETUNE_MAX_CONCURRENT_ATTEMPTS: attempts and proofs of all caches at a time; 0: no limit
+    max_concurrent_attempts: int = 20
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ControllerSettings:
@@ -67,6 +69,9 @@ class ControllerSettings:
             liveness_port=_read_number(environment, "PRETUNE_LIVENESS_PORT", 8080, 0, 65535),
             workers=_read_number(environment, "PRETUNE_WORKERS", 4, 1, 64),
             read_logs=_read_choice(environment, "PRETUNE_READ_LOGS", BOOLEANS, "false") == "true",
+            max_concurrent_attempts=_read_number(
+                environment, "PRETUNE_MAX_CONCURRENT_ATTEMPTS", 20, 0, 100_000
+            ),
         )
 
     @property

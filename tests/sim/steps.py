@@ -123,3 +123,12 @@ def replaced(fleet: Fleet, image: str, replicas: int = 3) -> None:
         (one["metadata"]["name"], one["status"]) for one in fleet.consumers()
     ]
     fleet.promises.at_rest()
+
+
+def scaled_to_zero_and_back(fleet: Fleet, replicas: int = 3) -> None:
+    """Long enough that nothing wants the bundle any more."""
+    fleet.serve(replicas=0)
+    fleet.settle(900)
+    assert not fleet.consumers()
+    fleet.serve(replicas=replicas)
+    fleet.settle(FAR)

@@ -8,6 +8,7 @@ import pytest
 from pretune.api.names import FAILED, INSPECT, REFUSED, SEALED, TUNING
 from pretune.api.timestamps import parse_timestamp
 from pretune.manifests.agent_archive import agent_name
+from pretune.policy.bundles.retries import REMEMBERED_SECONDS
 
 from tests.builders.templates import serving_template
 from tests.sim.simulation import CLAIM, FAR, Simulation
@@ -175,7 +176,10 @@ def test_after_the_last_attempt_only_a_changed_revision_or_engine_tries_again(
     sim.apply(revision="again")
     sim.settle(FAR)
     assert sim.ready == ("True", "Sealed") and sim.engine_starts == 2
-    assert len(sim.records) == 1, "the failed one is not wanted any more, and forgotten"
+    assert [one["state"] for one in sim.records] == [SEALED, FAILED], "the failed one is remembered"
+    sim.clock.advance(REMEMBERED_SECONDS)
+    sim.settle()
+    assert len(sim.records) == 1, "it is forgotten a week after it was last wanted"
 
 
 def test_incomplete_ranks_are_not_tried_a_third_time(sim: Simulation) -> None:

@@ -14,7 +14,7 @@ from pretune.api.status import BundleStatus, Undeliverable
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import workloads
-from pretune.policy.bundles import proofs, tuning
+from pretune.policy.bundles import proofs, retries, tuning
 from pretune.policy.hold import gate, release
 from pretune.policy.model import Delete
 from pretune.policy.objects import delete
@@ -27,7 +27,7 @@ from pretune.webhook.informers import CacheInformer
 from tests.sim.fleet import Fleet
 from tests.sim.reading import state
 from tests.sim.simulation import CLAIM, FAR
-from tests.sim.steps import lowest, replaced, rolled_out
+from tests.sim.steps import lowest, replaced, rolled_out, scaled_to_zero_and_back
 
 Journey = Callable[[Fleet], None]
 
@@ -128,6 +128,19 @@ def rollout_that_fails_its_proof(fleet: Fleet) -> None:
     fleet.serve("vllm:2")
     fleet.settle(FAR)
     replaced(fleet, "vllm:2")
+
+
+def a_workload_that_fails_is_scaled_to_zero(fleet: Fleet) -> None:
+    fleet.world.engine_crashes = 1000
+    fleet.serve()
+    fleet.apply(source=None)
+    fleet.settle(FAR)
+    assert fleet.ready == ("False", "EngineFailed")
+    before = len(fleet.world.starts)
+    for _ in range(3):
+        scaled_to_zero_and_back(fleet)
+    assert fleet.ready == ("False", "EngineFailed")
+    assert len(fleet.world.starts) == before, "a failure costs its attempts once"
 
 
 def a_proof_is_disturbed(fleet: Fleet) -> None:
@@ -308,6 +321,13 @@ MUTANTS = {
         asking_no_proof,
         rollout_that_fails_its_proof,
         "was given and is not proven",
+    ),
+    "a failure is forgotten with its pods": Mutant(
+        (retries,),
+        "find_remembered",
+        lambda plan, desired: set(),
+        a_workload_that_fails_is_scaled_to_zero,
+        "a failure costs its attempts once",
     ),
     "what a deleted pod's containers say is a verdict": Mutant(
         (proofs,),

@@ -71,6 +71,12 @@ QUEUED = _reason(
     " Kueue's own sentence where it took the Job's place for another.",
     _GOES_ON,
 )
+WAITING_FOR_TURN = _reason(
+    "WaitingForTurn",
+    "As many attempts of all caches run as the chart's controller.maxConcurrentAttempts allows, or"
+    " half of that number in this namespace. The message says which place this cache has.",
+    "Nothing to do: its attempt starts when its turn comes. An administrator may raise the number.",
+)
 RETRYING = _reason(
     "Retrying",
     "An attempt failed, and the next one has not started yet. The message says why and when.",

@@ -53,6 +53,7 @@ class Failure(Part):
     attempt: Number = 0  # its number, from 1
     at: Time = 0.0
     message: Message = ""
+    settings: Annotated[str | None, Text(64)] = None  # of spec.tuning and so on, as a hash
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import aiohttp
 import kopf
 from kubernetes.aio.client.configuration import Configuration
 
-from pretune.api.names import CACHE, GROUP, PLURAL, VERSION
+from pretune.api.names import CACHE, GROUP, PLURAL, ROLE, VERSION
 from pretune.api.types import Key
 from pretune.config import ControllerSettings
+from pretune.controller import project
 from pretune.controller.log_reader import LogReader
 from pretune.controller.metrics import ControllerMetrics
 from pretune.controller.pod_watcher import PodWatcher
@@ -31,6 +32,10 @@ from pretune.controller.workqueue import Queue
 from pretune.health import serve_health
 from pretune.kube.client import METADATA, METADATA_LIST, Kubernetes, load_configuration
 from pretune.kube.lease import Lease
+from pretune.policy.bundles.turns import AttemptLedger
+from pretune.policy.objects import label
+from pretune.policy.plan_builder import ATTEMPT_ROLES
+from pretune.policy.pod_status import is_job_finished
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +67,13 @@ async def run(settings: ControllerSettings) -> None:
                     metrics,
                     log_reader,
                     lambda cache: references.set_references(key, find_references(cache)),
+                    ledger,
                 )
             ),
             settings.workers,
+        )
+        ledger = AttemptLedger(
+            settings.max_concurrent_attempts, lambda key: queue.wake(key, urgent=True)
         )
         references = ReferenceWatcher(cluster.watch, queue.wake)
         pods = PodWatcher(
@@ -74,7 +83,12 @@ async def run(settings: ControllerSettings) -> None:
         )
         lease = Lease(cluster, settings.namespace, settings.identity)
         metrics = ControllerMetrics(
-            queue.depth, queue.stuck_seconds, lambda: lease.is_held, queue.waits
+            queue.depth,
+            queue.stuck_seconds,
+            lambda: lease.is_held,
+            queue.waits,
+            lambda: ledger.running,
+            lambda: ledger.waiting,
         )
         log_reader = None
         if settings.read_logs:
@@ -90,7 +104,8 @@ async def run(settings: ControllerSettings) -> None:
         ):
             await lease.acquire()
             try:
-                await run_as_leader(queue, references, pods, lease, cluster, log_reader)
+                await load_attempts(ledger, cluster)
+                await run_as_leader(queue, references, pods, lease, cluster, ledger, log_reader)
             finally:
                 await lease.release()
 
@@ -101,6 +116,7 @@ async def run_as_leader(
     pods: PodWatcher,
     lease: Lease,
     cluster: Kubernetes,
+    ledger: AttemptLedger,
     log_reader: LogReader | None = None,
 ) -> None:
     """Run everything that only one replica may do. When one part ends, all of it ends."""
@@ -114,7 +130,7 @@ async def run_as_leader(
             ),
             *([group.create_task(log_reader.run())] if log_reader is not None else []),
         ]
-        registry = build_registry(queue, references, cluster)
+        registry = build_registry(queue, references, cluster, ledger)
 
         # At its end kopf waits for every task that was started after it: ours have to end first.
         @kopf.on.cleanup(registry=registry)
@@ -129,10 +145,24 @@ async def run_as_leader(
         )
 
 
+async def load_attempts(ledger: AttemptLedger, cluster: Kubernetes) -> None:
+    """Tell the ledger which attempts and proofs run, before any reconcile may start another one.
+
+    Raises as the cluster does.
+    """
+    labels = f"{CACHE},{ROLE} in ({','.join(sorted(ATTEMPT_ROLES))})"
+    jobs = await cluster.list("batch/v1", "Job", "", labels=labels, project=project.job)
+    ledger.load(
+        (Key(job["metadata"]["namespace"], label(job, CACHE)), job["metadata"]["name"])
+        for job in jobs
+        if not is_job_finished(job) and not job["spec"].get("suspend")
+    )
+
+
 def build_registry(
-    queue: Queue, references: ReferenceWatcher, cluster: Kubernetes
+    queue: Queue, references: ReferenceWatcher, cluster: Kubernetes, ledger: AttemptLedger
 ) -> kopf.OperatorRegistry:
-    """Return kopf's handlers, which wake keys.
+    """Return kopf's handlers, which wake keys, and report Jobs that have ended to the ledger.
 
     kopf begins with every object that exists already, claims without a cache included.
     """
@@ -155,9 +185,19 @@ def build_registry(
             # An edit may release pods, so it is urgent; the first list, without a type, is long.
             queue.wake(key, urgent=event["type"] is not None)
 
-    async def on_labelled_event(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        if name := labels[CACHE]:  # a label's value may be empty: no cache has that name
-            queue.wake(Key(namespace or "", name))
+    async def on_labelled_event(
+        event: Mapping[str, Any],
+        namespace: str | None,
+        name: str,
+        labels: Mapping[str, str],
+        **_: Any,
+    ) -> None:
+        if not labels[CACHE]:  # a label's value may be empty: no cache has that name
+            return
+        key = Key(namespace or "", labels[CACHE])
+        if event["type"] == "DELETED" or is_job_finished(event["object"]):
+            ledger.end(key, name)  # a claim, which is no Job, is unknown to it
+        queue.wake(key)
 
     for kind in LABELLED_KINDS:
         kopf.on.event(*kind, registry=registry)(on_labelled_event)

@@ -39,7 +39,8 @@ class ControllerMetrics(Metrics):
 
     queue_depth: keys that wait for a worker. stuck_seconds: how long they have waited while no
     reconcile began or ended. is_leader: whether the lease is ours. waits: by namespace, for how many
-    seconds its oldest key has waited for its turn.
+    seconds its oldest key has waited for its turn. open_attempts, waiting_caches:
+    of all caches, as controller.maxConcurrentAttempts counts them.
     """
 
     def __init__(
@@ -48,10 +49,15 @@ class ControllerMetrics(Metrics):
         stuck_seconds: Callable[[], float] = lambda: 0,
         is_leader: Callable[[], bool] = lambda: False,
         waits: Callable[[], Mapping[str, float]] = dict,
+        open_attempts: Callable[[], float] = lambda: 0,
+        waiting_caches: Callable[[], float] = lambda: 0,
     ) -> None:
         super().__init__()
         self._bundles = self._add_gauge(
-            "pretune_bundles", "Bundles in a cache's status, by state.", (*CACHE_LABELS, "state")
+            "pretune_bundles",
+            "Bundles in a cache's status, by state. Not those that failed and that nothing wants any"
+            " more (unwantedSince): they are only remembered.",
+            (*CACHE_LABELS, "state"),
         )
         self._consumers = self._add_gauge(
             "pretune_consumers",
@@ -126,6 +132,16 @@ class ControllerMetrics(Metrics):
             "pretune_reconcile_errors", "Reconciles that raised an error. They are tried again."
         )
         self._add_computed_gauge(
+            "pretune_open_attempts",
+            "Attempts and proofs of all caches that count for controller.maxConcurrentAttempts.",
+            open_attempts,
+        )
+        self._add_computed_gauge(
+            "pretune_waiting_caches",
+            "Caches that wait for their turn (WaitingForTurn).",
+            waiting_caches,
+        )
+        self._add_computed_gauge(
             "pretune_queue_depth", "Caches that wait for a worker.", queue_depth
         )
         self._add_computed_gauge(
@@ -164,7 +180,11 @@ class ControllerMetrics(Metrics):
         if observed.cache is None or plan.status is None:
             return
         labels = (observed.key.namespace, observed.key.name)
-        states = [bundle["state"] for bundle in plan.status.get("bundles") or ()]
+        states = [
+            bundle["state"]
+            for bundle in plan.status.get("bundles") or ()
+            if "lastFailure" not in bundle or "unwantedSince" not in bundle
+        ]
         for state in STATES:
             self._bundles.labels(*labels, state).set(states.count(state))
         consumers = plan.status.get("consumers") or {}

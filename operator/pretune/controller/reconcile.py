@@ -21,6 +21,7 @@ from pretune.controller.metrics import ControllerMetrics
 from pretune.controller.observe import API_VERSION, list_held_pods, observe
 from pretune.kube.types import ApiError, Cluster, Event
 from pretune.manifests.gate import is_held
+from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import release_all
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
@@ -46,6 +47,7 @@ async def reconcile(
     metrics: ControllerMetrics | None = None,
     log_reader: LogReader | None = None,
     watch_named: Callable[[Object], None] = lambda cache: None,
+    ledger: AttemptLedger | None = None,
 ) -> float | None:
     """Bring one key to what its spec says, as far as that is possible now.
 
@@ -58,8 +60,12 @@ async def reconcile(
     """
     try:
         async with asyncio.timeout(RECONCILE_TIMEOUT_SECONDS):
-            return await _reconcile(key, cluster, settings, clock, metrics, log_reader, watch_named)
+            return await _reconcile(
+                key, cluster, settings, clock, metrics, log_reader, watch_named, ledger
+            )
     except Exception as error:  # OSError too: it may be one source alone that does not answer
+        if ledger is not None:
+            ledger.leave(key)
         await release_expired_holds(key, cluster, clock(), error)
         raise
 
@@ -72,14 +78,20 @@ async def _reconcile(
     metrics: ControllerMetrics | None,
     log_reader: LogReader | None,
     watch_named: Callable[[Object], None],
+    ledger: AttemptLedger | None,
 ) -> float | None:
+    ledger = ledger if ledger is not None else AttemptLedger(limit=0)
     for retries_left in reversed(range(MAX_CONFLICT_RETRIES + 1)):
         observed = await observe(key, cluster, settings, clock(), watch_named)
         if log_reader is not None:
             observed = replace(observed, start_logs=log_reader.results(key))
+        observed = replace(observed, turn=ledger.find_turn(key))
         plan = decide(observed, clock())
+        # Without any await in between: what it starts counts before another key asks.
+        ledger.update(key, plan.open_attempts, plan.waits_for_turn)
         if outcomes := await apply_actions(key, plan.actions, cluster):
             plan = decide(replace(observed, outcomes=outcomes), clock())
+            ledger.update(key, plan.open_attempts, plan.waits_for_turn)
         try:
             await write_status(observed, plan, cluster)
         except ApiError as error:

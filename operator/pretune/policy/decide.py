@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pretune.manifests.gate import is_held
-from pretune.policy.bundles import adoption, proofs, retention, tuning
+from pretune.policy.bundles import adoption, proofs, retention, retries, tuning, turns
 from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.cache import agent_configmap, deletion
 from pretune.policy.cache.status import build_status
@@ -55,6 +55,7 @@ def decide(observed: Observed, now: float) -> Plan:
     tuning.process_finished_attempts(plan, bundles)  # how attempts ended
     proofs.process_finished_proofs(plan)  # how proofs ended
     tuning.refuse_untunable(plan, bundles)  # what cannot be tuned as a copy
+    retries.forget_outdated_failures(plan, bundles)  # what failed under other settings
     retention.process_finished_prunes(plan, bundles)  # folders that were deleted
     adoption.read_claim(plan, bundles, storage)  # bundles that only the claim shows
     proofs.require_proofs(plan, bundles)  # what was not proven yet
@@ -82,6 +83,7 @@ def decide(observed: Observed, now: float) -> Plan:
         gpu_seconds_saved=gpu_seconds_saved,
         saved_until=saved_until,
     )
+    open_attempts = turns.list_open_attempts(plan)
     return Plan(
         actions=tuple(plan.actions),
         status=status.to_dict(),
@@ -90,6 +92,8 @@ def decide(observed: Observed, now: float) -> Plan:
         released=tuple(plan.released),
         ended=tuple(plan.ended),
         starts=warm_starts.list_readable_starts(pods) if observed.start_logs is not None else (),
+        open_attempts=open_attempts,
+        waits_for_turn=plan.waits_for_turn,
         requeue_after=None if plan.requeue_time is None else max(0.0, plan.requeue_time - now),
     )
 

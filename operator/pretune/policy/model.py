@@ -68,6 +68,7 @@ class Observed:
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by name
     # What is known of consumers' logs, by EngineStart.key; None: no logs are read.
     start_logs: Mapping[str, StartObservation] | None = None
+    turn: Turn | None = None  # None: the number of attempts is not limited
 
     @property
     def spec(self) -> Spec:
@@ -130,6 +131,25 @@ class StartObservation:
     log_summary: LogSummary
     # Variables and flags in which the pod differs from its template, of an engine that tuned.
     differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whether a cache may start an attempt, by what the controller knows of all caches."""
+
+    is_free: bool
+    place: int  # among the caches that wait, from 1
+    waiting: int  # caches that wait, this one included
+    running: int  # attempts of all caches
+    limit: int  # controller.maxConcurrentAttempts
+
+    @property
+    def message(self) -> str:
+        """Why it waits, and behind how many others."""
+        return (
+            f"{self.running} attempts of all caches run, of {self.limit} that"
+            f" controller.maxConcurrentAttempts allows; place {self.place} of {self.waiting}"
+        )
 
 
 # --- what is wanted
@@ -214,3 +234,6 @@ class Plan:
     ended: tuple[EndedAttempt, ...] = ()
     # Starts whose logs are worth reading; what is known of others may be forgotten.
     starts: tuple[EngineStart, ...] = ()
+    # The cache's open attempts and proofs, by the Job's name: whether each counts (turns.py).
+    open_attempts: Mapping[str, bool] = field(default_factory=dict)
+    waits_for_turn: bool = False

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 from pretune.api.names import CACHE
-from pretune.api.types import Key
+from pretune.api.types import Key, Object
 from pretune.controller.main import (
     HEALTH_STUCK_SECONDS,
     LABELLED_KINDS,
@@ -24,8 +24,10 @@ from pretune.controller.main import (
 )
 from pretune.controller.pod_watcher import PodWatcher
 from pretune.controller.reference_watcher import Reference
+from pretune.policy.bundles.turns import AttemptLedger
 
 from tests.builders.caches import cache
+from tests.builders.jobs import job
 
 
 class Woken:
@@ -37,6 +39,7 @@ class Woken:
         self.followed: dict[Key, frozenset[Reference]] = {}
         self._stuck = stuck
         self.written = ""  # resourceVersion of our last write
+        self.ledger = AttemptLedger(1)
 
     def is_own_write(self, obj: Any) -> bool:
         return bool(obj["metadata"]["resourceVersion"] == self.written)
@@ -56,7 +59,7 @@ class Woken:
 
 
 def handle(woken: Woken, handler: str, **arguments: Any) -> None:
-    registry: Any = build_registry(woken, woken, woken)  # type: ignore[arg-type]
+    registry: Any = build_registry(woken, woken, woken, woken.ledger)  # type: ignore[arg-type]
     found = next(
         one.fn for one in registry._watching.get_all_handlers() if one.fn.__name__ == handler
     )
@@ -114,7 +117,7 @@ def test_a_change_of_a_consumer_always_wakes_its_cache() -> None:
 
 
 def test_kopf_watches_no_pods() -> None:
-    registry: Any = build_registry(Woken(), Woken(), Woken())  # type: ignore[arg-type]
+    registry: Any = build_registry(Woken(), Woken(), Woken(), AttemptLedger(1))  # type: ignore[arg-type]
     watched = {
         one.selector.any_name or one.selector.plural
         for one in registry._watching.get_all_handlers()
@@ -124,15 +127,38 @@ def test_kopf_watches_no_pods() -> None:
 
 def test_an_object_with_our_label_wakes_the_cache_that_it_names() -> None:
     woken = Woken()
+    event: Object = {"type": "ADDED", "object": {}}
+    arguments: Object = {"event": event, "namespace": "ns", "name": "demo-1"}
     handle(
-        woken, "on_labelled_event", namespace="ns", labels={CACHE: "", "app": "x"}
+        woken, "on_labelled_event", labels={CACHE: "", "app": "x"}, **arguments
     )  # valid, and no cache's name
-    handle(woken, "on_labelled_event", namespace="ns", labels={CACHE: "demo", "app": "x"})
+    handle(woken, "on_labelled_event", labels={CACHE: "demo", "app": "x"}, **arguments)
     assert woken.keys == [Key("ns", "demo")]
 
 
+@pytest.mark.parametrize(
+    "event",
+    [{"type": "DELETED", "object": job("b")}, {"type": None, "object": job("b").failed()}],
+    ids=["deleted", "failed"],
+)
+def test_a_job_that_has_ended_gives_its_turn_back_though_its_cache_is_not_reconciled(
+    event: Object,
+) -> None:
+    woken, key = Woken(), Key("ns", "demo")
+    woken.ledger.load([(key, "demo-b-1")])
+    handle(
+        woken,
+        "on_labelled_event",
+        event=event,
+        namespace="ns",
+        name="demo-b-1",
+        labels={CACHE: "demo"},
+    )
+    assert woken.ledger.running == 0 and woken.keys == [key]
+
+
 def test_kopf_has_no_handler_that_could_write_to_an_object() -> None:
-    registry: Any = build_registry(Woken(), Woken(), Woken())  # type: ignore[arg-type]
+    registry: Any = build_registry(Woken(), Woken(), Woken(), AttemptLedger(1))  # type: ignore[arg-type]
     for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert not part.get_all_handlers()
 

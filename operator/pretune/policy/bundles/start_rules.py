@@ -4,7 +4,8 @@ The rules are asked in their order; the first that answers counts. A rule gets o
 returns why nothing starts for its bundle now, or None. No rule changes the plan.
 
 At most one attempt or proof runs per target, and at most one of a cache occupies a node: what waits
-for a node does not block the other targets.
+for a node does not block the other targets. Over all caches controller.maxConcurrentAttempts limits
+how many run (turns.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pretune.policy.pod_status import is_deleted, is_finished, node_lost_at
 # After a seal a rollout may still replace the pods of an older revision for so long.
 ROLLOUT_SECONDS = 300.0
 LIVE_RECHECK_SECONDS = 60.0  # until an attempt that still lives is looked at again
+TURN_RECHECK_SECONDS = 300.0  # until the place of a bundle that waits for its turn is said anew
 
 # Reasons of a bundle whose attempt has no node.
 WITHOUT_NODE = (reasons.WAITING_FOR_NODE, reasons.POD_REFUSED, reasons.QUEUED)
@@ -182,6 +184,17 @@ def volume_unavailable(c: Candidate) -> Blocked | None:
     return None
 
 
+def waits_for_turn(c: Candidate) -> Blocked | None:
+    """As many attempts of all caches run as controller.maxConcurrentAttempts allows.
+
+    A turn is for one attempt. The controller wakes the cache when its turn has come.
+    """
+    turn = c.plan.observed.turn
+    if turn is None or (turn.is_free and not c.started):
+        return None
+    return Blocked(reasons.WAITING_FOR_TURN, turn.message, c.plan.now + TURN_RECHECK_SECONDS)
+
+
 BLOCKERS: tuple[Callable[[Candidate], Blocked | None], ...] = (
     claim_is_read,
     attempt_is_open,
@@ -193,4 +206,5 @@ BLOCKERS: tuple[Callable[[Candidate], Blocked | None], ...] = (
     another_runs,
     rollout_is_under_way,
     volume_unavailable,
+    waits_for_turn,
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pretune.api import reasons
 from pretune.api.names import (
     BUNDLE,
+    FAILED,
     PENDING,
     PROOF,
     PROVING,
@@ -22,7 +23,7 @@ from pretune.api.status import BundleStatus
 from pretune.api.types import Object
 from pretune.manifests.job import build_tuning_job
 from pretune.podspec.template import count_gpus
-from pretune.policy.bundles import imports, proofs, retention
+from pretune.policy.bundles import imports, proofs, retention, retries
 from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
     ATTEMPT_CHECKS,
@@ -45,7 +46,6 @@ from pretune.policy.bundles.job_runs import (
     pod_of,
     repeat,
 )
-from pretune.policy.bundles.retries import record_failed_attempt
 from pretune.policy.bundles.start_rules import BY_IMPORT, Candidate, find_blocker
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
@@ -136,7 +136,7 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
     if state.report is not None and state.reason in (reasons.SEALED, reasons.NOTHING_TO_TUNE):
         _record_sealed(plan, bundle_id, state, job, pod)
         return
-    record_failed_attempt(plan, bundle_id, state.reason, state.message)
+    retries.record_failed_attempt(plan, bundle_id, state.reason, state.message)
     if job is not None:
         plan.end_job(job)
 
@@ -218,6 +218,8 @@ def start_attempts(
             plan.requeue_at(blocked.requeue_at)
             if blocked.reason is not None:
                 plan.set_state(desired.id, state, blocked.reason, blocked.message)
+            if blocked.reason == reasons.WAITING_FOR_TURN:
+                plan.waits_for_turn = True
         else:
             start = proofs.start_proof if state == PROVING else _start_attempt
             if start(plan, desired):
@@ -263,9 +265,10 @@ def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:
 def end_unwanted(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
     """End attempts of what nothing wants any more, which gives their GPUs back.
 
-    Such a bundle leaves the status once its attempt has ended.
+    Such a bundle leaves the status once its attempt has ended, unless its failure is remembered.
     """
     ids = {desired.id for desired in bundles}
+    remembered = retries.find_remembered(plan, bundles)
     for bundle in list(plan.bundles.values()):
         if bundle.id in ids or bundle.state in (SEALED, RETIRED):
             if bundle.unwanted_since is not None:
@@ -277,7 +280,10 @@ def end_unwanted(plan: PlanBuilder, bundles: tuple[DesiredBundle, ...]) -> None:
             continue
         for job in list_attempt_jobs(plan, bundle.id):
             plan.end_job(job)
-        if bundle.is_withheld:
+        is_final = bundle.state in (FAILED, REFUSED)
+        if bundle.id in remembered and (is_final or not plan.is_live(bundle.id)):
+            retries.remember(plan, bundle.id)
+        elif bundle.is_withheld:
             _give_up(plan, bundle)
         elif plan.is_live(bundle.id):
             plan.record_superseded(bundle.id)

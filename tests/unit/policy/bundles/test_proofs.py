@@ -14,6 +14,7 @@ from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import Attempt, read_attempt
 from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.bundles.proof_state import EXTRA_SECONDS, PROOF_CHECKS
+from pretune.policy.bundles.retries import REMEMBERED_SECONDS
 from pretune.policy.decide import decide
 from pretune.policy.model import Action, Create, Delete, Outcome, Patch, Plan
 from pretune.policy.plan_builder import PlanBuilder
@@ -676,10 +677,13 @@ def test_what_nothing_wants_is_given_up_once_its_proof_is_over_and_no_pod_names_
         named = looked(kept, consumers=(Consumer().given(old),))
         assert told(named, old)["state"] == state
         plan = looked(kept)
-        assert (told(plan, old)["state"], told(plan, old)["retiredAt"]) == (
-            "Retired",
-            format_timestamp(NOW),
-        )
+        if state == "Failed":  # it is remembered, or it would be tuned and proven again
+            assert (told(plan, old)["state"], told(plan, old)["unwantedSince"]) == (
+                "Failed",
+                format_timestamp(NOW),
+            )
+            plan = looked(told(plan, old), now=NOW + REMEMBERED_SECONDS)
+        assert told(plan, old)["state"] == "Retired" and "retiredAt" in told(plan, old)
 
 
 def test_a_bad_bundle_that_comes_back_is_as_bad_as_it_was() -> None:

@@ -15,11 +15,13 @@ from pretune.policy.bundles.start_rules import (
     BY_IMPORT,
     LIVE_RECHECK_SECONDS,
     ROLLOUT_SECONDS,
+    TURN_RECHECK_SECONDS,
     Blocked,
     Candidate,
     find_blocker,
 )
 from pretune.policy.cache.storage import Storage
+from pretune.policy.model import Turn
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pod_status import NODE_LOST_SECONDS
 
@@ -51,6 +53,7 @@ def candidate(
     has_held_pods: bool = False,
     current: bool = True,
     annotations: Object | None = None,
+    turn: Turn | None = None,
     now: float = NOW,
     claim_nodes: Object | None = None,
     **spec: Any,
@@ -59,7 +62,7 @@ def candidate(
     own = [] if any(each["id"] == FIRST for each in bundles) else [pending(FIRST)]
     the_cache = cache({"bundles": [*own, *bundles]}, targets=TARGETS, **spec)
     the_cache["metadata"]["annotations"] = annotations or {}
-    seen = observed(the_cache, jobs=jobs, pods=pods, claim_nodes=claim_nodes or {})
+    seen = observed(the_cache, jobs=jobs, pods=pods, claim_nodes=claim_nodes or {}, turn=turn)
     plan = PlanBuilder(seen, now)
     first, second = desired_of(the_cache).bundles
     desired = [replace(first, is_current=current), replace(first, id=OTHER), second]
@@ -105,6 +108,12 @@ def mounting(**nodes: tuple[str, ...]) -> Candidate:
     return candidate(pending(first), **given)
 
 
+OWN_JOB = {
+    "kind": "Job",
+    "name": job(FIRST)["metadata"]["name"],
+    "uid": "gone",
+    "controller": True,
+}
 NODE_LOST = format_timestamp(NOW - 100)
 TABLE: list[tuple[str, Candidate, Blocked | None]] = [
     ("nothing is in the way", candidate(), None),
@@ -165,6 +174,39 @@ TABLE: list[tuple[str, Candidate, Blocked | None]] = [
             reasons.VOLUME_UNAVAILABLE,
             "claims models, more are ReadWriteOnce and in use on different nodes",
             NOW + LIVE_RECHECK_SECONDS,
+        ),
+    ),
+    (
+        "a pod of a tenant's has its labels, and no controller",
+        candidate(pods=(foreign(FIRST, ownerReferences=[]),)),
+        None,
+    ),
+    (
+        "a pod of a tenant's own Job has its labels",
+        candidate(pods=(foreign(FIRST, ownerReferences=[{**OWN_JOB, "name": "theirs"}]),)),
+        None,
+    ),
+    (
+        "a tenant's own Job has its labels, and a pod",
+        candidate(
+            jobs=(job(FIRST, uid="theirs").but_owned_by_nothing(),),
+            pods=(foreign(FIRST, ownerReferences=[{**OWN_JOB, "uid": "theirs"}]),),
+        ),
+        None,
+    ),
+    (
+        "its turn has come",
+        candidate(turn=Turn(True, place=1, waiting=1, running=19, limit=20)),
+        None,
+    ),
+    (
+        "other caches come first",
+        candidate(turn=Turn(False, place=3, waiting=7, running=20, limit=20)),
+        Blocked(
+            reasons.WAITING_FOR_TURN,
+            "20 attempts of all caches run, of 20 that controller.maxConcurrentAttempts allows;"
+            " place 3 of 7",
+            NOW + TURN_RECHECK_SECONDS,
         ),
     ),
     (
@@ -315,6 +357,7 @@ def test_the_first_rule_that_answers_counts() -> None:
         "another_runs",
         "rollout_is_under_way",
         "volume_unavailable",
+        "waits_for_turn",
     ]
     given = candidate(
         pending(FIRST, attempts=1, lastFailure=failed_at(10)),
