@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pretune.api.names import FAILED, PROOF, PROVING, RETIRED, SEALED, TUNING
 from pretune.api.types import Object
+from pretune.policy.bundles.retries import REMEMBERED_SECONDS
 
 from tests.sim.fleet import Fleet
 from tests.sim.simulation import FAR, Simulation
@@ -108,14 +109,17 @@ def test_a_failed_bundles_folder_goes_once_nothing_wants_it(sim: Simulation) -> 
     bad = only_record(sim)["id"]
     sim.world.tunes_again = False
     sim.deploy("vllm:2")
-    sim.settle()
-    assert next(one for one in sim.records if one["id"] == bad)["state"] == RETIRED
+    sim.settle(FAR)
+    assert next(one for one in sim.records if one["id"] == bad)["state"] == FAILED
+    before = len(sim.world.proofs)
     sim.deploy("vllm:1")
     sim.settle()
-    assert sim.ready == ("False", "NotReproducible"), (
-        "back within ten minutes it is as bad as before"
+    assert sim.ready == ("False", "NotReproducible") and len(sim.world.proofs) == before, (
+        "back within a week it is as bad as before"
     )
     sim.deploy("vllm:2")
+    sim.settle()
+    sim.clock.advance(REMEMBERED_SECONDS)
     sim.settle(FAR)
     assert bad not in sim.on_claim() and [one["state"] for one in sim.records] == [SEALED]
 

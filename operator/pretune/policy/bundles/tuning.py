@@ -31,6 +31,7 @@ from pretune.policy.bundles.attempt_state import (
     REPEATED,
     Attempt,
     AttemptState,
+    has_reported,
     measure_start,
     read_attempt,
 )
@@ -50,7 +51,7 @@ from pretune.policy.bundles.start_rules import BY_IMPORT, Candidate, find_blocke
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import FOUND
-from pretune.policy.objects import delete, fingerprint_of, label
+from pretune.policy.objects import delete, fingerprint_of, is_ended_by_us, label
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pod_status import container_statuses, engine_name, engine_of_pod, gpu_seconds
 from pretune.policy.pods.consumers import Consumer
@@ -100,6 +101,9 @@ def process_finished_attempts(plan: PlanBuilder, bundles: tuple[DesiredBundle, .
 
 def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
     pod = pod_of(plan, bundle_id, job)
+    if job is not None and is_ended_by_us(job) and not (pod is not None and has_reported(pod)):
+        _forget_superseded(plan, bundle_id)
+        return
     count_disruptions(plan, bundle_id, job, pod)
     bundle = plan.bundles[bundle_id]
     number = bundle.attempts
@@ -139,6 +143,25 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
     retries.record_failed_attempt(plan, bundle_id, state.reason, state.message)
     if job is not None:
         plan.end_job(job)
+
+
+def _forget_superseded(plan: PlanBuilder, bundle_id: str) -> None:
+    """Go on as if an attempt that we have ended had not begun: its pod reports our own doing.
+
+    Nothing wanted the bundle for a while. Once the pod is gone, the next attempt has its number.
+    """
+    bundle = plan.bundles[bundle_id]
+    message = f"attempt {bundle.attempts} was ended, since nothing wanted this bundle"
+    if plan.is_live(bundle_id):
+        message += "; waiting for its pod to end"
+        plan.set_state(bundle_id, PENDING, reasons.SUPERSEDED, message)
+        return
+    plan.record_superseded(bundle_id)
+    plan.delete_jobs(bundle_id, above=bundle.failed_number)
+    plan.put(replace(bundle, attempts=bundle.failed_number, pod=None, disruptions=None))
+    plan.set_state(bundle_id, PENDING, reasons.QUEUED, message)
+    plan.awaiting_claim.add(bundle_id)  # until its Job is deleted
+    plan.requeue_at(plan.now)
 
 
 def _record_sealed(
