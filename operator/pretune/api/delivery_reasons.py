@@ -47,6 +47,11 @@ NO_CACHE = _reason(
     "The pod's namespace has no cache of the name in the label pretune.dev/cache.",
     "Create the cache, or correct the label.",
 )
+TOO_LARGE = _reason(
+    "TooLarge",
+    "The pod, its template or its cache is larger, or nested deeper, than pretune reads.",
+    "Reduce what the message names. Bounds: docs/limits.md, under Input.",
+)
 DELIVERY_OFF = _reason(
     "DeliveryOff",
     "spec.delivery.mode is None.",

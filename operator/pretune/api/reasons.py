@@ -167,6 +167,12 @@ SOURCE_INVALID = _reason(
     " the pods may run on no target's nodes.",
     "Correct the template, or spec.targets.",
 )
+TOO_LARGE = _reason(
+    "TooLarge",
+    "The cache, or the object with the template, is larger, or nested deeper, than pretune reads. Of"
+    " a bundle: a variable of the engine is, once the variables in it are replaced.",
+    "Reduce what the message names. Bounds: docs/limits.md, under Input.",
+)
 ENGINE_AMBIGUOUS = _reason(
     "EngineAmbiguous",
     "Several containers ask for a GPU.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 from pretune.api import reasons
 from pretune.api.types import Object
 from pretune.manifests.agent_archive import agent_digest
+from pretune.podspec.canonical import list_references
 from pretune.protocol import (
     AGENT_CHANGED_EXIT_CODE,
     AGENT_FILE,
@@ -219,7 +219,7 @@ def select_path_variables(env: list[Object]) -> list[Object]:
     for variable in reversed(env):
         if variable["name"] in needed:
             selected.append(copy.deepcopy(variable))
-            needed |= set(re.findall(r"\$\(([^)]*)\)", variable.get("value") or ""))
+            needed.update(list_references(variable.get("value") or ""))
     return selected[::-1]
 
 

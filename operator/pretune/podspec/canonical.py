@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from pretune.api.types import Object
 
 _QUANTITY = re.compile(
-    r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?"
+    r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?"
 )
+MAX_QUANTITY_CHARACTERS = 64  # the API server writes at most 24
 _BINARY = {f"{letter}i": 1024**power for power, letter in enumerate("KMGTPE", start=1)}
 _DECIMAL = {
     letter: Fraction(1000) ** power
@@ -26,13 +27,19 @@ _DECIMAL = {
 # What the kubelet replaces in env values: `$$` by one dollar, `$(NAME)` by an earlier variable.
 _REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 _MARK = "\0"  # no value of a container's environment can contain it
+_TOO_LONG = _MARK * 2  # begins a value that is left as it is written
+
+# Of a value as the kubelet expands it, and by which all values of a container may grow with that:
+# Linux starts no process with a variable of more than 128 KiB (MAX_ARG_STRLEN).
+MAX_VALUE_CHARACTERS = 128 * 1024
 
 
 def parse_quantity(value: str | int | float) -> Fraction:
     """Return a Kubernetes quantity as a number: 8 == "8" == "8000m". Raises ValueError."""
-    match = _QUANTITY.fullmatch(str(value).strip())
+    text = value if isinstance(value, str) else repr(value)
+    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= MAX_QUANTITY_CHARACTERS else None
     if match is None or isinstance(value, bool):
-        raise ValueError(f"{value!r} is no quantity")
+        raise ValueError(f"{text[:MAX_QUANTITY_CHARACTERS]!r} is no quantity")
     number, binary, decimal, exponent = match.groups()
     scale = _BINARY.get(binary) or _DECIMAL.get(decimal) or Fraction(10) ** int(exponent or 0)
     return Fraction(number) * scale
@@ -79,23 +86,57 @@ def environment(env: Iterable[Object], without: Sequence[str] = ()) -> dict[str,
 
     Of a repeated name the last counts, and `$(NAME)` is replaced by an earlier variable, so that
     the order matters only where it does to the kubelet. A valueFrom stays a reference: its value
-    is never read.
+    is never read. A value that would exceed MAX_VALUE_CHARACTERS stays as it is written
+    (find_too_long).
     """
     values: dict[str, str] = {}
-
-    def resolve(match: re.Match[str]) -> str:
-        name = match[1]
-        return "$" if name is None else values.get(name, f"{_MARK}({name})")
-
+    growth_left = MAX_VALUE_CHARACTERS
     for variable in env:
         name = variable["name"]
         if name in without:
             continue
         if variable.get("valueFrom"):
             values[name] = _MARK + to_json(_canonical_source(variable["valueFrom"]))
+            continue
+        written = variable.get("value") or ""
+        if "$" not in written:
+            values[name] = written
+            continue
+        most = min(MAX_VALUE_CHARACTERS, len(written) + growth_left)
+        expanded = _expand(written, values, most)
+        if expanded is None:
+            values[name] = _TOO_LONG + written
         else:
-            values[name] = _REFERENCE.sub(resolve, variable.get("value") or "")
+            values[name] = expanded
+            growth_left -= max(0, len(expanded) - len(written))
     return values
+
+
+def find_too_long(values: Mapping[str, str]) -> str | None:
+    """Return the variable of an environment() that is too long once it is expanded, or None."""
+    return next((name for name, value in values.items() if value.startswith(_TOO_LONG)), None)
+
+
+def list_references(value: str) -> list[str]:
+    """Return the names of the variables that a value refers to, as `$(NAME)`."""
+    # Only before the last bracket, where each reference ends: the search is linear.
+    return [match[1] for match in _REFERENCE.finditer(value, 0, value.rfind(")") + 1) if match[1]]
+
+
+def _expand(written: str, values: Mapping[str, str], most: int) -> str | None:
+    """Return a value as the kubelet expands it; None where it has more than `most` characters."""
+    end = written.rfind(")") + 1  # behind it no reference ends: so the search is linear
+    parts, size, at = [], 0, 0
+    for match in _REFERENCE.finditer(written, 0, end):
+        name = match[1]
+        replacement = "$" if name is None else values.get(name, f"{_MARK}({name})")
+        parts += [written[at : match.start()], replacement]
+        size += len(parts[-2]) + len(replacement)
+        if size > most:
+            return None
+        at = match.end()
+    parts += [written[at:end], written[end:].replace("$$", "$")]
+    return "".join(parts) if size + len(written) - at <= most else None
 
 
 def _canonical_source(value_from: Object) -> Any:

@@ -10,6 +10,7 @@ from pretune.api import reasons
 from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
+from pretune.podspec import canonical
 from pretune.podspec.template import (
     command_words,
     device_claims,
@@ -164,6 +165,18 @@ def multi_pod_flag(candidate: Candidate) -> str | None:
         return None
     path = f"{candidate.engine_path}.{_field_of_flag(candidate.engine, flag)}"
     return f"{path}: {flag}: the engine is one of several pods"
+
+
+def variable_too_long(candidate: Candidate) -> str | None:
+    """A value that refers to others, and that the kubelet would expand to more than Linux takes."""
+    environment = canonical.environment(candidate.engine.get("env") or ())
+    name = canonical.find_too_long(environment)
+    if name is None:
+        return None
+    return (
+        f"{candidate.engine_path}.env: {name}: with the variables in it replaced it has more than"
+        f" {canonical.MAX_VALUE_CHARACTERS:,} characters, or all of them together grow by more"
+    )
 
 
 def leader_address(candidate: Candidate) -> str | None:
@@ -322,6 +335,7 @@ PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
     (reasons.ENGINE_NOT_FOUND, gpu_missing),
     (reasons.SOURCE_INVALID, kept_container_missing),
     (reasons.SOURCE_INVALID, volume_missing),
+    (reasons.TOO_LARGE, variable_too_long),
     (reasons.MULTI_POD_ENGINE, multi_pod_label),
     (reasons.MULTI_POD_ENGINE, multi_pod_flag),
     (reasons.MULTI_POD_ENGINE, leader_address),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 from fractions import Fraction
@@ -22,6 +23,7 @@ from pretune.podspec.template import count_gpus, engine_of, gpu_resources
 
 from tests.builders.caches import spec
 from tests.builders.constants import DEFAULT
+from tests.builders.random_pods import RandomCase
 from tests.builders.strategies import law, templates
 from tests.builders.templates import Template, engine, stored, template
 
@@ -831,3 +833,12 @@ def test_a_pod_whose_terms_exclude_the_targets_nodes_does_not_get_its_bundle(
     affinity = requiring(*({"matchExpressions": expressions} for expressions in terms))
     pod: Object = {"metadata": {}, "spec": {"affinity": affinity}}
     assert (identity.target_of(pod, spec(targets=TWO[:1])) is not None) == fits
+
+
+def test_the_fingerprints_of_ordinary_templates_never_change() -> None:
+    """Another fingerprint is a cold start of every engine: the release notes have to say so."""
+    digest = hashlib.sha256()
+    for number in range(500):
+        pod = RandomCase(number).pod()
+        digest.update(identity.fingerprint(pod, "vllm").encode())
+    assert digest.hexdigest() == "92b772135024302458c7778bccf33aceec4c49bcb90ddb79209af8f04512bde5"

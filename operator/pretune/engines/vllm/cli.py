@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 
 from pretune.engines.command import program, shell_words
 
 OVERRIDE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 DEFAULT_PORT = 8000
+_NUMBER = re.compile(r"[0-9]{1,9}\Z")
 
 
 def flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
@@ -16,7 +17,10 @@ def flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
 
     `_` in a flag becomes `-`, as in vLLM's parser.
     """
-    plain = shell_words(words)
+    return _read_flags(shell_words(words))
+
+
+def _read_flags(plain: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
     for index, word in enumerate(plain):
         if not re.match(r"--?[A-Za-z]", word):
             continue
@@ -35,11 +39,19 @@ def last_number(words: Sequence[str], *names: str) -> Optional[int]:
 
     None where it is absent, or not written as a number: `$(TP)`.
     """
-    found = None
-    for name, value in flags(words):
+    return _last_number(flags(words), *names)
+
+
+def _last_number(found: Iterable[Tuple[str, Optional[str]]], *names: str) -> Optional[int]:
+    number = None
+    for name, value in found:
         if name in names:
-            found = int(value) if value is not None and value.isdigit() else None
-    return found
+            number = _number(value)
+    return number
+
+
+def _number(value: Optional[str]) -> Optional[int]:
+    return int(value) if value is not None and _NUMBER.match(value) else None
 
 
 def read_port(words: Sequence[str]) -> int:
@@ -63,8 +75,10 @@ def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
     None for a whole engine. A value that cannot be read here (`--nnodes $(NODES)`) counts as
     several: a wrong copy would connect to production.
     """
-    size, local = last_number(words, "--data-parallel-size", "-dp"), None
-    for name, value in flags(words):
+    plain = shell_words(words)
+    found = list(_read_flags(plain))
+    size, local = _last_number(found, "--data-parallel-size", "-dp"), None
+    for name, value in found:
         shown = name if value is None else "%s %s" % (name, value)
         if name in (
             "--headless",
@@ -79,20 +93,20 @@ def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
         if name in ("--node-rank", "--data-parallel-start-rank", "-dpr") and value != "0":
             return shown
         if name in ("--data-parallel-size-local", "-dpl"):
-            local = (shown, int(value) if value and value.isdigit() else None)
+            local = (shown, _number(value))
     if local and (size is None or local[1] is None or local[1] < size) and (size or 0) != 1:
         return local[0]
-    plain = shell_words(words)
     if plain == list(words):  # in a script -n and -r may be any program's
         for name, least in (("-n", 2), ("-r", 1)):
-            number = last_number(words, name)
+            number = _last_number(found, name)
             if number is not None and number >= least:
                 return "%s %d" % (name, number)
     for index, word in enumerate(plain[:-1]):
         if program(word) == "ray" and plain[index + 1] == "start":
-            for name, value in flags(plain[index:]):
+            for name, value in _read_flags(plain[index:]):
                 if name == "--address":
                     return "ray start --address" + (" " + value if value else "")
+            break  # what follows was read
     return None
 
 
@@ -127,7 +141,7 @@ def find_registration(words: Sequence[str], env: Mapping[str, str]) -> Optional[
     for index, word in enumerate(plain):
         if word == "-m" and index + 1 < len(plain) and re.match(r"dynamo(\.|$)", plain[index + 1]):
             return "-m " + plain[index + 1]
-    for flag, given in flags(words):
+    for flag, given in _read_flags(plain):
         if flag == "--load-format" and (given or "").lower() in _REGISTERING_LOADERS:
             return "%s %s" % (flag, given)
         if flag == "--kv-transfer-config" and given and _REGISTERING.search(given):

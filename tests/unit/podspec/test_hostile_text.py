@@ -1,0 +1,178 @@
+"""Texts that a tenant writes are read in time that grows with their length, whatever they are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from pretune.engines.command import runs_program, shell_words
+from pretune.engines.vllm import cli
+from pretune.manifests.agent_container import select_path_variables
+from pretune.podspec import canonical, identity, template
+from pretune.podspec.preflight import find_refusal
+
+from tests.builders.caches import spec
+from tests.builders.constants import DEFAULT
+from tests.builders.strategies import law
+from tests.builders.templates import engine
+from tests.growth import MOST, growth
+
+
+def of_a_script(script: str) -> Any:
+    return cli.find_multi_pod_flag(["sh", "-c", script])
+
+
+def of_a_value(value: str) -> Any:
+    env = [{"name": "A", "value": "a"}, {"name": "PATH", "value": value}]
+    return canonical.environment(env), select_path_variables(env)
+
+
+def of_a_quantity(text: str) -> Any:
+    with pytest.raises(ValueError, match="is no quantity"):
+        canonical.parse_quantity(text)
+
+
+def of_a_flag(word: str) -> Any:
+    return shell_words(["sh", word, "x"]), cli.read_port(["sh", word])
+
+
+def of_words(words: list[str]) -> Any:
+    return cli.find_multi_pod_flag(words), cli.find_registration(words, {})
+
+
+def of_an_image(image: str) -> Any:
+    return template.moving_tag(image)
+
+
+HOSTILE: dict[str, tuple[Callable[[Any], Any], Callable[[int], Any]]] = {
+    "open references": (of_a_value, lambda n: "$(" * n),
+    "open references before a closed one": (of_a_value, lambda n: "$(" * n + ")"),
+    "open references after a closed one": (of_a_value, lambda n: "$(A)" + "$(" * n),
+    "closed references": (of_a_value, lambda n: "$(A)" * n),
+    "dollars": (of_a_value, lambda n: "$" * n),
+    "brackets": (of_a_value, lambda n: ")" * n + "$(" * n),
+    "digits that are no quantity": (of_a_quantity, lambda n: "1" * n + "x"),
+    "digits after a point": (of_a_quantity, lambda n: "1." + "1" * n + "x"),
+    "a quoted word": (of_a_script, lambda n: f"'{'a' * n}'"),
+    "a double-quoted word": (of_a_script, lambda n: f'"{"a" * n}"'),
+    "escapes in quotes": (of_a_script, lambda n: f'"{chr(92) * 2 * n}"'),
+    "a word of many pieces": (of_a_script, lambda n: "a''" * n),
+    "open quotes": (of_a_script, lambda n: "'" * (2 * n + 1)),
+    "open quotes of both kinds": (of_a_script, lambda n: "'\"" * n),
+    "escapes at the end": (of_a_script, lambda n: "\\" * (2 * n + 1)),
+    "comments": (of_a_script, lambda n: "#\n" * n),
+    "operators": (of_a_script, lambda n: ";" * n + "a;" * n),
+    "a flag of a shell": (of_a_flag, lambda n: f"-{'c' * n}!"),
+    "flags": (of_words, lambda n: ["--port", "1"] * n),
+    "ray, again and again": (of_words, lambda n: ["ray", "start"] * n),
+    "dynamo, nearly": (of_words, lambda n: ["-m", "dynam"] * n),
+    "a flag's value": (of_words, lambda n: ["--kv-transfer-config", "m" * n]),
+    "an image's tag": (of_an_image, lambda n: "vllm:latest" + "-" * n),
+    "an image's commit": (of_an_image, lambda n: "vllm:main-" + "a" * n),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_four_times_the_text_takes_four_times_as_long(name: str) -> None:
+    work, make = HOSTILE[name]
+    assert growth(work, make, 4_000 if work is of_words else 10_000) < MOST
+
+
+# --- env that grows
+
+
+def growing(variables: int, references: int = 8) -> list[Any]:
+    """852 bytes that the kubelet would expand to gigabytes."""
+    return [{"name": "A0", "value": "x" * 100}] + [
+        {"name": f"A{n}", "value": f"$(A{n - 1})" * references} for n in range(1, variables)
+    ]
+
+
+def test_env_that_grows_by_each_variable_stays_small_and_keeps_a_fingerprint_of_its_own() -> None:
+    values = canonical.environment(growing(40))
+    assert sum(map(len, values.values())) < 3 * canonical.MAX_VALUE_CHARACTERS
+    assert canonical.find_too_long(values)
+    one, other = engine(env=growing(40)), engine(env=growing(40, references=9))
+    assert identity.fingerprint(one, "") == identity.fingerprint(engine(env=growing(40)), "")
+    assert identity.fingerprint(one, "") != identity.fingerprint(other, "")
+
+
+def test_many_variables_that_each_grow_a_little_stay_small_together() -> None:
+    env = [{"name": "A", "value": "x" * 100_000}]
+    env += [{"name": f"B{n}", "value": "$(A)"} for n in range(900)]
+    values = canonical.environment(env)
+    assert sum(map(len, values.values())) < 400_000 and canonical.find_too_long(values) == "B1"
+
+
+def test_an_engine_whose_env_grows_without_bound_is_refused_with_the_variable() -> None:
+    refusal = find_refusal(engine(env=growing(8)), spec(), DEFAULT)
+    assert refusal is not None and refusal.reason == "TooLarge"
+    assert "spec.source.template.spec.containers[0].env: A" in refusal.message
+
+
+def test_a_long_script_in_a_variable_is_no_reason_to_refuse() -> None:
+    scripts = {f"SCRIPT{n}": "echo $(date)\n" * 5_000 for n in range(10)}
+    values = canonical.environment(
+        [{"name": name, "value": script} for name, script in scripts.items()]
+    )
+    assert canonical.find_too_long(values) is None
+
+
+# --- the same as before
+
+
+_OLD_REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
+
+
+def old_environment(env: list[Any]) -> dict[str, str]:
+    values: dict[str, str] = {}
+
+    def resolve(match: re.Match[str]) -> str:
+        return "$" if match[1] is None else values.get(match[1], f"\0({match[1]})")
+
+    for variable in env:
+        values[variable["name"]] = _OLD_REFERENCE.sub(resolve, variable["value"])
+    return values
+
+
+@law(
+    st.lists(
+        st.tuples(st.sampled_from("AB"), st.text("$()AB x", max_size=12)),
+        max_size=4,
+    )
+)
+def test_a_short_value_is_expanded_as_the_kubelet_does(pairs: list[tuple[str, str]]) -> None:
+    env = [{"name": name, "value": value} for name, value in pairs]
+    assert canonical.environment(env) == old_environment(env)
+
+
+@law(st.text("ab-=#;|&<>()'\"\\ \n\t$é", max_size=16))
+def test_a_script_has_the_words_that_shlex_finds(script: str) -> None:
+    text = script.replace("\\\n", " ")
+    try:
+        lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        expected = list(lexer)
+    except ValueError:
+        expected = text.split()
+    assert shell_words(["sh", "-c", script])[2:] == expected
+
+
+@law(st.text("-abcsx!\n", max_size=6))
+def test_the_flags_after_which_a_shell_takes_a_script_are_as_before(word: str) -> None:
+    is_flag = re.match(r"-[a-z]*c[a-z]*$", word) is not None
+    assert (shell_words(["sh", word, "a b"])[2:] == ["a", "b"]) == is_flag
+
+
+@pytest.mark.parametrize("value", ["²", "1" * 5000, "١", "-1", "1.5"])
+def test_what_is_no_small_number_is_none(value: str) -> None:
+    assert cli.last_number(["--port", value], "--port") is None
+    assert cli.find_multi_pod_flag(["--nnodes", value]) is not None
+
+
+def test_a_program_is_found_in_a_long_script() -> None:
+    assert runs_program(["sh", "-c", "x " * 50_000 + "vllm serve"], "vllm")
