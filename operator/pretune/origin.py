@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
+from pretune.intake import EXCESS
 from pretune.kube.types import ApiError, Cluster
 from pretune.manifests.admitted import apply_admission
 from pretune.manifests.injection import strip
@@ -25,6 +26,8 @@ from pretune.podspec.workloads import (
     origin_of,
 )
 from pretune.policy.model import Origin
+
+MAX_REVISION_DIGITS = 19  # of an int64
 
 # The API server's answers that become a Refused, by HTTP status. Any other error is raised.
 _REFUSALS = {403: reasons.SOURCE_FORBIDDEN, 404: reasons.SOURCE_NOT_FOUND}
@@ -71,6 +74,9 @@ def _origin_of_bare(pod: Object) -> Origin:
 
     That is the pod without what we, the scheduler and the API server added.
     """
+    if excess := pod.get(EXCESS):
+        name = pod["metadata"].get("name") or ""
+        return Origin(POD, name, Refused(reasons.TOO_LARGE, f"Pod {name} {excess}"))
     stripped = strip(pod)
     meta, spec = stripped["metadata"], dict(stripped["spec"])
     if not _author_chose_node(pod):
@@ -118,6 +124,8 @@ async def _read_holder(cluster: Cluster, namespace: str, ref: TemplateRef) -> _H
         return _Holder(Refused(_REFUSALS[error.code], f"{name}: {error.message}"))
     if holder is None:
         return _Holder(Refused(reasons.SOURCE_NOT_FOUND, f"{name} does not exist"))
+    if excess := holder.get(EXCESS):
+        return _Holder(Refused(reasons.TOO_LARGE, f"{name} {excess}"))
     row = find_kind(ref.owner)
     assert row is not None  # origin_of has found it
     uid, number, template = _open_holder(holder, row)
@@ -143,7 +151,9 @@ def _open_holder(holder: Object, row: WorkloadKind) -> tuple[object, object, obj
 
 
 def _parse_number(value: object) -> int:
-    return int(str(value)) if str(value).isdecimal() else 0
+    """Return a revision's number; 0 for what is none: anybody may write the annotation."""
+    text = str(value)
+    return int(text) if len(text) <= MAX_REVISION_DIGITS and text.isdecimal() else 0
 
 
 def _conforming(template: object, kind: str, name: str) -> Object | Refused:
@@ -151,7 +161,8 @@ def _conforming(template: object, kind: str, name: str) -> Object | Refused:
     try:
         return template_of(source)
     except Refused as refused:
-        return Refused(reasons.SOURCE_INVALID, refused.message)
+        is_large = refused.reason == reasons.TOO_LARGE
+        return refused if is_large else Refused(reasons.SOURCE_INVALID, refused.message)
 
 
 async def _read_workload(

@@ -9,10 +9,12 @@ Protocol in memory.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -30,16 +32,28 @@ from kubernetes.aio.config.kube_config import load_kube_config
 from pretune.api.names import GROUP, KIND, PLURAL, VERSION
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.intake import (
+    ENVELOPE,
+    OBJECT,
+    PAGE,
+    Bounds,
+    TooLarge,
+    cut_event,
+    cut_list,
+    cut_object,
+    find_excess,
+    parse_json,
+)
 from pretune.kube.types import ApiError, Event, NoSuchKind, keep_all, metadata_only
 from pretune.kube.watch import ADDED, LISTED, Change
 
 log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "pretune"  # also the name under which Events are reported
-# Of one list request. A page that is larger is not read to its end, but asked for again with fewer
-# objects: 3,000 pods at once were 17 MB and 149 MiB resident, and a tenant's may have 1.5 MiB each.
+# Objects of one list request. A page that exceeds intake.PAGE is not read to its end, but asked for
+# again with fewer: 3,000 pods at once were 17 MB and 149 MiB resident, and a tenant's may have
+# 1.5 MiB each.
 PAGE_SIZE = 250
-MAX_PAGE_BYTES = 4 << 20
 SMALLER_PAGE = 8  # the divisor of the number of objects
 CALL_TIMEOUT = aiohttp.ClientTimeout(total=30)
 # A watch sends a bookmark a minute even when nothing happens: without one its connection is dead.
@@ -47,6 +61,13 @@ WATCH_IDLE_SECONDS = 90.0
 LOG_CHUNK_BYTES = 64 << 10
 MAX_OBJECT_BYTES = 8 << 20  # one object, as JSON: in a watch, or alone in its page
 RESOURCE_TTL_SECONDS = 600.0  # after which a discovered kind's resource is asked for again
+
+MAX_QUOTED = 100  # characters of what others wrote, in an error
+
+# `v1`, `apps/v1`, `example.com/v1beta1`.
+_API_VERSION = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[a-z][a-z0-9]{0,62}")
+
+Cut = Callable[[bytes, str], Object]  # of intake.py: a text, and what it exceeds
 
 _JSON = "application/json"
 # Accept of a request for metadata only, where the resource can answer so.
@@ -120,8 +141,8 @@ class Kubernetes:
     # --- as kube.types.Cluster says
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
-        if not name:
-            return None  # its path would be that of all objects of the kind
+        if not is_object_name(name):
+            return None  # its path would be that of something else
         path = await self._path(api_version, kind, namespace, name)
         code, answer = await self._request_json("GET", path)
         if code == 404 and "name" in (answer.get("details") or {}):
@@ -272,7 +293,7 @@ class Kubernetes:
         """
         path = await self._path(api_version, kind, namespace)
         selectors = {
-            "fieldSelector": f"metadata.name={name}" if name else "",
+            "fieldSelector": f"metadata.name={_escape(name)}" if name else "",
             "labelSelector": labels,
         }
         partial = project is metadata_only
@@ -298,9 +319,9 @@ class Kubernetes:
             "GET", path, query=query, accept=METADATA if partial else _JSON, limit=limit
         ) as response:
             if response.status >= 400:
-                _require_success(response.status, _parse_json(await response.read()))
+                _require_success(response.status, await _read_answer(response))
             while line := await response.content.readline(max_line_length=MAX_OBJECT_BYTES):
-                change = json.loads(line)
+                change = await _parse_or_cut(line, ENVELOPE, cut_event)
                 if change["type"] == "ERROR":
                     _require_success(int(change["object"].get("code") or 500), change["object"])
                 if change["type"] != "BOOKMARK":
@@ -323,7 +344,7 @@ class Kubernetes:
         limit = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)
         async with self._send("GET", path, query=query, accept="*/*", limit=limit) as response:
             if response.status >= 400:
-                _require_success(response.status, _parse_json(await response.read()))
+                _require_success(response.status, await _read_answer(response))
             async for chunk in response.content.iter_chunked(LOG_CHUNK_BYTES):
                 yield chunk
 
@@ -340,23 +361,28 @@ class Kubernetes:
     ) -> str:
         """Return the path of an object, or of all objects of its kind (no name).
 
-        Raises ValueError for an empty name, whose path would be that of all objects: a deletion
-        there deletes all of them.
+        The only place where a path is made of what others wrote. Raises ValueError for what is no
+        object's name: the path of "" is that of all objects, and a deletion there deletes all of
+        them. Raises NoSuchKind for what is no apiVersion.
         """
-        if name == "":
-            raise ValueError(f"{kind} in {namespace or 'the cluster'}: the name is empty")
+        if name is not None and not is_object_name(name):
+            what = "empty" if not name else f"no object's name: {name[:MAX_QUOTED]!r}"
+            raise ValueError(f"{kind} in {namespace or 'the cluster'}: the name is {what}")
         resource = await self._resource(api_version, kind)
-        place = (
-            f"/namespaces/{quote(namespace, safe='')}" if resource.namespaced and namespace else ""
-        )
-        return f"{_base_path(api_version)}{place}/{resource.plural}" + (
-            f"/{quote(name, safe='')}" if name else ""
-        )
+        steps = [_base_path(api_version)]
+        if resource.namespaced and namespace:
+            steps += ["namespaces", quote(namespace, safe="")]
+        steps.append(quote(resource.plural, safe=""))
+        if name:
+            steps.append(quote(name, safe=""))
+        return "/".join(steps)
 
     async def _resource(self, api_version: str, kind: str) -> Resource:
         """Return the kind's resource: a known one, or as the API server says. Raises NoSuchKind."""
         if known := KNOWN_RESOURCES.get((api_version, kind)):
             return known
+        if not _API_VERSION.fullmatch(api_version):
+            raise NoSuchKind(api_version[:MAX_QUOTED], kind[:MAX_QUOTED])
         resource, expires_at = self._discovered.get((api_version, kind), (None, 0.0))
         if resource is not None and time.monotonic() < expires_at:
             return resource
@@ -374,7 +400,7 @@ class Kubernetes:
     async def _read_pages(
         self, path: str, selectors: Mapping[str, str], accept: str
     ) -> AsyncIterator[Object]:
-        """Yield the pages of a list, each of at most MAX_PAGE_BYTES or with one object.
+        """Yield the pages of a list, each within intake.PAGE or with one object.
 
         Raises ApiError: 410 when the API server does not remember the list any more, 413 for an
         object of more than MAX_OBJECT_BYTES.
@@ -384,17 +410,16 @@ class Kubernetes:
         while True:
             query = {"limit": str(limit), **given, **({"continue": rest} if rest else {})}
             async with self._send("GET", path, query=query, accept=accept) as response:
-                raw = await _read_at_most(
-                    response, MAX_PAGE_BYTES if limit > 1 else MAX_OBJECT_BYTES
-                )
-            if raw is None and limit == 1:
-                raise ApiError(413, "TooLarge", f"{path}: an object is larger than 8 MiB")
-            if raw is None:
+                raw = await _read_at_most(response, PAGE.size if limit > 1 else MAX_OBJECT_BYTES)
+            if limit > 1 and (raw is None or find_excess(raw, PAGE)):
                 limit = max(1, limit // SMALLER_PAGE)
                 continue
-            if len(raw) < MAX_PAGE_BYTES // (2 * SMALLER_PAGE):
+            if raw is None:
+                raise ApiError(413, "TooLarge", f"{path}: an object is larger than 8 MiB")
+            page = await _parse_answer(raw, PAGE if limit > 1 else ENVELOPE, cut_list)
+            if len(raw) < PAGE.size // (2 * SMALLER_PAGE):
                 limit = min(PAGE_SIZE, limit * SMALLER_PAGE)
-            page = _require_success(response.status, _parse_json(raw))
+            page = _require_success(response.status, page)
             del raw  # it may be megabytes, and the page with it
             rest = (page.get("metadata") or {}).get("continue") or ""
             yield page
@@ -416,7 +441,7 @@ class Kubernetes:
         async with self._send(
             method, path, query=query, body=body, content=content, accept=accept
         ) as response:
-            return response.status, _parse_json(await response.read())
+            return response.status, await _read_answer(response)
 
     @asynccontextmanager
     async def _send(
@@ -490,8 +515,19 @@ def _take_each(items: list[Object]) -> Iterator[Object]:
         yield items.pop()
 
 
+def is_object_name(name: str) -> bool:
+    """Whether an object can have this name, as the API server sees it: one segment of a path."""
+    return name not in ("", ".", "..") and "/" not in name and "%" not in name
+
+
 def _base_path(api_version: str) -> str:
-    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+    root = "apis" if "/" in api_version else "api"
+    return "/".join(("", root, *(quote(step, safe="") for step in api_version.split("/"))))
+
+
+def _escape(value: str) -> str:
+    """Return the value as one of a field selector."""
+    return re.sub(r"([\\,=])", r"\\\1", value)
 
 
 def _preconditions(ref: Object) -> Object:
@@ -499,18 +535,41 @@ def _preconditions(ref: Object) -> Object:
     return {name: meta[name] for name in ("uid", "resourceVersion") if name in meta}
 
 
-def _parse_json(raw: bytes) -> Object:
+async def _read_answer(response: aiohttp.ClientResponse) -> Object:
+    """Return an answer with one object. Raises ApiError where it is larger than MAX_OBJECT_BYTES."""
+    raw = await _read_at_most(response, MAX_OBJECT_BYTES)
+    if raw is None:
+        raise ApiError(413, "TooLarge", f"{response.url.path}: the answer is larger than 8 MiB")
+    return await _parse_answer(raw, OBJECT, cut_object)
+
+
+async def _parse_answer(raw: bytes, bounds: Bounds, cut: Cut) -> Object:
     """Return the answer as JSON; a text that is not JSON as a Status with that text as message.
 
-    Texts are `404 page not found`, or a proxy's page.
+    Texts are `404 page not found`, or a proxy's page. Raises ApiError for an object of which
+    nothing can be read.
     """
     try:
-        answer = json.loads(raw)
+        answer = await _parse_or_cut(raw, bounds, cut)
+    except TooLarge as error:
+        raise ApiError(413, "TooLarge", f"the answer {error}") from None
     except ValueError:
         answer = None
     if isinstance(answer, dict):
         return answer
-    return {"kind": "Status", "message": raw.decode(errors="replace")[:1024]}
+    return {"kind": "Status", "message": raw[:4096].decode(errors="replace")[:1024]}
+
+
+async def _parse_or_cut(raw: bytes, bounds: Bounds, cut: Cut) -> Any:
+    """Return the JSON; what `cut` leaves of it where it exceeds the bounds. Raises ValueError."""
+    try:
+        return parse_json(raw, bounds)
+    except TooLarge as error:
+        excess = str(error)
+    try:
+        return await asyncio.to_thread(cut, raw, excess)
+    except ValueError as error:
+        raise TooLarge(f"{excess}: {error}") from None
 
 
 def _require_success(code: int, answer: Object) -> Object:

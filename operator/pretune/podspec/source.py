@@ -12,6 +12,8 @@ from pretune.api import reasons
 from pretune.api.names import KIND
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
+from pretune.intake import EXCESS, find_excess_of_template
+from pretune.protocol import MAX_NUMBER
 
 # The form that the rest of pretune relies on. A field that is not here may have any value: the API
 # server checks it in the Job. A dict lists an object's fields; a list has the form of an array's
@@ -20,6 +22,9 @@ MAP: Any = {"*": str}
 _ENTRIES: Any = [{"name": str}]
 _RESOURCES: Any = {"limits": {}, "requests": {}, "claims": _ENTRIES}
 _PROBE: Any = {
+    "initialDelaySeconds": int,
+    "periodSeconds": int,
+    "failureThreshold": int,
     "httpGet": {
         "path": str,
         "host": str,
@@ -44,6 +49,7 @@ _CONTAINER: Any = {
     "securityContext": {"capabilities": {"add": [str], "drop": [str]}},
     "startupProbe": _PROBE,
     "readinessProbe": _PROBE,
+    "livenessProbe": _PROBE,
 }
 _EXPRESSIONS: Any = [{"key": str, "operator": str, "values": [str]}]
 _TERMS: Any = [{"matchExpressions": _EXPRESSIONS, "matchFields": _EXPRESSIONS}]
@@ -66,18 +72,25 @@ _TEMPLATE: Any = {
 }
 MAX_KIND = 63  # characters of a kind that a message names
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # as the API server takes it
-_KIND_NAMES: dict[Any, str] = {dict: "an object", list: "a list", str: "a string"}
+_KIND_NAMES: dict[Any, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: f"a whole number of at most {MAX_NUMBER}",
+}
 
 
 def template_of(source: Object) -> Object:
     """Return the pod template in a source, as its author wrote it: a copy, without nulls.
 
     source: a workload (spec.template) or an AutotuneCache (spec.source.template).
-    Raises Refused: SourceNotSupported if there is none; SourceInvalid, with the field, if it does
-    not have a template's form (the CRD keeps unknown fields, so that the API server checks nothing
-    inside the pod spec of an AutotuneCache).
+    Raises Refused: SourceNotSupported if there is none; TooLarge if it exceeds a bound;
+    SourceInvalid, with the field, if it does not have a template's form (the CRD keeps unknown
+    fields, so that the API server checks nothing inside the pod spec of an AutotuneCache).
     """
     meta, kind = source.get("metadata") or {}, source.get("kind") or "object"
+    if excess := source.get(EXCESS):
+        raise Refused(reasons.TOO_LARGE, f"{kind} {meta.get('name', '')} {excess}")
     path = "spec.source.template" if kind == KIND else "spec.template"
     value: Any = source
     for step in path.split("."):
@@ -92,6 +105,8 @@ def template_of(source: Object) -> Object:
             f"{path} is no pod template with containers; name {_name_holder(source)}, or use"
             " spec.source.template",
         )
+    if excess := find_excess_of_template(value):
+        raise Refused(reasons.TOO_LARGE, f"{path}: {excess}")
     template: Object = _without_nulls(value)
     _check_form(template, _TEMPLATE, path)
     for index, volume in enumerate(template["spec"].get("volumes") or ()):
@@ -125,8 +140,8 @@ def _without_nulls(value: Any) -> Any:
 
 def _check_form(value: Any, form: Any, path: str) -> None:
     """Raise Refused SourceInvalid, with the path, if a value does not have this form."""
-    kind: Any = str if form is str else type(form)
-    if not isinstance(value, kind):
+    kind: Any = form if form in (str, int) else type(form)
+    if not isinstance(value, kind) or (kind is int and not -1 <= value <= MAX_NUMBER):
         raise Refused(reasons.SOURCE_INVALID, f"{path} must be {_KIND_NAMES[kind]}")
     if isinstance(value, list):
         for index, item in enumerate(value):

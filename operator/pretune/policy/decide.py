@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pretune.intake import EXCESS
 from pretune.manifests.gate import is_held
 from pretune.policy.bundles import adoption, proofs, retention, retries, tuning, turns
 from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.cache import agent_configmap, deletion
-from pretune.policy.cache.status import build_status
+from pretune.policy.cache.status import build_parked_status, build_status
 from pretune.policy.cache.storage import ensure_claim
 from pretune.policy.cache.warnings import collect_warnings
 from pretune.policy.hold import release
@@ -44,6 +45,8 @@ def decide(observed: Observed, now: float) -> Plan:
             after=tuple(release.release_all(held)),
             requeue_after=release.RELEASE_RECHECK_SECONDS if held else None,
         )
+    if excess := observed.cache.get(EXCESS):
+        return _park(observed, now, f"AutotuneCache {observed.key.name} {excess}")
     had_no_claim = observed.claim is None
     observed = _with_outcomes(observed)
     plan = PlanBuilder(observed, now, claim_made=had_no_claim and observed.claim is not None)
@@ -95,6 +98,17 @@ def decide(observed: Observed, now: float) -> Plan:
         open_attempts=open_attempts,
         waits_for_turn=plan.waits_for_turn,
         requeue_after=None if plan.requeue_time is None else max(0.0, plan.requeue_time - now),
+    )
+
+
+def _park(observed: Observed, now: float, message: str) -> Plan:
+    """Return the plan for a cache that is too large to be read: nothing is held, made or ended."""
+    held = [pod for pod in observed.consumers if is_held(pod)]
+    plan = PlanBuilder(observed, now)
+    return Plan(
+        status=build_parked_status(plan, message).to_dict(),
+        after=tuple(release.release_all(held)),
+        requeue_after=release.RELEASE_RECHECK_SECONDS if held else RESYNC_SECONDS,
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
+from pretune.api import delivery_reasons
 from pretune.api.names import CACHE, ROLE
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
@@ -138,6 +139,16 @@ class Admission:
         log.info("%s: %s: %s: %s", cache, _describe_pod(request), decision.reason, decision.message)
         warnings = tuple(_truncate(warning) for warning in decision.warnings)
         return Answer(decision.mode, decision.reason, tuple(inject(pod, decision)), warnings)
+
+
+def answer_too_large(request: Object, excess: str) -> Answer:
+    """Return the answer about a pod that is too large to be read: it is admitted unchanged.
+
+    request: without its object. excess: the bound that it exceeds.
+    """
+    log.warning("%s: admitted unchanged: it %s", _describe_pod(request), excess)
+    warning = f"pretune: {delivery_reasons.TOO_LARGE}: the pod {excess}: it starts without a bundle"
+    return Answer(NONE, delivery_reasons.TOO_LARGE, warnings=(_truncate(warning),))
 
 
 def _rename_token_volume(pod: Object) -> None:

@@ -16,12 +16,12 @@ from contextlib import asynccontextmanager, contextmanager
 from aiohttp import web
 
 from pretune.api.types import Object
-from pretune.webhook.admission import Answer
+from pretune.intake import ENVELOPE, TooLarge, cut_review, parse_json
+from pretune.webhook.admission import Answer, answer_too_large
 
 PATH = "/pods"
 # The API server accepts requests of 3 MiB, and etcd objects of 1.5 MiB.
 MAX_REQUEST_BYTES = 3 << 20
-MAX_VALUES = 100_000  # in one request: 16 MiB of `{},` became 399 MiB
 BYTES_PER_VALUE = 128  # as Python has it, without its text
 MAX_TOTAL_BYTES = 64 << 20  # of all requests that are read or answered, as BYTES_PER_VALUE counts
 READ_SECONDS = 2.0  # in which a request has to come; the API server waits 5 s for its answer
@@ -87,14 +87,14 @@ def build_application(
         started_at = time.perf_counter()
         with budget.reserve() as grow:
             try:
-                request = parse_review(await read_body(http_request, grow), grow)
+                request, excess = parse_review(await read_body(http_request, grow), grow)
             except RequestError as error:
                 if record_refusal is not None:
                     record_refusal(error.status)
                 response = web.Response(status=error.status, text=f"{error}\n")
                 response.force_close()
                 return response
-            answer = await admit(request)
+            answer = answer_too_large(request, excess) if excess else await admit(request)
         if record_answer is not None:
             record_answer(answer.mode, answer.reason, time.perf_counter() - started_at)
         review = REVIEW % (json.dumps(request["uid"]), answer.response)
@@ -124,19 +124,23 @@ async def read_body(http_request: web.Request, grow: Grow) -> bytes:
     return bytes(body)
 
 
-def parse_review(body: bytes, grow: Grow) -> Object:
-    """Return the request in an AdmissionReview. Raises RequestError."""
+def parse_review(body: bytes, grow: Grow) -> tuple[Object, str]:
+    """Return the request in an AdmissionReview, and "". Raises RequestError.
+
+    Of a pod that is too large to be read: the request without it, and what it exceeds.
+    """
     # At least as many values as JSON has, strings with these characters included.
     values = sum(map(body.count, (b",", b"{", b"[")))
-    if values > MAX_VALUES:
-        raise RequestError(413, f"the body has more than {MAX_VALUES} values")
-    grow(values * BYTES_PER_VALUE)
+    grow(min(values, ENVELOPE.values) * BYTES_PER_VALUE)
     try:
-        request: Object = json.loads(body)["request"]
+        try:
+            request, excess = parse_json(body, ENVELOPE)["request"], ""
+        except TooLarge as error:
+            request, excess = cut_review(body), str(error)
         if isinstance(request["uid"], str):
             request.get("object")
-            return request
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return request, excess
+    except (ValueError, TypeError, LookupError, AttributeError):
         pass
     raise RequestError(400, "the body is not an AdmissionReview with a request")
 

@@ -14,8 +14,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
+from pretune.intake import EXCESS
 from pretune.kube.client import LOG_CHUNK_BYTES, Kubernetes, build_event
-from pretune.kube.types import ApiError, Event, NoSuchKind, metadata_only
+from pretune.kube.types import ApiError, Event, NoSuchKind, keep_all, metadata_only
 
 from tests.builders.caches import cache
 from tests.builders.constants import NOW
@@ -592,3 +593,100 @@ def test_a_reader_that_has_read_enough_of_a_log_ends_the_stream() -> None:
         return size
 
     assert 0 < Endless().play(first) <= LOG_CHUNK_BYTES
+
+
+# --- what others wrote
+
+
+DEEP = json.loads("[" * 900 + "]" * 900)
+
+
+def deep_job(name: str) -> Any:
+    return {**job(name=name), "spec": {"template": DEEP}, "status": {"active": 1}}
+
+
+def stub(name: str, excess: str) -> Any:
+    meta = {"namespace": "ns", "name": name}
+    kind = {"apiVersion": "batch/v1", "kind": "Job"}
+    return {**kind, "metadata": meta, "spec": {}, "status": {"active": 1}, EXCESS: excess}
+
+
+DEEPER = "is nested more than 64 levels deep"
+
+
+def test_an_object_that_is_too_deep_is_read_as_far_as_it_says_which_one_it_is() -> None:
+    api = Api().on(f"GET {JOBS}/j", (200, deep_job("j")))
+    found = api.play(lambda cluster: cluster.get("batch/v1", "Job", "ns", "j"))
+    assert found == stub("j", DEEPER)
+
+
+class Pages(Api):
+    """Lists jobs j0 to j9, of which j3 is too deep; the page's token is the number of the next."""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        begin, size = int(request.query.get("continue") or 0), int(request.query["limit"])
+        self.asked.append((f"{begin}+{size}", {}, None, None))
+        names = [f"j{number}" for number in range(begin, min(10, begin + size))]
+        items = [deep_job(name) if name == "j3" else job(name=name) for name in names]
+        rest = str(begin + size) if begin + size < 10 else ""
+        meta = {"resourceVersion": "1", "continue": rest}
+        return web.json_response({"kind": "JobList", "metadata": meta, "items": items})
+
+
+def test_one_object_of_a_list_that_is_too_deep_hides_no_other() -> None:
+    api = Pages()
+    found = api.play(lambda cluster: cluster.list("batch/v1", "Job", "ns"))
+    assert [one["metadata"]["name"] for one in found] == [f"j{number}" for number in range(10)]
+    [large] = [one for one in found if EXCESS in one]
+    assert large[EXCESS] == "is nested more than 66 levels deep"
+    assert len(api.asked) < 16
+
+
+def test_a_watch_goes_on_past_an_object_that_is_too_deep() -> None:
+    changes = [{"type": "ADDED", "object": one} for one in (deep_job("a"), job(name="b"))]
+
+    async def story(cluster: Kubernetes) -> list[Any]:
+        watch = cluster.watch("batch/v1", "Job", "ns", project=keep_all)
+        return [
+            (change, obj["metadata"]["name"], EXCESS in obj) async for change, obj in watch if obj
+        ]
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if "watch" in request.query:
+            return web.Response(text="".join(json.dumps(one) + "\n" for one in changes))
+        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+
+    api = Api()
+    api.handle = handle  # type: ignore[method-assign]
+    assert api.play(story) == [("ADDED", "a", True), ("ADDED", "b", False)]
+
+
+@pytest.mark.parametrize(
+    "api_version",
+    ["", "../../api/v1", "apps/v1?limit=1", "apps/v1/namespaces/x", "apps/..", "v1#", "a" * 5000],
+)
+def test_an_api_version_that_is_none_is_asked_of_no_server(api_version: str) -> None:
+    api = Api()
+    with pytest.raises(NoSuchKind) as raised:
+        api.play(lambda cluster: cluster.get(api_version, "ReplicaSet", "ns", "rs"))
+    assert api.asked == [] and len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", "../../secrets/x", "a%2fb"])
+def test_a_name_that_no_object_can_have_is_asked_of_no_server(name: str) -> None:
+    api = Api()
+    assert api.play(lambda cluster: cluster.get("batch/v1", "Job", "ns", name)) is None
+    with pytest.raises(ValueError, match="no object's name"):
+        api.play(lambda cluster: cluster.delete(job(name=name)))
+    assert api.asked == []
+
+
+def test_a_name_stays_one_value_of_a_field_selector() -> None:
+    api = Api().on(f"GET {JOBS}", (200, {"metadata": {"resourceVersion": "1"}, "items": []}))
+
+    async def story(cluster: Kubernetes) -> None:
+        async for _ in cluster.watch("batch/v1", "Job", "ns", "a,b=c"):
+            return
+
+    api.play(story)
+    assert api.asked[0][1]["fieldSelector"] == r"metadata.name=a\,b\=c"

@@ -11,6 +11,7 @@ from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.intake import EXCESS
 from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 from pretune.policy.cache.storage import ensure_claim
@@ -584,3 +585,26 @@ def test_a_message_names_the_target_where_there_are_several() -> None:
     assert plan.status is not None
     message = plan.status["conditions"][0]["message"]
     assert "a: attempt 1 of 3" in message and "b: waits for" in message
+
+
+# --- a cache that is too large
+
+
+def test_a_cache_that_is_too_large_to_be_read_holds_and_ends_nothing_and_says_so() -> None:
+    seen = cache(status_of(bundle_json("0123456789ab-default", names.TUNING_STATE)))
+    parked = {**seen, "spec": {}, EXCESS: "is nested more than 64 levels deep"}
+    pods = (Consumer("a").held(), Consumer("old").ready())
+    look = observed(parked, consumers=pods, jobs=(job("0123456789ab-default"),))
+    plan = decide(look, NOW)
+    assert plan.status is not None and not plan.actions
+    assert plan.status["bundles"] == seen["status"]["bundles"]
+    conditions = {each["type"]: each for each in plan.status["conditions"]}
+    assert {(each["status"], each["reason"]) for each in conditions.values()} == {
+        ("False", "TooLarge"),
+        ("True", "TooLarge"),
+    }
+    words = "AutotuneCache qwen3 is nested more than 64 levels deep"
+    assert conditions["Stalled"]["message"] == words and conditions["Stalled"]["status"] == "True"
+    assert [action.object["metadata"]["name"] for action in plan.after] == ["a-1"]  # type: ignore[attr-defined]
+    again = decide(replace(look, cache={**parked, "status": plan.status}), NOW + 5)
+    assert again.status == plan.status

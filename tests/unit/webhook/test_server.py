@@ -12,12 +12,12 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 from pretune.api.types import Object
+from pretune.intake import ENVELOPE
 from pretune.webhook import server
 from pretune.webhook.admission import Answer
 from pretune.webhook.server import (
     MAX_REQUEST_BYTES,
     MAX_TOTAL_BYTES,
-    MAX_VALUES,
     PATH,
     MemoryBudget,
     RequestError,
@@ -26,6 +26,7 @@ from pretune.webhook.server import (
 )
 
 JSON = "application/json"
+MAX_VALUES = ENVELOPE.values
 Ask = Callable[..., Awaitable[tuple[int, str]]]
 
 
@@ -73,7 +74,7 @@ async def repeated(piece: bytes, size: int, pause: float = 0.0) -> AsyncIterator
         ("no JSON", b"{", JSON, 400, "not an AdmissionReview"),
         ("lists in lists", b"[" * 90_000, JSON, 400, "not an AdmissionReview"),
         ("a body that says that it is too large", b"x" * (MAX_REQUEST_BYTES + 1), JSON, 413, "larger than 3145728 bytes"),
-        ("many values", b"[" + b"{}," * MAX_VALUES + b"0]", JSON, 413, "more than 100000 values"),
+        ("many values", b"[" + b"{}," * MAX_VALUES + b"0]", JSON, 400, "not an AdmissionReview"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
 )  # fmt: skip
@@ -83,6 +84,26 @@ def test_a_request_that_no_api_server_sends_is_refused(
     (got, text), refusals = play(lambda ask: ask(body, content_type))
     assert got == status and words in text
     assert refusals == ([] if status == 200 else [status])
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("[" * 1000 + "]" * 1000, "is nested more than 66 levels deep"),
+        ("[" + "0," * MAX_VALUES + "0]", "has more than 100,000 values"),
+    ],
+)
+def test_a_pod_that_is_too_large_is_admitted_unchanged_with_a_warning(
+    template: str, words: str
+) -> None:
+    head = '"uid":"u","name":"p","namespace":"ns","operation":"CREATE","userInfo":{"groups":["a"]}'
+    body = f'{{"kind":"AdmissionReview","request":{{{head},"object":{{"spec":{template}}}}}}}'
+    (status, text), refusals = play(lambda ask: ask(body.encode()))
+    response = json.loads(text)["response"]
+    assert (status, refusals) == (200, []) and response["uid"] == "u" and response["allowed"]
+    assert response["warnings"] == [
+        f"pretune: TooLarge: the pod {words}: it starts without a bundle"
+    ]
 
 
 def test_an_endless_body_is_read_up_to_the_limit_only() -> None:

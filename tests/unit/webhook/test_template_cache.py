@@ -31,6 +31,7 @@ class Api:
         self.error: Exception | None = None
         self.absent = False
         self.image = "vllm:1"
+        self.args = ["serve"]
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         self.read += 1
@@ -39,7 +40,7 @@ class Api:
             raise self.error
         if self.absent:
             return None
-        spec = {"template": serving_template(image=self.image)}
+        spec = {"template": serving_template(image=self.image, args=self.args)}
         meta: Object = {"namespace": namespace, "name": name, "uid": "uid"}
         if kind == "ControllerRevision":
             meta |= {
@@ -255,7 +256,7 @@ def test_a_value_that_is_too_large_alone_is_not_remembered_and_drops_no_other() 
 
 def test_what_is_remembered_is_bounded_however_large_the_templates_are() -> None:
     api = Api(slow=0.0)
-    api.image = "x" * (MAX_JSON_CHARACTERS // 10)
+    api.args = ["x" * (MAX_JSON_CHARACTERS // 40)] * 4
 
     async def story(templates: TemplateCache) -> None:
         for number in range(10):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pretune.api import reasons
 from pretune.api.names import FAILED, PENDING, PROVING, REFUSED, SEALED, TUNING_STATE
@@ -51,6 +52,19 @@ def build_status(
         consumers=consumers,
         warnings=tuple(warnings),
         storage=StorageStatus(uid, folder or None) if uid else None,
+    )
+
+
+def build_parked_status(plan: PlanBuilder, message: str) -> CacheStatus:
+    """Return the status of a cache that is too large to be read: as it was, but for Ready."""
+    verdicts = _same_verdicts("False", "False", "True", reasons.TOO_LARGE, message)
+    conditions = _to_conditions(plan, list(verdicts))
+    kinds = {condition.type for condition in conditions}
+    others = (other for other in plan.status.conditions if other.type not in kinds)
+    return replace(
+        plan.status,
+        observed_generation=plan.cache["metadata"].get("generation"),
+        conditions=(*conditions, *others),
     )
 
 
@@ -149,6 +163,6 @@ def _to_conditions(plan: PlanBuilder, verdicts: list[Verdict]) -> tuple[Conditio
         old = plan.status.condition(kind)
         is_same = old is not None and old.status == status
         since = old.last_transition_time if old is not None and is_same else plan.timestamp
-        generation = plan.cache["metadata"]["generation"]
+        generation = plan.cache["metadata"].get("generation")
         conditions.append(Condition(kind, status, reason, message[:MAX_MESSAGE], since, generation))
     return tuple(conditions)

@@ -15,6 +15,7 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import claim_name
 from pretune.api.status import BundleStatus
 from pretune.api.types import Object
+from pretune.intake import EXCESS
 from pretune.manifests.delivery_modes import NONE, Choice, Delivery, choose_mode
 from pretune.manifests.injection import find_collision
 from pretune.podspec.preflight import find_refusal
@@ -107,6 +108,14 @@ def no_cache(a: PodAdmission) -> str | None:
     if a.cache["metadata"].get("deletionTimestamp"):
         return f"AutotuneCache {a.key} is being deleted"
     return None
+
+
+def too_large(a: PodAdmission) -> str | None:
+    """The cache or the template exceeds a bound of what is read (intake.py)."""
+    if excess := a.cache.get(EXCESS):
+        return f"AutotuneCache {a.key} {excess}"
+    is_large = isinstance(a.template, Refused) and a.template.reason == reasons.TOO_LARGE
+    return owner_unreadable(a) if is_large else None
 
 
 def switched_off(a: PodAdmission) -> str | None:
@@ -207,6 +216,7 @@ def _status_message(a: PodAdmission) -> str:
 # In order; the first that answers counts. The reasons are those of api/delivery_reasons.py.
 LEFT_ALONE_RULES: tuple[tuple[DeliveryReason, Rule], ...] = (
     (delivery_reasons.NO_CACHE, no_cache),
+    (delivery_reasons.TOO_LARGE, too_large),
     (delivery_reasons.DELIVERY_OFF, switched_off),
     (delivery_reasons.OWNER_UNREADABLE, owner_unreadable),
     (delivery_reasons.TARGET_UNKNOWN, target_unknown),

@@ -175,6 +175,7 @@ def with_override(pod: Object) -> None:
 ALONE: list[tuple[str, World, str]] = [
     ("NoCache", World().set(cache=None), "the namespace has no AutotuneCache"),
     ("NoCache", World().cached(deletionTimestamp="2026-01-01T00:00:00Z"), "AutotuneCache inference/qwen3 is being deleted"),
+    ("TooLarge", World().set(template=Refused("TooLarge", "ReplicaSet a/b has more"), pod=engine()), "ReplicaSet a/b has more"),
     ("DeliveryOff", World().spec(delivery={"mode": "None"}), "spec.delivery.mode is None"),
     ("OwnerUnreadable", World().set(template=FORBIDDEN, pod=engine()), "ReplicaSet a/b: no right"),
     ("TargetUnknown", World().spec(targets=TARGETS), "cache inference/qwen3 has b, h"),
