@@ -12,7 +12,6 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import aiohttp
@@ -57,30 +56,28 @@ async def run(settings: ControllerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # until kopf handles them
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with Kubernetes(await load_configuration()) as cluster:
-        queue = Queue(
-            lambda key: metrics.time_reconcile(
-                reconcile(
-                    key,
-                    cluster,
-                    settings.decisions,
-                    time.time,
-                    metrics,
-                    log_reader,
-                    lambda cache: references.set_references(key, find_references(cache)),
-                    ledger,
-                )
-            ),
-            settings.workers,
-        )
+
+        async def run_key(key: Key) -> float | None:
+            if not key.name:
+                await release_orphaned_pods(cluster, key.namespace)
+                return None
+            return await reconcile(
+                key,
+                cluster,
+                settings.decisions,
+                time.time,
+                metrics,
+                log_reader,
+                lambda cache: references.set_references(key, find_references(cache)),
+                ledger,
+            )
+
+        queue = Queue(lambda key: metrics.time_reconcile(run_key(key)), settings.workers)
         ledger = AttemptLedger(
             settings.max_concurrent_attempts, lambda key: queue.wake(key, urgent=True)
         )
         references = ReferenceWatcher(cluster.watch, queue.wake)
-        pods = PodWatcher(
-            lambda: cluster.watch("v1", "Pod", "", labels=CACHE),
-            queue.wake,
-            partial(release_orphaned_pods, cluster),
-        )
+        pods = PodWatcher(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake)
         lease = Lease(cluster, settings.namespace, settings.identity)
         metrics = ControllerMetrics(
             queue.depth,

@@ -154,15 +154,13 @@ async def _record_events(observed: Observed, events: Iterable[Event], cluster: C
 # --- pods that are released without a decision
 
 
-async def release_orphaned_pods(cluster: Cluster, namespace: str = "", name: str = "") -> None:
-    """Release a held pod that no cache's reconcile finds; without a name, all of the cluster.
+async def release_orphaned_pods(cluster: Cluster, namespace: str = "") -> None:
+    """Release the held pods of a namespace that no cache's reconcile finds; "": of all namespaces.
 
     Such a pod names no cache any more, or it was given the label of a pod of ours. Raises as the
     cluster does; a pod that is gone, or another one by now, is no error.
     """
     fields = "spec.nodeName=,status.phase=Pending"
-    if name:
-        fields += f",metadata.name={name}"
     pods = await cluster.list("v1", "Pod", namespace, fields=fields, project=project.gates)
     orphans = [pod for pod in pods if is_held(pod) and _is_orphan(pod)]
     for place in sorted({pod["metadata"]["namespace"] for pod in orphans}):
