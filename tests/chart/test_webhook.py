@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 import pytest
+import yaml
 from pretune.api.names import CACHE, GROUP, HOLD, KIND, ROLE, VERSION
 from pretune.api.spec import Spec
 from pretune.api.types import Key
@@ -15,7 +16,7 @@ from pretune.manifests.agent_archive import agent_name
 from pretune.manifests.claim import build_claim
 from pretune.protocol import AGENT_FILE
 
-from tests.chart.conftest import CHART, NAMESPACE, Helm, Object, Render, only
+from tests.chart.conftest import CHART, NAMESPACE, ROOT, Helm, Object, Render, only
 
 OWN_ISSUER: Object = {
     "source": "certManager",
@@ -312,6 +313,23 @@ def test_a_pod_monitor_exists_only_if_a_value_says_so(render: Render) -> None:
     for document in (document for document in documents if document["kind"] == "Deployment"):
         labels = document["spec"]["template"]["metadata"]["labels"]
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_rule_has_the_alerts_of_the_document_each_with_words_for_a_person(
+    render: Render,
+) -> None:
+    assert not [document for document in render() if document["kind"] == "PrometheusRule"]
+    asked = {"enabled": True, "labels": {"release": "prometheus"}}
+    rule = only(render({"metrics": {"prometheusRule": asked}}), "PrometheusRule")
+    assert asked["labels"].items() <= rule["metadata"]["labels"].items()
+    (group,) = rule["spec"]["groups"]
+    assert all(len(alert.pop("annotations")["summary"]) > 40 for alert in group["rules"])
+    tables, _, text = (ROOT / "docs/metrics.md").read_text().partition("## Alerts")
+    documented = yaml.safe_load(text.partition("```yaml")[2].partition("```")[0])
+    assert group["rules"] == documented
+    named = {name for alert in documented for name in re.findall(r"pretune_\w+", alert["expr"])}
+    known = set(re.findall(r"pretune_\w+", tables))
+    assert {name.removesuffix("_bucket") for name in named} <= known
 
 
 # --- the policies on the controller itself (what they refuse: tests/cluster/test_policy*.py)
