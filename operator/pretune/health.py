@@ -3,7 +3,7 @@ controller and webhook."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -21,7 +21,7 @@ async def serve_health(
     port: int,
     alive: FindProblem = always_healthy,
     ready: FindProblem = always_healthy,
-    metrics: Callable[[], bytes] | None = None,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> AsyncIterator[None]:
     """Serve while the body runs; port 0: not at all.
 
@@ -42,7 +42,7 @@ async def serve_health(
     async def answer_metrics(_: web.Request) -> web.Response:
         assert metrics is not None
         content_type = "text/plain; version=0.0.4; charset=utf-8"
-        return web.Response(body=metrics(), headers={"Content-Type": content_type})
+        return web.Response(body=await metrics(), headers={"Content-Type": content_type})
 
     app = web.Application()
     app.router.add_get("/healthz", page(alive))  # type: ignore[arg-type]

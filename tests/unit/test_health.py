@@ -17,6 +17,10 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+async def pods() -> bytes:
+    return b"pods 3\n"
+
+
 def ask(path: str, **served: Any) -> tuple[int, str, str]:
     async def story() -> tuple[int, str, str]:
         port = free_port()
@@ -46,7 +50,7 @@ def ask(path: str, **served: Any) -> tuple[int, str, str]:
             "the caches were not read yet\n",
         ),
         ("/healthz", {"ready": lambda: "the caches were not read yet"}, 200, "ok\n"),
-        ("/metrics", {"metrics": lambda: b"pods 3\n"}, 200, "pods 3\n"),
+        ("/metrics", {"metrics": pods}, 200, "pods 3\n"),
     ],
 )
 def test_a_page_says_what_is_the_matter_or_ok(
@@ -56,7 +60,7 @@ def test_a_page_says_what_is_the_matter_or_ok(
 
 
 def test_metrics_are_in_prometheus_text_format_and_only_where_there_are_some() -> None:
-    assert ask("/metrics", metrics=lambda: b"")[2] == "text/plain; version=0.0.4; charset=utf-8"
+    assert ask("/metrics", metrics=pods)[2] == "text/plain; version=0.0.4; charset=utf-8"
     assert ask("/metrics")[0] == 404
 
 

@@ -97,7 +97,7 @@ async def run(settings: ControllerSettings) -> None:
                 metrics.count_read_failure,
             )
         async with serve_health(
-            settings.liveness_port, alive=lambda: find_problem(queue), metrics=metrics.exposition
+            settings.liveness_port, alive=lambda: find_problem(queue), metrics=metrics.expose
         ):
             await lease.acquire()
             try:

@@ -42,7 +42,7 @@ async def run(settings: WebhookSettings) -> None:
             return "stopping" if stop.is_set() else admission.find_problem()
 
         async with (
-            serve_health(settings.health_port, ready=find_problem, metrics=metrics.exposition),
+            serve_health(settings.health_port, ready=find_problem, metrics=metrics.expose),
             serve(settings.port, certificates.context, app),
         ):
             log.info("serving POST %s on port %d", PATH, settings.port)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pretune.controller.reconcile
 import pytest
+from pretune import metrics_base
 from pretune.api import names
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
@@ -32,9 +34,13 @@ HERE = {"namespace": KEY.namespace, "cache": KEY.name}
 BUNDLE = "b-default"
 
 
+def text_of(metrics: Metrics) -> str:
+    return asyncio.run(metrics.expose()).decode()
+
+
 def samples(metrics: Metrics, name: str) -> dict[tuple[tuple[str, str], ...], float]:
     """The samples of that name in the text that is served, by their labels."""
-    families = text_string_to_metric_families(metrics.exposition().decode())
+    families = text_string_to_metric_families(text_of(metrics))
     return {
         tuple(sorted(one.labels.items())): one.value
         for family in families
@@ -123,11 +129,11 @@ def test_a_caches_bundles_and_consumers_are_counted_as_its_status_has_them() -> 
 def test_a_cache_that_is_deleted_leaves_no_series() -> None:
     metrics = ControllerMetrics()
     reconciled(metrics, FAILURE, bundles=[failed()], consumers=dict.fromkeys(CONSUMER_STATES, 1))
-    assert KEY.name in metrics.exposition().decode()
+    assert KEY.name in text_of(metrics)
     gone = Observed(KEY, observed().settings, "", None)
     for _ in range(2):
         metrics.count_status(gone, Plan())
-    text = metrics.exposition().decode()
+    text = text_of(metrics)
     assert KEY.name not in text and KEY.namespace not in text
     assert attempts(metrics) == {"EngineFailed": 1}  # what happened has happened
 
@@ -217,7 +223,7 @@ def test_a_reconcile_counts_when_its_status_is_written_and_what_it_did_when_that
     assert value(metrics, "pretune_hold_seconds_count", cause="Failed") == 1
 
 
-async def test_a_reconcile_is_timed_however_it_ends() -> None:
+def test_a_reconcile_is_timed_however_it_ends() -> None:
     metrics = ControllerMetrics()
 
     async def well() -> float:
@@ -227,9 +233,9 @@ async def test_a_reconcile_is_timed_however_it_ends() -> None:
     async def ill() -> float:
         raise OSError("gone")
 
-    assert await metrics.time_reconcile(well()) == 5.0
+    assert asyncio.run(metrics.time_reconcile(well())) == 5.0
     with pytest.raises(OSError, match="gone"):
-        await metrics.time_reconcile(ill())
+        asyncio.run(metrics.time_reconcile(ill()))
     assert value(metrics, "pretune_reconcile_seconds_count") == 2
     assert value(metrics, "pretune_reconcile_seconds_bucket", le="0.01") == 1
     assert value(metrics, "pretune_reconcile_errors_total") == 1
@@ -254,6 +260,23 @@ def test_the_ten_namespaces_that_wait_longest_are_shown_by_name() -> None:
     assert sorted(samples(metrics, name).values()) == list(range(2, 12))
     waits.clear()
     assert not samples(metrics, name)
+
+
+def test_a_long_text_is_written_while_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(registry: Any) -> bytes:
+        time.sleep(0.2)
+        return b"text"
+
+    async def story() -> int:
+        text, turns = asyncio.create_task(ControllerMetrics().expose()), 0
+        while not text.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        assert await text == b"text"
+        return turns
+
+    monkeypatch.setattr(metrics_base, "generate_latest", write)
+    assert asyncio.run(story()) > 3
 
 
 # --- starts
@@ -287,7 +310,7 @@ def test_where_no_logs_are_read_nothing_is_exported_of_starts() -> None:
 
 
 def test_the_formula_of_what_was_saved_stands_in_its_help_text() -> None:
-    assert "max(0, coldSeconds - warmSeconds)" in ControllerMetrics().exposition().decode()
+    assert "max(0, coldSeconds - warmSeconds)" in text_of(ControllerMetrics())
 
 
 # --- the webhook
@@ -362,4 +385,4 @@ def test_the_document_names_every_value_of_a_label_that_is_ours() -> None:
 def test_the_text_holds_no_second_series_of_when_each_began() -> None:
     metrics = ControllerMetrics()
     reconciled(metrics, SEAL)
-    assert "_created" not in metrics.exposition().decode()
+    assert "_created" not in text_of(metrics)
