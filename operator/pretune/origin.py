@@ -53,7 +53,8 @@ async def read_origin(
     above = None
     if workload and holder.object is not None:
         above = await _read_workload(cluster, namespace, ref, holder.object)
-    return Origin(ref.owner, ref.owner_name, holder.template, holder.order, above)
+    name = _name_workload(ref, holder.object)
+    return Origin(ref.owner, ref.owner_name, holder.template, holder.order, above, name)
 
 
 def without_template(workload: Object) -> Object:
@@ -64,6 +65,16 @@ def without_template(workload: Object) -> Object:
     }
     kind = {name: workload[name] for name in ("apiVersion", "kind")}
     return {**kind, "metadata": meta, "spec": spec}
+
+
+def _name_workload(ref: TemplateRef, holder: Object | None) -> str:
+    """Return `<kind>/<name>` of the workload: without a read of it, by the owner references.
+
+    A ReplicaSet's is whatever controls it: a Deployment, or an Argo Rollout.
+    """
+    row = find_kind(ref.owner)
+    above = controller_of(holder) if holder is not None and row is not None and row.above else None
+    return f"{above['kind']}/{above['name']}" if above else f"{ref.owner}/{ref.owner_name}"
 
 
 # --- a pod that is its own template
@@ -87,7 +98,10 @@ def _origin_of_bare(pod: Object) -> Origin:
     }
     name = meta.get("name") or meta.get("generateName") or ""
     template = _conforming(apply_admission(written, pod), POD, name)
-    return Origin(POD, name, template, (0, meta.get("creationTimestamp") or ""))
+    owner = controller_of(pod)  # of a kind that has no row
+    workload = f"{owner['kind']}/{owner['name']}" if owner else f"{POD}/{name}"
+    order = (0, meta.get("creationTimestamp") or "")
+    return Origin(POD, name, template, order, workload_name=workload)
 
 
 def _author_chose_node(pod: Object) -> bool:
@@ -142,7 +156,9 @@ def _open_holder(holder: Object, row: WorkloadKind) -> tuple[object, object, obj
     """Return the uid of the pod's owner, the revision's number, and the template, unchecked."""
     meta = holder["metadata"]
     if row.revision_name is None:
-        number = (meta.get("annotations") or {}).get(row.order_annotation)
+        annotations = meta.get("annotations") or {}
+        names = (name for name in row.order_annotations if name in annotations)
+        number = annotations.get(next(names, None))
         return meta["uid"], number, (holder.get("spec") or {}).get("template")
     template = ((holder.get("data") or {}).get("spec") or {}).get("template")
     if isinstance(template, dict):  # $patch is there for a rollback

@@ -17,6 +17,8 @@ from tests.builders.constants import AGENT, KEY, NOW, SETTINGS
 from tests.builders.pods import Consumer
 from tests.builders.templates import serving_template
 
+WORKLOAD = "Deployment/qwen3"  # of every origin, unless a test names another one
+
 
 def observed(the_cache: Object | None = None, **fields: Any) -> Observed:
     """Return what is observed of a cache: by default one with its claim and agent, and no Jobs."""
@@ -42,10 +44,9 @@ def origin(
 ) -> dict[str, Origin]:
     """Return origins by key: one ReplicaSet's, by default with the image `vllm:<owner>`."""
     written = serving_template(image=f"vllm:{owner}") if of is None else of
-    key = origin_key(Consumer(owner))
-    return {
-        key: Origin("ReplicaSet", owner, written, (revision, format_timestamp(created)), workload)
-    }
+    key, order = origin_key(Consumer(owner)), (revision, format_timestamp(created))
+    name = f"{workload['kind']}/{workload['metadata']['name']}" if workload else WORKLOAD
+    return {key: Origin("ReplicaSet", owner, written, order, workload, name)}
 
 
 def bundle_of(

@@ -53,6 +53,7 @@ BASE: dict[str, Any] = {
     "tuning": {
         "deadlineSeconds": 10,
         "maxAttempts": 1,
+        "nodeWaitSeconds": 10,
         "podTemplate": {
             "metadata": {"labels": {"a": "a"}, "annotations": {"a": "a"}},
             "spec": {"priorityClassName": "a", "tolerations": [{"key": "a"}]},

@@ -405,9 +405,10 @@ def _starts_without_an_agent(kube: Kube, namespace: str, elsewhere: str) -> None
     kube.create(
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
     )
-    kube.create(bare_pod(elsewhere, serving_template()))
+    kube.create(deployment(elsewhere, serving_template()))
+    name = kube.wait_for_any("Pod", elsewhere, "pretune.dev/cache")["metadata"]["name"]
     pod = kube.wait_until(
-        "Pod", elsewhere, "serving", lambda p: condition(p, "Ready").get("status") == "True", 20
+        "Pod", elsewhere, name, lambda p: condition(p, "Ready").get("status") == "True", 20
     )
     assert json.loads(seed_report(pod))["reason"] == "AgentMissing"
 

@@ -21,8 +21,27 @@ from pretune.protocol import ANSWERS, Report
 
 from tests.sim.ground import TUNES_FOR, Ground
 from tests.sim.reading import engine as engine_name
-from tests.sim.reading import every_container, folder, label, task
+from tests.sim.reading import every_container, folder, label, status, task
 from tests.sim.storage import VERSIONS, Bundle
+
+AGENTS = (CHECK_CONTAINER, SEAL_CONTAINER, PROVE_CONTAINER, SEED_CONTAINER)  # in the engine's image
+
+
+def need_shell(ground: Ground, pod: Object, name: str) -> None:
+    """A container of ours that has just started in this copy of a pod ends, where its image has no shell."""
+    image = next(one.get("image", "") for one in every_container(pod) if one["name"] == name)
+    if name not in AGENTS or image not in ground.without_shell:
+        return
+    message = (
+        'failed to create containerd task: exec: "/bin/sh": stat /bin/sh: no such file or directory'
+    )
+    end = {
+        "exitCode": 128,
+        "reason": "StartError",
+        "message": message,
+        "finishedAt": format_timestamp(ground.clock.now),
+    }
+    status(pod, name)["state"] = {"terminated": end}
 
 
 def check(ground: Ground, pod: Object) -> Report:

@@ -41,6 +41,7 @@ class Attempts:
         ] = {}  # pod uid -> what its prove has found out, and not told yet
 
     def starts(self, pod: Object, name: str, again: bool) -> None:
+        agent.need_shell(self.ground, pod, name)
         if name == engine(pod) and label(pod, ROLE) == PROOF:
             self.ground.proofs.append(Start(label(pod, BUNDLE), pod["metadata"]["uid"], False))
         elif name == engine(pod):

@@ -10,11 +10,14 @@ import asyncio
 import marshal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from functools import cache
 from typing import Any, TypeVar
 
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.controller.release_refusals import ReleaseRefusals
+from pretune.kube.server_clock import ServerClock
 from pretune.kube.types import ApiError, Event, NoSuchKind, keep_all
 from pretune.manifests.json_patch import copy_json
 
@@ -328,8 +331,15 @@ class Client:
         self.pause_before = pause_before  # this call waits until `resume`: a process that was stopped, and goes on late
         self.paused, self.resume = asyncio.Event(), asyncio.Event()
         self.calls: list[str] = []
+        # What a controller's process has of its own: its clocks, and what it was refused.
+        self.ahead = 0.0  # seconds by which its machine's clock is ahead of the API server's
+        self.refusals = ReleaseRefusals()
+        self._server_clock = ServerClock(server.clock, lambda: server.clock.now + self.ahead)
         self.dead = False
         self.broken: Exception | None = None  # answered to every call
+
+    def now(self) -> float:
+        return self._server_clock.now()
 
     @property
     def writes(self) -> list[str]:
@@ -413,6 +423,7 @@ class Client:
         if number in self.faults.errors and not words.startswith("event"):
             raise self.faults.errors[number]
         try:
+            self._server_clock.observe(formatdate(self.server.clock.now, usegmt=True))
             answer = act()
         finally:
             if crash == (number, "after"):

@@ -65,7 +65,9 @@ class Ground:
         self.published: list[Bundle] = []
         self.pruned: list[str] = []
         # knobs: the cluster
-        self.gpus = 64  # of the node
+        self.nodes = ["node-1"]  # pods are bound to them in turn
+        self.bad_nodes: set[str] = set()  # that can mount no claim into a consumer
+        self.gpus = 64  # of all nodes
         self.free_gpus = True  # for attempts
         self.no_node_for: set[str] = set()  # GPU products
         self.idle_roles: set[str] = set()  # whose pods find no node
@@ -73,6 +75,7 @@ class Ground:
         self.gpu_quota: int | None = (
             None  # GPUs that all pods of the namespace may ask for, gated ones too
         )
+        self.release_refusal = ""  # the API server's sentence when it refuses to remove our gate
         self.kueue = False
         self.provisioner = True
         self.cannot_pull: set[str] = set()  # images

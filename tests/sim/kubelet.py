@@ -158,7 +158,8 @@ class Kubelet:
         for name in claims(pod):
             claim = self.ground.claim(pod, name)
             bound = claim is not None and claim["status"]["phase"] == "Bound"
-            if not bound or (consumer(pod) and name in self.ground.unmountable):
+            is_bad = pod["spec"].get("nodeName") in self.ground.bad_nodes
+            if not bound or (consumer(pod) and (name in self.ground.unmountable or is_bad)):
                 return name
         return ""
 

@@ -5,9 +5,20 @@ docs/dev/invariants.md: 3, 4, 5 and 8.
 
 from __future__ import annotations
 
-from pretune.api.names import BUNDLE, CACHE, DELIVERY, HOLD, KIND, SEALED
+from pretune.api.names import (
+    BUNDLE,
+    CACHE,
+    DELIVERY,
+    HOLD,
+    KIND,
+    PROOF,
+    REASON,
+    ROLE,
+    SEALED,
+    TUNING,
+)
 from pretune.api.reasons import Refused
-from pretune.api.spec import Spec
+from pretune.api.spec import Spec, claim_name
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.injection import inject, strip
@@ -25,6 +36,7 @@ from tests.sim.reading import (
     label,
     leaving,
     note,
+    owner,
     ready,
     state,
     status,
@@ -97,11 +109,19 @@ class Promises(Laws):
         assert cache is not None, f"{name} is held for no cache"
         spec, record = Spec.from_cache(cache), self._record(pod)
         assert not _is_given(record, spec), f"{name} is held although its bundle is sealed"
+        assert "releaseRefused" not in cache.get("status", {}), (
+            f"{name} is held, and could not be released"
+        )
         if spec.hold.when == "WhenServing" and self.calm:
             assert controller(pod).get("kind") == "ReplicaSet", (
                 f"{name} is held, and is missing where it served"
             )
-            others = [one for one in self._living(pod) if note(one, BUNDLE) != note(pod, BUNDLE)]
+            others = [
+                one
+                for one in self._living(pod)
+                if note(one, BUNDLE) != note(pod, BUNDLE)
+                and self._workload(one) == self._workload(pod)
+            ]
             assert any(map(ready, others)), f"{name} is held, and nothing serves meanwhile"
         assert spec.hold.when != "Never" and not spec.suspend, f"{name} is held against the spec"
 
@@ -119,13 +139,22 @@ class Promises(Laws):
         """Once, by rescue alone: not one that runs, nor one that nothing makes anew; the status remembers it first."""
         name = pod["metadata"]["name"]
         assert controller(pod), f"{name} was deleted by us, and nothing makes it anew"
+        assert controller(pod)["kind"] != "Job", f"{name} was deleted, and its Job counts that"
         assert note(pod, DELIVERY) in ("Overlay", "ReadOnly"), (
             f"{name} was deleted, and had nothing of ours"
         )
         assert late or not state(pod, engine(pod)).get("running"), (
             f"{name} was deleted while its engine ran"
         )
-        record = self._record(pod)
+        cache, record = self._cache(pod), self._record(pod)
+        if is_held(pod):
+            assert cache is None or "releaseRefused" in cache.get("status", {}), (
+                f"{name} was held, and deleted before the status remembers why"
+            )
+            return
+        if cache is not None and not record and not late:
+            claims = {claim_name(label(pod, CACHE), Spec.from_cache(cache)), ""}
+            assert _our_claim(pod) not in claims, f"{name} was deleted without a mark"
         if record:
             assert "undeliverable" in record, f"{name} was deleted before the status remembers why"
             if pod["metadata"]["uid"] in self._seen_clearly:
@@ -149,7 +178,7 @@ class Promises(Laws):
             if self.only_we_stop(pod) and not is_held(pod):
                 since = self._stuck.setdefault(pod["metadata"]["uid"], now)
                 late = since + RESCUED <= self._looked
-                assert not late or not controller(pod), (
+                assert not late or not _is_recreated(pod), (
                     f"{pod['metadata']['name']} is not rescued: {pod['status']}"
                 )
         self._looked = now
@@ -172,6 +201,10 @@ class Promises(Laws):
             assert self.world.clock.now < until, (
                 f"{name} is held for longer than spec.hold.timeoutSeconds"
             )
+            since = self._attempt_has_no_node_since(pod)
+            assert since is None or self.world.clock.now < since + spec.node_wait_seconds + SLACK, (
+                f"{name} is held, and the attempt has no node"
+            )
             assert look is not None and self.world.clock.now + look <= until + SLACK, (
                 f"nobody looks at {name} in time"
             )
@@ -190,6 +223,18 @@ class Promises(Laws):
         return bool(pod["spec"].get("nodeName")) or not self.world.kubelet.scheduler.unschedulable(
             bare
         )
+
+    def _attempt_has_no_node_since(self, pod: Object) -> float | None:
+        """Since when the attempt at its bundle waits for a node; None: it does not."""
+        bundle = note(pod, BUNDLE)
+        pods = [
+            one
+            for one in self.world.stored("v1", "Pod", f"{BUNDLE}={bundle}")
+            if label(one, ROLE) in (TUNING, PROOF) and not terminal(one) and not leaving(one)
+        ]
+        if not pods or any(one["spec"].get("nodeName") for one in pods):
+            return None
+        return min(parse_timestamp(one["metadata"]["creationTimestamp"]) for one in pods)
 
     # --- at any time
 
@@ -223,7 +268,9 @@ class Promises(Laws):
                 kept = cache is not None and Spec.from_cache(cache).hold.on_failure == "Keep"
                 assert kept, f"{name} is held for ever"
                 continue
-            assert not self.only_we_stop(pod) or not controller(pod), (
+            # What nothing can take the place of waits only for what was sealed when it came.
+            kept = not _is_recreated(pod) and note(pod, REASON).startswith("Given")
+            assert not self.only_we_stop(pod) or kept, (
                 f"{name} would start without us, and does not"
             )
         self._counts_add_up()
@@ -257,6 +304,13 @@ class Promises(Laws):
             for one in self._all()
             if label(one, CACHE) == label(pod, CACHE) and not terminal(one)
         ]
+
+    def _workload(self, pod: Object) -> str:
+        """The uid of the Deployment, or of what else controls it at the top."""
+        found = controller(pod)
+        place = ("apps/v1", "ReplicaSet", pod["metadata"]["namespace"], found.get("name", ""))
+        above = self.server.stored(*place) if found.get("kind") == "ReplicaSet" else None
+        return owner(above) if above is not None else owner(pod)
 
     def _cache(self, pod: Object) -> Object | None:
         place = (pod["metadata"]["namespace"], label(pod, CACHE))
@@ -302,6 +356,18 @@ def _waits(pod: Object) -> bool:
     """Whether its engine was never started."""
     found = status(pod, engine(pod))
     return not found.get("restartCount") and "waiting" in found.get("state", {"waiting": {}})
+
+
+def _is_recreated(pod: Object) -> bool:
+    """A Job counts a pod that is deleted as one that failed."""
+    return controller(pod).get("kind", "Job") != "Job"
+
+
+def _our_claim(pod: Object) -> str:
+    """The claim that is mounted because of us; "": none."""
+    volumes = pod["spec"].get("volumes") or ()
+    found = (one for one in volumes if one["name"] == "pretune-claim")
+    return str(next(found, {}).get("persistentVolumeClaim", {}).get("claimName", ""))
 
 
 def _has_tactics(pod: Object) -> bool:

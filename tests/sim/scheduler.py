@@ -6,17 +6,18 @@ from pretune.api.names import PROOF, ROLE, TUNING
 from pretune.api.types import Object
 
 from tests.sim.ground import Ground, Move
-from tests.sim.reading import claims, gpus, label, leaving, ref, said, terminal
+from tests.sim.reading import claims, consumer, gpus, label, leaving, ref, said, terminal
 from tests.sim.storage import binding_mode
 
 SELECTED = "volume.kubernetes.io/selected-node"
 
 
 class Scheduler:
-    """One node, and GPUs that a test gives and takes."""
+    """Nodes that differ in nothing but their names, and GPUs that a test gives and takes."""
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
+        self._bound = 0  # consumers
 
     def move(self, pod: Object) -> Move | None:
         """What it does next with a pod that has no node."""
@@ -95,7 +96,10 @@ class Scheduler:
         self.ground.write(pod)
 
     def _schedule(self, pod: Object) -> None:
-        self.ground.server.patch(ref(pod), {"spec": {"nodeName": "node-1"}})
+        nodes = self.ground.nodes
+        node = nodes[self._bound % len(nodes)]
+        self._bound += consumer(pod)
+        self.ground.server.patch(ref(pod), {"spec": {"nodeName": node}})
         pod = self.ground.fresh(pod)
         self.ground.condition(pod, "PodScheduled", "True", "", "")
         self.ground.write(pod)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pretune.api.names import SEED_CONTAINER
-from pretune.api.timestamps import format_timestamp, parse_timestamp
+from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.podspec.template import engine_type
 from pretune.protocol import CLAIM_MOUNT
@@ -33,15 +33,7 @@ class Serving:
 
     def starts(self, pod: Object, name: str, again: bool) -> None:
         found = next(one for one in every_container(pod) if one["name"] == name)
-        if name == SEED_CONTAINER and found["image"] in self.ground.without_shell:
-            message = 'failed to create containerd task: exec: "/bin/sh": stat /bin/sh: no such file or directory'
-            end = {
-                "exitCode": 128,
-                "reason": "StartError",
-                "message": message,
-                "finishedAt": format_timestamp(self.ground.clock.now),
-            }
-            status(pod, name)["state"] = {"terminated": end}
+        agent.need_shell(self.ground, pod, name)
         if name == engine(pod):
             self.ground.serves.append(
                 Serve(

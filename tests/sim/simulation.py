@@ -41,6 +41,7 @@ class Simulation:
         self.world = World(self.server, self.clock)
         self.laws = Laws(self.server, self.world)
         self.loop = asyncio.new_event_loop()
+        self.ahead = 0.0  # seconds by which the clock of each new controller is ahead
         self.controller = self.client()
         self.killed = 0
         self.up = True  # whether there is a controller
@@ -117,7 +118,9 @@ class Simulation:
     def client(
         self, name: str = "controller", faults: Faults | None = None, pause_before: int = 0
     ) -> Client:
-        return Client(self.server, name, faults, pause_before)
+        client = Client(self.server, name, faults, pause_before)
+        client.ahead = self.ahead
+        return client
 
     def down(self) -> None:
         """No controller works any more; its lease runs out."""
@@ -159,7 +162,7 @@ class Simulation:
             _spent(task)
 
     def _reconcile(self, client: Client) -> Coroutine[Any, Any, float | None]:
-        return reconcile(KEY, client, SETTINGS, self.clock)
+        return reconcile(KEY, client, SETTINGS, client.now, refusals=client.refusals)
 
     # --- letting it run
 

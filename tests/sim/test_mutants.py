@@ -11,6 +11,7 @@ from pretune import origin
 from pretune.api import reasons
 from pretune.api.names import PROOF, TUNING
 from pretune.api.status import BundleStatus, Undeliverable
+from pretune.kube.server_clock import ServerClock
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import workloads
@@ -26,7 +27,7 @@ from pretune.webhook.informers import CacheInformer
 
 from tests.sim.fleet import Fleet
 from tests.sim.reading import state
-from tests.sim.simulation import CLAIM, FAR
+from tests.sim.simulation import CLAIM, FAR, REF
 from tests.sim.steps import lowest, replaced, rolled_out, scaled_to_zero_and_back
 
 Journey = Callable[[Fleet], None]
@@ -188,6 +189,116 @@ def rollback_while_the_webhook_is_blind(fleet: Fleet) -> None:
     assert fleet.modes("vllm:1") == {""}, "nothing is given that may be gone"
 
 
+def release_that_is_refused(fleet: Fleet) -> None:
+    """By a policy that somebody adds while pods are held. The second rollout is not held at all."""
+    rolled_out(fleet)
+    fleet.world.release_refusal = "no UPDATE of pods"
+    for image in ("vllm:2", "vllm:3"):
+        fleet.serve(image)
+        assert lowest(fleet) == 3
+        fleet.promises.at_rest()
+        replaced(fleet, image)
+    assert "no UPDATE of pods" in fleet.said("ReleaseRefused")[0]
+    assert len(fleet.said("Held")) == 1, "whoever could not be released is held once"
+
+
+def source_that_is_refused_while_storage_fails(fleet: Fleet) -> None:
+    rolled_out(fleet, spec={"hold": {"when": "Never"}})
+    fleet.apply(source={"workloadRef": {**REF["workloadRef"], "name": "absent"}})
+    fleet.settle()
+    fleet.world.unmountable.add(CLAIM)
+    fleet.serve("vllm:2")
+    fleet.settle(FAR)
+    replaced(fleet, "vllm:2")
+    assert len(fleet.promises.deleted) == 1, "one pod finds out"
+
+
+def seed_that_cannot_run(fleet: Fleet) -> None:
+    """Nothing takes the place of these pods."""
+    fleet.apply(source=None)
+    rolled_out(fleet)
+    fleet.world.without_shell.add("vllm:2")
+    fleet.bare("vllm:2")
+    fleet.batch("vllm:2")
+    fleet.settle(FAR)
+    assert fleet.reasons("vllm:2") == {"SeedUntried"}
+    fleet.promises.at_rest()
+
+
+def image_without_a_shell(fleet: Fleet) -> None:
+    """Two engines with one image: the second one's pods need not find out again."""
+    rolled_out(fleet, spec={"hold": {"when": "Never"}})
+    fleet.world.without_shell.add("vllm:2")
+    fleet.world.free_gpus = False  # no attempt finds it out
+    for number in ("1", "2"):
+        fleet.serve("vllm:2", env=[{"name": "N", "value": number}])
+        fleet.settle()
+        replaced(fleet, "vllm:2")
+    assert len(fleet.promises.deleted) == 1, "known per image"
+
+
+def three_workloads(fleet: Fleet) -> None:
+    """Prefill, decode and a router's engine: whether others serve is a question of each."""
+    rolled_out(fleet)
+    for name, image in (("decode", "vllm:2"), ("small", "vllm:3")):
+        fleet.serve(image, name=name)
+        fleet.settle()
+        assert fleet.serving(image) == 3
+    before = len(fleet.said("Held"))
+    fleet.serve("vllm:4", name="decode")
+    assert lowest(fleet) == 9
+    assert len(fleet.said("Held")) == before + 1, "its own older pods serve: it is held"
+    assert fleet.warm("vllm:4") == [True] * 3, "held pods start warm"
+    fleet.promises.at_rest()
+
+
+def clock_that_is_ahead(fleet: Fleet) -> None:
+    fleet.controller.ahead = 600.0
+    rolled_out(fleet, spec={"hold": {"timeoutSeconds": 300}})
+    fleet.serve("vllm:2")
+    fleet.settle()
+    assert fleet.warm("vllm:2") == [True] * 3, "held pods start warm"
+    replaced(fleet, "vllm:2")
+
+
+def clock_that_is_behind(fleet: Fleet) -> None:
+    fleet.controller.ahead = -600.0
+    hold_that_times_out(fleet)
+
+
+def full_cluster(fleet: Fleet) -> None:
+    rolled_out(fleet, spec={"tuning": {"nodeWaitSeconds": 60}})
+    fleet.world.free_gpus = False
+    fleet.serve("vllm:2")
+    fleet.settle(FAR)
+    replaced(fleet, "vllm:2")
+    assert "nodeWaitSeconds" in fleet.said("Released")[0]
+
+
+def job_that_cannot_mount(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    fleet.world.unmountable.add(CLAIM)
+    fleet.batch()
+    fleet.settle(600)
+
+
+def one_bad_node(fleet: Fleet) -> None:
+    """A pod there is replaced by one without the bundle; ten minutes later others get it again."""
+    fleet.world.nodes = ["node-1", "node-2"]
+    rolled_out(fleet)
+    fleet.world.bad_nodes = {"node-2"}
+    fleet.serve(replicas=5)
+    fleet.settle(200)
+    assert len(fleet.promises.deleted) == 1
+    assert fleet.record["undeliverable"].get("node") == "node-2", "one node is not the bundle"
+    fleet.world.nodes = ["node-1"]
+    fleet.clock.advance(600)
+    fleet.serve(replicas=6)
+    fleet.settle(60)
+    assert fleet.warm()[-1], "one node does not withdraw the bundle from all"
+    replaced(fleet, "vllm:1", 6)
+
+
 # --- mutants
 
 RELEASES, HOLDS = list(release.RELEASE_RULES), list(gate.HOLD_RULES)
@@ -197,6 +308,7 @@ REAL_DELIVERY, REAL_INJECT, REAL_REQUEUE_AT, REAL_RESCUE = (
     PlanBuilder.requeue_at,
     rescue.rescue,
 )
+REAL_MARK = rescue._mark
 
 
 def asking_no_proof(pod: Any, given: Any) -> Any:
@@ -237,6 +349,24 @@ def forgetful(plan: PlanBuilder, pods: Any) -> None:
 def insatiable(plan: PlanBuilder, pods: Any) -> None:
     REAL_RESCUE(plan, pods)
     plan.requeue_at(plan.now)
+
+
+def marking_what_has_a_record(plan: PlanBuilder, bundle_id: str, stuck: Any, node: Any) -> Any:
+    _, failure = stuck
+    if bundle_id in plan.bundles:
+        return REAL_MARK(plan, bundle_id, stuck, node)
+    return Undeliverable(failure.reason, failure.message, plan.timestamp)
+
+
+def nothing_of_the_cache_serves(a: Any) -> str | None:
+    fingerprint = a.need.inputs.fingerprint
+    others = [one for one in a.status.bundles if one.fingerprint != fingerprint]
+    return None if any(one.serving for one in others) else "nothing serves"
+
+
+def without(rules: list[Any], name: str) -> list[Any]:
+    """The rules of a list, or of pairs of a reason and a rule, but for the one of this name."""
+    return [one for one in rules if (one[1] if isinstance(one, tuple) else one).__name__ != name]
 
 
 @dataclass(frozen=True)
@@ -375,6 +505,75 @@ MUTANTS = {
     ),
     "a look wants another one at once": Mutant(
         (rescue,), "rescue", insatiable, broken_mount, "wants another one at once"
+    ),
+    "pods are held where none could be released": Mutant(
+        (gate,),
+        "HOLD_RULES",
+        without(HOLDS, "release_is_refused"),
+        release_that_is_refused,
+        "is held, and could not be released",
+    ),
+    "nobody notices that pods cannot be released": Mutant(
+        (release,), "MAX_REFUSALS", 10**6, release_that_is_refused, "is held for ever"
+    ),
+    "a pod without a record is deleted": Mutant(
+        (rescue,),
+        "_mark",
+        marking_what_has_a_record,
+        source_that_is_refused_while_storage_fails,
+        "was deleted without a mark",
+    ),
+    "seed is tried where nothing could be replaced": Mutant(
+        (delivery,),
+        "LEFT_ALONE_RULES",
+        without(list(delivery.LEFT_ALONE_RULES), "seed_is_untried"),
+        seed_that_cannot_run,
+        "SeedUntried|would start without us",
+    ),
+    "each engine finds out about its image": Mutant(
+        (delivery,),
+        "LEFT_ALONE_RULES",
+        without(list(delivery.LEFT_ALONE_RULES), "seed_cannot_run"),
+        image_without_a_shell,
+        "known per image",
+    ),
+    "what serves is asked of the cache": Mutant(
+        (gate,),
+        "HOLD_RULES",
+        [nothing_of_the_cache_serves if one is gate.nothing_serves else one for one in HOLDS],
+        three_workloads,
+        "nothing serves meanwhile",
+    ),
+    "a clock that is ahead ends holds": Mutant(
+        (ServerClock,), "observe", lambda clock, date: None, clock_that_is_ahead, "start warm"
+    ),
+    "a clock that is behind prolongs holds": Mutant(
+        (ServerClock,),
+        "observe",
+        lambda clock, date: None,
+        clock_that_is_behind,
+        "is held for longer|nobody looks at .* in time",
+    ),
+    "pods wait for a node in a full cluster": Mutant(
+        (release,),
+        "RELEASE_RULES",
+        [rule for rule in RELEASES if rule.cause != "NoNode"],
+        full_cluster,
+        "and the attempt has no node",
+    ),
+    "one node withdraws a bundle from all": Mutant(
+        (rescue,),
+        "_find_node",
+        lambda mark, stuck, nodes: None,
+        one_bad_node,
+        "one node is not the bundle",
+    ),
+    "a Job's pod is deleted": Mutant(
+        (rescue,),
+        "is_recreated",
+        lambda pod: True,
+        job_that_cannot_mount,
+        "its Job counts that",
     ),
     "cold pods are counted as seeded": Mutant(
         (Consumer,), "is_seeded", property(lambda one: one.has_started), scale_up, "'seeded'"

@@ -99,7 +99,7 @@ def image(pod: Object) -> str:
 
 
 class AnythingHappensToConsumers(RuleBasedStateMachine):
-    """One Deployment, now and then a StatefulSet, one cache."""
+    """A Deployment, now and then others, a StatefulSet, Jobs and single pods; one cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,6 +155,22 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     def a_statefulset_is_made_or_changed(self, at: str, image: str) -> None:
         self._until(at)
         self.fleet.stateful(image)
+
+    @rule(at=MOMENT, image=st.sampled_from(IMAGES), name=st.sampled_from(["decode", "small"]))
+    def another_deployment_is_made_or_changed(self, at: str, image: str, name: str) -> None:
+        self._until(at)
+        self.fleet.serve(image, replicas=2, name=name)
+
+    @rule(at=MOMENT, seconds=st.sampled_from([-600.0, 0.0, 600.0]))
+    def a_controllers_clock_is_wrong(self, at: str, seconds: float) -> None:
+        self._until(at)
+        self.fleet.ahead = self.fleet.controller.ahead = seconds
+
+    @rule(at=MOMENT, image=st.sampled_from(IMAGES))
+    def a_pod_of_nobody_is_made(self, at: str, image: str) -> None:
+        self._until(at)
+        self.made += 1
+        self.fleet.bare(image, name=f"bare-{self.made}")
 
     @rule(at=MOMENT, image=st.sampled_from(IMAGES))
     def a_batch_is_run(self, at: str, image: str) -> None:
@@ -250,6 +266,8 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
                 "warm hangs",
                 "warm tunes",
                 "warm crash",
+                "release",
+                "no node",
             ]
         ),
     )
@@ -285,6 +303,10 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
             world.tunes_again = True
         elif fault == "warm crash":
             world.warm_crashes = 1
+        elif fault == "release":
+            world.release_refusal = "no UPDATE of pods"
+        elif fault == "no node":
+            world.free_gpus = False
         elif volume and fault == "torn":
             volume.torn |= set(volume.bundles)
         elif volume and fault == "folder":
@@ -335,6 +357,7 @@ class AnythingHappensToConsumers(RuleBasedStateMachine):
     def _mend(self) -> None:
         world = self.fleet.world
         world.unmountable, world.without_shell, world.without_python = set(), set(), set()
+        world.release_refusal, world.free_gpus = "", True
         world.seed_hangs = world.engine_hangs = world.warm_hangs = world.tunes_again = False
         world.content.clear()
         world.stale.clear()

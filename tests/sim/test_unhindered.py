@@ -133,7 +133,7 @@ RESCUED: dict[str, tuple[Fault, str, float]] = {
 
 
 @pytest.mark.parametrize("name", RESCUED)
-@pytest.mark.parametrize("made_by", ["Deployment", "StatefulSet", "Job"])
+@pytest.mark.parametrize("made_by", ["Deployment", "StatefulSet"])
 def test_a_pod_that_only_we_keep_from_starting_is_replaced_once_by_one_without_us(
     fleet: Fleet, name: str, made_by: str
 ) -> None:
@@ -143,18 +143,13 @@ def test_a_pod_that_only_we_keep_from_starting_is_replaced_once_by_one_without_u
     make: dict[str, Callable[[], None]] = {
         "Deployment": lambda: fleet.serve(replicas=5),
         "StatefulSet": lambda: fleet.stateful(),
-        "Job": lambda: fleet.batch(),
     }
     make[made_by]()
     fleet.settle(1000)
     assert word == fleet.record["undeliverable"]["reason"] and word in fleet.said("Rescued")[0]
-    deleted = {"Deployment": 2, "StatefulSet": 1, "Job": 1}[made_by]
-    if not (
-        made_by == "Job" and name == "image without a shell"
-    ):  # such a pod has failed by itself
-        assert len(fleet.promises.deleted) == deleted
+    assert len(fleet.promises.deleted) == {"Deployment": 2, "StatefulSet": 1}[made_by]
     assert fleet.promises.stuck_for <= within
-    assert fleet.warm()[3:] == [False] * {"Deployment": 2, "StatefulSet": 2, "Job": 1}[made_by]
+    assert fleet.warm()[3:] == [False] * 2
     assert fleet.ready == ("True", "Sealed"), "the bundle itself is well"
     fleet.promises.at_rest()
 
@@ -185,6 +180,19 @@ def test_a_released_pod_that_only_we_keep_from_starting_is_rescued_too_while_the
     assert lowest(fleet, FAR) == 3
     assert word in fleet.said("Rescued")[0] and len(fleet.promises.deleted) == 1
     replaced(fleet, "vllm:2")
+
+
+def test_a_jobs_pod_is_not_deleted_since_its_job_would_count_that(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    unmountable(fleet)
+    fleet.batch()
+    fleet.settle(1000)
+    assert "counts a deleted pod" in fleet.said("Rescued")[0] and not fleet.promises.deleted
+    [pod] = [one for one in fleet.consumers() if one["metadata"]["labels"]["app"] == "batch"]
+    fleet.delete(("v1", "Pod", KEY.namespace, pod["metadata"]["name"]))
+    fleet.settle(60)
+    assert fleet.warm()[-1:] == [False], "its replacement starts without the bundle"
+    fleet.promises.at_rest()
 
 
 def test_a_bare_pod_is_not_deleted_and_a_person_reads_what_to_do(fleet: Fleet) -> None:

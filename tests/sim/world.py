@@ -16,7 +16,7 @@ from tests.sim.cluster import Clock, Server
 from tests.sim.ground import WAIT, Ground, Move, Room
 from tests.sim.jobs import Jobs
 from tests.sim.kubelet import Kubelet
-from tests.sim.reading import engine, label, leaving, ref, state, terminal
+from tests.sim.reading import engine, is_held, label, leaving, ref, state, terminal
 from tests.sim.statefulsets import StatefulSets
 from tests.sim.storage import Storage
 from tests.sim.webhook import Webhook
@@ -138,7 +138,17 @@ class World(Ground):
     def _admit(self, verb: str, obj: Object) -> None:
         if verb == "create" and obj["kind"] == "Job" and self.kueue and label(obj, KUEUE):
             obj["spec"]["suspend"] = True
+        if verb == "update" and obj["kind"] == "Pod" and self.release_refusal:
+            self._refuse_release(obj)
         if verb == "create" and obj["kind"] == "Pod" and (refusal := self.refusal(obj)):
             raise ApiError(
                 403, "Forbidden", f'pods "{obj["metadata"]["name"]}" is forbidden: {refusal}'
             )
+
+    def _refuse_release(self, pod: Object) -> None:
+        """A policy of somebody else, which came after the pods were held."""
+        meta = pod["metadata"]
+        before = self.server.stored("v1", "Pod", meta["namespace"], meta["name"])
+        if before is not None and is_held(before) and not is_held(pod):
+            words = f'pods "{meta["name"]}" is forbidden: {self.release_refusal}'
+            raise ApiError(403, "Forbidden", words)

@@ -207,7 +207,7 @@ def test_a_kind_that_is_added_as_a_row_has_its_template_and_its_workload_read(
     row = WorkloadKind(
         "serving.test",
         "Replica",
-        order_annotation="serving.test/number",
+        order_annotations=("serving.test/number",),
         above=("Fleet",) if above else (),
     )
     monkeypatch.setattr(workloads, "KINDS", (*workloads.KINDS, row))
@@ -230,7 +230,27 @@ def test_a_kind_that_is_added_as_a_row_has_its_template_and_its_workload_read(
     assert found.workload is not None
     expected = ("Fleet", {"size": 3}) if above else ("Replica", {})
     assert (found.workload["kind"], found.workload["spec"]) == expected
+    assert found.workload_name == ("Fleet/all" if above else "Replica/serving")
     assert calls == ["get Replica serving", *(["get Fleet all"] if above else [])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "annotation"),
+    [
+        ("Deployment", "deployment.kubernetes.io/revision"),
+        ("Rollout", "rollout.argoproj.io/revision"),
+    ],
+)
+def test_the_workload_and_its_newest_revision_are_known_from_the_replica_set_alone(
+    world: Server, kind: str, annotation: str
+) -> None:
+    """A rollback makes an older ReplicaSet the newest revision, of an Argo Rollout too."""
+    owner = {"apiVersion": "x/v1", "kind": kind, "name": "all", "uid": "u", "controller": True}
+    meta = {"ownerReferences": [owner], "annotations": {annotation: "7"}}
+    replica_set = create(world, "ReplicaSet", metadata=meta, spec={"template": TEMPLATE})
+    found, calls = ask(world, pod_of(replica_set))
+    assert (found.order[0], found.workload_name) == (7, f"{kind}/all")
+    assert calls == ["get ReplicaSet serving"]
 
 
 def test_a_replica_set_without_a_controller_or_with_one_of_another_kind_is_the_workload_itself(

@@ -27,6 +27,14 @@ PROGRESS_DEADLINE_SHORT = _advice(
     " and a Rollout with progressDeadlineAbort would be aborted.",
     "Set spec.progressDeadlineSeconds of the workload above spec.hold.timeoutSeconds of the cache.",
 )
+RELEASE_REFUSED = _advice(
+    "ReleaseRefused",
+    "The API server refuses to remove the gate of held pods, three times at least: an admission"
+    " policy or webhook does not allow the patch, or does not answer. Held pods that have a"
+    " controller are deleted, and recreated without a gate. No pod is held for one hour.",
+    "Change what the message names so that the controller's ServiceAccount may remove"
+    " pretune.dev/hold from pods. Release pods that stay held yourself (docs/operations.md).",
+)
 STARTUP_PROBE_SHORT = _advice(
     "StartupProbeShort",
     "The engine's startup probe allows less time than a cold start took: a pod that starts cold is"

@@ -105,9 +105,16 @@ NOTHING_TO_TUNE = _reason(
 UNDELIVERABLE = _reason(
     "Undeliverable",
     "A pod could not start with this bundle (because of its volume or the seed container), and was"
-    " replaced without it.",
-    "Repair what the bundle's message names. A volume is tried again after one hour. A changed"
-    " spec.revision tries at once.",
+    " replaced without it; or the seed container cannot run in the pod's image.",
+    "Repair what the message names. A volume is tried again after one hour, or after 5 minutes if"
+    " pods of one node only could not start. A changed spec.revision tries at once.",
+)
+SEED_UNTRIED = _reason(
+    "SeedUntried",
+    "The pod is a Job's, or has no controller: it could not be replaced if pretune-seed kept it from"
+    " starting. Whether pretune-seed can run in its image is not known before the bundle is sealed.",
+    "Nothing to do: pods that are created after the bundle is sealed are given it. An image whose"
+    " tag moves needs a version or a digest.",
 )
 NAMES_COLLIDE = _reason(
     "NamesCollide",

@@ -53,6 +53,7 @@ class Spec:
     claim: Claim
     deadline_seconds: int
     max_attempts: int
+    node_wait_seconds: int  # that pods are held while an attempt finds no node
     job_labels: Mapping[str, str]
     job_annotations: Mapping[str, str]
     priority_class: str
@@ -98,6 +99,7 @@ class Spec:
             ),
             deadline_seconds=tuning.get("deadlineSeconds", 5400),
             max_attempts=tuning.get("maxAttempts", 3),
+            node_wait_seconds=tuning.get("nodeWaitSeconds", 300),
             job_labels=meta.get("labels") or {},
             job_annotations=meta.get("annotations") or {},
             priority_class=pod.get("priorityClassName") or "",

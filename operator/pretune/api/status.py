@@ -32,6 +32,8 @@ from pretune.api.types import Object
 from pretune.protocol import EMPTY, LAYOUTS
 
 MAX_BUNDLES = 512
+MAX_WORKLOAD = 320  # characters of `<kind>/<name>`
+MAX_SERVING_WORKLOADS = 16  # of one bundle; the pods of further ones are not held
 
 # Of a newer release's status a reason may be unknown here: it is kept as it is.
 Word = Annotated[Reason, Text(64)]
@@ -64,6 +66,10 @@ class Undeliverable(Part):
     message: Message = ""
     at: Time = 0.0
     claim_uid: Annotated[str | None, Text(64)] = None
+    node: Annotated[str | None, Text(253)] = None  # the only one on which pods could not start
+    image: Annotated[str | None, Text(1024)] = (
+        None  # in which seed cannot run, as templates name it
+    )
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,10 @@ class BundleStatus(Part):
     pod: Annotated[str | None, Text(64)] = None
     running: Yes = False
     serving: Yes = False
+    # `<kind>/<name>` of the workloads of which a pod is ready, sorted.
+    serving_workloads: Annotated[
+        tuple[str, ...] | None, ListOf(MAX_SERVING_WORKLOADS, Text(MAX_WORKLOAD))
+    ] = None
     undeliverable: Undeliverable | None = None
     import_: ImportNote | None = None
     unwanted_since: Time | None = None
@@ -152,6 +162,11 @@ class BundleStatus(Part):
     @property
     def _has_begun_proof(self) -> bool:
         return (self.proofs or 0) > self.failed_number and not self.proven
+
+    @property
+    def is_only_marked(self) -> bool:
+        """Whether it is here for its mark alone: nothing was begun for it."""
+        return self.state == PENDING and self.undeliverable is not None and not self.attempts
 
     @property
     def is_on_claim(self) -> bool:
@@ -220,6 +235,14 @@ class StatusWarning(Part):
 
 
 @dataclass(frozen=True)
+class ReleaseRefused(Part):
+    """That the API server does not let the controller remove the gate of a held pod."""
+
+    at: Time = 0.0  # when it was last seen
+    message: Message = ""
+
+
+@dataclass(frozen=True)
 class StorageStatus(Part):
     """The claim that was last read for bundles, and the folder in it."""
 
@@ -238,6 +261,7 @@ class CacheStatus(Part):
     saved_until: Time | None = None
     warnings: Annotated[tuple[StatusWarning, ...], ListOf(32, Nested(StatusWarning))] = ()
     storage: StorageStatus | None = None
+    release_refused: ReleaseRefused | None = None
     skipped: tuple[str, ...] = ()  # what was malformed, of one that was read; not in JSON
 
     @classmethod

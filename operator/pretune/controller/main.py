@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from pretune.controller.metrics import ControllerMetrics
 from pretune.controller.pod_watcher import PodWatcher
 from pretune.controller.reconcile import reconcile, release_orphaned_pods
 from pretune.controller.reference_watcher import ReferenceWatcher, find_references
+from pretune.controller.release_refusals import ReleaseRefusals
 from pretune.controller.workqueue import Queue
 from pretune.health import serve_health
 from pretune.kube.client import METADATA, METADATA_LIST, Kubernetes, load_configuration
@@ -65,17 +65,19 @@ async def run(settings: ControllerSettings) -> None:
                 key,
                 cluster,
                 settings.decisions,
-                time.time,
+                cluster.now,
                 metrics,
                 log_reader,
                 lambda cache: references.set_references(key, find_references(cache)),
                 ledger,
+                refusals,
             )
 
         queue = Queue(lambda key: metrics.time_reconcile(run_key(key)), settings.workers)
         ledger = AttemptLedger(
             settings.max_concurrent_attempts, lambda key: queue.wake(key, urgent=True)
         )
+        refusals = ReleaseRefusals()
         references = ReferenceWatcher(cluster.watch, queue.wake)
         pods = PodWatcher(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake)
         lease = Lease(cluster, settings.namespace, settings.identity)

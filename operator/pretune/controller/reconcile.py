@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from pretune.controller import project
 from pretune.controller.log_reader import LogReader
 from pretune.controller.metrics import ControllerMetrics
 from pretune.controller.observe import API_VERSION, list_held_pods, observe
-from pretune.kube.types import ApiError, Cluster, Event
+from pretune.controller.release_refusals import ReleaseRefusals
+from pretune.kube.types import REFUSAL_CODES, ApiError, Cluster, Event
 from pretune.manifests.gate import is_held
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.decide import decide
@@ -28,9 +29,6 @@ from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcom
 
 log = logging.getLogger(__name__)
 
-# HTTP codes with which the API server refuses an object itself: text for a condition, and no error
-# of ours. With 500 it reports that an admission webhook failed.
-REFUSAL_CODES = (400, 403, 422, 500)
 MAX_CONFLICT_RETRIES = 2  # of a cache that others write to at the same time
 # The second is for what is done when a reconcile fails or takes longer. Together they are less than
 # workqueue.RUN_TIMEOUT_SECONDS, which ends both.
@@ -48,10 +46,12 @@ async def reconcile(
     log_reader: LogReader | None = None,
     watch_named: Callable[[Object], None] = lambda cache: None,
     ledger: AttemptLedger | None = None,
+    refusals: ReleaseRefusals | None = None,
 ) -> float | None:
     """Bring one key to what its spec says, as far as that is possible now.
 
-    clock: Unix seconds. watch_named: called with the cache before what its spec names is read.
+    clock: Unix seconds, by the API server's clock (kube/server_clock.py). watch_named: called with
+    the cache before what its spec names is read. refusals: of earlier runs, to be added to.
     Returns the seconds after which to look again, or None.
 
     Raises ApiError, OSError or TimeoutError: try again later. Everything that was done stays done,
@@ -61,7 +61,7 @@ async def reconcile(
     try:
         async with asyncio.timeout(RECONCILE_TIMEOUT_SECONDS):
             return await _reconcile(
-                key, cluster, settings, clock, metrics, log_reader, watch_named, ledger
+                key, cluster, settings, clock, metrics, log_reader, watch_named, ledger, refusals
             )
     except Exception as error:  # OSError too: it may be one source alone that does not answer
         if ledger is not None:
@@ -79,6 +79,7 @@ async def _reconcile(
     log_reader: LogReader | None,
     watch_named: Callable[[Object], None],
     ledger: AttemptLedger | None,
+    refusals: ReleaseRefusals | None,
 ) -> float | None:
     ledger = ledger if ledger is not None else AttemptLedger(limit=0)
     for retries_left in reversed(range(MAX_CONFLICT_RETRIES + 1)):
@@ -86,6 +87,8 @@ async def _reconcile(
         if log_reader is not None:
             observed = replace(observed, start_logs=log_reader.results(key))
         observed = replace(observed, turn=ledger.find_turn(key))
+        if refusals is not None:
+            observed = replace(observed, release_refusals=refusals.of(key))
         plan = decide(observed, clock())
         # Without any await in between: what it starts counts before another key asks.
         ledger.update(key, plan.open_attempts, plan.waits_for_turn)
@@ -99,7 +102,7 @@ async def _reconcile(
             if conflict and retries_left:
                 log.debug("%s: the cache has changed meanwhile, looking again", key)
                 continue
-            errors = await _release_pods(observed, plan, cluster, metrics)
+            errors = await _release_pods(observed, plan, cluster, metrics, refusals)
             if not conflict:
                 raise
             if errors:
@@ -109,7 +112,7 @@ async def _reconcile(
             metrics.count_status(observed, plan)
         if log_reader is not None:
             log_reader.set_starts(key, plan.starts)
-        errors = await _release_pods(observed, plan, cluster, metrics)
+        errors = await _release_pods(observed, plan, cluster, metrics, refusals)
         if not any(isinstance(error, OSError) for error in errors):  # else nothing answers
             others = [action for action in plan.after if not _is_release(action)]
             errors += await apply_concurrently(key, others, cluster)
@@ -124,7 +127,11 @@ async def _reconcile(
 
 
 async def _release_pods(
-    observed: Observed, plan: Plan, cluster: Cluster, metrics: ControllerMetrics | None
+    observed: Observed,
+    plan: Plan,
+    cluster: Cluster,
+    metrics: ControllerMetrics | None,
+    refusals: ReleaseRefusals | None,
 ) -> list[Exception]:
     """Release the pods that the plan releases; return the errors.
 
@@ -132,7 +139,11 @@ async def _release_pods(
     another event, with another text. No status has to remember it, since a pod without a gate is
     not released again: so a cache whose status cannot be written holds no pod.
     """
-    errors = await apply_concurrently(observed.key, filter(_is_release, plan.after), cluster)
+    releases = [action for action in plan.after if isinstance(action, Patch) and action.strategic]
+    failed: dict[str, Exception] = {}
+    errors = await apply_concurrently(observed.key, releases, cluster, failed)
+    if refusals is not None:
+        refusals.record(observed.key, releases, failed)
     if not errors:
         events = [event for event in plan.events if event.reason == reasons.RELEASED]
         await _record_events(observed, events, cluster)
@@ -231,12 +242,15 @@ async def apply_actions(
 
 
 async def apply_concurrently(
-    key: Key, actions: Iterable[Action], cluster: Cluster
+    key: Key,
+    actions: Iterable[Action],
+    cluster: Cluster,
+    failed: MutableMapping[str, Exception] | None = None,
 ) -> list[Exception]:
     """Apply every action, several at a time and in any order; return the errors.
 
     An action that the API server refuses keeps no other one back. When the API server does not
-    answer, no further one is tried.
+    answer, no further one is tried. failed: gets the errors by the action's name.
     """
     waiting, errors = deque(actions), list[Exception]()
 
@@ -248,6 +262,8 @@ async def apply_concurrently(
             except (ApiError, OSError, TimeoutError) as error:
                 log.warning("%s: %s: %s", key, action.name, error or type(error).__name__)
                 errors.append(error)
+                if failed is not None:
+                    failed[action.name] = error
                 if not isinstance(error, ApiError):
                     waiting.clear()
 

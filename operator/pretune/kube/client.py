@@ -44,6 +44,7 @@ from pretune.intake import (
     find_excess,
     parse_json,
 )
+from pretune.kube.server_clock import ServerClock
 from pretune.kube.types import ApiError, Event, NoSuchKind, keep_all, metadata_only
 from pretune.kube.watch import ADDED, LISTED, Change
 
@@ -126,6 +127,7 @@ class Kubernetes:
         self._discovered: dict[tuple[str, str], tuple[Resource, float]] = {}
         # By the object's uid: the resourceVersion of our last write of its status.
         self._status_versions: dict[str, str] = {}
+        self._server_clock = ServerClock(time.monotonic, time.time)
 
     async def __aenter__(self) -> Kubernetes:
         return self
@@ -256,6 +258,10 @@ class Kubernetes:
                 await self.patch(obj, patch)
 
     # --- beyond kube.types.Cluster
+
+    def now(self) -> float:
+        """Return Unix seconds by the API server's clock."""
+        return self._server_clock.now()
 
     def is_own_write(self, obj: Mapping[str, Any]) -> bool:
         """Whether the object is as our own last write of its status left it.
@@ -461,6 +467,7 @@ class Kubernetes:
         try:
             answer = await self._client.call_api(method, url, headers, body, _request_timeout=limit)
             async with answer.response as response:
+                self._server_clock.observe(response.headers.get("Date"))
                 yield response
         except aiohttp.ClientError as error:
             kind = TimeoutError if isinstance(error, TimeoutError) else ConnectionError

@@ -28,6 +28,11 @@ class ApiError(Exception):
         self.code, self.reason, self.message = code, reason, message
 
 
+# HTTP codes with which the API server refuses an object itself: text for a condition, and no error
+# of ours. With 500 it reports that an admission webhook failed.
+REFUSAL_CODES = (400, 403, 422, 500)
+
+
 class NoSuchKind(ApiError):
     """The cluster has no such apiVersion and kind."""
 

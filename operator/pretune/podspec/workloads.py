@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from pretune.api.types import Object
 
-REVISION_ANNOTATION = "deployment.kubernetes.io/revision"  # a rollback makes an old one the newest
+# A rollback makes an old one the newest.
+REVISION_ANNOTATION = "deployment.kubernetes.io/revision"
+ROLLOUT_REVISION_ANNOTATION = "rollout.argoproj.io/revision"  # of a ReplicaSet of an Argo Rollout
 POD = "Pod"  # the kind of the origin of a pod that is its own template
 
 # Set on each pod, before it is created, by the controllers that keep ControllerRevisions.
@@ -31,9 +33,9 @@ class WorkloadKind:
     # name, by the object's name and the pod's label controller-revision-hash.
     revision_name: Callable[[str, str], str] | None = None
 
-    # Annotation of the object with its revision's number: the newest has the largest. "": a
-    # ControllerRevision has its number as a field, and another object's age decides.
-    order_annotation: str = ""
+    # Annotations of the object, one of which is its revision's number: the newest has the largest.
+    # None: a ControllerRevision has its number as a field, and another object's age decides.
+    order_annotations: tuple[str, ...] = ()
 
     # Label of pods whose object is one revision, so that its template never changes.
     fixed_by_label: str = ""
@@ -48,6 +50,9 @@ class WorkloadKind:
     # Whether its pods are held while spec.hold.when is WhenServing. A pod of a kind that replaces
     # pods one by one takes the place of one that serves, which would be missed while it is held.
     is_held_when_serving: bool = False
+
+    # Whether it counts a pod that is deleted as one that failed (spec.backoffLimit of a Job).
+    counts_deleted_pods: bool = False
 
     @property
     def has_revisions(self) -> bool:
@@ -64,7 +69,7 @@ KINDS: tuple[WorkloadKind, ...] = (
     WorkloadKind(
         "apps",
         "ReplicaSet",
-        order_annotation=REVISION_ANNOTATION,
+        order_annotations=(REVISION_ANNOTATION, ROLLOUT_REVISION_ANNOTATION),
         fixed_by_label="pod-template-hash",  # set by the Deployment controller
         above=("Deployment", "Rollout"),  # Argo's; to read it takes sources.extraRules
         has_progress_deadline=True,
@@ -72,7 +77,7 @@ KINDS: tuple[WorkloadKind, ...] = (
     ),
     WorkloadKind("apps", "StatefulSet", revision_name=lambda name, label: label),
     WorkloadKind("apps", "DaemonSet", revision_name=lambda name, label: f"{name}-{label}"),
-    WorkloadKind("batch", "Job"),
+    WorkloadKind("batch", "Job", counts_deleted_pods=True),
 )
 
 
@@ -118,6 +123,18 @@ def controller_of(obj: Object) -> Object | None:
     """
     owners: list[Object] = obj["metadata"].get("ownerReferences") or []
     return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def is_recreated(pod: Object) -> bool:
+    """Return whether a pod may be deleted so that its controller creates another one.
+
+    A pod without a controller is not recreated. A Job counts it as a failure.
+    """
+    owner = controller_of(pod)
+    if owner is None:
+        return False
+    row = find_kind(owner["kind"], str(owner.get("apiVersion", "")).rpartition("/")[0])
+    return row is None or not row.counts_deleted_pods
 
 
 def origin_of(pod: Object) -> TemplateRef | None:

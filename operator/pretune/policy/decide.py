@@ -42,7 +42,7 @@ def decide(observed: Observed, now: float) -> Plan:
     if observed.cache["metadata"].get("deletionTimestamp"):
         held = [pod for pod in observed.consumers if is_held(pod)]
         return Plan(
-            after=tuple(release.release_all(held)),
+            after=tuple(release.release_all(held, observed)),
             requeue_after=release.RELEASE_RECHECK_SECONDS if held else None,
         )
     if excess := observed.cache.get(EXCESS):

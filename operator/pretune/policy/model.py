@@ -66,6 +66,8 @@ class Observed:
     # Names of pods of any phase that mount the claim; only read when the cache is gone.
     claim_users: frozenset[str] = frozenset()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # of this run's actions, by name
+    # By uid of a held pod, as far as this process has seen them.
+    release_refusals: Mapping[str, ReleaseRefusal] = field(default_factory=dict)
     # What is known of consumers' logs, by EngineStart.key; None: no logs are read.
     start_logs: Mapping[str, StartObservation] | None = None
     turn: Turn | None = None  # None: the number of attempts is not limited
@@ -90,6 +92,16 @@ class Origin:
     # The Deployment above a ReplicaSet, else the owner: kind, metadata, spec without its template.
     # Not read where spec.source.workloadRef names one of apps: that is Observed.source_workload.
     workload: Object | None = None
+    # `<kind>/<name>` of that workload, as owner references name it; "": unknown.
+    workload_name: str = ""
+
+
+@dataclass(frozen=True)
+class ReleaseRefusal:
+    """The API server's refusals to remove our gate from one pod."""
+
+    count: int
+    message: str  # of the last one
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pretune.api.names import (
 )
 from pretune.api.reasons import Reason
 from pretune.api.spec import Spec, claim_name, storage_place
-from pretune.api.status import BundleStatus, CacheStatus
+from pretune.api.status import BundleStatus, CacheStatus, ReleaseRefused
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.job import attempt_name
@@ -66,6 +66,7 @@ class PlanBuilder:
         self.after: list[Action] = []
         self.events: list[Event] = []
         self.released: list[Released] = []
+        self.release_refused: ReleaseRefused | None = None
         self.ended: list[EndedAttempt] = []
         self.requeue_time: float | None = None
         self.waits_for_turn = False  # an attempt would start if other caches had fewer

@@ -25,7 +25,8 @@ from pretune.manifests.delivery_modes import NONE, Delivery
 from pretune.manifests.injection import inject, is_injected
 from pretune.manifests.json_patch import Operation
 from pretune.podspec.template import all_containers
-from pretune.podspec.workloads import controller_of
+from pretune.podspec.workloads import POD, controller_of
+from pretune.policy.model import Origin
 from pretune.policy.pods.delivery import decide_delivery
 from pretune.webhook.informers import MAX_OUTAGE_SECONDS, CacheInformer, LeaseMonitor
 from pretune.webhook.template_cache import SizedLRU, TemplateCache
@@ -118,16 +119,15 @@ class Admission:
             return Answer(NONE, FAILED, warnings=(warning,))
         cache, can_hold = self._caches.get(namespace, name), self.can_hold()
         if cache is None:
-            decision = decide_delivery(namespace, None, pod, pod, "", can_hold, self._agent_name)
+            unread = Origin(POD, "", pod)
+            decision = decide_delivery(namespace, None, pod, unread, can_hold, self._agent_name)
             return self._build_answer(request, decision)
         origin, revision = await self._templates.find_origin(namespace, pod)
         _rename_token_volume(pod)
         key = (revision, cache["metadata"]["uid"], cache["metadata"]["resourceVersion"], can_hold)
         answered_pod, answer = self._answers.get(key) or (None, None)
         if answer is None or answered_pod != pod:
-            decision = decide_delivery(
-                namespace, cache, pod, origin.template, origin.kind, can_hold, self._agent_name
-            )
+            decision = decide_delivery(namespace, cache, pod, origin, can_hold, self._agent_name)
             answer = self._build_answer(request, decision)
             if revision is not None and not isinstance(origin.template, Refused):
                 self._answers.put(key, (pod, answer), pod)

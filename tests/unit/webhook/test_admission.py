@@ -117,7 +117,12 @@ def review(the_pod: Any, **changes: Any) -> Object:
 
 def cache(version: int = 1, *bundles: Object, **spec: Any) -> Object:
     """A cache whose older revision serves."""
-    serves = {"id": "0lder-default", "fingerprint": "0", "state": "Sealed", "serving": True}
+    serves = {
+        "id": "0lder-default",
+        "fingerprint": "0",
+        "state": "Sealed",
+        "servingWorkloads": ["ReplicaSet/qwen3-1"],
+    }
     ready = {"type": "StorageReady", "status": "True", "reason": "Bound", "message": ""}
     return {
         "metadata": {"namespace": "inference", "name": "qwen3", "uid": "c", "generation": version, "resourceVersion": str(version)},
@@ -633,7 +638,7 @@ def test_any_consumer_without_an_owner_gets_an_answer(the_pod: Object) -> None:
     arriving["metadata"]["labels"][CACHE] = "qwen3"
     the_webhook = webhook(engineContainer="vllm", hold={"when": "Always"})
     answer = asyncio.run(the_webhook.admission.answer(review(arriving)["request"]))
-    assert answer.reason in ("Held", "NotSealedYet", "OverrideSet", "NotTunable"), answer
+    assert answer.reason in ("SeedUntried", "OverrideSet", "NotTunable"), answer
     assert is_injected(patched(arriving, answer.patch))
 
 

@@ -12,7 +12,6 @@ from pretune.api.types import Object
 from pretune.podspec import canonical, identity
 from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_of
-from pretune.podspec.workloads import find_kind
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods.consumers import Consumer
@@ -117,12 +116,12 @@ def _rank_origins(
             found[pod.origin_key] = pod.origin
     newest: dict[str, str] = {}  # of each workload, when its newest revision was created
     for origin in found.values():
-        name = _workload_of(origin)
+        name = origin.workload_name
         newest[name] = max(newest.get(name, ""), origin.order[1])
     # Revision numbers are one workload's own; a rollback makes an old revision the newest.
     ranked = sorted(
         found.items(),
-        key=lambda item: (newest[_workload_of(item[1])], item[1].order, item[0]),
+        key=lambda item: (newest[item[1].workload_name], item[1].order, item[0]),
         reverse=True,
     )
     return [
@@ -130,17 +129,6 @@ def _rank_origins(
         for key, origin in ranked
         if not isinstance(origin.template, Refused)
     ], refused
-
-
-def _workload_of(origin: Origin) -> str:
-    """Return what workload an origin is a revision of.
-
-    Where the workload above could not be read, all origins of the kind count as one workload's.
-    """
-    if origin.workload is None:
-        row = find_kind(origin.kind)
-        return origin.kind if row and row.above else f"{origin.kind}/{origin.name}"
-    return f"{origin.workload['kind']}/{origin.workload['metadata']['name']}"
 
 
 def _find_desired(
@@ -175,6 +163,7 @@ def _limit(
     """
     kept: list[DesiredBundle] = []
     churn = ""
+    known = {each.id for each in plan.bundles.values() if not each.is_only_marked}
     for target in plan.spec.targets:
         of_target = [each for each in bundles if each.target.name == target.name]
         ranked = sorted(
@@ -182,7 +171,7 @@ def _limit(
             key=lambda each: (
                 not each.is_current,
                 each.id not in waited_for,
-                each.id not in plan.bundles,
+                each.id not in known,
             ),
         )
         kept += [each for each in of_target if each in ranked[:MAX_FINGERPRINTS]]

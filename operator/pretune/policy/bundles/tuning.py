@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from pretune.api import reasons
@@ -53,7 +53,13 @@ from pretune.policy.cache.storage import Storage
 from pretune.policy.model import FOUND
 from pretune.policy.objects import delete, fingerprint_of, is_ended_by_us, label
 from pretune.policy.plan_builder import PlanBuilder
-from pretune.policy.pod_status import container_statuses, engine_name, engine_of_pod, gpu_seconds
+from pretune.policy.pod_status import (
+    container_statuses,
+    engine_name,
+    engine_of_pod,
+    gpu_seconds,
+    is_finished,
+)
 from pretune.policy.pods.consumers import Consumer
 
 # Seconds that a bundle is kept in the making though no pod asks for it.
@@ -226,6 +232,7 @@ def start_attempts(
     A bundle for which something does gets that as its reason and message (start_rules.py).
     """
     waited_for = {pod.bundle for pod in pods if pod.is_held}
+    _withdraw_suspended(plan, bundles, waited_for)
     started: set[str] = set()
     for desired in bundles:
         state = plan.bundles[desired.id].state
@@ -247,6 +254,39 @@ def start_attempts(
             start = proofs.start_proof if state == PROVING else _start_attempt
             if start(plan, desired):
                 started.add(desired.id)
+
+
+def _withdraw_suspended(
+    plan: PlanBuilder, bundles: Sequence[DesiredBundle], waited_for: Collection[str]
+) -> None:
+    """Delete suspended attempts that no pod waits for, where pods wait for another of the target.
+
+    Such a Job holds no GPU, and would go first only because it is older. It begins again later, as
+    the same attempt.
+    """
+    targets = {
+        desired.target.name
+        for desired in bundles
+        if desired.id in waited_for
+        and plan.bundles[desired.id].state == PENDING
+        and not list_attempt_jobs(plan, desired.id)
+    }
+    for bundle in list(plan.bundles.values()):
+        if bundle.target not in targets or bundle.id in waited_for:
+            continue
+        job = plan.find_jobs(bundle.id).get(bundle.attempts)
+        if (
+            not bundle.has_open_attempt
+            or job is None
+            or not job["spec"].get("suspend")
+            or any(not is_finished(pod) for pod in plan.find_pods(bundle.id))
+        ):
+            continue
+        plan.after.append(delete(job))
+        plan.put(replace(bundle, attempts=bundle.failed_number))
+        message = f"attempt {bundle.attempts} was suspended; pods wait for another bundle"
+        plan.set_state(bundle.id, PENDING, reasons.QUEUED, message)
+        plan.requeue_at(plan.now)
 
 
 def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pretune.api.names import CACHE, ROLE, WHEN_DELETED
 from pretune.api.types import Object
+from pretune.podspec.workloads import is_recreated
 from pretune.policy.cache import agent_configmap
 from pretune.policy.hold.release import RELEASE_RECHECK_SECONDS, release_all
 from pretune.policy.model import Action, Observed, Plan
-from pretune.policy.objects import annotation, delete, label, owner_uid
+from pretune.policy.objects import annotation, delete, label
 from pretune.policy.pods.rescue import delete_stuck_pod
 from pretune.policy.pods.start_failures import find_start_failure, next_check_at
 from pretune.policy.pods.starting_pod import StartingPod
@@ -43,7 +44,7 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
     deletions, failure_waits = _delete_stuck_pods(observed, now)
     return Plan(
         tuple(actions),
-        after=(*release_all(observed.held), *deletions),
+        after=(*release_all(observed.held, observed), *deletions),
         requeue_after=min([*waits, *failure_waits], default=None),
     )
 
@@ -72,7 +73,7 @@ def _delete_stuck_pods(observed: Observed, now: float) -> tuple[list[Action], li
         failure = find_start_failure(starting)
         due = failure.due if failure is not None else next_check_at(starting)
         if failure is not None and now >= failure.due:
-            if owner_uid(pod):
+            if is_recreated(pod):
                 deletions.append(delete_stuck_pod(pod))
         elif due is not None:
             waits.append(due - now)

@@ -52,6 +52,7 @@ def build_status(
         consumers=consumers,
         warnings=tuple(warnings),
         storage=StorageStatus(uid, folder or None) if uid else None,
+        release_refused=plan.release_refused,
     )
 
 

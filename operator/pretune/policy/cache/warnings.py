@@ -95,6 +95,8 @@ def collect_warnings(
         }
     if stale:
         findings.add(_stale_image(stale))
+    if plan.release_refused is not None:
+        findings.add((advice.RELEASE_REFUSED, plan.release_refused.message))
     warnings = [
         StatusWarning(reason, _truncate(message))
         for reason, message in sorted(findings)[:MAX_WARNINGS]

@@ -32,12 +32,19 @@ def never_held(a: PodAdmission) -> str | None:
 
 
 def nothing_serves(a: PodAdmission) -> str | None:
-    """A hold is only worth it while other pods serve."""
+    """A hold is only worth it while older pods of the same workload serve.
+
+    Others of the cache may do another part of the work: prefill and decode, canary and stable.
+    """
     if a.spec.hold.when == "Always":
         return None
-    fingerprint = a.need.inputs.fingerprint
-    serves = any(bundle.serving for bundle in a.status.bundles if bundle.fingerprint != fingerprint)
-    return None if serves else "no pod of another revision serves"
+    fingerprint, workload = a.need.inputs.fingerprint, a.origin.workload_name
+    serves = any(
+        workload in (bundle.serving_workloads or ())
+        for bundle in a.status.bundles
+        if bundle.fingerprint != fingerprint
+    )
+    return None if serves else f"no pod of another revision of {workload} serves"
 
 
 def runs_already(a: PodAdmission) -> str | None:
@@ -55,7 +62,7 @@ def replaces_a_serving_pod(a: PodAdmission) -> str | None:
     It would be missing for as long as tuning takes.
     """
     kinds = held_kinds()
-    if a.spec.hold.when == "Always" or a.owner in kinds:
+    if a.spec.hold.when == "Always" or a.origin.kind in kinds:
         return None
     return f"only a {' or a '.join(kinds)}'s pods are held unless spec.hold.when is Always"
 
@@ -71,6 +78,14 @@ def controller_is_gone(a: PodAdmission) -> str | None:
     if a.can_hold:
         return None
     return "the controller has not renewed its lease, so that nothing could release the pod"
+
+
+def release_is_refused(a: PodAdmission) -> str | None:
+    """No hold where the API server would refuse the patch that ends it."""
+    refused = a.status.release_refused
+    if refused is None:
+        return None
+    return f"the API server does not let the controller release pods: {refused.message}"
 
 
 def will_not_be_tuned(a: PodAdmission) -> str | None:
@@ -97,6 +112,7 @@ HOLD_RULES: tuple[Callable[[PodAdmission], str | None], ...] = (
     replaces_a_serving_pod,
     has_node,
     controller_is_gone,
+    release_is_refused,
     will_not_be_tuned,
     attempt_cannot_start,
 )

@@ -12,25 +12,34 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pretune.api import reasons
-from pretune.api.names import FAILED, REFUSED, TUNING_STATE
-from pretune.api.status import BundleStatus, ConsumerCounts
+from pretune.api.names import FAILED, HOLD, REFUSED, TUNING_STATE
+from pretune.api.status import BundleStatus, ConsumerCounts, ReleaseRefused
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.gate import release_patch
+from pretune.podspec.workloads import is_recreated
 from pretune.policy.bundles.desired import DesiredBundles
+from pretune.policy.bundles.job_runs import list_attempt_jobs
 from pretune.policy.cache.storage import Storage
-from pretune.policy.model import Patch, Released
-from pretune.policy.objects import reference
-from pretune.policy.plan_builder import PlanBuilder
-from pretune.policy.pod_status import find_condition
+from pretune.policy.model import Action, Delete, Observed, Patch, Released
+from pretune.policy.objects import delete, owner_uid, reference
+from pretune.policy.plan_builder import MAX_MESSAGE, PlanBuilder
+from pretune.policy.pod_status import find_condition, is_finished, is_job_finished
 from pretune.policy.pods.consumers import Consumer
 
 # Until pods that were released are looked at again: a patch that meets a conflict counts as done.
 RELEASE_RECHECK_SECONDS = 10.0
+MAX_NAMED_PODS = 5  # in a message
 REFUSED_RECHECK_SECONDS = 2.0  # until an attempt that could not start is looked at again
 # Reasons of a bundle whose attempt may never start while pods are held for it.
 _CANNOT_START = (reasons.POD_REFUSED, reasons.VOLUME_UNAVAILABLE)
+# That a Job may be suspended while a pod waits for it: Kueue admits one in seconds if it can.
+SUSPENDED_SECONDS = 30.0
+MAX_REFUSALS = 3  # by the API server, to release a pod: one may be a bad moment of a webhook
+# Without a new refusal: then one pod may be held again, to see whether it can be released.
+RELEASE_REFUSED_SECONDS = 3600.0
+KUEUE_PREFIX = "kueue.x-k8s.io/"  # of labels on the pods that Kueue manages, and of its gates
 UNREADY_SECONDS = 30.0  # that all older pods may be unready before pods wait for them no longer
 
 
@@ -46,8 +55,12 @@ class HeldPod:
 
     @property
     def older_pods(self) -> Iterator[Consumer]:
-        """Those others that have another engine."""
-        return (other for other in self.others if other.fingerprint != self.pod.fingerprint)
+        """Those others of the same workload that have another engine."""
+        return (
+            other
+            for other in self.others
+            if other.workload == self.pod.workload and other.fingerprint != self.pod.fingerprint
+        )
 
     @property
     def bundle_id(self) -> str:
@@ -95,6 +108,7 @@ def release_pods(
 ) -> None:
     """Release held pods that need not, or must not, wait any longer."""
     released: dict[tuple[str, str, str], list[float]] = {}
+    _record_refusals(plan, pods)
     others = sorted(
         (pod for pod in pods if pod.is_living and not pod.is_held), key=lambda pod: not pod.is_ready
     )
@@ -108,7 +122,10 @@ def release_pods(
             continue
         waited = max(0.0, plan.now - pod.created_at)
         plan.requeue_at(plan.now + RELEASE_RECHECK_SECONDS)
-        plan.after.append(_release(pod.pod))
+        release = _release(pod.pod, plan.observed)
+        plan.after.append(release)
+        if isinstance(release, Delete):
+            continue
         plan.released.append(Released(verdict.cause, waited))
         key = (held.bundle_id, verdict.cause, verdict.message)
         released.setdefault(key, []).append(waited)
@@ -155,14 +172,46 @@ def judge(held: HeldPod) -> Verdict:
     return Verdict(wait_until=min(waits, default=None))
 
 
-def release_all(pods: Sequence[Object]) -> list[Patch]:
-    """Return the actions that release all of these pods: their cache is gone, for example."""
-    return [_release(pod) for pod in pods]
+def release_all(pods: Sequence[Object], observed: Observed | None = None) -> list[Action]:
+    """Return the actions that release all of these pods: their cache is gone, for example.
+
+    observed: of their key, if it was read.
+    """
+    return [_release(pod, observed) for pod in pods]
 
 
-def _release(pod: Object) -> Patch:
+def _release(pod: Object, observed: Observed | None) -> Action:
+    """Return the action that releases a pod.
+
+    If the API server refuses that again and again, a pod that is recreated is deleted: the webhook
+    holds no pod while status.releaseRefused is set.
+    """
+    if observed is not None and _is_refused(pod, observed) and is_recreated(pod):
+        return delete(pod)
     name = pod["metadata"]["name"]
     return Patch(f"release Pod {name}", reference(pod), release_patch(), strategic=True)
+
+
+def _is_refused(pod: Object, observed: Observed) -> bool:
+    refusal = observed.release_refusals.get(pod["metadata"]["uid"])
+    return refusal is not None and refusal.count >= MAX_REFUSALS
+
+
+def _record_refusals(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
+    """Set status.releaseRefused if held pods could not be released; remove it when it is old."""
+    refused = [pod for pod in pods if pod.is_held and _is_refused(pod.pod, plan.observed)]
+    before = plan.status.release_refused
+    if refused:
+        names = ", ".join(pod.name for pod in refused[:MAX_NAMED_PODS])
+        answer = plan.observed.release_refusals[refused[0].pod["metadata"]["uid"]].message
+        message = f"{names}: the gate {HOLD} cannot be removed: {answer}"[:MAX_MESSAGE]
+        # One event and one status write for all that are refused in this time.
+        is_new = before is None or plan.now >= before.at + RELEASE_REFUSED_SECONDS / 2
+        plan.release_refused = ReleaseRefused(plan.timestamp, message) if is_new else before
+    elif before is not None and plan.now < before.at + RELEASE_REFUSED_SECONDS:
+        plan.release_refused = before
+    if plan.release_refused is not None:
+        plan.requeue_at(plan.release_refused.at + RELEASE_REFUSED_SECONDS)
 
 
 def _count_pods(number: int) -> str:
@@ -247,8 +296,11 @@ def failed(held: HeldPod) -> str | None:
 
 
 def undeliverable(held: HeldPod) -> str | None:
+    """Not where pods of one node only could not start: this one may get another node."""
     mark = held.bundle.undeliverable if held.bundle is not None else None
-    return f"{mark.reason}: {mark.message}" if mark is not None else None
+    if mark is None or mark.node is not None:
+        return None
+    return f"{mark.reason}: {mark.message}"
 
 
 def cannot_start(held: HeldPod) -> str | Wait | None:
@@ -262,6 +314,74 @@ def cannot_start(held: HeldPod) -> str | Wait | None:
     if before is None or before.reason != bundle.reason:
         return Wait(held.plan.now + REFUSED_RECHECK_SECONDS)
     return f"the attempt cannot start: {bundle.message}"
+
+
+def quota_is_used_up(held: HeldPod) -> str | Wait | None:
+    """Kueue counts the pod in its quota, which may be what the suspended attempt waits for."""
+    meta, gates = held.pod.pod["metadata"], held.pod.pod["spec"].get("schedulingGates") or ()
+    is_managed = any(name.startswith(KUEUE_PREFIX) for name in meta.get("labels") or ())
+    if not is_managed or any(gate["name"].startswith(KUEUE_PREFIX) for gate in gates):
+        return None
+    suspended = [
+        job
+        for job in list_attempt_jobs(held.plan, held.bundle_id)
+        if job["spec"].get("suspend") and not is_job_finished(job)
+    ]
+    if not suspended:
+        return None
+    since = max(held.pod.created_at, *map(_suspended_since, suspended))
+    if held.plan.now < since + SUSPENDED_SECONDS:
+        return Wait(since + SUSPENDED_SECONDS)
+    return (
+        f"Kueue suspends the attempt's Job {suspended[0]['metadata']['name']}, and counts this pod"
+        " in its quota"
+    )
+
+
+def _suspended_since(job: Object) -> float:
+    """Return since when a Job is suspended (Unix seconds)."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    times = [
+        each["lastTransitionTime"]
+        for each in conditions
+        if each["type"] == "Suspended" and each.get("lastTransitionTime")
+    ]
+    return max(map(parse_timestamp, (job["metadata"]["creationTimestamp"], *times)))
+
+
+def no_node(held: HeldPod) -> str | Wait | None:
+    """The cluster is full: no pod waits for long that an attempt finds a node."""
+    limit = held.plan.spec.node_wait_seconds
+    since = _without_node_since(held)
+    if since is None:
+        return None
+    if held.plan.now < since + limit:
+        return Wait(since + limit)
+    return f"the attempt has found no node for {limit} s (spec.tuning.nodeWaitSeconds)"
+
+
+def _without_node_since(held: HeldPod) -> float | None:
+    """Return since when the attempt that the pod waits for has a pod without a node.
+
+    If the pod's bundle is queued behind another of its target, that one's attempt. None: there is
+    no such pod, or one with a node.
+    """
+    plan, bundle = held.plan, held.bundle
+    ids = [held.bundle_id]
+    if bundle is not None and not plan.find_pods(bundle.id):
+        ids = [each.id for each in plan.bundles.values() if each.target == bundle.target]
+    ours = {job["metadata"]["uid"] for job in plan.jobs}
+    pods = [
+        pod
+        for bundle_id in ids
+        for pod in plan.find_pods(bundle_id)
+        if owner_uid(pod) in ours
+        and not is_finished(pod)
+        and not pod["metadata"].get("deletionTimestamp")
+    ]
+    if not pods or any((pod.get("spec") or {}).get("nodeName") for pod in pods):
+        return None
+    return min(parse_timestamp(pod["metadata"]["creationTimestamp"]) for pod in pods)
 
 
 def storage_not_ready(held: HeldPod) -> str | None:
@@ -292,6 +412,8 @@ RELEASE_RULES: tuple[Rule, ...] = (
     Rule("Failed", failed, after_failure=True),
     Rule("Undeliverable", undeliverable, after_failure=True),
     Rule("CannotStart", cannot_start, after_failure=True),
+    Rule("QuotaUsedUp", quota_is_used_up, after_failure=True),
+    Rule("NoNode", no_node, after_failure=True),
     Rule("StorageNotReady", storage_not_ready, after_failure=True),
     Rule("TimedOut", timed_out, after_failure=True),
 )

@@ -12,6 +12,8 @@ from pretune.api.status import BundleStatus, CacheStatus
 from pretune.api.types import Key, Object
 from pretune.podspec import identity
 from pretune.podspec.template import engine_of, moving_tag
+from pretune.podspec.workloads import find_kind, is_recreated
+from pretune.policy.model import Origin
 from pretune.protocol import Inputs
 
 
@@ -41,9 +43,13 @@ class PodAdmission:
     namespace: str
     cache: Object  # as last seen; {}: there is none of the name
     pod: Object
-    template: Object | Refused  # as its author wrote it; Refused: it could not be read
-    owner: str  # the controlling owner's kind
+    origin: Origin
     can_hold: bool  # the controller lives and can release the pod
+
+    @property
+    def template(self) -> Object | Refused:
+        """The pod's template as its author wrote it; Refused: it could not be read."""
+        return self.origin.template
 
     @cached_property
     def key(self) -> Key:
@@ -68,6 +74,20 @@ class PodAdmission:
         """The engine's container in the pod, which other webhooks may have changed or removed."""
         containers = self.pod["spec"]["containers"]
         return next((each for each in containers if each["name"] == self.need.engine), None)
+
+    @property
+    def written_image(self) -> str:
+        """The engine's image as its template names it."""
+        assert not isinstance(self.template, Refused)
+        return str(engine_of(self.template, self.spec.engine_container).get("image") or "")
+
+    @property
+    def is_recreated(self) -> bool:
+        """Whether a pod that cannot start may be deleted, and another one takes its place."""
+        row = find_kind(self.origin.kind)
+        if row is None:
+            return is_recreated(self.pod)  # of a controller of an unknown kind, or of none
+        return not row.counts_deleted_pods
 
     @property
     def image_may_have_moved(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pretune.api.names import BUNDLE, DELIVERY, SEED_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.spec import Target
-from pretune.api.status import BundleStatus, ConsumerCounts
+from pretune.api.status import MAX_SERVING_WORKLOADS, BundleStatus, ConsumerCounts
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.delivery_modes import find_mode
@@ -50,6 +50,27 @@ class Consumer:
         return parse_timestamp(self.pod["metadata"]["creationTimestamp"])
 
     @property
+    def workload(self) -> str:
+        """Return `<kind>/<name>` of the workload that it belongs to; "": unknown."""
+        return self.origin.workload_name if self.origin is not None else ""
+
+    @property
+    def node(self) -> str:
+        """Return the name of its node; "": it has none."""
+        return str((self.pod.get("spec") or {}).get("nodeName") or "")
+
+    @property
+    def image(self) -> str:
+        """Return its engine's image as its template names it; "": unknown."""
+        template = self.origin.template if self.origin is not None else {}
+        if not template or isinstance(template, Refused):
+            return ""
+        containers = template["spec"]["containers"]
+        return next(
+            (str(each.get("image") or "") for each in containers if each["name"] == self.engine), ""
+        )
+
+    @property
     def given_bundle(self) -> str:
         """Return the id of the bundle that the webhook gave it; "": none."""
         return str((self.pod["metadata"].get("annotations") or {}).get(BUNDLE, ""))
@@ -72,11 +93,7 @@ class Consumer:
     @property
     def is_running(self) -> bool:
         """Return whether it has a node: pods like it that come later need not wait."""
-        return (
-            self.is_living
-            and not is_held(self.pod)
-            and bool((self.pod.get("spec") or {}).get("nodeName"))
-        )
+        return self.is_living and not is_held(self.pod) and bool(self.node)
 
     @property
     def is_ready(self) -> bool:
@@ -176,13 +193,22 @@ def _find_needs(
 
 
 def update_running_flags(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
-    """Set `running` and `serving` of each bundle, from which the webhook decides holds."""
+    """Set of each bundle what runs and serves with it, from which the webhook decides holds."""
     running = {pod.bundle for pod in pods if pod.is_running}
-    serving = {pod.bundle for pod in pods if pod.is_running and pod.is_ready}
+    serving: dict[str, set[str]] = {}
+    for pod in pods:
+        if pod.is_running and pod.is_ready:
+            serving.setdefault(pod.bundle, set()).add(pod.workload)
     for bundle in list(plan.bundles.values()):
-        flags = (bundle.id in running, bundle.id in serving)
-        if flags != (bundle.running, bundle.serving):
-            plan.put(replace(bundle, running=flags[0], serving=flags[1]))
+        workloads = sorted(filter(None, serving.get(bundle.id, ())))
+        plan.put(
+            replace(
+                bundle,
+                running=bundle.id in running,
+                serving=bundle.id in serving,
+                serving_workloads=tuple(workloads[:MAX_SERVING_WORKLOADS]) or None,
+            )
+        )
 
 
 def count_consumers(

@@ -16,11 +16,12 @@ from pretune.api.spec import claim_name
 from pretune.api.status import BundleStatus
 from pretune.api.types import Object
 from pretune.intake import EXCESS
-from pretune.manifests.delivery_modes import NONE, Choice, Delivery, choose_mode
+from pretune.manifests.delivery_modes import NONE, Choice, Delivery, choose_mode, find_mode
 from pretune.manifests.injection import find_collision
 from pretune.podspec.preflight import find_refusal
 from pretune.podspec.template import engine_type
 from pretune.policy.hold.gate import describe_limit, find_cause_to_start
+from pretune.policy.model import Origin
 from pretune.policy.pods.admission import PodAdmission
 
 Rule = Callable[[PodAdmission], str | None]
@@ -30,8 +31,7 @@ def decide_delivery(
     namespace: str,
     cache: Object | None,
     pod: Object,
-    template: Object | Refused,
-    owner: str,
+    origin: Origin,
     can_hold: bool,
     agent: str,
 ) -> Delivery:
@@ -39,11 +39,10 @@ def decide_delivery(
 
     cache: as last seen, None if there is none of the name. It is used as it is, also where its
     status is of an older generation. pod: without any parts of ours (manifests.injection).
-    template, owner: of the pod's origin (model.Origin): the template as its author wrote it, the
-    controlling owner's kind. can_hold: the controller renewed its lease within 15 s. agent: the
-    agent ConfigMap's name.
+    origin: where its template comes from. can_hold: the controller renewed its lease within 15 s.
+    agent: the agent ConfigMap's name.
     """
-    admission = PodAdmission(namespace, cache or {}, pod, template, owner, can_hold)
+    admission = PodAdmission(namespace, cache or {}, pod, origin, can_hold)
     for left_alone_reason, rule in LEFT_ALONE_RULES:
         if message := rule(admission):
             warning = f"pretune: {left_alone_reason}: {message}"
@@ -168,6 +167,35 @@ def undeliverable(a: PodAdmission) -> str | None:
     return f"bundle {a.need.bundle_id}: {mark.reason}: {mark.message}" if mark is not None else None
 
 
+def seed_cannot_run(a: PodAdmission) -> str | None:
+    """Seed could not run in this image, in a pod of any bundle."""
+    marks = (bundle.undeliverable for bundle in a.status.bundles)
+    found = next((mark for mark in marks if mark and mark.image == a.written_image), None)
+    if found is None or not _gets_seed(a):
+        return None
+    return f"image {a.written_image}: {found.reason}: {found.message}"
+
+
+def seed_is_untried(a: PodAdmission) -> str | None:
+    """If seed could not run, nothing could replace the pod.
+
+    An attempt, or an import, has run the agent in the image before a bundle is sealed.
+    """
+    if a.is_recreated or not _gets_seed(a) or (a.is_given and not a.image_may_have_moved):
+        return None
+    why = "a Job counts it as a failure" if a.origin.kind == "Job" else "no controller recreates it"
+    return (
+        f"pretune-seed has not run in image {a.written_image} yet, and a pod that it keeps from"
+        f" starting could not be replaced: {why}"
+    )
+
+
+def _gets_seed(a: PodAdmission) -> bool:
+    """Whether the pod would get a container of ours, and not only a mount."""
+    mode = find_mode(choose_mode(_choice(a))[0])
+    return mode is not None and mode.makes_a_copy
+
+
 def nothing_to_tune(a: PodAdmission) -> str | None:
     """The engine tuned nothing, so its bundle is empty."""
     is_empty = a.bundle is not None and a.bundle.is_empty
@@ -229,4 +257,6 @@ LEFT_ALONE_RULES: tuple[tuple[DeliveryReason, Rule], ...] = (
     (delivery_reasons.TUNING_FAILED, tuning_failed),
     (delivery_reasons.SUSPENDED, suspended),
     (delivery_reasons.STORAGE_NOT_READY, storage_not_ready),
+    (delivery_reasons.UNDELIVERABLE, seed_cannot_run),
+    (delivery_reasons.SEED_UNTRIED, seed_is_untried),
 )

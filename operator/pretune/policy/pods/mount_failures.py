@@ -60,7 +60,8 @@ def cannot_mount(pod: StartingPod) -> StartFailure | None:
     ):
         return None
     text = truncate(f"{pod.claim_words}: the kubelet reports: {last.get('message')}")
-    return StartFailure(reasons.MOUNT_FAILED, text, since + START_GRACE_SECONDS)
+    due = since + START_GRACE_SECONDS
+    return StartFailure(reasons.MOUNT_FAILED, text, due, is_of_node=True)
 
 
 def _our_volumes(pod: StartingPod) -> set[str]:
@@ -91,7 +92,7 @@ def seed_hangs(pod: StartingPod) -> StartFailure | None:
     limit = f"{SEED_TIMEOUT_SECONDS:.0f} s"
     message = f"container {SEED_CONTAINER} runs for more than {limit}: the claim does not answer"
     due = parse_timestamp(started_at) + SEED_TIMEOUT_SECONDS
-    return StartFailure(reasons.MOUNT_FAILED, message, due)
+    return StartFailure(reasons.MOUNT_FAILED, message, due, is_of_node=True)
 
 
 def container_cannot_mount(pod: StartingPod) -> StartFailure | None:
@@ -112,5 +113,5 @@ def container_cannot_mount(pod: StartingPod) -> StartFailure | None:
             ended_at = parse_timestamp(last["finishedAt"]) if last.get("finishedAt") else 0.0
             due = max(init_containers_done_at(pod), ended_at) + START_GRACE_SECONDS
             text = truncate(f"container {status['name']}: {describe_state(waiting)}")
-            return StartFailure(reasons.MOUNT_FAILED, text, due)
+            return StartFailure(reasons.MOUNT_FAILED, text, due, is_of_node=True)
     return None

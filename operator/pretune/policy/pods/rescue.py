@@ -1,17 +1,21 @@
 """Rescue of pods that only we keep from starting.
 
 Their bundle is marked undeliverable and they are deleted; their controllers recreate them, without
-the bundle. start_failures.py says what of ours keeps a pod from starting.
+the bundle. No pod is deleted without a mark: its replacement would be given the same. A Job's pods
+stay, since the Job counts a deleted one as failed. start_failures.py says what of ours keeps a pod
+from starting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from pretune.api import reasons
-from pretune.api.status import BundleStatus, Undeliverable
+from pretune.api.names import PENDING
+from pretune.api.status import MAX_BUNDLES, BundleStatus, Undeliverable
 from pretune.api.types import Object
+from pretune.podspec.workloads import is_recreated
 from pretune.policy.model import Action, Delete
 from pretune.policy.objects import owner_uid, reference
 from pretune.policy.plan_builder import PlanBuilder
@@ -26,6 +30,9 @@ MARK_SECONDS = 3600.0  # a server that was away may be back
 # An image stays as it is. But a runtime is repaired, a tag moves, and the failure may have been one
 # node's.
 SEED_MARK_SECONDS = 6 * 3600.0
+# Where pods of one node only could not start, and others run elsewhere: long enough for a
+# StatefulSet to recreate the pod, which takes its grace period.
+NODE_MARK_SECONDS = 300.0
 MAX_NAMED_PODS = 5  # that an event names
 
 StuckPod = tuple[Consumer, StartFailure]
@@ -50,8 +57,9 @@ def rescue(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
             stuck.setdefault(pod.given_bundle, []).append((pod, failure))
         elif _is_unread(plan, pod.pod):
             unread.setdefault(pod.given_bundle, []).append(pod)
+    nodes = {pod.node for pod in pods if pod.node and pod.is_living}
     for bundle_id in sorted({*stuck, *unread}):
-        _rescue_pods(plan, bundle_id, stuck.get(bundle_id, []), unread.get(bundle_id, []))
+        _rescue_pods(plan, bundle_id, stuck.get(bundle_id, []), unread.get(bundle_id, []), nodes)
 
 
 def _expire_marks(plan: PlanBuilder) -> None:
@@ -89,26 +97,31 @@ def _find_due_failure(plan: PlanBuilder, consumer: Consumer) -> StartFailure | N
 
 
 def _rescue_pods(
-    plan: PlanBuilder, bundle_id: str, stuck: Sequence[StuckPod], unread: Sequence[Consumer]
+    plan: PlanBuilder,
+    bundle_id: str,
+    stuck: Sequence[StuckPod],
+    unread: Sequence[Consumer],
+    nodes: Collection[str],
 ) -> None:
     """Mark a bundle, delete the pods that a controller recreates, and add the event.
 
     unread: pods that wait for volumes like those of the stuck ones. Their events were not read:
-    there are many such pods.
+    there are many such pods. nodes: of all living consumers.
     """
     bundle = plan.bundles.get(bundle_id)
-    failure = _find_failure_of_bundle(plan, bundle, stuck)
-    mark = bundle.undeliverable if bundle is not None else None
-    is_marked_now = False
-    if bundle is not None and failure is not None and mark is None:
-        uid = (plan.observed.claim or {"metadata": {}})["metadata"].get("uid")
-        mark = Undeliverable(failure.reason, failure.message, plan.timestamp, uid)
-        plan.put(replace(bundle, undeliverable=mark))
-        is_marked_now = True
-    pods = [pod for pod, _ in stuck]
+    before = bundle.undeliverable if bundle is not None else None
+    found = _find_failure_of_bundle(plan, bundle, stuck)
+    failure = found[1] if found is not None else None
+    mark = before
+    if found is not None:
+        mark = _mark(plan, bundle_id, found, _find_node(before, stuck, nodes))
+    is_marked_now = before is None and mark is not None
+    # Without a failure of the bundle their claim is not the cache's any more: the next pods are
+    # given another one. With a failure and no mark the status has no room for one.
+    pods = [pod for pod, _ in stuck] if mark is not None or failure is None else []
     if mark is not None and mark.reason != reasons.SEED_CANNOT_RUN:
         pods += unread
-    owned = [pod for pod in pods if owner_uid(pod.pod) and not is_finished(pod.pod)]
+    owned = [pod for pod in pods if is_recreated(pod.pod) and not is_finished(pod.pod)]
     plan.after += [delete_stuck_pod(pod.pod) for pod in owned]
     reported = pods if is_marked_now else owned
     if not reported:
@@ -122,6 +135,50 @@ def _rescue_pods(
     )
 
 
+def _mark(
+    plan: PlanBuilder, bundle_id: str, stuck: StuckPod, node: str | None
+) -> Undeliverable | None:
+    """Mark a bundle for a pod's failure, and return its mark, an earlier one if it has one.
+
+    A bundle that has no record (its source is refused, or it is one too many) gets one for the
+    mark. None: the status has no room for it.
+    """
+    pod, failure = stuck
+    if bundle_id not in plan.bundles:
+        if len(plan.bundles) >= MAX_BUNDLES:
+            return None
+        plan.ensure(bundle_id, pod.fingerprint if pod.bundle == bundle_id else "")
+        plan.set_state(bundle_id, PENDING, failure.reason, failure.message)
+    bundle = plan.bundles[bundle_id]
+    mark = bundle.undeliverable
+    if mark is None:
+        uid = (plan.observed.claim or {"metadata": {}})["metadata"].get("uid")
+        image = pod.image if failure.is_of_image else None
+        mark = Undeliverable(
+            failure.reason, failure.message, plan.timestamp, uid, node=node, image=image or None
+        )
+    elif mark.node is not None and node is None:
+        mark = replace(mark, node=None, at=plan.timestamp)
+    plan.put(replace(bundle, undeliverable=mark))
+    plan.requeue_at(_expiry(mark))
+    return mark
+
+
+def _find_node(
+    mark: Undeliverable | None, stuck: Sequence[StuckPod], nodes: Collection[str]
+) -> str | None:
+    """Return the node that alone may be to blame; None: pods of two nodes could not start.
+
+    None too for a failure that is of no node, and where the cache has pods on no other node.
+    nodes: of all living consumers.
+    """
+    if not all(failure.is_of_node for _, failure in stuck):
+        return None
+    failing = {pod.node for pod, _ in stuck} | ({mark.node} if mark and mark.node else set())
+    [*names] = failing
+    return names[0] if len(names) == 1 and set(nodes) - failing else None
+
+
 def delete_stuck_pod(pod: Object) -> Action:
     """Return the action that deletes a pod unless it has changed: it may have started since."""
     ref, metadata = reference(pod), pod["metadata"]
@@ -132,8 +189,8 @@ def delete_stuck_pod(pod: Object) -> Action:
 
 def _find_failure_of_bundle(
     plan: PlanBuilder, bundle: BundleStatus | None, stuck: Sequence[StuckPod]
-) -> StartFailure | None:
-    """Return the failure for which the bundle is marked.
+) -> StuckPod | None:
+    """Return the pod and the failure for which the bundle is marked.
 
     Not that of a pod whose claim is not the cache's any more, nor of one that had ended before the
     bundle was sealed.
@@ -147,7 +204,7 @@ def _find_failure_of_bundle(
             continue
         if is_finished(pod.pod) and sealed_at is not None and pod.created_at < sealed_at:
             continue
-        return failure
+        return pod, failure
     return None
 
 
@@ -172,6 +229,8 @@ def _may_be_repaired(plan: PlanBuilder, bundle: BundleStatus, mark: Undeliverabl
 
 
 def _expiry(mark: Undeliverable) -> float:
+    if mark.node is not None:
+        return mark.at + NODE_MARK_SECONDS
     is_seed = mark.reason == reasons.SEED_CANNOT_RUN
     return mark.at + (SEED_MARK_SECONDS if is_seed else MARK_SECONDS)
 
@@ -188,10 +247,15 @@ def _describe_remedy(pods: Sequence[Consumer]) -> str:
     """Return what was done with these pods, or what a person has to do."""
     if all(is_finished(pod.pod) for pod in pods):
         return "later pods start without the bundle"
-    bare = [pod for pod in pods if not owner_uid(pod.pod)]
-    if not bare:
+    kept = [pod for pod in pods if not is_recreated(pod.pod)]
+    if not kept:
         return "deleted: its replacement starts without the bundle"
-    names = "it" if len(pods) == 1 else ", ".join(pod.name for pod in bare[:MAX_NAMED_PODS])
+    names = "it" if len(pods) == 1 else ", ".join(pod.name for pod in kept[:MAX_NAMED_PODS])
+    if all(owner_uid(pod.pod) for pod in kept):
+        return (
+            f"its Job counts a deleted pod as failed, so that pretune does not delete {names}:"
+            " delete it, and its replacement starts without the bundle"
+        )
     return (
         f"no controller owns {names}: delete it and recreate it, and it starts without the bundle"
     )

@@ -33,6 +33,8 @@ FIRST_BACKOFF_SECONDS = 10.0
 MAX_BACKOFF_SECONDS = 300.0
 # Reasons of ends, of containerd and of other runtimes: the program never ran.
 _NOT_STARTED = ("StartError", "ContainerCannotRun")
+# How runtimes say that a program is not in the image.
+_NOT_FOUND = ("no such file", "not found")
 # Not `Error: ErrImagePull`, an event of the same reason.
 _CREATE_ERROR = re.compile(r"Error: (?!ErrImage|ImagePull)\S+ \S")
 
@@ -65,8 +67,7 @@ def seed_cannot_run(pod: StartingPod) -> StartFailure | None:
     else:
         return None
     due = max(init_containers_done_at(pod), since) + START_GRACE_SECONDS
-    text = truncate(f"container {SEED_CONTAINER}: {describe_state(state)}")
-    return StartFailure(reasons.SEED_CANNOT_RUN, text, due)
+    return _failure_of(state, due)
 
 
 def _is_own_error(end: Mapping[str, Any]) -> bool:
@@ -114,5 +115,14 @@ def _failure_of_ended_pod(pod: StartingPod, end: Mapping[str, Any]) -> StartFail
     ended_at = parse_timestamp(end["finishedAt"])
     if pod.now - ended_at > ENDED_POD_SECONDS:
         return None
-    text = truncate(f"container {SEED_CONTAINER}: {describe_state(end)}")
-    return StartFailure(reasons.SEED_CANNOT_RUN, text, ended_at)
+    return _failure_of(end, ended_at)
+
+
+def _failure_of(state: Mapping[str, Any], due: float) -> StartFailure:
+    """Return the failure for a state of seed. Without a shell it can run on no node."""
+    message = str(state.get("message") or "")
+    has_no_shell = "/bin/sh" in message and any(text in message for text in _NOT_FOUND)
+    text = truncate(f"container {SEED_CONTAINER}: {describe_state(state)}")
+    return StartFailure(
+        reasons.SEED_CANNOT_RUN, text, due, is_of_node=not has_no_shell, is_of_image=has_no_shell
+    )

@@ -31,6 +31,8 @@ class StartFailure:
     reason: Reason
     message: str
     due: float
+    is_of_node: bool = False  # on another node it may start
+    is_of_image: bool = False  # no pod with this image would start
 
 
 @dataclass(frozen=True)

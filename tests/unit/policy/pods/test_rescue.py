@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pretune.api.names import BUNDLE, REASON, SEED_CONTAINER
-from pretune.api.reasons import REASONS
+from pretune.api.reasons import REASONS, Refused
+from pretune.api.status import MAX_BUNDLES
 from pretune.api.timestamps import format_timestamp, parse_timestamp
 from pretune.api.types import Object
 from pretune.controller import project
@@ -25,13 +26,13 @@ from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pods import mount_failures, seed_failures
 from pretune.policy.pods.consumers import list_consumers
 from pretune.policy.pods.mount_failures import SEED_TIMEOUT_SECONDS
-from pretune.policy.pods.rescue import rescue
+from pretune.policy.pods.rescue import NODE_MARK_SECONDS, SEED_MARK_SECONDS, rescue
 from pretune.policy.pods.start_failures import find_start_failure, needs_events, next_check_at
 from pretune.policy.pods.starting_pod import START_GRACE_SECONDS, StartFailure, StartingPod
 
 from tests.builders.caches import bundle_json, cache, claim
 from tests.builders.constants import KEY, NOW
-from tests.builders.observed import observed
+from tests.builders.observed import bundle_of, observed, origin
 from tests.builders.pods import Consumer
 
 # Pods as Kubernetes 1.34.4 reported them, about ten minutes after they were created.
@@ -426,6 +427,7 @@ def test_seed_that_cannot_be_created_counts_from_the_first_event_that_reports_it
         "SeedCannotRun",
         "container pretune-seed: CreateContainerError: context deadline exceeded",
         PULLED + 2 + START_GRACE_SECONDS,
+        is_of_node=True,
     )
     unread = find_start_failure(seed(UNMADE, now=40, events=pulls))
     assert unread is not None
@@ -754,8 +756,78 @@ def test_a_pod_whose_claim_is_not_the_caches_any_more_is_deleted_without_a_mark(
     assert "undeliverable" not in status(plan)
 
 
-def test_a_pod_of_a_bundle_without_a_status_is_deleted() -> None:
-    assert deleted(run(stuck_pod(), record=bundle_json("other-default"))) == ["web-1 uid-web-1"]
+@pytest.mark.parametrize("more", [{}, {"source": Refused("SourceNotFound", "it is gone")}])
+def test_a_bundle_without_a_record_gets_one_for_its_mark(more: Any) -> None:
+    """Else the replacement would be given the same, for ever. Its source is refused, say."""
+    plan = run(stuck_pod(), record=bundle_json("other-default"), **more)
+    assert deleted(plan) == ["web-1 uid-web-1"]
+    found = status(plan)
+    assert (found["state"], found["target"], found["attempts"]) == ("Pending", "default", 0)
+    assert found["undeliverable"]["reason"] == "SeedCannotRun"
+    assert plan.bundles[GIVEN].is_only_marked
+
+
+def test_a_pod_is_not_deleted_where_the_status_has_no_room_for_a_mark() -> None:
+    many = [bundle_json(f"{number:012x}-default") for number in range(MAX_BUNDLES)]
+    plan = PlanBuilder(observed(cache({"bundles": many}), consumers=(stuck_pod(),)), NOW)
+    rescue(plan, list_consumers(plan))
+    assert (plan.after, plan.events, GIVEN in plan.bundles) == ([], [], False)
+
+
+def on(node: str, pod: Consumer) -> Consumer:
+    return pod._but(spec={"nodeName": node})
+
+
+def failing_seed(number: int, node: str) -> Consumer:
+    """Its seed ends with an error, of which it is not known whether it is the node's."""
+    text = json.dumps(SEEN["seed-fails"]["pod"]["status"])
+    text = re.sub(r"2026-11-22T[0-9:]*Z", format_timestamp(NOW - 200), text)
+    pod = Consumer("web", number, age=300).given(GIVEN)
+    return on(node, pod.but(**json.loads(text)))
+
+
+ELSEWHERE = on("node9", Consumer("web", 9).ready())
+WIDELY: list[tuple[str, tuple[Consumer, ...], Object | None, str | None]] = [
+    # case, pods, an earlier mark, the node of the mark
+    ("pods of one node, and others run elsewhere", (failing_seed(1, "node0"), failing_seed(2, "node0"), ELSEWHERE), None, "node0"),
+    ("pods of two nodes", (failing_seed(1, "node0"), failing_seed(2, "node1"), ELSEWHERE), None, None),
+    ("a pod of a second node", (failing_seed(2, "node1"), ELSEWHERE), mark("SeedCannotRun", node="node0"), None),
+    ("again one of the first node", (failing_seed(2, "node0"), ELSEWHERE), mark("SeedCannotRun", node="node0"), "node0"),
+    ("the cache has pods on no other node", (failing_seed(1, "node0"), failing_seed(2, "node0")), None, None),
+    ("the image has no shell", (stuck_pod(), ELSEWHERE), None, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "pods", "before", "node"), WIDELY, ids=[one[0] for one in WIDELY])
+def test_a_bundle_is_withdrawn_for_long_if_pods_of_two_nodes_cannot_start_with_it(
+    case: str, pods: tuple[Consumer, ...], before: Object | None, node: str | None
+) -> None:
+    plan = run(*pods, record=sealed(**({"undeliverable": before} if before else {})))
+    found = plan.bundles[GIVEN].undeliverable
+    assert found is not None and found.node == node
+    assert deleted(plan)
+    until = found.at + (NODE_MARK_SECONDS if node else SEED_MARK_SECONDS)
+    assert run(record=status(plan), now=until - 1).bundles[GIVEN].undeliverable == found
+    assert run(record=status(plan), now=until).bundles[GIVEN].undeliverable is None
+
+
+def test_a_mark_names_the_image_in_which_seed_cannot_run() -> None:
+    bundle = bundle_of("web")
+    pod = stuck_pod().given(bundle)
+    plan = PlanBuilder(
+        observed(cache({}), consumers=(pod,), origins=origin("web"), source=None), NOW
+    )
+    rescue(plan, list_consumers(plan))
+    found = plan.bundles[bundle].undeliverable
+    assert found is not None and (found.image, found.node) == ("vllm:web", None)
+
+
+def test_a_jobs_pod_is_not_deleted_since_the_job_would_count_it() -> None:
+    [owner] = stuck_pod()["metadata"]["ownerReferences"]
+    job = {**owner, "apiVersion": "batch/v1", "kind": "Job"}
+    plan = run(stuck_pod(ownerReferences=[job]))
+    assert deleted(plan) == [] and "undeliverable" in status(plan)
+    assert "its Job counts a deleted pod as failed" in plan.events[0].message
 
 
 def test_a_claim_that_is_not_there_marks_without_its_uid() -> None:
