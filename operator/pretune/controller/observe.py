@@ -76,7 +76,13 @@ async def observe(
     watch_named(cache)
     spec, current_agent = Spec.from_cache(cache), agent_name()
     labelled, claim, (source, workload), foreign_agent = await asyncio.gather(
-        cluster.list("v1", "Pod", key.namespace, labels=f"{CACHE}={key.name}", project=project.pod),
+        cluster.list(
+            "v1",
+            "Pod",
+            key.namespace,
+            labels=f"{CACHE}={key.name}",
+            project=project.PodProjection(),
+        ),
         cluster.get("v1", "PersistentVolumeClaim", key.namespace, claim_name(key.name, spec)),
         _read_source(cluster, cache, spec),
         _find_foreign_agent(cluster, key, agents, current_agent),
@@ -238,10 +244,16 @@ async def _read_origins(
     cluster: Cluster, key: Key, newest: Mapping[str, Object], workload: bool
 ) -> dict[str, Origin]:
     """Return the origin of each pod, by origin key. workload: whether the one above is read too."""
+    single = {name: pod for name, pod in newest.items() if origin_of(pod) is None}
+    owned = {name: pod for name, pod in newest.items() if name not in single}
     origins = await asyncio.gather(
-        *(read_origin(cluster, key.namespace, pod, workload=workload) for pod in newest.values())
+        *(read_origin(cluster, key.namespace, pod, workload=workload) for pod in owned.values())
     )
-    return dict(zip(newest, origins, strict=True))
+    found = dict(zip(owned, origins, strict=True))
+    for name, pod in single.items():  # nothing is read: all of them would take the event loop
+        found[name] = await read_origin(cluster, key.namespace, pod)
+        await asyncio.sleep(0)
+    return {name: found[name] for name in newest}
 
 
 def _needs_tuning(template: Object | Refused | None, spec: Spec, sealed: Collection[str]) -> bool:
@@ -252,12 +264,13 @@ def _needs_tuning(template: Object | Refused | None, spec: Spec, sealed: Collect
     if template is None or isinstance(template, Refused):
         return False
     try:
-        return any(
-            identity.inputs(template, spec, target).bundle_id() not in sealed
-            for target in spec.targets
-        )
+        engine = identity.fingerprint(template, spec.engine_container)
     except Refused:
         return False
+    return any(
+        identity.inputs_of(engine, template, spec, target).bundle_id() not in sealed
+        for target in spec.targets
+    )
 
 
 async def _read_examples(

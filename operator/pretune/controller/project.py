@@ -5,11 +5,15 @@ But for a consumer that is its own template, which is kept whole.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pretune.api.names import GROUP, ROLE, SEED_CONTAINER
 from pretune.api.types import Object
+from pretune.intake import EXCESS
 from pretune.podspec.workloads import origin_of
+
+MAX_SINGLE_PODS_CHARACTERS = 8 << 20  # of a cache, as JSON: some 500 pods
 
 
 def without_managed_fields(obj: Object) -> Object:
@@ -49,6 +53,28 @@ def pod(pod: Object) -> Object:
         },
         "status": pod.get("status") or {},
     }
+
+
+class PodProjection:
+    """`pod`, for one list: of single pods no more than MAX_SINGLE_PODS_CHARACTERS are kept whole.
+
+    Of the others EXCESS says so: hundreds of pods of a megabyte would fill the memory of all.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_SINGLE_PODS_CHARACTERS
+
+    def __call__(self, obj: Object) -> Object:
+        if ROLE in obj["metadata"]["labels"] or origin_of(obj) is not None:
+            return pod(obj)
+        self._left -= len(json.dumps(obj))
+        if self._left >= 0:
+            return obj
+        excess = (
+            f"is one of single pods that have more than {MAX_SINGLE_PODS_CHARACTERS >> 20} MiB"
+            " together: let a Deployment or a Job create them"
+        )
+        return {**consumer(obj), EXCESS: excess}
 
 
 def consumer(pod: Object) -> Object:

@@ -6,6 +6,7 @@ Both must have the same fingerprint. The API server drops empty fields, adds def
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,9 +38,16 @@ MAX_VALUE_CHARACTERS = 128 * 1024
 def parse_quantity(value: str | int | float) -> Fraction:
     """Return a Kubernetes quantity as a number: 8 == "8" == "8000m". Raises ValueError."""
     text = value if isinstance(value, str) else repr(value)
-    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= MAX_QUANTITY_CHARACTERS else None
-    if match is None or isinstance(value, bool):
-        raise ValueError(f"{text[:MAX_QUANTITY_CHARACTERS]!r} is no quantity")
+    if len(text) > MAX_QUANTITY_CHARACTERS:
+        raise ValueError(f"{text[:MAX_QUANTITY_CHARACTERS]!r}… is no quantity")
+    return _parse_quantity(text)
+
+
+@functools.lru_cache(1024)
+def _parse_quantity(text: str) -> Fraction:
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no quantity")
     number, binary, decimal, exponent = match.groups()
     scale = _BINARY.get(binary) or _DECIMAL.get(decimal) or Fraction(10) ** int(exponent or 0)
     return Fraction(number) * scale

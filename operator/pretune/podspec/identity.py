@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ from pretune.podspec.template import (
     required_terms,
 )
 from pretune.protocol import Inputs
+
+# Fingerprints by the hash of what they are made of, as it is written: each reconcile needs those of
+# all consumers' templates again, and most pods have the same. 4,096 are 1 MiB.
+MAX_KNOWN = 4096
+_known: dict[bytes, str] = {}
 
 
 def fingerprint(template: Object, engine_name: str) -> str:
@@ -41,8 +47,14 @@ def fingerprint(template: Object, engine_name: str) -> str:
         for container in template["spec"].get("initContainers") or ()
         if not is_sidecar(container) and container["name"] != SEED_CONTAINER
     ]
+    variables = [part.variable for part in parts]
+    claims = template["spec"].get("resourceClaims")
+    written = json.dumps([engine, before_engine, claims, variables, [part.name for part in parts]])
+    key = hashlib.sha256(written.encode()).digest()
+    if key in _known:
+        return _known[key]
     content = {
-        "engine": canonical.program(engine, without=[part.variable for part in parts]),
+        "engine": canonical.program(engine, without=variables),
         "gpus": gpu_resources(engine),
         "claims": _device_sources(template, engine),
         "init": [canonical.program(container) for container in before_engine],
@@ -50,7 +62,10 @@ def fingerprint(template: Object, engine_name: str) -> str:
     # A bundle without a part's folder is no bundle of an engine that has the part.
     if others := [part.name for part in parts[1:]]:
         content["parts"] = others
-    return hashlib.sha256(canonical.to_json(content).encode()).hexdigest()
+    if len(_known) >= MAX_KNOWN:
+        _known.clear()
+    _known[key] = hashlib.sha256(canonical.to_json(content).encode()).hexdigest()
+    return _known[key]
 
 
 def _device_sources(template: Object, engine: Object) -> list[Any]:
@@ -83,8 +98,13 @@ def inputs(template: Object, spec: Spec, target: Target) -> Inputs:
 
     Raises Refused as engine_of does.
     """
+    return inputs_of(fingerprint(template, spec.engine_container), template, spec, target)
+
+
+def inputs_of(engine: str, template: Object, spec: Spec, target: Target) -> Inputs:
+    """Return the same for a template whose engine has this fingerprint."""
     return Inputs(
-        fingerprint=fingerprint(template, spec.engine_container),
+        fingerprint=engine,
         revision=spec.revision,
         target=target.name,
         nodeSelector=placement(template, target),

@@ -97,12 +97,31 @@ def find_refusal(
     claims: access modes of the PersistentVolumeClaims that it mounts, by name. Raises Refused as
     engine_of does.
     """
+    return find_refusals(template, spec, (target,), claims)[0]
+
+
+def find_refusals(
+    template: Object,
+    spec: Spec,
+    targets: Sequence[Target],
+    claims: Mapping[str, Sequence[str]] | None = None,
+) -> list[Refused | None]:
+    """Return the same for each of the targets: checks that depend on none are made once."""
     engine = engine_of(template, spec.engine_container)
-    candidate = Candidate(template, engine, spec, target, claims or {})
+    candidates = [Candidate(template, engine, spec, target, claims or {}) for target in targets]
+    found: list[Refused | None] = [None] * len(targets)
     for reason, check in PREFLIGHT_CHECKS:
-        if reason not in spec.allow and (message := check(candidate)):
-            return Refused(reason, message)
-    return None
+        if reason in spec.allow or all(found):
+            continue
+        if check in TARGET_CHECKS:
+            messages = [check(candidate) for candidate in candidates]
+        else:
+            messages = [check(candidates[0])] * len(targets)
+        found = [
+            refused or (Refused(reason, message) if message else None)
+            for refused, message in zip(found, messages, strict=True)
+        ]
+    return found
 
 
 # --- the checks: each returns the field and what is wrong with it, or None
@@ -347,6 +366,8 @@ PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
     (reasons.SHARED_GPU, node_devices),
     (reasons.SINGLE_USE_CLAIM, single_use_claim),
 )
+
+TARGET_CHECKS: tuple[Check, ...] = (part_of_gpu,)  # those that depend on the target
 
 
 def _field_of_flag(engine: Object, shown: str) -> str:

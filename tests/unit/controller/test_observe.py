@@ -13,7 +13,9 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.controller import project
 from pretune.controller.observe import observe
+from pretune.intake import EXCESS
 from pretune.kube.types import ApiError
 from pretune.manifests.agent_archive import agent_name, build_agent_config_map
 from pretune.podspec import identity
@@ -815,3 +817,14 @@ def test_the_events_of_claims_jobs_and_pods_are_not_mixed_up() -> None:
             f"unmounted-{number}"
         ]
     assert len(observed.job_events) == len(observed.pod_events) == 2
+
+
+def test_of_many_large_single_pods_only_some_are_kept_whole() -> None:
+    def single(number: int) -> Object:
+        labels = {CACHE: "qwen3"}
+        spec = {"containers": [{"name": "vllm", "args": ["x" * 1_000_000]}]}
+        return {"metadata": {"name": f"p{number}", "labels": labels}, "spec": spec}
+
+    kept = list(map(project.PodProjection(), map(single, range(20))))
+    assert [EXCESS in pod for pod in kept] == [False] * 8 + [True] * 12
+    assert len(str(kept[8:])) < 20_000 and "more than 8 MiB" in kept[8][EXCESS]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pretune.api import reasons
 from pretune.api.reasons import Refused
 from pretune.api.spec import Target
 from pretune.api.types import Object
 from pretune.podspec import canonical, identity
-from pretune.podspec.preflight import find_refusal
+from pretune.podspec.preflight import find_refusals
 from pretune.podspec.template import engine_of
 from pretune.policy.model import Origin
 from pretune.policy.plan_builder import PlanBuilder
@@ -20,6 +20,9 @@ from pretune.protocol import Inputs
 # Engines of one target that get a bundle: more are a sign that something in env or args is another
 # one in each pod.
 MAX_FINGERPRINTS = 4
+# Different templates that are looked at: those whose pods wait, and the newest.
+MAX_TEMPLATES = 64
+MAX_COMPARED = 16  # engines that a message compares
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class DesiredBundle:
     inputs: Inputs
     target: Target
     template: Object
-    refusal: Refused | None  # why this engine cannot be tuned as a copy
+    refusal: Refused | None = None  # why this engine cannot be tuned as a copy
     is_current: bool = True  # of the newest source: Ready is about it
     created_at: str = ""  # its source's revision (RFC 3339); "": of spec.source, or unknown
     origin_key: str = ""  # of the consumers that need it; "": none does yet
@@ -52,6 +55,7 @@ class _Source:
     """One pod template that needs bundles."""
 
     template: Object
+    fingerprint: str | Refused
     origin_key: str = ""  # "": of spec.source
     created_at: str = ""
 
@@ -69,8 +73,9 @@ def find_desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> Desired
     if isinstance(source, Refused):
         return DesiredBundles(refused=source)
     origins, refused = _rank_origins(pods)
-    sources = [_Source(source)] if source is not None else []
-    sources += [_Source(template, key, origin.order[1]) for key, origin, template in origins]
+    waiting = [pod for pod in pods if pod.is_held]
+    sources = [_Source(source, _find_fingerprint(plan, source))] if source is not None else []
+    sources += _list_distinct(plan, origins, {pod.origin_key for pod in waiting})
     if not sources:
         return DesiredBundles(refused=refused)
     found: dict[str, DesiredBundle] = {}
@@ -95,8 +100,9 @@ def find_desired_bundles(plan: PlanBuilder, pods: Sequence[Consumer]) -> Desired
                 f" ({names}): correct spec.targets[].nodeSelector",
             )
         )
-    waited_for = {pod.given_bundle or pod.bundle for pod in pods if pod.is_held}
-    return _limit(plan, list(found.values()), waited_for)
+    waited_for = {pod.given_bundle or pod.bundle for pod in waiting}
+    desired_bundles = _limit(plan, list(found.values()), waited_for)
+    return replace(desired_bundles, bundles=tuple(_check(plan, desired_bundles.bundles)))
 
 
 def _rank_origins(
@@ -139,18 +145,66 @@ def _find_desired(
     is_current: bool,
 ) -> DesiredBundle:
     """Return the bundle of a source and a target. Raises Refused where the engine is unknown."""
-    inputs = identity.inputs(source.template, plan.spec, target)
+    if isinstance(source.fingerprint, Refused):
+        raise source.fingerprint
+    inputs = identity.inputs_of(source.fingerprint, source.template, plan.spec, target)
     bundle_id = inputs.bundle_id()
     return DesiredBundle(
         id=bundle_id,
         inputs=inputs,
         target=target,
         template=source.template,
-        refusal=find_refusal(source.template, plan.spec, target, plan.observed.source_claims),
         is_current=is_current,
         created_at=source.created_at,
         origin_key=source.origin_key or origin_keys.get(bundle_id, ""),
     )
+
+
+def _find_fingerprint(plan: PlanBuilder, template: Object) -> str | Refused:
+    try:
+        return identity.fingerprint(template, plan.spec.engine_container)
+    except Refused as refused:
+        return refused
+
+
+def _list_distinct(
+    plan: PlanBuilder, origins: Sequence[tuple[str, Origin, Object]], waiting: Collection[str]
+) -> list[_Source]:
+    """Return the origins' templates, each once: with the same bundles, only the newest.
+
+    Of many, MAX_TEMPLATES: hundreds of single pods may all be different. waiting: the keys of the
+    origins whose pods are held.
+    """
+    distinct: dict[str, _Source] = {}
+    preferred: set[str] = set()
+    for key, origin, template in origins:
+        found = _find_fingerprint(plan, template)
+        name = found if isinstance(found, str) else f"{found.reason}: {found.message}"
+        same = canonical.to_json([name, identity.placement(template, _ANYWHERE)])
+        distinct.setdefault(same, _Source(template, found, key, origin.order[1]))
+        if key in waiting:
+            preferred.add(same)
+    ranked = sorted(distinct, key=lambda same: same not in preferred)[:MAX_TEMPLATES]
+    kept = {next(iter(distinct), ""), *ranked}
+    return [source for same, source in distinct.items() if same in kept]
+
+
+_ANYWHERE = Target()
+
+
+def _check(plan: PlanBuilder, bundles: Sequence[DesiredBundle]) -> Iterator[DesiredBundle]:
+    """Yield the bundles with the reason why their engines cannot be tuned as a copy."""
+    by_template: dict[int, list[DesiredBundle]] = {}
+    for each in bundles:
+        by_template.setdefault(id(each.template), []).append(each)
+    refusals: dict[str, Refused | None] = {}
+    for same in by_template.values():
+        targets = [each.target for each in same]
+        template, claims = same[0].template, plan.observed.source_claims
+        found = find_refusals(template, plan.spec, targets, claims)
+        refusals |= {each.id: refusal for each, refusal in zip(same, found, strict=True)}
+    for each in bundles:
+        yield replace(each, refusal=refusals[each.id])
 
 
 def _limit(
@@ -174,9 +228,10 @@ def _limit(
                 each.id not in known,
             ),
         )
-        kept += [each for each in of_target if each in ranked[:MAX_FINGERPRINTS]]
+        given = {each.id for each in ranked[:MAX_FINGERPRINTS]}
+        kept += [each for each in of_target if each.id in given]
         if len(of_target) > MAX_FINGERPRINTS and not churn:
-            templates = [each.template for each in of_target]
+            templates = [each.template for each in of_target[:MAX_COMPARED]]
             churn = (
                 f"target {target.name}: {len(of_target)} different engines ask for tactics,"
                 f" {MAX_FINGERPRINTS} get them; what differs:"
