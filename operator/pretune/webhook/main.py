@@ -15,7 +15,7 @@ from pretune.webhook.admission import Admission
 from pretune.webhook.certificates import CertificateWatcher
 from pretune.webhook.informers import CacheInformer, LeaseMonitor, watch_caches, watch_lease
 from pretune.webhook.metrics import WebhookMetrics
-from pretune.webhook.server import PATH, build_application, serve
+from pretune.webhook.server import PATH, bound_connections, build_application, serve
 from pretune.webhook.template_cache import TemplateCache
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ async def run(settings: WebhookSettings) -> None:
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    bound_connections()
     certificates = CertificateWatcher(settings.certificates, settings.client_ca)
     caches, controller = CacheInformer(time.monotonic), LeaseMonitor(time.monotonic)
     async with Kubernetes(await load_configuration()) as cluster, asyncio.TaskGroup() as group:

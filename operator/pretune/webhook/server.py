@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import ssl
 import time
+from asyncio import sslproto
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -29,6 +31,12 @@ READ_SECONDS = 2.0  # in which a request has to come; the API server waits 5 s f
 KEEPALIVE_SECONDS = 120.0
 DRAIN_SECONDS = 5.0  # once the process ends: each connection is closed with its next answer
 SHUTDOWN_SECONDS = 5.0  # after that, for requests that are under way
+
+# asyncio gives each TLS connection a buffer of 256 KiB: 700 idle ones filled the webhook's memory.
+TLS_BUFFER_BYTES = 32 << 10
+# Connections of the process. The kernel refuses further ones, and asyncio accepts again after a
+# second. An API server has as many as it sends requests at a time: 200 that create something.
+MAX_OPEN_FILES = 1024
 
 Admit = Callable[[Object], Awaitable[Answer]]  # an AdmissionReview's request; never raises
 RecordAnswer = Callable[[str, str, float], None]  # its mode, its reason, and the seconds it took
@@ -143,6 +151,14 @@ def parse_review(body: bytes, grow: Grow) -> tuple[Object, str]:
     except (ValueError, TypeError, LookupError, AttributeError):
         pass
     raise RequestError(400, "the body is not an AdmissionReview with a request")
+
+
+def bound_connections() -> None:
+    """Bound what the connections of this process can take, idle ones included."""
+    sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @asynccontextmanager

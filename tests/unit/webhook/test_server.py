@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
+import socket
+import ssl
+import subprocess
 import tracemalloc
+from asyncio import sslproto
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,12 +21,14 @@ from pretune.api.types import Object
 from pretune.intake import ENVELOPE
 from pretune.webhook import server
 from pretune.webhook.admission import Answer
+from pretune.webhook.certificates import CertificateWatcher
 from pretune.webhook.server import (
     MAX_REQUEST_BYTES,
     MAX_TOTAL_BYTES,
     PATH,
     MemoryBudget,
     RequestError,
+    bound_connections,
     build_application,
     parse_review,
 )
@@ -205,3 +213,41 @@ def test_a_budget_is_given_back_whatever_happens() -> None:
             grow(60)
     with budget.reserve() as grow:
         grow(100)
+
+
+def test_an_idle_connection_costs_little_and_there_are_only_so_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(sslproto.SSLProtocol, "max_size", sslproto.SSLProtocol.max_size)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1 << 20, 1 << 20))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limit: limits.append(limit))
+    bound_connections()
+    assert limits == [(1024, 1 << 20)]
+    pair = ["-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.crt")]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command = ["openssl", "req", "-x509", *key, "-subj", "/CN=x", "-days", "30", *pair]
+    subprocess.run(command, check=True, capture_output=True)
+    context = CertificateWatcher(tmp_path).context
+
+    def connect(port: int) -> list[ssl.SSLSocket]:
+        client = ssl.create_default_context(cafile=str(tmp_path / "tls.crt"))
+        client.check_hostname = False
+        return [
+            client.wrap_socket(socket.create_connection(("127.0.0.1", port))) for _ in range(50)
+        ]
+
+    async def story() -> float:
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+        async with server:
+            tracemalloc.start()
+            idle = await asyncio.to_thread(connect, server.sockets[0].getsockname()[1])
+            taken = tracemalloc.get_traced_memory()[0] / len(idle)
+            for connection in idle:
+                connection.close()
+            return taken
+
+    try:
+        assert asyncio.run(story()) < 64 << 10
+    finally:
+        tracemalloc.stop()
