@@ -44,6 +44,10 @@ class ControllerSettings:
     read_logs: bool = False  # PRETUNE_READ_LOGS: read consumers' logs, which needs the right to
     # PRETUNE_MAX_CONCURRENT_ATTEMPTS: attempts and proofs of all caches at a time; 0: no limit
     max_concurrent_attempts: int = 20
+    # PRETUNE_WEBHOOK: the name of the webhook's configuration and Service, for which the controller
+    # issues certificates; empty: it issues none
+    webhook: str = ""
+    certificate_days: int = 90  # PRETUNE_CERTIFICATE_DAYS: how long such a certificate is valid
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ControllerSettings:
@@ -72,6 +76,8 @@ class ControllerSettings:
             max_concurrent_attempts=_read_number(
                 environment, "PRETUNE_MAX_CONCURRENT_ATTEMPTS", 20, 0, 100_000
             ),
+            webhook=environment.get("PRETUNE_WEBHOOK", "").strip(),
+            certificate_days=_read_number(environment, "PRETUNE_CERTIFICATE_DAYS", 90, 30, 365),
         )
 
     @property

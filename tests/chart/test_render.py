@@ -118,7 +118,7 @@ WEBHOOK = {  # the kinds of which one object is named after the webhook
         "MutatingWebhookConfiguration",
         "PodDisruptionBudget",
     ),
-    *("Role", "RoleBinding", "Secret", "Service", "ServiceAccount"),
+    *("Role", "RoleBinding", "Service", "ServiceAccount"),
 }
 
 
@@ -207,6 +207,8 @@ def test_every_setting_of_the_controller_is_set_and_read(render: Render) -> None
         log_level="DEBUG",
         liveness_port=container["ports"][0]["containerPort"],
         workers=7,
+        webhook="pretune-webhook",
+        certificate_days=30,
     )
 
 
@@ -233,7 +235,11 @@ def test_the_controller_may_write_its_lease_and_the_webhook_may_read_it(
     render: Render,
 ) -> None:
     rules = {name: only(render(), "Role", f"pretune-{name}")["rules"] for name in COMPONENTS}
-    assert [rule.get("resourceNames") for rule in rules["controller"]] == [None, [lease.LEASE_NAME]]
+    assert [rule.get("resourceNames") for rule in rules["controller"]] == [
+        None,
+        [lease.LEASE_NAME],
+        ["pretune-webhook-tls"],
+    ]
     assert [rule.get("resourceNames") for rule in rules["webhook"]] == [[lease.LEASE_NAME]]
 
 
@@ -310,7 +316,7 @@ def test_serving_pods_may_preempt_tuning_pods_and_never_the_reverse(render: Rend
             {
                 f"{POLICY}{suffix} pretune-controller{name}"
                 for suffix in ("", "Binding")
-                for name in ("", "-objects", "-namespaces")
+                for name in ("", "-objects", "-namespaces", "-webhook")
             },
         ),
         ({"priorityClass": {"create": False}}, {"PriorityClass pretune-tuning"}),
@@ -323,7 +329,9 @@ def test_serving_pods_may_preempt_tuning_pods_and_never_the_reverse(render: Rend
         ({"metrics": {"service": False}}, {"Service pretune-metrics"}),
         (
             {"webhook": {"enabled": False}},
-            {f"{kind} pretune-webhook" for kind in WEBHOOK} | {"Secret pretune-webhook-ca"},
+            {f"{kind} pretune-webhook" for kind in WEBHOOK}
+            | {"Secret pretune-webhook-tls"}
+            | {f"{POLICY}{suffix} pretune-controller-webhook" for suffix in ("", "Binding")},
         ),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
@@ -436,7 +444,7 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
     ),
     "an issuer that is not used": (
         {"webhook": {"certificates": {"issuerRef": {"name": "company"}}}},
-        "webhook.certificates.issuerRef names company, but webhook.certificates.source is chart",
+        "webhook.certificates.issuerRef names company, but webhook.certificates.source is controller",
     ),
     "secrets": (
         {"sources": {"extraRules": [{"apiGroups": [""], "resources": ["secrets"]}]}},
@@ -470,6 +478,8 @@ WRONG: dict[str, Object] = {
     "no pod that answers": {"webhook": {"replicas": 0}},
     "a port of the system's": {"webhook": {"port": 443}},
     "certificates from nowhere": {"webhook": {"certificates": {"source": "vault"}}},
+    "certificates from Helm": {"webhook": {"certificates": {"source": "chart"}}},
+    "certificates for ten years": {"webhook": {"certificates": {"days": 3650}}},
     "an operator that is none": {
         "webhook": {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "="}]}}
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import ssl
 from pathlib import Path
@@ -136,16 +135,6 @@ def test_a_pod_that_ends_answers_until_no_request_comes_any_more(render: Render)
 # --- how to know it
 
 
-def secrets(documents: list[Object]) -> dict[str, dict[str, bytes]]:
-    return {
-        document["metadata"]["name"]: {
-            name: base64.b64decode(value) for name, value in document["data"].items()
-        }
-        for document in documents
-        if document["kind"] == "Secret"
-    }
-
-
 def handshake(folder: Path, certificate: bytes, key: bytes, bundle: bytes, host: str) -> None:
     """Do a TLS handshake in memory, as the API server does it. Raises ssl.SSLError."""
     for name, content in (("tls.crt", certificate), ("tls.key", key)):
@@ -170,77 +159,81 @@ def handshake(folder: Path, certificate: bytes, key: bytes, bundle: bytes, host:
                 continue
 
 
-def mounted_certificate(documents: list[Object]) -> dict[str, bytes]:
-    """Return the files in the folder of the webhook's pod."""
-    spec = pod(documents)
-    (volume,) = spec["volumes"]
-    data = secrets(documents)[volume["secret"]["secretName"]]
-    return {item["path"]: data[item["key"]] for item in volume["secret"]["items"]}
+def test_the_chart_renders_no_certificate_and_nothing_that_differs_from_time_to_time(
+    helm: Helm,
+) -> None:
+    """So nothing that applies it again undoes what the controller has written."""
+    command = ("template", "pretune", str(CHART), "--namespace", NAMESPACE)
+    first, second = (helm(*command).stdout for _ in "12")
+    assert first == second and "pretune-webhook-tls" in first
+    assert "BEGIN CERTIFICATE" not in first and "caBundle: " not in first and "LS0tLS" not in first
+    assert not any("lookup" in file.read_text() for file in (CHART / "templates").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("release", ["pretune", "r" * 53])
-def test_the_api_server_trusts_the_charts_certificate(
-    render: Render, tmp_path: Path, release: str
+def test_the_pod_mounts_the_secret_that_the_controller_may_write(
+    render: Render, release: str
 ) -> None:
     documents = render(release=release)
-    documents = [
+    (volume,) = named(documents, "Deployment", "-webhook")["spec"]["template"]["spec"]["volumes"]
+    secret = only(documents, "Secret")
+    assert "data" not in secret and secret["type"] == "Opaque"
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+    assert {item["key"] for item in volume["secret"]["items"]} == {"tls.crt", "tls.key"}
+    configuration = only(documents, "MutatingWebhookConfiguration")
+    (container,) = named(documents, "Deployment", "-controller")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    name = next(item["value"] for item in container["env"] if item["name"] == "PRETUNE_WEBHOOK")
+    # As controller/certificates.py names them.
+    assert configuration["metadata"]["name"] == name
+    assert secret["metadata"]["name"] == f"{name}-tls"
+    (webhook,) = configuration["webhooks"]
+    assert webhook["clientConfig"]["service"]["name"] == name
+    rules = [
+        (role["kind"], rule["resources"], rule["resourceNames"], rule["verbs"])
+        for role in documents
+        if role["kind"] in ("Role", "ClusterRole")
+        for rule in role["rules"]
+        if {"secrets", "mutatingwebhookconfigurations"} & set(rule["resources"])
+    ]
+    assert sorted(rules) == [
+        ("ClusterRole", ["mutatingwebhookconfigurations"], [name], ["get", "patch"]),
+        ("Role", ["secrets"], [f"{name}-tls"], ["get", "patch"]),
+    ]
+
+
+def named(documents: list[Object], kind: str, end: str) -> Object:
+    (found,) = [
         document
         for document in documents
-        if document["kind"] != "Deployment" or document["metadata"]["name"].endswith("webhook")
+        if document["kind"] == kind and document["metadata"]["name"].endswith(end)
     ]
-    spec = only(documents, "Deployment")["spec"]["template"]["spec"]
-    data = secrets(documents)[spec["volumes"][0]["secret"]["secretName"]]
-    (webhook,) = only(documents, "MutatingWebhookConfiguration")["webhooks"]
-    asked, bundle = (
-        webhook["clientConfig"]["service"],
-        base64.b64decode(webhook["clientConfig"]["caBundle"]),
-    )
-    host = f"{asked['name']}.{asked['namespace']}.svc"
-    handshake(tmp_path, data["tls.crt"], data["tls.key"], bundle, host)
-    with pytest.raises(ssl.SSLError):
-        handshake(
-            tmp_path, data["tls.crt"], data["tls.key"], bundle, f"other.{asked['namespace']}.svc"
-        )
+    return found
 
 
-def test_each_rendering_without_a_cluster_has_its_own_authority(
-    helm: Helm, render: Render, tmp_path: Path
+@pytest.mark.parametrize(
+    "webhook",
+    [{"enabled": False}, {"certificates": {"source": "certManager"}}],
+    ids=["no webhook", "cert-manager"],
+)
+def test_without_certificates_of_its_own_the_controller_has_no_right_to_any(
+    render: Render, webhook: Object
 ) -> None:
-    """As `helm template` and Argo CD render it: complete, and different each time."""
-    other = helm("template", "pretune", str(CHART), "--namespace", NAMESPACE)
-    assert other.returncode == 0
-    bundle = webhook_of(render)["clientConfig"]["caBundle"]
-    assert bundle not in other.stdout
-    files = mounted_certificate(render())
-    handshake(
-        tmp_path,
-        files["tls.crt"],
-        files["tls.key"],
-        base64.b64decode(bundle),
-        f"pretune-webhook.{NAMESPACE}.svc",
-    )
-
-
-def test_no_pod_mounts_the_authoritys_key(render: Render) -> None:
-    documents = render()
-    known = secrets(documents)
-    mounted = {
-        volume["secret"]["secretName"]
-        for document in documents
-        if document["kind"] == "Deployment"
-        for volume in document["spec"]["template"]["spec"].get("volumes", [])
-    }
-    assert mounted == {"pretune-webhook"}
-    assert known.keys() == {"pretune-webhook", "pretune-webhook-ca"}
-    assert known["pretune-webhook-ca"]["tls.key"] not in known["pretune-webhook"].values()
-    assert known["pretune-webhook-ca"]["tls.crt"] == base64.b64decode(
-        webhook_of(render)["clientConfig"]["caBundle"]
-    )
+    documents = render({"webhook": webhook})
+    words = [
+        word
+        for role in documents
+        if role["kind"] in ("Role", "ClusterRole")
+        for rule in role["rules"]
+        for word in rule["resources"]
+    ]
+    assert not {"secrets", "mutatingwebhookconfigurations"} & set(words)
+    assert not [document for document in documents if document["kind"] == "Secret"]
 
 
 def test_cert_manager_issues_what_the_pod_mounts_and_injects_the_authority(render: Render) -> None:
     documents = render({"webhook": {"certificates": {"source": "certManager"}}})
-    assert not secrets(documents)
     configuration = only(documents, "MutatingWebhookConfiguration")
     assert "caBundle" not in configuration["webhooks"][0]["clientConfig"]
     namespace, _, name = configuration["metadata"]["annotations"][
@@ -276,13 +269,13 @@ def test_an_existing_issuer_is_used_and_none_is_created(render: Render) -> None:
 
 
 def test_the_two_certificate_sources_use_different_secrets(render: Render) -> None:
-    from_chart = set(secrets(render()))
+    own = {only(render(), "Secret")["metadata"]["name"]}
     issued = {
         document["spec"]["secretName"]
         for document in render({"webhook": {"certificates": {"source": "certManager"}}})
         if document["kind"] == "Certificate"
     }
-    assert from_chart and issued and not from_chart & issued
+    assert own and issued and not own & issued
 
 
 # --- figures
@@ -335,7 +328,7 @@ def test_the_rule_has_the_alerts_of_the_document_each_with_words_for_a_person(
 # --- the policies on the controller itself (what they refuse: tests/cluster/test_policy*.py)
 
 
-@pytest.mark.parametrize("name", ["", "-objects", "-namespaces"])
+@pytest.mark.parametrize("name", ["", "-objects", "-namespaces", "-webhook"])
 def test_each_policy_on_the_controller_fails_closed_and_applies_to_its_account_only(
     render: Render, name: str
 ) -> None:

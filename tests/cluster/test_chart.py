@@ -12,98 +12,69 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+from pretune.controller.certificates import issue
 
 from tests.chart.test_webhook import handshake
-from tests.cluster.conftest import HELM, KUBECTL, ROOT, SYSTEM
-from tests.cluster.kube import Kube, Object, Refusal
+from tests.cluster.conftest import KUBECTL, ROOT, SYSTEM, install
+from tests.cluster.kube import Kube, Refusal
+from tests.cluster.operator_control import OperatorControl
 from tests.cluster.test_policy import held_pod
 
 HOST = f"pretune-webhook.{SYSTEM}.svc"
-SETTINGS = (
-    "image.repository=localhost/pretune/operator",
-    "image.tag=dev",
-    "image.pullPolicy=Never",
-)
 
 
-def upgrade(kube: Kube, *settings: str) -> list[Object]:
-    """Return what an upgrade of the release would apply, without a change."""
-    options = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
-    done = subprocess.run(
-        [
-            str(HELM),
-            "upgrade",
-            "pretune",
-            str(ROOT / "charts/pretune"),
-            "-n",
-            SYSTEM,
-            "--dry-run=server",
-            *options,
-        ],
-        env={**os.environ, "KUBECONFIG": kube.kubeconfig},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    manifest = done.stdout.partition("\nMANIFEST:\n")[2].partition("\nNOTES:\n")[0]
-    return [document for document in yaml.safe_load_all(manifest) if document]
+def read_certificate(kube: Kube) -> tuple[dict[str, bytes], bytes]:
+    """Return the files in the webhook's Secret, and caBundle."""
+    secret = kube.get("Secret", SYSTEM, "pretune-webhook-tls") or {}
+    files = {name: base64.b64decode(value) for name, value in (secret.get("data") or {}).items()}
+    configuration = kube.get("MutatingWebhookConfiguration", "", "pretune-webhook") or {}
+    (webhook,) = configuration["webhooks"]
+    return files, base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
 
 
-def secret(documents: list[Object], name: str) -> dict[str, bytes]:
-    (found,) = (
-        document
-        for document in documents
-        if document["kind"] == "Secret" and document["metadata"]["name"] == name
-    )
-    return {key: base64.b64decode(value) for key, value in found["data"].items()}
-
-
-def bundle(documents: list[Object]) -> bytes:
-    (found,) = (
-        document for document in documents if document["kind"] == "MutatingWebhookConfiguration"
-    )
-    return base64.b64decode(found["webhooks"][0]["clientConfig"]["caBundle"])
-
-
-def installed(kube: Kube) -> list[Object]:
-    wanted = [
-        ("Secret", "pretune-webhook"),
-        ("Secret", "pretune-webhook-ca"),
-        ("MutatingWebhookConfiguration", "pretune-webhook"),
-    ]
-    found = [kube.get(kind, SYSTEM if kind == "Secret" else "", name) for kind, name in wanted]
-    assert all(found)
-    return [{"kind": kind, **(obj or {})} for (kind, _), obj in zip(wanted, found, strict=True)]
-
-
-def test_an_upgrade_renews_the_certificate_and_keeps_the_authority(
+def test_the_api_server_trusts_the_certificate_in_the_secret(
     kube: Kube, operator: str, tmp_path: Path
 ) -> None:
-    """So the API server always trusts the authority of the files that the pods have."""
-    now, then = installed(kube), upgrade(kube)
-    assert bundle(then) == bundle(now)
-    assert secret(then, "pretune-webhook-ca") == secret(now, "pretune-webhook-ca")
-    old, new = (secret(documents, "pretune-webhook") for documents in (now, then))
-    assert old["tls.crt"] != new["tls.crt"] and old["tls.key"] != new["tls.key"]
-    for files in (old, new):
-        handshake(tmp_path, files["tls.crt"], files["tls.key"], bundle(then), HOST)
-
-
-def test_a_certificate_of_another_authority_is_not_trusted(
-    kube: Kube, operator: str, tmp_path: Path
-) -> None:
-    """Shows that the handshake in the test before means something."""
-    other = upgrade(kube, "fullnameOverride=other")  # another name: its authority is not there yet
-    files = secret(other, "other-webhook")
+    files, bundle = read_certificate(kube)
+    handshake(tmp_path, files["tls.crt"], files["tls.key"], bundle, HOST)
+    other = issue(HOST, time.time(), 90)
     with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(
-            tmp_path,
-            files["tls.crt"],
-            files["tls.key"],
-            bundle(installed(kube)),
-            f"other-webhook.{SYSTEM}.svc",
-        )
+        handshake(tmp_path, other.certificate, other.key, bundle, HOST)
+
+
+@pytest.mark.disturbs
+def test_an_upgrade_changes_neither_the_certificate_nor_whom_the_api_server_trusts(
+    kube: Kube, operator: str
+) -> None:
+    before = read_certificate(kube)
+    install(kube)
+    assert read_certificate(kube) == before
+
+
+@pytest.mark.disturbs
+def test_a_new_certificate_reaches_the_webhook_and_every_pod_gets_an_answer(
+    kube: Kube, operator: str, namespace: str, operator_control: OperatorControl
+) -> None:
+    """The kubelet brings it within about a minute."""
+
+    def expiries() -> set[str]:
+        lines = "\n".join(operator_control.metrics("pretune-webhook").values()).splitlines()
+        return {line for line in lines if line.startswith("pretune_certificate_expiry")}
+
+    before, old = read_certificate(kube)[0], expiries()
+    pod = held_pod(namespace, **{"pretune.dev/cache": "none"})
+    del pod["spec"]["schedulingGates"]
+    kube.patch("Secret", SYSTEM, "pretune-webhook-tls", {"data": None})
+    end, created, lost = time.monotonic() + 150, 0, 0
+    while expiries() & old:
+        assert time.monotonic() < end, "the webhook still serves the old certificate"
+        for _ in range(20):
+            annotations = kube.create(pod, dry_run=True)["metadata"]["annotations"]
+            created, lost = created + 1, lost + ("pretune.dev/reason" not in annotations)
+    files, bundle = read_certificate(kube)
+    assert files["tls.crt"] != before["tls.crt"]
+    assert before["ca.crt"].strip() in bundle, "a pod may still serve the old one"
+    assert (lost, created > 100) == (0, True), f"{lost} of {created} had no answer"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The controller's policy on Jobs, ConfigMaps and claims: only pretune's, and none in kube-system.
+"""The controller's policies on Jobs, ConfigMaps, claims and the webhook: only pretune's.
 
 Each case is a request that RBAC allows to the controller, by dry run; an administrator may do it.
 """
@@ -264,3 +264,70 @@ def test_the_controller_changes_and_deletes_nothing_of_others(
         controller.session.patch(url, json=taken, headers=merge, timeout=30),
     ):
         assert answer.status_code == 403 and "pretune's controller may" in answer.text, answer.text
+
+
+HOOK, CLIENT = {"name": "pods.pretune.dev"}, {"name": "pods.pretune.dev", "clientConfig": {}}
+OF_THE_WEBHOOK: dict[str, tuple[Object, bool]] = {
+    "whom to trust": ({**CLIENT, "clientConfig": {"caBundle": ""}}, True),
+    "another address": (
+        {**CLIENT, "clientConfig": {"service": {"namespace": "evil", "name": "evil"}}},
+        False,
+    ),
+    "another path": ({**CLIENT, "clientConfig": {"service": {"path": "/evil"}}}, False),
+    "every pod": ({**HOOK, "objectSelector": {"matchExpressions": None}}, False),
+    "kube-system": ({**HOOK, "namespaceSelector": {"matchExpressions": None}}, False),
+    "no pod without it": ({**HOOK, "failurePolicy": "Fail"}, False),
+    "Secrets": (
+        {
+            **HOOK,
+            "rules": [
+                {
+                    "apiGroups": [""],
+                    "apiVersions": ["v1"],
+                    "resources": ["secrets"],
+                    "operations": ["CREATE"],
+                }
+            ],
+        },
+        False,
+    ),
+    "a second webhook": (
+        {
+            "name": "evil.example.com",
+            "clientConfig": {"url": "https://evil.example.com"},
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        },
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "allowed"), OF_THE_WEBHOOK.values(), ids=OF_THE_WEBHOOK)
+def test_of_the_webhooks_configuration_the_controller_may_change_whom_to_trust(
+    kube: Kube, controller: Kube, change: Object, allowed: bool
+) -> None:
+    path = f"{kube._url('MutatingWebhookConfiguration', '', 'pretune-webhook')}?dryRun=All"
+    headers = {"Content-Type": "application/strategic-merge-patch+json"}
+    patch = {"webhooks": [change]}
+    answer = controller.session.patch(path, json=patch, headers=headers, timeout=30)
+    assert answer.status_code == (200 if allowed else 403), answer.text
+    assert allowed or "may change caBundle" in answer.text
+    if not allowed:
+        assert kube.session.patch(path, json=patch, headers=headers, timeout=30).status_code == 200
+
+
+def test_of_the_webhooks_configuration_no_label_may_change_and_it_may_not_be_deleted(
+    kube: Kube, controller: Kube
+) -> None:
+    path = f"{kube._url('MutatingWebhookConfiguration', '', 'pretune-webhook')}?dryRun=All"
+    headers = {"Content-Type": "application/merge-patch+json"}
+    for change in (
+        {"labels": {"a": "b"}},
+        {"annotations": {"cert-manager.io/inject-ca-from": "a/b"}},
+    ):
+        answer = controller.session.patch(
+            path, json={"metadata": change}, headers=headers, timeout=30
+        )
+        assert answer.status_code == 403 and "may change caBundle" in answer.text
+    assert controller.session.delete(path, timeout=30).status_code == 403

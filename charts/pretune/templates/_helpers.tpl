@@ -115,5 +115,12 @@ changes the other one's.
 */}}
 {{- define "pretune.webhook.secret" -}}
 {{- $name := printf "%s-webhook" (include "pretune.fullname" .) -}}
-{{ eq .Values.webhook.certificates.source "chart" | ternary $name (printf "%s-issued" $name) }}
+{{ printf "%s-%s" $name (eq .Values.webhook.certificates.source "controller" | ternary "tls" "issued") }}
+{{- end }}
+
+{{/* The webhook for which the controller issues certificates; empty: for none. */}}
+{{- define "pretune.webhook.issuedByController" -}}
+{{- if and .Values.webhook.enabled (eq .Values.webhook.certificates.source "controller") -}}
+{{ printf "%s-webhook" (include "pretune.fullname" .) }}
+{{- end -}}
 {{- end }}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
 
 import aiohttp
@@ -104,7 +104,10 @@ async def run(settings: ControllerSettings) -> None:
             await lease.acquire()
             try:
                 await load_attempts(ledger, cluster)
-                await run_as_leader(queue, references, pods, lease, cluster, ledger, log_reader)
+                more = [log_reader.run()] if log_reader is not None else []
+                if settings.webhook:
+                    more.append(issue_certificates(cluster, settings))
+                await run_as_leader(queue, references, pods, lease, cluster, ledger, more)
             finally:
                 await lease.release()
 
@@ -116,7 +119,7 @@ async def run_as_leader(
     lease: Lease,
     cluster: Kubernetes,
     ledger: AttemptLedger,
-    log_reader: LogReader | None = None,
+    more: Iterable[Coroutine[Any, Any, None]] = (),
 ) -> None:
     """Run everything that only one replica may do. When one part ends, all of it ends."""
     async with asyncio.TaskGroup() as group:
@@ -127,7 +130,7 @@ async def run_as_leader(
             group.create_task(
                 lease.keep_renewing(lambda: queue.stuck_seconds() < LEASE_STUCK_SECONDS)
             ),
-            *([group.create_task(log_reader.run())] if log_reader is not None else []),
+            *(group.create_task(part) for part in more),
         ]
         registry = build_registry(queue, references, cluster, ledger)
 
@@ -156,6 +159,16 @@ async def load_attempts(ledger: AttemptLedger, cluster: Kubernetes) -> None:
         for job in jobs
         if not is_job_finished(job) and not job["spec"].get("suspend")
     )
+
+
+async def issue_certificates(cluster: Kubernetes, settings: ControllerSettings) -> None:
+    """Keep the webhook's certificate current, until cancelled."""
+    # Its library takes 18 MiB: only where it is used.
+    from pretune.controller.certificates import CertificateIssuer
+
+    await CertificateIssuer(
+        cluster, settings.namespace, settings.webhook, settings.certificate_days
+    ).run()
 
 
 def build_registry(

@@ -90,6 +90,7 @@ KNOWN_RESOURCES: Mapping[tuple[str, str], Resource] = {
     ("v1", "PersistentVolumeClaim"): Resource("persistentvolumeclaims"),
     ("v1", "ConfigMap"): Resource("configmaps"),
     ("v1", "Event"): Resource("events"),
+    ("v1", "Secret"): Resource("secrets"),
     ("batch/v1", "Job"): Resource("jobs"),
     ("apps/v1", "Deployment"): Resource("deployments"),
     ("apps/v1", "StatefulSet"): Resource("statefulsets"),
@@ -98,6 +99,9 @@ KNOWN_RESOURCES: Mapping[tuple[str, str], Resource] = {
     ("apps/v1", "ControllerRevision"): Resource("controllerrevisions"),
     ("storage.k8s.io/v1", "StorageClass"): Resource("storageclasses", namespaced=False),
     ("coordination.k8s.io/v1", "Lease"): Resource("leases"),
+    ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"): Resource(
+        "mutatingwebhookconfigurations", namespaced=False
+    ),
 }
 
 
