@@ -39,6 +39,8 @@ from pretune.policy.pod_status import is_finished, is_job_finished, is_suspended
 from pretune.policy.pods.start_failures import needs_events
 
 API_VERSION = f"{GROUP}/{VERSION}"
+DEVICE_VERSIONS = ("resource.k8s.io/v1", "resource.k8s.io/v1beta2", "resource.k8s.io/v1beta1")
+MAX_DEVICE_CLAIMS = 8  # of a cache's templates that are read in one reconcile
 MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
 MAX_CHECKED_AGENTS = 10_000  # one for each namespace; the oldest is forgotten
 
@@ -117,10 +119,10 @@ async def observe(
         if _needs_tuning(origin.template, spec, sealed)
     }
     templates = [source] if _needs_tuning(source, spec, sealed) else []
-    source_claims, examples = await asyncio.gather(
-        _read_source_claims(
-            cluster, key, [*templates, *(origin.template for origin in untuned.values())]
-        ),
+    templates += [origin.template for origin in untuned.values()]
+    source_claims, device_claims, examples = await asyncio.gather(
+        _read_source_claims(cluster, key, templates),
+        _read_device_claims(cluster, key, templates),
         _read_examples(cluster, key, {name: newest[name] for name in untuned}),
     )
     claim_nodes = await _read_claim_nodes(cluster, key, source_claims)
@@ -132,6 +134,7 @@ async def observe(
         source=source,
         source_workload=workload,
         source_claims=source_claims,
+        device_claims=device_claims,
         claim_nodes=claim_nodes,
         claim=project.without_managed_fields(claim) if claim else None,
         storage_class=storage_class,
@@ -365,6 +368,32 @@ async def _read_source_claims(
         for claim in claims
         if claim
     }
+
+
+async def _read_device_claims(
+    cluster: Cluster, key: Key, templates: Iterable[Object | Refused | None]
+) -> dict[str, Object]:
+    """Return the ResourceClaimTemplates that templates name, by name, of those that can be read."""
+    names = {
+        claim["resourceClaimTemplateName"]
+        for template in templates
+        if template is not None and not isinstance(template, Refused)
+        for claim in template["spec"].get("resourceClaims") or ()
+        if claim.get("resourceClaimTemplateName")
+    }
+    claims = {}
+    for name in sorted(names)[:MAX_DEVICE_CLAIMS]:
+        for version in DEVICE_VERSIONS:
+            try:
+                found = await cluster.get(version, "ResourceClaimTemplate", key.namespace, name)
+            except ApiError as error:  # not of this version, or forbidden: then it is unknown
+                if error.code not in (403, 404):
+                    raise
+                continue
+            if found is not None:
+                claims[name] = found
+                break
+    return claims
 
 
 async def _read_claim_nodes(

@@ -136,6 +136,10 @@ class Engine:
         """Return the address that its HTTP server listens on; "": all, or unknown."""
         return ""
 
+    def count_ranks(self, words: Sequence[str]) -> Optional[int]:
+        """Return how many processes with a GPU the words ask for in this pod; None: unknown."""
+        return None
+
     def find_multi_pod_flag(self, words: Sequence[str]) -> Optional[str]:
         """Return the flag that makes it one of several pods, as in the words; None: it is whole."""
         return None

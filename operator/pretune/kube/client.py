@@ -97,6 +97,7 @@ KNOWN_RESOURCES: Mapping[tuple[str, str], Resource] = {
     ("apps/v1", "DaemonSet"): Resource("daemonsets"),
     ("apps/v1", "ReplicaSet"): Resource("replicasets"),
     ("apps/v1", "ControllerRevision"): Resource("controllerrevisions"),
+    ("resource.k8s.io/v1", "ResourceClaimTemplate"): Resource("resourceclaimtemplates"),
     ("storage.k8s.io/v1", "StorageClass"): Resource("storageclasses", namespaced=False),
     ("coordination.k8s.io/v1", "Lease"): Resource("leases"),
     ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"): Resource(

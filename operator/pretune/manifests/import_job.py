@@ -35,7 +35,8 @@ from pretune.manifests.tuning_pod import (
     merge_tolerations,
 )
 from pretune.podspec import identity
-from pretune.podspec.template import count_gpus, engine_of, engine_type, words_without_secrets
+from pretune.podspec.devices import count_used_gpus
+from pretune.podspec.template import engine_of, engine_type, words_without_secrets
 from pretune.protocol import SOURCE_MOUNT, Task
 
 SOURCE_VOLUME = "pretune-source"
@@ -84,7 +85,7 @@ def build_import_job(
         cache=key.folder,
         subPath=spec.claim.sub_path,
         inputs=inputs,
-        gpus=count_gpus(engine),
+        gpus=count_used_gpus(template, engine, {}),
         command=words_without_secrets(engine),
         source=folder,
         engine=engine_type(engine).name,

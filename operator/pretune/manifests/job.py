@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pretune.api.names import (
     AGENT_CONTAINER,
@@ -19,6 +19,7 @@ from pretune.api.names import (
     CACHE,
     ENGINE,
     FINGERPRINT,
+    GPUS,
     GROUP,
     INSPECT,
     KIND,
@@ -45,6 +46,7 @@ from pretune.manifests.tuning_pod import (
     merge_tolerations,
 )
 from pretune.podspec import identity
+from pretune.podspec.devices import count_used_gpus
 from pretune.podspec.template import engine_of
 from pretune.protocol import CLAIM_MOUNT, Task
 
@@ -91,6 +93,7 @@ def build_tuning_job(
     agent_name: str,
     example: Object | None = None,
     nodes: Sequence[str] | None = None,
+    device_claims: Mapping[str, Object] | None = None,
 ) -> Object:
     """Return the Job of an attempt to tune the target's bundle of this template.
 
@@ -98,10 +101,12 @@ def build_tuning_job(
     attempt: its number, from 1.
     example: a pod of the template, whole, as admission changed it: the Job's pod is a copy of it.
     nodes: names of those on one of which it has to run; None: any that fits.
+    device_claims: ResourceClaimTemplates by name, of those that were read.
     Raises Refused as engine_of does.
     """
+    copied = _Copied(example, nodes, device_claims or {}, TUNE)
     return _build_attempt_job(
-        key, cache, template, target, str(attempt), settings, agent_name, example, nodes, TUNE
+        key, cache, template, target, str(attempt), settings, agent_name, copied
     )
 
 
@@ -116,6 +121,7 @@ def build_proof_job(
     example: Object | None = None,
     on_claim: bool = False,
     nodes: Sequence[str] | None = None,
+    device_claims: Mapping[str, Object] | None = None,
 ) -> Object:
     """Return the Job of a proof: the same engine, started from the target's bundle.
 
@@ -123,9 +129,19 @@ def build_proof_job(
     will, and not a copy of it (docs/decisions/0007). The rest as for build_tuning_job.
     """
     purpose = PROVE_CLAIM if on_claim else PROVE_COPY
+    copied = _Copied(example, nodes, device_claims or {}, purpose)
     return _build_attempt_job(
-        key, cache, template, target, f"p{proof}", settings, agent_name, example, nodes, purpose
+        key, cache, template, target, f"p{proof}", settings, agent_name, copied
     )
+
+
+class _Copied(NamedTuple):
+    """What a copy is made with, beside the template: as for build_tuning_job."""
+
+    example: Object | None
+    nodes: Sequence[str] | None
+    device_claims: Mapping[str, Object]
+    purpose: str
 
 
 def _build_attempt_job(
@@ -136,9 +152,7 @@ def _build_attempt_job(
     attempt: str,
     settings: Settings,
     agent_name: str,
-    example: Object | None,
-    nodes: Sequence[str] | None,
-    purpose: str,
+    copied: _Copied,
 ) -> Object:
     spec = Spec.from_cache(cache)
     inputs = identity.inputs(template, spec, target)
@@ -146,17 +160,30 @@ def _build_attempt_job(
     # By name from here on, since admission may have added another container with a GPU.
     engine_name = engine_of(template, spec.engine_container)["name"]
     spec = replace(spec, engine_container=engine_name)
-    template = template_to_copy(template, engine_name, example)
+    template = template_to_copy(template, engine_name, copied.example)
+    gpus = count_used_gpus(template, engine_of(template, engine_name), copied.device_claims)
     pod = build_pod_template(
-        key.name, key.folder, template, spec, target, inputs, settings, agent_name, purpose, nodes
+        key.name,
+        key.folder,
+        template,
+        spec,
+        target,
+        inputs,
+        settings,
+        agent_name,
+        gpus,
+        copied.purpose,
+        copied.nodes,
     )
-    role, number = (TUNING if purpose == TUNE else PROOF), attempt.removeprefix("p")
+    role = TUNING if copied.purpose == TUNE else PROOF
+    number = attempt.removeprefix("p")
     labels = {**spec.job_labels, CACHE: key.name, ROLE: role, BUNDLE: bundle_id, ATTEMPT: number}
     annotations = {
         **spec.job_annotations,
         FINGERPRINT: inputs.fingerprint,
         STORAGE: storage_place(key.name, spec),
         ENGINE: engine_name,
+        GPUS: str(gpus),
     }
     pod["metadata"] = {
         "labels": {**labels, **MESH_LABELS},

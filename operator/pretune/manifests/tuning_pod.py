@@ -40,7 +40,6 @@ from pretune.manifests.parts import (
 )
 from pretune.podspec.template import (
     command_words,
-    count_gpus,
     engine_of,
     engine_type,
     is_sidecar,
@@ -81,12 +80,13 @@ def build_pod_template(
     inputs: Inputs,
     settings: Settings,
     agent_name: str,
+    gpus: int,
     purpose: str = TUNE,
     nodes: Sequence[str] | None = None,
 ) -> Object:
     """Return {metadata: {annotations}, spec} of the pod, without labels of ours.
 
-    cache: its name. folder: its folder on the claim.
+    cache: its name. folder: its folder on the claim. gpus: that the engine may use.
     purpose: TUNE: check, the engine with an empty folder, seal. PROVE_COPY: seed, the engine with
     the copy that seed makes, as in a consumer, prove. PROVE_CLAIM: the engine with the bundle on
     the claim, read-only, prove.
@@ -114,7 +114,7 @@ def build_pod_template(
         cache=folder,
         subPath=spec.claim.sub_path,
         inputs=inputs,
-        gpus=count_gpus(engine),
+        gpus=gpus,
         command=words_without_secrets(engine),
         ready=ready_url(engine),
         headers=ready_headers(engine),

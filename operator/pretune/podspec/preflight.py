@@ -11,6 +11,7 @@ from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
 from pretune.podspec import canonical
+from pretune.podspec.devices import count_devices
 from pretune.podspec.template import (
     command_words,
     device_claims,
@@ -63,6 +64,8 @@ class Candidate:
     target: Target
     # Name of a claim to its access modes, of those claims that were read.
     claims: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # ResourceClaimTemplates by name, of those that were read.
+    device_claims: Mapping[str, Object] = field(default_factory=dict)
 
     @property
     def pod(self) -> Object:
@@ -90,14 +93,18 @@ class Candidate:
 
 
 def find_refusal(
-    template: Object, spec: Spec, target: Target, claims: Mapping[str, Sequence[str]] | None = None
+    template: Object,
+    spec: Spec,
+    target: Target,
+    claims: Mapping[str, Sequence[str]] | None = None,
+    device_claims: Mapping[str, Object] | None = None,
 ) -> Refused | None:
     """Return why this template cannot be tuned as a copy, or None.
 
-    claims: access modes of the PersistentVolumeClaims that it mounts, by name. Raises Refused as
-    engine_of does.
+    claims: access modes of the PersistentVolumeClaims that it mounts, by name. device_claims:
+    ResourceClaimTemplates by name. Raises Refused as engine_of does.
     """
-    return find_refusals(template, spec, (target,), claims)[0]
+    return find_refusals(template, spec, (target,), claims, device_claims)[0]
 
 
 def find_refusals(
@@ -105,10 +112,14 @@ def find_refusals(
     spec: Spec,
     targets: Sequence[Target],
     claims: Mapping[str, Sequence[str]] | None = None,
+    device_claims: Mapping[str, Object] | None = None,
 ) -> list[Refused | None]:
     """Return the same for each of the targets: checks that depend on none are made once."""
     engine = engine_of(template, spec.engine_container)
-    candidates = [Candidate(template, engine, spec, target, claims or {}) for target in targets]
+    candidates = [
+        Candidate(template, engine, spec, target, claims or {}, device_claims or {})
+        for target in targets
+    ]
     found: list[Refused | None] = [None] * len(targets)
     for reason, check in PREFLIGHT_CHECKS:
         if reason in spec.allow or all(found):
@@ -144,8 +155,15 @@ def kept_container_missing(candidate: Candidate) -> str | None:
 def gpu_missing(candidate: Candidate) -> str | None:
     """A copy would run on whatever GPU of its node the engine finds: one that serves."""
     engine = candidate.engine
-    if gpu_resources(engine) or device_claims(engine):
+    if gpu_resources(engine):
         return None
+    if device_claims(engine):
+        if count_devices(candidate.template, engine, candidate.device_claims) != 0:
+            return None
+        return (
+            f"{candidate.engine_path}.resources.claims: none of the devices that"
+            f" {engine['name']} claims is a GPU"
+        )
     return (
         f"{candidate.engine_path}.resources: {engine['name']} asks for no GPU, so that a copy could"
         " run on one that serves; add nvidia.com/gpu or a device claim"

@@ -136,7 +136,7 @@ def gpu_resources(container: Object) -> dict[str, int]:
 def count_gpus(container: Object) -> int:
     """Return how many GPUs the container asks for.
 
-    With DRA that is the number of its claims: only their classes know how many devices each is.
+    With DRA that is the number of its claims; podspec/devices.py knows how many devices these are.
     """
     return sum(gpu_resources(container).values()) or len(device_claims(container))
 

@@ -34,6 +34,8 @@ class Observed:
     source_workload: Object | None = None
     # Access modes by name, of the claims that untuned templates mount, the consumers' included.
     source_claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # ResourceClaimTemplates by name, of those that untuned templates name and that could be read.
+    device_claims: Mapping[str, Object] = field(default_factory=dict)
     # Nodes by claim: of the pods, not ours, that use a claim of those which only the pods of one node
     # can mount.
     claim_nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -5,7 +5,7 @@ Everything here takes an object as the API server sends it: a field may be missi
 
 from __future__ import annotations
 
-from pretune.api.names import ENGINE
+from pretune.api.names import ENGINE, GPUS
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.podspec.template import count_gpus
@@ -105,6 +105,17 @@ def engine_of_pod(pod: Object) -> Object:
     return next((each for each in containers if each.get("name") == name), containers[-1])
 
 
+def gpus_of_pod(pod: Object) -> int:
+    """Return how many GPUs the engine of a tuning or proof pod may use.
+
+    As its annotation says; without it (of an older release), as many as the container asks for.
+    """
+    text = ((pod["metadata"].get("annotations") or {}) if pod else {}).get(GPUS, "")
+    if text.isascii() and text.isdigit() and len(text) < 5:
+        return int(text)
+    return count_gpus(engine_of_pod(pod))
+
+
 def appended_names(pod: Object) -> list[str]:
     """Return the init containers after the engine of a tuning or proof pod: admission's."""
     names = [each["name"] for each in (pod.get("spec") or {}).get("initContainers") or ()]
@@ -131,7 +142,7 @@ def gpu_seconds(pod: Object, now: float) -> float:
         if end and end.get("finishedAt")
     ]
     until = max(ends) if is_finished(pod) and ends else now
-    return max(0.0, until - parse_timestamp(started)) * count_gpus(engine_of_pod(pod))
+    return max(0.0, until - parse_timestamp(started)) * gpus_of_pod(pod)
 
 
 # --- containers

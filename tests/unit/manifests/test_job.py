@@ -222,6 +222,7 @@ def test_labels_and_annotations_of_the_job_and_its_pod() -> None:
         "pretune.dev/fingerprint": inputs.fingerprint,
         "pretune.dev/storage": "pretune-qwen3/",
         "pretune.dev/engine": "vllm",
+        "pretune.dev/gpus": "1",
     }
     annotations = {"team": "a", "own": "no", **ours}
     assert job["metadata"]["labels"] == labels

@@ -59,6 +59,26 @@ def read_port(words: Sequence[str]) -> int:
     return last_number(words, "--port") or DEFAULT_PORT
 
 
+# Flags whose values multiply to the number of ranks.
+_SIZES = (
+    ("--tensor-parallel-size", "-tp"),
+    ("--pipeline-parallel-size", "-pp"),
+    ("--data-parallel-size", "-dp"),
+    ("--prefill-context-parallel-size", "-pcp"),
+)
+
+
+def count_ranks(words: Sequence[str]) -> Optional[int]:
+    """Return the number of ranks that the words ask for; None where a size cannot be read."""
+    ranks, given = 1, [*flags(words)]
+    for names in _SIZES:
+        values = [value or "" for name, value in given if name in names]
+        if values and not values[-1].isdigit():
+            return None
+        ranks *= int(values[-1]) if values else 1
+    return ranks
+
+
 def serves_https(words: Sequence[str]) -> bool:
     """Return whether the HTTP server is given a certificate."""
     return any(name == "--ssl-certfile" for name, _ in flags(words))

@@ -89,6 +89,9 @@ class _VLLM(Engine):
     def read_host(self, words: Sequence[str]) -> str:
         return cli.read_host(words)
 
+    def count_ranks(self, words: Sequence[str]) -> Optional[int]:
+        return cli.count_ranks(words)
+
     def find_multi_pod_flag(self, words: Sequence[str]) -> Optional[str]:
         return cli.find_multi_pod_flag(words)
 

@@ -32,7 +32,7 @@ def release_of(version: str) -> Optional[Tuple[int, int]]:
 def check_release(version: str, gpus: int) -> Tuple[str, str]:
     """Return ("", a note or "") where this release's tactics can be kept, else (reason, message).
 
-    version: of the distribution, "" if unknown; gpus: what the engine asks for, 0 if unknown.
+    version: of the distribution, "" if unknown; gpus: what the engine may use, 0 if unknown.
     """
     if not version:
         return "", "vLLM's version unknown"
@@ -47,13 +47,13 @@ def check_release(version: str, gpus: int) -> Tuple[str, str]:
     if release < FIRST_DISTRIBUTED and gpus > 1:
         return (
             reasons.RELEASE_TOO_OLD,
-            "vLLM %s in the image persists tactics on one GPU only, and the engine asks for %d;"
+            "vLLM %s in the image persists tactics on one GPU only, and the engine may use %d;"
             " 0.32 and newer do for all" % (version, gpus),
         )
     if release < FIRST_PER_RANK and gpus > 1:
         return (
             reasons.SHARED_LAYOUT,
-            "vLLM %s in the image keeps one file for all ranks, and the engine asks for %d GPUs:"
+            "vLLM %s in the image keeps one file for all ranks, and the engine may use %d GPUs:"
             " a warm start can hang for 30 minutes; 0.32 and newer keep a file per rank"
             % (version, gpus),
         )

@@ -200,8 +200,13 @@ def _check(plan: PlanBuilder, bundles: Sequence[DesiredBundle]) -> Iterator[Desi
     refusals: dict[str, Refused | None] = {}
     for same in by_template.values():
         targets = [each.target for each in same]
-        template, claims = same[0].template, plan.observed.source_claims
-        found = find_refusals(template, plan.spec, targets, claims)
+        found = find_refusals(
+            same[0].template,
+            plan.spec,
+            targets,
+            plan.observed.source_claims,
+            plan.observed.device_claims,
+        )
         refusals |= {each.id: refusal for each, refusal in zip(same, found, strict=True)}
     for each in bundles:
         yield replace(each, refusal=refusals[each.id])

@@ -17,7 +17,8 @@ from pretune.api.status import BundleStatus
 from pretune.api.types import Object
 from pretune.manifests.delivery_modes import find_mode
 from pretune.manifests.job import build_proof_job
-from pretune.podspec.template import count_gpus, engine_of
+from pretune.podspec.devices import count_used_gpus
+from pretune.podspec.template import engine_of
 from pretune.policy.bundles.attempt_state import (
     FINISHED,
     REPEATED,
@@ -80,8 +81,10 @@ def require_proof(plan: PlanBuilder, desired: DesiredBundle) -> None:
     bundle = plan.bundles[desired.id]
     if bundle.state != SEALED:
         return
-    engine = engine_of(desired.template, plan.spec.engine_container)
-    bundle = plan.put(replace(bundle, gpus=count_gpus(engine)))
+    if bundle.gpus is None:  # found on the claim, or imported
+        engine = engine_of(desired.template, plan.spec.engine_container)
+        gpus = count_used_gpus(desired.template, engine, plan.observed.device_claims)
+        bundle = plan.put(replace(bundle, gpus=gpus))
     if bundle.cold_seconds is None:  # of an older release
         record_cold_start(plan, desired.id, bundle.tuned_seconds)
     if not bundle.may_be_given(plan.spec):
@@ -273,6 +276,7 @@ def start_proof(plan: PlanBuilder, desired: DesiredBundle) -> bool:
             observed.examples.get(desired.origin_key),
             mode is not None and bundle.layout in mode.proven_on_claim,
             find_nodes(plan, desired),
+            observed.device_claims,
         )
     except Refused as refused:
         message = f"{refused.reason}: {refused.message}"

@@ -22,7 +22,6 @@ from pretune.api.reasons import Refused
 from pretune.api.status import BundleStatus
 from pretune.api.types import Object
 from pretune.manifests.job import build_tuning_job
-from pretune.podspec.template import count_gpus
 from pretune.policy.bundles import imports, proofs, retention, retries
 from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
@@ -56,8 +55,8 @@ from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pod_status import (
     container_statuses,
     engine_name,
-    engine_of_pod,
     gpu_seconds,
+    gpus_of_pod,
     is_finished,
 )
 from pretune.policy.pods.consumers import Consumer
@@ -178,7 +177,7 @@ def _record_sealed(
     pod: Object | None,
 ) -> None:
     assert state.report is not None and pod is not None and job is not None
-    gpus = count_gpus(engine_of_pod(pod))
+    gpus = gpus_of_pod(pod)
     if state.report.by == "check":  # found on the claim: the engine was never started
         plan.record_end(bundle_id, FOUND, gpu_seconds(pod, plan.now))
         adopt(plan, bundle_id, state.report, fingerprint_of(job))
@@ -314,6 +313,7 @@ def _start_attempt(plan: PlanBuilder, desired: DesiredBundle) -> bool:
             observed.agent_name,
             example,
             find_nodes(plan, desired),
+            observed.device_claims,
         )
     except Refused as refused:
         plan.set_state(desired.id, REFUSED, refused.reason, refused.message)
