@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ class Settings:
     operator_pull_policy: str = "IfNotPresent"
     operator_pull_secrets: tuple[str, ...] = ()
     priority_class: str = ""  # the chart's, which never preempts; "" where it was not installed
+    # Values of the node label kubernetes.io/arch that the operator's image runs on; (): any.
+    operator_architectures: tuple[str, ...] = ()
 
 
 class SettingError(ValueError):
@@ -48,6 +51,8 @@ class ControllerSettings:
     # issues certificates; empty: it issues none
     webhook: str = ""
     certificate_days: int = 90  # PRETUNE_CERTIFICATE_DAYS: how long such a certificate is valid
+    # PRETUNE_IMAGE_ARCHITECTURES: that the image runs on, comma separated; else this process' own
+    architectures: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ControllerSettings:
@@ -58,13 +63,12 @@ class ControllerSettings:
                 "PRETUNE_IMAGE is not set:"
                 " it names the operator's image, in which Jobs read and prune a claim"
             )
-        pull_secrets = environment.get("PRETUNE_IMAGE_PULL_SECRETS", "").split(",")
         return cls(
             image=image,
             pull_policy=_read_choice(
                 environment, "PRETUNE_IMAGE_PULL_POLICY", PULL_POLICIES, "IfNotPresent"
             ),
-            pull_secrets=tuple(name.strip() for name in pull_secrets if name.strip()),
+            pull_secrets=_read_list(environment, "PRETUNE_IMAGE_PULL_SECRETS"),
             priority_class=environment.get("PRETUNE_PRIORITY_CLASS", "").strip(),
             namespace=environment.get("POD_NAMESPACE") or "default",
             # Outside a pod two processes of one host name may exist.
@@ -78,12 +82,20 @@ class ControllerSettings:
             ),
             webhook=environment.get("PRETUNE_WEBHOOK", "").strip(),
             certificate_days=_read_number(environment, "PRETUNE_CERTIFICATE_DAYS", 90, 30, 365),
+            architectures=_read_list(environment, "PRETUNE_IMAGE_ARCHITECTURES")
+            or (own_architecture(),),
         )
 
     @property
     def decisions(self) -> Settings:
         """The part that decisions depend on."""
-        return Settings(self.image, self.pull_policy, self.pull_secrets, self.priority_class)
+        return Settings(
+            self.image,
+            self.pull_policy,
+            self.pull_secrets,
+            self.priority_class,
+            self.architectures,
+        )
 
     @property
     def logging_level(self) -> int:
@@ -131,6 +143,17 @@ class WebhookSettings:
 
 def _logging_level(name: str) -> int:
     return int(logging.getLevelNamesMapping()[name])
+
+
+def own_architecture() -> str:
+    """Return this process' architecture, as nodes have it in the label kubernetes.io/arch."""
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def _read_list(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    texts = environment.get(name, "").split(",")
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def _read_choice(

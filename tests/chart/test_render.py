@@ -40,6 +40,7 @@ EVERYTHING: Object = {
         "digest": "sha256:" + "0" * 64,
         "pullPolicy": "Always",
         "pullSecrets": ["one", "two"],
+        "architectures": ["amd64", "arm64"],
     },
     "controller": {"replicas": 2, **POD},
     "webhook": {
@@ -209,6 +210,7 @@ def test_every_setting_of_the_controller_is_set_and_read(render: Render) -> None
         workers=7,
         webhook="pretune-webhook",
         certificate_days=30,
+        architectures=("amd64", "arm64"),
     )
 
 

@@ -36,6 +36,7 @@ KINDS = frozenset(
         ),
         ("batch/v1", "Job"),
         ("storage.k8s.io/v1", "StorageClass"),
+        ("resource.k8s.io/v1", "ResourceClaimTemplate"),
         *(
             ("v1", kind)
             for kind in (

@@ -9,12 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from pretune.config import ControllerSettings, SettingError, Settings, WebhookSettings
+from pretune.config import (
+    ControllerSettings,
+    SettingError,
+    Settings,
+    WebhookSettings,
+    own_architecture,
+)
 
 
 def test_only_the_image_has_to_be_set() -> None:
     settings = ControllerSettings.from_environment({"PRETUNE_IMAGE": "registry/pretune:1"})
-    assert settings.decisions == Settings("registry/pretune:1")
+    assert settings.decisions == Settings(
+        "registry/pretune:1", operator_architectures=(own_architecture(),)
+    )
     assert (settings.namespace, settings.liveness_port, settings.workers) == ("default", 8080, 4)
     assert settings.read_logs is False
     assert settings.identity
@@ -31,6 +39,7 @@ def test_every_variable_of_the_chart_is_read() -> None:
             "PRETUNE_LIVENESS_PORT": "0",
             "PRETUNE_WORKERS": "8",
             "PRETUNE_READ_LOGS": "true",
+            "PRETUNE_IMAGE_ARCHITECTURES": "amd64, arm64",
             "POD_NAMESPACE": "pretune-system",
             "POD_NAME": "pretune-0",
         }
@@ -46,8 +55,11 @@ def test_every_variable_of_the_chart_is_read() -> None:
         0,
         8,
         True,
+        architectures=("amd64", "arm64"),
     )
-    assert settings.decisions == Settings("registry/pretune:1", "Always", ("one", "two"), "low")
+    assert settings.decisions == Settings(
+        "registry/pretune:1", "Always", ("one", "two"), "low", ("amd64", "arm64")
+    )
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,6 @@ MAX_NAME_LENGTH = 63  # a Job's name becomes a label's value
 FINISHED_TTL_SECONDS = 3600  # how long a finished Job stays, to be read by a person
 CLAIM_DEADLINE_SECONDS = 300  # of a Job that inspects or prunes
 CLAIM_RESOURCES = {"cpu": "200m", "memory": "128Mi"}  # of a Job that inspects or prunes
-NONROOT_UID = 65532
 _ID_HASH = re.compile(r"(?<![^-])[0-9a-f]{12}(?![^-])")
 
 
@@ -208,14 +207,22 @@ def template_to_copy(template: Object, engine_name: str, example: Object | None)
 
 
 def build_inspect_job(
-    key: Key, cache: Object, spec: Spec, ids: Sequence[str], request_key: str, settings: Settings
+    key: Key,
+    cache: Object,
+    spec: Spec,
+    ids: Sequence[str],
+    request_key: str,
+    settings: Settings,
+    templates: Sequence[Object] = (),
 ) -> Object:
     """Return a Job without a GPU that reports which of these bundles are on the claim.
 
     request_key: distinguishes one request from another. It is in the Job's name and annotation.
+    templates: pod templates of the cache's engines. Its uid is the image's own, or the one that the
+    cluster chooses (OpenShift): bundles are readable by all.
     """
-    user = {"runAsNonRoot": True, "runAsUser": NONROOT_UID, "runAsGroup": NONROOT_UID}
-    pod = _claim_pod(key, spec, INSPECT, ids, settings, user, read_only=True)
+    user = {"runAsNonRoot": True}
+    pod = _claim_pod(key, spec, INSPECT, ids, settings, user, templates, read_only=True)
     return _build_claim_job(key, cache, INSPECT, request_key, pod)
 
 
@@ -226,10 +233,13 @@ def build_prune_job(
     ids: Sequence[str],
     writer: Mapping[str, Any],
     settings: Settings,
+    templates: Sequence[Object] = (),
 ) -> Object:
     """Return a Job without a GPU that deletes the folders of these bundles.
 
-    writer: {uid, gid, groups} that seal recorded: the owner of the files.
+    writer: {uid, gid, groups} that seal recorded: the owner of the files. templates: pod templates
+    of the cache's engines. Where all of these have one service account, so has the Job: the cluster
+    may allow that uid to no other (OpenShift).
     """
     uid = int(writer.get("uid", 0))
     user: Object = {
@@ -239,7 +249,10 @@ def build_prune_job(
     }
     if groups := sorted(set(writer.get("groups") or ())):
         user["supplementalGroups"] = groups
-    pod = _claim_pod(key, spec, PRUNE, ids, settings, user, read_only=False)
+    pod = _claim_pod(key, spec, PRUNE, ids, settings, user, templates, read_only=False)
+    accounts = {each["spec"].get("serviceAccountName") or "" for each in templates}
+    if len(accounts) == 1 and (account := accounts.pop()):
+        pod["spec"]["serviceAccountName"] = account
     return _build_claim_job(key, cache, PRUNE, json.dumps(sorted(ids)), pod)
 
 
@@ -257,11 +270,12 @@ def _claim_pod(
     ids: Sequence[str],
     settings: Settings,
     user: Object,
+    templates: Sequence[Object],
     read_only: bool,
 ) -> Object:
     """Return a pod with the operator's own image that reads or prunes the claim.
 
-    It has the tolerations of all targets: the claim's volume may be on a GPU node.
+    It has the tolerations of all targets and engines: the claim's volume may be on a GPU node.
     """
     flag = {"readOnly": True} if read_only else {}
     task = Task(cache=key.folder, subPath=spec.claim.sub_path, ids=list(ids))
@@ -281,6 +295,7 @@ def _claim_pod(
     }
     claim = {"claimName": claim_name(key.name, spec), **flag}
     tolerations = [target.tolerations for target in spec.targets]
+    tolerations += [each["spec"].get("tolerations") or () for each in templates]
     pod = {
         "containers": [container],
         "volumes": [{"name": CLAIM_VOLUME, "persistentVolumeClaim": claim}],
@@ -290,10 +305,25 @@ def _claim_pod(
         "enableServiceLinks": False,
         "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
         "tolerations": merge_tolerations(*tolerations, spec.tolerations),
+        "affinity": _require_architectures(settings.operator_architectures),
         "imagePullSecrets": [{"name": name} for name in settings.operator_pull_secrets],
         "priorityClassName": settings.priority_class,
     }
-    return {"spec": {name: value for name, value in pod.items() if value not in ("", [])}}
+    return {"spec": {name: value for name, value in pod.items() if value not in ("", [], {})}}
+
+
+def _require_architectures(architectures: Sequence[str]) -> Object:
+    """Return the affinity to nodes that the operator's image runs on; {}: to any."""
+    if not architectures:
+        return {}
+    expression = {
+        "key": "kubernetes.io/arch",
+        "operator": "In",
+        "values": list(architectures),
+    }
+    terms = [{"matchExpressions": [expression]}]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {"nodeAffinity": required}
 
 
 # --- any Job

@@ -20,7 +20,7 @@ from pretune.api.names import (
     STORAGE,
     TUNING,
 )
-from pretune.api.reasons import Reason
+from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, claim_name, storage_place
 from pretune.api.status import BundleStatus, CacheStatus, ReleaseRefused
 from pretune.api.types import Object
@@ -95,6 +95,13 @@ class PlanBuilder:
         """Where the bundles are to be: the claim's uid and the folder in it; "": no claim yet."""
         claim = self.observed.claim
         return place(claim["metadata"]["uid"], self.spec.claim.sub_path) if claim else ""
+
+    @property
+    def templates(self) -> tuple[Object, ...]:
+        """The pod templates that could be read: the source's, and those of consumers."""
+        origins = (origin.template for _, origin in sorted(self.observed.origins.items()))
+        read = (self.observed.source, *origins)
+        return tuple(each for each in read if each and not isinstance(each, Refused))
 
     # --- time
 

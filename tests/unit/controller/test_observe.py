@@ -19,6 +19,7 @@ from pretune.intake import EXCESS
 from pretune.kube.types import ApiError
 from pretune.manifests.agent_archive import agent_name, build_agent_config_map
 from pretune.podspec import identity
+from pretune.policy.bundles.attempt_state import VOLUME_GRACE_SECONDS
 from pretune.policy.model import Observed
 
 from tests.builders.caches import cache, claim
@@ -828,3 +829,80 @@ def test_of_many_large_single_pods_only_some_are_kept_whole() -> None:
     kept = list(map(project.PodProjection(), map(single, range(20))))
     assert [EXCESS in pod for pod in kept] == [False] * 8 + [True] * 12
     assert len(str(kept[8:])) < 20_000 and "more than 8 MiB" in kept[8][EXCESS]
+
+
+# --- what an engine needs beside its pod
+
+
+def source_with(**pod: Any) -> Object:
+    template = serving_template()
+    template["spec"].update(pod)
+    return cache(source={"template": template})
+
+
+def test_the_nodes_that_use_a_read_write_once_claim_are_read_and_of_living_pods_only() -> None:
+    volumes = [
+        {"name": "m", "persistentVolumeClaim": {"claimName": "models"}},
+        {"name": "s", "persistentVolumeClaim": {"claimName": "shared"}},
+    ]
+    once, many = ("ReadWriteOnce",), ("ReadWriteOnce", "ReadOnlyMany")
+    world = server(
+        source_with(volumes=volumes), claim(), claim(name="models", modes=once),
+        claim(name="shared", modes=many),
+    )  # fmt: skip
+
+    def use(name: str, node: str, phase: str = "Running", **more: Any) -> None:
+        made = world.create({**mounting(name, "models"), **more})
+        made = world.patch(made, {"spec": {"nodeName": node}} if node else {})
+        world.patch(made, {"status": {"phase": phase}}, status=True)
+
+    use("serves", "n1")
+    use("held", "")
+    use("done", "n2", phase="Succeeded")
+    ours = {"namespace": NS, "name": "ours", "labels": {names.ROLE: names.TUNING}}
+    use("ours", "n3", metadata=ours)
+    assert observe_now(world)[0].claim_nodes == {"models": ("n1",)}
+
+
+def test_who_uses_a_claim_is_not_read_where_many_nodes_may() -> None:
+    volumes = [{"name": "s", "persistentVolumeClaim": {"claimName": "shared"}}]
+    many = ("ReadWriteMany",)
+    world = server(source_with(volumes=volumes), claim(), claim(name="shared", modes=many))
+    observed, calls = observe_now(world)
+    assert observed.claim_nodes == {} and ANYBODYS not in calls
+
+
+def test_a_device_claims_template_is_read_and_unknown_where_that_is_forbidden() -> None:
+    claims = [{"name": "gpu", "resourceClaimTemplateName": "eight"}]
+    devices = {"requests": [{"name": "g", "exactly": {"deviceClassName": "gpu", "count": 8}}]}
+    eight = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"namespace": NS, "name": "eight"},
+        "spec": {"spec": {"devices": devices}},
+    }
+    world = server(source_with(resourceClaims=claims), claim(), eight)
+    observed, _ = observe_now(world)
+    assert observed.device_claims["eight"]["spec"] == eight["spec"]
+    assert observe_now(world, ("ResourceClaimTemplate",))[0].device_claims == {}
+
+
+def test_the_events_of_an_attempts_pod_are_read_while_it_has_no_volumes() -> None:
+    labels = {names.CACHE: KEY.name, names.ROLE: names.TUNING}
+    world = server(cache(), claim(), pod("mounts", labels=labels), pod("waits", labels=labels))
+    made = world.patch(world.get("v1", "Pod", NS, "mounts") or {}, {"spec": {"nodeName": "node-1"}})
+    for name in ("mounts", "waits"):
+        about = world.get("v1", "Pod", NS, name) or {}
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"namespace": NS, "name": f"{name}.1"},
+            "involvedObject": {"uid": about["metadata"]["uid"]},
+            "reason": "FailedMount",
+        }
+        world.create(event)
+    uid = made["metadata"]["uid"]
+    assert set(observe_now(world, now=NOW + 5)[0].pod_events) == set()
+    observed = observe_now(world, now=NOW + VOLUME_GRACE_SECONDS)[0]
+    assert [event["reason"] for event in observed.pod_events[uid]] == ["FailedMount"]
+    assert set(observed.pod_events) == {uid}

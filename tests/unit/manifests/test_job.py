@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import kubernetes_validate
@@ -1125,7 +1126,10 @@ def test_inspect_reads_the_claim_in_the_operators_image_as_a_user_without_rights
     assert container["volumeMounts"] == [
         {"name": "pretune-claim", "mountPath": "/pretune/claim", "readOnly": True}
     ]
-    assert pod["securityContext"]["runAsUser"] == 65532
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }, "OpenShift chooses the uid, and refuses a fixed one"
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
     assert job["metadata"]["annotations"] == {"pretune.dev/question": "q"}
     assert job["metadata"]["labels"] == {
@@ -1216,6 +1220,33 @@ def test_jobs_on_the_claim_have_the_targets_tolerations_since_its_volume_may_be_
         {"targets": [{"name": "a", "tolerations": [taint]}, {"name": "b", "tolerations": [taint]}]}
     )
     assert pod_of(job)["tolerations"] == [taint]
+
+
+def test_jobs_on_the_claim_have_the_engines_tolerations_too_and_run_where_the_image_does() -> None:
+    mine, other = ({"key": key, "operator": "Exists"} for key in ("mine", "other"))
+    pods = [
+        engine().pod(tolerations=[mine], serviceAccountName="model"),
+        engine().pod(tolerations=[mine, other], serviceAccountName="model"),
+    ]
+    settings = replace(SETTINGS, operator_architectures=("arm64",))
+    inspect = build_inspect_job(KEY, cache(), spec(), ["a-1"], "q", settings, pods)
+    prune = build_prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 1}, settings, pods)
+    for job in (inspect, prune):
+        assert pod_of(job)["tolerations"] == [mine, other]
+        affinity = pod_of(job)["affinity"]["nodeAffinity"]
+        required = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert required["nodeSelectorTerms"] == [
+            {
+                "matchExpressions": [
+                    {"key": "kubernetes.io/arch", "operator": "In", "values": ["arm64"]}
+                ]
+            }
+        ]
+    assert pod_of(prune)["serviceAccountName"] == "model"
+    assert "serviceAccountName" not in pod_of(inspect)
+    pods[1]["spec"]["serviceAccountName"] = "another"
+    prune = build_prune_job(KEY, cache(), spec(), ["a-1"], {"uid": 1}, settings, pods)
+    assert "serviceAccountName" not in pod_of(prune)
 
 
 @law(CACHES)

@@ -191,7 +191,13 @@ def _create_inspect_job(plan: PlanBuilder, asked: set[str], key: str) -> str:
     """Create an inspect Job; return why the API server refuses it, "" where it does not."""
     observed = plan.observed
     job = build_inspect_job(
-        observed.key, plan.cache, plan.spec, sorted(asked), key, observed.settings
+        observed.key,
+        plan.cache,
+        plan.spec,
+        sorted(asked),
+        key,
+        observed.settings,
+        plan.templates,
     )
     action = Create(f"create Job {job['metadata']['name']}", job)
     plan.actions.append(action)

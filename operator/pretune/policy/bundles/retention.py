@@ -129,6 +129,7 @@ def prune(plan: PlanBuilder, storage: Storage) -> None:
                 [bundle.id],
                 writer,
                 plan.observed.settings,
+                plan.templates,
             )
             action = Create(f"create Job {job['metadata']['name']}", job)
             plan.actions.append(action)
