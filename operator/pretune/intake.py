@@ -90,33 +90,36 @@ def _outline(raw: bytes) -> bytes:
 # --- what is too large, cut down. Of large texts that takes up to a second: in a thread.
 
 
-def cut_object(raw: bytes, excess: str) -> dict[str, Any]:
-    """Return what identifies the object in a JSON text, its status, and EXCESS.
+def cut_object(raw: bytes) -> dict[str, Any]:
+    """Return the object in a JSON text; of one that is too large its identity, status, and EXCESS.
 
     Without managedFields, and without a status that is too large itself. Raises ValueError where
     the text holds no object with a name.
     """
-    return _cut(_Text(raw), 0, excess)
+    text = _Text(raw)
+    return _read_or_cut(text, 0, len(raw))
 
 
-def cut_list(raw: bytes, excess: str) -> dict[str, Any]:
-    """Return a list's metadata, and its first item as cut_object does."""
+def cut_list(raw: bytes) -> dict[str, Any]:
+    """Return a list with its items as cut_object does."""
     text = _Text(raw)
     members = dict(text.list_members(0))
-    begin = text.skip_space(_find(members, "items")[0] + 1)
-    return {
-        "metadata": text.read(*_find(members, "metadata")),
-        "items": [_cut(text, begin, excess)],
+    found: dict[str, Any] = {
+        name: text.read(*members[name])
+        for name in ("apiVersion", "kind", "metadata")
+        if name in members
     }
+    begin, _ = _find(members, "items")
+    return {**found, "items": [_read_or_cut(text, *place) for place in text.list_items(begin)]}
 
 
-def cut_event(raw: bytes, excess: str) -> dict[str, Any]:
-    """Return a watch event's type, and its object as cut_object does."""
+def cut_event(raw: bytes) -> dict[str, Any]:
+    """Return a watch event with its object as cut_object does."""
     text = _Text(raw)
     members = dict(text.list_members(0))
     return {
         "type": text.read(*_find(members, "type")),
-        "object": _cut(text, _find(members, "object")[0], excess),
+        "object": _read_or_cut(text, *_find(members, "object")),
     }
 
 
@@ -136,6 +139,11 @@ def cut_review(raw: bytes) -> dict[str, Any]:
                 if text.raw[start : start + 1] == b'"':
                     found[field] = text.read(start, end)
     raise ValueError("no object")
+
+
+def _read_or_cut(text: _Text, begin: int, end: int) -> dict[str, Any]:
+    excess = find_excess(text.raw[begin:end], OBJECT)
+    return _cut(text, begin, excess) if excess else json.loads(text.raw[begin:end])
 
 
 def _cut(text: _Text, at: int, excess: str) -> dict[str, Any]:
@@ -200,6 +208,18 @@ class _Text:
                 return
             end = self._find_end(begin)
             yield name, (begin, end)
+            at = self.skip_space(end)
+            if self._plain[at : at + 1] == b",":
+                at = self.skip_space(at + 1)
+
+    def list_items(self, at: int) -> Iterator[tuple[int, int]]:
+        """Yield begin and end of each item of the list at a place."""
+        if self._plain[at : at + 1] != b"[":
+            raise ValueError("no list")
+        at = self.skip_space(at + 1)
+        while self._plain[at : at + 1] != b"]":
+            end = self._find_end(at)
+            yield at, end
             at = self.skip_space(end)
             if self._plain[at : at + 1] == b",":
                 at = self.skip_space(at + 1)

@@ -30,6 +30,7 @@ from pretune.controller.release_refusals import ReleaseRefusals
 from pretune.controller.workqueue import Queue
 from pretune.health import serve_health
 from pretune.kube.client import METADATA, METADATA_LIST, Kubernetes, load_configuration
+from pretune.kube.gated_response import GatedResponse
 from pretune.kube.lease import Lease
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.objects import label
@@ -270,7 +271,7 @@ def kopf_session(info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
     return kopf.AiohttpSession(server=info.server, aiohttp_session=session)
 
 
-class MetadataResponse(aiohttp.ClientResponse):
+class MetadataResponse(GatedResponse):
     """An answer in which an empty list of metadata is a list: the API server writes null."""
 
     async def json(self, **how: Any) -> Any:

@@ -68,7 +68,7 @@ MAX_QUOTED = 100  # characters of what others wrote, in an error
 # `v1`, `apps/v1`, `example.com/v1beta1`.
 _API_VERSION = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[a-z][a-z0-9]{0,62}")
 
-Cut = Callable[[bytes, str], Object]  # of intake.py: a text, and what it exceeds
+Cut = Callable[[bytes], Object]  # of intake.py
 
 _JSON = "application/json"
 # Accept of a request for metadata only, where the resource can answer so.
@@ -579,7 +579,7 @@ async def _parse_or_cut(raw: bytes, bounds: Bounds, cut: Cut) -> Any:
     except TooLarge as error:
         excess = str(error)
     try:
-        return await asyncio.to_thread(cut, raw, excess)
+        return await asyncio.to_thread(cut, raw)
     except ValueError as error:
         raise TooLarge(f"{excess}: {error}") from None
 
