@@ -124,6 +124,10 @@ class Ground:
     def claim(self, pod: Object, name: str) -> Object | None:
         return self.server.stored("v1", "PersistentVolumeClaim", pod["metadata"]["namespace"], name)
 
+    def is_for_one_node(self, pod: Object, name: str) -> bool:
+        claim = self.claim(pod, name)
+        return claim is not None and claim["spec"].get("accessModes") == ["ReadWriteOnce"]
+
     def claim_uid(self, namespace: str, name: str) -> str:
         claim = self.server.stored("v1", "PersistentVolumeClaim", namespace, name)
         return str(claim["metadata"]["uid"]) if claim else ""

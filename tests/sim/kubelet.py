@@ -161,7 +161,20 @@ class Kubelet:
             is_bad = pod["spec"].get("nodeName") in self.ground.bad_nodes
             if not bound or (consumer(pod) and (name in self.ground.unmountable or is_bad)):
                 return name
+            if self._is_attached_elsewhere(pod, name):
+                return name
         return ""
+
+    def _is_attached_elsewhere(self, pod: Object, name: str) -> bool:
+        """A ReadWriteOnce claim stays where a pod has it mounted."""
+        return self.ground.is_for_one_node(pod, name) and any(
+            name in claims(one)
+            and one["spec"].get("nodeName") not in (None, pod["spec"].get("nodeName"))
+            and one["status"].get("startTime")
+            and _mounted(one)
+            and not terminal(one)
+            for one in self.ground.stored("v1", "Pod")
+        )
 
     def _mount_succeeds(self, pod: Object) -> None:
         pod = self.ground.fresh(pod)
@@ -172,8 +185,12 @@ class Kubelet:
         tried = self.clock.now - parse_timestamp(pod["status"]["startTime"])
         pause = next((one for one in MOUNT_AGAIN if one > tried), MOUNT_AGAIN[-1])
         self._mount_at[pod["metadata"]["uid"]] = self.clock.now + pause
-        claim = self.ground.claim(pod, self._unmounted(pod))
-        if claim is not None and claim["status"]["phase"] == "Bound":
+        name = self._unmounted(pod)
+        claim = self.ground.claim(pod, name)
+        if self._is_attached_elsewhere(pod, name):
+            words = f'Multi-Attach error for volume "{name}" Volume is already used by pod(s)'
+            self.ground.event(pod, "FailedAttachVolume", words, f"attach.{pod['metadata']['uid']}")
+        elif claim is not None and claim["status"]["phase"] == "Bound":
             words = f'MountVolume.SetUp failed for volume "{claim["spec"]["volumeName"]}" : mount failed: exit status 32'
             self.ground.event(pod, "FailedMount", words, f"mount.{pod['metadata']['uid']}")
 

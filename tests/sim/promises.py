@@ -28,6 +28,7 @@ from pretune.protocol import Report
 from tests.sim.cluster import Server, Write, copied
 from tests.sim.laws import Laws
 from tests.sim.reading import (
+    claims,
     consumer,
     controller,
     engine,
@@ -46,6 +47,18 @@ from tests.sim.world import World
 
 SLACK = 5.0  # seconds that a look may come later than it is due
 RESCUED = 150.0  # seconds that a pod may be kept from starting by us alone: 90 of a seed that hangs, and looks
+
+
+IN_THE_WAY = 20.0  # seconds that a copy may keep a claim from a consumer: it is ended meanwhile
+
+# Annotations by which a pod would be where the pods that serve are.
+ACTING = (
+    "cni.projectcalico.org/ipAddrs",
+    "dual-pods.llm-d.ai/requester",
+    "kueue.x-k8s.io/pod-suspending-parent",
+    "prometheus.io/scrape",
+    "scheduling.k8s.io/group-name",
+)
 
 
 class Promises(Laws):
@@ -71,9 +84,59 @@ class Promises(Laws):
             set()
         )  # uids that were made while the cache's spec.verify was BeforeRelease
         self._served = 0  # of world.serves
+        # uid of a copy -> since when a consumer waits for the claim that the copy has (docs/copies.md)
+        self._in_the_way: dict[str, float] = {}
         server.listeners.append(self.on_pod)
+        server.listeners.append(self.on_copy)
 
     # --- at every write
+
+    def on_copy(self, write: Write) -> None:
+        """An attempt's or a proof's pod is apart from what serves."""
+        pod = write.object
+        if write.kind != "Pod" or label(pod, ROLE) not in (TUNING, PROOF):
+            return
+        name, node = pod["metadata"]["name"], pod["spec"].get("nodeName")
+        if write.verb == "create":
+            assert not pod["spec"].get("hostNetwork"), f"{name} is on its node's network"
+            for container in every_container(pod):
+                ports = container.get("ports") or ()
+                assert not any("hostPort" in port for port in ports), f"{name} takes a node's port"
+            acts = [one for one in pod["metadata"].get("annotations", ()) if one in ACTING]
+            assert not acts, f"{name} is where the pods that serve are: {acts}"
+        elif node and not pod["status"].get("startTime"):
+            for claim in claims(pod):
+                if self.world.is_for_one_node(pod, claim) and write.verb == "patch":
+                    assert node in self._users(claim), f"{name} takes {claim} to {node}"
+
+    def _users(self, claim: str) -> list[str]:
+        """The nodes of the living consumers that use a claim."""
+        return [
+            one["spec"]["nodeName"]
+            for one in self._all()
+            if claim in claims(one)
+            and one["spec"].get("nodeName")
+            and not terminal(one)
+            and not leaving(one)
+        ]
+
+    def _no_copy_is_in_the_way(self) -> None:
+        now = self.world.clock.now
+        for pod in self.world.stored("v1", "Pod"):
+            node, uid = pod["spec"].get("nodeName"), pod["metadata"]["uid"]
+            if label(pod, ROLE) not in (TUNING, PROOF) or terminal(pod) or not node:
+                continue
+            others = [
+                claim
+                for claim in claims(pod)
+                if self.world.is_for_one_node(pod, claim) and set(self._users(claim)) - {node}
+            ]
+            since = self._in_the_way.setdefault(uid, now)
+            if not others:
+                del self._in_the_way[uid]
+            assert not others or now <= since + IN_THE_WAY, (
+                f"{pod['metadata']['name']} keeps {others} from a pod that serves"
+            )
 
     def on_pod(self, write: Write) -> None:
         pod = write.object
@@ -170,6 +233,7 @@ class Promises(Laws):
         for pod in self._all():
             if is_held(pod) and not leaving(pod):
                 self._is_held_rightly(pod, look)
+        self._no_copy_is_in_the_way()
         for uid in set(self._stuck) - {
             pod["metadata"]["uid"] for pod in self._all() if self.only_we_stop(pod)
         }:

@@ -136,6 +136,18 @@ def claims(pod: Object) -> list[str]:
     ]
 
 
+def required_nodes(pod: Object) -> list[str]:
+    """The names of the nodes that its terms ask for; []: none by name."""
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    return [
+        value
+        for term in required.get("nodeSelectorTerms") or ()
+        for field in term.get("matchFields") or ()
+        for value in field["values"]
+    ]
+
+
 def task(pod: Object, container: str) -> Task:
     """As the kubelet hands it over: `$$` is one dollar."""
     for one in every_container(pod):

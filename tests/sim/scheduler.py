@@ -6,7 +6,17 @@ from pretune.api.names import PROOF, ROLE, TUNING
 from pretune.api.types import Object
 
 from tests.sim.ground import Ground, Move
-from tests.sim.reading import claims, consumer, gpus, label, leaving, ref, said, terminal
+from tests.sim.reading import (
+    claims,
+    consumer,
+    gpus,
+    label,
+    leaving,
+    ref,
+    required_nodes,
+    said,
+    terminal,
+)
 from tests.sim.storage import binding_mode
 
 SELECTED = "volume.kubernetes.io/selected-node"
@@ -96,7 +106,7 @@ class Scheduler:
         self.ground.write(pod)
 
     def _schedule(self, pod: Object) -> None:
-        nodes = self.ground.nodes
+        nodes = required_nodes(pod) or self.ground.nodes
         node = nodes[self._bound % len(nodes)]
         self._bound += consumer(pod)
         self.ground.server.patch(ref(pod), {"spec": {"nodeName": node}})

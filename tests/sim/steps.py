@@ -50,11 +50,11 @@ def only_record(sim: Simulation) -> Object:
     return sim.records[0]
 
 
-def a_claim(sim: Simulation, name: str, **meta: Any) -> None:
+def a_claim(sim: Simulation, name: str, mode: str = "ReadWriteMany", **meta: Any) -> None:
     """Somebody's own."""
     meta, spec = (
         {"namespace": KEY.namespace, "name": name, **meta},
-        {"accessModes": ["ReadWriteMany"]},
+        {"accessModes": [mode]},
     )
     sim.server.create(
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}

@@ -12,10 +12,12 @@ from pretune.api import reasons
 from pretune.api.names import PROOF, TUNING
 from pretune.api.status import BundleStatus, Undeliverable
 from pretune.kube.server_clock import ServerClock
+from pretune.manifests import copied_annotations, tuning_pod
+from pretune.manifests import engine as manifests_engine
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import workloads
-from pretune.policy.bundles import proofs, retries, tuning
+from pretune.policy.bundles import proofs, retries, start_rules, tuning
 from pretune.policy.hold import gate, release
 from pretune.policy.model import Delete
 from pretune.policy.objects import delete
@@ -26,9 +28,10 @@ from pretune.webhook import admission, template_cache
 from pretune.webhook.informers import CacheInformer
 
 from tests.sim.fleet import Fleet
+from tests.sim.promises import ACTING
 from tests.sim.reading import state
 from tests.sim.simulation import CLAIM, FAR, REF
-from tests.sim.steps import lowest, replaced, rolled_out, scaled_to_zero_and_back
+from tests.sim.steps import a_claim, lowest, replaced, rolled_out, scaled_to_zero_and_back
 
 Journey = Callable[[Fleet], None]
 
@@ -299,6 +302,41 @@ def one_bad_node(fleet: Fleet) -> None:
     replaced(fleet, "vllm:1", 6)
 
 
+MODELS: Any = {
+    "pod": {
+        "volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
+    },
+    "volumeMounts": [{"name": "models", "mountPath": "/models"}],
+}
+
+
+def model_on_one_node(fleet: Fleet) -> None:
+    """A ReadWriteOnce claim of the engine: each pod may be placed on another node."""
+    fleet.world.nodes = ["node-1", "node-2"]
+    a_claim(fleet, "models", "ReadWriteOnce")
+    fleet.apply()
+    fleet.settle()
+    rolled_out(fleet, replicas=1, strategy={"type": "Recreate"}, **MODELS)
+    fleet.serve("vllm:2", **MODELS)
+    fleet.settle(FAR)
+    assert fleet.ready == ("True", "Sealed")
+    replaced(fleet, "vllm:2", 1)
+    fleet.serve("vllm:3", **MODELS)
+    fleet.settle(FAR, until=lambda: fleet.ready[1] == "Tuning")
+    fleet.world.delete_pod(fleet.consumers("vllm:3")[0])  # its next one is on the other node
+    fleet.settle(FAR)
+    assert fleet.ready == ("True", "Sealed")
+    assert fleet.record["attempts"] == 2, "the first one gave way"
+    replaced(fleet, "vllm:3", 1)
+
+
+def engine_on_its_nodes_network(fleet: Fleet) -> None:
+    notes = dict.fromkeys(ACTING, "x")
+    del notes["dual-pods.llm-d.ai/requester"]  # refused: the engine registers itself
+    port = {"containerPort": 8000, "hostPort": 8000}
+    rolled_out(fleet, pod={"hostNetwork": True}, notes=notes, ports=[port])
+
+
 # --- mutants
 
 RELEASES, HOLDS = list(release.RELEASE_RULES), list(gate.HOLD_RULES)
@@ -379,6 +417,48 @@ class Mutant:
 
 
 MUTANTS = {
+    "an attempt is on its node's network": Mutant(
+        (tuning_pod,),
+        "_LEFT_OUT",
+        [name for name in tuning_pod._LEFT_OUT if name != "hostNetwork"],
+        engine_on_its_nodes_network,
+        "is on its node's network",
+    ),
+    "an attempt takes a port of its node": Mutant(
+        (manifests_engine,),
+        "without_host_ports",
+        dict,
+        engine_on_its_nodes_network,
+        "takes a node's port",
+    ),
+    "annotations that act are copied": Mutant(
+        (copied_annotations,),
+        "ACTING_ANNOTATIONS",
+        (),
+        engine_on_its_nodes_network,
+        "is where the pods that serve are",
+    ),
+    "an attempt runs anywhere": Mutant(
+        (tuning,),
+        "find_nodes",
+        lambda plan, desired: None,
+        model_on_one_node,
+        "takes models to",
+    ),
+    "an attempt does not wait for the pod that serves": Mutant(
+        (tuning, start_rules),
+        "find_nodes",
+        lambda plan, desired: None,
+        model_on_one_node,
+        "takes models to",
+    ),
+    "an attempt keeps a claim": Mutant(
+        (tuning,),
+        "ATTEMPT_CHECKS",
+        [check for check in tuning.ATTEMPT_CHECKS if check.__name__ != "needed_elsewhere"],
+        model_on_one_node,
+        "keeps .* from a pod that serves",
+    ),
     "nobody is let go when the time is over": Mutant(
         (release,),
         "RELEASE_RULES",
