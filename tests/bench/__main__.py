@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import admission, namespaces, release, rollout, scale, seeding, tuning
+from tests.bench import admission, namespaces, noise, release, rollout, scale, seeding, tuning
 from tests.bench.harness import Bench
 from tests.bench.table import Row, format_table
 from tests.cluster.cluster_lock import ClusterLock
@@ -31,6 +31,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "latency": tuning.measure_latency,
     "memory": tuning.measure_memory,
     "publish": tuning.measure_publishing,
+    "noise": noise.measure_noise,
     "namespaces": namespaces.measure_namespaces,
 }
 ON_REQUEST = ("namespaces",)

@@ -51,10 +51,11 @@ def measure_namespaces(bench: Bench) -> list[Row]:
 
 async def _write(kubeconfig: str, count: int) -> None:
     async with await connect(kubeconfig) as cluster:
-        await for_each(lambda number: _write_namespace(cluster, f"n{number}"), range(count))
+        await for_each(lambda number: write_namespace(cluster, f"n{number}"), range(count))
 
 
-async def _write_namespace(cluster: Kubernetes, name: str) -> None:
+async def write_namespace(cluster: Kubernetes, name: str) -> None:
+    """Write a namespace with a cache that names a Deployment and a claim."""
     await cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     await cluster.create(deployment(name, "serving", serving_template(), 1))
     shared = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", **claim(name, "shared")}

@@ -33,7 +33,7 @@ def connections(pid: int) -> int:
     return sum(line[3] == established and f"socket:[{line[9]}]" in sockets for line in lines)
 
 
-def since_start() -> float:
-    """Return the seconds since this process was started, including the start of its interpreter."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+def since_start(pid: int | str = "self") -> float:
+    """Return the seconds since a process was started, including the start of its interpreter."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -168,7 +168,7 @@ def start_controller(
         command = [sys.executable, "-m", "tests.bench.recorded_controller", str(runs)]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command, env=_environment(kubeconfig), cwd=ROOT, stdout=out, stderr=out
+                command, env=controller_environment(kubeconfig), cwd=ROOT, stdout=out, stderr=out
             )
         try:
             end = time.monotonic() + timeout_seconds
@@ -208,7 +208,7 @@ def _run_baseline(what: str, kubeconfig: str, expected: int) -> dict[str, float]
     command = [sys.executable, "-m", "tests.bench.baselines", what, str(expected)]
     done = subprocess.run(
         command,
-        env=_environment(kubeconfig),
+        env=controller_environment(kubeconfig),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -219,7 +219,8 @@ def _run_baseline(what: str, kubeconfig: str, expected: int) -> dict[str, float]
     return result
 
 
-def _environment(kubeconfig: str) -> dict[str, str]:
+def controller_environment(kubeconfig: str) -> dict[str, str]:
+    """Return the environment of a controller that works on this API server."""
     more = {
         "KUBECONFIG": kubeconfig,
         "PRETUNE_IMAGE": "localhost/pretune/operator:dev",
