@@ -47,6 +47,8 @@ class ControllerSettings:
     read_logs: bool = False  # PRETUNE_READ_LOGS: read consumers' logs, which needs the right to
     # PRETUNE_MAX_CONCURRENT_ATTEMPTS: attempts and proofs of all caches at a time; 0: no limit
     max_concurrent_attempts: int = 20
+    # PRETUNE_NAMESPACES, comma separated: the only ones that it works in; empty: all
+    namespaces: tuple[str, ...] = ()
     # PRETUNE_WEBHOOK: the name of the webhook's configuration and Service, for which the controller
     # issues certificates; empty: it issues none
     webhook: str = ""
@@ -73,6 +75,7 @@ class ControllerSettings:
             namespace=environment.get("POD_NAMESPACE") or "default",
             # Outside a pod two processes of one host name may exist.
             identity=environment.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+            namespaces=_read_list(environment, "PRETUNE_NAMESPACES"),
             log_level=_read_choice(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
             liveness_port=_read_number(environment, "PRETUNE_LIVENESS_PORT", 8080, 0, 65535),
             workers=_read_number(environment, "PRETUNE_WORKERS", 4, 1, 64),
@@ -116,6 +119,8 @@ class WebhookSettings:
     # PRETUNE_CLIENT_CA: file with the authority of the API server's client certificate; empty: any
     # client is answered
     client_ca: str = ""
+    # PRETUNE_NAMESPACES, comma separated: the only ones whose caches it knows; empty: all
+    namespaces: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> WebhookSettings:
@@ -129,6 +134,7 @@ class WebhookSettings:
         return cls(
             certificates=certificates,
             namespace=environment.get("POD_NAMESPACE") or "default",
+            namespaces=_read_list(environment, "PRETUNE_NAMESPACES"),
             port=_read_number(environment, "PRETUNE_WEBHOOK_PORT", 8443, 1, 65535),
             health_port=_read_number(environment, "PRETUNE_HEALTH_PORT", 8080, 0, 65535),
             log_level=_read_choice(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),

@@ -42,7 +42,7 @@ EVERYTHING: Object = {
         "pullSecrets": ["one", "two"],
         "architectures": ["amd64", "arm64"],
     },
-    "controller": {"replicas": 2, **POD},
+    "controller": {"replicas": 2, "namespaces": ["inference", "staging"], **POD},
     "webhook": {
         "replicas": 3,
         "port": 9443,
@@ -189,9 +189,8 @@ class RecordedEnvironment(dict[str, str]):
 
 
 def test_every_setting_of_the_controller_is_set_and_read(render: Render) -> None:
-    _, container = controller(
-        render({**EVERYTHING, "controller": {"logLevel": "DEBUG", "workers": 7}})
-    )
+    chosen = {"logLevel": "DEBUG", "workers": 7, "namespaces": ["inference", "staging"]}
+    _, container = controller(render({**EVERYTHING, "controller": chosen}))
     assert "args" not in container
     given = RecordedEnvironment(
         {"POD_NAMESPACE": NAMESPACE, "POD_NAME": "pretune-controller-0", **environment(container)}
@@ -205,6 +204,7 @@ def test_every_setting_of_the_controller_is_set_and_read(render: Render) -> None
         priority_class="pretune-tuning",
         namespace=NAMESPACE,
         identity="pretune-controller-0",
+        namespaces=("inference", "staging"),
         log_level="DEBUG",
         liveness_port=container["ports"][0]["containerPort"],
         workers=7,
@@ -226,6 +226,7 @@ def test_every_setting_of_the_webhook_is_set_and_read(render: Render) -> None:
         certificates=mounts["certificates"],
         client_ca=f"{mounts['client-ca']}/ca.crt",
         namespace=NAMESPACE,
+        namespaces=("inference", "staging"),
         port=ports["webhook"],
         health_port=ports["metrics"],
         log_level="DEBUG",
@@ -448,6 +449,10 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
         {"webhook": {"certificates": {"issuerRef": {"name": "company"}}}},
         "webhook.certificates.issuerRef names company, but webhook.certificates.source is controller",
     ),
+    "kube-system": (
+        {"controller": {"namespaces": ["kube-system"]}},
+        "controller.namespaces names kube-system",
+    ),
     "secrets": (
         {"sources": {"extraRules": [{"apiGroups": [""], "resources": ["secrets"]}]}},
         "a Secret has no pod template",
@@ -468,6 +473,7 @@ WRONG: dict[str, Object] = {
     "unknown at the top": {"replicas": 2},
     "a log level that is none": {"controller": {"logLevel": "LOUD"}},
     "root": {"controller": {"runAsUser": 0}},
+    "a namespace that is none": {"controller": {"namespaces": ["Inference"]}},
     "less than no replica": {"controller": {"replicas": -1}},
     "a rule with verbs": {
         "sources": {"extraRules": [{"apiGroups": ["a"], "resources": ["b"], "verbs": ["*"]}]}

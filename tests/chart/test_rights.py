@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pretune.kube.client import KNOWN_RESOURCES
 
-from tests.chart.conftest import CHART, ROOT, Object, Render, only
+from tests.chart.conftest import CHART, NAMESPACE, ROOT, Object, Render, only
 
 COMPONENTS = ("controller", "webhook")
 PRODUCT = ROOT / "operator/pretune"
@@ -254,3 +254,65 @@ def test_editors_of_a_namespace_may_edit_its_caches_but_not_their_status(render:
         for rule in role["rules"]:
             assert (rule["apiGroups"], rule["resources"]) == (["pretune.dev"], ["autotunecaches"])
             assert "*" not in rule["verbs"]
+
+
+# --- controller.namespaces
+
+LIMITED: Object = {"controller": {"namespaces": ["inference", "staging"]}}
+
+
+def grants(documents: list[Object], component: str) -> dict[str, list[Object]]:
+    """Return the rules that the component's account gets, by namespace; "": the whole cluster."""
+    roles = {
+        (role["kind"], role["metadata"].get("namespace", ""), role["metadata"]["name"]): role
+        for role in documents
+        if role["kind"] in ("Role", "ClusterRole")
+    }
+    account = {"controller": "pretune", "webhook": "pretune-webhook"}[component]
+    found: dict[str, list[Object]] = {}
+    for binding in documents:
+        if not binding.get("roleRef") or binding["subjects"][0]["name"] != account:
+            continue
+        place, ref = binding["metadata"].get("namespace", ""), binding["roleRef"]
+        assert binding["kind"] == f"{ref['kind']}Binding"
+        found[place] = found.get(place, []) + roles[ref["kind"], place, ref["name"]]["rules"]
+    return found
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_value_limits_every_right_on_tenants_objects_to_namespaces(
+    render: Render, component: str
+) -> None:
+    everywhere, limited = grants(render(), component), grants(render(LIMITED), component)
+    cluster_wide = limited.pop("", [])
+    assert {resource for rule in cluster_wide for resource in rule["resources"]} <= {
+        "storageclasses",
+        "mutatingwebhookconfigurations",
+    }
+    assert limited.keys() == {"inference", "staging", NAMESPACE}
+    assert limited[NAMESPACE] == everywhere[NAMESPACE]
+    for namespace in ("inference", "staging"):
+        assert [rule for rule in everywhere[""] if rule not in limited[namespace]] == cluster_wide
+        assert all(rule in everywhere[""] for rule in limited[namespace])
+
+
+def test_a_value_limits_the_webhook_and_the_authors_to_namespaces(render: Render) -> None:
+    documents = render(LIMITED)
+    (webhook,) = only(documents, "MutatingWebhookConfiguration")["webhooks"]
+    terms = webhook["namespaceSelector"]["matchExpressions"]
+    name = "kubernetes.io/metadata.name"
+    assert {"key": name, "operator": "In", "values": ["inference", "staging"]} in terms
+    policy = only(documents, "ValidatingAdmissionPolicy", "pretune-author")["spec"]
+    assert policy["validations"][0]["expression"] == (
+        "request.namespace in ['inference','staging']"
+    )
+
+
+def test_in_two_releases_of_one_namespace_each_has_its_own_roles(render: Render) -> None:
+    names = [
+        (document["kind"], document["metadata"].get("namespace"), document["metadata"]["name"])
+        for release in ("a", "b")
+        for document in render({"controller": {"namespaces": [NAMESPACE]}}, release)
+        if document["kind"] != "CustomResourceDefinition"
+    ]
+    assert len(names) == len(set(names))

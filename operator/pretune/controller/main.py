@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 import kopf
 from kubernetes.aio.client.configuration import Configuration
 
-from pretune.api.names import CACHE, GROUP, PLURAL, ROLE, VERSION
+from pretune.api.names import CACHE, GROUP, KIND, PLURAL, ROLE, VERSION
 from pretune.api.types import Key
 from pretune.config import ControllerSettings
 from pretune.controller import project
@@ -32,6 +32,8 @@ from pretune.health import serve_health
 from pretune.kube.client import METADATA, METADATA_LIST, Kubernetes, load_configuration
 from pretune.kube.gated_response import GatedResponse
 from pretune.kube.lease import Lease
+from pretune.kube.types import ALL_NAMESPACES, ApiError, metadata_only
+from pretune.kube.watch import watch_namespaces
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.objects import label
 from pretune.policy.plan_builder import ATTEMPT_ROLES
@@ -43,6 +45,9 @@ log = logging.getLogger(__name__)
 LABELLED_KINDS = (("batch", "v1", "jobs"), ("", "v1", "persistentvolumeclaims"))
 
 KOPF_PAGE_SIZE = 50  # objects: the metadata of one may be 300 KiB
+
+# For a namespace of controller.namespaces that cannot be read at the start.
+NAMESPACE_TRIES, NAMESPACE_PAUSE_SECONDS = 5, 2.0
 
 # While keys wait and none begins or ends: the lease is left to another replica, and later
 # /healthz fails, so that the kubelet restarts us.
@@ -57,10 +62,12 @@ async def run(settings: ControllerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # until kopf handles them
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with Kubernetes(await load_configuration()) as cluster:
+        namespaces = await find_namespaces(cluster, settings.namespaces)
 
         async def run_key(key: Key) -> float | None:
             if not key.name:
-                await release_orphaned_pods(cluster, key.namespace)
+                for namespace in [key.namespace] if key.namespace else namespaces:
+                    await release_orphaned_pods(cluster, namespace)
                 return None
             return await reconcile(
                 key,
@@ -79,8 +86,13 @@ async def run(settings: ControllerSettings) -> None:
             settings.max_concurrent_attempts, lambda key: queue.wake(key, urgent=True)
         )
         refusals = ReleaseRefusals()
-        references = ReferenceWatcher(cluster.watch, queue.wake)
-        pods = PodWatcher(lambda: cluster.watch("v1", "Pod", "", labels=CACHE), queue.wake)
+        references = ReferenceWatcher(cluster.watch, queue.wake, namespaces)
+        pods = PodWatcher(
+            lambda: watch_namespaces(
+                lambda namespace: cluster.watch("v1", "Pod", namespace, labels=CACHE), namespaces
+            ),
+            queue.wake,
+        )
         lease = Lease(cluster, settings.namespace, settings.identity)
         metrics = ControllerMetrics(
             queue.depth,
@@ -104,11 +116,13 @@ async def run(settings: ControllerSettings) -> None:
         ):
             await lease.acquire()
             try:
-                await load_attempts(ledger, cluster)
+                await load_attempts(ledger, cluster, namespaces)
                 more = [log_reader.run()] if log_reader is not None else []
                 if settings.webhook:
                     more.append(issue_certificates(cluster, settings))
-                await run_as_leader(queue, references, pods, lease, cluster, ledger, more)
+                await run_as_leader(
+                    queue, references, pods, lease, cluster, ledger, more, namespaces
+                )
             finally:
                 await lease.release()
 
@@ -121,6 +135,7 @@ async def run_as_leader(
     cluster: Kubernetes,
     ledger: AttemptLedger,
     more: Iterable[Coroutine[Any, Any, None]] = (),
+    namespaces: Sequence[str] = ALL_NAMESPACES,
 ) -> None:
     """Run everything that only one replica may do. When one part ends, all of it ends."""
     async with asyncio.TaskGroup() as group:
@@ -143,20 +158,55 @@ async def run_as_leader(
 
         group.create_task(
             kopf.operator(
-                registry=registry, settings=kopf_settings(), clusterwide=True, standalone=True
+                registry=registry,
+                settings=kopf_settings(),
+                clusterwide=namespaces == ALL_NAMESPACES,
+                namespaces=[name for name in namespaces if name],
+                standalone=True,
             )
         )
 
 
-async def load_attempts(ledger: AttemptLedger, cluster: Kubernetes) -> None:
+async def find_namespaces(cluster: Kubernetes, names: Sequence[str]) -> Sequence[str]:
+    """Return the namespaces to work in: those of these names that can be read, or all (no names).
+
+    One that was deleted must not stop the others, and kopf ends when it may not read one. New
+    rights take a moment. Raises ApiError if none can be read.
+    """
+    if not names:
+        return ALL_NAMESPACES
+    readable: list[str] = []
+    for tries_left in reversed(range(NAMESPACE_TRIES)):
+        for name in [name for name in names if name not in readable]:
+            try:
+                await cluster.list(f"{GROUP}/{VERSION}", KIND, name, project=metadata_only)
+                readable.append(name)
+            except ApiError as error:
+                if error.code not in (403, 404) or (not tries_left and not readable):
+                    raise
+                if not tries_left:
+                    log.warning("namespace %s is left out until a restart: %s", name, error)
+        if len(readable) == len(names):
+            break
+        await asyncio.sleep(NAMESPACE_PAUSE_SECONDS)
+    return tuple(readable)
+
+
+async def load_attempts(
+    ledger: AttemptLedger, cluster: Kubernetes, namespaces: Sequence[str] = ALL_NAMESPACES
+) -> None:
     """Tell the ledger which attempts and proofs run, before any reconcile may start another one.
 
     Raises as the cluster does.
     """
     labels = f"{CACHE},{ROLE} in ({','.join(sorted(ATTEMPT_ROLES))})"
-    jobs = await cluster.list("batch/v1", "Job", "", labels=labels, project=project.job)
+    lists = [
+        await cluster.list("batch/v1", "Job", namespace, labels=labels, project=project.job)
+        for namespace in namespaces
+    ]
     ledger.load(
         (Key(job["metadata"]["namespace"], label(job, CACHE)), job["metadata"]["name"])
+        for jobs in lists
         for job in jobs
         if not is_job_finished(job) and not job["spec"].get("suspend")
     )

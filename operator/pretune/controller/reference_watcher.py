@@ -15,12 +15,11 @@ from typing import NamedTuple
 
 from pretune.api.spec import Spec
 from pretune.api.types import Key, Object
-from pretune.kube.types import ApiError
+from pretune.kube.types import ALL_NAMESPACES, ApiError
 from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
 
 log = logging.getLogger(__name__)
 
-ALL_NAMESPACES = ("",)
 # Answers to a watch of a kind that does not exist, or that we have no right to.
 REFUSAL_CODES = (403, 404)
 

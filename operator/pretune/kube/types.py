@@ -50,6 +50,9 @@ def metadata_only(obj: Object) -> Object:
     return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": obj["metadata"]}
 
 
+ALL_NAMESPACES = ("",)  # where namespaces are listed: one list or watch of the whole cluster
+
+
 class Cluster(Protocol):
     """What reconcile needs of a cluster.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from pretune.api.types import Object
 from pretune.kube.types import ApiError
@@ -19,6 +19,8 @@ ENDED = "ENDED"  # the stream has ended; the next one begins with everything tha
 
 MIN_PAUSE_SECONDS = 1.0  # before a watch that failed is opened again; doubled at each failure
 MAX_PAUSE_SECONDS = 30.0
+LEFT_OUT_SECONDS = 60.0  # for which a namespace that may not be read is left out of a watch
+QUEUED_CHANGES = 100  # of several namespaces, that wait to be taken over
 SHORT_LIVED_SECONDS = 5.0  # a stream that ends earlier counts as failed, with or without an error
 
 
@@ -61,3 +63,53 @@ async def watch_with_backoff(
         if cause or short_lived:
             pause = min(max(MIN_PAUSE_SECONDS, 2 * pause), max_pause_seconds)
             await asyncio.sleep(pause)
+
+
+async def watch_namespaces(
+    open_watch: Callable[[str], AsyncIterator[Change]], namespaces: Sequence[str]
+) -> AsyncIterator[Change]:
+    """Yield the changes of a stream for each namespace, as if they were one stream.
+
+    open_watch: opens the stream of a namespace. LISTED comes once, after all of them are listed.
+    When one ends or fails, so does this one. A namespace that may not be read is left out for 60 s,
+    and then the stream ends: it may have been deleted, and must not stop the others.
+    """
+    if len(namespaces) == 1:
+        async for change in open_watch(namespaces[0]):
+            yield change
+        return
+    queue: asyncio.Queue[Change | Exception] = asyncio.Queue(QUEUED_CHANGES)
+
+    async def follow(namespace: str) -> None:
+        listed = False
+        end: Change | Exception = (ENDED, {})
+        try:
+            async for change in open_watch(namespace):
+                listed = listed or change[0] == LISTED
+                await queue.put(change)
+        except Exception as error:
+            if isinstance(error, ApiError) and error.code in (403, 404):
+                log.warning("namespace %s is left out: %s", namespace, error)
+                if not listed:
+                    await queue.put((LISTED, {}))
+                await asyncio.sleep(LEFT_OUT_SECONDS)
+            else:
+                end = error
+        await queue.put(end)
+
+    tasks = [asyncio.create_task(follow(namespace)) for namespace in namespaces]
+    try:
+        unlisted = len(tasks)
+        while True:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item[0] == ENDED:
+                return
+            unlisted -= item[0] == LISTED
+            if item[0] != LISTED or not unlisted:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

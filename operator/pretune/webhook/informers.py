@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from pretune.api.names import GROUP, KIND, VERSION
 from pretune.api.types import Key, Object
 from pretune.kube import lease
 from pretune.kube.client import Kubernetes
 from pretune.kube.lease import LEASE_DURATION_SECONDS
-from pretune.kube.types import keep_all
-from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
+from pretune.kube.types import ALL_NAMESPACES, keep_all
+from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_namespaces, watch_with_backoff
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 
 log = logging.getLogger(__name__)
@@ -185,11 +185,16 @@ def trim_cache(cache: Object) -> Object:
     return {**cache, "metadata": meta, "spec": spec}
 
 
-async def watch_caches(cluster: Kubernetes, caches: CacheInformer) -> None:
+async def watch_caches(
+    cluster: Kubernetes, caches: CacheInformer, namespaces: Sequence[str] = ALL_NAMESPACES
+) -> None:
     """Keep `caches` current, until cancelled."""
 
+    def open_namespace(namespace: str) -> AsyncIterator[Change]:
+        return cluster.watch(f"{GROUP}/{VERSION}", KIND, namespace, project=trim_cache)
+
     def open_watch() -> AsyncIterator[Change]:
-        return cluster.watch(f"{GROUP}/{VERSION}", KIND, "", project=trim_cache)
+        return watch_namespaces(open_namespace, namespaces)
 
     async for change, cache in watch_with_backoff("caches", open_watch, MAX_PAUSE_SECONDS):
         caches.on_event(change, cache)

@@ -10,6 +10,7 @@ import time
 from pretune.config import WebhookSettings
 from pretune.health import serve_health
 from pretune.kube.client import Kubernetes, load_configuration
+from pretune.kube.types import ALL_NAMESPACES
 from pretune.manifests.agent_archive import agent_name
 from pretune.webhook.admission import Admission
 from pretune.webhook.certificates import CertificateWatcher
@@ -31,7 +32,7 @@ async def run(settings: WebhookSettings) -> None:
     caches, controller = CacheInformer(time.monotonic), LeaseMonitor(time.monotonic)
     async with Kubernetes(await load_configuration()) as cluster, asyncio.TaskGroup() as group:
         watches = [
-            group.create_task(watch_caches(cluster, caches)),
+            group.create_task(watch_caches(cluster, caches, settings.namespaces or ALL_NAMESPACES)),
             group.create_task(watch_lease(cluster, settings.namespace, controller)),
             group.create_task(certificates.watch_files()),
         ]

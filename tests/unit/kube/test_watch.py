@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from pretune.api.types import Object
 from pretune.kube.types import ApiError, NoSuchKind
-from pretune.kube.watch import ENDED, LISTED, MAX_PAUSE_SECONDS, watch_with_backoff
+from pretune.kube.watch import (
+    ENDED,
+    LISTED,
+    MAX_PAUSE_SECONDS,
+    watch_namespaces,
+    watch_with_backoff,
+)
 
 from tests.unit.virtual import run
 
@@ -118,3 +124,77 @@ def test_an_error_of_our_own_is_raised() -> None:
 
     with pytest.raises(KeyError):
         run(collect())
+
+
+# --- several namespaces
+
+
+def scripts(**of: list[Any]) -> Any:
+    """Return how to open a namespace's stream, which is a list as in Streams; then silence."""
+
+    async def open_watch(namespace: str) -> AsyncIterator[tuple[str, Object]]:
+        for item in of[namespace]:
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, float):
+                await asyncio.sleep(item)
+            elif item == "end":
+                return
+            else:
+                yield item
+        await asyncio.Event().wait()
+
+    return open_watch
+
+
+async def collected(streams: Any, names: tuple[str, ...], seconds: float = 1000) -> list[Any]:
+    """Return what a watch of the namespaces brings, how it ends, and when."""
+    found: list[Any] = []
+    began = now()
+    try:
+        async with asyncio.timeout(seconds):
+            async for change in watch_namespaces(streams, names):
+                found.append(change)
+        found.append("end")
+    except TimeoutError:
+        found.append("open")
+    except Exception as error:
+        found.append(error)
+    return [*found, now() - began]
+
+
+def one(name: str) -> tuple[str, Object]:
+    return "ADDED", {"metadata": {"name": name}}
+
+
+WHOLE = (LISTED, {})
+
+
+@pytest.mark.parametrize(
+    ("streams", "expected"),
+    [
+        (
+            {"a": [one("1"), WHOLE, one("3")], "b": [5.0, one("2"), WHOLE]},
+            [one("1"), one("3"), one("2"), WHOLE, "open", 1000],
+        ),
+        ({"a": [WHOLE, 30.0, "end"], "b": [WHOLE]}, [WHOLE, "end", 30]),
+        ({"a": [WHOLE, 30.0, EXPIRED], "b": [WHOLE]}, [WHOLE, EXPIRED, 30]),
+        ({"a": [RESET], "b": [WHOLE]}, [RESET, 0]),
+        # Deleted, or without rights: left out for a minute.
+        ({"a": [FORBIDDEN], "b": [one("2"), WHOLE]}, [one("2"), WHOLE, "end", 60]),
+        ({"a": [WHOLE, 5.0, FORBIDDEN], "b": [WHOLE]}, [WHOLE, "end", 65]),
+    ],
+    ids=["listed once", "one ends", "one expires", "one fails", "one missing", "one deleted"],
+)
+def test_streams_of_several_namespaces_are_as_one(
+    streams: dict[str, list[Any]], expected: list[Any]
+) -> None:
+    assert run(collected(scripts(**streams), ("a", "b"))) == expected
+
+
+def test_no_task_is_left_behind() -> None:
+    async def count() -> int:
+        await collected(scripts(a=[WHOLE], b=[WHOLE, 3.0, RESET]), ("a", "b"))
+        return len(asyncio.all_tasks())
+
+    assert run(count()) == 1
