@@ -16,7 +16,7 @@ from pretune.manifests import copied_annotations, tuning_pod
 from pretune.manifests import engine as manifests_engine
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
-from pretune.podspec import workloads
+from pretune.podspec import preflight, source, workloads
 from pretune.policy.bundles import proofs, retries, start_rules, tuning
 from pretune.policy.hold import gate, release
 from pretune.policy.model import Delete
@@ -37,6 +37,25 @@ Journey = Callable[[Fleet], None]
 
 
 # --- journeys, which end well as they are
+
+
+def template_without_bounds(fleet: Fleet) -> None:
+    """Its pods start cold, its owner reads why, and the next template is tuned as ever."""
+    rolled_out(fleet)
+    growing = [{"name": "A0", "value": "x" * 100}]
+    growing += [{"name": f"A{n}", "value": f"$(A{n - 1})" * 8} for n in range(1, 6)]
+    many = [{"name": f"B{n}", "value": ""} for n in range(1001)]
+    for image, env, reason in (("vllm:2", growing, "NotTunable"), ("vllm:3", many, "TooLarge")):
+        fleet.serve(image, env=env)
+        fleet.settle()
+        replaced(fleet, image)
+        assert fleet.reasons(image) == {reason}, f"{image} has no bounds"
+        ready = next(one for one in fleet.status["conditions"] if one["type"] == "Ready")
+        assert ready["reason"] == "TooLarge", f"{image}: its owner does not read why"
+    fleet.serve("vllm:4")
+    fleet.settle()
+    replaced(fleet, "vllm:4")
+    assert fleet.ready == ("True", "Sealed"), "the next template is tuned"
 
 
 def rollout(fleet: Fleet) -> None:
@@ -340,6 +359,7 @@ def engine_on_its_nodes_network(fleet: Fleet) -> None:
 # --- mutants
 
 RELEASES, HOLDS = list(release.RELEASE_RULES), list(gate.HOLD_RULES)
+CHECKS = preflight.PREFLIGHT_CHECKS
 REAL_DELIVERY, REAL_INJECT, REAL_REQUEUE_AT, REAL_RESCUE = (
     delivery.decide_delivery,
     inject,
@@ -654,6 +674,20 @@ MUTANTS = {
         lambda pod: True,
         job_that_cannot_mount,
         "its Job counts that",
+    ),
+    "variables may grow without bound": Mutant(
+        (preflight,),
+        "PREFLIGHT_CHECKS",
+        [row for row in CHECKS if row[1] is not preflight.variable_too_long],
+        template_without_bounds,
+        "vllm:2 has no bounds",
+    ),
+    "templates may have any size": Mutant(
+        (source,),
+        "find_excess_of_template",
+        lambda template: "",
+        template_without_bounds,
+        "vllm:3 has no bounds",
     ),
     "cold pods are counted as seeded": Mutant(
         (Consumer,), "is_seeded", property(lambda one: one.has_started), scale_up, "'seeded'"

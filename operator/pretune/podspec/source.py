@@ -63,6 +63,7 @@ _TEMPLATE: Any = {
         "nodeName": str,
         "nodeSelector": MAP,
         "tolerations": [{}],
+        "schedulingGates": _ENTRIES,
         "affinity": {
             "nodeAffinity": {
                 "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _TERMS}
