@@ -79,8 +79,10 @@ ENGINE_UNKNOWN = _reason(
 )
 TARGET_UNKNOWN = _reason(
     "TargetUnknown",
-    "The cache has several targets, and it is unknown to which of them the pod's node belongs.",
-    "Annotate the pod template with pretune.dev/target, or give it the nodeSelector of one target.",
+    "The cache has several targets, and it is unknown to which of them the pod's node belongs; or"
+    " the pod's nodeSelector or node affinity excludes the target's nodes.",
+    "Annotate the pod template with pretune.dev/target, or give it the nodeSelector of one target."
+    " Add a target for other nodes.",
 )
 OWNER_UNREADABLE = _reason(
     "OwnerUnreadable",

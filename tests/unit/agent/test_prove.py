@@ -458,6 +458,16 @@ def test_an_engine_that_does_not_answer_before_or_after_is_not_warm_and_not_judg
     assert len(asked) == 2
 
 
+def test_an_engine_without_an_http_probe_is_waited_for_before_its_folder_is_compared(
+    pod: AgentPod,
+) -> None:
+    """A tcpSocket probe passes before the engine has read anything: nothing would have changed."""
+    seal_and_seed(pod, rank_files(1))
+    with serve_engine(503, 503, 200) as (url, asked):
+        assert pod.run("prove", health=[url]).reason == "Proven"
+    assert len(asked) == 5, "and before and after its files are read"
+
+
 def test_an_engine_that_is_ready_and_still_tunes_is_found_by_the_second_scan(
     pod: AgentPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,7 +132,10 @@ def target_unknown(a: PodAdmission) -> str | None:
     if a.target is not None:
         return None
     names = ", ".join(target.name for target in a.spec.targets)
-    return f"the pod's target is unknown; cache {a.key} has {names}"
+    return (
+        f"the pod's target is unknown, or its nodeSelector or affinity excludes that target's nodes;"
+        f" cache {a.key} has {names}"
+    )
 
 
 def engine_unknown(a: PodAdmission) -> str | None:

@@ -258,3 +258,17 @@ def test_revision_numbers_are_one_workloads_own() -> None:
     assert jobs(decide_on(cache_without_source(), OLD, NEW, origins=back)) == [
         bundle_of("old")
     ]  # a rollback
+
+
+def test_pods_that_cannot_run_on_a_targets_nodes_need_no_bundle_of_it() -> None:
+    targets = [{"name": name, "nodeSelector": {"gpu": name}} for name in ("a", "b")]
+    of_b = serving_template()
+    of_b["spec"]["nodeSelector"] = {"gpu": "b"}
+    plan = decide_on(cache_without_source(targets=targets), NEW, origins=origin("a", of=of_b))
+    assert [bundle.partition("-")[2] for bundle in jobs(plan)] == ["b"]
+    only_a = cache_without_source(targets=targets[:1])
+    plan = decide_on(only_a, NEW, origins=origin("a", of=of_b))
+    assert jobs(plan) == []
+    stalled = condition(plan, "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "SourceInvalid")
+    assert "spec.targets[].nodeSelector" in stalled["message"]

@@ -63,6 +63,7 @@ def held_pod(reason: str, *others: Consumer, before: str = "", **hold: object) -
             Verdict(wait_until=NOW + REFUSED_RECHECK_SECONDS),
         ),
         (held_pod("PodRefused", when="Always", onFailure="Keep"), Verdict()),
+        (held_pod("VolumeUnavailable", when="Always"), Verdict("CannotStart", REFUSED)),
     ],
     ids=[
         "it waits for its time to be over",
@@ -73,6 +74,7 @@ def held_pod(reason: str, *others: Consumer, before: str = "", **hold: object) -
         "the attempt is refused again",
         "the attempt is refused once",
         "the attempt is refused, and it is kept",
+        "the volume is where no pod is",
     ],
 )
 def test_the_verdict_about_a_held_pod_changes_nothing(held: HeldPod, verdict: Verdict) -> None:

@@ -27,6 +27,7 @@ TARGETS = [
     {"name": "b", "nodeSelector": {"gpu": "b200"}},
     {"name": "h", "nodeSelector": {"gpu": "h200"}},
 ]
+ELSEWHERE = engine().pod(nodeSelector={"gpu": "other"})
 BROKEN = {
     "reason": "ClaimNotFound",
     "message": "claim gone",
@@ -70,6 +71,7 @@ ALONE: list[tuple[str, NewPod, str]] = [
     ("OwnerUnreadable", NewPod().set(template=FORBIDDEN, pod=engine()), "ReplicaSet a/b: no right"),
     ("TargetUnknown", NewPod().spec(targets=TARGETS), "cache inference/qwen3 has b, h"),
     ("TargetUnknown", NewPod().spec(targets=TARGETS).as_arrives(annotated), "target is unknown"),
+    ("TargetUnknown", NewPod().spec(targets=TARGETS[:1]).set(template=ELSEWHERE, pod=ELSEWHERE), "excludes that target's nodes"),
     ("EngineUnknown", NewPod().set(template=engine().container("second").gpus(1)), "containers vllm, second ask for a GPU"),
     ("EngineUnknown", NewPod().spec(engineContainer="gone"), "no container gone; the pod has vllm"),
     ("EngineUnknown", NewPod().as_arrives(renamed), "admission took container vllm out of the pod, which has other"),
