@@ -37,6 +37,14 @@ PATHS = {
         "apis/admissionregistration.k8s.io/v1",
         "mutatingwebhookconfigurations",
     ),
+    "ValidatingAdmissionPolicy": (
+        "apis/admissionregistration.k8s.io/v1",
+        "validatingadmissionpolicies",
+    ),
+    "ValidatingAdmissionPolicyBinding": (
+        "apis/admissionregistration.k8s.io/v1",
+        "validatingadmissionpolicybindings",
+    ),
     "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "ClusterRole": ("apis/rbac.authorization.k8s.io/v1", "clusterroles"),
@@ -44,7 +52,8 @@ PATHS = {
 }
 CLUSTER_WIDE = {
     *("PersistentVolume", "Namespace", "Node", "ClusterRole", "ClusterRoleBinding"),
-    "MutatingWebhookConfiguration",
+    *("MutatingWebhookConfiguration", "ValidatingAdmissionPolicy"),
+    "ValidatingAdmissionPolicyBinding",
 }
 
 

@@ -30,7 +30,7 @@ from tests.cluster.conftest import (
     file_lock,
     install,
 )
-from tests.cluster.kube import Kube, bundles, condition, wait_for_event
+from tests.cluster.kube import Kube, Refusal, bundles, condition, wait_for_event
 from tests.cluster.operator_control import CONTROLLER, WEBHOOK, OperatorControl
 from tests.cluster.recorder import (
     SOON_SECONDS,
@@ -114,6 +114,81 @@ def test_held_pods_that_use_up_a_quota_are_released_and_the_tuning_follows(
     assert recorder.least_ready(began) == 1
     wait_for_event(kube, namespace, "Released", "the attempt cannot start", "exceeded quota: gpus")
     recorder.wait_until(lambda s: s.has_sealed(2), 60, "v2 sealed, once the old pod's GPU is free")
+
+
+@contextmanager
+def _gates_that_stay(kube: Kube, namespace: str) -> Iterator[None]:
+    """An admin's policy for a namespace: whoever removes a gate of a pod is refused."""
+    api = "admissionregistration.k8s.io/v1"
+    gates = "size({}.spec.?schedulingGates.orValue([]))"
+    stays = f"{gates.format('object')} == {gates.format('oldObject')}"
+    unprobed = "!('probe' in object.metadata.?annotations.orValue({}))"
+    rule = {
+        "apiGroups": [""],
+        "apiVersions": ["v1"],
+        "operations": ["UPDATE"],
+        "resources": ["pods"],
+    }
+    here = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    objects = (
+        {
+            "kind": "ValidatingAdmissionPolicy",
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [rule], "namespaceSelector": here},
+                "validations": [
+                    {"expression": f"{stays} && {unprobed}", "message": "gates of pods stay"}
+                ],
+            },
+        },
+        {
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "spec": {"policyName": namespace, "validationActions": ["Deny"]},
+        },
+    )
+    try:
+        for each in objects:
+            kube.create({"apiVersion": api, "metadata": {"name": namespace}, **each})
+        yield
+    finally:
+        for each in objects:
+            kube.delete(str(each["kind"]), "", namespace)
+
+
+def _wait_until_gates_stay(kube: Kube, namespace: str, pod: str) -> None:
+    """Until the API server has taken over the policy."""
+    for number in range(200):
+        try:
+            kube.patch("Pod", namespace, pod, {"metadata": {"annotations": {"probe": str(number)}}})
+        except Refusal as refusal:
+            assert "gates of pods stay" in refusal.message
+            return
+    raise AssertionError("the policy is not in force after 200 requests")
+
+
+def test_held_pods_that_cannot_be_released_are_recreated_and_the_next_ones_not_held(
+    kube: Kube,
+    namespace: str,
+    recorder: Recorder,
+    start_serving: StartServing,
+    roll_out: RollOut,
+    signals: TuningSignals,
+) -> None:
+    start_serving(1)
+    with _gates_that_stay(kube, namespace):
+        began = roll_out("v2")
+        wait_until_held(recorder, 1)
+        [held] = recorder.names_of_held()
+        _wait_until_gates_stay(kube, namespace, held)
+        signals.finish_tuning("v2")
+        recorder.wait_until(lambda s: s.are_ready(1) and s.are_ready(1, "v2"), 60, "v2, warm")
+        assert recorder.least_ready(began) == 1
+        wait_for_event(kube, namespace, "ReleaseRefused", "gates of pods stay")
+        assert "gates of pods stay" in recorder.cache()["status"]["releaseRefused"]["message"]
+        signals.finish_tuning("v3")
+        roll_out("v3")
+        recorder.wait_until(lambda s: s.are_ready(1) and s.are_ready(1, "v3"), 60, "v3, cold")
+        assert delivery_of(recorder.pods("v3")[0])[1] == "NotSealedYet"
 
 
 def test_a_claim_that_is_deleted_during_a_hold_costs_only_a_cold_start(

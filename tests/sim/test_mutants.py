@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pretune import origin
 from pretune.api import reasons
-from pretune.api.names import PROOF, TUNING
+from pretune.api.names import BUNDLE, PROOF, TUNING
 from pretune.api.status import BundleStatus, Undeliverable
 from pretune.kube.server_clock import ServerClock
 from pretune.manifests import copied_annotations, tuning_pod
@@ -29,9 +29,10 @@ from pretune.webhook.informers import CacheInformer
 
 from tests.sim.fleet import Fleet
 from tests.sim.promises import ACTING
-from tests.sim.reading import state
+from tests.sim.reading import note, state
 from tests.sim.simulation import CLAIM, FAR, REF
 from tests.sim.steps import a_claim, lowest, replaced, rolled_out, scaled_to_zero_and_back
+from tests.sim.world import KUEUE
 
 Journey = Callable[[Fleet], None]
 
@@ -295,6 +296,46 @@ def full_cluster(fleet: Fleet) -> None:
     fleet.settle(FAR)
     replaced(fleet, "vllm:2")
     assert "nodeWaitSeconds" in fleet.said("Released")[0]
+
+
+QUEUED = {"podTemplate": {"metadata": {"labels": {KUEUE: "gpus"}}}}
+
+
+def quota_that_held_pods_use_up(fleet: Fleet) -> None:
+    """Kueue has admitted the held pod, and has no GPU left for the attempt that it waits for."""
+
+    def admit(pod: Any) -> None:
+        pod["metadata"]["labels"][KUEUE] = "gpus"
+
+    rolled_out(fleet)
+    fleet.world.kueue = True
+    fleet.world.webhook.before = [admit]
+    fleet.apply(tuning=QUEUED)
+    fleet.serve("vllm:2")
+    fleet.settle(until=lambda: bool(fleet.held()))
+    at = fleet.clock.now
+    fleet.settle(until=lambda: not fleet.held())
+    soon = not fleet.held() and fleet.clock.now - at <= 40
+    assert soon, "the quota is given back soon"
+    fleet.settle(FAR)
+    replaced(fleet, "vllm:2")
+
+
+def older_attempt_that_is_suspended(fleet: Fleet) -> None:
+    """Nothing waits for it, and pods wait for the next one."""
+    fleet.world.kueue = True
+    fleet.serve("vllm:1")
+    fleet.apply(source=None, tuning=QUEUED)
+    fleet.settle(100)
+    fleet.serve("vllm:2")
+    fleet.settle(20)
+    [job] = fleet.world.jobs(TUNING)
+    [pod] = fleet.held("vllm:2")
+    assert job["metadata"]["labels"][BUNDLE] == note(pod, BUNDLE), "pods wait for this one"
+    fleet.world.resume(job)
+    assert lowest(fleet) == 3
+    assert fleet.warm("vllm:2") == [True] * 3, "held pods start warm"
+    replaced(fleet, "vllm:2")
 
 
 def job_that_cannot_mount(fleet: Fleet) -> None:
@@ -660,6 +701,20 @@ MUTANTS = {
         [rule for rule in RELEASES if rule.cause != "NoNode"],
         full_cluster,
         "and the attempt has no node",
+    ),
+    "pods keep the quota that their attempt needs": Mutant(
+        (release,),
+        "RELEASE_RULES",
+        [rule for rule in RELEASES if rule.cause != "QuotaUsedUp"],
+        quota_that_held_pods_use_up,
+        "the quota is given back soon",
+    ),
+    "the older attempt goes first though it is suspended": Mutant(
+        (tuning,),
+        "_withdraw_suspended",
+        lambda plan, bundles, waited_for: None,
+        older_attempt_that_is_suspended,
+        "pods wait for this one",
     ),
     "one node withdraws a bundle from all": Mutant(
         (rescue,),

@@ -496,8 +496,10 @@ RELEASED = _reason(
 RESCUED = _reason(
     "Rescued",
     "A pod that could not start because of pretune's volume or seed container was deleted once."
-    " Its replacement starts without the bundle.",
-    "The message says what failed. Repair it, then change spec.revision.",
+    " Its replacement starts without the bundle. A Job's pod, and one without a controller, is only"
+    " named.",
+    "The message says what failed. Repair it, then change spec.revision. Delete the pod yourself"
+    " where the message says so.",
 )
 
 # --- consumers: why a bundle is undeliverable (status.bundles[].undeliverable.reason); the reasons
@@ -506,8 +508,9 @@ MOUNT_FAILED = _reason(
     "MountFailed",
     "The claim could not be mounted into a serving pod for one minute, or pretune-seed hung on it"
     " for 90 s. See the message.",
-    "Repair the storage. The bundle is delivered again after one hour, with another claim or"
-    " spec.revision, or when it is sealed again.",
+    "Repair the storage. The bundle is delivered again after one hour (after 5 minutes if pods of"
+    " one node only could not start), with another claim or spec.revision, or when it is sealed"
+    " again.",
 )
 VOLUME_UNREACHABLE = _reason(
     "VolumeUnreachable",
@@ -520,8 +523,9 @@ SEED_CANNOT_RUN = _reason(
     "SeedCannotRun",
     "The container pretune-seed could not be started in a serving pod, or failed again and again."
     " The message is the container runtime's.",
-    "Use an image with /bin/sh. The bundle is delivered again after 6 hours, with another claim or"
-    " spec.revision, or when it is sealed again.",
+    "Use an image with /bin/sh. The bundle is delivered again after 6 hours (after 5 minutes if pods"
+    " of one node only could not start), with another claim or spec.revision, or when it is sealed"
+    " again.",
 )
 
 # --- a bundle's end
