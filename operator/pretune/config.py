@@ -43,7 +43,7 @@ class ControllerSettings:
     identity: str = ""  # POD_NAME: who holds the lease
     log_level: str = "INFO"  # PRETUNE_LOG_LEVEL
     liveness_port: int = 8080  # PRETUNE_LIVENESS_PORT of GET /healthz; 0: not served
-    workers: int = 4  # PRETUNE_WORKERS: caches that are reconciled at a time
+    workers: int = 4  # PRETUNE_WORKERS: caches that are reconciled at a time, half of a namespace
     read_logs: bool = False  # PRETUNE_READ_LOGS: read consumers' logs, which needs the right to
     # PRETUNE_MAX_CONCURRENT_ATTEMPTS: attempts and proofs of all caches at a time; 0: no limit
     max_concurrent_attempts: int = 20
@@ -78,7 +78,7 @@ class ControllerSettings:
             namespaces=_read_list(environment, "PRETUNE_NAMESPACES"),
             log_level=_read_choice(environment, "PRETUNE_LOG_LEVEL", LOG_LEVELS, "INFO"),
             liveness_port=_read_number(environment, "PRETUNE_LIVENESS_PORT", 8080, 0, 65535),
-            workers=_read_number(environment, "PRETUNE_WORKERS", 4, 1, 64),
+            workers=_read_number(environment, "PRETUNE_WORKERS", 4, 2, 64),
             read_logs=_read_choice(environment, "PRETUNE_READ_LOGS", BOOLEANS, "false") == "true",
             max_concurrent_attempts=_read_number(
                 environment, "PRETUNE_MAX_CONCURRENT_ATTEMPTS", 20, 0, 100_000

@@ -71,8 +71,8 @@ def test_every_variable_of_the_chart_is_read() -> None:
         ("PRETUNE_LOG_LEVEL", "info", "DEBUG, INFO, WARNING, ERROR"),
         ("PRETUNE_LIVENESS_PORT", "http", "from 0 to 65535"),
         ("PRETUNE_LIVENESS_PORT", "65536", "from 0 to 65535"),
-        ("PRETUNE_WORKERS", "0", "from 1 to 64"),
-        ("PRETUNE_WORKERS", "-1", "from 1 to 64"),
+        ("PRETUNE_WORKERS", "1", "from 2 to 64"),
+        ("PRETUNE_WORKERS", "-1", "from 2 to 64"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_its_variable_and_what_is_expected(
