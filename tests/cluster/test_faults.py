@@ -447,3 +447,31 @@ def test_a_volume_that_cannot_hold_the_bundle_fails_the_attempt_with_what_to_do(
     finally:
         kube.delete("PersistentVolume", "", namespace)
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_failed_attempts_pod_stays_with_its_log_and_holds_no_gpu(
+    kube: Kube, namespace: str, create_cache: CreateCache, wait_for_condition: WaitForCondition
+) -> None:
+    """The engine is started once more by the kubelet: what stays is a whole log of it."""
+    create_cache(template=engine_template(env={"ENGINE_FAULT": "crash"}), tuning=ONCE)
+    cache = wait_for_condition(kind="Stalled", reason="EngineFailed", seconds=120)
+    [pod] = kube.list("Pod", namespace, TUNING)
+    name = pod["metadata"]["name"]
+    command = f"kubectl logs -n {namespace} {name} -c vllm"
+    assert command in condition(cache, "Ready")["message"]
+    pod = kube.wait_until(
+        "Pod", namespace, name, lambda pod: pod["status"]["phase"] == "Failed", seconds=180
+    )
+    assert "deletionTimestamp" not in pod["metadata"]
+    [job] = kube.list("Job", namespace, TUNING)
+    kube.wait_until(
+        "Job",
+        namespace,
+        job["metadata"]["name"],
+        lambda job: condition(job, "Failed").get("status") == "True",
+        60,
+    )
+    assert [one["metadata"]["name"] for one in kube.list("Pod", namespace, TUNING)] == [name]
+    url = f"{kube.host}/api/v1/namespaces/{namespace}/pods/{name}/log"
+    log = kube.session.get(url, params={"container": "vllm"}, timeout=30)
+    assert log.status_code == 200 and "Error: " in log.text, log.text

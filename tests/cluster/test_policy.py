@@ -69,7 +69,11 @@ def delete(kube: Kube, pod: Object) -> None:
         raise Refusal(answer.status_code, answer.json()["message"])
 
 
-NOTHING_ELSE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and change nothing else in it"
+NOTHING_ELSE = (
+    "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, end a tuning"
+    " pod by its activeDeadlineSeconds, and change nothing else in it"
+)
+NO_DEADLINE = "pretune's controller may set activeDeadlineSeconds only of pods that tune or prove"
 NO_OTHER_GATE = "pretune's controller may remove the scheduling gate pretune.dev/hold from a pod, and no other gate"
 
 # Each is a change that the API server accepts from accounts that may patch pods.
@@ -93,7 +97,7 @@ CHANGES: dict[str, tuple[Object, str]] = {
     "another image": ({"spec": {"containers": [{"name": "vllm", "image": "evil"}]}}, NOTHING_ELSE),
     "another node": ({"spec": {"nodeSelector": {"a": "b"}}}, NOTHING_ELSE),
     "a toleration": ({"spec": {"tolerations": [{"key": "a", "operator": "Exists"}]}}, NOTHING_ELSE),
-    "a deadline": ({"spec": {"activeDeadlineSeconds": 5}}, NOTHING_ELSE),
+    "a deadline": ({"spec": {"activeDeadlineSeconds": 5}}, NO_DEADLINE),
     "its gate, and an image": (
         {"spec": {**RELEASE, "containers": [{"name": "vllm", "image": "evil"}]}},
         NOTHING_ELSE,
@@ -130,6 +134,17 @@ def test_the_controller_removes_its_gate_and_no_other(
     assert patch(controller, pod, {"spec": RELEASE})["spec"] == freed["spec"], (
         "a second patch changes nothing"
     )
+
+
+def test_the_controller_sets_the_deadline_of_a_pod_that_tunes_and_changes_nothing_else_of_it(
+    kube: Kube, controller: Kube, namespace: str
+) -> None:
+    labels = {"pretune.dev/cache": "demo", "pretune.dev/role": "tuning"}
+    pod = kube.create(held_pod(namespace, **labels))
+    patch(controller, pod, {"spec": {"activeDeadlineSeconds": 1}}, real=True)
+    with pytest.raises(Refusal) as refusal:
+        patch(controller, pod, {"spec": {"containers": [{"name": "vllm", "image": "evil"}]}})
+    assert NOTHING_ELSE in refusal.value.message
 
 
 def test_the_controller_releases_the_largest_pods_too(

@@ -7,10 +7,13 @@ import itertools
 import pytest
 from pretune.api.names import FAILED, INSPECT, REFUSED, SEALED, TUNING
 from pretune.api.timestamps import parse_timestamp
+from pretune.api.types import Object
+from pretune.kube.types import ApiError
 from pretune.manifests.agent_archive import agent_name
 from pretune.policy.bundles.retries import REMEMBERED_SECONDS
 
 from tests.builders.templates import serving_template
+from tests.sim.reading import said
 from tests.sim.simulation import CLAIM, FAR, Simulation
 from tests.sim.steps import TWO, only_record, reason, sealed, started, tuning_pod, until
 
@@ -131,7 +134,7 @@ def test_an_engine_that_tunes_nothing_is_ready_and_says_so(sim: Simulation) -> N
 def test_failed_attempts_are_tried_again_after_30_and_120_seconds_and_the_third_is_the_last(
     sim: Simulation,
 ) -> None:
-    sim.world.engine_crashes = 3
+    sim.world.engine_crashes = 6  # each start that fails at once is followed by a second one
     started(sim).settle(FAR)
     assert sim.ready == ("False", "EngineFailed") and sim.condition("Stalled") == (
         "True",
@@ -144,7 +147,7 @@ def test_failed_attempts_are_tried_again_after_30_and_120_seconds_and_the_third_
     begun = [parse_timestamp(one.object["metadata"]["creationTimestamp"]) for one in made]
     first, second = (later - earlier for earlier, later in itertools.pairwise(begun))
     assert 30 <= first < 45 and 120 <= second < 135
-    assert sim.engine_starts == 3
+    assert sim.engine_starts == 6
 
 
 def test_an_attempt_after_a_failed_one_is_sealed_and_the_failure_forgotten(sim: Simulation) -> None:
@@ -164,7 +167,8 @@ def test_an_attempt_after_a_failed_one_is_sealed_and_the_failure_forgotten(sim: 
 def test_max_attempts_of_one_tries_once(sim: Simulation) -> None:
     sim.world.engine_crashes = 5
     started(sim, tuning={"maxAttempts": 1}).settle(FAR)
-    assert only_record(sim)["state"] == FAILED and sim.engine_starts == 1
+    assert only_record(sim)["state"] == FAILED and len(sim.world.jobs()) == 0
+    assert len([name for name in sim.writes("Job", "create") if name.endswith("-1")]) == 1
 
 
 def test_after_the_last_attempt_only_a_changed_revision_or_engine_tries_again(
@@ -173,9 +177,10 @@ def test_after_the_last_attempt_only_a_changed_revision_or_engine_tries_again(
     sim.world.engine_crashes = 1
     started(sim, tuning={"maxAttempts": 1}).settle(FAR)
     assert only_record(sim)["state"] == FAILED
+    before = sim.engine_starts
     sim.apply(revision="again")
     sim.settle(FAR)
-    assert sim.ready == ("True", "Sealed") and sim.engine_starts == 2
+    assert sim.ready == ("True", "Sealed") and sim.engine_starts == before + 1
     assert [one["state"] for one in sim.records] == [SEALED, FAILED], "the failed one is remembered"
     sim.clock.advance(REMEMBERED_SECONDS)
     sim.settle()
@@ -258,3 +263,37 @@ def test_an_engine_that_lingers_after_the_report_is_ended(sim: Simulation) -> No
     sim.settle(60)
     assert not [pod for pod in sim.world.pods(TUNING) if pod["status"]["phase"] == "Running"]
     assert sim.ready == ("True", "Sealed") and only_record(sim)["attempts"] == 1
+
+
+# --- the pod of a failed attempt
+
+
+@pytest.mark.parametrize("crashes", [1, 1000], ids=["one start fails", "every start fails"])
+def test_the_pod_of_a_failed_attempt_stays_as_long_as_its_job_and_holds_no_gpu(
+    sim: Simulation, crashes: int
+) -> None:
+    sim.world.engine_crashes = crashes
+    started(sim, tuning={"maxAttempts": 1})
+    until(sim, "EngineFailed")
+    failed_at = sim.clock.now
+    sim.settle(900)
+    [pod] = sim.world.pods(TUNING)
+    assert pod["status"]["phase"] == "Failed" and "running" not in str(pod["status"])
+    assert sim.clock.now - failed_at < 900 and said(sim.world.jobs()[0], "Failed")
+    starts = sim.engine_starts
+    sim.settle(FAR)
+    assert not sim.world.pods(TUNING) and sim.engine_starts == starts <= 2
+
+
+def test_a_pod_that_its_own_deadline_cannot_end_is_ended_with_its_job(sim: Simulation) -> None:
+    def refuse(verb: str, obj: Object) -> None:
+        is_ended = obj["kind"] == "Pod" and obj["spec"].get("activeDeadlineSeconds") == 1
+        if verb == "update" and is_ended:
+            raise ApiError(403, "Forbidden", "a policy of somebody's")
+
+    sim.world.engine_crashes = 1000
+    sim.server.admission.append(refuse)
+    started(sim, tuning={"maxAttempts": 2})
+    sim.settle(FAR)
+    assert sim.ready == ("False", "EngineFailed") and only_record(sim)["attempts"] == 2
+    assert all(said(one, "Failed") for one in sim.world.jobs()) and not sim.world.pods(TUNING)

@@ -357,8 +357,9 @@ INIT_CONTAINER_FAILED = _reason(
 )
 ENGINE_FAILED = _reason(
     "EngineFailed",
-    "The engine exited or restarted. The message has its exit code and last lines.",
-    "Read the engine's log.",
+    "The engine exited or restarted. The message has its exit code, the cause as far as it is known,"
+    " and the command that shows its log.",
+    "Read the engine's log: its pod stays for an hour.",
     is_retried=True,
 )
 ENGINE_NOT_READY = _reason(

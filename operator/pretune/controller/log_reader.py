@@ -1,12 +1,15 @@
-"""Reads consumers' logs beside the reconciles: each start once, as far as the engine's readiness.
+"""Reads engines' logs: of consumers, and of attempts that failed. Only with proof.readLogs.
 
-Only with the chart's proof.readLogs. Results are lost with the process: the next one reads the logs
-again. Nothing of a log is kept or logged but what an engine's log parser makes of it.
+A consumer's is read beside the reconciles, each start once, as far as the engine's readiness.
+Results are lost with the process: the next one reads the logs again. A failed attempt's is read by
+the reconcile that records its end. Nothing of a log is kept or logged but what an engine's log
+parser makes of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -18,7 +21,7 @@ from pretune.api.types import Key, Object
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, LogSummary
 from pretune.kube.types import ApiError
 from pretune.podspec.template import engine_type
-from pretune.policy.model import EngineStart, StartObservation
+from pretune.policy.model import EngineStart, FailedStart, StartObservation
 from pretune.policy.pods.retune_causes import find_differences
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,9 @@ log = logging.getLogger(__name__)
 MAX_CONCURRENT_LOGS = 3  # a rollout makes hundreds of pods ready
 MAX_LOG_BYTES = 4 << 20  # with the kubelet's times; the log of a start of vLLM has some 100 KiB
 LOG_TIMEOUT_SECONDS = 60.0
+# Of the log of a start that failed: its end. vLLM's cause is some hundred lines before the last.
+MAX_FAILURE_LINES, MAX_FAILURE_BYTES = 5_000, 1 << 20
+FAILURE_TIMEOUT_SECONDS = 5.0
 READY_SLACK_SECONDS = 2.0  # times of conditions are cut down to whole seconds
 # A first line that comes later than this after the start: the log's beginning is gone.
 ROTATED_AFTER_SECONDS = 300.0
@@ -45,7 +51,7 @@ FORBIDDEN, NOT_THERE, ROTATED, NO_ANSWER, ERROR = (
 FAILURE_OF_CODE = {400: NOT_THERE, 401: FORBIDDEN, 403: FORBIDDEN, 404: NOT_THERE}
 
 # kube.client.Kubernetes.read_log and .get
-ReadLog = Callable[[str, str, str, int], AsyncGenerator[bytes, None]]
+ReadLog = Callable[..., AsyncGenerator[bytes, None]]
 Get = Callable[[str, str, str, str], Awaitable[Object | None]]
 
 
@@ -130,6 +136,38 @@ class LogReader:
         if self._number_of_entries >= MAX_STARTS:
             message = f"{MAX_STARTS} starts are known: logs of further ones are not read"
             self._log_once("Full", message)
+
+    async def read_causes(self, key: Key, starts: Iterable[FailedStart]) -> dict[str, str]:
+        """Return why engines failed, as the end of their logs says, by the pod's uid.
+
+        Of each attempt once: the reconcile that asks records its end. Where a log cannot be read,
+        the pod is left out. Never raises.
+        """
+        causes = {}
+        for start in itertools.islice(starts, MAX_CONCURRENT_LOGS):
+            try:
+                async with asyncio.timeout(FAILURE_TIMEOUT_SECONDS):
+                    causes[start.uid] = await self._read_cause(key, start)
+            except (ApiError, OSError, TimeoutError) as error:
+                code = error.code if isinstance(error, ApiError) else 0
+                reason = FAILURE_OF_CODE.get(code, NO_ANSWER)
+                message = f"{key}: pod {start.pod}: {str(error) or type(error).__name__}"
+                self._note_failure(reason, message)
+        return causes
+
+    async def _read_cause(self, key: Key, start: FailedStart) -> str:
+        parser = engine_type({}).create_failure_parser()
+        if parser is None:
+            return ""
+        chunks = self._read_log(
+            *(key.namespace, start.pod, start.container, MAX_FAILURE_BYTES),
+            *(MAX_FAILURE_LINES, start.is_previous),
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                parser.feed(chunk)
+                await asyncio.sleep(0)
+        return parser.find_cause("")
 
     async def run(self) -> None:
         """Read until cancelled."""

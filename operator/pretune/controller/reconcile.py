@@ -22,6 +22,7 @@ from pretune.controller.observe import API_VERSION, list_held_pods, observe
 from pretune.controller.release_refusals import ReleaseRefusals
 from pretune.kube.types import REFUSAL_CODES, ApiError, Cluster, Event
 from pretune.manifests.gate import is_held
+from pretune.policy.bundles.job_runs import list_failed_starts
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import release_all
@@ -85,7 +86,8 @@ async def _reconcile(
     for retries_left in reversed(range(MAX_CONFLICT_RETRIES + 1)):
         observed = await observe(key, cluster, settings, clock(), watch_named)
         if log_reader is not None:
-            observed = replace(observed, start_logs=log_reader.results(key))
+            causes = await log_reader.read_causes(key, list_failed_starts(observed))
+            observed = replace(observed, start_logs=log_reader.results(key), causes=causes)
         observed = replace(observed, turn=ledger.find_turn(key))
         if refusals is not None:
             observed = replace(observed, release_refusals=refusals.of(key))
@@ -299,6 +301,8 @@ async def _call(action: Action, cluster: Cluster) -> Outcome | None:
             return Outcome(error.code, error.message)
         if isinstance(action, Create) and error.code == 409:
             return Outcome(409, error.message, await _read_existing(action.object, cluster))
+        if isinstance(action, Patch) and action.is_optional and error.code in REFUSAL_CODES:
+            return Outcome(error.code, error.message)
         if creates or error.code not in (404, 409):
             raise
         # To patch or delete: it is gone, or another object has its name. Nothing is to be done.

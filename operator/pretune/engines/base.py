@@ -14,7 +14,7 @@ from pretune.protocol import MANAGED, PARTS_MOUNT, PER_RANK
 
 if TYPE_CHECKING:
     from pretune.engines.evidence import Evidence, Found, Tree
-    from pretune.engines.logs import LogParser, LogSummary
+    from pretune.engines.logs import FailureParser, LogParser, LogSummary
 
 
 class Part:
@@ -163,6 +163,10 @@ class Engine:
 
         until: Unix seconds; what the kubelet stamped later is not read.
         """
+        return None
+
+    def create_failure_parser(self) -> "Optional[FailureParser]":
+        """Return a parser for the log of one start that failed; None: its logs do not tell why."""
         return None
 
     def explain_miss(self, summary: "LogSummary", folders: str, others: str) -> str:

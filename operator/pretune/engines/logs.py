@@ -107,6 +107,26 @@ class LogParser:
             self.read_line(raw.decode("utf-8", "replace"))
 
 
+class FailureParser(LogParser):
+    """Parses the log of one start that failed, or the part of it that is there."""
+
+    @property
+    def cause(self) -> str:
+        """The line that tells why; "": there is none."""
+        raise NotImplementedError
+
+    def find_cause(self, text: str) -> str:
+        """Return the cause that a text names; "": none."""
+        self.feed(text.encode("utf-8", "replace") + b"\n")
+        return self.cause
+
+    @staticmethod
+    def without_time(line: str) -> str:
+        """Return a line without the kubelet's time."""
+        stamp = _TIME.match(line)
+        return line[stamp.end() :] if stamp else line
+
+
 def _unix_seconds(stamp: "re.Match[str]") -> Optional[float]:
     try:
         text = stamp.group(1) + stamp.group(2).replace("Z", "+00:00")

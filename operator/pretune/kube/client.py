@@ -342,9 +342,17 @@ class Kubernetes:
                     )
 
     async def read_log(
-        self, namespace: str, pod: str, container: str, max_bytes: int
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        max_bytes: int,
+        tail_lines: int = 0,
+        previous: bool = False,
     ) -> AsyncGenerator[bytes, None]:
         """Yield a container's log from its beginning, at most `max_bytes`, in chunks as they come.
+
+        Its last `tail_lines` only, where that is not 0. previous: of the start before the last one.
 
         Each line begins with the time at which the runtime received it (RFC 3339). Only the file
         that the kubelet writes now is read, not those that it has rotated away. Raises as `get`
@@ -352,6 +360,10 @@ class Kubernetes:
         """
         path = await self._path("v1", "Pod", namespace, pod) + "/log"
         query = {"container": container, "timestamps": "true", "limitBytes": str(max_bytes)}
+        if tail_lines:
+            query["tailLines"] = str(tail_lines)
+        if previous:
+            query["previous"] = "true"
         limit = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)
         async with self._send("GET", path, query=query, accept="*/*", limit=limit) as response:
             if response.status >= 400:

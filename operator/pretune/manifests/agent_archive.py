@@ -22,7 +22,7 @@ _FILES = (
     *("__init__.py", "protocol.py", "api/__init__.py", "api/reasons.py"),
     *("engines/**/*.py", "agent/**/*.py"),
 )
-_LEFT_OUT = ("logs.py", "log.py")  # of an engine: the controller alone reads logs
+_LEFT_OUT = ("logs.py", "log.py", "failure_log.py")  # of an engine: the controller alone reads logs
 # Behind the files: imports them from memory, and runs the agent.
 _MAIN = """
 import sys

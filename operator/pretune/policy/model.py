@@ -72,6 +72,8 @@ class Observed:
     release_refusals: Mapping[str, ReleaseRefusal] = field(default_factory=dict)
     # What is known of consumers' logs, by EngineStart.key; None: no logs are read.
     start_logs: Mapping[str, StartObservation] | None = None
+    # By the uid of a pod that tunes or proves: why its engine failed, as its log says.
+    causes: Mapping[str, str] = field(default_factory=dict)
     turn: Turn | None = None  # None: the number of attempts is not limited
 
     @property
@@ -148,6 +150,16 @@ class StartObservation:
 
 
 @dataclass(frozen=True)
+class FailedStart:
+    """One start of the engine in a pod that tunes or proves, which has failed."""
+
+    pod: str  # its name
+    uid: str
+    container: str
+    is_previous: bool  # the kubelet has started the engine again
+
+
+@dataclass(frozen=True)
 class Turn:
     """Whether a cache may start an attempt, by what the controller knows of all caches."""
 
@@ -198,6 +210,7 @@ class Patch(Action):
     patch: Mapping[str, Any] = field(default_factory=dict)
     # It removes one item of a list by its name, where a merge patch would replace the list.
     strategic: bool = False
+    is_optional: bool = False  # what the API server refuses is no error: something else follows
 
 
 @dataclass(frozen=True)

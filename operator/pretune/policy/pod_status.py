@@ -182,12 +182,16 @@ def started_at(status: Object | None) -> float | None:
     return parse_timestamp(started) if started else None
 
 
-def describe_end(status: Object) -> str:
-    """Return `exit code 1 (Error): …`, with the end of the container's termination message."""
+def describe_end(status: Object, cause: str = "") -> str:
+    """Return `exit code 1 (Error): …`, with the cause.
+
+    Where none is given, with the end of the container's termination message.
+    """
     end = find_last_termination(status) or {}
     code, reason = end.get("exitCode"), end.get("reason", "")
     message = (end.get("message") or "").strip()
     text = f"exit code {code}" if code is not None else "ended"
     if reason and reason != "Error":
         text += f" ({reason})"
-    return f"{text}: {message[-MAX_END_MESSAGE:]}" if message else text
+    cause = cause or message[-MAX_END_MESSAGE:]
+    return f"{text}: {cause}" if cause else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 import pretune.controller.reconcile
@@ -14,6 +15,8 @@ from pretune.api.types import Key, Object
 from pretune.controller import log_reader as module
 from pretune.controller.log_reader import (
     MAX_CONCURRENT_LOGS,
+    MAX_FAILURE_BYTES,
+    MAX_FAILURE_LINES,
     MAX_LOG_BYTES,
     RETRY_SECONDS,
     UNREADY_RETRY_SECONDS,
@@ -22,7 +25,7 @@ from pretune.controller.log_reader import (
 from pretune.controller.reconcile import reconcile
 from pretune.engines.logs import PARTIAL, TUNED, UNKNOWN, WARM, LogSummary
 from pretune.kube.types import ApiError
-from pretune.policy.model import EngineStart, Observed, Plan, StartObservation
+from pretune.policy.model import EngineStart, FailedStart, Observed, Plan, StartObservation
 
 from tests.builders.caches import cache
 from tests.builders.constants import KEY, NOW, SETTINGS
@@ -483,3 +486,44 @@ def test_a_reconcile_observes_what_is_known_and_leaves_the_rest_to_the_reader(
 def test_without_a_reader_a_reconcile_observes_no_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     [observed] = reconcile_with(monkeypatch, None, (start(1),))
     assert observed.start_logs is None
+
+
+# --- why an attempt's engine failed
+
+FAILURES = Path(__file__).parents[1] / "engines/vllm/data/failures"
+
+
+def read_causes(answer: Any, *starts: FailedStart) -> tuple[dict[str, str], list[Any], list[str]]:
+    asked: list[Any] = []
+    failed: list[str] = []
+
+    async def log(*arguments: Any) -> AsyncGenerator[bytes, None]:
+        asked.append(arguments)
+        if isinstance(answer, BaseException):
+            raise answer
+        yield answer
+        if not answer:
+            await asyncio.Event().wait()
+
+    reader = LogReader(log, Node().get, lambda key: None, count_failure=failed.append)
+    return virtual(reader.read_causes(KEY, starts)), asked, failed
+
+
+FAILED_START = FailedStart("pod-1", "uid-1", "vllm", is_previous=True)
+
+
+def test_the_cause_of_a_failed_start_is_read_from_the_end_of_its_log() -> None:
+    log = (FAILURES / "nolib.log").read_bytes()
+    causes, asked, failed = read_causes(log, FAILED_START)
+    assert "libnuma" in causes["uid-1"] and not failed
+    assert asked == [(KEY.namespace, "pod-1", "vllm", MAX_FAILURE_BYTES, MAX_FAILURE_LINES, True)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(ApiError(403, "", "no"), "Forbidden"), (OSError("no route"), "NoAnswer"), (b"", "NoAnswer")],
+    ids=["forbidden", "no node", "no end"],
+)
+def test_a_log_that_cannot_be_read_names_no_cause(answer: Any, reason: str) -> None:
+    causes, _, failed = read_causes(answer, FAILED_START)
+    assert causes == {} and failed == [reason]

@@ -10,7 +10,7 @@ from pretune.engines.vllm import cli, releases
 
 if TYPE_CHECKING:
     from pretune.engines.evidence import Evidence, Found, Tree
-    from pretune.engines.logs import LogParser, LogSummary
+    from pretune.engines.logs import FailureParser, LogParser, LogSummary
 
 
 class _Tactics(Part):
@@ -105,6 +105,11 @@ class _VLLM(Engine):
         from pretune.engines.vllm.log import Parser  # not in the agent
 
         return Parser(until)
+
+    def create_failure_parser(self) -> "FailureParser":
+        from pretune.engines.vllm.failure_log import Parser  # not in the agent
+
+        return Parser()
 
     def explain_miss(self, summary: "LogSummary", folders: str, others: str) -> str:
         from pretune.engines.vllm.log import explain_miss  # not in the agent

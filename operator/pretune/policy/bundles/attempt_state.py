@@ -22,12 +22,14 @@ from pretune.api.names import (
 from pretune.api.reasons import Reason, find_reason
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
+from pretune.podspec.template import engine_type
 from pretune.policy.pod_status import (
     NODE_LOST_SECONDS,
     appended_names,
     container_statuses,
     describe_end,
     engine_name,
+    engine_of_pod,
     find_condition,
     find_last_termination,
     find_termination,
@@ -88,6 +90,7 @@ class Attempt:
     has_lost_pod: bool = False  # the last pod that was seen was evicted, preempted or deleted
     # Nodes of the pods that use a ReadWriteOnce claim of the engine, by its name.
     claim_nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    cause: str = ""  # why the engine failed, as its log says; "": unknown
 
     @cached_property
     def containers(self) -> dict[str, Object]:
@@ -268,7 +271,8 @@ def overdue(a: Attempt) -> AttemptState | None:
     return finished(
         reasons.ENGINE_NOT_READY,
         f"{'the engine was not ready' if has_started else 'the engine had not started'} when"
-        f" spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended",
+        f" spec.tuning.deadlineSeconds ({limit} s from the pod's start) ended"
+        f"{describe_log(a, a.engine_name) if has_started else ''}",
     )
 
 
@@ -306,8 +310,27 @@ def engine_failed(a: Attempt) -> AttemptState | None:
     """
     if not a.engine_crashes:
         return None
-    message = f"container {a.engine_name}: {describe_end(a.engine)}"
-    return finished(reasons.ENGINE_FAILED, message)
+    return finished(reasons.ENGINE_FAILED, f"container {a.engine_name}: {describe_engine_end(a)}")
+
+
+def describe_engine_end(a: Attempt) -> str:
+    """Return how the engine has ended, why, and the command that shows its log.
+
+    Why is what its log names as the cause, else the end of its termination message: of an engine
+    of several processes that is another one's sentence.
+    """
+    end = find_last_termination(a.engine) or {}
+    parser = engine_type(engine_of_pod(a.pod or {})).create_failure_parser()
+    cause = a.cause or (parser.find_cause(end.get("message") or "") if parser is not None else "")
+    return f"{describe_end(a.engine, cause)}{describe_log(a, a.engine_name)}"
+
+
+def describe_log(a: Attempt, container: str) -> str:
+    """Return `; its log: kubectl logs …`, for the pod of a failed attempt stays."""
+    if a.pod is None:
+        return ""
+    meta = a.pod["metadata"]
+    return f"; its log: kubectl logs -n {meta['namespace']} {meta['name']} -c {container}"
 
 
 def check_failed(a: Attempt) -> AttemptState | None:
@@ -325,7 +348,8 @@ def init_failed(a: Attempt) -> AttemptState | None:
     for status in ((a.pod or {}).get("status") or {}).get("initContainerStatuses") or ():
         end = find_last_termination(status)
         if end and end.get("exitCode") != 0 and status["name"] != a.engine_name:
-            message = f"init container {status['name']}: {describe_end(status)}"
+            end_of_log = describe_log(a, status["name"])
+            message = f"init container {status['name']}: {describe_end(status)}{end_of_log}"
             return finished(reasons.INIT_CONTAINER_FAILED, message)
     return None
 

@@ -17,6 +17,7 @@ from pretune.policy.bundles.attempt_state import (
     cannot_create,
     cannot_pull,
     deleted,
+    describe_engine_end,
     disrupted,
     ended_without_report,
     finished,
@@ -35,7 +36,6 @@ from pretune.policy.bundles.attempt_state import (
 )
 from pretune.policy.pod_status import (
     MAX_END_MESSAGE,
-    describe_end,
     find_last_termination,
     find_termination,
     running_since,
@@ -113,7 +113,7 @@ def crashed(a: Attempt) -> AttemptState | None:
     """The engine has exited, or was restarted."""
     if not a.engine_crashes:
         return None
-    description = describe_end(a.engine)
+    description = describe_engine_end(a)
     end = find_last_termination(a.engine) or {}
     if end.get("reason") == "ContainerStatusUnknown":  # its node was restarted
         return finished(reasons.PROOF_FAILED, f"container {a.engine_name}: {description}")

@@ -33,6 +33,7 @@ from pretune.policy.bundles.job_runs import (
     count_disruptions,
     create_job,
     end_jobs,
+    find_cause,
     find_events,
     has_lost_pod,
     pod_of,
@@ -156,6 +157,7 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
         float(bundle.cold_seconds or 0),
         has_lost_pod(bundle),
         plan.observed.claim_nodes,
+        find_cause(plan, pod),
     )
     state = read_attempt(attempt, PROOF_CHECKS)
     plan.requeue_at(state.recheck_at)
@@ -188,8 +190,7 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
         if report is not None and report.reason == reasons.NOT_REPRODUCIBLE:
             plan.put(replace(bundle, new_entries=report.newEntries))
         record_failed_proof(plan, bundle_id, state.reason, state.message)
-    if job is not None:
-        plan.end_job(job)
+    end_jobs(plan, bundle_id, [job] if job is not None else [])
 
 
 def _record_proven(plan: PlanBuilder, bundle_id: str, warm: int | None) -> None:

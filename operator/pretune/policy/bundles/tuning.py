@@ -40,6 +40,7 @@ from pretune.policy.bundles.job_runs import (
     count_disruptions,
     create_job,
     end_jobs,
+    find_cause,
     find_events,
     has_lost_pod,
     list_attempt_jobs,
@@ -129,6 +130,7 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
         plan.now,
         has_lost_pod=has_lost_pod(bundle),
         claim_nodes=plan.observed.claim_nodes,
+        cause=find_cause(plan, pod),
     )
     state = read_attempt(attempt, ATTEMPT_CHECKS)
     plan.requeue_at(state.recheck_at)
@@ -146,8 +148,7 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
         _record_sealed(plan, bundle_id, state, job, pod)
         return
     retries.record_failed_attempt(plan, bundle_id, state.reason, state.message)
-    if job is not None:
-        plan.end_job(job)
+    end_jobs(plan, bundle_id, [job] if job is not None else [])
 
 
 def _forget_superseded(plan: PlanBuilder, bundle_id: str) -> None:

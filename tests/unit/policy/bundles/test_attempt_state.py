@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from pretune.api import names
 from pretune.api.names import CHECK_CONTAINER, SEAL_CONTAINER
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import format_timestamp
@@ -15,11 +17,15 @@ from pretune.policy.bundles.attempt_state import (
     Attempt,
     read_attempt,
 )
+from pretune.policy.bundles.job_runs import list_failed_starts
+from pretune.policy.model import FailedStart
 from pretune.policy.pod_status import NODE_LOST_SECONDS
 from pretune.protocol import Report
 
+from tests.builders.caches import bundle_json, cache
 from tests.builders.constants import ENGINE, NOW
 from tests.builders.jobs import job
+from tests.builders.observed import observed
 from tests.builders.pods import AttemptPod, sealed_report
 
 POD = AttemptPod()
@@ -522,3 +528,43 @@ def test_an_init_container_that_admission_appended_is_not_taken_for_the_engine()
     checking["spec"], checking["metadata"] = pod["spec"], pod["metadata"]
     state = read_attempt(Attempt(1, job("b"), checking, (), 0, NOW), ATTEMPT_CHECKS)
     assert state.reason == "Checking"
+
+
+@pytest.mark.parametrize(
+    ("cause", "words", "expected"),
+    [
+        ("ValueError: head size 7", WORDS, "ValueError: head size 7"),
+        (
+            "",
+            "Traceback (most recent call last):\n  x\nValueError: head size 7\nbye",
+            "ValueError: head size 7",
+        ),
+        ("", WORDS, WORDS),
+    ],
+    ids=["from the log", "from the termination message", "its last words"],
+)
+def test_a_failed_engine_is_described_by_its_cause_and_the_command_that_shows_the_rest(
+    cause: str, words: str, expected: str
+) -> None:
+    pod = CHECKED.ended(ENGINE, 1, message=words)
+    state = read_attempt(Attempt(1, job("b"), pod, (), 0, NOW, cause=cause), ATTEMPT_CHECKS)
+    assert state.message == (
+        f"container vllm: exit code 1: {expected}; its log: kubectl logs -n inference pod -c vllm"
+    )
+
+
+def test_a_failed_start_is_read_once() -> None:
+    pod, bundle = CHECKED.ended(ENGINE, 1), bundle_json("b-default", names.TUNING_STATE)
+    seen = observed(cache({"bundles": [bundle]}), pods=(pod,))
+    assert list_failed_starts(seen) == (FailedStart("pod", "pod-uid", "vllm", False),)
+    again = CHECKED.running(ENGINE, lastState={"terminated": {"exitCode": 1}}, restartCount=1)
+    [start] = list_failed_starts(replace(seen, pods=(again,)))
+    assert start.is_previous
+    failure = {"reason": "EngineFailed", "attempt": 1, "at": format_timestamp(NOW)}
+    recorded = cache({"bundles": [{**bundle, "lastFailure": failure}]})
+    for other in (
+        replace(seen, cache=recorded),
+        replace(seen, pods=(CHECKED.running(ENGINE),)),
+        replace(seen, pods=(pod.ended(SEAL_CONTAINER, report=sealed_report("b")),)),
+    ):
+        assert list_failed_starts(other) == ()
