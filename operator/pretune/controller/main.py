@@ -258,7 +258,7 @@ def build_registry(
         if not labels[CACHE]:  # a label's value may be empty: no cache has that name
             return
         key = Key(namespace or "", labels[CACHE])
-        if event["type"] == "DELETED" or is_job_finished(event["object"]):
+        if event["type"] == "DELETED":
             ledger.end(key, name)  # a claim, which is no Job, is unknown to it
         queue.wake(key)
 
