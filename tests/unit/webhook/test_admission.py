@@ -338,11 +338,20 @@ def test_a_pod_of_3_mb_is_answered(tls: Path) -> None:
 
 
 def test_a_warning_is_cut_to_what_the_api_server_passes_on(tls: Path) -> None:
-    failed = {**sealed(), "state": "Failed", "reason": "EngineFailed", "message": "x" * 900}
-    (response,) = webhook(failed).ask(tls, review(pod()))
+    refused = {**sealed(), "state": "Refused", "reason": "SharedLayout", "message": "x" * 900}
+    (response,) = webhook(refused).ask(tls, review(pod()))
     (warning,) = response["warnings"]
-    assert len(warning) == 256 and warning.startswith("pretune: TuningFailed: bundle ")
+    assert len(warning) == 256 and warning.startswith("pretune: NotTunable: bundle ")
     assert len(admitted(pod(), response)["metadata"]["annotations"][REASON]) > 900
+
+
+def test_no_answer_quotes_an_engines_log(tls: Path) -> None:
+    quoted = f"exit code 1: TOKEN={SECRET}"
+    failed = {**sealed(), "state": "Failed", "reason": "EngineFailed", "message": quoted}
+    (response,) = webhook(failed).ask(tls, review(pod()))
+    annotations = admitted(pod(), response)["metadata"]["annotations"]
+    assert SECRET not in json.dumps([response, annotations])
+    assert "EngineFailed: see status.bundles of AutotuneCache" in annotations[REASON]
 
 
 # --- what the watches have brought

@@ -208,7 +208,8 @@ def nothing_to_tune(a: PodAdmission) -> str | None:
 def not_tunable(a: PodAdmission) -> str | None:
     """The template cannot be tuned: the status says so, or will once the controller reads it."""
     if a.state == REFUSED:
-        return _status_message(a)
+        assert a.bundle is not None
+        return f"bundle {a.need.bundle_id}: {a.bundle.reason}: {a.bundle.message}"
     if a.is_given:
         return None
     assert not isinstance(a.template, Refused) and a.target is not None
@@ -217,8 +218,17 @@ def not_tunable(a: PodAdmission) -> str | None:
 
 
 def tuning_failed(a: PodAdmission) -> str | None:
-    """All attempts failed."""
-    return _status_message(a) if a.state == FAILED else None
+    """All attempts failed.
+
+    Without the status' message: it may quote the engine's log, and everybody who reaches the
+    webhook may ask.
+    """
+    if a.state != FAILED:
+        return None
+    assert a.bundle is not None
+    return (
+        f"bundle {a.need.bundle_id}: {a.bundle.reason}: see status.bundles of AutotuneCache {a.key}"
+    )
 
 
 def suspended(a: PodAdmission) -> str | None:
@@ -237,11 +247,6 @@ def storage_not_ready(a: PodAdmission) -> str | None:
     if ready is None:
         return f"the storage of cache {a.key} was not checked yet"
     return None if ready.status == "True" else f"{ready.reason}: {ready.message}"
-
-
-def _status_message(a: PodAdmission) -> str:
-    assert a.bundle is not None
-    return f"bundle {a.need.bundle_id}: {a.bundle.reason}: {a.bundle.message}"
 
 
 # In order; the first that answers counts. The reasons are those of api/delivery_reasons.py.

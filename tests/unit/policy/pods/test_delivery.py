@@ -85,7 +85,7 @@ ALONE: list[tuple[str, NewPod, str]] = [
     ("NotTunable", NewPod().record("Refused", "SharedLayout", "one file on 4 GPUs"), "SharedLayout: one file on 4 GPUs"),
     ("NotTunable", NewPod().set(template=engine().args("--headless")), "MultiPodEngine: "),
     ("NotTunable", NewPod().set(template=engine().args("--headless")).record("Pending"), "MultiPodEngine: "),
-    ("TuningFailed", NewPod().record("Failed", "EngineFailed", "attempt 3 of 3: exit 1"), "EngineFailed: attempt 3 of 3: exit 1"),
+    ("TuningFailed", NewPod().record("Failed", "EngineFailed", "the log"), "EngineFailed: see status.bundles of AutotuneCache"),
     ("Suspended", NewPod().spec(suspend=True), "spec.suspend of cache inference/qwen3 is true"),
     ("Suspended", NewPod().spec(suspend=True).record("Tuning"), "is not sealed"),
     ("StorageNotReady", NewPod().set(conditions=[]), "was not checked yet"),
@@ -243,7 +243,7 @@ def test_a_proven_bundle_is_given_and_an_empty_one_needs_no_proof() -> None:
     assert (bad.mode, bad.reason) == (
         "None",
         "TuningFailed",
-    ) and "WarmHang: not ready" in bad.message
+    ) and "WarmHang: see status.bundles" in bad.message
 
 
 def test_where_no_proof_is_asked_for_none_is_looked_at() -> None:
