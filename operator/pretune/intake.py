@@ -2,8 +2,8 @@
 
 Every answer and watch line of the API server (`kube/client.py`) and every AdmissionReview
 (`webhook/server.py`) passes `parse_json`, so that nothing behind it meets an object of unbounded
-size or depth. Of an object that exceeds a bound its identity and status are kept, and EXCESS says
-what it exceeds. `podspec/source.py` asks find_excess_of_template before anything reads a template.
+size or depth. Of an object that exceeds a bound only what does not is kept (its name, its status),
+and EXCESS says so. `podspec/source.py` asks find_excess_of_template before anything reads a template.
 
 All of it is linear and iterative: a recursion limit protects nothing, since it depends on who
 calls. The bounds and their reasons: docs/limits.md#input. Pure.
@@ -91,10 +91,10 @@ def _outline(raw: bytes) -> bytes:
 
 
 def cut_object(raw: bytes) -> dict[str, Any]:
-    """Return the object in a JSON text; of one that is too large its identity, status, and EXCESS.
+    """Return the object in a JSON text; of one that is too large only the fields that are not.
 
-    Without managedFields, and without a status that is too large itself. Raises ValueError where
-    the text holds no object with a name.
+    EXCESS says what it exceeds; but where that is due to its managedFields alone, they are missing
+    and nothing else. Raises ValueError where the text holds no object with a name.
     """
     text = _Text(raw)
     return _read_or_cut(text, 0, len(raw))
@@ -148,21 +148,22 @@ def _read_or_cut(text: _Text, begin: int, end: int) -> dict[str, Any]:
 
 def _cut(text: _Text, at: int, excess: str) -> dict[str, Any]:
     found: dict[str, Any] = {"spec": {}}
-    for name, (begin, end) in text.list_members(at):
-        if name == "metadata":
-            found["metadata"] = {
-                field: text.read(*place)
-                for field, place in text.list_members(begin)
-                if field != "managedFields"
-            }
-        elif name in ("apiVersion", "kind", "status"):
-            try:
-                found[name] = text.read(begin, end)
-            except TooLarge:
-                continue
-    if not isinstance((found.get("metadata") or {}).get("name"), str):
+    meta: dict[str, Any] = {}
+    members = dict(text.list_members(at))
+    begin, _ = _find(members, "metadata")
+    places = [(found, name, place) for name, place in members.items() if name != "metadata"]
+    places += [(meta, name, place) for name, place in text.list_members(begin)]
+    is_whole = True
+    for holder, name, place in places:
+        if name == "managedFields":  # nothing needs them, and anything may be in them
+            continue
+        try:
+            holder[name] = text.read(*place)
+        except TooLarge:
+            is_whole = False
+    if not isinstance(meta.get("name"), str):
         raise ValueError("no object with a name")
-    return {**found, EXCESS: excess}
+    return {**found, "metadata": meta, **({} if is_whole else {EXCESS: excess})}
 
 
 def _find(members: dict[str, tuple[int, int]], name: str) -> tuple[int, int]:

@@ -99,6 +99,7 @@ def test_of_an_object_that_is_too_large_identity_and_status_are_kept(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "OBJECT", replace(OBJECT, values=10_000))
+    monkeypatch.setattr(intake, "_PART", replace(intake._PART, values=5_000))
     raw = cache_with(HOSTILE[name](LARGE // 4))
     excess = find_excess(raw, intake.OBJECT)
     if not excess:  # one text
@@ -130,6 +131,19 @@ def test_of_an_object_that_is_too_large_identity_and_status_are_kept(
 def test_what_is_no_review_of_an_api_server_is_an_error(body: str) -> None:
     with pytest.raises(ValueError, match=r"no object|cut off"):
         intake.cut_review(body.encode())
+
+
+def test_managed_fields_of_any_depth_are_left_out_and_nothing_else() -> None:
+    raw = cache_with(HOSTILE["objects in one another"](60_000)).replace(
+        b'"spec":{', b'"extra":{', 1
+    )
+    raw = raw.replace(b'"status"', b'"spec":{"a":1},"status"')
+    found = intake.cut_object(raw)
+    assert found["spec"] == {"a": 1} and EXCESS in found  # extra is too deep
+    assert "managedFields" not in found["metadata"]
+    small = b'{"metadata":{"managedFields":%s,"name":"x"},"spec":{"a":[]}}'
+    deep = HOSTILE["objects in one another"](60_000).encode()
+    assert intake.cut_object(small % deep) == {"metadata": {"name": "x"}, "spec": {"a": []}}
 
 
 @pytest.mark.parametrize(

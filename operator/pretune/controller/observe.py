@@ -8,8 +8,10 @@ before.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from pretune.api import reasons
@@ -21,6 +23,7 @@ from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.controller import project
+from pretune.intake import EXCESS
 from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata_only
 from pretune.manifests.agent_archive import agent_name, is_agent
 from pretune.manifests.gate import is_held
@@ -41,6 +44,9 @@ from pretune.policy.pods.start_failures import needs_events
 API_VERSION = f"{GROUP}/{VERSION}"
 DEVICE_VERSIONS = ("resource.k8s.io/v1", "resource.k8s.io/v1beta2", "resource.k8s.io/v1beta1")
 MAX_DEVICE_CLAIMS = 8  # of a cache's templates that are read in one reconcile
+MAX_TEMPLATES_CHARACTERS = 16 << 20  # of the templates of a cache's pods, as JSON
+ORIGINS_AT_A_TIME = 16
+MAX_EXAMPLES = 64  # whole pods
 MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
 MAX_CHECKED_AGENTS = 10_000  # one for each namespace; the oldest is forgotten
 
@@ -247,16 +253,30 @@ async def _read_origins(
     cluster: Cluster, key: Key, newest: Mapping[str, Object], workload: bool
 ) -> dict[str, Origin]:
     """Return the origin of each pod, by origin key. workload: whether the one above is read too."""
-    single = {name: pod for name, pod in newest.items() if origin_of(pod) is None}
-    owned = {name: pod for name, pod in newest.items() if name not in single}
-    origins = await asyncio.gather(
-        *(read_origin(cluster, key.namespace, pod, workload=workload) for pod in owned.values())
-    )
-    found = dict(zip(owned, origins, strict=True))
-    for name, pod in single.items():  # nothing is read: all of them would take the event loop
-        found[name] = await read_origin(cluster, key.namespace, pod)
+    found: dict[str, Origin] = {}
+    left = MAX_TEMPLATES_CHARACTERS
+    # The newest first, in groups: all of them could take the event loop, or the memory.
+    keys = list(newest)[::-1]
+    for begin in range(0, len(keys), ORIGINS_AT_A_TIME):
+        names = keys[begin : begin + ORIGINS_AT_A_TIME]
+        origins = await asyncio.gather(
+            *(
+                read_origin(cluster, key.namespace, newest[name], workload=workload)
+                for name in names
+            )
+        )
+        for name, origin in zip(names, origins, strict=True):
+            left -= len(json.dumps(origin.template)) if isinstance(origin.template, dict) else 0
+            found[name] = origin if left >= 0 else replace(origin, template=_TOO_MANY)
         await asyncio.sleep(0)
     return {name: found[name] for name in newest}
+
+
+_TOO_MANY = Refused(
+    reasons.TOO_LARGE,
+    f"the templates of the cache's pods have more than {MAX_TEMPLATES_CHARACTERS >> 20} MiB"
+    " together: only the newest are read",
+)
 
 
 def _needs_tuning(template: Object | Refused | None, spec: Spec, sealed: Collection[str]) -> bool:
@@ -279,7 +299,11 @@ def _needs_tuning(template: Object | Refused | None, spec: Spec, sealed: Collect
 async def _read_examples(
     cluster: Cluster, key: Key, pods: Mapping[str, Object]
 ) -> dict[str, Object]:
-    """Return these pods whole, by origin key, without those that are gone."""
+    """Return these pods whole, by origin key, without those that are gone.
+
+    Of many, the newest.
+    """
+    pods = dict(list(pods.items())[-MAX_EXAMPLES:])
     examples = await asyncio.gather(*(_read_whole(cluster, key, pod) for pod in pods.values()))
     return {name: pod for name, pod in zip(pods, examples, strict=True) if pod is not None}
 
@@ -289,7 +313,7 @@ async def _read_whole(cluster: Cluster, key: Key, pod: Object) -> Object | None:
     if origin_of(pod) is None:  # its own template: not cut down
         return pod
     whole = await cluster.get("v1", "Pod", key.namespace, pod["metadata"]["name"])
-    if whole is None or whole["metadata"]["uid"] != pod["metadata"]["uid"]:
+    if whole is None or whole["metadata"]["uid"] != pod["metadata"]["uid"] or EXCESS in whole:
         return None
     return whole
 

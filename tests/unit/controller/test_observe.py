@@ -906,3 +906,32 @@ def test_the_events_of_an_attempts_pod_are_read_while_it_has_no_volumes() -> Non
     observed = observe_now(world, now=NOW + VOLUME_GRACE_SECONDS)[0]
     assert [event["reason"] for event in observed.pod_events[uid]] == ["FailedMount"]
     assert set(observed.pod_events) == {uid}
+
+
+def test_of_many_large_templates_only_the_newest_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretune.controller.observe.MAX_TEMPLATES_CHARACTERS", 200_000)
+    world = server(cache(source=None))
+    for number in range(40):
+        template = serving_template(env=[{"name": "A", "value": "x" * 10_000}])
+        template["metadata"]["labels"][CACHE] = KEY.name
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": f"j{number}", "controller": True}
+        made = world.create(
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"namespace": NS, "name": f"j{number}"},
+                "spec": {"template": template, "suspend": True},
+            }
+        )
+        world.clock.advance(1)
+        owner["uid"] = made["metadata"]["uid"]
+        meta = {"namespace": NS, "name": f"p{number}", "ownerReferences": [owner]}
+        meta["labels"] = {CACHE: KEY.name}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
+        world.create(pod)
+    seen, _ = observe_now(world)
+    read = [name for name, one in seen.origins.items() if not isinstance(one.template, Refused)]
+    assert len(seen.origins) == 40 and 15 < len(read) < 20
+    assert set(read) == {f"Job/j{number}" for number in range(40 - len(read), 40)}
+    refused = seen.origins["Job/j0"].template
+    assert isinstance(refused, Refused) and refused.reason == "TooLarge"

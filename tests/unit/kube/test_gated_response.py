@@ -53,7 +53,7 @@ def described(objects: list[Any]) -> list[tuple[str, str]]:
     return [(one["metadata"]["name"], one.get(EXCESS, "")) for one in objects]
 
 
-EXPECTED = [("a", ""), ("b", "is nested more than 64 levels deep"), ("c", "")]
+EXPECTED = [("a", ""), ("b", ""), ("c", "")]  # nothing else of b is too deep
 
 
 def test_a_list_with_an_object_that_is_too_deep_has_all_objects() -> None:
