@@ -56,6 +56,11 @@ EVERYTHING: Object = {
         "serviceAccount": {"annotations": {"a": "b"}},
     },
     "serviceAccount": {"annotations": {"a": "b"}},
+    "networkPolicy": {
+        "webhookFrom": [{"ipBlock": {"cidr": "192.0.2.0/28"}}],
+        "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+        "egressTo": [{"ipBlock": {"cidr": "192.0.2.1/32"}}],
+    },
     "sources": {"extraRules": [{"apiGroups": ["argoproj.io"], "resources": ["rollouts"]}]},
 }
 
@@ -117,6 +122,7 @@ WEBHOOK = {  # the kinds of which one object is named after the webhook
         "ClusterRoleBinding",
         "Deployment",
         "MutatingWebhookConfiguration",
+        "NetworkPolicy",
         "PodDisruptionBudget",
     ),
     *("Role", "RoleBinding", "Service", "ServiceAccount"),
@@ -329,6 +335,10 @@ def test_serving_pods_may_preempt_tuning_pods_and_never_the_reverse(render: Rend
             {"ServiceAccount pretune-webhook"},
         ),
         ({"webhook": {"replicas": 1}}, {"PodDisruptionBudget pretune-webhook"}),
+        (
+            {"networkPolicy": {"enabled": False}},
+            {f"NetworkPolicy pretune-{name}" for name in COMPONENTS},
+        ),
         ({"metrics": {"service": False}}, {"Service pretune-metrics"}),
         (
             {"webhook": {"enabled": False}},
@@ -491,6 +501,7 @@ WRONG: dict[str, Object] = {
     "an operator that is none": {
         "webhook": {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "="}]}}
     },
+    "a peer that is none": {"networkPolicy": {"webhookFrom": ["192.0.2.1/32"]}},
     "an interval that is none": {"metrics": {"podMonitor": {"interval": "often"}}},
 }
 

@@ -325,6 +325,41 @@ def test_the_rule_has_the_alerts_of_the_document_each_with_words_for_a_person(
     assert {name.removesuffix("_bucket") for name in named} <= known
 
 
+# --- the network
+
+
+@pytest.mark.parametrize("component", ["controller", "webhook"])
+def test_pods_receive_connections_on_their_own_ports_only(render: Render, component: str) -> None:
+    documents = render({"webhook": {"port": 9443}})
+    spec = only(documents, "NetworkPolicy", f"pretune-{component}")["spec"]
+    deployment = only(documents, "Deployment", f"pretune-{component}")["spec"]
+    assert spec["podSelector"] == deployment["selector"]
+    assert spec["policyTypes"] == ["Ingress"] and "egress" not in spec
+    (container,) = deployment["template"]["spec"]["containers"]
+    assert {port["port"] for rule in spec["ingress"] for port in rule["ports"]} == {
+        port["containerPort"] for port in container["ports"]
+    }
+    assert not any("from" in rule for rule in spec["ingress"]), "by default from anywhere"
+
+
+def test_values_say_from_where_and_to_where(render: Render) -> None:
+    api_server = [{"ipBlock": {"cidr": "192.0.2.0/28"}}]
+    prometheus = [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]
+    chosen = {"webhookFrom": api_server, "metricsFrom": prometheus, "egressTo": api_server}
+    documents = render({"networkPolicy": chosen})
+    spec = only(documents, "NetworkPolicy", "pretune-webhook")["spec"]
+    assert {rule["ports"][0]["port"]: rule["from"] for rule in spec["ingress"]} == {
+        8080: prometheus,
+        8443: api_server,
+    }
+    for component in ("controller", "webhook"):
+        spec = only(documents, "NetworkPolicy", f"pretune-{component}")["spec"]
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        assert spec["egress"] == [{"to": api_server}]
+    (rule,) = only(documents, "NetworkPolicy", "pretune-controller")["spec"]["ingress"]
+    assert rule["from"] == prometheus
+
+
 # --- the policies on the controller itself (what they refuse: tests/cluster/test_policy*.py)
 
 

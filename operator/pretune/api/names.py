@@ -33,6 +33,7 @@ RETRY = "pretune.dev/retry"
 # storage_place().
 FINGERPRINT = "pretune.dev/fingerprint"
 STORAGE = "pretune.dev/storage"
+GENERATION = "pretune.dev/generation"  # of a Job: that of the cache for which it was created
 GPUS = "pretune.dev/gpus"  # of an attempt or a proof, and of its pod: how many the engine may use
 ENGINE = "pretune.dev/engine"  # of an attempt or a proof, and of its pod: the engine's container
 REQUEST_KEY = "pretune.dev/question"  # of a Job that inspects or prunes: the ids it was given

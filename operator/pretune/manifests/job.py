@@ -19,6 +19,7 @@ from pretune.api.names import (
     CACHE,
     ENGINE,
     FINGERPRINT,
+    GENERATION,
     GPUS,
     GROUP,
     INSPECT,
@@ -357,7 +358,10 @@ def build_job(
             "name": name,
             "namespace": key.namespace,
             "labels": dict(labels),
-            "annotations": dict(annotations),
+            "annotations": {
+                **annotations,
+                GENERATION: str(cache["metadata"].get("generation") or 0),
+            },
             "ownerReferences": [owner],
         },
         "spec": {

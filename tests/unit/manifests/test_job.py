@@ -227,7 +227,7 @@ def test_labels_and_annotations_of_the_job_and_its_pod() -> None:
     }
     annotations = {"team": "a", "own": "no", **ours}
     assert job["metadata"]["labels"] == labels
-    assert job["metadata"]["annotations"] == annotations
+    assert job["metadata"]["annotations"] == {**annotations, "pretune.dev/generation": "1"}
     assert job["spec"]["template"]["metadata"] == {
         "labels": {
             **labels,
@@ -1131,7 +1131,10 @@ def test_inspect_reads_the_claim_in_the_operators_image_as_a_user_without_rights
         "seccompProfile": {"type": "RuntimeDefault"},
     }, "OpenShift chooses the uid, and refuses a fixed one"
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
-    assert job["metadata"]["annotations"] == {"pretune.dev/question": "q"}
+    assert job["metadata"]["annotations"] == {
+        "pretune.dev/question": "q",
+        "pretune.dev/generation": "1",
+    }
     assert job["metadata"]["labels"] == {
         "pretune.dev/cache": "qwen3",
         "pretune.dev/role": "inspect",
