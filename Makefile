@@ -73,8 +73,11 @@ fidelity: venv cluster ## every release's own code in every situation, or RELEAS
 	PYTHONPATH=operator $(PYTHON) -m tests.fidelity.matrix $(if $(KEEP),--keep) $(RELEASES)
 	FIDELITY_RELEASES=installed $(PYTHON) -m pytest -q -m rehearsal tests/fidelity
 
+hostile: venv cluster ## a namespace does harm for ten minutes beside one that rolls out
+	PYTHONPATH=operator HOSTILE_SECONDS=600 $(PYTHON) -m tests.bench hostile
+
 docs: venv ## update the generated documents
 	$(PYTHON) -m tools.docs
 
 .PHONY: help venv lock clients lint check unit properties cluster cluster-down rehearsal test demo \
-  bench fidelity docs
+  bench fidelity hostile docs

@@ -16,7 +16,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import admission, namespaces, noise, release, rollout, scale, seeding, tuning
+from tests.bench import (
+    admission,
+    hostile,
+    namespaces,
+    noise,
+    release,
+    rollout,
+    scale,
+    seeding,
+    tuning,
+)
 from tests.bench.harness import Bench
 from tests.bench.table import Row, format_table
 from tests.cluster.cluster_lock import ClusterLock
@@ -33,8 +43,9 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "publish": tuning.measure_publishing,
     "noise": noise.measure_noise,
     "namespaces": namespaces.measure_namespaces,
+    "hostile": hostile.measure_hostile,
 }
-ON_REQUEST = ("namespaces",)
+ON_REQUEST = ("namespaces", "hostile")
 
 
 def main(names: list[str]) -> int:

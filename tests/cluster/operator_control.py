@@ -124,6 +124,16 @@ class OperatorControl:
             )
             time.sleep(0.3)
 
+    def count_restarts(self) -> dict[str, int]:
+        """Return how often each of the operator's pods was restarted, by the pod's name."""
+        return {
+            pod["metadata"]["name"]: sum(
+                status["restartCount"] for status in pod["status"].get("containerStatuses") or ()
+            )
+            for name in (CONTROLLER, WEBHOOK)
+            for pod in self.pods(name)
+        }
+
     def metrics(self, name: str) -> dict[str, str]:
         """Return /metrics of each pod, by the pod's name."""
         return {
