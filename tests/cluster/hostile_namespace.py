@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from types import TracebackType
 
 import requests
 
-from tests.cluster.kube import Kube, Object, Refusal
+from tests.cluster.kube import Kube, Object, Refusal, condition
 from tests.cluster.workloads import autotune_cache, bare_pod, serving_template
 
 # Eight variables: expanded fully, the last one is 8^7 times as long as the first.
@@ -32,22 +33,27 @@ TERMINATION_MESSAGES = {
     "writer": json.dumps({"by": "seal", "reason": "Sealed", "writer": {"uid": "root"}}),
 }
 OWNER = "apps/v1?watch=true&x=#"  # the API server checks only that there is at most one slash
-DEPTH = 1_000
+NESTED, DEPTH = "nested", 1_000  # a word, and for how many lists in lists it stands
 TARGETS = [{"name": f"t{n}", "nodeSelector": {"gpu": f"g{n}"}} for n in range(16)]
 
 
-def deep_template(depth: int) -> Object:
-    """Return a template with lists in lists, in a field that the API server does not check."""
-    nested: list[object] = []
-    for _ in range(depth):
-        nested = [nested]
+def deep_template() -> Object:
+    """Return a template with NESTED in a field that the API server does not check."""
     template = serving_template()
-    template["spec"]["containers"][0]["x-nested"] = nested
+    template["spec"]["containers"][0]["x-nested"] = NESTED
     return template
 
 
+def to_json(obj: Object) -> str:
+    """Return an object as JSON, with lists in lists for NESTED: json.dumps would not go so deep."""
+    return json.dumps(obj).replace(json.dumps(NESTED), "[" * DEPTH + "]" * DEPTH)
+
+
 class HostileNamespace:
-    """Harmful objects, and threads that change them until the end of the `with` block."""
+    """Harmful objects, and threads that change them until the end of the `with` block.
+
+    Meanwhile this process, too, can read what is nested so deeply.
+    """
 
     def __init__(self, kube: Kube, namespace: str, changes_per_second: float = 20) -> None:
         self.kube, self.namespace = kube, namespace
@@ -61,6 +67,8 @@ class HostileNamespace:
         ]
 
     def __enter__(self) -> HostileNamespace:
+        self._recursion_limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(20 * DEPTH)
         self._create_caches()
         self._create_pods()
         for thread in self._threads:
@@ -76,10 +84,20 @@ class HostileNamespace:
         self._ends.set()
         for thread in self._threads:
             thread.join()
+        sys.setrecursionlimit(self._recursion_limit)
+
+    def read_stalled(self) -> dict[str, str]:
+        """Return, of each cache, the reason of its condition Stalled."""
+        return {
+            cache["metadata"]["name"]: condition(cache, "Stalled").get("reason", "")
+            for cache in self.kube.list("AutotuneCache", self.namespace)
+        }
 
     def _create(self, obj: Object) -> None:
+        url = self.kube._url(obj["kind"], self.namespace)
+        as_json = {"Content-Type": "application/json"}
         try:
-            self.kube.create(obj)
+            self.kube._call("POST", url, data=to_json(obj), headers=as_json)
         except Refusal as refusal:
             name = f"{obj['kind']} {obj['metadata']['name']}"
             self.refused.append(f"{name}: {refusal.message[:200]}")
@@ -91,7 +109,7 @@ class HostileNamespace:
             **{
                 name: serving_template(command=words, args=()) for name, words in LONG_WORDS.items()
             },
-            "deep": deep_template(DEPTH),
+            "deep": deep_template(),
             "large": serving_template(env={f"V{n}": "x" * 10_000 for n in range(100)}),
         }
         templates["short-options"]["spec"]["containers"][0]["args"] = []
