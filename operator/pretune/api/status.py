@@ -8,7 +8,7 @@ names it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pretune.api import reasons
@@ -101,6 +101,22 @@ class Writer(Part):
 
 
 @dataclass(frozen=True)
+class GpuSeconds(Part):
+    """What a bundle has cost, by how that ended: GPUs × seconds of the pods that tune and prove."""
+
+    sealed: LongNumber | None = None  # attempts that sealed the bundle
+    failed: LongNumber | None = None  # attempts that failed
+    lost: LongNumber | None = None  # pods that were evicted, preempted, suspended or deleted
+    superseded: LongNumber | None = None  # attempts and proofs that nothing wanted any more
+    proof: LongNumber | None = None  # proofs, whatever they found
+
+    def plus(self, result: str, seconds: float) -> GpuSeconds:
+        """Return it with so many GPU-seconds more of one of its fields."""
+        total = int(getattr(self, result) or 0) + round(seconds)
+        return replace(self, **{result: total or None})
+
+
+@dataclass(frozen=True)
 class BundleStatus(Part):
     """One bundle of the cache: wanted, in the making, or kept."""
 
@@ -125,6 +141,7 @@ class BundleStatus(Part):
     new_entries: Number | None = None
     sealed_at: Time | None = None
     retired_at: Time | None = None
+    gpu_seconds: GpuSeconds | None = None
     disruptions: Number | None = None
     pod: Annotated[str | None, Text(64)] = None
     running: Yes = False

@@ -91,6 +91,13 @@ class ControllerMetrics(Metrics):
             " GPUs. For one that failed the time is its pod's, as far as the pod could be read.",
             CACHE_LABELS,
         )
+        self._spent = self._add_counter(
+            "pretune_spent_gpu_seconds",
+            "GPU-seconds of attempts and proofs of all caches, by what became of them: sealed,"
+            " failed, lost (the pod was evicted, preempted, suspended or deleted), superseded,"
+            " proof.",
+            ("result",),
+        )
         self._hold_seconds = self._add_histogram(
             "pretune_hold_seconds",
             "How long held pods waited, from their creation to their release, in seconds.",
@@ -200,8 +207,12 @@ class ControllerMetrics(Metrics):
         for end in plan.ended:
             self._attempts.labels(end.reason).inc()
             gpu_seconds.inc(end.gpu_seconds)
+            self._spent.labels(end.result).inc(end.gpu_seconds)
             if end.tuning_seconds is not None:
                 self._tuning_seconds.observe(end.tuning_seconds)
+
+        gpu_seconds.inc(plan.lost_gpu_seconds)
+        self._spent.labels("lost").inc(plan.lost_gpu_seconds)
 
     def count_releases(self, plan: Plan) -> None:
         """Count the holds that a plan ends, once all of its pods are released."""

@@ -94,6 +94,7 @@ def decide(observed: Observed, now: float) -> Plan:
         events=(*plan.events, *plan.change_events()),
         released=tuple(plan.released),
         ended=tuple(plan.ended),
+        lost_gpu_seconds=plan.lost_gpu_seconds,
         starts=warm_starts.list_readable_starts(pods) if observed.start_logs is not None else (),
         open_attempts=open_attempts,
         waits_for_turn=plan.waits_for_turn,

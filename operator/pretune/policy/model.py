@@ -243,6 +243,7 @@ class EndedAttempt:
     reason: str  # of a failure, or docs/metrics.md's
     gpu_seconds: float
     tuning_seconds: float | None = None  # from the engine's start to the seal, where it sealed
+    result: str = "failed"  # the field of GpuSeconds
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,7 @@ class Plan:
     requeue_after: float | None = None  # seconds from now
     released: tuple[Released, ...] = ()
     ended: tuple[EndedAttempt, ...] = ()
+    lost_gpu_seconds: float = 0.0  # of pods whose loss this plan's status records
     # Starts whose logs are worth reading; what is known of others may be forgotten.
     starts: tuple[EngineStart, ...] = ()
     # The cache's open attempts and proofs, by the Job's name: whether each counts (turns.py).

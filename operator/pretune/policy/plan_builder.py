@@ -22,11 +22,11 @@ from pretune.api.names import (
 )
 from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, claim_name, storage_place
-from pretune.api.status import BundleStatus, CacheStatus, ReleaseRefused
+from pretune.api.status import BundleStatus, CacheStatus, GpuSeconds, ReleaseRefused
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.job import attempt_name
-from pretune.policy.model import Action, EndedAttempt, Observed, Outcome, Patch, Released
+from pretune.policy.model import FOUND, Action, EndedAttempt, Observed, Outcome, Patch, Released
 from pretune.policy.objects import (
     annotation,
     attempt_number,
@@ -38,11 +38,26 @@ from pretune.policy.objects import (
     owner_uid,
     reference,
 )
-from pretune.policy.pod_status import gpu_seconds, is_finished, is_job_finished, node_lost_at
+from pretune.policy.pod_status import (
+    gpu_seconds,
+    is_disrupted,
+    is_finished,
+    is_job_finished,
+    node_lost_at,
+)
 
 MAX_MESSAGE = 1024  # characters of a bundle's message
 MAX_NAMED = 5  # malformed parts that an event names
 ATTEMPT_ROLES = frozenset({TUNING, PROOF})  # of what occupies a target's node
+
+
+# Fields of GpuSeconds by why an attempt ended; all other reasons are failures.
+_RESULTS = {
+    reasons.SEALED: "sealed",
+    reasons.NOTHING_TO_TUNE: "sealed",
+    FOUND: "sealed",
+    reasons.SUPERSEDED: "superseded",
+}
 
 
 class PlanBuilder:
@@ -68,6 +83,7 @@ class PlanBuilder:
         self.released: list[Released] = []
         self.release_refused: ReleaseRefused | None = None
         self.ended: list[EndedAttempt] = []
+        self.lost_gpu_seconds = 0.0  # of pods that this plan records as lost
         self.requeue_time: float | None = None
         self.waits_for_turn = False  # an attempt would start if other caches had fewer
         self.claim_made = claim_made
@@ -159,7 +175,7 @@ class PlanBuilder:
             f"bundle {bundle_id}: {why}; it is tuned again if it is wanted and not there",
         )
         old = self._bundles[bundle_id]
-        self.put(BundleStatus(bundle_id, old.fingerprint, old.target))
+        self.put(BundleStatus(bundle_id, old.fingerprint, old.target, gpu_seconds=old.gpu_seconds))
         self.set_state(bundle_id, PENDING, reasons.INSPECTING, why)
         self.delete_jobs(bundle_id)
         self.awaiting_claim.add(bundle_id)
@@ -202,6 +218,7 @@ class PlanBuilder:
         reason: str,
         gpu_seconds: float,
         tuning_seconds: float | None = None,
+        role: str = TUNING,
     ) -> None:
         """Record that the open attempt, or proof, of a bundle ends with this plan.
 
@@ -221,7 +238,22 @@ class PlanBuilder:
             and (before.has_open_attempt or before.has_open_proof)
         ):
             return
-        self.ended.append(EndedAttempt(bundle_id, reason, gpu_seconds, tuning_seconds))
+        result = "proof" if role == PROOF else _RESULTS.get(reason, "failed")
+        self.ended.append(EndedAttempt(bundle_id, reason, gpu_seconds, tuning_seconds, result))
+        self._spend(bundle_id, result, gpu_seconds)
+
+    def record_lost(self, bundle_id: str, gpu_seconds: float) -> None:
+        """Record what a pod has cost that an attempt or a proof has lost; it goes on with another.
+
+        To be called once for each pod, when the status records that it is lost.
+        """
+        self.lost_gpu_seconds += gpu_seconds
+        self._spend(bundle_id, "lost", gpu_seconds)
+
+    def _spend(self, bundle_id: str, result: str, seconds: float) -> None:
+        bundle = self._bundles[bundle_id]
+        spent = (bundle.gpu_seconds or GpuSeconds()).plus(result, seconds)
+        self.put(replace(bundle, gpu_seconds=spent if spent.to_dict() else None))
 
     def record_superseded(self, bundle_id: str) -> None:
         """Record the end of a bundle's open attempt, or proof: nothing wants it any more."""
@@ -240,6 +272,7 @@ class PlanBuilder:
             pod
             for pod in self.find_pods(bundle_id)
             if (label(pod, ROLE), label(pod, ATTEMPT)) == (role, str(number))
+            and not is_disrupted(pod)  # record_lost has counted it
         ]
         return sum(gpu_seconds(pod, self.now) for pod in pods)
 

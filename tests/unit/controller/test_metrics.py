@@ -102,6 +102,25 @@ def test_each_other_end_counts_by_its_reason_and_took_no_time_to_tune() -> None:
     assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == 608
 
 
+def test_gpu_seconds_are_counted_by_what_became_of_them() -> None:
+    metrics = ControllerMetrics()
+    ended = (
+        EndedAttempt(BUNDLE, "Sealed", 900, 9, "sealed"),
+        FAILURE,
+        EndedAttempt(BUNDLE, "Proven", 40, result="proof"),
+    )
+    plan = Plan(status={"bundles": []}, ended=ended, lost_gpu_seconds=7.0)
+    metrics.count_status(observed(), plan)
+    found = samples(metrics, "pretune_spent_gpu_seconds_total")
+    assert {dict(labels)["result"]: number for labels, number in found.items()} == {
+        "sealed": 900,
+        "failed": 120,
+        "proof": 40,
+        "lost": 7,
+    }
+    assert value(metrics, "pretune_tuning_gpu_seconds_total", **HERE) == 900 + 120 + 40 + 7
+
+
 # --- a cache's series
 
 

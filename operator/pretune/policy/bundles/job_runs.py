@@ -27,6 +27,7 @@ from pretune.policy.pod_status import (
     engine_name,
     find_last_termination,
     find_termination,
+    gpu_seconds,
     is_deleted,
     is_disrupted,
     is_ended_by_suspension,
@@ -89,7 +90,9 @@ def count_disruptions(
     """
     bundle = plan.bundles[bundle_id]
     if job is not None and _is_stopped(job, pod):
-        plan.put(replace(bundle, pod=None))
+        if pod is not None and bundle.pod == pod["metadata"]["uid"]:
+            plan.record_lost(bundle_id, gpu_seconds(pod, plan.now))
+        plan.put(replace(plan.bundles[bundle_id], pod=None))
         return
     if pod is None or not pod["spec"].get("nodeName"):
         return
@@ -99,6 +102,8 @@ def count_disruptions(
     is_lost = is_disrupted(pod)
     if is_lost and bundle.pod is not None:  # else it has counted already
         lost += 1
+        plan.record_lost(bundle_id, gpu_seconds(pod, plan.now))
+    bundle = plan.bundles[bundle_id]
     plan.put(replace(bundle, pod=None if is_lost else uid, disruptions=lost or None))
 
 

@@ -182,7 +182,7 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
         )
     elif report is not None and report.reason == PROVEN:
         assert pod is not None
-        plan.record_end(bundle_id, PROVEN, gpu_seconds(pod, plan.now))
+        plan.record_end(bundle_id, PROVEN, gpu_seconds(pod, plan.now), role=PROOF)
         _record_proven(plan, bundle_id, measure_start(pod, PROVE_CONTAINER))
         end_jobs(plan, bundle_id, [job] if job else [])
         return

@@ -60,7 +60,8 @@ def record_failure(
     plan: PlanBuilder, bundle_id: str, role: str, number: int, reason: Reason, message: str
 ) -> BundleStatus:
     """Record a failed attempt (TUNING), or proof (PROOF), of this number; return the bundle."""
-    plan.record_end(bundle_id, reason, plan.gpu_seconds_of(bundle_id, role, number))
+    spent = plan.gpu_seconds_of(bundle_id, role, number)
+    plan.record_end(bundle_id, reason, spent, role=role)
     bundle = plan.bundles[bundle_id]
     settings = hash_settings(plan, bundle.target)
     failure = Failure(reason, number, plan.timestamp, message[:MAX_MESSAGE], settings)

@@ -199,3 +199,45 @@ def test_what_a_superseded_attempt_does_while_it_is_ended_is_no_second_end() -> 
     assert ends(plan) == [] and after is not None
     assert after["attempts"] == 0 and "lastFailure" not in after, "nor a failure"
     assert ends(plan_for(after, killed)) == []
+
+
+# --- what a bundle has cost
+
+
+def spent(bundle: Object | None) -> Object:
+    return dict((bundle or {}).get("gpuSeconds", {}))
+
+
+def test_the_status_has_what_was_spent_on_what() -> None:
+    assert spent(bundle_after(plan_for(tuning(), reported(), jobs=JOBS), WANTED)) == {
+        "sealed": 900 * 4
+    }
+    failed = pod(number=1).ended(ENGINE, 1).but(status={"phase": "Failed"})
+    before = tuning(gpuSeconds={"failed": 40, "lost": 7})
+    plan = plan_for(before, failed, jobs=JOBS)
+    assert spent(bundle_after(plan, WANTED)) == {"failed": 40 + 115 * 4, "lost": 7}
+    assert [end.result for end in plan.ended] == ["failed"] and plan.lost_gpu_seconds == 0
+
+
+def test_a_lost_pod_is_paid_for_once() -> None:
+    lost = pod().running(ENGINE).condition("DisruptionTarget", message="preempted")
+    plan = plan_for(tuning(pod="pod-uid"), lost, jobs=JOBS)
+    after = bundle_after(plan, WANTED)
+    assert spent(after) == {"lost": 120 * 4} and plan.lost_gpu_seconds == 120 * 4
+    again = plan_for(after, lost, jobs=JOBS, now=NOW + 20)
+    assert spent(bundle_after(again, WANTED)) == {"lost": 120 * 4}
+    assert again.lost_gpu_seconds == 0
+
+
+def test_a_bundle_that_begins_anew_keeps_what_it_has_cost() -> None:
+    failure = {"reason": "EngineFailed", "attempt": 3, "at": format_timestamp(NOW - 9)}
+    before = bundle_json(
+        WANTED,
+        names.FAILED,
+        attempts=3,
+        gpuSeconds={"failed": 40},
+        lastFailure={**failure, "settings": "of another spec.tuning"},
+    )
+    after = bundle_after(plan_for(before), WANTED)
+    assert after is not None and (after["state"], after["attempts"]) == (names.PENDING, 0)
+    assert spent(after) == {"failed": 40}
