@@ -50,6 +50,7 @@ class _Caches:
     def __init__(self) -> None:
         self._json: dict[Key, bytes | None] = {}
         self._taken: Counter[str] = Counter()  # bytes, by namespace
+        self._full: set[str] = set()  # namespaces that the log has named
 
     def get(self, key: Key) -> Object | None:
         raw = self._json.get(key)
@@ -63,11 +64,13 @@ class _Caches:
         raw = json.dumps(cache, separators=(",", ":")).encode()
         if self._taken[key.namespace] + len(raw) > MAX_NAMESPACE_BYTES:
             self._json[key] = None
-            log.warning(
-                "%s: the AutotuneCaches of its namespace are larger than %d MiB together: its pods"
-                " start without their bundle",
-                *(key, MAX_NAMESPACE_BYTES >> 20),
-            )
+            if key.namespace not in self._full:
+                log.warning(
+                    "the AutotuneCaches of namespace %s are larger than %d MiB together: pods of %s"
+                    " and of further ones start without their bundle",
+                    *(key.namespace, MAX_NAMESPACE_BYTES >> 20, key.name),
+                )
+            self._full.add(key.namespace)
         else:
             self._json[key] = raw
             self._taken[key.namespace] += len(raw)

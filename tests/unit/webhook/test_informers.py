@@ -198,7 +198,8 @@ def test_one_namespaces_caches_take_bounded_memory_and_others_are_known_all_the_
     kept = [number for number in range(count) if caches.get("evil", f"c{number}")]
     assert 0.9 * MAX_NAMESPACE_BYTES < len(kept) * size < MAX_NAMESPACE_BYTES
     assert caches.is_too_large("evil", f"c{count - 1}")
-    assert "evil/c" in caplog.messages[0] and "larger than 8 MiB" in caplog.messages[0]
+    (line,) = caplog.messages
+    assert "namespace evil are larger than 8 MiB" in line
     for number in range(count):
         caches.on_event("DELETED", cache(f"c{number}", namespace="evil"))
     caches.on_event("ADDED", {**cache("again", namespace="evil"), **large})
