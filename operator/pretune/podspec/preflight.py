@@ -38,6 +38,9 @@ _INTERFACE_SUFFIX = "_SOCKET_IFNAME"
 _HOST_IP_VARIABLE = "VLLM_HOST_IP"
 _LOOPBACK = re.compile(r"127\..*|localhost|\[?::1\]?")
 
+# Resources of device plugins that give GPUs under a name of their own: nvidia.com/h100.
+_MAY_BE_GPU = re.compile(r"^nvidia\.com/|gpu", re.IGNORECASE)
+
 # Values of NVIDIA_VISIBLE_DEVICES with which the container has the GPUs that it was given, or none.
 # Any other value comes before what the device plugin sets.
 _DEVICES, _OWN_DEVICES = "NVIDIA_VISIBLE_DEVICES", ("", "void", "none")
@@ -155,7 +158,7 @@ def kept_container_missing(candidate: Candidate) -> str | None:
 def gpu_missing(candidate: Candidate) -> str | None:
     """A copy would run on whatever GPU of its node the engine finds: one that serves."""
     engine = candidate.engine
-    if gpu_resources(engine):
+    if gpu_resources(engine) or any(map(_MAY_BE_GPU.search, _extended_resources(engine))):
         return None
     if device_claims(engine):
         if count_devices(candidate.template, engine, candidate.device_claims) != 0:
@@ -168,6 +171,13 @@ def gpu_missing(candidate: Candidate) -> str | None:
         f"{candidate.engine_path}.resources: {engine['name']} asks for no GPU, so that a copy could"
         " run on one that serves; add nvidia.com/gpu or a device claim"
     )
+
+
+def _extended_resources(container: Object) -> set[str]:
+    resources = container.get("resources") or {}
+    return {
+        name for kind in ("limits", "requests") for name in resources.get(kind) or () if "/" in name
+    }
 
 
 def volume_missing(candidate: Candidate) -> str | None:

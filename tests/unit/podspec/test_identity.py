@@ -724,6 +724,12 @@ def test_a_named_engine_without_a_gpu_of_its_own_is_not_copied(pod: Template) ->
     assert f"{name} asks for no GPU" in refused.message and ".resources: " in refused.message
 
 
+@pytest.mark.parametrize("resource", ["nvidia.com/h100", "vendor.example/gpu"])
+def test_a_named_engine_with_gpus_of_another_name_is_copied(resource: str) -> None:
+    pod = template().container().gpus(1, resource)
+    assert find_refusal(pod, spec(engineContainer="vllm"), DEFAULT) is None
+
+
 def test_a_target_of_a_shared_product_is_refused_by_its_own_field() -> None:
     two = spec(
         targets=[
