@@ -174,9 +174,13 @@ def gpu_missing(candidate: Candidate) -> str | None:
 
 
 def _extended_resources(container: Object) -> set[str]:
+    """Return the names of the resources of device plugins that the container asks for."""
     resources = container.get("resources") or {}
     return {
-        name for kind in ("limits", "requests") for name in resources.get(kind) or () if "/" in name
+        name
+        for kind in ("limits", "requests")
+        for name, amount in (resources.get(kind) or {}).items()
+        if "/" in name and str(amount) != "0"
     }
 
 
