@@ -41,7 +41,7 @@ MAX_REVIEW_HEAD = 64 << 10  # bytes of an AdmissionReview before the object
 
 # Of a pod template, in which nothing else checks what an AutotuneCache holds.
 MAX_TEMPLATE_DEPTH = 32
-MAX_TEMPLATE_VALUES = 20_000
+MAX_TEMPLATE_VALUES = 10_000
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_TEXT_CHARACTERS = 128 * 1024  # Linux starts no process with a longer argument or variable
 MAX_ITEMS = 1_000  # of a list, and fields of an object

@@ -6,6 +6,8 @@ import functools
 import re
 from typing import Iterator, List, Pattern, Sequence, Tuple
 
+MAX_SCRIPT_CHARACTERS = 16 * 1024
+
 _SHELLS = ("sh", "bash", "dash", "ash", "zsh")
 _SHELL_FLAGS = re.compile(r"-[a-z]+$")
 
@@ -37,12 +39,26 @@ def _word_pattern(names: Tuple[str, ...]) -> Pattern[str]:
 def shell_words(command: Sequence[str]) -> List[str]:
     """Return the command's words, with the script of a `sh -c` taken apart.
 
-    What a shell would expand stays as it is written.
+    What a shell would expand stays as it is written. A script of more than MAX_SCRIPT_CHARACTERS is
+    one word: that would take the event loop for too long.
     """
+    return list(_shell_words(tuple(command)))
+
+
+def is_long_script(command: Sequence[str], word: str) -> bool:
+    """Return whether a word of the command is a script that is not taken apart."""
+    if len(word) <= MAX_SCRIPT_CHARACTERS:
+        return False
+    return any(each is word and is_script for each, is_script in _with_scripts(command))
+
+
+@functools.lru_cache(8)  # asked for again and again about one engine
+def _shell_words(command: Tuple[str, ...]) -> Tuple[str, ...]:
     words: List[str] = []
     for word, is_script in _with_scripts(command):
-        words += _script_words(word) if is_script else [word]
-    return words
+        is_read = is_script and len(word) <= MAX_SCRIPT_CHARACTERS
+        words += _script_words(word) if is_read else [word]
+    return tuple(words)
 
 
 def _with_scripts(command: Sequence[str]) -> Iterator[Tuple[str, bool]]:

@@ -33,6 +33,7 @@ _TOO_LONG = _MARK * 2  # begins a value that is left as it is written
 # Of a value as the kubelet expands it, and by which all values of a container may grow with that:
 # Linux starts no process with a variable of more than 128 KiB (MAX_ARG_STRLEN).
 MAX_VALUE_CHARACTERS = 128 * 1024
+MAX_DOLLARS = 20_000  # of all values of a container: each may begin a reference
 
 
 def parse_quantity(value: str | int | float) -> Fraction:
@@ -95,10 +96,10 @@ def environment(env: Iterable[Object], without: Sequence[str] = ()) -> dict[str,
     Of a repeated name the last counts, and `$(NAME)` is replaced by an earlier variable, so that
     the order matters only where it does to the kubelet. A valueFrom stays a reference: its value
     is never read. A value that would exceed MAX_VALUE_CHARACTERS stays as it is written
-    (find_too_long).
+    (find_too_long), and so do those beyond MAX_DOLLARS.
     """
     values: dict[str, str] = {}
-    growth_left = MAX_VALUE_CHARACTERS
+    growth_left, dollars_left = MAX_VALUE_CHARACTERS, MAX_DOLLARS
     for variable in env:
         name = variable["name"]
         if name in without:
@@ -110,8 +111,9 @@ def environment(env: Iterable[Object], without: Sequence[str] = ()) -> dict[str,
         if "$" not in written:
             values[name] = written
             continue
+        dollars_left -= written.count("$")
         most = min(MAX_VALUE_CHARACTERS, len(written) + growth_left)
-        expanded = _expand(written, values, most)
+        expanded = _expand(written, values, most) if dollars_left >= 0 else None
         if expanded is None:
             values[name] = _TOO_LONG + written
         else:

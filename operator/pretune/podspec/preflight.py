@@ -10,6 +10,7 @@ from pretune.api import reasons
 from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
+from pretune.engines.command import MAX_SCRIPT_CHARACTERS, is_long_script
 from pretune.podspec import canonical
 from pretune.podspec.devices import count_devices
 from pretune.podspec.template import (
@@ -226,8 +227,21 @@ def variable_too_long(candidate: Candidate) -> str | None:
         return None
     return (
         f"{candidate.engine_path}.env: {name}: with the variables in it replaced it has more than"
-        f" {canonical.MAX_VALUE_CHARACTERS:,} characters, or all of them together grow by more"
+        f" {canonical.MAX_VALUE_CHARACTERS:,} characters, or all of them together grow by more or"
+        f" have more than {canonical.MAX_DOLLARS:,} dollars"
     )
+
+
+def script_too_long(candidate: Candidate) -> str | None:
+    """Whether a copy would be part of something bigger is read in a shell's script."""
+    for name in ("command", "args"):
+        for index, word in enumerate(candidate.engine.get(name) or ()):
+            if is_long_script(command_words(candidate.engine), word):
+                return (
+                    f"{candidate.engine_path}.{name}[{index}]: a script of more than"
+                    f" {MAX_SCRIPT_CHARACTERS:,} characters: put it into a file"
+                )
+    return None
 
 
 def leader_address(candidate: Candidate) -> str | None:
@@ -387,6 +401,7 @@ PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
     (reasons.SOURCE_INVALID, kept_container_missing),
     (reasons.SOURCE_INVALID, volume_missing),
     (reasons.TOO_LARGE, variable_too_long),
+    (reasons.TOO_LARGE, script_too_long),
     (reasons.MULTI_POD_ENGINE, multi_pod_label),
     (reasons.MULTI_POD_ENGINE, multi_pod_flag),
     (reasons.MULTI_POD_ENGINE, leader_address),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
+from pretune.engines import command
 from pretune.engines.command import runs_program, shell_words
 from pretune.engines.vllm import cli
 from pretune.manifests.agent_container import select_path_variables
@@ -23,7 +24,7 @@ from tests.growth import MOST, growth
 
 
 def of_a_script(script: str) -> Any:
-    return cli.find_multi_pod_flag(["sh", "-c", script])
+    return command._script_words(script)
 
 
 def of_a_value(value: str) -> Any:
@@ -114,8 +115,24 @@ def test_an_engine_whose_env_grows_without_bound_is_refused_with_the_variable() 
     assert "spec.source.template.spec.containers[0].env: A" in refusal.message
 
 
+def test_a_script_that_is_too_long_to_be_read_is_refused_with_its_place() -> None:
+    script = "a " * command.MAX_SCRIPT_CHARACTERS
+    assert shell_words(["sh", "-c", script]) == ["sh", "-c", script]
+    pod = engine(command=["/bin/sh", "-c"], args=[script])
+    refusal = find_refusal(pod, spec(), DEFAULT)
+    assert refusal is not None and refusal.reason == "TooLarge"
+    assert "spec.source.template.spec.containers[0].args[0]: a script" in refusal.message
+    assert find_refusal(engine(args=[script]), spec(), DEFAULT) is None
+
+
+def test_values_with_too_many_dollars_stay_as_they_are_written() -> None:
+    value = "$$" * 9_000
+    values = canonical.environment([{"name": name, "value": value} for name in "AB"])
+    assert values["A"] == "$" * 9_000 and canonical.find_too_long(values) == "B"
+
+
 def test_a_long_script_in_a_variable_is_no_reason_to_refuse() -> None:
-    scripts = {f"SCRIPT{n}": "echo $(date)\n" * 5_000 for n in range(10)}
+    scripts = {f"SCRIPT{n}": "echo $(date)\n" * 1_500 for n in range(10)}
     values = canonical.environment(
         [{"name": name, "value": script} for name, script in scripts.items()]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Iterable, Iterator, Mapping, Optional, Sequence, Tuple
 
@@ -17,7 +18,12 @@ def flags(words: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
 
     `_` in a flag becomes `-`, as in vLLM's parser.
     """
-    return _read_flags(shell_words(words))
+    return iter(_list_flags(tuple(words)))
+
+
+@functools.lru_cache(8)  # asked for again and again about one engine
+def _list_flags(words: Tuple[str, ...]) -> Sequence[Tuple[str, Optional[str]]]:
+    return tuple(_read_flags(shell_words(words)))
 
 
 def _read_flags(plain: Sequence[str]) -> Iterator[Tuple[str, Optional[str]]]:
@@ -96,7 +102,7 @@ def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
     several: a wrong copy would connect to production.
     """
     plain = shell_words(words)
-    found = list(_read_flags(plain))
+    found = _list_flags(tuple(words))
     size, local = _last_number(found, "--data-parallel-size", "-dp"), None
     for name, value in found:
         shown = name if value is None else "%s %s" % (name, value)
@@ -161,7 +167,7 @@ def find_registration(words: Sequence[str], env: Mapping[str, str]) -> Optional[
     for index, word in enumerate(plain):
         if word == "-m" and index + 1 < len(plain) and re.match(r"dynamo(\.|$)", plain[index + 1]):
             return "-m " + plain[index + 1]
-    for flag, given in _read_flags(plain):
+    for flag, given in flags(words):
         if flag == "--load-format" and (given or "").lower() in _REGISTERING_LOADERS:
             return "%s %s" % (flag, given)
         if flag == "--kv-transfer-config" and given and _REGISTERING.search(given):
