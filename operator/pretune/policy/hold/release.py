@@ -23,10 +23,11 @@ from pretune.policy.bundles.desired import DesiredBundles
 from pretune.policy.bundles.job_runs import list_attempt_jobs
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Action, Delete, Observed, Patch, Released
-from pretune.policy.objects import delete, owner_uid, reference
+from pretune.policy.objects import owner_uid, reference
 from pretune.policy.plan_builder import MAX_MESSAGE, PlanBuilder
 from pretune.policy.pod_status import find_condition, is_finished, is_job_finished
 from pretune.policy.pods.consumers import Consumer
+from pretune.policy.pods.rescue import delete_stuck_pod
 
 # Until pods that were released are looked at again: a patch that meets a conflict counts as done.
 RELEASE_RECHECK_SECONDS = 10.0
@@ -187,7 +188,7 @@ def _release(pod: Object, observed: Observed | None) -> Action:
     holds no pod while status.releaseRefused is set.
     """
     if observed is not None and _is_refused(pod, observed) and is_recreated(pod):
-        return delete(pod)
+        return delete_stuck_pod(pod)
     name = pod["metadata"]["name"]
     return Patch(f"release Pod {name}", reference(pod), release_patch(), strategic=True)
 

@@ -17,7 +17,7 @@ from pretune.policy.hold.release import (
     RELEASE_REFUSED_SECONDS,
     UNREADY_SECONDS,
 )
-from pretune.policy.model import ReleaseRefusal
+from pretune.policy.model import Delete, ReleaseRefusal
 
 from tests.builders.caches import bundle_json, claim
 from tests.builders.constants import NOW
@@ -262,9 +262,14 @@ def test_a_pod_that_cannot_be_released_is_recreated_and_no_other_is_held() -> No
     the_cache = cache_without_source(sealed("a"))
     again = decide_on(the_cache, OLD, HELD, release_refusals=refused(MAX_REFUSALS - 1))
     assert released(again) == ["a-1"] and "releaseRefused" not in (again.status or {})
-    plan = decide_on(the_cache, OLD, HELD, release_refusals=refused(MAX_REFUSALS))
+    pod = HELD.meta(resourceVersion="7")
+    plan = decide_on(the_cache, OLD, pod, release_refusals=refused(MAX_REFUSALS))
     assert not released(plan) and not plan.released
     assert [action.name for action in plan.after] == ["delete Pod a-1"]
+    [deletion] = plan.after
+    assert isinstance(deletion, Delete)
+    version = deletion.object["metadata"]["resourceVersion"]
+    assert version == "7", "not one that a person has released meanwhile"
     assert plan.status is not None
     found = plan.status["releaseRefused"]
     assert found["at"] == format_timestamp(NOW) and "denied by a policy" in found["message"]
