@@ -37,6 +37,8 @@ ENVELOPE = replace(OBJECT, depth=OBJECT.depth + 2)  # an object in a watch event
 # One answer with many objects. A list that exceeds it is read in smaller pages.
 PAGE = Bounds(size=4 << 20, values=400_000, depth=ENVELOPE.depth)
 
+# JSON in an annotation: all annotations of an object have at most 256 KiB.
+ANNOTATION = Bounds(size=256 << 10, values=10_000, depth=16)
 MAX_REVIEW_HEAD = 64 << 10  # bytes of an AdmissionReview before the object
 
 # Of a pod template, in which nothing else checks what an AutotuneCache holds.

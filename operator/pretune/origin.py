@@ -60,9 +60,12 @@ async def read_origin(
 def without_template(workload: Object) -> Object:
     """Return a workload's kind, name, labels and spec without its pod template."""
     meta = {name: workload["metadata"].get(name) for name in ("namespace", "name", "uid", "labels")}
-    spec = {
-        name: value for name, value in (workload.get("spec") or {}).items() if name != "template"
-    }
+    whole = workload.get("spec")  # of a kind that somebody defined, it may be anything
+    spec = (
+        {name: value for name, value in whole.items() if name != "template"}
+        if isinstance(whole, dict)
+        else {}
+    )
     kind = {name: workload[name] for name in ("apiVersion", "kind")}
     return {**kind, "metadata": meta, "spec": spec}
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+from pretune.intake import ANNOTATION, parse_json
+
 # Names of annotations that are not copied, each with what it does. One that ends with "/" stands for
 # all names in that domain and in those below it. docs/copies.md shows this list.
 ACTING_ANNOTATIONS: tuple[tuple[str, str], ...] = (
@@ -118,8 +120,8 @@ def _without_fixed_addresses(networks: str) -> str:
     As it is where it is no JSON: the short form has none.
     """
     try:
-        listed = json.loads(networks)
-    except (ValueError, RecursionError):
+        listed = parse_json(networks.encode(), ANNOTATION)
+    except ValueError:
         return networks
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         return networks

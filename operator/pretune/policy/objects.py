@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from pretune.api.names import (
@@ -17,6 +16,7 @@ from pretune.api.names import (
     TUNING,
 )
 from pretune.api.types import Object
+from pretune.intake import ANNOTATION, parse_json
 from pretune.policy.model import Action, Delete
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -109,8 +109,8 @@ def pruned_ids(job: Object) -> list[str]:
 
 def _read_ids(text: str) -> list[str] | None:
     try:
-        ids = json.loads(text or "[]")
-    except (ValueError, RecursionError):
+        ids = parse_json((text or "[]").encode(), ANNOTATION)
+    except ValueError:
         return None
     is_list = isinstance(ids, list) and all(isinstance(each, str) for each in ids)
     return ids if is_list else None

@@ -246,6 +246,12 @@ def test_whatever_bears_the_caches_label_there_is_a_plan_whose_status_the_api_se
         ("import", {names.BUNDLE: "a-" + "x" * 21}, {}, f"label {names.BUNDLE} is not"),
         ("tuning", {}, {names.FINGERPRINT: "f" * 65}, f"annotation {names.FINGERPRINT} has"),
         ("prune", {}, {names.REQUEST_KEY: "["}, f"annotation {names.REQUEST_KEY} is not"),
+        (
+            "prune",
+            {},
+            {names.REQUEST_KEY: "[" * 999 + "]" * 999},
+            f"annotation {names.REQUEST_KEY}",
+        ),
         ("prune", {}, {names.REQUEST_KEY: '{"a": 1}'}, f"annotation {names.REQUEST_KEY} is not"),
     ],
 )
