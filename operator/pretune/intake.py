@@ -1,4 +1,4 @@
-"""The gate for what others wrote: measured before it is parsed, and cut down where it is too large.
+"""The intake of what others wrote: measured before it is parsed, and cut down where it is too large.
 
 Every answer and watch line of the API server (`kube/client.py`) and every AdmissionReview
 (`webhook/server.py`) passes `parse_json`, so that nothing behind it meets an object of unbounded

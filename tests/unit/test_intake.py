@@ -1,4 +1,4 @@
-"""The gate: what is measured before it is parsed, and what is left of what is too large."""
+"""The intake: what is measured before it is parsed, and what is left of what is too large."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_whatever_is_cut_off_anywhere_is_an_error_or_an_object(value: Any, lengt
             continue
 
 
-# --- what the gate itself costs
+# --- what the intake itself costs
 
 
 @pytest.mark.parametrize("name", HOSTILE)

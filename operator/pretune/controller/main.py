@@ -29,8 +29,8 @@ from pretune.controller.reference_watcher import ReferenceWatcher, find_referenc
 from pretune.controller.release_refusals import ReleaseRefusals
 from pretune.controller.workqueue import Queue
 from pretune.health import serve_health
+from pretune.kube.bounded_response import BoundedResponse
 from pretune.kube.client import METADATA, METADATA_LIST, Kubernetes, load_configuration
-from pretune.kube.gated_response import GatedResponse
 from pretune.kube.lease import Lease
 from pretune.kube.types import ALL_NAMESPACES, ApiError, metadata_only
 from pretune.kube.watch import watch_namespaces
@@ -321,7 +321,7 @@ def kopf_session(info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
     return kopf.AiohttpSession(server=info.server, aiohttp_session=session)
 
 
-class MetadataResponse(GatedResponse):
+class MetadataResponse(BoundedResponse):
     """An answer in which an empty list of metadata is a list: the API server writes null."""
 
     async def json(self, **how: Any) -> Any:

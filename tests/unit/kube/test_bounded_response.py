@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kopf._cogs.clients.api import iter_jsonlines
 from pretune.intake import EXCESS
-from pretune.kube.gated_response import GatedResponse
+from pretune.kube.bounded_response import BoundedResponse
 
 DEEP = '{"f:a":' * 2000 + "{}" + "}" * 2000
 
@@ -39,7 +39,7 @@ def ask(query: str) -> Any:
         app.router.add_get("/", answer)
         async with (
             TestServer(app) as server,
-            aiohttp.ClientSession(response_class=GatedResponse) as session,
+            aiohttp.ClientSession(response_class=BoundedResponse) as session,
             session.get(server.make_url(f"/?{query}")) as response,
         ):
             if "watch" not in query:

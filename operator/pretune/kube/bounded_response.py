@@ -1,4 +1,4 @@
-"""The gate (intake.py) for a client that parses what it reads: kopf, in the controller.
+"""The intake (intake.py) for a client that parses what it reads: kopf, in the controller.
 
 kopf parses with a recursion limit, and ends with the process where that is exceeded. Anybody who
 may write a Job can give it managedFields that are nested 2,000 levels deep (seen on 1.34).
@@ -20,13 +20,13 @@ from pretune.kube.client import MAX_OBJECT_BYTES
 log = logging.getLogger(__name__)
 
 
-class GatedResponse(aiohttp.ClientResponse):
+class BoundedResponse(aiohttp.ClientResponse):
     """An answer of the API server, of which `json()` and the lines of a watch are bounded."""
 
-    async def start(self, connection: Any) -> GatedResponse:
+    async def start(self, connection: Any) -> BoundedResponse:
         await super().start(connection)
         if "watch" in self.url.query and self.ok:
-            self.content = _GatedLines(self.content)  # type: ignore[assignment]
+            self.content = _BoundedLines(self.content)  # type: ignore[assignment]
         return self
 
     async def json(self, **_: Any) -> Any:
@@ -39,7 +39,7 @@ class GatedResponse(aiohttp.ClientResponse):
             return await asyncio.to_thread(cut_list, raw)
 
 
-class _GatedLines:
+class _BoundedLines:
     """A stream of watch events; where an object is too large, only what identifies it."""
 
     def __init__(self, content: aiohttp.StreamReader) -> None:
