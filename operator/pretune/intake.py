@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+OUR_PREFIX = "pretune.dev/"  # of labels and annotations that we read
 EXCESS = "pretune.dev/excess"  # a field that no object of the API server has
 
 
@@ -163,6 +164,12 @@ def _cut(text: _Text, at: int, excess: str) -> dict[str, Any]:
             holder[name] = text.read(*place)
         except TooLarge:
             is_whole = False
+            if holder is meta and name in ("labels", "annotations"):
+                holder[name] = {
+                    ours: text.read(*value)
+                    for ours, value in text.list_members(place[0])
+                    if ours.startswith(OUR_PREFIX)
+                }
     if not isinstance(meta.get("name"), str):
         raise ValueError("no object with a name")
     return {**found, "metadata": meta, **({} if is_whole else {EXCESS: excess})}

@@ -133,6 +133,15 @@ def test_what_is_no_review_of_an_api_server_is_an_error(body: str) -> None:
         intake.cut_review(body.encode())
 
 
+def test_of_too_many_labels_ours_are_kept() -> None:
+    """A watch by our label relies on it."""
+    labels = {f"l{number}": "" for number in range(60_000)} | {"pretune.dev/cache": "qwen3"}
+    raw = json.dumps({"metadata": {"labels": labels, "name": "p", "annotations": labels}}).encode()
+    assert find_excess(raw, OBJECT)
+    meta = intake.cut_object(raw)["metadata"]
+    assert meta["labels"] == meta["annotations"] == {"pretune.dev/cache": "qwen3"}
+
+
 def test_managed_fields_of_any_depth_are_left_out_and_nothing_else() -> None:
     raw = cache_with(HOSTILE["objects in one another"](60_000)).replace(
         b'"spec":{', b'"extra":{', 1
