@@ -52,6 +52,45 @@ def test_an_upgrade_changes_neither_the_certificate_nor_whom_the_api_server_trus
 
 
 @pytest.mark.disturbs
+def test_an_upgrade_after_cert_manager_conflicts_with_nothing(
+    kube: Kube, operator: str, tmp_path: Path
+) -> None:
+    """Its injector owns caBundle then; a chart that wrote it failed with a conflict."""
+    foreign = issue("cert-manager.example", time.time(), 90).authority
+    client = {
+        "service": {"name": "pretune-webhook", "namespace": SYSTEM},
+        "caBundle": base64.b64encode(foreign).decode(),
+    }
+    answer = kube.session.patch(
+        kube._url("MutatingWebhookConfiguration", "", "pretune-webhook"),
+        params={"fieldManager": "cert-manager-cainjector", "force": "true"},
+        headers={"Content-Type": "application/apply-patch+yaml"},
+        json={
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": "pretune-webhook"},
+            "webhooks": [
+                {
+                    "name": "pods.pretune.dev",
+                    "clientConfig": client,
+                    "sideEffects": "None",
+                    "admissionReviewVersions": ["v1"],
+                }
+            ],
+        },
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
+    install(kube)
+    end = time.monotonic() + 30
+    while foreign == (found := read_certificate(kube))[1]:
+        assert time.monotonic() < end, "the controller has not added its authority"
+        time.sleep(0.5)
+    files, bundle = found
+    handshake(tmp_path, files["tls.crt"], files["tls.key"], bundle, HOST)
+
+
+@pytest.mark.disturbs
 def test_a_new_certificate_reaches_the_webhook_and_every_pod_gets_an_answer(
     kube: Kube, operator: str, namespace: str, operator_control: OperatorControl
 ) -> None:

@@ -173,11 +173,16 @@ def test_the_controller_deletes_only_pods_with_the_caches_label(
     ours = kube.create(held_pod(namespace, **{"pretune.dev/cache": "demo"}))
     other = kube.create(held_pod(namespace, "other"))
     delete(controller, ours)
-    with pytest.raises(
-        Refusal, match=r"may delete only pods that have the label pretune\.dev/cache"
-    ):
+    sentence = r"may delete only pods that have the label pretune\.dev/cache"
+    with pytest.raises(Refusal, match=sentence):
         delete(controller, other)
     delete(kube, other)
+    systems = kube.create(held_pod("kube-system", namespace, **{"pretune.dev/cache": "demo"}))
+    try:
+        with pytest.raises(Refusal, match=sentence + ", and none in kube-system"):
+            delete(controller, systems)
+    finally:
+        kube.delete("Pod", "kube-system", namespace, gracePeriodSeconds=0)
 
 
 def test_the_policy_also_limits_rights_that_the_controller_gets_elsewhere(

@@ -248,6 +248,24 @@ def test_the_controller_changes_the_deadline_of_its_jobs_and_not_what_runs(
         assert "pretune's controller" in answer.text
 
 
+def test_the_controller_ends_the_largest_jobs_too(kube: Kube, controller: Kube, place: str) -> None:
+    """A policy has a budget in the API server; an attempt that exceeds it would go on."""
+    large = owned(job(place, "large"), kube.get("AutotuneCache", place, "demo") or {})
+    template = large["spec"]["template"]
+    template["metadata"]["annotations"] = {"notes": "n" * 250_000}
+    template["spec"]["containers"][0]["env"] = [
+        {"name": f"V{number}", "value": "v" * 100} for number in range(4000)
+    ]
+    controller.create(large, dry_run=True)
+    kube.create(large)
+    path = f"{kube._url('Job', place, 'large')}?dryRun=All"
+    headers = {"Content-Type": "application/merge-patch+json"}
+    change = {"spec": {"activeDeadlineSeconds": 1}}
+    answer = controller.session.patch(path, json=change, headers=headers, timeout=30)
+    assert answer.status_code == 200, answer.text[:1000]
+    assert controller.session.delete(path, timeout=30).status_code == 200
+
+
 @pytest.mark.parametrize("what", BUILDERS)
 def test_the_controller_changes_and_deletes_nothing_of_others(
     kube: Kube, controller: Kube, namespace: str, what: str
