@@ -27,6 +27,7 @@ from pretune.controller.reconcile import (
 from pretune.controller.workqueue import RUN_TIMEOUT_SECONDS
 from pretune.kube.types import ApiError, Cluster, Event
 from pretune.manifests.gate import release_patch
+from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
 
 from tests.builders.caches import cache, claim
@@ -677,3 +678,45 @@ def test_the_difference_makes_one_out_of_the_other_and_is_empty_only_between_equ
     patch = merge_patch(old, new)
     assert _merge(old, patch) == new
     assert bool(patch) == (old != new)
+
+
+# --- turns
+
+
+def test_a_cache_whose_turn_has_not_come_says_so_and_is_woken_when_it_has() -> None:
+    world, woken = Server(Clock(NOW)), list[Key]()
+    ledger = AttemptLedger(1, woken.append)
+    first, second, third = keys = [Key(name, KEY.name) for name in ("first", "second", "third")]
+
+    def look(key: Key) -> None:
+        for _ in range(3):  # the claim, the agent, the Job
+            asyncio.run(reconcile(key, Client(world), SETTINGS, world.clock, ledger=ledger))
+
+    def attempts(key: Key) -> list[Object]:
+        return list(world.matching("batch/v1", "Job", key.namespace, f"{ROLE}=tuning", ""))
+
+    def message(key: Key) -> str:
+        place = ("pretune.dev/v1alpha1", "AutotuneCache", key.namespace, key.name)
+        [bundle] = world.objects[place]["status"]["bundles"]
+        return f"{bundle['reason']}: {bundle['message']}"
+
+    for key in keys:
+        wanted = cache()
+        world.create({**wanted, "metadata": {**wanted["metadata"], "namespace": key.namespace}})
+        look(key)
+        place = ("v1", "PersistentVolumeClaim", key.namespace, f"pretune-{key.name}")
+        made = world.objects[place]
+        world.patch(made, {"status": {"phase": "Bound"}}, status=True)
+        look(key)
+    assert [len(attempts(key)) for key in keys] == [1, 0, 0]
+    assert message(second).startswith("WaitingForTurn: ") and "place 1 of 1" in message(second)
+    assert "place 2 of 2" in message(third)
+    ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+    world.patch(attempts(first)[0], {"status": ended}, status=True)
+    woken.clear()
+    look(first)
+    assert woken[0] == second
+    look(third)
+    assert not attempts(third), "it is not its turn, whoever asks first"
+    look(second)
+    assert attempts(second)

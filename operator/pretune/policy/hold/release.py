@@ -361,6 +361,17 @@ def no_node(held: HeldPod) -> str | Wait | None:
     return f"the attempt has found no node for {limit} s (spec.tuning.nodeWaitSeconds)"
 
 
+def no_turn(held: HeldPod) -> str | Wait | None:
+    """Attempts of other caches come first: no pod waits for long because of those."""
+    if held.bundle is None or held.bundle.reason != reasons.WAITING_FOR_TURN:
+        return None
+    limit = held.plan.spec.node_wait_seconds
+    until = held.pod.created_at + limit
+    if held.plan.now < until:
+        return Wait(until)
+    return f"{held.bundle.message}; its turn has not come for {limit} s"
+
+
 def _without_node_since(held: HeldPod) -> float | None:
     """Return since when the attempt that the pod waits for has a pod without a node.
 
@@ -415,6 +426,7 @@ RELEASE_RULES: tuple[Rule, ...] = (
     Rule("CannotStart", cannot_start, after_failure=True),
     Rule("QuotaUsedUp", quota_is_used_up, after_failure=True),
     Rule("NoNode", no_node, after_failure=True),
+    Rule("NoTurn", no_turn, after_failure=True),
     Rule("StorageNotReady", storage_not_ready, after_failure=True),
     Rule("TimedOut", timed_out, after_failure=True),
 )

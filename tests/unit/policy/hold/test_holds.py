@@ -17,7 +17,7 @@ from pretune.policy.hold.release import (
     RELEASE_REFUSED_SECONDS,
     UNREADY_SECONDS,
 )
-from pretune.policy.model import Delete, ReleaseRefusal
+from pretune.policy.model import Delete, ReleaseRefusal, Turn
 
 from tests.builders.caches import bundle_json, claim
 from tests.builders.constants import NOW
@@ -354,3 +354,19 @@ def test_an_older_attempt_goes_on_where(case: str, older: Any, pod: Consumer, mo
     attempt = job(bundle_of("old"), **older)
     plan = decide_on(cache_without_source(*records), OLD, pod, jobs=(attempt,), **more)
     assert not [action for action in plan.after if action.name.startswith("delete Job")], case
+
+
+@pytest.mark.parametrize(
+    ("age", "spec", "cause"),
+    [(300, {}, "NoTurn"), (299, {}, ""), (300, {"hold": {"onFailure": "Keep"}}, "")],
+    ids=["for long", "for a while", "and pods are kept"],
+)
+def test_a_hold_ends_when_the_attempts_turn_does_not_come(
+    age: float, spec: Object, cause: str
+) -> None:
+    held = Consumer("a", age=age).given(bundle_of("a")).held()
+    turn = Turn(False, place=9, waiting=9, running=20, limit=20)
+    waiting = pending("a", "WaitingForTurn", names.PENDING, attempts=0)
+    plan = decide_on(cache_without_source(sealed("old"), waiting, **spec), OLD, held, turn=turn)
+    assert plan.waits_for_turn
+    assert [each.cause for each in plan.released] == ([cause] if cause else [])
