@@ -87,7 +87,7 @@ def test_who_waits_is_said_by_hold_when(fleet: Fleet, when: str, serves: bool, w
 
 
 def spoil(fleet: Fleet) -> None:
-    fleet.world.engine_crashes = 3
+    fleet.world.engine_crashes = 6  # three attempts, each started twice
 
 
 def refuse(fleet: Fleet) -> None:

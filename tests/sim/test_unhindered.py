@@ -483,7 +483,7 @@ def test_a_bundle_that_living_pods_name_is_kept_whatever_the_history(fleet: Flee
 
 
 def spoil(fleet: Fleet) -> None:
-    fleet.world.engine_crashes = 3
+    fleet.world.engine_crashes = 6  # three attempts, each started twice
 
 
 def refuse(fleet: Fleet) -> None:
