@@ -15,10 +15,11 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import yaml
 from pretune.api.advice import ADVICE
-from pretune.api.names import BUNDLE, PROOF, ROLE, TUNING
+from pretune.api.names import BUNDLE, CACHE, KIND, PROOF, ROLE, TUNING
 from pretune.api.reasons import REASONS
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
+from pretune.protocol import AGENT_FILE
 
 from tests.sim.cluster import Server, Write
 from tests.sim.world import World
@@ -87,6 +88,8 @@ class Laws:
                 one for one in write.object["metadata"].get("finalizers", ()) if "pretune" in one
             ]
             assert not ours, f"a finalizer of ours on {write.kind} {write.name}"
+        if write.by:
+            _is_permitted(write)
         if (
             write.kind == "Pod"
             and write.verb == "create"
@@ -153,6 +156,27 @@ def _may_make_a_pod(job: Object) -> bool:
         not said & {"Complete", "Failed", "FailureTarget"}
         and job["spec"].get("activeDeadlineSeconds") != 1
     )
+
+
+def _is_permitted(write: Write) -> None:
+    """What charts/pretune/templates/policy/controller_objects.yaml lets the controller write."""
+    meta, where = write.object["metadata"], f"a policy would refuse {write}"
+    labels, owners = meta.get("labels") or {}, meta.get("ownerReferences") or ()
+    assert meta["namespace"] != "kube-system", where
+    if write.kind == "Job":
+        (owner,) = [owner for owner in owners if owner.get("controller")]
+        assert (owner["kind"], owner["name"]) == (KIND, labels.get(CACHE)) and ROLE in labels, where
+        given = write.object["spec"]["template"]["metadata"]["labels"]
+        assert {name: given.get(name) for name in (CACHE, ROLE)} == {
+            name: labels[name] for name in (CACHE, ROLE)
+        }, where
+    if write.kind == "ConfigMap":
+        assert re.fullmatch("pretune-agent-[0-9a-f]{12}", meta["name"]), where
+        assert write.verb == "delete" or (
+            write.object["immutable"] and list(write.object["binaryData"]) == [AGENT_FILE]
+        ), where
+    if write.kind == "PersistentVolumeClaim":
+        assert meta["name"] == f"pretune-{labels.get(CACHE)}" and labels.get(ROLE) == "claim", where
 
 
 def valid_status(status: Object) -> None:

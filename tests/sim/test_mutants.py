@@ -14,10 +14,13 @@ from pretune.api.status import BundleStatus, Undeliverable
 from pretune.kube.server_clock import ServerClock
 from pretune.manifests import copied_annotations, tuning_pod
 from pretune.manifests import engine as manifests_engine
+from pretune.manifests import job as manifests_job
+from pretune.manifests.agent_archive import agent_name, build_agent_config_map, is_agent
 from pretune.manifests.delivery_modes import Delivery
 from pretune.manifests.injection import inject
 from pretune.podspec import preflight, source, workloads
 from pretune.policy.bundles import proofs, retries, start_rules, tuning
+from pretune.policy.cache import agent_configmap
 from pretune.policy.hold import gate, release
 from pretune.policy.model import Delete
 from pretune.policy.objects import delete
@@ -27,6 +30,7 @@ from pretune.policy.pods.consumers import Consumer
 from pretune.webhook import admission, template_cache
 from pretune.webhook.informers import CacheInformer
 
+from tests.builders.constants import KEY
 from tests.sim.fleet import Fleet
 from tests.sim.promises import ACTING
 from tests.sim.reading import note, state
@@ -390,6 +394,18 @@ def model_on_one_node(fleet: Fleet) -> None:
     replaced(fleet, "vllm:3", 1)
 
 
+def agent_that_is_changed(fleet: Fleet) -> None:
+    rolled_out(fleet)
+    foreign = build_agent_config_map(KEY.namespace)
+    foreign["binaryData"] = {"agent.py": "ZXZpbA=="}
+    fleet.delete(("v1", "ConfigMap", KEY.namespace, agent_name()))
+    fleet.server.create(foreign)
+    fleet.serve(replicas=5)
+    fleet.settle(FAR)
+    stored = fleet.server.stored("v1", "ConfigMap", KEY.namespace, agent_name())
+    assert stored is not None and is_agent(stored), "a changed agent stays"
+
+
 def engine_on_its_nodes_network(fleet: Fleet) -> None:
     notes = dict.fromkeys(ACTING, "x")
     del notes["dual-pods.llm-d.ai/requester"]  # refused: the engine registers itself
@@ -478,6 +494,16 @@ class Mutant:
 
 
 MUTANTS = {
+    "an agent of any content is taken": Mutant(
+        (agent_configmap,),
+        "exists",
+        lambda plan: bool(plan.observed.agents),
+        agent_that_is_changed,
+        "a changed agent stays",
+    ),
+    "a Job is no cache's": Mutant(
+        (manifests_job,), "KIND", "Deployment", rollout, "a policy would refuse"
+    ),
     "an attempt is on its node's network": Mutant(
         (tuning_pod,),
         "_LEFT_OUT",
