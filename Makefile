@@ -61,7 +61,8 @@ rehearsal: venv ## vLLM's own warm-up code for the CPU: the two releases that CI
 	images/rehearsal/install
 
 test: lint cluster rehearsal ## everything: lint, types, layers, every test in full
-	PRETUNE_FULL=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests
+	PRETUNE_FULL=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+	  --ignore=tests/neighbours tests
 
 demo: ## the local cluster (or yours: KUBECONFIG=…), the chart, a rollout with pretune beside one without
 	python3 -m tools.demo
@@ -76,8 +77,12 @@ fidelity: venv cluster ## every release's own code in every situation, or RELEAS
 hostile: venv cluster ## a namespace does harm for ten minutes beside one that rolls out
 	PYTHONPATH=operator HOSTILE_SECONDS=600 $(PYTHON) -m tests.bench hostile
 
+neighbours: venv cluster ## beside the real Kueue and Argo Rollouts, which are built first (minutes, once)
+	PYTHONPATH=tools/cluster python3 -m localcluster.neighbours
+	$(PYTHON) -m pytest -q -m neighbours tests/neighbours
+
 docs: venv ## update the generated documents
 	$(PYTHON) -m tools.docs
 
 .PHONY: help venv lock clients lint check unit properties cluster cluster-down rehearsal test demo \
-  bench fidelity hostile docs
+  bench fidelity hostile neighbours docs
