@@ -32,7 +32,8 @@ class Bounds:
 
 
 # etcd takes objects of 1.5 MiB, the API server requests of 3 MiB. 100,000 commas and brackets are
-# 10 MiB once they are parsed; the largest pods that were seen have 5,000, and 16 levels.
+# at most 14 MiB once they are parsed (measured). The largest pod of the local cluster has 1,424, in
+# 12 levels; the largest CRD 7,955, in 38.
 OBJECT = Bounds(size=4 << 20, values=100_000, depth=64)
 ENVELOPE = replace(OBJECT, depth=OBJECT.depth + 2)  # an object in a watch event or AdmissionReview
 # One answer with many objects. A list that exceeds it is read in smaller pages.
