@@ -550,9 +550,12 @@ def find_reason(name: object) -> Optional[Reason]:
 class Refused(Exception):
     """The user must act: it becomes a condition, and is not retried.
 
-    The message names the object and the field.
+    The message names the object and the field. It may quote what a tenant wrote, and is cut.
     """
 
+    MAX_MESSAGE = 4096  # characters
+
     def __init__(self, reason: Reason, message: str) -> None:
+        message = message[: self.MAX_MESSAGE]
         super().__init__(f"{reason}: {message}")
         self.reason, self.message = reason, message

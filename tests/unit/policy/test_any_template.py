@@ -49,7 +49,7 @@ def plan_for(template: Object, number: int) -> bool:
         source: Object | Refused = template_of(the_cache)
     except Refused as refused:
         source = refused
-        assert len(refused.message) < 8192
+        assert len(refused.message) <= Refused.MAX_MESSAGE
     if not isinstance(source, Refused) and number % 2:  # sealed: there may be advice
         record(the_cache, source)
     before = source if isinstance(source, Refused) else copy.deepcopy(source)
