@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster.conftest import CreateCache, TuningSignals, WaitForCondition
 from tests.cluster.kube import Kube, Object, bundles, condition
-from tests.cluster.recorder import Recorder, is_held, is_ready
+from tests.cluster.recorder import Recorder, is_held, is_ready, wait_until_held
 from tests.cluster.workloads import serving_template
 from tests.neighbours.argo import ArgoRollouts, rollout
 
@@ -53,11 +53,6 @@ class Serving:
             lambda s: s.are_ready(2, version), SECONDS, f"two pods of {version} serve"
         )
 
-    def wait_until_held(self, version: str) -> None:
-        self.recorder.wait_until(
-            lambda s: any(is_held(pod) for pod in s.pods(version)), 60, f"{version} is held"
-        )
-
 
 @pytest.fixture
 def serving(
@@ -81,7 +76,7 @@ def test_new_pods_are_held_while_old_ones_serve_and_start_warm(
     serving.create(strategy)
     began = recorder.records[-1].at
     serving.roll_out("v2")
-    serving.wait_until_held("v2")
+    wait_until_held(recorder, 1, "v2")
     signals.finish_tuning("v2")
     recorder.wait_until(
         lambda s: s.pods("v2") and all(not is_held(pod) for pod in s.pods("v2")),
@@ -104,7 +99,7 @@ def test_an_aborted_rollout_is_warm_when_it_is_retried(
 ) -> None:
     serving.create(CANARY)
     serving.roll_out("v2")
-    serving.wait_until_held("v2")
+    wait_until_held(recorder, 1, "v2")
     serving.patch({"status": {"abort": True}}, "status")
     recorder.wait_until(lambda s: not s.pods("v2"), 60, "the new pods are gone")
     signals.finish_tuning("v2")
@@ -128,11 +123,11 @@ def test_a_rollback_is_the_newest_revision_again(
     signals.finish_tuning("v2")
     recorder.wait_until(lambda s: s.has_sealed(2), SECONDS, "v2 sealed")
     serving.roll_out("v3")
-    serving.wait_until_held("v3")
+    wait_until_held(recorder, 1, "v3")
     serving.roll_out("v2")
     recorder.wait_until(lambda s: not s.pods("v3"), SECONDS, "v3 is rolled back")
     serving.roll_out("v3")
-    serving.wait_until_held("v3")
+    wait_until_held(recorder, 1, "v3")
     recorder.wait_until(
         lambda s: condition(s.cache(), "Ready")["status"] == "False", 30, "Ready speaks of v3"
     )
@@ -144,7 +139,7 @@ def test_a_rollback_is_the_newest_revision_again(
 def right_to_read_rollouts(kube: Kube, operator: str) -> Iterator[None]:
     """As the chart's value sources.extraRules gives it."""
     name = "pretune-test-rollouts"
-    account = {"kind": "ServiceAccount", "namespace": operator, "name": "pretune-controller"}
+    account = {"kind": "ServiceAccount", "namespace": operator, "name": "pretune"}
     rule = {
         "apiGroups": ["argoproj.io"],
         "resources": ["rollouts"],
