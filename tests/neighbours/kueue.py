@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class Kueue:
 
     def remove(self) -> None:
         self.stop()
+        shutil.rmtree(METRICS_CERTIFICATE, ignore_errors=True)
         delete_crds(self._kube, self._crds)
 
     def create_queue(self, namespace: str, gpus: int) -> None:
