@@ -74,6 +74,9 @@ fidelity: venv cluster ## every release's own code in every situation, or RELEAS
 	PYTHONPATH=operator $(PYTHON) -m tests.fidelity.matrix $(if $(KEEP),--keep) $(RELEASES)
 	FIDELITY_RELEASES=installed $(PYTHON) -m pytest -q -m rehearsal tests/fidelity
 
+soak: venv ## 300 rollouts in the simulator, each with a fault
+	PRETUNE_SOAK=300 $(PYTHON) -m pytest -q tests/sim/test_soak.py
+
 hostile: venv cluster ## a namespace does harm for ten minutes beside one that rolls out
 	PYTHONPATH=operator HOSTILE_SECONDS=600 $(PYTHON) -m tests.bench hostile
 
@@ -85,4 +88,4 @@ docs: venv ## update the generated documents
 	$(PYTHON) -m tools.docs
 
 .PHONY: help venv lock clients lint check unit properties cluster cluster-down rehearsal test demo \
-  bench fidelity hostile neighbours docs
+  bench fidelity soak hostile neighbours docs
