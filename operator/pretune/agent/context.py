@@ -29,6 +29,7 @@ class Context:
     now: Callable[[], float] = time.time  # Unix seconds
     limit_seconds: float = 45.0  # that a starting pod may wait for seed
     answer_seconds: float = 60.0  # that an engine without an HTTP probe may leave a URL unanswered
+    loading_seconds: float = 1800.0  # that an engine without an HTTP probe may answer 503
     settle_seconds: float = 2.0  # between two scans for an engine without an HTTP probe
     log: Callable[[str], None] = lambda line: print(line, flush=True)  # one line a step
 

@@ -9,10 +9,13 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pretune.agent.__main__ import run
 from pretune.agent.claim.fs import Disk, Folder
+from pretune.agent.engine.probe import read_status
 from pretune.api.reasons import REASONS
 from pretune.protocol import MAX_BYTES, Inputs, Manifest, digest
 
@@ -121,6 +124,29 @@ def test_an_engine_without_an_http_probe_is_waited_for_until_it_answers_itself(
     with serve_engine(503, 503, 503, 200) as (url, requests):
         report = pod.run("seal", health=[url])
     assert (report.reason, len(requests)) == ("NothingToTune", 6)  # and before and after the files
+
+
+@pytest.mark.parametrize("status", [404, 500, 501, 502])
+def test_a_server_that_answers_anything_but_503_is_not_waited_for(
+    pod: AgentPod, status: int
+) -> None:
+    """It may have no such path, or be a proxy whose engine listens elsewhere: for ever."""
+    with serve_engine(status) as (url, _):
+        report = pod.write_tactics(managed_store(3)).run("seal", health=[url])
+    assert report.reason == "Sealed"
+
+
+def test_an_engine_that_answers_503_for_ever_is_waited_for_with_an_end(pod: AgentPod) -> None:
+    context = replace(pod.write_tactics(managed_store(3)).context(), loading_seconds=0.05)
+    with serve_engine(503) as (url, requests):
+        context.task = replace(context.task, health=[url])
+        assert run("seal", context).reason == "Sealed"
+    assert len(requests) > 1
+
+
+def test_a_port_that_accepts_and_never_answers_gives_no_answer() -> None:
+    with serve_engine(200, silent_from=1) as (url, _):
+        assert read_status(url, timeout=0.05) == 0
 
 
 def test_an_engine_that_answered_itself_has_to_answer_to_the_end(pod: AgentPod) -> None:

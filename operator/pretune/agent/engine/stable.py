@@ -34,22 +34,28 @@ def await_answer(context: Context) -> Context:
     """Return the context, in which the task names a URL where the engine answers as ready.
 
     That is for an engine whose probe is not over HTTP: the probe may have passed long before. One
-    that answers with an error of its server (503) is waited for, until the pod's deadline; one
-    that gives no answer, or knows none of the URLs, for context.answer_seconds. Then the context
-    is as it was.
+    that answers 503 still loads, and is waited for up to context.loading_seconds. Any other answer,
+    or none, ends the wait after context.answer_seconds: a server without these URLs never gives
+    another. Then the context is as it was.
     """
     task = context.task
     if task.ready is not None or not task.health:
         return context
-    until = time.monotonic() + context.answer_seconds
+    began = loading_at = time.monotonic()
     while True:
         statuses = [(read_status(url), url) for url in task.health]
         ready = next((url for status, url in statuses if 200 <= status < 400), None)
         if ready is not None:
             context.log("engine: %s answers" % ready)
             return replace(context, task=replace(task, ready=ready))
-        if not any(status >= 500 for status, _ in statuses) and time.monotonic() >= until:
-            context.log("engine: no answer from %s" % ", ".join(task.health))
+        now = time.monotonic()
+        is_loading = any(status == 503 for status, _ in statuses)
+        if is_loading:
+            loading_at = now
+        if now - began >= context.loading_seconds or (
+            not is_loading and now - loading_at >= context.answer_seconds
+        ):
+            context.log("engine: it does not answer as ready at %s" % ", ".join(task.health))
             return context
         time.sleep(context.settle_seconds)
 
