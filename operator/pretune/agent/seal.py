@@ -25,7 +25,8 @@ from pretune.protocol import EMPTY, Report
 
 _UNKNOWN = (
     "the engine wrote nothing, and whether it is ready is unknown: its readiness probe is not an"
-    " httpGet, and it does not answer at %s; give it an httpGet readiness probe"
+    " httpGet, and it does not answer as ready at %s; give it an httpGet readiness probe, and the"
+    " cache's annotation pretune.dev/retry another value"
 )
 
 
@@ -46,7 +47,7 @@ def seal(context: Context) -> Report:
         ask_engine(context, "before its files were read")
         contents = [_read_part(part, context, stack) for part in context.engine.parts]
         if task.ready is None and all(each.evidence.layout == EMPTY for each in contents):
-            raise AgentError(reasons.ENGINE_NOT_READY, _UNKNOWN % (", ".join(task.health) or "-"))
+            raise AgentError(reasons.READINESS_UNKNOWN, _UNKNOWN % (", ".join(task.health) or "-"))
 
         def verify_unchanged() -> None:
             for content in contents:

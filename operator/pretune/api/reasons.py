@@ -368,6 +368,13 @@ ENGINE_NOT_READY = _reason(
     "Raise the deadline, or read in the engine's log where it waits.",
     is_retried=True,
 )
+READINESS_UNKNOWN = _reason(
+    "ReadinessUnknown",
+    "The engine wrote nothing, and whether it is ready is unknown: its readiness probe is not an"
+    " httpGet, and it does not answer as ready at the URLs in the message.",
+    "Give the engine an httpGet readiness probe, and the cache's annotation pretune.dev/retry"
+    " another value: a probe does not change the fingerprint.",
+)
 INCOMPLETE_RANKS = _reason(
     "IncompleteRanks",
     "The rank files have gaps or disagree. When this repeats, no further attempt is made.",

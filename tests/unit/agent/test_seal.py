@@ -113,8 +113,9 @@ def test_an_empty_folder_is_not_sealed_where_only_a_port_or_a_program_says_that_
 ) -> None:
     """KServe's server opens its port before the engine is loaded, and a tcpSocket probe passes."""
     report = pod.run("seal", health=[f"http://127.0.0.1:{free_port()}/health"])
-    assert report.reason == "EngineNotReady" and "httpGet" in report.message
-    assert pod.run("seal").reason == "EngineNotReady"
+    assert report.reason == "ReadinessUnknown" and "httpGet" in report.message
+    assert pod.run("seal").reason == "ReadinessUnknown"
+    assert not REASONS["ReadinessUnknown"].is_retried  # the next start of the engine is the same
     assert not pod.bundles.exists() or list(pod.bundles.iterdir()) == []
 
 
@@ -159,7 +160,7 @@ def test_a_server_that_knows_no_health_path_shows_nothing_about_an_empty_folder(
     pod: AgentPod,
 ) -> None:
     with serve_engine(404) as (url, _):
-        assert pod.run("seal", health=[url]).reason == "EngineNotReady"
+        assert pod.run("seal", health=[url]).reason == "ReadinessUnknown"
         report = pod.write_tactics(managed_store(3)).run("seal", health=[url])
         assert report.reason == "Sealed"  # as ever, once its folder does not change any more
 

@@ -311,6 +311,7 @@ def test_a_failed_attempt_is_remembered_before_it_is_ended_and_tried_again_in_it
         ("EngineFailed", 1, None, "Pending"),
         ("EngineFailed", 3, None, "Failed"),
         ("UnsafeFiles", 1, None, "Failed"),
+        ("ReadinessUnknown", 1, None, "Failed"),
         ("IncompleteRanks", 1, None, "Pending"),
         ("IncompleteRanks", 2, "IncompleteRanks", "Failed"),
         ("IncompleteRanks", 2, "EngineFailed", "Pending"),
