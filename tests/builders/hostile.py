@@ -39,6 +39,8 @@ _TEXTS = (
     "é" * 300,
 )
 _LONG = ("x", "$(", "$(A)", "9", "'", '"', "a ", "-c", "\\", "MIG-", "-", "#\n")
+# Names of variables: the API server looks at them only after the webhook did.
+_PATTERNS = ("(a+)+!", "(a", "a{", "[", "\\", "(?P<a", "a|b", ".*", "HOST_IP")
 _PLAIN = (None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 1.5, 1e300)
 _FIELDS = (
     "name",
@@ -104,6 +106,8 @@ class HostileCase(RandomCase):
         """Return the template, as parsed from JSON."""
         pod = self.pod()
         template: Object = {"metadata": pod["metadata"], "spec": pod["spec"]}
+        if self.seldom(0.2):
+            self._use_node_address(template)
         for _ in range(self._random.randint(1, 4)):
             holder = self._holder(template)
             value = json.loads(json.dumps(self._anything()))  # nothing is there twice
@@ -114,6 +118,19 @@ class HostileCase(RandomCase):
             else:
                 holder[self.pick(_FIELDS)] = value
         return json.loads(json.dumps(template))  # type: ignore[no-any-return]
+
+    def _use_node_address(self, template: Object) -> None:
+        """Have the engine read the node's address, from variables of any name."""
+        engine = next(each for each in template["spec"]["containers"] if each["name"] == "vllm")
+        address = {"fieldRef": {"fieldPath": "status.hostIP"}}
+        names = self.sample(_PATTERNS, 3)
+        engine["env"] = [
+            *(engine.get("env") or ()),
+            *({"name": name, "valueFrom": address} for name in names),
+        ]
+        words = ["$" + "a" * 40, *(f"$({name})" for name in names if self.often())]
+        engine["args"] = [*(engine.get("args") or ()), *words]
+        template["spec"]["hostNetwork"] = True
 
     def _holder(self, value: Any) -> Any:
         """Return any object or list in the template."""

@@ -38,6 +38,7 @@ _POD_INTERFACES = ("eth0", "lo")
 _INTERFACE_SUFFIX = "_SOCKET_IFNAME"
 _HOST_IP_VARIABLE = "VLLM_HOST_IP"
 _LOOPBACK = re.compile(r"127\..*|localhost|\[?::1\]?")
+_SHELL_REFERENCE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 
 # Resources of device plugins that give GPUs under a name of their own: nvidia.com/h100.
 _MAY_BE_GPU = re.compile(r"^nvidia\.com/|gpu", re.IGNORECASE)
@@ -297,8 +298,14 @@ def _is_of_any_pod(interfaces: str) -> bool:
 
 
 def _refers_to(text: str, names: set[str]) -> str:
-    """Return which of these variables a text refers to, as the kubelet or a shell; "": none."""
-    return next((name for name in sorted(names) if re.search(rf"\$[({{]?{name}\b", text)), "")
+    """Return which of these variables a text refers to, as the kubelet or a shell; "": none.
+
+    A name may be any text: it is compared, and never part of a pattern.
+    """
+    if not names:
+        return ""
+    referred = {*canonical.list_references(text), *_SHELL_REFERENCE.findall(text)}
+    return min(names & referred, default="")
 
 
 def pairing_annotation(candidate: Candidate) -> str | None:

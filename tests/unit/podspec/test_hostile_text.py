@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,13 @@ def of_words(words: list[str]) -> Any:
     return cli.find_multi_pod_flag(words), cli.find_registration(words, {})
 
 
+def of_the_nodes_address(word: str) -> Any:
+    address = {"fieldRef": {"fieldPath": "status.hostIP"}}
+    pod = engine(env=[{"name": "HOST_IP", "valueFrom": address}], args=[word])
+    pod["spec"]["hostNetwork"] = True
+    return find_refusal(pod, spec(), DEFAULT)
+
+
 def of_an_image(image: str) -> Any:
     return template.moving_tag(image)
 
@@ -72,6 +80,9 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], Callable[[int], Any]]] = {
     "ray, again and again": (of_words, lambda n: ["ray", "start"] * n),
     "dynamo, nearly": (of_words, lambda n: ["-m", "dynam"] * n),
     "a flag's value": (of_words, lambda n: ["--kv-transfer-config", "m" * n]),
+    "open references in args": (of_the_nodes_address, lambda n: "$(" * n),
+    "names in args": (of_the_nodes_address, lambda n: "$" + "a" * n),
+    "variables in args": (of_the_nodes_address, lambda n: "${a" * n),
     "an image's tag": (of_an_image, lambda n: "vllm:latest" + "-" * n),
     "an image's commit": (of_an_image, lambda n: "vllm:main-" + "a" * n),
 }
@@ -137,6 +148,25 @@ def test_a_long_script_in_a_variable_is_no_reason_to_refuse() -> None:
         [{"name": name, "value": script} for name, script in scripts.items()]
     )
     assert canonical.find_too_long(values) is None
+
+
+@pytest.mark.parametrize("name", ["(a+)+!", "(a", "a{", "[", "\\", "(?P<a", "a|b", "", ".*", "$"])
+def test_a_variables_name_that_is_a_pattern_is_compared_as_it_is_written(name: str) -> None:
+    address = {"name": name, "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
+
+    def refusal(word: str) -> Any:
+        pod = engine(env=[address], args=["--served-model-name", word])
+        pod["spec"]["hostNetwork"] = True
+        return find_refusal(pod, spec(), DEFAULT)
+
+    began = time.thread_time()
+    assert refusal("$" + "a" * 40) is refusal("${HOST}") is None
+    assert time.thread_time() - began < 1
+    if name and ")" not in name:  # with which the kubelet ends a name
+        assert refusal(f"$({name})").message.endswith(
+            f".args: {name}: the address of the node, which a copy, on a network of its own,"
+            " does not have"
+        )
 
 
 # --- the same as before

@@ -55,6 +55,17 @@ ENGINES: dict[str, Object] = {
         "volumeMounts": [{"name": "v", "mountPath": "/a" * 100 + str(n)} for n in range(990)]
     },
 }
+ADDRESS = {"fieldRef": {"fieldPath": "status.hostIP"}}
+NODES: dict[str, Object] = {  # on the node's network, with its address in a variable
+    "a name that is a pattern": {
+        "env": [{"name": "(a+)+!", "valueFrom": ADDRESS}],
+        "args": ["$" + "a" * 40],
+    },
+    "names that are no patterns": {
+        "env": [{"name": "(a" * n, "valueFrom": ADDRESS} for n in range(1, 300)],
+        "args": ["$a ${a $(a" * (LONG // 10)],
+    },
+}
 PODS: dict[str, Object] = {
     "containers": {
         "initContainers": [
@@ -105,9 +116,10 @@ def ordinary() -> float:
     return shortest(lambda raw: json.dumps(json.loads(raw)), text[: text.rindex("}") + 1] + "]")
 
 
-@pytest.mark.parametrize("name", [*ENGINES, *PODS])
+@pytest.mark.parametrize("name", [*ENGINES, *NODES, *PODS])
 def test_no_pod_costs_much_more_than_to_read_an_ordinary_one(name: str, ordinary: float) -> None:
-    hostile = pod(ENGINES.get(name, {}), PODS.get(name, {}))
+    of_node = {"hostNetwork": True} if name in NODES else {}
+    hostile = pod({**ENGINES, **NODES}.get(name, {}), PODS.get(name, of_node))
     request = {"uid": "u", "operation": "CREATE", "namespace": KEY.namespace, "object": hostile}
     body = json.dumps({"request": request}).encode()
     assert shortest(answer, body) < MOST * ordinary
