@@ -19,15 +19,18 @@ from pretune.api.schema import fields_of
 from pretune.api.status import BundleStatus
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.podspec.workloads import controller_of, origin_key
 from pretune.policy.decide import decide
+from pretune.policy.model import Origin
 from pretune.protocol import LAYOUTS, Report
 
 from tests.builders.caches import bundle_json, cache
 from tests.builders.constants import ENGINE, KEY, NOW
 from tests.builders.jobs import job
 from tests.builders.observed import observed
-from tests.builders.pods import AttemptPod
+from tests.builders.pods import AttemptPod, Consumer
 from tests.builders.strategies import law
+from tests.builders.templates import serving_template
 from tests.unit.policy.test_decide import KNOWN, ids, status_of
 from tools import crd
 
@@ -181,6 +184,29 @@ def pods(draw: st.DrawFn) -> Object:
     return pod
 
 
+def _own(pod: Object, kind: str, name: str) -> Object:
+    [reference] = pod["metadata"]["ownerReferences"]
+    reference |= {"kind": kind, "name": name}
+    return pod
+
+
+# What serves with the bundle. The API server bounds neither an owner's kind nor its name.
+OWNER_WORDS = TEXTS | st.sampled_from(["x" * 319, "x" * 320, "x" * 400])
+SERVING = st.builds(_own, st.builds(lambda: Consumer("serving").ready()), OWNER_WORDS, OWNER_WORDS)
+
+
+def origins_of(*pods: Object) -> dict[str, Origin]:
+    """Return the origins of pods that are their own templates: their owners have no row."""
+    found = {}
+    for pod in pods:
+        owner = controller_of(pod) or {}
+        workload = f"{owner['kind']}/{owner['name']}"
+        found[origin_key(pod)] = Origin(
+            "Pod", pod["metadata"]["name"], serving_template(), workload_name=workload
+        )
+    return found
+
+
 @st.composite
 def jobs(draw: st.DrawFn) -> Object:
     """A Job of the cache, which somebody has edited."""
@@ -215,9 +241,15 @@ RECORDS = st.builds(
     st.lists(RECORDS, max_size=1),
     st.sampled_from(["Never", "BeforeRelease"]),
     mostly(True, st.just(False)),
+    SERVING,
 )
 def test_whatever_bears_the_caches_label_there_is_a_plan_whose_status_the_api_server_takes(
-    some_pods: list[Object], some_jobs: list[Object], records: list[Object], verify: str, own: bool
+    some_pods: list[Object],
+    some_jobs: list[Object],
+    records: list[Object],
+    verify: str,
+    own: bool,
+    serving: Object,
 ) -> None:
     the_cache = cache(status_of(*records), verify=verify)
     roles = [pod for pod in some_pods if names.ROLE in pod["metadata"]["labels"]]
@@ -226,7 +258,8 @@ def test_whatever_bears_the_caches_label_there_is_a_plan_whose_status_the_api_se
         observed(
             the_cache,
             pods=tuple(roles),
-            consumers=tuple(consumers),
+            consumers=(*consumers, serving),
+            origins=origins_of(serving),
             jobs=(*([JOB] if own else []), *some_jobs),
         ),
         NOW,
@@ -234,6 +267,16 @@ def test_whatever_bears_the_caches_label_there_is_a_plan_whose_status_the_api_se
     assert plan.status is not None
     del the_cache["metadata"]["resourceVersion"]
     jsonschema.validate({**the_cache, "status": plan.status}, STRICT)
+
+
+def test_the_name_of_a_workload_that_the_status_has_no_room_for_is_left_out() -> None:
+    long, fits = _own(Consumer("a").ready(), "X" * 80, "x" * 240), Consumer("b").ready()
+    _own(fits, "X" * 79, "x" * 240)
+    pods = (long, fits)
+    plan = decide(observed(cache(KNOWN), consumers=pods, origins=origins_of(*pods)), NOW)
+    assert plan.status is not None
+    [bundle] = plan.status["bundles"]
+    assert bundle["serving"] and bundle["servingWorkloads"] == [f"{'X' * 79}/{'x' * 240}"]
 
 
 @pytest.mark.parametrize(

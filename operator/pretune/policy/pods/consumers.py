@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 from pretune.api.names import BUNDLE, DELIVERY, SEED_CONTAINER
 from pretune.api.reasons import Refused
 from pretune.api.spec import Target
-from pretune.api.status import MAX_SERVING_WORKLOADS, BundleStatus, ConsumerCounts
+from pretune.api.status import (
+    MAX_SERVING_WORKLOADS,
+    MAX_WORKLOAD,
+    BundleStatus,
+    ConsumerCounts,
+)
 from pretune.api.timestamps import parse_timestamp
 from pretune.api.types import Object
 from pretune.manifests.delivery_modes import find_mode
@@ -200,7 +205,10 @@ def update_running_flags(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:
         if pod.is_running and pod.is_ready:
             serving.setdefault(pod.bundle, set()).add(pod.workload)
     for bundle in list(plan.bundles.values()):
-        workloads = sorted(filter(None, serving.get(bundle.id, ())))
+        # The name is an owner reference's, which the API server does not bound.
+        workloads = sorted(
+            name for name in serving.get(bundle.id, ()) if 0 < len(name) <= MAX_WORKLOAD
+        )
         plan.put(
             replace(
                 bundle,
