@@ -15,11 +15,10 @@ from pretune.podspec.template import command_words, device_claims, engine_type, 
 # one alone is treated differently.
 UNKNOWN_GPUS = 2
 
-# Device classes of network cards, and of what connects GPUs of several nodes.
-_NO_GPU = re.compile(
-    r"(^|[^a-z])(net|network|nic|rdma|sriov|roce|efa|ib|infiniband|dra-?net|compute-domain)"
-    r"|network|sriov",
-    re.IGNORECASE,
+# Words in the name of a device class. A part of a word says nothing: ibm, netapp.
+_GPU = re.compile(r"v?gpus?|mig|rtx\d*|(a|b|gb|gh|h|v)\d{2,3}|l4|l20|l40s?|t4")
+_NETWORK_CARD = re.compile(
+    r"((infiniband|network|rdma|sriov)[a-z]*|dranet|efa|ib|net|netdev|nics?|roce)\d*"
 )
 
 
@@ -40,11 +39,22 @@ def count_devices(template: Object, engine: Object, claims: Mapping[str, Object]
     """Return how many GPUs the engine's device claims are for; None: unknown, or all of a node."""
     total = 0
     for classes, count in _requests(template, engine, claims):
-        if any(not _NO_GPU.search(name) for name in classes):
+        if any(_may_be_gpu(name) for name in classes):
             if count is None:
                 return None
             total += count
     return total
+
+
+def _may_be_gpu(device_class: str) -> bool:
+    """Whether a device class is not, by its name, one of network cards or of compute domains."""
+    name = device_class.lower()
+    words = re.split(r"[^a-z0-9]+", re.sub(r"\.net(work)?$", "", name))  # that is a domain
+    if any(map(_GPU.fullmatch, words)):
+        return True
+    return not (
+        name == "dra.net" or "compute-domain" in name or any(map(_NETWORK_CARD.fullmatch, words))
+    )
 
 
 def _requests(

@@ -105,7 +105,8 @@ def test_the_gpus_of_an_engine(pod: Template, claims: dict[str, Object], count: 
 @pytest.mark.parametrize(
     "device_class",
     ["dra.net", "dranet", "sriovnetwork.openshift.io", "rdma-nic", "efa.k8s.aws", "roce",
-     "compute-domain-default-channel.nvidia.com", "mlnx-rdma", "nic.example.com"],
+     "compute-domain-default-channel.nvidia.com", "mlnx-rdma", "nic.example.com", "RDMA", "nic0",
+     "gpudirect-rdma", "net.example.net"],
 )  # fmt: skip
 def test_an_engine_that_claims_network_cards_only_has_no_gpu(device_class: str) -> None:
     pod = with_claims(GPU, gpu="t")
@@ -117,8 +118,11 @@ def test_an_engine_that_claims_network_cards_only_has_no_gpu(device_class: str) 
 
 
 @pytest.mark.parametrize(
-    "device_class", ["gpu.nvidia.com", "mig.nvidia.com", "gpu.example.com", "large", "h200"]
-)
+    "device_class",
+    ["gpu.nvidia.com", "mig.nvidia.com", "gpu.example.com", "large", "h200", "gpu.ibm.com",
+     "gpu-rdma", "h200-ib", "h100.network", "netapp-h100", "gpus.ib-pool", "ibm.example.com",
+     "netapp", "large.example.net"],
+)  # fmt: skip
 def test_any_other_device_may_be_a_gpu(device_class: str) -> None:
     request = {"name": "a", "exactly": {"deviceClassName": device_class, "count": 3}}
     pod = with_claims(GPU, gpu="t")
