@@ -6,6 +6,7 @@ One container in the engine's image, without a GPU.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pretune.api.names import (
@@ -55,6 +56,7 @@ def build_import_job(
     agent_name: str,
     example: Object | None = None,
     near: bool = False,
+    device_claims: Mapping[str, Object] | None = None,
 ) -> Object:
     """Return the Job that imports the target's bundle of this template.
 
@@ -63,7 +65,7 @@ def build_import_job(
     near: the pod has to run where the target's pods run. Needed if the claim binds when this pod is
     scheduled: then its volume has to be near the GPUs. Else the pod prefers the target's nodes,
     since the image is there, and has their tolerations.
-    example: as for build_tuning_job. Raises Refused as engine_of does.
+    example, device_claims: as for build_tuning_job. Raises Refused as engine_of does.
 
     The pod has the engine's uid, image and pull secrets, so that it can read what such an engine
     wrote.
@@ -85,7 +87,7 @@ def build_import_job(
         cache=key.folder,
         subPath=spec.claim.sub_path,
         inputs=inputs,
-        gpus=count_used_gpus(template, engine, {}),
+        gpus=count_used_gpus(template, engine, device_claims or {}),
         command=words_without_secrets(engine),
         source=folder,
         engine=engine_type(engine).name,

@@ -231,6 +231,7 @@ def start_import(plan: PlanBuilder, desired: DesiredBundle, storage: Storage) ->
             ),
             observed.examples.get(desired.origin_key),
             near=storage.empty,
+            device_claims=observed.device_claims,
         )
     except Refused as error:
         _record_refusal(plan, desired.id, value, error.reason, error.message)

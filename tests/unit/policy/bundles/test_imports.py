@@ -474,6 +474,18 @@ def test_one_folder_goes_into_one_engines_bundle_and_its_successors_are_tuned(re
 # --- the Job
 
 
+def test_the_devices_of_a_resource_claim_are_counted_as_for_an_attempt() -> None:
+    """One GPU: counted as several, vLLM 0.27 to 0.31 would be refused (SharedLayout)."""
+    the_template = serving_template()
+    the_template["spec"]["containers"][0]["resources"] = {"claims": [{"name": "gpu"}]}
+    the_template["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": "one"}]
+    one = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com", "count": 1}}
+    claims = {"one": {"spec": {"spec": {"devices": {"requests": [one]}}}}}
+    the_cache = asking(source={"template": the_template})
+    [job] = made(decide(observed(the_cache, device_claims=claims), NOW))
+    assert task_of(job).gpus == 1
+
+
 def job_for(
     the_cache: Object,
     the_template: Object,
