@@ -41,6 +41,8 @@ _TEXTS = (
 _LONG = ("x", "$(", "$(A)", "9", "'", '"', "a ", "-c", "\\", "MIG-", "-", "#\n")
 # Names of variables: the API server looks at them only after the webhook did.
 _PATTERNS = ("(a+)+!", "(a", "a{", "[", "\\", "(?P<a", "a|b", ".*", "HOST_IP")
+_NUMBERS = ("²", "١", "9" * 9, "9" * 3000, "9" * 5000, "-1", "1.5", "$(N)", "0", "8")
+_SIZES = ("-tp", "--tensor-parallel-size", "-pp", "-dp", "-pcp", "--port")
 _PLAIN = (None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 1.5, 1e300)
 _FIELDS = (
     "name",
@@ -108,6 +110,8 @@ class HostileCase(RandomCase):
         template: Object = {"metadata": pod["metadata"], "spec": pod["spec"]}
         if self.seldom(0.2):
             self._use_node_address(template)
+        if self.seldom(0.2):
+            self._ask_for_ranks(template)
         for _ in range(self._random.randint(1, 4)):
             holder = self._holder(template)
             value = json.loads(json.dumps(self._anything()))  # nothing is there twice
@@ -121,7 +125,7 @@ class HostileCase(RandomCase):
 
     def _use_node_address(self, template: Object) -> None:
         """Have the engine read the node's address, from variables of any name."""
-        engine = next(each for each in template["spec"]["containers"] if each["name"] == "vllm")
+        engine = _engine(template)
         address = {"fieldRef": {"fieldPath": "status.hostIP"}}
         names = self.sample(_PATTERNS, 3)
         engine["env"] = [
@@ -131,6 +135,13 @@ class HostileCase(RandomCase):
         words = ["$" + "a" * 40, *(f"$({name})" for name in names if self.often())]
         engine["args"] = [*(engine.get("args") or ()), *words]
         template["spec"]["hostNetwork"] = True
+
+    def _ask_for_ranks(self, template: Object) -> None:
+        """Give the engine sizes that are hardly numbers."""
+        engine = _engine(template)
+        engine["args"] = [*(engine.get("args") or ())]
+        for flag in self.sample(_SIZES, 3):
+            engine["args"] += [flag, self.pick(_NUMBERS)]
 
     def _holder(self, value: Any) -> Any:
         """Return any object or list in the template."""
@@ -171,3 +182,7 @@ class HostileCase(RandomCase):
         first = {"name": "A0", "value": "x" * self._random.choice((1, 100, 10_000))}
         rest = [{"name": f"A{n}", "value": f"$(A{n - 1})" * 9} for n in range(1, 12)]
         return [first, *rest]
+
+
+def _engine(template: Object) -> Any:
+    return next(each for each in template["spec"]["containers"] if each["name"] == "vllm")

@@ -14,6 +14,7 @@ from pretune.podspec.template import command_words, device_claims, engine_type, 
 # Counted for an engine of which neither claims nor words say how many GPUs it uses: several, since
 # one alone is treated differently.
 UNKNOWN_GPUS = 2
+MAX_GPUS = 9_999  # of an engine; more are read as so many
 
 # Words in the name of a device class. A part of a word says nothing: ibm, netapp.
 _GPU = re.compile(r"v?gpus?|mig|rtx\d*|(a|b|gb|gh|h|v)\d{2,3}|l4|l20|l40s?|t4")
@@ -25,14 +26,12 @@ _NETWORK_CARD = re.compile(
 def count_used_gpus(template: Object, engine: Object, claims: Mapping[str, Object]) -> int:
     """Return how many GPUs an engine may use: what it asks for, or its ranks if these are more.
 
-    UNKNOWN_GPUS where neither says it. claims: ResourceClaimTemplates by name, as far as they were
+    UNKNOWN_GPUS where neither says it, and at most MAX_GPUS. claims: ResourceClaimTemplates by name, as far as they were
     read. A flag whose value is unknown (`$(TP)`) says nothing.
     """
     asked = sum(gpu_resources(engine).values()) or count_devices(template, engine, claims)
     ranks = engine_type(engine).count_ranks(command_words(engine))
-    if asked is None:
-        return max(UNKNOWN_GPUS, ranks or 0)
-    return max(asked, ranks or 0)
+    return min(MAX_GPUS, max(UNKNOWN_GPUS if asked is None else asked, ranks or 0))
 
 
 def count_devices(template: Object, engine: Object, claims: Mapping[str, Object]) -> int | None:
@@ -87,4 +86,4 @@ def _count(option: Object) -> int | None:
     if option.get("allocationMode", "ExactCount") != "ExactCount":
         return None
     count = option.get("count", 1)
-    return count if isinstance(count, int) and 0 < count < 10_000 else None
+    return count if isinstance(count, int) and 0 < count <= MAX_GPUS else None

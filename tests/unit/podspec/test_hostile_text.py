@@ -15,7 +15,9 @@ from pretune.engines.command import runs_program, shell_words
 from pretune.engines.vllm import cli
 from pretune.manifests.agent_container import select_path_variables
 from pretune.podspec import canonical, identity, template
+from pretune.podspec.devices import MAX_GPUS, count_used_gpus
 from pretune.podspec.preflight import find_refusal
+from pretune.podspec.template import engine_of
 
 from tests.builders.caches import spec
 from tests.builders.constants import DEFAULT
@@ -219,6 +221,16 @@ def test_the_flags_after_which_a_shell_takes_a_script_are_as_before(word: str) -
 def test_what_is_no_small_number_is_none(value: str) -> None:
     assert cli.last_number(["--port", value], "--port") is None
     assert cli.find_multi_pod_flag(["--nnodes", value]) is not None
+    assert cli.count_ranks(["-tp", value, "-pp", "2"]) is None
+
+
+@pytest.mark.parametrize("size", ["9" * 9, "9" * 3000, "9" * 5000, "²"])
+def test_the_gpus_of_an_engine_are_a_small_number(size: str) -> None:
+    words = [word for flag in ("-tp", "-pp", "-dp", "-pcp") for word in (flag, size)]
+    pod = engine(args=["serve", "q", *words])
+    assert 1 <= count_used_gpus(pod, engine_of(pod, ""), {}) <= MAX_GPUS
+    pod = engine().gpus("1e999")
+    assert count_used_gpus(pod, engine_of(pod, ""), {}) == MAX_GPUS
 
 
 def test_a_program_is_found_in_a_long_script() -> None:

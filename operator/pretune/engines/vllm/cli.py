@@ -78,10 +78,11 @@ def count_ranks(words: Sequence[str]) -> Optional[int]:
     """Return the number of ranks that the words ask for; None where a size cannot be read."""
     ranks, given = 1, [*flags(words)]
     for names in _SIZES:
-        values = [value or "" for name, value in given if name in names]
-        if values and not values[-1].isdigit():
+        values = [value for name, value in given if name in names]
+        size = _number(values[-1]) if values else 1
+        if size is None:
             return None
-        ranks *= int(values[-1]) if values else 1
+        ranks *= size
     return ranks
 
 
