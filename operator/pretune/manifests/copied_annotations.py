@@ -85,8 +85,9 @@ _APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 
 # Networks that Multus adds: which ones is kept, for the engine may need them; what is fixed is not.
 _NETWORKS = ("k8s.v1.cni.cncf.io/networks", "v1.multus-cni.io/default-network")
+# cni-args may have an address for the network's plugin, in a form of its own.
 _FIXED_IN_NETWORKS = frozenset(
-    {"ips", "mac", "portMappings", "infiniband-guid", "ipam-claim-reference"}
+    {"ips", "mac", "portMappings", "infiniband-guid", "ipam-claim-reference", "cni-args"}
 )
 
 

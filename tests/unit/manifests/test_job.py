@@ -285,6 +285,7 @@ def test_a_network_is_kept_and_a_fixed_address_in_it_is_not() -> None:
     for value, expected in (
         (json.dumps(fixed), [{"name": "rdma"}, {"name": "b"}]),
         (json.dumps(fixed[1:]), [{"name": "b"}]),
+        (json.dumps([{"name": "b", "cni-args": {"ips": ["10.0.0.9/24"]}}]), [{"name": "b"}]),
         ("default/rdma@net1", "default/rdma@net1"),
         ("[" * 100_000, "[" * 100_000),
     ):
