@@ -539,7 +539,8 @@ SEED_CANNOT_RUN = _reason(
 # --- a bundle's end
 SUPERSEDED = _reason(
     "Superseded",
-    "Nothing wants this bundle any more. Its attempt was ended.",
+    "Nothing wants this bundle any more, or a pod that serves needs a claim that its attempt uses."
+    " The attempt was ended, and does not count.",
     "Nothing to do.",
 )
 UNWANTED = _reason(

@@ -75,8 +75,8 @@ class ControllerMetrics(Metrics):
         self._attempts = self._add_counter(
             "pretune_attempts",
             "Tuning attempts and proofs that ended, by reason: Sealed, NothingToTune, Found (the"
-            " bundle was on the claim already), Proven, Superseded (nothing wanted it any more), or"
-            " the reason of a failure.",
+            " bundle was on the claim already), Proven, Superseded (nothing wanted it any more,"
+            " or a pod that serves needed its claim), or the reason of a failure.",
             ("reason",),
         )
         self._tuning_seconds = self._add_histogram(

@@ -58,6 +58,7 @@ MAX_DISRUPTIONS = 6  # pods of one attempt that are evicted or preempted; the la
 # An attempt's states, beside Pending and Tuning.
 FINISHED = "Finished"
 REPEATED = "Repeated"  # its Job has failed through no fault of its own; it is created again
+GIVES_WAY = "GivesWay"  # it is ended for a pod that serves; it begins again with its number
 
 # What the kubelet gives as a container's reason.
 _CANNOT_PULL = (
@@ -124,9 +125,10 @@ class AttemptState:
     """How an attempt stands. Finished: it has ended, or is to be ended, as its report says.
 
     Without a report, as the reason says. Repeated: its Job is created again with the same number.
+    GivesWay: it is to be ended, and has not failed.
     """
 
-    state: str  # Pending | Tuning | Finished | Repeated
+    state: str  # Pending | Tuning | Finished | Repeated | GivesWay
     reason: Reason
     message: str
     report: Report | None = None
@@ -451,7 +453,7 @@ def needed_elsewhere(a: Attempt) -> AttemptState | None:
                 f"claim {name} is ReadWriteOnce, and a pod on {', '.join(nodes)} needs it: the"
                 f" attempt on {node} was ended"
             )
-            return finished(reasons.VOLUME_UNAVAILABLE, message)
+            return AttemptState(GIVES_WAY, reasons.SUPERSEDED, message)
     return None
 
 

@@ -21,6 +21,7 @@ from pretune.podspec.devices import count_used_gpus
 from pretune.podspec.template import engine_of
 from pretune.policy.bundles.attempt_state import (
     FINISHED,
+    GIVES_WAY,
     REPEATED,
     Attempt,
     has_reported,
@@ -164,6 +165,11 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
     if state.state == REPEATED:
         assert job is not None
         repeat(plan, bundle_id, job, state)
+        return
+    if state.state == GIVES_WAY:
+        assert job is not None
+        plan.end_job(job)
+        plan.set_state(bundle_id, PROVING, reasons.QUEUED, f"proof {number}: {state.message}")
         return
     if state.state != FINISHED:
         reason = state.reason if state.state == PENDING else reasons.PROVING

@@ -27,6 +27,7 @@ from pretune.policy.bundles.adoption import adopt
 from pretune.policy.bundles.attempt_state import (
     ATTEMPT_CHECKS,
     FINISHED,
+    GIVES_WAY,
     REPEATED,
     Attempt,
     AttemptState,
@@ -138,6 +139,12 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
         assert job is not None
         repeat(plan, bundle_id, job, state)
         return
+    if state.state == GIVES_WAY:
+        assert job is not None
+        plan.record_superseded(bundle_id)
+        plan.end_job(job)
+        plan.set_state(bundle_id, PENDING, state.reason, f"attempt {number}: {state.message}")
+        return
     if state.state != FINISHED:
         message = f"attempt {number} of {plan.spec.max_attempts}: {state.message}"
         plan.set_state(bundle_id, state.state, state.reason, message)
@@ -154,10 +161,11 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
 def _forget_superseded(plan: PlanBuilder, bundle_id: str) -> None:
     """Go on as if an attempt that we have ended had not begun: its pod reports our own doing.
 
-    Nothing wanted the bundle for a while. Once the pod is gone, the next attempt has its number.
+    Nothing wanted the bundle for a while, or a pod that serves needed the attempt's claim. Once the
+    pod is gone, the next attempt has its number.
     """
     bundle = plan.bundles[bundle_id]
-    message = f"attempt {bundle.attempts} was ended, since nothing wanted this bundle"
+    message = f"attempt {bundle.attempts} was ended by pretune, and does not count"
     if plan.is_live(bundle_id):
         message += "; waiting for its pod to end"
         plan.set_state(bundle_id, PENDING, reasons.SUPERSEDED, message)

@@ -159,8 +159,8 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         "a pod that serves needs its claim on another node",
         mounting(CHECKED.running(ENGINE)),
         {"claim_nodes": {"models": ("node7",)}},
-        "Finished",
-        "VolumeUnavailable",
+        "GivesWay",
+        "Superseded",
         "claim models is ReadWriteOnce, and a pod on node7 needs it",
     ),
     (

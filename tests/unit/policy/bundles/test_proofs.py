@@ -99,8 +99,8 @@ TABLE: list[tuple[str, AttemptPod | None, dict[str, Any], str, str, str]] = [
         "a pod that serves needs its claim on another node",
         mounting(POD),
         {"claim_nodes": {"models": ("node7",)}},
-        "Finished",
-        "VolumeUnavailable",
+        "GivesWay",
+        "Superseded",
         "node7",
     ),
     (
