@@ -166,6 +166,7 @@ def _wait_until_gates_stay(kube: Kube, namespace: str, pod: str) -> None:
     raise AssertionError("the policy is not in force after 200 requests")
 
 
+@pytest.mark.long
 def test_held_pods_that_cannot_be_released_are_recreated_and_the_next_ones_not_held(
     kube: Kube,
     namespace: str,
@@ -181,7 +182,7 @@ def test_held_pods_that_cannot_be_released_are_recreated_and_the_next_ones_not_h
         [held] = recorder.names_of_held()
         _wait_until_gates_stay(kube, namespace, held)
         signals.finish_tuning("v2")
-        recorder.wait_until(lambda s: s.are_ready(1) and s.are_ready(1, "v2"), 60, "v2, warm")
+        recorder.wait_until(lambda s: s.are_ready(1) and s.are_ready(1, "v2"), 240, "v2, warm")
         assert recorder.least_ready(began) == 1
         wait_for_event(kube, namespace, "ReleaseRefused", "gates of pods stay")
         assert "gates of pods stay" in recorder.cache()["status"]["releaseRefused"]["message"]

@@ -12,6 +12,7 @@ from pretune.api.reasons import Refused
 from pretune.api.spec import Spec, claim_name
 from pretune.api.types import Object
 from pretune.controller.reconcile import reconcile
+from pretune.controller.workqueue import MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS
 from pretune.kube.types import ApiError
 from pretune.podspec import identity
 from pretune.podspec.source import template_of
@@ -44,6 +45,7 @@ class Simulation:
         self.ahead = 0.0  # seconds by which the clock of each new controller is ahead
         self.controller = self.client()
         self.killed = 0
+        self.failures = 0  # of reconciles, in a row
         self.up = True  # whether there is a controller
         self.pace = 0.0  # seconds between two reconciles while the world moves
         self.looked = 0.0
@@ -102,9 +104,12 @@ class Simulation:
                 "a look that did nothing wants another one at once"
             )
             self.after_look(look)
+            self.failures = 0
             return look
         except (ApiError, OSError, TimeoutError):
-            return 1.0
+            self.failures += 1
+            pause = MIN_BACKOFF_SECONDS * 2 ** (self.failures - 1)
+            return float(min(pause, MAX_BACKOFF_SECONDS))
         except Killed:
             assert client.dead
             self.killed += 1
@@ -197,7 +202,7 @@ class Simulation:
                 *self.world.timers()[:1],
                 *([] if look is None else [self.clock.now + max(look, 0.01)]),
             ]
-            quiet += 1
+            quiet += not self.failures
             if not times or quiet > 4 or min(times) > end:
                 return
             self.clock.now = min(times)

@@ -229,6 +229,21 @@ def release_that_is_refused(fleet: Fleet) -> None:
     assert len(fleet.said("Held")) == 1, "whoever could not be released is held once"
 
 
+def release_that_is_refused_for_a_moment(fleet: Fleet) -> None:
+    """A webhook is away while its pod is replaced."""
+    rolled_out(fleet)
+    fleet.world.release_refusal = "failed calling webhook"
+    fleet.serve("vllm:2")
+    fleet.settle(FAR, until=lambda: bool(fleet.controller.refusals.of(KEY)))
+    began = fleet.clock.now
+    fleet.settle(FAR, until=lambda: fleet.clock.now >= began + 20)
+    fleet.world.release_refusal = ""
+    fleet.settle()
+    replaced(fleet, "vllm:2")
+    assert not fleet.promises.deleted, "a moment costs a held pod"
+    assert "releaseRefused" not in fleet.status
+
+
 def source_that_is_refused_while_storage_fails(fleet: Fleet) -> None:
     rolled_out(fleet, spec={"hold": {"when": "Never"}})
     fleet.apply(source={"workloadRef": {**REF["workloadRef"], "name": "absent"}})
@@ -683,6 +698,13 @@ MUTANTS = {
     ),
     "nobody notices that pods cannot be released": Mutant(
         (release,), "MAX_REFUSALS", 10**6, release_that_is_refused, "is held for ever"
+    ),
+    "a moment of a webhook is a refusal": Mutant(
+        (release,),
+        "REFUSED_SECONDS",
+        0.0,
+        release_that_is_refused_for_a_moment,
+        "a moment costs a held pod",
     ),
     "a pod without a record is deleted": Mutant(
         (rescue,),

@@ -29,8 +29,8 @@ PROGRESS_DEADLINE_SHORT = _advice(
 )
 RELEASE_REFUSED = _advice(
     "ReleaseRefused",
-    "The API server refuses to remove the gate of held pods, three times at least: an admission"
-    " policy or webhook does not allow the patch, or does not answer. Held pods that have a"
+    "The API server refuses to remove the gate of held pods, three times at least, for 60 s or"
+    " longer: an admission policy or webhook does not allow the patch, or does not answer. Held pods that have a"
     " controller are deleted, and recreated without a gate. No pod is held for one hour.",
     "Change what the message names so that the controller's ServiceAccount may remove"
     " pretune.dev/hold from pods. Release pods that stay held yourself (docs/operations.md).",

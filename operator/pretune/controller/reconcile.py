@@ -104,7 +104,7 @@ async def _reconcile(
             if conflict and retries_left:
                 log.debug("%s: the cache has changed meanwhile, looking again", key)
                 continue
-            errors = await _release_pods(observed, plan, cluster, metrics, refusals)
+            errors = await _release_pods(observed, plan, cluster, metrics, refusals, clock)
             if not conflict:
                 raise
             if errors:
@@ -114,10 +114,12 @@ async def _reconcile(
             metrics.count_status(observed, plan)
         if log_reader is not None:
             log_reader.set_starts(key, plan.starts)
-        errors = await _release_pods(observed, plan, cluster, metrics, refusals)
-        if not any(isinstance(error, OSError) for error in errors):  # else nothing answers
-            others = [action for action in plan.after if not _is_release(action)]
-            errors += await apply_concurrently(key, others, cluster)
+        errors = await _release_pods(observed, plan, cluster, metrics, refusals, clock)
+        others = [action for action in plan.after if not _is_release(action)]
+        if any(isinstance(error, OSError) for error in errors):  # then nothing else may answer
+            # But it may be the patches alone that a webhook keeps from being answered.
+            others = [action for action in others if _is_after_release(action, plan)]
+        errors += await apply_concurrently(key, others, cluster)
         events = [event for event in plan.events if event.reason != reasons.RELEASED]
         await _record_events(observed, events, cluster)
         if errors:
@@ -134,6 +136,7 @@ async def _release_pods(
     cluster: Cluster,
     metrics: ControllerMetrics | None,
     refusals: ReleaseRefusals | None,
+    clock: Callable[[], float],
 ) -> list[Exception]:
     """Release the pods that the plan releases; return the errors.
 
@@ -145,7 +148,7 @@ async def _release_pods(
     failed: dict[str, Exception] = {}
     errors = await apply_concurrently(observed.key, releases, cluster, failed)
     if refusals is not None:
-        refusals.record(observed.key, releases, failed)
+        refusals.record(observed.key, releases, failed, clock())
     if not errors:
         events = [event for event in plan.events if event.reason == reasons.RELEASED]
         await _record_events(observed, events, cluster)
@@ -156,6 +159,15 @@ async def _release_pods(
 
 def _is_release(action: Action) -> bool:
     return isinstance(action, Patch) and action.strategic
+
+
+def _is_after_release(action: Action, plan: Plan) -> bool:
+    """Return whether an action deletes a pod that the plan tries to release before."""
+    return isinstance(action, Delete) and any(
+        isinstance(each, Patch)
+        and each.object["metadata"]["uid"] == action.object["metadata"]["uid"]
+        for each in plan.after
+    )
 
 
 async def _record_events(observed: Observed, events: Iterable[Event], cluster: Cluster) -> None:

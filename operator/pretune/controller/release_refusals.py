@@ -1,6 +1,6 @@
 """What the API server refused to release, as far as this process has seen it.
 
-Lost with the process: after a restart the same patches are refused again within seconds.
+Lost with the process: after a restart the same patches are refused again.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ class ReleaseRefusals:
         """Return the refusals of a key."""
         return self._refusals.get(key, {})
 
-    def record(self, key: Key, releases: Iterable[Patch], errors: Mapping[str, Exception]) -> None:
-        """Count the refusals among these releases of a key; errors: by the action's name.
+    def record(
+        self, key: Key, releases: Iterable[Patch], errors: Mapping[str, Exception], now: float
+    ) -> None:
+        """Count the refusals among these releases of a key.
+
+        errors: by the action's name. now: Unix seconds, by the API server's clock.
 
         A timeout counts too: the API server may wait for a webhook that does not answer. A pod that
         is not among the releases is gone, released, or need not be released any more.
         """
-        before, now = self.of(key), {}
+        before, after = self.of(key), {}
         # Then some releases were not tried.
         has_stopped = any(not isinstance(error, ApiError) for error in errors.values())
         for release in releases:
             uid, error = release.object["metadata"]["uid"], errors.get(release.name)
-            known = before.get(uid, ReleaseRefusal(0, ""))
+            known = before.get(uid, ReleaseRefusal(0, "", now, now))
             if _is_refusal(error):
-                now[uid] = ReleaseRefusal(known.count + 1, str(error) or "no answer")
+                message = str(error) or "no answer"
+                after[uid] = ReleaseRefusal(known.count + 1, message, known.first_at, now)
             elif known.count and (error is not None or has_stopped):
-                now[uid] = known
+                after[uid] = known
         self._refusals.pop(key, None)
-        if now:
-            self._refusals[key] = now
+        if after:
+            self._refusals[key] = after
 
 
 def _is_refusal(error: Exception | None) -> bool:

@@ -106,6 +106,8 @@ class ReleaseRefusal:
 
     count: int
     message: str  # of the last one
+    first_at: float  # Unix seconds, as last_at is
+    last_at: float
 
 
 @dataclass(frozen=True)

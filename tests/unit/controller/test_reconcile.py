@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pretune.controller.reconcile
@@ -29,6 +30,7 @@ from pretune.kube.types import ApiError, Cluster, Event
 from pretune.manifests.gate import release_patch
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
+from pretune.policy.pods.rescue import delete_stuck_pod
 
 from tests.builders.caches import cache, claim
 from tests.builders.constants import KEY, NOW, SETTINGS
@@ -263,6 +265,33 @@ def test_events_of_the_status_are_recorded_though_a_pod_is_not_released_which_is
     world.admission.clear()
     play(world, lambda observed, now: plan, monkeypatch)
     assert [one.reason for one in world.events].count("Released") == 1
+
+
+@pytest.mark.parametrize(
+    ("refuses", "left"),
+    [("no", ["p", "q"]), ("denies", ["q"]), ("does not answer", ["q"])],
+)
+def test_a_pod_that_cannot_be_released_is_deleted_unless_it_is_released_now(
+    world: Server, monkeypatch: pytest.MonkeyPatch, refuses: str, left: list[str]
+) -> None:
+    """Where the patch alone is not answered, other actions still wait for an API server that is."""
+    pod, other = gated(world, "p"), gated(world, "q")
+
+    def admit(verb: str, obj: Object) -> None:
+        if obj["kind"] == "Pod" and verb == "update":
+            if refuses == "denies":
+                raise ApiError(403, "Forbidden", "no UPDATE of pods")
+            if refuses == "does not answer":
+                raise TimeoutError
+
+    world.admission.append(admit)
+    after = (released(pod), delete_stuck_pod(pod))
+    if refuses == "does not answer":
+        after += (delete_stuck_pod(other),)
+    plan = Plan(status={"n": 1}, after=after)
+    with nullcontext() if refuses == "no" else pytest.raises((ApiError, TimeoutError)):
+        play(world, lambda observed, now: plan, monkeypatch)
+    assert sorted(gates(world)) == left
 
 
 def test_a_release_is_recorded_though_what_else_comes_after_the_status_fails(

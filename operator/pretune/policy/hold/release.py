@@ -22,7 +22,7 @@ from pretune.podspec.workloads import is_recreated
 from pretune.policy.bundles.desired import DesiredBundles
 from pretune.policy.bundles.job_runs import list_attempt_jobs
 from pretune.policy.cache.storage import Storage
-from pretune.policy.model import Action, Delete, Observed, Patch, Released
+from pretune.policy.model import Action, Observed, Patch, Released
 from pretune.policy.objects import owner_uid, reference
 from pretune.policy.plan_builder import MAX_MESSAGE, PlanBuilder
 from pretune.policy.pod_status import find_condition, is_finished, is_job_finished
@@ -37,7 +37,9 @@ REFUSED_RECHECK_SECONDS = 2.0  # until an attempt that could not start is looked
 _CANNOT_START = (reasons.POD_REFUSED, reasons.VOLUME_UNAVAILABLE)
 # That a Job may be suspended while a pod waits for it: Kueue admits one in seconds if it can.
 SUSPENDED_SECONDS = 30.0
-MAX_REFUSALS = 3  # by the API server, to release a pod: one may be a bad moment of a webhook
+# The API server's refusals to release a pod count once there are so many, and so long after the
+# first of them: a webhook may be away while its pod is replaced.
+MAX_REFUSALS, REFUSED_SECONDS = 3, 60.0
 # Without a new refusal: then one pod may be held again, to see whether it can be released.
 RELEASE_REFUSED_SECONDS = 3600.0
 KUEUE_PREFIX = "kueue.x-k8s.io/"  # of labels on the pods that Kueue manages, and of its gates
@@ -124,8 +126,8 @@ def release_pods(
         waited = max(0.0, plan.now - pod.created_at)
         plan.requeue_at(plan.now + RELEASE_RECHECK_SECONDS)
         release = _release(pod.pod, plan.observed)
-        plan.after.append(release)
-        if isinstance(release, Delete):
+        plan.after += release
+        if len(release) > 1:
             continue
         plan.released.append(Released(verdict.cause, waited))
         key = (held.bundle_id, verdict.cause, verdict.message)
@@ -178,24 +180,30 @@ def release_all(pods: Sequence[Object], observed: Observed | None = None) -> lis
 
     observed: of their key, if it was read.
     """
-    return [_release(pod, observed) for pod in pods]
+    return [action for pod in pods for action in _release(pod, observed)]
 
 
-def _release(pod: Object, observed: Observed | None) -> Action:
-    """Return the action that releases a pod.
+def _release(pod: Object, observed: Observed | None) -> list[Action]:
+    """Return the actions that release a pod.
 
-    If the API server refuses that again and again, a pod that is recreated is deleted: the webhook
-    holds no pod while status.releaseRefused is set.
+    If the API server refuses that again and again, a pod that is recreated is deleted, unless it
+    can be released now: then it has changed, and the deletion meets a conflict. The webhook holds
+    no pod while status.releaseRefused is set.
     """
-    if observed is not None and _is_refused(pod, observed) and is_recreated(pod):
-        return delete_stuck_pod(pod)
     name = pod["metadata"]["name"]
-    return Patch(f"release Pod {name}", reference(pod), release_patch(), strategic=True)
+    patch = Patch(f"release Pod {name}", reference(pod), release_patch(), strategic=True)
+    if observed is not None and _is_refused(pod, observed) and is_recreated(pod):
+        return [patch, delete_stuck_pod(pod)]
+    return [patch]
 
 
 def _is_refused(pod: Object, observed: Observed) -> bool:
     refusal = observed.release_refusals.get(pod["metadata"]["uid"])
-    return refusal is not None and refusal.count >= MAX_REFUSALS
+    return (
+        refusal is not None
+        and refusal.count >= MAX_REFUSALS
+        and refusal.last_at >= refusal.first_at + REFUSED_SECONDS
+    )
 
 
 def _record_refusals(plan: PlanBuilder, pods: Sequence[Consumer]) -> None:

@@ -13,6 +13,7 @@ from pretune.api.types import Object
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import (
     MAX_REFUSALS,
+    REFUSED_SECONDS,
     RELEASE_RECHECK_SECONDS,
     RELEASE_REFUSED_SECONDS,
     UNREADY_SECONDS,
@@ -254,22 +255,25 @@ def test_a_hold_ends_when_the_held_pod_uses_up_the_quota_of_its_attempt(
 # --- releases that the API server refuses
 
 
-def refused(count: int, pod: Consumer = HELD) -> Any:
-    return {pod["metadata"]["uid"]: ReleaseRefusal(count, "denied by a policy")}
+def refused(count: int, seconds: float = REFUSED_SECONDS) -> Any:
+    refusal = ReleaseRefusal(count, "denied by a policy", NOW - seconds, NOW)
+    return {HELD["metadata"]["uid"]: refusal}
 
 
 def test_a_pod_that_cannot_be_released_is_recreated_and_no_other_is_held() -> None:
     the_cache = cache_without_source(sealed("a"))
-    again = decide_on(the_cache, OLD, HELD, release_refusals=refused(MAX_REFUSALS - 1))
-    assert released(again) == ["a-1"] and "releaseRefused" not in (again.status or {})
+    for few in (refused(MAX_REFUSALS - 1), refused(9, REFUSED_SECONDS - 1)):
+        again = decide_on(the_cache, OLD, HELD, release_refusals=few)
+        assert [action.name for action in again.after] == ["release Pod a-1"]
+        assert "releaseRefused" not in (again.status or {})
     pod = HELD.meta(resourceVersion="7")
     plan = decide_on(the_cache, OLD, pod, release_refusals=refused(MAX_REFUSALS))
-    assert not released(plan) and not plan.released
-    assert [action.name for action in plan.after] == ["delete Pod a-1"]
-    [deletion] = plan.after
+    assert [action.name for action in plan.after] == ["release Pod a-1", "delete Pod a-1"]
+    assert not plan.released
+    deletion = plan.after[-1]
     assert isinstance(deletion, Delete)
     version = deletion.object["metadata"]["resourceVersion"]
-    assert version == "7", "not one that a person has released meanwhile"
+    assert version == "7", "not one that is released meanwhile, by the patch before or a person"
     assert plan.status is not None
     found = plan.status["releaseRefused"]
     assert found["at"] == format_timestamp(NOW) and "denied by a policy" in found["message"]
@@ -307,7 +311,7 @@ def test_pods_of_a_deleted_cache_that_cannot_be_released_are_recreated_too() -> 
     dying = cache_without_source(pending("a"))
     dying["metadata"]["deletionTimestamp"] = format_timestamp(NOW)
     plan = decide_on(dying, OLD, HELD, release_refusals=refused(9))
-    assert [action.name for action in plan.after] == ["delete Pod a-1"]
+    assert [action.name for action in plan.after] == ["release Pod a-1", "delete Pod a-1"]
 
 
 def test_an_older_pod_of_another_workload_is_no_reason_to_wait() -> None:
