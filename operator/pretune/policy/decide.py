@@ -108,7 +108,7 @@ def _park(observed: Observed, now: float, message: str) -> Plan:
     plan = PlanBuilder(observed, now)
     return Plan(
         status=build_parked_status(plan, message).to_dict(),
-        after=tuple(release.release_all(held)),
+        after=tuple(release.release_all(held, observed)),
         requeue_after=release.RELEASE_RECHECK_SECONDS if held else RESYNC_SECONDS,
     )
 

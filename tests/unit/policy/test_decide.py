@@ -16,7 +16,7 @@ from pretune.policy.bundles.desired import find_desired_bundles
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 from pretune.policy.cache.storage import ensure_claim
 from pretune.policy.decide import decide
-from pretune.policy.model import Action, Apply, Create, Delete, Outcome, Patch, Plan
+from pretune.policy.model import Action, Apply, Create, Delete, Outcome, Patch, Plan, ReleaseRefusal
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.protocol import Report
 
@@ -609,3 +609,6 @@ def test_a_cache_that_is_too_large_to_be_read_holds_and_ends_nothing_and_says_so
     assert [action.object["metadata"]["name"] for action in plan.after] == ["a-1"]  # type: ignore[attr-defined]
     again = decide(replace(look, cache={**parked, "status": plan.status}), NOW + 5)
     assert again.status == plan.status
+    refusals = {pods[0]["metadata"]["uid"]: ReleaseRefusal(9, "denied", NOW - 99, NOW)}
+    refused = decide(replace(look, release_refusals=refusals), NOW)
+    assert [action.name for action in refused.after] == ["release Pod a-1", "delete Pod a-1"]
