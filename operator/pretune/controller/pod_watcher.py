@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pretune.api import delivery_reasons
 from pretune.api.names import CACHE, DELIVERY, REASON, ROLE
 from pretune.api.types import Key, Object
-from pretune.kube.watch import ADDED, DELETED, ENDED, LISTED, Change, watch_with_backoff
+from pretune.kube.watch import ADDED, DELETED, ENDED, LEFT_OUT, LISTED, Change, watch_with_backoff
 
 ALL_ORPHANS = Key("", "")  # pods of any namespace that no cache's reconcile finds
 
@@ -46,6 +46,8 @@ class PodWatcher:
                 missing = set()
                 self._keys = {key: key for key, _ in self._known.values()}
                 self._wake(ALL_ORPHANS, True)
+            elif change == LEFT_OUT:
+                pass  # its pods count as gone: nothing can be done about them
             elif change == DELETED:
                 self._remove(pod)
                 if "deletionTimestamp" not in pod["metadata"]:  # perhaps it only lost its label

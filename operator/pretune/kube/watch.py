@@ -11,9 +11,11 @@ from pretune.kube.types import ApiError
 
 log = logging.getLogger(__name__)
 
-Change = tuple[str, Object]  # one of the words below, and the object; {} with LISTED and ENDED
+# One of the words below, and the object; {} with LISTED and ENDED.
+Change = tuple[str, Object]
 
 ADDED, MODIFIED, DELETED = "ADDED", "MODIFIED", "DELETED"
+LEFT_OUT = "LEFT_OUT"  # a namespace may not be read: {"metadata": {"namespace": its name}}
 LISTED = "LISTED"  # everything that is there was sent as ADDED; what follows are changes
 ENDED = "ENDED"  # the stream has ended; the next one begins with everything that is there
 
@@ -72,7 +74,8 @@ async def watch_namespaces(
 
     open_watch: opens the stream of a namespace. LISTED comes once, after all of them are listed.
     When one ends or fails, so does this one. A namespace that may not be read is left out for 60 s,
-    and then the stream ends: it may have been deleted, and must not stop the others.
+    which LEFT_OUT reports, and then the stream ends: it may have been deleted, and must not stop
+    the others.
     """
     if len(namespaces) == 1:
         async for change in open_watch(namespaces[0]):
@@ -90,6 +93,7 @@ async def watch_namespaces(
         except Exception as error:
             if isinstance(error, ApiError) and error.code in (403, 404):
                 log.warning("namespace %s is left out: %s", namespace, error)
+                await queue.put((LEFT_OUT, {"metadata": {"namespace": namespace}}))
                 if not listed:
                     await queue.put((LISTED, {}))
                 await asyncio.sleep(LEFT_OUT_SECONDS)

@@ -80,15 +80,18 @@ class Admission:
         # Of each revision the last pod with its answer (docs/decisions/0005).
         self._answers: SizedLRU[Hashable, tuple[Object, Answer]] = SizedLRU()
 
-    def can_hold(self) -> bool:
-        """Whether pods may be held: the controller is alive, and the caches are current."""
-        return self._controller.is_alive() and self._caches.is_current()
+    def can_hold(self, namespace: str = "") -> bool:
+        """Whether pods of a namespace may be held; "": of those that may be read.
 
-    def find_problem(self) -> str:
-        """Return why the webhook is not ready, in a sentence; "" when it is."""
+        Then the controller is alive, and the caches are current.
+        """
+        return self._controller.is_alive() and self._caches.is_current(namespace)
+
+    def find_problem(self, namespace: str = "") -> str:
+        """Return why the webhook is not ready (for a namespace), in a sentence; "" when it is."""
         if not (self._caches.has_synced and self._controller.has_synced):
             return "the caches and the controller's lease have not been read yet"
-        if self._caches.is_outdated():
+        if self._caches.is_outdated(namespace):
             return f"the caches could not be read for {MAX_OUTAGE_SECONDS / 60:.0f} minutes"
         return ""
 
@@ -111,13 +114,13 @@ class Admission:
         if not is_new_consumer or is_injected(pod):
             return Answer(NONE, SKIPPED)
         namespace, name = request["namespace"], labels[CACHE]
-        problem = self.find_problem()
+        problem = self.find_problem(namespace)
         if self._caches.is_too_large(namespace, name):
             problem = f"the AutotuneCaches of namespace {namespace} are too large together"
         if problem:
             warning = _truncate(f"pretune: {problem}: the pod starts without its bundle")
             return Answer(NONE, FAILED, warnings=(warning,))
-        cache, can_hold = self._caches.get(namespace, name), self.can_hold()
+        cache, can_hold = self._caches.get(namespace, name), self.can_hold(namespace)
         if cache is None:
             unread = Origin(POD, "", pod)
             decision = decide_delivery(namespace, None, pod, unread, can_hold, self._agent_name)

@@ -1,8 +1,8 @@
 """What the webhook knows without a request: every cache, and whether the controller is alive.
 
-Both come from watches. While the watch of the caches is down, the caches stay as they were last
-seen, for five minutes: a bundle that was retired meanwhile may be pruned five minutes later. A
-webhook that does not see the controller renew its lease holds no pod.
+Both come from watches. While the watch of the caches is down, or a namespace may not be read, its
+caches stay as they were last seen, for five minutes: a bundle that was retired meanwhile may be
+pruned five minutes later. A webhook that does not see the controller renew its lease holds no pod.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from pretune.kube import lease
 from pretune.kube.client import Kubernetes
 from pretune.kube.lease import LEASE_DURATION_SECONDS
 from pretune.kube.types import ALL_NAMESPACES, keep_all
-from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_namespaces, watch_with_backoff
+from pretune.kube.watch import (
+    DELETED,
+    ENDED,
+    LEFT_OUT,
+    LISTED,
+    Change,
+    watch_namespaces,
+    watch_with_backoff,
+)
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
 
 log = logging.getLogger(__name__)
@@ -59,6 +67,13 @@ class _Caches:
     def is_too_large(self, key: Key) -> bool:
         return key in self._json and self._json[key] is None
 
+    def copy_namespace(self, namespace: str, other: _Caches) -> None:
+        """Take over the other's caches of a namespace, except those that are known here."""
+        for key, raw in other._json.items():
+            if key.namespace == namespace and key not in self._json:
+                self._json[key] = raw
+                self._taken[namespace] += len(raw or b"")
+
     def put(self, key: Key, cache: Object) -> None:
         self.remove(key)
         raw = json.dumps(cache, separators=(",", ":")).encode()
@@ -90,6 +105,8 @@ class CacheInformer:
         # What the stream has listed so far; None once the list is complete and changes follow.
         self._listing: _Caches | None = _Caches()
         self._down_since: float | None = None  # None while the watch is open
+        self._left_out: dict[str, float] = {}  # since when a namespace may not be read
+        self._left_out_now: set[str] = set()  # those of the stream that is open
         self.has_synced = False  # the caches were listed at least once
 
     def get(self, namespace: str, name: str) -> Object | None:
@@ -100,29 +117,41 @@ class CacheInformer:
         """Whether there is a cache of this name, of which nothing is known: see _Caches."""
         return self._caches.is_too_large(Key(namespace, name))
 
-    def is_current(self) -> bool:
-        """Whether the caches are known as they were at most 15 s ago.
+    def is_current(self, namespace: str = "") -> bool:
+        """Whether the caches of a namespace are known as they were at most 15 s ago.
 
-        A watch that ends is opened again at once: that alone must not end a hold.
+        "": of those namespaces that may be read. A watch that ends is opened again at once: that
+        alone must not end a hold.
         """
-        return self.has_synced and (
-            self._down_since is None or self._clock() - self._down_since < LEASE_DURATION_SECONDS
-        )
+        return self.has_synced and self._unread_seconds(namespace) < LEASE_DURATION_SECONDS
 
-    def is_outdated(self) -> bool:
+    def is_outdated(self, namespace: str = "") -> bool:
         """Whether a bundle that was sealed when the caches were last seen may be gone."""
-        return (
-            self._down_since is not None and self._clock() - self._down_since >= MAX_OUTAGE_SECONDS
-        )
+        return self._unread_seconds(namespace) >= MAX_OUTAGE_SECONDS
+
+    def _unread_seconds(self, namespace: str) -> float:
+        times = (self._down_since, self._left_out.get(namespace))
+        now = self._clock()
+        return now - min((since for since in times if since is not None), default=now)
 
     def on_event(self, change: str, cache: Object) -> None:
         """Take over one change of the watch (kube.watch); `cache` is {} with LISTED and ENDED."""
         if change == ENDED:
-            self._listing = _Caches()
+            self._listing, self._left_out_now = _Caches(), set()
             if self._down_since is None:
                 self._down_since = self._clock()
+        elif change == LEFT_OUT:
+            namespace = cache["metadata"]["namespace"]
+            self._left_out_now.add(namespace)
+            self._left_out.setdefault(namespace, self._clock())
         elif change == LISTED:
-            self._caches, self._listing = self._listing or _Caches(), None
+            listed = self._listing or _Caches()
+            self._left_out = {
+                name: since for name, since in self._left_out.items() if name in self._left_out_now
+            }
+            for namespace in self._left_out:
+                listed.copy_namespace(namespace, self._caches)
+            self._caches, self._listing = listed, None
             self._down_since, self.has_synced = None, True
         else:
             caches = self._caches if self._listing is None else self._listing

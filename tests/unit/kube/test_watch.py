@@ -11,6 +11,7 @@ from pretune.api.types import Object
 from pretune.kube.types import ApiError, NoSuchKind
 from pretune.kube.watch import (
     ENDED,
+    LEFT_OUT,
     LISTED,
     MAX_PAUSE_SECONDS,
     watch_namespaces,
@@ -168,6 +169,7 @@ def one(name: str) -> tuple[str, Object]:
 
 
 WHOLE = (LISTED, {})
+WITHOUT_A = (LEFT_OUT, {"metadata": {"namespace": "a"}})
 
 
 @pytest.mark.parametrize(
@@ -181,8 +183,8 @@ WHOLE = (LISTED, {})
         ({"a": [WHOLE, 30.0, EXPIRED], "b": [WHOLE]}, [WHOLE, EXPIRED, 30]),
         ({"a": [RESET], "b": [WHOLE]}, [RESET, 0]),
         # Deleted, or without rights: left out for a minute.
-        ({"a": [FORBIDDEN], "b": [one("2"), WHOLE]}, [one("2"), WHOLE, "end", 60]),
-        ({"a": [WHOLE, 5.0, FORBIDDEN], "b": [WHOLE]}, [WHOLE, "end", 65]),
+        ({"a": [FORBIDDEN], "b": [one("2"), WHOLE]}, [WITHOUT_A, one("2"), WHOLE, "end", 60]),
+        ({"a": [WHOLE, 5.0, FORBIDDEN], "b": [WHOLE]}, [WHOLE, WITHOUT_A, "end", 65]),
     ],
     ids=["listed once", "one ends", "one expires", "one fails", "one missing", "one deleted"],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pretune.api.types import Object
-from pretune.kube.watch import ENDED, LISTED
+from pretune.kube.watch import ENDED, LEFT_OUT, LISTED
 from pretune.webhook.informers import (
     MAX_NAMESPACE_BYTES,
     CacheInformer,
@@ -159,6 +159,30 @@ def test_caches_that_have_not_been_watched_for_15_s_are_not_current() -> None:
     assert not caches.is_current()
     caches.on_event(LISTED, {})
     assert caches.is_current()
+
+
+def test_the_caches_of_a_namespace_that_may_not_be_read_stay_for_five_minutes() -> None:
+    clock = Clock()
+    caches, left_out = CacheInformer(clock), (LEFT_OUT, {"metadata": {"namespace": "ns"}})
+    other = ("ADDED", cache("a", 7, "other"))
+    listed, ended = (LISTED, {}), (ENDED, {})
+    for change in (A, other, listed, left_out):
+        caches.on_event(*change)
+    assert caches.is_current("ns")
+    for _ in range(4):
+        clock.now += 60
+        for change in (ended, left_out, other, listed):
+            caches.on_event(*change)
+        assert known_to(caches) == ["a1", "a7"]
+    assert caches.is_current("other") and not caches.is_current("ns"), "then no pod is held there"
+    assert not caches.is_outdated("ns")
+    clock.now += 60
+    assert caches.is_outdated("ns") and not caches.is_outdated("other")
+    assert not caches.is_outdated(), "which is no reason to be not ready"
+    for change in (ended, ("ADDED", cache("b")), other, listed):
+        caches.on_event(*change)
+    assert known_to(caches) == ["b1", "a7"] and caches.is_current("ns")
+    assert not caches.is_outdated("ns")
 
 
 def test_caches_that_have_not_been_watched_for_five_minutes_are_outdated() -> None:
