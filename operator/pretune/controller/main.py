@@ -46,13 +46,18 @@ LABELLED_KINDS = (("batch", "v1", "jobs"), ("", "v1", "persistentvolumeclaims"))
 
 KOPF_PAGE_SIZE = 50  # objects: the metadata of one may be 300 KiB
 
-# For a namespace of controller.namespaces that cannot be read at the start.
+# For a namespace of controller.namespaces that cannot be read at the start, and later.
 NAMESPACE_TRIES, NAMESPACE_PAUSE_SECONDS = 5, 2.0
+LEFT_OUT_RECHECK_SECONDS = 30.0
 
 # While keys wait and none begins or ends: the lease is left to another replica, and later
 # /healthz fails, so that the kubelet restarts us.
 LEASE_STUCK_SECONDS = 30.0
 HEALTH_STUCK_SECONDS = 60.0
+
+
+class NamespaceReadableError(Exception):
+    """A namespace that was left out can be read: it is taken up by a new start."""
 
 
 async def run(settings: ControllerSettings) -> None:
@@ -120,6 +125,8 @@ async def run(settings: ControllerSettings) -> None:
                 more = [log_reader.run()] if log_reader is not None else []
                 if settings.webhook:
                     more.append(issue_certificates(cluster, settings))
+                left_out = [name for name in settings.namespaces if name not in namespaces]
+                more.append(wait_for_namespaces(cluster, left_out))
                 await run_as_leader(
                     queue, references, pods, lease, cluster, ledger, more, namespaces
                 )
@@ -185,11 +192,27 @@ async def find_namespaces(cluster: Kubernetes, names: Sequence[str]) -> Sequence
                 if error.code not in (403, 404) or (not tries_left and not readable):
                     raise
                 if not tries_left:
-                    log.warning("namespace %s is left out until a restart: %s", name, error)
+                    log.warning("namespace %s is left out until it can be read: %s", name, error)
         if len(readable) == len(names):
             break
         await asyncio.sleep(NAMESPACE_PAUSE_SECONDS)
     return tuple(readable)
+
+
+async def wait_for_namespaces(cluster: Kubernetes, names: Sequence[str]) -> None:
+    """Raise NamespaceReadableError once one of these namespaces can be read; no names: return.
+
+    The webhook takes it up within a minute, and may hold pods there: only we release them.
+    """
+    while names:
+        await asyncio.sleep(LEFT_OUT_RECHECK_SECONDS)
+        for name in names:
+            try:
+                await cluster.list(f"{GROUP}/{VERSION}", KIND, name, project=metadata_only)
+            except (ApiError, OSError, TimeoutError) as error:
+                log.debug("namespace %s is still left out: %s", name, error)
+                continue
+            raise NamespaceReadableError(f"namespace {name} can be read, and is taken up")
 
 
 async def load_attempts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -16,18 +16,22 @@ from pretune.api.types import Key, Object
 from pretune.controller.main import (
     HEALTH_STUCK_SECONDS,
     LABELLED_KINDS,
+    NamespaceReadableError,
     build_registry,
     find_problem,
     kopf_connection,
     kopf_session,
     kopf_settings,
+    wait_for_namespaces,
 )
 from pretune.controller.pod_watcher import PodWatcher
 from pretune.controller.reference_watcher import Reference
+from pretune.kube.types import ApiError
 from pretune.policy.bundles.turns import AttemptLedger
 
 from tests.builders.caches import cache
 from tests.builders.jobs import job
+from tests.unit import virtual
 
 
 class Woken:
@@ -198,6 +202,25 @@ def test_kopf_reads_metadata_only_in_small_pages() -> None:
     assert "as=PartialObjectMetadataList;" in accepted["/jobs?limit=50"]
     assert "as=PartialObjectMetadata;" in accepted["/jobs?watch=true"]
     assert kopf_settings().watching.chunk_size == 50
+
+
+def test_when_a_namespace_that_was_left_out_can_be_read_the_controller_ends() -> None:
+    """The webhook holds pods there again, and the next start releases them."""
+
+    class Forbidding:
+        asked: ClassVar[list[tuple[str, float]]] = []
+        answers: ClassVar[list[Exception]] = [*[ApiError(403, "Forbidden", "no")] * 3, OSError()]
+
+        async def list(self, version: str, kind: str, namespace: str, **how: Any) -> list[Object]:
+            self.asked.append((namespace, asyncio.get_running_loop().time() - 1000))
+            if self.answers:
+                raise self.answers.pop(0)
+            return []
+
+    with pytest.raises(NamespaceReadableError, match="namespace a can be read"):
+        virtual.run(wait_for_namespaces(Forbidding(), ["a", "b"]))  # type: ignore[arg-type]
+    assert Forbidding.asked == [("a", 30), ("b", 30), ("a", 60), ("b", 60), ("a", 90)]
+    virtual.run(wait_for_namespaces(Forbidding(), []))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
