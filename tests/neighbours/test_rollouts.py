@@ -45,6 +45,10 @@ class Serving:
         pod = serving_template(version, signals=self.folder)["spec"]
         self.patch({"spec": {"template": {"spec": pod}}})
 
+    def promote(self) -> None:
+        """Go past the steps of CANARY."""
+        self.patch({"status": {"pauseConditions": None, "currentStepIndex": 1}}, "status")
+
     def patch(self, patch: Object, part: str = "") -> None:
         self.kube.patch("Rollout", self.namespace, "serving", patch, part)
 
@@ -84,7 +88,7 @@ def test_new_pods_are_held_while_old_ones_serve_and_start_warm(
         "v2 is released",
     )
     if strategy is CANARY:
-        serving.patch({"status": {"pauseConditions": None, "currentStepIndex": 1}}, "status")
+        serving.promote()
     recorder.wait_until(
         lambda s: len(s.pods("v2")) == 2 and all(is_ready(pod) for pod in s.pods("v2")),
         SECONDS,
@@ -114,25 +118,30 @@ def test_an_aborted_rollout_is_warm_when_it_is_retried(
 
 
 def test_a_rollback_is_the_newest_revision_again(
-    serving: Serving, recorder: Recorder, kube: Kube, namespace: str, signals: TuningSignals
+    serving: Serving, recorder: Recorder, signals: TuningSignals
 ) -> None:
-    """Its order is that of rollout.argoproj.io/revision: Ready speaks of the bundle that pods wait for."""
+    """Its order is that of rollout.argoproj.io/revision: Ready speaks of the bundle that pods wait for.
+
+    By age v3 would be the newest, whose bundle is sealed.
+    """
     serving.create(CANARY)
-    # v1 is to be tuned again, while v2 is sealed and serves.
     serving.roll_out("v2")
-    signals.finish_tuning("v2")
-    recorder.wait_until(lambda s: s.has_sealed(2), SECONDS, "v2 sealed")
-    serving.roll_out("v3")
-    wait_until_held(recorder, 1, "v3")
-    serving.roll_out("v2")
-    recorder.wait_until(lambda s: not s.pods("v3"), SECONDS, "v3 is rolled back")
-    serving.roll_out("v3")
-    wait_until_held(recorder, 1, "v3")
-    recorder.wait_until(
-        lambda s: condition(s.cache(), "Ready")["status"] == "False", 30, "Ready speaks of v3"
-    )
+    wait_until_held(recorder, 1, "v2")
     signals.finish_tuning("v3")
-    recorder.wait_until(lambda s: s.has_sealed(3), SECONDS, "v3 sealed")
+    serving.roll_out("v3")
+    recorder.wait_until(lambda s: s.has_sealed(2), SECONDS, "v3 sealed, v2 is not")
+    serving.promote()
+    serving.wait_until_serving("v3")
+    recorder.wait_until(lambda s: _ready(s) == "True", 30, "Ready speaks of v3")
+    serving.roll_out("v2")
+    wait_until_held(recorder, 1, "v2")
+    recorder.wait_until(lambda s: _ready(s) == "False", 30, "Ready speaks of v2")
+    signals.finish_tuning("v2")
+    recorder.wait_until(lambda s: _ready(s) == "True", SECONDS, "v2 sealed")
+
+
+def _ready(recorder: Recorder) -> str:
+    return str(condition(recorder.cache(), "Ready")["status"])
 
 
 @pytest.fixture
