@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pretune.api.names import FAILED, REFUSED, RETRY
+from pretune.api.types import Object
 from pretune.policy.bundles.retries import MAX_REMEMBERED, REMEMBERED_SECONDS
 
 from tests.sim.fleet import Fleet
@@ -82,9 +83,19 @@ def test_what_failed_begins_anew_with(fleet: Fleet, change: object, scaled: bool
     assert fleet.record["attempts"] == 1
 
 
-def test_another_change_of_the_spec_costs_no_attempt(fleet: Fleet) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hold": {"when": "Always"}, "bundleHistoryLimit": 5},
+        {"tuning": {"nodeWaitSeconds": 60}},
+        {"tuning": {"maxAttempts": 2}},
+        {"tuning": {"deadlineSeconds": 5400, "allow": [], "podTemplate": {"spec": {}}}},
+    ],
+    ids=["holds", "how long pods are held", "fewer attempts", "what is the default"],
+)
+def test_another_change_of_the_spec_costs_no_attempt(fleet: Fleet, change: Object) -> None:
     before = failed(fleet)
-    fleet.apply(hold={"when": "Always"}, bundleHistoryLimit=5)
+    fleet.apply(**change)
     fleet.settle(FAR)
     assert len(fleet.world.starts) == before
 

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pretune.api import reasons
 from pretune.api.names import FAILED, PENDING, REFUSED, RETRY, SEALED, TUNING
 from pretune.api.reasons import REASONS, Reason
+from pretune.api.spec import Spec
 from pretune.api.status import BundleStatus, Failure
 from pretune.api.timestamps import format_timestamp
+from pretune.api.types import Object
 from pretune.policy.bundles.desired import DesiredBundle
 from pretune.policy.bundles.proof_state import JUDGED
 from pretune.policy.objects import annotation
@@ -23,6 +25,18 @@ MAX_EXPONENT = 10  # beyond any spec.tuning.maxAttempts: a status may say any nu
 # a workload that is scaled to zero each Friday burns its attempts again each Monday.
 REMEMBERED_SECONDS = 7 * 86400.0
 MAX_REMEMBERED = 64  # unwanted bundles of a cache whose failures are remembered, the newest
+
+# Fields of spec.tuning, as Spec has them, with which a failed attempt could end otherwise. Not the
+# number of attempts, nor how long pods are held: an edit of those would cost all attempts again.
+DECISIVE = (
+    "deadline_seconds",
+    "job_labels",
+    "job_annotations",
+    "priority_class",
+    "tolerations",
+    "keep_containers",
+    "allow",
+)
 
 # Found by an attempt in the image or its release: final for the bundle, and the user's to change.
 REFUSED_BY_CHECK = frozenset(
@@ -153,11 +167,18 @@ def forget_outdated_failures(plan: PlanBuilder, bundles: Iterable[DesiredBundle]
 def hash_settings(plan: PlanBuilder, target_name: str) -> str:
     """Return a hash of what decides, beside the bundle's id, how an attempt of a target ends.
 
-    That is spec.tuning, the target's tolerations and the annotation RETRY.
+    That is DECISIVE, the target's tolerations and the annotation RETRY. A field with its default
+    counts as one that is not set: a field that a release adds changes nothing.
     """
-    tolerations = [
-        list(target.tolerations) for target in plan.spec.targets if target.name == target_name
-    ]
-    tuning = (plan.cache.get("spec") or {}).get("tuning") or {}
-    settings = [tuning, tolerations, annotation(plan.cache, RETRY)]
+    spec, default = plan.spec, Spec.from_cache({})
+    settings: Object = {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name in DECISIVE
+        if (value := getattr(spec, name)) != getattr(default, name)
+    }
+    for target in spec.targets:
+        if target.name == target_name and target.tolerations:
+            settings["target"] = target.tolerations
+    if retry := annotation(plan.cache, RETRY):
+        settings["retry"] = retry
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
