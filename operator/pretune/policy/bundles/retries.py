@@ -145,14 +145,20 @@ def forget_outdated_failures(plan: PlanBuilder, bundles: Iterable[DesiredBundle]
     """Begin anew with bundles that failed under other settings than those of now.
 
     The settings are those of hash_settings. Another engine, revision or target is another bundle.
-    A verdict about a bundle (JUDGED) stays: the same files would get the same one.
+    A verdict about a bundle (JUDGED) stays: the same files would get the same one. Of a failure that
+    an older release recorded the settings are unknown: those of now count as its own, unless the
+    annotation RETRY asks for another attempt.
     """
     for desired in bundles:
         bundle = plan.bundles[desired.id]
         failure = bundle.last_failure
         if failure is None or failure.reason in JUDGED:
             continue
-        if failure.settings in (None, hash_settings(plan, bundle.target)):
+        settings = hash_settings(plan, bundle.target)
+        if failure.settings is None and not annotation(plan.cache, RETRY):
+            plan.put(replace(bundle, last_failure=replace(failure, settings=settings)))
+            continue
+        if failure.settings == settings:
             continue
         if bundle.has_open_attempt or bundle.has_open_proof or plan.is_live(bundle.id):
             continue
