@@ -40,11 +40,7 @@ def decide(observed: Observed, now: float) -> Plan:
     if observed.cache is None:
         return deletion.plan_deletion(observed, now)
     if observed.cache["metadata"].get("deletionTimestamp"):
-        held = [pod for pod in observed.consumers if is_held(pod)]
-        return Plan(
-            after=tuple(release.release_all(held, observed)),
-            requeue_after=release.RELEASE_RECHECK_SECONDS if held else None,
-        )
+        return _release_all(PlanBuilder(observed, now), requeue_after=None)
     if excess := observed.cache.get(EXCESS):
         return _park(observed, now, f"AutotuneCache {observed.key.name} {excess}")
     had_no_claim = observed.claim is None
@@ -104,12 +100,24 @@ def decide(observed: Observed, now: float) -> Plan:
 
 def _park(observed: Observed, now: float, message: str) -> Plan:
     """Return the plan for a cache that is too large to be read: nothing is held, made or ended."""
-    held = [pod for pod in observed.consumers if is_held(pod)]
     plan = PlanBuilder(observed, now)
+    status = build_parked_status(plan, message).to_dict()
+    return replace(_release_all(plan, requeue_after=RESYNC_SECONDS), status=status)
+
+
+def _release_all(plan: PlanBuilder, requeue_after: float | None) -> Plan:
+    """Return the plan that releases every held pod. Attempts that still run keep their turns.
+
+    requeue_after: seconds, where nothing asks for an earlier look.
+    """
+    held = [pod for pod in plan.observed.consumers if is_held(pod)]
+    open_attempts = turns.list_open_attempts(plan)
+    seconds = release.RELEASE_RECHECK_SECONDS if held else requeue_after
+    plan.requeue_at(None if seconds is None else plan.now + seconds)
     return Plan(
-        status=build_parked_status(plan, message).to_dict(),
-        after=tuple(release.release_all(held, observed)),
-        requeue_after=release.RELEASE_RECHECK_SECONDS if held else RESYNC_SECONDS,
+        after=tuple(release.release_all(held, plan.observed)),
+        open_attempts=open_attempts,
+        requeue_after=None if plan.requeue_time is None else plan.requeue_time - plan.now,
     )
 
 

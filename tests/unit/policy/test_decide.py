@@ -612,3 +612,23 @@ def test_a_cache_that_is_too_large_to_be_read_holds_and_ends_nothing_and_says_so
     refusals = {pods[0]["metadata"]["uid"]: ReleaseRefusal(9, "denied", NOW - 99, NOW)}
     refused = decide(replace(look, release_refusals=refusals), NOW)
     assert [action.name for action in refused.after] == ["release Pod a-1", "delete Pod a-1"]
+
+
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["too large", "being deleted"])
+def test_attempts_that_nobody_ends_keep_their_turns(is_deleted: bool) -> None:
+    seen = cache(KNOWN)
+    if is_deleted:
+        seen["metadata"]["deletionTimestamp"] = format_timestamp(NOW)
+    else:
+        seen = {**seen, "spec": {}, EXCESS: "is nested more than 64 levels deep"}
+    runs, ended = job("0123456789ab-a"), job("0123456789ab-b").complete()
+    for each in (runs, ended):  # the place that a spec of a cache that is too large does not name
+        each["metadata"]["annotations"][names.STORAGE] = "shared/folder"
+    pod = AttemptPod(of=runs)
+    plan = decide(observed(seen, jobs=(runs, ended), pods=(pod,)), NOW)
+    assert plan.open_attempts == {runs["metadata"]["name"]: True}
+    assert not plan.actions and not plan.after
+    assert plan.requeue_after == (None if is_deleted else 1800)
+    unplaced = decide(observed(seen, jobs=(runs,), pods=(pod.but(nodeName=""),)), NOW)
+    assert unplaced.open_attempts == plan.open_attempts
+    assert unplaced.requeue_after is not None and unplaced.requeue_after <= 900

@@ -22,7 +22,7 @@ from pretune.api.types import Key, Object
 from pretune.policy.model import Create, Turn
 from pretune.policy.objects import label, owner_uid
 from pretune.policy.plan_builder import ATTEMPT_ROLES, PlanBuilder
-from pretune.policy.pod_status import is_finished
+from pretune.policy.pod_status import is_finished, is_job_finished
 
 # An attempt that has no node for so long does not count any more: it uses no GPU, and a cluster
 # autoscaler gives up on a node after the same time (its --max-node-provision-time).
@@ -36,7 +36,9 @@ def list_open_attempts(plan: PlanBuilder) -> dict[str, bool]:
     """
     found: dict[str, bool] = {}
     for job in plan.jobs:
-        if label(job, ROLE) in ATTEMPT_ROLES and plan.may_go_on(job):
+        if label(job, ROLE) not in ATTEMPT_ROLES or is_job_finished(job):
+            continue
+        if plan.may_go_on(job):
             until = _counts_until(plan, job)
             plan.requeue_at(until if plan.now < until < float("inf") else None)
             found[job["metadata"]["name"]] = plan.now < until
