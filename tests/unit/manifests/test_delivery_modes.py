@@ -27,11 +27,11 @@ from pretune.manifests.delivery_modes import (
 from pretune.manifests.injection import find_collision, inject, is_injected, strip
 from pretune.protocol import LAYOUTS, PER_RANK
 
+from tests.builders.deliveries import NewPod
 from tests.builders.patches import patched
 from tests.builders.strategies import law, templates
 from tests.builders.templates import engine, stored
 from tests.unit.manifests.test_injection import GIVEN, engine_in, pod_of
-from tests.unit.policy.pods.test_delivery import World
 
 CHOICE = Choice(
     asked="Auto",
@@ -120,7 +120,7 @@ def test_what_a_pod_has_of_an_added_modes_parts_is_a_collision() -> None:
 )
 @pytest.mark.usefixtures("with_added_mode")
 def test_an_added_mode_is_chosen_by_its_row(asked: str, layout: str, mode: str) -> None:
-    world = World().sealed(layout).spec(delivery={"mode": asked})
+    world = NewPod().sealed(layout).spec(delivery={"mode": asked})
     answer = world.answer()
     assert (answer.mode, answer.reason) == (mode, delivery_reasons.GIVEN)
     refused = f"mode Added is not used: {answer.bundle} is not laid out by rank"
