@@ -198,6 +198,7 @@ class Task:
     engine: str = "vllm"  # by its name in engines/registry.py
     # Without `ready`: URLs, one of which the engine may answer once it is ready.
     health: List[str] = field(default_factory=list)
+    argsOnly: bool = False  # command has only args: the image's entrypoint runs them
 
     def dump(self) -> str:
         # As asdict, without the copies that it makes: the webhook does this for each pod.
@@ -223,6 +224,7 @@ class Task:
             source=data.text("source", ""),
             engine=data.text("engine", "vllm"),
             health=data.texts("health"),
+            argsOnly=data.flag("argsOnly"),
         )
 
 

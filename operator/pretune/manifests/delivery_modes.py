@@ -306,6 +306,7 @@ def _add_copy(pod: Object, engine: Object, delivery: Delivery) -> Additions:
         subPath=delivery.sub_path,
         inputs=delivery.inputs,
         command=words_without_secrets(engine),
+        argsOnly=not engine.get("command"),
         proven=delivery.proven,
         engine=kind.name,
     )

@@ -89,6 +89,7 @@ def build_import_job(
         inputs=inputs,
         gpus=count_used_gpus(template, engine, device_claims or {}),
         command=words_without_secrets(engine),
+        argsOnly=not engine.get("command"),
         source=folder,
         engine=engine_type(engine).name,
     )

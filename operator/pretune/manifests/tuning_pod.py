@@ -116,6 +116,7 @@ def build_pod_template(
         inputs=inputs,
         gpus=gpus,
         command=words_without_secrets(engine),
+        argsOnly=not engine.get("command"),
         ready=ready_url(engine),
         headers=ready_headers(engine),
         health=health_urls(engine),
@@ -176,6 +177,7 @@ class _AgentContainers:
             subPath=self.task.subPath,
             inputs=self.task.inputs,
             command=self.task.command,
+            argsOnly=self.task.argsOnly,
             engine=self.task.engine,
         )
         return build_seed_container(

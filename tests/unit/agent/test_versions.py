@@ -71,6 +71,8 @@ def image(tmp_path: Path) -> Path:
         (["/bin/sh", "-c", "export PATH={}/opt/bin:$PATH; vllm serve m"], "usr", "0.33.0"),
         (["vllm", "serve", "--model", "{}/absent/vllm"], "usr", "0.20.0"),
         (["--model", "{}/absent/vllm"], "usr", "0.20.0"),
+        (["vllm", "serve", "{}/absent/vllm", "-tp", "8"], "usr", "0.20.0"),
+        (["tini", "--", "vllm", "serve", "{}/absent/vllm"], "usr", "0.20.0"),
     ],
 )
 def test_the_engines_own_interpreter_decides(
@@ -83,6 +85,39 @@ def test_the_engines_own_interpreter_decides(
     )
     assert found.vllm == version
     assert found.flashinfer == {"0.33.0": "0.7.2.post1", "0.20.0": "0.5.0", "": ""}[version]
+
+
+@pytest.mark.parametrize(
+    ("args", "path", "version"),
+    [
+        (["Qwen/Qwen3-8B", "--tensor-parallel-size", "8"], "opt:usr", "0.33.0"),
+        (["Qwen/Qwen3-8B"], "usr", "0.20.0"),
+        (["{}/absent/llama", "--port", "80"], "usr:opt", "0.33.0"),
+        (["{}/absent/vllm", "--port", "80"], "usr", "0.20.0"),
+        (["{}/absent/vllm"], "usr", "0.20.0"),
+        (["serve", "{}/absent/vllm"], "usr", "0.20.0"),
+        (["serve", "{}/absent/vllm", "-tp", "8"], "usr", "0.20.0"),
+        (["env", "--port", "80"], "entry:usr:opt", "0.33.0"),  # a model; no program of that name
+        ([], "usr", "0.20.0"),
+        # An entrypoint that runs what it is given.
+        (["vllm", "serve", "m"], "usr:opt", "0.33.0"),
+        (["vllm", "serve", "{}/absent/vllm"], "usr:opt", "0.33.0"),
+        (["{}/opt/bin/vllm", "serve", "m"], "usr", "0.33.0"),
+        (["{}/absent/vllm", "serve", "m"], "usr", ""),
+        (["{}/absent/bin/python3", "-m", "vllm"], "usr", ""),
+        (["sh", "-c", "exec {}/absent/vllm serve m"], "usr", ""),
+    ],
+)
+def test_of_args_alone_only_an_interpreter_or_engine_is_a_program(
+    image: Path, args: list[str], path: str, version: str
+) -> None:
+    folders = os.pathsep.join(f"{image}/{prefix}" for prefix in _bin(path))
+    words = [word.format(image) for word in args]
+    assert read_versions(VLLM, words, folders, args_only=True).vllm == version
+
+
+def _bin(path: str) -> list[str]:
+    return [prefix if prefix == "entry" else f"{prefix}/bin" for prefix in path.split(":")]
 
 
 def test_a_virtual_environments_links_do_not_lead_out_of_it(tmp_path: Path) -> None:

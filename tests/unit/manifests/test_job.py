@@ -383,11 +383,18 @@ def test_seed_and_prove_have_the_task_and_the_mounts_that_they_need_and_no_more(
     )
     inputs = identity.inputs(pod, spec(), DEFAULT)
     words = ["serve", "qwen3", "--port", "9"]
-    assert task_of(seed) == Task("inference.qwen3", inputs=inputs, command=words)
+    assert task_of(seed) == Task("inference.qwen3", inputs=inputs, command=words, argsOnly=True)
     assert not task_of(seed).proven, "its proof is what it is for"
-    assert task_of(prove) == Task(
-        "inference.qwen3", inputs=inputs, gpus=1, command=words, ready="http://127.0.0.1:9/health"
-    )
+    assert task_of(prove) == replace(task_of(seed), gpus=1, ready="http://127.0.0.1:9/health")
+    with_command = proof(engine().having(command=["vllm"], args=words))
+    for container in (
+        pod_of(with_command)["initContainers"][-2],
+        *pod_of(with_command)["containers"],
+    ):
+        assert (task_of(container).command, task_of(container).argsOnly) == (
+            ["vllm", *words],
+            False,
+        )
     assert (
         seed["resources"] == check_in(tuned(pod))["resources"]
         and prove["resources"] == seal_in(tuned(pod))["resources"]

@@ -24,22 +24,28 @@ _LONG_SHEBANG = re.compile(rb"'''exec'\s+(?:\"([^\"]+)\"|'([^']+)'|(\S+))\s+\"\$
 
 def image_versions(context: Context) -> Versions:
     """Return what is in the image for the task's engine; "" for what is unknown."""
-    command, path, pythonpath = context.task.command, context.path, context.pythonpath
-    return read_versions(context.engine, command, path, pythonpath)
+    task = context.task
+    return read_versions(
+        context.engine, task.command, context.path, context.pythonpath, task.argsOnly
+    )
 
 
 def read_versions(
-    engine: Engine, command: Sequence[str], path: str, pythonpath: str = ""
+    engine: Engine,
+    command: Sequence[str],
+    path: str,
+    pythonpath: str = "",
+    args_only: bool = False,
 ) -> Versions:
     """Return the versions of the engine's distributions in its interpreter.
 
     Else of the engine's program on PATH, else of python3 there; "" for what is unknown. command:
-    the engine's command and args (empty: the image's own entrypoint); path, pythonpath: its
-    variables.
+    the engine's command and args, or only args (args_only), which the image's entrypoint gets;
+    path, pythonpath: its variables.
     """
     ahead = [folder for folder in pythonpath.split(os.pathsep) if folder]
     found: Dict[str, str] = {}
-    for interpreter in _interpreters(engine, command, path):
+    for interpreter in _interpreters(engine, command, path, args_only):
         here: Dict[str, str] = {}
         for folder in ahead + site_folders(interpreter):
             for field, distribution, _ in engine.distributions:
@@ -66,7 +72,9 @@ def describe_versions(engine: Engine, versions: Versions) -> str:
     )
 
 
-def _interpreters(engine: Engine, command: Sequence[str], path: str) -> Iterator[str]:
+def _interpreters(
+    engine: Engine, command: Sequence[str], path: str, args_only: bool
+) -> Iterator[str]:
     """Yield the one that the command itself names, else candidates, the best first.
 
     Where the named one has not the engine, its version is unknown. None where the command names a
@@ -76,11 +84,12 @@ def _interpreters(engine: Engine, command: Sequence[str], path: str) -> Iterator
     named = [word for word in words if _names_interpreter(engine, program(word))]
     folders = _folders_before_path(words)
     if not all(os.path.isdir(folder) for folder in folders) or any(
-        "/" in word and not os.path.exists(word) for word in _programs(engine, words)
+        "/" in word and not os.path.exists(word) for word in _programs(engine, words, args_only)
     ):
         return
     path = os.pathsep.join([*folders, path])
-    for word in named[:1] + words[:1] + [*engine.programs, "python3"]:
+    first = [] if args_only else words[:1]
+    for word in named[:1] + first + [*engine.programs, "python3"]:
         executable = _which(word, path)
         interpreter = executable and _interpreter(engine, executable, path)
         if interpreter:
@@ -89,12 +98,21 @@ def _interpreters(engine: Engine, command: Sequence[str], path: str) -> Iterator
                 return
 
 
-def _programs(engine: Engine, words: Sequence[str]) -> Iterator[str]:
-    """Yield the words that are programs: the first, and the first of an interpreter or engine."""
-    yield from words[:1]
-    for before, word in zip(words, words[1:]):
+def _programs(engine: Engine, words: Sequence[str], args_only: bool) -> Iterator[str]:
+    """Yield the words that are programs: a command's first, and that of an interpreter or engine.
+
+    The first of args alone may be a model (`Qwen/Qwen3-8B`), and so may a path that ends as an
+    engine's program does (`serve /models/vllm`): no verb follows it.
+    """
+    if words and not args_only:
+        yield words[0]
+        if _names_interpreter(engine, program(words[0])):
+            return
+    for before, word, after in zip(["", *words], words, [*words[1:], ""]):
+        name = program(word)
         is_value = before.startswith("--") and before != "--"
-        if not is_value and not word.startswith("-") and _names_interpreter(engine, program(word)):
+        has_verb = after != "" and not after.startswith("-")
+        if not is_value and (_PYTHON.match(name) or (name in engine.programs and has_verb)):
             yield word
             return
 
