@@ -357,6 +357,24 @@ def older_attempt_that_is_suspended(fleet: Fleet) -> None:
     replaced(fleet, "vllm:2")
 
 
+def source_that_is_suspended(fleet: Fleet) -> None:
+    """The source is the newest bundle, and pods wait for an older one's attempt."""
+    fleet.world.kueue = True
+    fleet.serve("vllm:1")
+    fleet.serve("vllm:3", name="next", replicas=0)
+    fleet.apply(source={"workloadRef": {**REF["workloadRef"], "name": "next"}}, tuning=QUEUED)
+    fleet.settle(100)
+    fleet.serve("vllm:2")
+    fleet.settle(20, until=lambda: len(fleet.writes("Job", "delete")) > 1)
+    assert len(fleet.writes("Job", "delete")) == 1, "what gave way begins again at once"
+    [job] = fleet.world.jobs(TUNING)
+    [pod] = fleet.held("vllm:2")
+    assert job["metadata"]["labels"][BUNDLE] == note(pod, BUNDLE), "pods wait for this one"
+    fleet.world.resume(job)
+    assert lowest(fleet) == 3
+    assert fleet.warm("vllm:2") == [True] * 3, "held pods start warm"
+
+
 def job_that_cannot_mount(fleet: Fleet) -> None:
     rolled_out(fleet)
     fleet.world.unmountable.add(CLAIM)
@@ -761,9 +779,16 @@ MUTANTS = {
     "the older attempt goes first though it is suspended": Mutant(
         (tuning,),
         "_withdraw_suspended",
-        lambda plan, bundles, waited_for: None,
+        lambda plan, candidates: None,
         older_attempt_that_is_suspended,
         "pods wait for this one",
+    ),
+    "the newest bundle goes first though pods wait for another": Mutant(
+        (tuning,),
+        "_rank",
+        list,
+        source_that_is_suspended,
+        "what gave way begins again at once",
     ),
     "one node withdraws a bundle from all": Mutant(
         (rescue,),

@@ -64,12 +64,18 @@ class Blocked:
     )
 
 
+Blocker = Callable[[Candidate], Blocked | None]
+
 BY_IMPORT = Blocked()  # an import is started first, if none runs
 
 
-def find_blocker(candidate: Candidate) -> Blocked | None:
-    """Return what the first rule that answers says; None: an attempt, or a proof, starts."""
-    return next((found for rule in BLOCKERS if (found := rule(candidate)) is not None), None)
+def find_blocker(candidate: Candidate, but: Collection[Blocker] = ()) -> Blocked | None:
+    """Return what the first rule that answers says; None: an attempt, or a proof, starts.
+
+    but: rules that are not asked.
+    """
+    rules = (rule for rule in BLOCKERS if rule not in but)
+    return next((found for rule in rules if (found := rule(candidate)) is not None), None)
 
 
 def claim_is_read(c: Candidate) -> Blocked | None:
@@ -195,7 +201,7 @@ def waits_for_turn(c: Candidate) -> Blocked | None:
     return Blocked(reasons.WAITING_FOR_TURN, turn.message, c.plan.now + TURN_RECHECK_SECONDS)
 
 
-BLOCKERS: tuple[Callable[[Candidate], Blocked | None], ...] = (
+BLOCKERS: tuple[Blocker, ...] = (
     claim_is_read,
     attempt_is_open,
     attempt_still_lives,

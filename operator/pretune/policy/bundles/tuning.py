@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pretune.api import reasons
@@ -48,7 +48,13 @@ from pretune.policy.bundles.job_runs import (
     pod_of,
     repeat,
 )
-from pretune.policy.bundles.start_rules import BY_IMPORT, Candidate, find_blocker
+from pretune.policy.bundles.start_rules import (
+    BY_IMPORT,
+    Candidate,
+    another_runs,
+    find_blocker,
+    waits_for_turn,
+)
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import FOUND
@@ -237,18 +243,20 @@ def start_attempts(
 ) -> None:
     """Start an attempt, a proof or an import of each bundle for which nothing blocks it.
 
+    Bundles that pods wait for come first: one attempt of a target runs at a time.
     A bundle for which something does gets that as its reason and message (start_rules.py).
     """
     waited_for = {pod.bundle for pod in pods if pod.is_held}
-    _withdraw_suspended(plan, bundles, waited_for)
     started: set[str] = set()
-    for desired in bundles:
-        state = plan.bundles[desired.id].state
+    candidates = [
+        Candidate(plan, desired, bundles, storage, started, desired.id in waited_for)
+        for desired in bundles
+    ]
+    _withdraw_suspended(plan, candidates)
+    for candidate in _rank(candidates):
+        desired, state = candidate.desired, candidate.bundle.state
         if state not in (PENDING, PROVING):
             continue
-        candidate = Candidate(
-            plan, desired, bundles, storage, started, has_held_pods=desired.id in waited_for
-        )
         blocked = find_blocker(candidate)
         if blocked is BY_IMPORT and not imports.start_import(plan, desired, storage):
             blocked = find_blocker(candidate)  # nothing can be imported: it is tuned
@@ -264,20 +272,25 @@ def start_attempts(
                 started.add(desired.id)
 
 
-def _withdraw_suspended(
-    plan: PlanBuilder, bundles: Sequence[DesiredBundle], waited_for: Collection[str]
-) -> None:
+def _rank(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return the candidates, first those whose bundles pods wait for."""
+    return sorted(candidates, key=lambda candidate: not candidate.has_held_pods)
+
+
+def _withdraw_suspended(plan: PlanBuilder, candidates: Iterable[Candidate]) -> None:
     """Delete suspended attempts that no pod waits for, where pods wait for another of the target.
 
     Such a Job holds no GPU, and would go first only because it is older. It begins again later, as
-    the same attempt.
+    the same attempt. Not where something else keeps the other one from starting: it would begin
+    again at once, and be deleted again.
     """
+    waiting = [candidate for candidate in candidates if candidate.has_held_pods]
+    waited_for = {candidate.bundle.id for candidate in waiting}
     targets = {
-        desired.target.name
-        for desired in bundles
-        if desired.id in waited_for
-        and plan.bundles[desired.id].state == PENDING
-        and not list_attempt_jobs(plan, desired.id)
+        candidate.desired.target.name
+        for candidate in waiting
+        if candidate.bundle.state == PENDING
+        and find_blocker(candidate, but=(another_runs, waits_for_turn)) is None
     }
     for bundle in list(plan.bundles.values()):
         if bundle.target not in targets or bundle.id in waited_for:
