@@ -74,7 +74,8 @@ QUEUED = _reason(
 WAITING_FOR_TURN = _reason(
     "WaitingForTurn",
     "As many attempts of all caches run as the chart's controller.maxConcurrentAttempts allows, or"
-    " half of that number in this namespace. The message says which place this cache has.",
+    " half of that number in this namespace, or ten times that half is open in it, suspended or"
+    " without a node. The message says which, and which place this cache has.",
     "Nothing to do: its attempt starts when its turn comes. An administrator may raise the number.",
 )
 RETRYING = _reason(

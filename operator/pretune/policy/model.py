@@ -170,14 +170,16 @@ class Turn:
     waiting: int  # caches that wait, this one included
     running: int  # attempts of all caches
     limit: int  # controller.maxConcurrentAttempts
+    used_up: str = ""  # why its namespace may start none, though all caches run fewer; "": it may
 
     @property
     def message(self) -> str:
         """Why it waits, and behind how many others."""
-        return (
+        used_up = self.used_up or (
             f"{self.running} attempts of all caches run, of {self.limit} that"
-            f" controller.maxConcurrentAttempts allows; place {self.place} of {self.waiting}"
+            " controller.maxConcurrentAttempts allows"
         )
+        return f"{used_up}; place {self.place} of {self.waiting}"
 
 
 # --- what is wanted

@@ -6,8 +6,9 @@ it is loaded from the Jobs of the cluster, so that nothing is started on top of 
 
 Turns go round by namespace: next is a cache of the namespace with the fewest open attempts, of
 equal ones the namespace whose last turn is longest ago, and in it the cache that has waited
-longest. One namespace gets at most half of the turns: else its long attempts, or those that never
-find a node, would keep all others waiting.
+longest. One namespace gets at most half of the turns: else its long attempts would keep all others
+waiting. Attempts that do not count (suspended, or without a node for long) take no turn, but a
+namespace may have OPEN_PER_TURN open ones for each of its turns only: each is a Job and a pod.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from pretune.policy.pod_status import is_finished, is_job_finished
 # An attempt that has no node for so long does not count any more: it uses no GPU, and a cluster
 # autoscaler gives up on a node after the same time (its --max-node-provision-time).
 WITHOUT_NODE_SECONDS = 900.0
+
+OPEN_PER_TURN = (
+    10  # open attempts of one namespace, whether they count or not, for each of its turns
+)
 
 
 def list_open_attempts(plan: PlanBuilder) -> dict[str, bool]:
@@ -84,7 +89,8 @@ class AttemptLedger:
 
     def __init__(self, limit: int, wake: Callable[[Key], None] = lambda key: None) -> None:
         self._limit, self._wake = limit, wake
-        self._share = (limit + 1) // 2
+        self._share = (limit + 1) // 2  # attempts of one namespace that count
+        self._max_open = self._share * OPEN_PER_TURN  # all of one namespace
         self._attempts: dict[Key, dict[str, bool]] = {}
         self._namespaces: dict[str, _Namespace] = {}
         self._called: set[Key] = set()  # woken for their turn, and not reconciled since
@@ -116,14 +122,33 @@ class AttemptLedger:
             if name != key.namespace and other.waiting:
                 is_first = (other.last_turn, name) < (own.last_turn, key.namespace)
                 before = level - other.counted + is_first
-                ahead += max(0, min(before, len(other.waiting), self._share - other.open))
+                ahead += max(0, min(before, len(other.waiting), self._find_room(other)))
         return Turn(
-            is_free=own.open + index < self._share and ahead < self._limit - self.running,
+            is_free=index < self._find_room(own) and ahead < self._limit - self.running,
             place=ahead + 1,
             waiting=self.waiting + (key not in own.waiting),
             running=self.running,
             limit=self._limit,
+            used_up=self._describe_used_up(own),
         )
+
+    def _find_room(self, own: _Namespace) -> int:
+        """Return how many attempts more a namespace may start, as far as its share says."""
+        return min(self._share - own.counted, self._max_open - own.open)
+
+    def _describe_used_up(self, own: _Namespace) -> str:
+        """Return what a namespace has used up, beside the attempts of all caches; "": nothing."""
+        if own.counted >= self._share:
+            return (
+                f"{own.counted} attempts of this namespace run, of {self._share}, half of what"
+                " controller.maxConcurrentAttempts allows"
+            )
+        if own.open >= self._max_open:
+            return (
+                f"{own.open} Jobs of attempts are open in this namespace, of {self._max_open} at"
+                " most: suspended, or without a node"
+            )
+        return ""
 
     def update(self, key: Key, attempts: Mapping[str, bool], waits: bool) -> None:
         """Record what a plan says: the cache's open attempts by name, and whether it waits.
@@ -184,7 +209,7 @@ class AttemptLedger:
         queue = [
             (each.counted, each.last_turn, name, 0)
             for name, each in self._namespaces.items()
-            if each.waiting and each.open < self._share
+            if each.waiting and self._find_room(each) > 0
         ]
         heapq.heapify(queue)
         waiting = {name: list(self._namespaces[name].waiting) for *_, name, _ in queue}
@@ -193,6 +218,6 @@ class AttemptLedger:
             yield waiting[name][index]
             free -= 1
             index += 1
-            has_more = index < len(waiting[name])
-            if has_more and self._namespaces[name].open + index < self._share:
+            room = self._find_room(self._namespaces[name])
+            if index < min(room, len(waiting[name])):
                 heapq.heappush(queue, (counted + 1, last_turn, name, index))

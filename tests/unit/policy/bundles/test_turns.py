@@ -164,6 +164,55 @@ def test_five_thousand_namespaces_that_wait_cost_little() -> None:
     assert cost(2000) < 10 * 10 * 3 * max(cost(200), 0.001)
 
 
+# --- attempts that do not count
+
+
+def full_of(uncounted: int, limit: int) -> AttemptLedger:
+    """A ledger where so many attempts of the namespace `ml` are suspended, or have no node."""
+    ledger = AttemptLedger(limit)
+    for key in keys("ml", uncounted):
+        ledger.update(key, {"job": False}, waits=False)
+    return ledger
+
+
+@pytest.mark.parametrize(("limit", "uncounted"), [(20, 10), (20, 99), (2, 1), (1, 1), (1, 9)])
+def test_what_does_not_count_takes_no_turn_of_its_namespace(limit: int, uncounted: int) -> None:
+    woken: list[Key] = []
+    ledger, key = full_of(uncounted, limit), Key("ml", "next")
+    turn = ledger.find_turn(key)
+    assert turn is not None and turn.is_free and turn.running == 0
+    ledger._wake = woken.append
+    ledger.update(key, {}, waits=True)
+    assert woken == [key]
+
+
+def test_a_namespace_has_only_so_many_open_attempts() -> None:
+    ledger, key, woken = full_of(100, 20), Key("ml", "next"), list[Key]()
+    ledger._wake = woken.append
+    turn = ledger.find_turn(key)
+    assert turn is not None and not turn.is_free
+    assert turn.message == (
+        "100 Jobs of attempts are open in this namespace, of 100 at most: suspended, or without a"
+        " node; place 1 of 1"
+    )
+    ledger.update(key, {}, waits=True)
+    other = ledger.find_turn(Key("b", "1"))
+    assert not woken and other is not None and other.is_free and other.place == 1
+    ledger.end(Key("ml", "cache-0"), "job")
+    assert woken == [key]
+
+
+def test_the_message_names_the_share_of_the_namespace_where_that_is_used_up() -> None:
+    ledger = AttemptLedger(20)
+    for key in keys("ml", 10):
+        ledger.update(key, {"job": True}, waits=False)
+    turn = ledger.find_turn(Key("ml", "next"))
+    assert turn is not None and turn.message == (
+        "10 attempts of this namespace run, of 10, half of what controller.maxConcurrentAttempts"
+        " allows; place 1 of 1"
+    )
+
+
 # --- which attempts count
 
 
