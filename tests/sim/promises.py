@@ -289,16 +289,25 @@ class Promises(Laws):
         )
 
     def _attempt_has_no_node_since(self, pod: Object) -> float | None:
-        """Since when the attempt at its bundle waits for a node; None: it does not."""
+        """Since when the attempt at its bundle waits for a node, or the one that this is queued behind; None: it does not."""
         bundle = note(pod, BUNDLE)
-        pods = [
+        target = bundle.partition("-")[2]
+        pods = self._attempts(f"{BUNDLE}={bundle}") or [
             one
-            for one in self.world.stored("v1", "Pod", f"{BUNDLE}={bundle}")
-            if label(one, ROLE) in (TUNING, PROOF) and not terminal(one) and not leaving(one)
+            for one in self._attempts(f"{CACHE}={label(pod, CACHE)}")
+            if label(one, BUNDLE).partition("-")[2] == target
         ]
         if not pods or any(one["spec"].get("nodeName") for one in pods):
             return None
         return min(parse_timestamp(one["metadata"]["creationTimestamp"]) for one in pods)
+
+    def _attempts(self, selector: str) -> list[Object]:
+        """The pods of attempts and proofs that live."""
+        return [
+            one
+            for one in self.world.stored("v1", "Pod", selector)
+            if label(one, ROLE) in (TUNING, PROOF) and not terminal(one) and not leaving(one)
+        ]
 
     # --- at any time
 

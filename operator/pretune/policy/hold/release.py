@@ -25,7 +25,7 @@ from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Action, Observed, Patch, Released
 from pretune.policy.objects import owner_uid, reference
 from pretune.policy.plan_builder import MAX_MESSAGE, PlanBuilder
-from pretune.policy.pod_status import find_condition, is_finished, is_job_finished
+from pretune.policy.pod_status import find_condition, is_deleted, is_finished, is_job_finished
 from pretune.policy.pods.consumers import Consumer
 from pretune.policy.pods.rescue import delete_stuck_pod
 
@@ -383,25 +383,28 @@ def no_turn(held: HeldPod) -> str | Wait | None:
 def _without_node_since(held: HeldPod) -> float | None:
     """Return since when the attempt that the pod waits for has a pod without a node.
 
-    If the pod's bundle is queued behind another of its target, that one's attempt. None: there is
-    no such pod, or one with a node.
+    If none of the pod's bundle lives, since it is queued behind another of its target, that one's
+    attempt. None: there is no such pod, or one with a node.
     """
     plan, bundle = held.plan, held.bundle
-    ids = [held.bundle_id]
-    if bundle is not None and not plan.find_pods(bundle.id):
-        ids = [each.id for each in plan.bundles.values() if each.target == bundle.target]
-    ours = {job["metadata"]["uid"] for job in plan.jobs}
-    pods = [
-        pod
-        for bundle_id in ids
-        for pod in plan.find_pods(bundle_id)
-        if owner_uid(pod) in ours
-        and not is_finished(pod)
-        and not pod["metadata"].get("deletionTimestamp")
-    ]
+    pods = _list_living_pods(plan, [held.bundle_id])
+    if not pods and bundle is not None:
+        same_target = [each.id for each in plan.bundles.values() if each.target == bundle.target]
+        pods = _list_living_pods(plan, same_target)
     if not pods or any((pod.get("spec") or {}).get("nodeName") for pod in pods):
         return None
     return min(parse_timestamp(pod["metadata"]["creationTimestamp"]) for pod in pods)
+
+
+def _list_living_pods(plan: PlanBuilder, ids: Sequence[str]) -> list[Object]:
+    """Return the pods of our attempts at these bundles that have not ended, and are not ending."""
+    ours = {job["metadata"]["uid"] for job in plan.jobs}
+    return [
+        pod
+        for bundle_id in ids
+        for pod in plan.find_pods(bundle_id)
+        if owner_uid(pod) in ours and not is_finished(pod) and not is_deleted(pod)
+    ]
 
 
 def storage_not_ready(held: HeldPod) -> str | None:

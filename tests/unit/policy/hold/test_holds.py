@@ -221,6 +221,24 @@ def test_a_hold_ends_when_the_attempt_finds_no_node(
         assert "no node for 300 s (spec.tuning.nodeWaitSeconds)" in event.message
 
 
+@pytest.mark.parametrize("node", ["", "node0"], ids=["it has none", "it has one"])
+def test_a_failed_pod_that_is_kept_hides_no_attempt_that_the_bundle_is_queued_behind(
+    node: str,
+) -> None:
+    kept = attempt_pod(bundle_of("a"), age=900, node="node1", uid="kept").but(
+        status={"phase": "Failed"}
+    )
+    failure = {"attempt": 1, "at": format_timestamp(NOW - 800), "reason": "EngineFailed"}
+    plan = decide_on(
+        cache_without_source(pending("a", lastFailure=failure), pending("b")),
+        OLD,
+        HELD,
+        jobs=(job(bundle_of("a")).failed(), job(OTHER_BUNDLE)),
+        pods=(kept, attempt_pod(OTHER_BUNDLE, node=node)),
+    )
+    assert [each.cause for each in plan.released] == ([] if node else ["NoNode"])
+
+
 def suspended(since: float) -> Object:
     condition = {
         "type": "Suspended",
