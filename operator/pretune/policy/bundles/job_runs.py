@@ -32,6 +32,7 @@ from pretune.policy.pod_status import (
     is_disrupted,
     is_ended_by_suspension,
     is_finished,
+    is_job_failed,
     is_job_finished,
     is_suspended,
     suspended_or_resumed_at,
@@ -43,6 +44,8 @@ RESUMED_SECONDS = 30.0  # from a Job's resumption to its first pod, at most
 # log is whole.
 SECOND_START_SECONDS = 120.0
 SECOND_START_SLACK_SECONDS = 30.0
+# Before a Job's uid, in place of a pod's in the status: that Job was created again.
+_REPEATED = "repeated:"
 KEPT_END_SECONDS = 120.0  # that a pod may take to end; then its Job is ended, and the pod deleted
 
 
@@ -83,21 +86,32 @@ def find_events(plan: PlanBuilder, job: Object | None, pod: Object | None) -> tu
 def count_disruptions(
     plan: PlanBuilder, bundle_id: str, job: Object | None, pod: Object | None
 ) -> None:
-    """Record the attempt's pod, or that it has lost one that had a node.
+    """Record the attempt's pod, or that it has lost one: that had a node, or after a repeat any.
 
     A pod that a suspension of the Job ends does not count: Kueue may preempt an attempt as often
     as it likes.
     """
     bundle = plan.bundles[bundle_id]
+    repeated = _repeated(bundle)
+    if job is not None and repeated == job["metadata"]["uid"]:
+        return  # it has counted, and is being deleted
     if job is not None and _is_stopped(job, pod):
         if pod is not None and bundle.pod == pod["metadata"]["uid"]:
             plan.record_lost(bundle_id, gpu_seconds(pod, plan.now))
-        plan.put(replace(plan.bundles[bundle_id], pod=None))
+        if not repeated:
+            plan.put(replace(plan.bundles[bundle_id], pod=None))
         return
+    if pod is None and job is not None and repeated and is_job_failed(job):
+        plan.put(replace(bundle, disruptions=(bundle.disruptions or 0) + 1))
+        return  # its pod was deleted before it had a node
     if pod is None or not pod["spec"].get("nodeName"):
         return
     uid, lost = pod["metadata"]["uid"], bundle.disruptions or 0
-    if bundle.pod not in (None, uid) and not (job is not None and _is_first_since(job, pod)):
+    if (
+        bundle.pod not in (None, uid)
+        and not repeated
+        and not (job is not None and _is_first_since(job, pod))
+    ):
         lost += 1
     is_lost = is_disrupted(pod)
     if is_lost and bundle.pod is not None:  # else it has counted already
@@ -128,7 +142,8 @@ def repeat(plan: PlanBuilder, bundle_id: str, job: Object, state: AttemptState) 
     Its pod was deleted: that counts as a disruption (count_disruptions), and as no attempt. The Job
     and its pod have ended, so that no two of them live.
     """
-    bundle, number = plan.bundles[bundle_id], attempt_number(job)
+    repeated = f"{_REPEATED}{job['metadata']['uid']}"
+    bundle, number = replace(plan.bundles[bundle_id], pod=repeated), attempt_number(job)
     if label(job, ROLE) == PROOF:
         plan.put(replace(bundle, proofs=number - 1))
         plan.set_state(bundle_id, PROVING, state.reason, f"proof {number}: {state.message}")
@@ -140,9 +155,15 @@ def repeat(plan: PlanBuilder, bundle_id: str, job: Object, state: AttemptState) 
     plan.requeue_at(plan.now)
 
 
+def _repeated(bundle: BundleStatus) -> str:
+    """Return the uid of the Job that was created again, if no pod had a node since; ""."""
+    pod = bundle.pod or ""
+    return pod[len(_REPEATED) :] if pod.startswith(_REPEATED) else ""
+
+
 def has_lost_pod(bundle: BundleStatus) -> bool:
     """Return whether the last pod of an open attempt was lost, as count_disruptions has seen."""
-    return bundle.pod is None and bool(bundle.disruptions)
+    return (bundle.pod is None or bool(_repeated(bundle))) and bool(bundle.disruptions)
 
 
 def find_cause(plan: PlanBuilder, pod: Object | None) -> str:

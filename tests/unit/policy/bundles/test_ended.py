@@ -241,3 +241,27 @@ def test_a_bundle_that_begins_anew_keeps_what_it_has_cost() -> None:
     after = bundle_after(plan_for(before), WANTED)
     assert after is not None and (after["state"], after["attempts"]) == (names.PENDING, 0)
     assert spent(after) == {"failed": 40}
+
+
+# --- pods that are deleted before they have a node
+
+
+@pytest.mark.parametrize("is_queued", [False, True], ids=["", "its queue suspends each at first"])
+def test_pods_that_are_deleted_before_they_have_a_node_count_as_disruptions(
+    is_queued: bool,
+) -> None:
+    """By a descheduler, or a policy that cleans up pods that are pending for long."""
+    record = tuning(disruptions=1)  # its first pod was evicted
+    for number in range(1, 7):
+        uid = f"job-{number}"
+        failed = job(WANTED, uid=uid).failed("BackoffLimitExceeded")
+        steps = (job(WANTED, uid=uid, suspend=is_queued), failed, failed)  # its deletion takes long
+        for step in steps:
+            assert "lastFailure" not in record or number == 6, number
+            after = bundle_after(plan_for(record, jobs=(step,)), WANTED)
+            assert after is not None
+            record = after
+        if number < 6:
+            assert (record["disruptions"], record["attempts"]) == (number, 0)
+            record = {**record, "attempts": 1}  # it is created again
+    assert record["lastFailure"]["reason"] == "Disrupted"
