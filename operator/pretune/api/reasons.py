@@ -215,13 +215,17 @@ SELF_REGISTERING = _reason(
     "Set spec.source.template without the registration, or accept the risk with spec.tuning.allow:"
     " [SelfRegistering].",
 )
+NODE_GPUS = _reason(
+    "NodeGPUs",
+    "The engine sees GPUs of its node that other pods have (NVIDIA_VISIBLE_DEVICES): a copy would"
+    " run on one that serves.",
+    "Remove NVIDIA_VISIBLE_DEVICES from the engine's env. The device plugin sets it.",
+)
 SHARED_GPU = _reason(
     "SharedGPU",
-    "The GPU is time-sliced or a MIG slice, or the engine chooses among all GPUs of its node"
-    " (NVIDIA_VISIBLE_DEVICES): timings that are measured there are not reliable, and an engine that"
-    " serves may be disturbed.",
-    "Tune on a whole GPU, remove the variable, or accept the risk with spec.tuning.allow:"
-    " [SharedGPU].",
+    "The GPU is time-sliced or a MIG slice: timings that are measured there are not reliable, and an"
+    " engine that serves may be disturbed.",
+    "Tune on a whole GPU, or accept the risk with spec.tuning.allow: [SharedGPU].",
 )
 SHARED_RESOURCE_CLAIM = _reason(
     "SharedResourceClaim",

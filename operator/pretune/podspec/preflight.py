@@ -409,6 +409,7 @@ PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
     (reasons.SOURCE_INVALID, volume_missing),
     (reasons.TOO_LARGE, variable_too_long),
     (reasons.TOO_LARGE, script_too_long),
+    (reasons.NODE_GPUS, node_devices),
     (reasons.MULTI_POD_ENGINE, multi_pod_label),
     (reasons.MULTI_POD_ENGINE, multi_pod_flag),
     (reasons.MULTI_POD_ENGINE, leader_address),
@@ -417,7 +418,6 @@ PREFLIGHT_CHECKS: tuple[tuple[Reason, Check], ...] = (
     (reasons.SELF_REGISTERING, pairing_annotation),
     (reasons.SHARED_RESOURCE_CLAIM, shared_resource_claim),
     (reasons.SHARED_GPU, part_of_gpu),
-    (reasons.SHARED_GPU, node_devices),
     (reasons.SINGLE_USE_CLAIM, single_use_claim),
 )
 

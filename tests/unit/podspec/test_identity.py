@@ -551,7 +551,7 @@ REFUSED: list[tuple[Template, str, str]] = [
     ),
     (
         engine().env(NVIDIA_VISIBLE_DEVICES="all"),
-        "SharedGPU",
+        "NodeGPUs",
         ".spec.containers[0].env[0]: NVIDIA_VISIBLE_DEVICES: all:",
     ),
     (engine().env(NVIDIA_VISIBLE_DEVICES="void", CUDA_VISIBLE_DEVICES="0"), "", ""),
@@ -699,12 +699,21 @@ def test_the_field_of_an_inline_template_is_the_caches_own() -> None:
     [
         (engine().env(DYN_NAMESPACE="prod"), "SelfRegistering"),
         (engine().gpus(0).gpus(1, "nvidia.com/gpu.shared"), "SharedGPU"),
-        (engine().env(NVIDIA_VISIBLE_DEVICES="all"), "SharedGPU"),
     ],
 )
 def test_a_risk_that_is_taken_knowingly_is_not_refused(pod: Template, allow: str) -> None:
     assert find_refusal(pod, spec(), DEFAULT) is not None
     assert find_refusal(pod, spec(tuning={"allow": [allow]}), DEFAULT) is None
+
+
+@pytest.mark.parametrize("devices", ["all", "0,1", {"fieldRef": {"fieldPath": "metadata.name"}}])
+def test_an_engine_that_sees_gpus_of_other_pods_is_refused_whatever_is_allowed(
+    devices: Any,
+) -> None:
+    pod = engine().gpus(0).gpus(1, "nvidia.com/gpu.shared").env(NVIDIA_VISIBLE_DEVICES=devices)
+    allow = ["SharedGPU", "SelfRegistering", "SingleNode"]
+    refused = find_refusal(pod, spec(tuning={"allow": allow}), DEFAULT)
+    assert refused is not None and refused.reason == "NodeGPUs"
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ REFUSED_BY_TEMPLATE = frozenset(
         reasons.ENGINE_NOT_FOUND,
         reasons.HOST_NETWORK,
         reasons.MULTI_POD_ENGINE,
+        reasons.NODE_GPUS,
         reasons.SELF_REGISTERING,
         reasons.SHARED_GPU,
         reasons.SHARED_RESOURCE_CLAIM,
