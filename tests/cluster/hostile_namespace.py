@@ -34,6 +34,7 @@ TERMINATION_MESSAGES = {
 }
 OWNER = "apps/v1?watch=true&x=#"  # the API server checks only that there is at most one slash
 NESTED, DEPTH = "nested", 1_000  # a word, and for how many lists in lists it stands
+FOREIGN_JOBS, CLAIMS = 300, 900  # that name our cache in a label; that a template mounts
 TARGETS = [{"name": f"t{n}", "nodeSelector": {"gpu": f"g{n}"}} for n in range(16)]
 
 
@@ -42,6 +43,32 @@ def deep_template() -> Object:
     template = serving_template()
     template["spec"]["containers"][0]["x-nested"] = NESTED
     return template
+
+
+def template_with_claims() -> Object:
+    """Return a template that mounts CLAIMS claims, none of which exists."""
+    template = serving_template()
+    template["spec"]["volumes"] = [
+        {"name": f"v{number}", "persistentVolumeClaim": {"claimName": f"claim-{number}"}}
+        for number in range(CLAIMS)
+    ]
+    return template
+
+
+def suspended_job(namespace: str, number: int) -> Object:
+    """Return a suspended Job that names a cache, and that no cache controls."""
+    template = serving_template()
+    template["spec"]["restartPolicy"] = "Never"
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "namespace": namespace,
+            "name": f"foreign-{number}",
+            "labels": {"pretune.dev/cache": "messages", "pretune.dev/role": "tuning"},
+        },
+        "spec": {"suspend": True, "template": template},
+    }
 
 
 def to_json(obj: Object) -> str:
@@ -71,6 +98,8 @@ class HostileNamespace:
         sys.setrecursionlimit(20 * DEPTH)
         self._create_caches()
         self._create_pods()
+        for number in range(FOREIGN_JOBS):
+            self._create(suspended_job(self.namespace, number))
         for thread in self._threads:
             thread.start()
         return self
@@ -111,6 +140,7 @@ class HostileNamespace:
             },
             "deep": deep_template(),
             "large": serving_template(env={f"V{n}": "x" * 10_000 for n in range(100)}),
+            "claims": template_with_claims(),
         }
         templates["short-options"]["spec"]["containers"][0]["args"] = []
         for name, template in templates.items():

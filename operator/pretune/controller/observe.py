@@ -38,6 +38,7 @@ from pretune.policy.bundles.attempt_state import (
 )
 from pretune.policy.bundles.engine_volumes import is_for_one_node
 from pretune.policy.model import Observed, Origin
+from pretune.policy.objects import owner_uid
 from pretune.policy.pod_status import is_finished, is_job_finished, is_suspended
 from pretune.policy.pods.start_failures import needs_events
 
@@ -47,7 +48,9 @@ MAX_DEVICE_CLAIMS = 8  # of a cache's templates that are read in one reconcile
 MAX_TEMPLATES_CHARACTERS = 16 << 20  # of the templates of a cache's pods, as JSON
 ORIGINS_AT_A_TIME = 16
 MAX_EXAMPLES = 64  # whole pods
-MAX_SUSPECTS = 5  # pods of a cache whose events are read in one reconcile
+# Whose events are read in one reconcile: of a cache's consumers, of its Jobs, of the Jobs' pods.
+MAX_SUSPECTS = 5
+MAX_CLAIM_GETS = 8  # of a cache's templates; more are read by one list of the namespace's claims
 MAX_CHECKED_AGENTS = 10_000  # one for each namespace; the oldest is forgotten
 
 # Of each cluster: the ConfigMaps that hold this release's agent, by uid and resourceVersion, which
@@ -96,6 +99,7 @@ async def observe(
         _find_foreign_agent(cluster, key, agents, current_agent),
     )
     pods = [pod for pod in labelled if ROLE in pod["metadata"]["labels"]]
+    own_jobs = [job for job in jobs if owner_uid(job) == cache["metadata"]["uid"]]
     consumers = [pod for pod in labelled if ROLE not in pod["metadata"]["labels"]]
     newest = _newest_by_origin(consumers)
     source_is_workload = has_revisions((spec.workload_ref or {}).get("kind", ""))
@@ -111,9 +115,13 @@ async def observe(
         _find_agents_named(cluster, key, agents, current_agent, labelled),
         _read_origins(cluster, key, newest, workload=not source_is_workload),
         _read_events(cluster, claim) if claim and _is_pending(claim) else _no_events(),
-        _read_events_by_uid(cluster, _jobs_with_news(jobs, pods, now)),
+        _read_events_by_uid(cluster, _choose(_jobs_with_news(own_jobs, pods, now), now)),
         _read_events_by_uid(
-            cluster, [*_choose_suspects(consumers, now), *_pods_without_volumes(pods, now)]
+            cluster,
+            [
+                *_choose_suspects(consumers, now),
+                *_choose(_pods_without_volumes(own_jobs, pods, now), now),
+            ],
         ),
     )
     sealed = {
@@ -319,14 +327,15 @@ async def _read_whole(cluster: Cluster, key: Key, pod: Object) -> Object | None:
 
 
 def _choose_suspects(consumers: Iterable[Object], now: float) -> list[Object]:
-    """Return pods whose events may say why they do not start.
+    """Return pods whose events may say why they do not start."""
+    return _choose([pod for pod in consumers if needs_events(pod, now)], now)
 
-    Where there are many, some of them: others at each reconcile.
-    """
-    suspects = [pod for pod in consumers if needs_events(pod, now)]
-    if len(suspects) <= MAX_SUSPECTS:
-        return suspects
-    return random.Random(now).sample(suspects, MAX_SUSPECTS)
+
+def _choose(objects: list[Object], now: float) -> list[Object]:
+    """Return the objects; where there are many, some of them: others at each reconcile."""
+    if len(objects) <= MAX_SUSPECTS:
+        return objects
+    return random.Random(now).sample(objects, MAX_SUSPECTS)
 
 
 # --- source
@@ -376,7 +385,10 @@ async def _read_workload(
 async def _read_source_claims(
     cluster: Cluster, key: Key, templates: Iterable[Object | Refused | None]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the access modes of the claims that templates mount, by name, of those that exist."""
+    """Return the access modes of the claims that templates mount, by name, of those that exist.
+
+    A template may mount hundreds.
+    """
     names = {
         volume["persistentVolumeClaim"]["claimName"]
         for template in templates
@@ -384,13 +396,18 @@ async def _read_source_claims(
         for volume in template["spec"].get("volumes") or ()
         if volume.get("persistentVolumeClaim")
     }
-    claims = await asyncio.gather(
-        *(cluster.get("v1", "PersistentVolumeClaim", key.namespace, name) for name in sorted(names))
-    )
+    api_version, kind = "v1", "PersistentVolumeClaim"
+    if len(names) > MAX_CLAIM_GETS:
+        claims = await cluster.list(api_version, kind, key.namespace, project=project.access_modes)
+    else:
+        found = await asyncio.gather(
+            *(cluster.get(api_version, kind, key.namespace, name) for name in sorted(names))
+        )
+        claims = [project.access_modes(claim) for claim in found if claim]
     return {
-        claim["metadata"]["name"]: tuple(claim["spec"].get("accessModes") or ())
+        claim["metadata"]["name"]: tuple(claim["accessModes"])
         for claim in claims
-        if claim
+        if claim["metadata"]["name"] in names
     }
 
 
@@ -487,12 +504,16 @@ def _jobs_with_news(jobs: Iterable[Object], pods: Iterable[Object], now: float) 
     ]
 
 
-def _pods_without_volumes(pods: Iterable[Object], now: float) -> list[Object]:
-    """Return our pods that should have their volumes by now."""
+def _pods_without_volumes(
+    jobs: Iterable[Object], pods: Iterable[Object], now: float
+) -> list[Object]:
+    """Return the Jobs' pods that should have their volumes by now."""
+    uids = {job["metadata"]["uid"] for job in jobs}
     return [
         pod
         for pod in pods
-        if lacks_volumes(pod)
+        if owner_uid(pod) in uids
+        and lacks_volumes(pod)
         and now - parse_timestamp(pod["metadata"]["creationTimestamp"]) >= VOLUME_GRACE_SECONDS
     ]
 

@@ -122,6 +122,14 @@ def storage(cache: Object) -> Object:
     }
 
 
+def access_modes(claim: Object) -> Object:
+    """Return a claim's name and access modes."""
+    return {
+        "metadata": {"name": claim["metadata"]["name"]},
+        "accessModes": claim["spec"].get("accessModes") or [],
+    }
+
+
 def mounts(pod: Object) -> Object:
     """Return the names of the claims and the ConfigMaps that a pod mounts."""
     volumes = _volumes(pod)

@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -57,6 +57,11 @@ FIELD_MANAGER = "pretune"  # also the name under which Events are reported
 PAGE_SIZE = 250
 SMALLER_PAGE = 8  # the divisor of the number of objects
 CALL_TIMEOUT = aiohttp.ClientTimeout(total=30)
+# At a time, of this process, each with a connection of some 350 KiB: what one namespace holds may
+# ask for thousands. Watches and logs are counted by those who open them. The lease does not wait
+# for others' calls.
+MAX_SHORT_CALLS = 64
+LEASES = "/apis/coordination.k8s.io/"
 # A watch sends a bookmark a minute even when nothing happens: without one its connection is dead.
 WATCH_IDLE_SECONDS = 90.0
 LOG_CHUNK_BYTES = 64 << 10
@@ -119,7 +124,8 @@ async def load_configuration() -> Configuration:
         await load_kube_config(  # type: ignore[no-untyped-call]
             client_configuration=config, persist_config=False
         )
-    config.connection_pool_maxsize = 0  # no limit: each watched object holds a connection
+    # No limit here: each watched object holds a connection. Of others: MAX_SHORT_CALLS.
+    config.connection_pool_maxsize = 0
     return config
 
 
@@ -133,6 +139,7 @@ class Kubernetes:
         # By the object's uid: the resourceVersion of our last write of its status.
         self._status_versions: dict[str, str] = {}
         self._server_clock = ServerClock(time.monotonic, time.time)
+        self._short_calls = asyncio.Semaphore(MAX_SHORT_CALLS)
 
     async def __aenter__(self) -> Kubernetes:
         return self
@@ -481,11 +488,15 @@ class Kubernetes:
         headers = {"Accept": accept, "Content-Type": content, **self._client.default_headers}
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        is_counted = limit is CALL_TIMEOUT and not path.startswith(LEASES)
         try:
-            answer = await self._client.call_api(method, url, headers, body, _request_timeout=limit)
-            async with answer.response as response:
-                self._server_clock.observe(response.headers.get("Date"))
-                yield response
+            async with self._short_calls if is_counted else nullcontext():
+                answer = await self._client.call_api(
+                    method, url, headers, body, _request_timeout=limit
+                )
+                async with answer.response as response:
+                    self._server_clock.observe(response.headers.get("Date"))
+                    yield response
         except aiohttp.ClientError as error:
             kind = TimeoutError if isinstance(error, TimeoutError) else ConnectionError
             raise kind(f"{method} {path}: {type(error).__name__} {error}") from error

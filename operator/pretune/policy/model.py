@@ -51,11 +51,10 @@ class Observed:
     # not sealed.
     examples: Mapping[str, Object] = field(default_factory=dict)
     # By pod uid: of consumers that were given a bundle and do not start, five at most; of pods of
-    # ours whose volumes are not mounted.
+    # ours whose volumes are not mounted, five at most.
     pod_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
-    job_events: Mapping[str, tuple[Object, ...]] = field(
-        default_factory=dict
-    )  # by uid: suspended, or without pod
+    # By uid: of Jobs of ours that are suspended, or have no pod, five at most.
+    job_events: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
     agents: tuple[Object, ...] = ()  # agent ConfigMaps of the namespace
     agents_named: frozenset[str] = frozenset()  # those that some pod of the namespace mounts
     # The ConfigMap of the agent's name, where it does not hold this release's agent.

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from pretune.api import names
-from pretune.api.names import CACHE, ROLE
+from pretune.api.names import CACHE, KIND, ROLE
 from pretune.api.reasons import Refused
 from pretune.api.spec import Spec
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
 from pretune.controller import project
-from pretune.controller.observe import observe
+from pretune.controller.observe import API_VERSION, observe
 from pretune.intake import EXCESS
 from pretune.kube.types import ApiError
 from pretune.manifests.agent_archive import agent_name, build_agent_config_map
@@ -24,7 +24,7 @@ from pretune.policy.model import Observed
 
 from tests.builders.caches import cache, claim
 from tests.builders.constants import KEY, NOW, SETTINGS
-from tests.builders.jobs import job
+from tests.builders.jobs import Job, job
 from tests.builders.pods import AttemptPod
 from tests.builders.templates import serving_template
 from tests.sim.cluster import Client, Clock, Server
@@ -63,6 +63,20 @@ def server(*objects: Object) -> Server:
         if status:
             world.patch(made, {"status": status}, status=True)
     return world
+
+
+def server_with_jobs(the_cache: Object, *jobs: Job) -> Server:
+    """The cache, its claim, and Jobs that it controls."""
+    world = server(the_cache, claim())
+    for one in jobs:
+        add_job(world, one)
+    return world
+
+
+def add_job(world: Server, the_job: Job) -> Object:
+    owner = world.get(API_VERSION, KIND, NS, KEY.name) or {}
+    made = world.create(the_job.owned_by(owner))
+    return world.patch(made, {"status": the_job["status"]}, status=True)
 
 
 def observe_now(
@@ -312,7 +326,7 @@ def test_a_claim_is_asked_why_only_while_it_is_pending() -> None:
 def test_a_job_is_asked_why_it_has_no_pod(
     case: str, jobs: list[Object], pods: list[AttemptPod], age: float, asked: bool
 ) -> None:
-    world = server(cache(), claim(), *jobs)
+    world = server_with_jobs(cache(), *jobs)
     made = world.list("batch/v1", "Job", NS)[0]
     for one in pods:
         owner = {"uid": made["metadata"]["uid"], "controller": True}
@@ -322,6 +336,17 @@ def test_a_job_is_asked_why_it_has_no_pod(
     assert (
         [one["message"] for one in events.get(made["metadata"]["uid"], ())] == ["exceeded quota"]
     ) == asked
+
+
+def test_of_many_jobs_without_a_pod_only_the_caches_are_asked_why_and_five_of_them() -> None:
+    suspended = [job("b-default", number, suspend=True) for number in range(1, 13)]
+    world = server_with_jobs(cache(), *suspended)
+    ours = {one["metadata"]["uid"] for one in world.list("batch/v1", "Job", NS)}
+    for number in range(100):  # as anybody can create them who may create Jobs
+        world.create(job("b-default", 100 + number, suspend=True).but_owned_by_nothing())
+    observed, calls = observe_now(world, now=NOW + 60)
+    assert len(observed.job_events) == sum("list Event" in call for call in calls) == 5
+    assert set(observed.job_events) < ours and len(observed.jobs) == 112
 
 
 MINE, ANYBODYS = f"list Pod {CACHE}={KEY.name}", "list Pod"
@@ -799,7 +824,9 @@ def test_of_many_pods_that_do_not_start_the_events_of_five_are_read_and_of_other
 
 
 def test_the_events_of_claims_jobs_and_pods_are_not_mixed_up() -> None:
-    world = server(cache(source=None), PENDING, job("b-default"), job("b-default", 2))
+    world = server(cache(source=None), PENDING)
+    for number in (1, 2):
+        add_job(world, job("b-default", number))
     for number in range(2):
         stuck(world, number)
     found = world.get("v1", "PersistentVolumeClaim", NS, "pretune-qwen3")
@@ -888,8 +915,8 @@ def test_a_device_claims_template_is_read_and_unknown_where_that_is_forbidden() 
 
 
 def test_the_events_of_an_attempts_pod_are_read_while_it_has_no_volumes() -> None:
-    labels = {names.CACHE: KEY.name, names.ROLE: names.TUNING}
-    world = server(cache(), claim(), pod("mounts", labels=labels), pod("waits", labels=labels))
+    world = server(cache(), claim())
+    add_attempt_pods(world, "mounts", "waits")
     made = world.patch(world.get("v1", "Pod", NS, "mounts") or {}, {"spec": {"nodeName": "node-1"}})
     for name in ("mounts", "waits"):
         about = world.get("v1", "Pod", NS, name) or {}
@@ -906,6 +933,42 @@ def test_the_events_of_an_attempts_pod_are_read_while_it_has_no_volumes() -> Non
     observed = observe_now(world, now=NOW + VOLUME_GRACE_SECONDS)[0]
     assert [event["reason"] for event in observed.pod_events[uid]] == ["FailedMount"]
     assert set(observed.pod_events) == {uid}
+
+
+def add_attempt_pods(world: Server, *pods: str, is_ours: bool = True) -> None:
+    made = add_job(world, job("b-default"))
+    uid = made["metadata"]["uid"] if is_ours else "of-another"
+    for name in pods:
+        obj = pod(name, labels={names.CACHE: KEY.name, names.ROLE: names.TUNING})
+        obj["metadata"]["ownerReferences"] = [{"uid": uid, "controller": True}]
+        world.create(obj)
+
+
+@pytest.mark.parametrize(("is_ours", "asked"), [(True, 5), (False, 0)])
+def test_of_many_pods_that_say_they_are_an_attempts_five_of_its_jobs_are_asked(
+    is_ours: bool, asked: int
+) -> None:
+    world = server(cache(), claim())
+    add_attempt_pods(world, *(f"p{number}" for number in range(40)), is_ours=is_ours)
+    for obj in world.list("v1", "Pod", NS):
+        world.patch(obj, {"spec": {"nodeName": "node-1"}})
+    observed, _ = observe_now(world, now=NOW + VOLUME_GRACE_SECONDS)
+    assert len(observed.pod_events) == asked
+
+
+def test_many_claims_of_a_template_are_read_with_one_list() -> None:
+    volumes = [
+        {"name": f"v{number}", "persistentVolumeClaim": {"claimName": f"models-{number}"}}
+        for number in range(900)
+    ]
+    modes = {f"models-{number}": ("ReadOnlyMany",) for number in range(3)}
+    world = server(
+        source_with(volumes=volumes), claim(), claim(name="other"),
+        *(claim(name=name, modes=these) for name, these in modes.items()),
+    )  # fmt: skip
+    observed, calls = observe_now(world)
+    assert observed.source_claims == modes
+    assert sum("PersistentVolumeClaim" in call for call in calls) == 2, "its own, and the list"
 
 
 def test_of_many_large_templates_only_the_newest_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

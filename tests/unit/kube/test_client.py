@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 from pretune.intake import EXCESS
-from pretune.kube.client import LOG_CHUNK_BYTES, Kubernetes, build_event
+from pretune.kube.client import LOG_CHUNK_BYTES, MAX_SHORT_CALLS, Kubernetes, build_event
 from pretune.kube.types import ApiError, Event, NoSuchKind, keep_all, metadata_only
 
 from tests.builders.caches import cache
@@ -63,6 +63,7 @@ class Api:
             app.router.add_route("*", "/{path:.*}", self.handle)
             async with TestServer(app) as server:
                 config = Configuration(host=str(server.make_url("")).rstrip("/"))
+                config.connection_pool_maxsize = 0  # as load_configuration has it
                 if callable(token):
                     config.refresh_api_key_hook = token  # type: ignore[assignment]
                     config.api_key["BearerToken"] = ""
@@ -690,3 +691,58 @@ def test_a_name_stays_one_value_of_a_field_selector() -> None:
 
     api.play(story)
     assert api.asked[0][1]["fieldSelector"] == r"metadata.name=a\,b\=c"
+
+
+# --- how many calls at a time
+
+
+class Busy(Api):
+    """Answers calls after a moment, watches at the end; counts both while they wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watches = self.waiting = self.most = 0
+        self.all_watch, self.all_wait, self.ended = (asyncio.Event() for _ in range(3))
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch"):
+            self.watches += 1
+            if self.watches > MAX_SHORT_CALLS:
+                self.all_watch.set()
+            await self.ended.wait()
+        elif "limit" in request.query:
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+        elif "coordination" in request.path:
+            return web.json_response({"waiting": self.waiting})
+        else:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            if self.waiting == MAX_SHORT_CALLS:
+                self.all_wait.set()
+            await asyncio.sleep(0.2)
+            self.waiting -= 1
+        return web.json_response({})
+
+
+def test_only_so_many_calls_are_made_at_a_time_and_the_lease_and_watches_wait_for_none() -> None:
+    api = Busy()
+
+    async def story(cluster: Kubernetes) -> Any:
+        async def follow(name: str) -> None:
+            async for _ in cluster.watch("batch/v1", "Job", "ns", name):
+                pass
+
+        async with asyncio.timeout(30):
+            numbers = range(3 * MAX_SHORT_CALLS)
+            watches = [asyncio.create_task(follow(f"j{n}")) for n in numbers[: MAX_SHORT_CALLS + 1]]
+            await api.all_watch.wait()
+            gets = [asyncio.create_task(cluster.get("v1", "Pod", "ns", f"p{n}")) for n in numbers]
+            await api.all_wait.wait()
+            lease = await cluster.get("coordination.k8s.io/v1", "Lease", "ns", "l")
+            await asyncio.gather(*gets)
+            api.ended.set()
+            await asyncio.gather(*watches, return_exceptions=True)
+        return lease
+
+    assert api.play(story)["waiting"] > 0, "the lease's answer came while the others waited"
+    assert api.most == MAX_SHORT_CALLS
