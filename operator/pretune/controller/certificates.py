@@ -83,7 +83,10 @@ class CertificateIssuer:
         self._next: Certificate | None = None  # issued, and not in the Secret yet
 
     async def run(self) -> None:
-        """Check again and again, until cancelled. Each cause of a failure is logged once."""
+        """Check again and again, until cancelled. Each cause of a failure is logged once.
+
+        Whatever it is: others may have changed both objects, and the reconciles go on meanwhile.
+        """
         logged = ""
         while True:
             try:
@@ -94,6 +97,10 @@ class CertificateIssuer:
                 if cause != logged:
                     log.warning("the webhook's certificate cannot be checked: %s", cause)
                 logged = cause
+            except Exception as error:  # a defect of ours
+                if repr(error) != logged:
+                    log.exception("the webhook's certificate cannot be checked")
+                logged = repr(error)
             await asyncio.sleep(CHECK_INTERVAL_SECONDS)
 
     async def check(self) -> None:
@@ -123,7 +130,7 @@ class CertificateIssuer:
         client = {"caBundle": base64.b64encode(bundle).decode()}
         webhooks = [
             {"name": webhook["name"], "clientConfig": client}
-            for webhook in configuration["webhooks"]
+            for webhook in configuration.get("webhooks") or []
         ]
         patch = {"webhooks": webhooks}
         await self._write(ADMISSION_VERSION, ADMISSION_KIND, configuration, patch, strategic=True)
@@ -233,7 +240,7 @@ def read_certificate(secret: Object, host: str, now: float) -> Certificate | Non
 
 def read_bundles(configuration: Object) -> Iterable[bytes]:
     """Yield the caBundle of each webhook; b"" where it has none."""
-    for webhook in configuration["webhooks"]:
+    for webhook in configuration.get("webhooks") or []:
         try:
             yield base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
         except binascii.Error:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from cryptography import x509
 from pretune.api.types import Object
+from pretune.controller import certificates
 from pretune.controller.certificates import (
     CHECK_INTERVAL_SECONDS,
     OVERLAP_SECONDS,
@@ -254,6 +255,36 @@ def test_a_write_of_somebody_else_is_met_by_reading_again(api: Api, kind: str) -
     check(issuer, 2)
     assert read_certificate(api.objects["Secret"], HOST, NOW) is not None
     assert trusts(api, api.files)
+
+
+@pytest.mark.parametrize("webhooks", [None, [], "absent"])
+def test_a_configuration_without_a_webhook_is_no_error(api: Api, webhooks: Any) -> None:
+    configuration = api.objects["MutatingWebhookConfiguration"]
+    configuration["webhooks"] = webhooks
+    if webhooks == "absent":
+        del configuration["webhooks"]
+    check(api.issuer(), 3)
+    assert "tls.crt" in api.files
+
+
+def test_an_error_of_any_kind_ends_no_check_after_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checks: list[int] = []
+
+    async def check_once() -> None:
+        checks.append(1)
+        if len(checks) < 3:
+            raise KeyError("clientConfig")
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(certificates, "CHECK_INTERVAL_SECONDS", 0.0)
+    issuer = api.issuer()
+    monkeypatch.setattr(issuer, "check", check_once)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(issuer.run())
+    assert len(checks) == 3
+    assert caplog.text.count("the webhook's certificate cannot be checked") == 1
 
 
 def test_objects_that_are_missing_are_named(api: Api) -> None:
