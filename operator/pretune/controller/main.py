@@ -71,8 +71,7 @@ async def run(settings: ControllerSettings) -> None:
 
         async def run_key(key: Key) -> float | None:
             if not key.name:
-                for namespace in [key.namespace] if key.namespace else namespaces:
-                    await release_orphaned_pods(cluster, namespace)
+                await release_orphans(cluster, [key.namespace] if key.namespace else namespaces)
                 return None
             return await reconcile(
                 key,
@@ -233,6 +232,21 @@ async def load_attempts(
         for job in jobs
         if not is_job_finished(job) and not job["spec"].get("suspend")
     )
+
+
+async def release_orphans(cluster: Kubernetes, namespaces: Sequence[str]) -> None:
+    """Release the pods of these namespaces that no cache's reconcile finds.
+
+    Raises the first error once every namespace was tried.
+    """
+    errors: list[Exception] = []
+    for namespace in namespaces:
+        try:
+            await release_orphaned_pods(cluster, namespace)
+        except (ApiError, OSError, TimeoutError) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 async def issue_certificates(cluster: Kubernetes, settings: ControllerSettings) -> None:

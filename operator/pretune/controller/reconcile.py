@@ -183,15 +183,18 @@ async def release_orphaned_pods(cluster: Cluster, namespace: str = "") -> None:
     """Release the held pods of a namespace that no cache's reconcile finds; "": of all namespaces.
 
     Such a pod names no cache any more, or it was given the label of a pod of ours. Raises as the
-    cluster does; a pod that is gone, or another one by now, is no error.
+    cluster does, once all that can be released are; a pod that is gone, or another one by now, is
+    no error.
     """
     fields = "spec.nodeName=,status.phase=Pending"
     pods = await cluster.list("v1", "Pod", namespace, fields=fields, project=project.gates)
     orphans = [pod for pod in pods if is_held(pod) and _is_orphan(pod)]
+    errors: list[Exception] = []
     for place in sorted({pod["metadata"]["namespace"] for pod in orphans}):
         here = [pod for pod in orphans if pod["metadata"]["namespace"] == place]
-        if errors := await apply_concurrently(Key(place, ""), release_all(here), cluster):
-            raise errors[0]
+        errors += await apply_concurrently(Key(place, ""), release_all(here), cluster)
+    if errors:
+        raise errors[0]
 
 
 def _is_orphan(pod: Object) -> bool:

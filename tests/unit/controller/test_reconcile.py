@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pretune.controller.reconcile
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pretune.api.names import CACHE, HOLD, ROLE
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
+from pretune.controller.main import release_orphans
 from pretune.controller.reconcile import (
     MAX_CONCURRENT_CALLS,
     RECONCILE_TIMEOUT_SECONDS,
@@ -26,6 +27,7 @@ from pretune.controller.reconcile import (
     release_orphaned_pods,
 )
 from pretune.controller.workqueue import RUN_TIMEOUT_SECONDS
+from pretune.kube.client import Kubernetes
 from pretune.kube.types import ApiError, Cluster, Event
 from pretune.manifests.gate import release_patch
 from pretune.policy.bundles.turns import AttemptLedger
@@ -557,6 +559,35 @@ def test_a_pod_that_cannot_be_released_is_an_error_so_that_it_is_tried_again(wor
     refuse(world, "Pod", 503)
     with pytest.raises(ApiError, match="503"):
         asyncio.run(release_orphaned_pods(Client(world), KEY.namespace))
+
+
+class RefusingIn(Client):
+    """A client to which the API server refuses every patch in one namespace."""
+
+    refusing = KEY.namespace
+
+    async def patch(self, ref: Object, patch: Mapping[str, Any], **how: Any) -> Object:
+        if ref["metadata"]["namespace"] == self.refusing:
+            raise ApiError(403, "Forbidden", "a webhook of that namespace refuses it")
+        return await super().patch(ref, patch, **how)
+
+    async def list(self, api_version: str, kind: str, namespace: str, **how: Any) -> list[Object]:
+        if namespace == self.refusing:
+            raise ApiError(403, "Forbidden", "pods is forbidden")
+        return await super().list(api_version, kind, namespace, **how)
+
+
+@pytest.mark.parametrize("namespaces", [("",), (KEY.namespace, "second", "third")])
+def test_a_namespace_that_refuses_a_release_keeps_no_other_one_back(
+    world: Server, namespaces: tuple[str, ...]
+) -> None:
+    places = (KEY.namespace, "second", "third")
+    for place in places:
+        stray(world, "bare", place)
+    with pytest.raises(ApiError, match="403"):
+        asyncio.run(release_orphans(cast(Kubernetes, RefusingIn(world)), namespaces))
+    left = [len(world.list("v1", "Pod", place)[0]["spec"]["schedulingGates"]) for place in places]
+    assert left == [2, 1, 1]
 
 
 # --- the story
