@@ -302,7 +302,12 @@ def test_a_pod_monitor_exists_only_if_a_value_says_so(render: Render) -> None:
     monitor = only(documents, "PodMonitor")
     assert asked["labels"].items() <= monitor["metadata"]["labels"].items()
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "30s"}
+    assert endpoint == {
+        "port": "metrics",
+        "path": "/metrics",
+        "interval": "30s",
+        "honorLabels": True,  # else the label namespace of the alerts is that of our pods
+    }
     for document in (document for document in documents if document["kind"] == "Deployment"):
         labels = document["spec"]["template"]["metadata"]["labels"]
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
