@@ -285,6 +285,24 @@ def test_the_pod_of_a_failed_attempt_stays_as_long_as_its_job_and_holds_no_gpu(
     assert not sim.world.pods(TUNING) and sim.engine_starts == starts <= 2
 
 
+@pytest.mark.parametrize("verify", ["Never", "BeforeRelease"])
+def test_what_a_second_start_publishes_without_a_controller_is_found_by_the_next_attempt(
+    sim: Simulation, verify: str
+) -> None:
+    """No report of that pod counts, but what it published is on the claim (docs/limits.md)."""
+    sim.world.engine_crashes = 1
+    started(sim, verify=verify)
+    until(sim, "Retrying")
+    sim.down()
+    sim.settle(900)
+    assert sim.on_claim()
+    sim.come_up()
+    sim.settle(FAR)
+    record = only_record(sim)
+    assert (sim.ready, record["attempts"]) == (("True", "Sealed"), 2) and sim.engine_starts == 2
+    assert record.get("proven", False) == (verify == "BeforeRelease")
+
+
 def test_a_pod_that_its_own_deadline_cannot_end_is_ended_with_its_job(sim: Simulation) -> None:
     def refuse(verb: str, obj: Object) -> None:
         is_ended = obj["kind"] == "Pod" and obj["spec"].get("activeDeadlineSeconds") == 1
