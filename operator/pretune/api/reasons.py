@@ -176,7 +176,7 @@ TOO_LARGE = _reason(
 )
 ENGINE_AMBIGUOUS = _reason(
     "EngineAmbiguous",
-    "Several containers ask for a GPU.",
+    "Several containers ask for a GPU; or none does, and several have a device claim.",
     "Set spec.engineContainer to one of the containers in the message.",
 )
 ENGINE_NOT_FOUND = _reason(

@@ -16,7 +16,7 @@ from pretune.podspec.template import command_words, device_claims, engine_type, 
 UNKNOWN_GPUS = 2
 MAX_GPUS = 9_999  # of an engine; more are read as so many
 
-# Words in the name of a device class. A part of a word says nothing: ibm, netapp.
+# Words in the name of a device class, or of a resource. A part of a word says nothing: ibm, netapp.
 _GPU = re.compile(r"v?gpus?|mig|rtx\d*|(a|b|gb|gh|h|v)\d{2,3}|l4|l20|l40s?|t4")
 _NETWORK_CARD = re.compile(
     r"((infiniband|network|rdma|sriov)[a-z]*|dranet|efa|ib|net|netdev|nics?|roce)\d*"
@@ -26,8 +26,8 @@ _NETWORK_CARD = re.compile(
 def count_used_gpus(template: Object, engine: Object, claims: Mapping[str, Object]) -> int:
     """Return how many GPUs an engine may use: what it asks for, or its ranks if these are more.
 
-    UNKNOWN_GPUS where neither says it, and at most MAX_GPUS. claims: ResourceClaimTemplates by name, as far as they were
-    read. A flag whose value is unknown (`$(TP)`) says nothing.
+    UNKNOWN_GPUS where neither says it, and at most MAX_GPUS. claims: ResourceClaimTemplates by
+    name, as far as they were read. A flag whose value is unknown (`$(TP)`) says nothing.
     """
     asked = sum(gpu_resources(engine).values()) or count_devices(template, engine, claims)
     ranks = engine_type(engine).count_ranks(command_words(engine))
@@ -48,12 +48,27 @@ def count_devices(template: Object, engine: Object, claims: Mapping[str, Object]
 def _may_be_gpu(device_class: str) -> bool:
     """Whether a device class is not, by its name, one of network cards or of compute domains."""
     name = device_class.lower()
-    words = re.split(r"[^a-z0-9]+", re.sub(r"\.net(work)?$", "", name))  # that is a domain
+    words = _words(re.sub(r"\.net(work)?$", "", name))  # that is a domain
     if any(map(_GPU.fullmatch, words)):
         return True
     return not (
         name == "dra.net" or "compute-domain" in name or any(map(_NETWORK_CARD.fullmatch, words))
     )
+
+
+def is_gpu_resource(name: str) -> bool:
+    """Whether a resource of a device plugin is for GPUs, by its name: nvidia.com/h100.
+
+    NVIDIA's network cards have names in the same domain: nvidia.com/hostdev.
+    """
+    vendor, _, device = name.lower().partition("/")
+    if "gpu" in device:
+        return True
+    return vendor == "nvidia.com" and any(map(_GPU.fullmatch, _words(device)))
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", name)
 
 
 def _requests(

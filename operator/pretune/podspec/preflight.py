@@ -12,7 +12,7 @@ from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
 from pretune.engines.command import MAX_SCRIPT_CHARACTERS, is_long_script
 from pretune.podspec import canonical
-from pretune.podspec.devices import count_devices
+from pretune.podspec.devices import count_devices, is_gpu_resource
 from pretune.podspec.template import (
     command_words,
     device_claims,
@@ -39,9 +39,6 @@ _INTERFACE_SUFFIX = "_SOCKET_IFNAME"
 _HOST_IP_VARIABLE = "VLLM_HOST_IP"
 _LOOPBACK = re.compile(r"127\..*|localhost|\[?::1\]?")
 _SHELL_REFERENCE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
-
-# Resources of device plugins that give GPUs under a name of their own: nvidia.com/h100.
-_MAY_BE_GPU = re.compile(r"^nvidia\.com/|gpu", re.IGNORECASE)
 
 # Values of NVIDIA_VISIBLE_DEVICES with which the container has the GPUs that it was given, or none.
 # Any other value comes before what the device plugin sets.
@@ -160,7 +157,7 @@ def kept_container_missing(candidate: Candidate) -> str | None:
 def gpu_missing(candidate: Candidate) -> str | None:
     """A copy would run on whatever GPU of its node the engine finds: one that serves."""
     engine = candidate.engine
-    if gpu_resources(engine) or any(map(_MAY_BE_GPU.search, _extended_resources(engine))):
+    if gpu_resources(engine) or any(map(is_gpu_resource, _extended_resources(engine))):
         return None
     if device_claims(engine):
         if count_devices(candidate.template, engine, candidate.device_claims) != 0:

@@ -42,8 +42,9 @@ def engine_of(template: Object, engine_container: str) -> Object:
             reasons.ENGINE_NOT_FOUND,
             f"spec.engineContainer: no container {engine_container}; the pod has {names}",
         )
-    with_gpu = [container for container in containers if gpu_resources(container)]
-    with_gpu = with_gpu or [container for container in containers if device_claims(container)]
+    with_gpu, what = [each for each in containers if gpu_resources(each)], "ask for a GPU"
+    if not with_gpu:
+        with_gpu, what = [each for each in containers if device_claims(each)], "have a device claim"
     if not with_gpu:
         raise Refused(
             reasons.ENGINE_NOT_FOUND,
@@ -54,7 +55,7 @@ def engine_of(template: Object, engine_container: str) -> Object:
         several = ", ".join(container["name"] for container in with_gpu)
         raise Refused(
             reasons.ENGINE_AMBIGUOUS,
-            f"containers {several} ask for a GPU; name the engine in spec.engineContainer",
+            f"containers {several} {what}; name the engine in spec.engineContainer",
         )
     return with_gpu[0]
 

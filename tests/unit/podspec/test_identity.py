@@ -81,6 +81,14 @@ def test_a_device_claim_identifies_the_engine_only_where_no_container_asks_for_a
             ["vllm, draft ask"],
         ),
         (
+            template()
+            .container(resources={"claims": [{"name": "gpu"}]})
+            .container("mesh", resources={"claims": [{"name": "nic"}]}),
+            "",
+            "EngineAmbiguous",
+            ["vllm, mesh have a device claim", "spec.engineContainer"],
+        ),
+        (
             engine().gpus(0),
             "",
             "EngineNotFound",
@@ -733,10 +741,25 @@ def test_a_named_engine_without_a_gpu_of_its_own_is_not_copied(pod: Template) ->
     assert f"{name} asks for no GPU" in refused.message and ".resources: " in refused.message
 
 
-@pytest.mark.parametrize("resource", ["nvidia.com/h100", "vendor.example/gpu"])
+@pytest.mark.parametrize(
+    "resource",
+    ["nvidia.com/h100", "nvidia.com/L40S", "nvidia.com/GA102GL_A10", "nvidia.com/pgpu",
+     "nvidia.com/a100-80gb", "vendor.example/gpu"],
+)  # fmt: skip
 def test_a_named_engine_with_gpus_of_another_name_is_copied(resource: str) -> None:
     pod = template().container().gpus(1, resource)
     assert find_refusal(pod, spec(engineContainer="vllm"), DEFAULT) is None
+
+
+@pytest.mark.parametrize(
+    "resource",
+    ["nvidia.com/hostdev", "nvidia.com/rdma_shared_device_a", "nvidia.com/resibp0",
+     "nvidia.com/cx7", "gpu.example/nic", "vendor.example/nic"],
+)  # fmt: skip
+def test_a_named_engine_with_a_network_card_only_is_not_copied(resource: str) -> None:
+    pod = template().container().gpus(1, resource)
+    refused = find_refusal(pod, spec(engineContainer="vllm"), DEFAULT)
+    assert refused is not None and refused.reason == "EngineNotFound"
 
 
 def test_a_target_of_a_shared_product_is_refused_by_its_own_field() -> None:
