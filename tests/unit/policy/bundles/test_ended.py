@@ -150,6 +150,7 @@ def test_a_foreign_pod_with_the_label_of_a_tuning_pod_took_none() -> None:
     assert plan.gpu_seconds_of(WANTED, names.TUNING, 1) == 0
 
 
+FAILED = {"reason": "EngineFailed", "attempt": 1, "at": format_timestamp(NOW - 900), "message": "m"}
 SUPERSEDED = bundle_json(UNWANTED, names.PENDING, reason="Superseded")
 RUNS = pod(UNWANTED, ago=60).running(ENGINE)
 GONE = job(UNWANTED).complete()
@@ -185,6 +186,29 @@ def test_an_attempt_in_an_old_place_and_one_in_the_new_place_end_once_in_a_plan(
     failed = pod(ago=60).ended(ENGINE, 1).but(status={"phase": "Failed"})
     plan = plan_for(tuning(), failed, jobs=(elsewhere, job(WANTED).failed()))
     assert [end.reason for end in plan.ended] == ["Superseded"]
+
+
+def test_an_attempt_that_gives_way_to_a_pod_that_serves_counts_once_and_has_not_failed() -> None:
+    """However often that pod moves: the claim of the engine is attached to one node."""
+    runs = pod(ago=60).running(ENGINE)
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
+    runs["spec"]["volumes"] = [volume]
+    before = tuning(attempts=2, lastFailure=FAILED)
+    moved = {"claim_nodes": {"models": ("node7",)}, "jobs": (job(WANTED, 2),)}
+    second = runs.but(labels={**runs["metadata"]["labels"], names.ATTEMPT: "2"})
+    second["metadata"]["ownerReferences"][0]["uid"] = job(WANTED, 2)["metadata"]["uid"]
+    plan = plan_for(before, second, **moved)
+    assert ends(plan) == [("Superseded", 240, None)]
+    assert [action.name for action in plan.after] == [
+        f"end Job {job(WANTED, 2)['metadata']['name']}"
+    ]
+    after = bundle_after(plan, WANTED)
+    ended = (job(WANTED, 2, activeDeadlineSeconds=1).failed(),)
+    plan = plan_for(after, jobs=ended)
+    after = bundle_after(plan, WANTED)
+    assert ends(plan) == [] and after is not None
+    assert (after["state"], after["attempts"]) == (names.PENDING, 1)
+    assert after["lastFailure"]["reason"] == "EngineFailed", "the one before has failed"
 
 
 def test_what_a_superseded_attempt_does_while_it_is_ended_is_no_second_end() -> None:

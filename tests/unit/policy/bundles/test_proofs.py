@@ -544,6 +544,19 @@ def test_what_we_ended_ourselves_is_no_verdict() -> None:
     assert told(reported)["proven"], "but what had reported before has"
 
 
+def test_a_proof_that_gives_way_to_a_pod_that_serves_has_not_failed() -> None:
+    this, pod = job(BUNDLE, 2, role=PROOF), of(mounting(RUNS), 2)
+    begun = bundle(proofs=2)
+    plan = looked(begun, jobs=(this,), pods=(pod,), claim_nodes={"models": ("node7",)})
+    found = told(plan)
+    assert action_names(plan.after, Patch) == [f"end Job {this['metadata']['name']}"]
+    assert (found["state"], found["reason"]) == (PROVING, "Queued") and "node7" in found["message"]
+    assert "lastFailure" not in found and not plan.ended
+    again = looked(found, jobs=(job(BUNDLE, 2, role=PROOF, activeDeadlineSeconds=1).failed(),))
+    assert "lastFailure" not in told(again) and "proofs" not in told(again)
+    assert [end.reason for end in again.ended] == ["Superseded"]
+
+
 def test_verify_switched_off_frees_the_bundle_at_once_and_ends_its_proof() -> None:
     plan = settled(of(RUNS), spec={})
     assert told(plan)["state"] == "Sealed" and "not proven" in told(plan)["message"]
