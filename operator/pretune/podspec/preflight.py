@@ -263,10 +263,11 @@ def node_address(candidate: Candidate) -> str | None:
     of_node = set()
     for index, variable in enumerate(engine.get("env") or ()):
         name, value = variable["name"], variable.get("value") or ""
-        source = (variable.get("valueFrom") or {}).get("fieldRef") or {}
+        reference = variable.get("valueFrom") or {}
+        source = reference.get("fieldRef") or {}
         if source.get("fieldPath") in ("status.hostIP", "status.hostIPs"):
             of_node.add(name)
-        if name.endswith(_INTERFACE_SUFFIX) and not _is_of_any_pod(value):
+        if name.endswith(_INTERFACE_SUFFIX) and (reference or not _is_of_any_pod(value)):
             return f"{path}.env[{index}]: {name}: names an interface of the node, {end}"
         if name == _HOST_IP_VARIABLE and (name in of_node or _refers_to(value, of_node)):
             return f"{path}.env[{index}]: {name}: the address of the node, {end}"
@@ -286,9 +287,9 @@ def node_address(candidate: Candidate) -> str | None:
 def _is_of_any_pod(interfaces: str) -> bool:
     """Whether a list of interfaces, or of their beginnings, names one that every pod has.
 
-    As NCCL reads it: `^` excludes, `=` asks for the whole name. "" for a reference is unknown.
+    As NCCL reads it: `^` excludes, `=` asks for the whole name, and "" is as if it were not set.
     """
-    if interfaces.startswith("^"):
+    if not interfaces or interfaces.startswith("^"):
         return True
     names = [name.strip() for name in interfaces.removeprefix("=").split(",")]
     return any(name and known.startswith(name) for name in names for known in _POD_INTERFACES)

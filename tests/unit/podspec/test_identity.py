@@ -567,6 +567,14 @@ REFUSED: list[tuple[Template, str, str]] = [
     (engine().pod(hostNetwork=True).env(NCCL_SOCKET_IFNAME="^docker0,lo"), "", ""),
     (engine().pod(hostNetwork=True).env(NCCL_SOCKET_IFNAME="eth", GLOO_SOCKET_IFNAME="lo"), "", ""),
     (engine().env(NCCL_SOCKET_IFNAME="ens3"), "", ""),
+    (engine().pod(hostNetwork=True).env(GLOO_SOCKET_IFNAME="", NCCL_SOCKET_IFNAME=""), "", ""),
+    (
+        engine()
+        .pod(hostNetwork=True)
+        .env(GLOO_SOCKET_IFNAME={"fieldRef": {"fieldPath": "metadata.annotations['nic']"}}),
+        "HostNetwork",
+        ".spec.containers[0].env[0]: GLOO_SOCKET_IFNAME:",
+    ),
     (
         engine().pod(hostNetwork=True).env(A="1", NCCL_SOCKET_IFNAME="=ens3"),
         "HostNetwork",
