@@ -416,7 +416,7 @@ def model_on_one_node(fleet: Fleet) -> None:
     rolled_out(fleet, replicas=1, strategy={"type": "Recreate"}, **MODELS)
     fleet.serve("vllm:2", **MODELS)
     fleet.settle(FAR)
-    assert fleet.ready == ("True", "Sealed")
+    assert fleet.ready == ("True", "Sealed"), "it starts once the claim has a node"
     replaced(fleet, "vllm:2", 1)
     fleet.serve("vllm:3", **MODELS)
     fleet.settle(FAR, until=lambda: fleet.ready[1] == "Tuning")
@@ -567,11 +567,11 @@ MUTANTS = {
         "takes models to",
     ),
     "an attempt does not wait for the pod that serves": Mutant(
-        (tuning, start_rules),
-        "find_nodes",
-        lambda plan, desired: None,
+        (start_rules,),
+        "BLOCKERS",
+        [rule for rule in start_rules.BLOCKERS if rule.__name__ != "volume_unavailable"],
         model_on_one_node,
-        "takes models to",
+        "it starts once the claim has a node",
     ),
     "an attempt keeps a claim": Mutant(
         (tuning,),

@@ -7,6 +7,7 @@ from typing import Any
 from pretune.api import names
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Object
+from pretune.policy.bundles.retries import MAX_REMEMBERED
 from pretune.policy.decide import decide
 from pretune.policy.model import Plan
 
@@ -56,3 +57,20 @@ def test_settings_of_the_same_meaning_are_the_same() -> None:
     tuning = {"allow": ["SingleNode", "SharedGPU"], "deadlineSeconds": 5400, "nodeWaitSeconds": 60}
     assert not begins_anew(kept, tuning=tuning)
     assert begins_anew(kept, tuning={"allow": ["SharedGPU"]})
+
+
+def test_the_newest_failures_are_remembered_and_no_more() -> None:
+    records = [
+        bundle_json(
+            f"{number:012x}-default",
+            names.FAILED,
+            reason="EngineFailed",
+            attempts=3,
+            lastFailure={**FAILURE, "at": format_timestamp(NOW - 86400 + number)},
+        )
+        for number in range(MAX_REMEMBERED + 6)
+    ]
+    plan = decide(observed(cache(status_of(*reversed(records)))), NOW)
+    assert plan.status is not None
+    left = [each["id"] for each in plan.status["bundles"] if each["id"] != BUNDLE]
+    assert sorted(left) == [each["id"] for each in records[6:]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from tests.builders.constants import NOW
 from tests.builders.jobs import job
 from tests.builders.observed import observed
 from tests.builders.pods import AttemptPod
+from tests.growth import MOST, growth
 
 
 class Caches:
@@ -147,21 +147,27 @@ def test_never_too_many_run_and_none_waits_while_one_may_start(
         assert not waiting or len(running) == limit
 
 
-def test_five_thousand_namespaces_that_wait_cost_little() -> None:
-    def cost(number: int) -> float:
-        ledger = AttemptLedger(20)
-        began = time.process_time()
-        for index in range(number):
-            key = Key(f"ns-{index}", "cache")
-            turn = ledger.find_turn(key)
-            assert turn is not None
-            ledger.update(key, {"job": True} if turn.is_free else {}, waits=not turn.is_free)
-        for _ in range(100):
-            ledger.find_turn(Key("ns-9", "cache"))
-        return time.process_time() - began
+def waiting_namespaces(number: int) -> AttemptLedger:
+    """A ledger where attempts run in 20 namespaces, and caches of so many others wait."""
+    ledger = AttemptLedger(20)
+    for index in range(20 + number):
+        is_running = index < 20
+        attempts = {"job": True} if is_running else {}
+        ledger.update(Key(f"ns-{index}", "cache"), attempts, waits=not is_running)
+    return ledger
 
-    cost(200)
-    assert cost(2000) < 10 * 10 * 3 * max(cost(200), 0.001)
+
+def ask_and_end(ledger: AttemptLedger) -> None:
+    """Each is one reconcile's: it asks for its turn, and an attempt ends and another starts."""
+    running, waiting = Key("ns-0", "cache"), Key("ns-99", "cache")
+    for _ in range(5):
+        assert ledger.find_turn(waiting) is not None
+        ledger.end(running, "job")
+        ledger.update(running, {"job": True}, waits=False)
+
+
+def test_a_turn_costs_in_proportion_to_the_namespaces_that_wait() -> None:
+    assert growth(ask_and_end, waiting_namespaces, 250) < MOST
 
 
 # --- attempts that do not count
