@@ -58,17 +58,22 @@ def pod(pod: Object) -> Object:
 class PodProjection:
     """`pod`, for one list: of single pods no more than MAX_SINGLE_PODS_CHARACTERS are kept whole.
 
-    Of the others EXCESS says so: hundreds of pods of a megabyte would fill the memory of all.
+    Of the others EXCESS says so: hundreds of pods of a megabyte would fill the memory of all. A pod
+    counts once where the list begins again.
     """
 
     def __init__(self) -> None:
         self._left = MAX_SINGLE_PODS_CHARACTERS
+        self._kept: dict[str, int] = {}  # characters of each pod that is kept whole, by name
 
     def __call__(self, obj: Object) -> Object:
         if ROLE in obj["metadata"]["labels"] or origin_of(obj) is not None:
             return pod(obj)
-        self._left -= len(json.dumps(obj))
-        if self._left >= 0:
+        name, size = obj["metadata"]["name"], len(json.dumps(obj))
+        self._left += self._kept.pop(name, 0)
+        if size <= self._left:
+            self._left -= size
+            self._kept[name] = size
             return obj
         excess = (
             f"is one of single pods that have more than {MAX_SINGLE_PODS_CHARACTERS >> 20} MiB"

@@ -853,9 +853,21 @@ def test_of_many_large_single_pods_only_some_are_kept_whole() -> None:
         spec = {"containers": [{"name": "vllm", "args": ["x" * 1_000_000]}]}
         return {"metadata": {"name": f"p{number}", "labels": labels}, "spec": spec}
 
-    kept = list(map(project.PodProjection(), map(single, range(20))))
+    projection = project.PodProjection()
+    kept = list(map(projection, map(single, range(20))))
     assert [EXCESS in pod for pod in kept] == [False] * 8 + [True] * 12
     assert len(str(kept[8:])) < 20_000 and "more than 8 MiB" in kept[8][EXCESS]
+
+
+def test_a_single_pod_counts_once_where_the_list_begins_again() -> None:
+    def single(number: int) -> Object:
+        spec = {"containers": [{"name": "vllm", "args": ["x" * 1_000_000]}]}
+        return {"metadata": {"name": f"p{number}", "labels": {CACHE: "qwen3"}}, "spec": spec}
+
+    projection = project.PodProjection()
+    for _ in range(3):  # after an answer 410 (kube.client.Kubernetes.list)
+        kept = list(map(projection, map(single, range(9))))
+        assert [EXCESS in pod for pod in kept] == [False] * 8 + [True]
 
 
 # --- what an engine needs beside its pod
