@@ -106,8 +106,8 @@ class ControllerMetrics(Metrics):
         )
         self._rescued = self._add_counter(
             "pretune_rescued_pods",
-            "Pods that only the claim or the container pretune-seed kept from starting. They were"
-            " deleted; their replacements start without both.",
+            "Pods that only the claim, the container pretune-seed or a gate that could not be"
+            " removed kept from starting. They were deleted; their replacements start without.",
         )
         self._starts = self._add_counter(
             "pretune_starts",
@@ -220,7 +220,10 @@ class ControllerMetrics(Metrics):
             self._hold_seconds.labels(release.cause).observe(release.waited)
 
     def count_rescues(self, plan: Plan) -> None:
-        """Count the pods that a plan rescues, once all of it is done: a retry does the rest."""
+        """Count the pods that a plan rescues, once all of it is done: a retry does the rest.
+
+        Also those that are deleted since their gate could not be removed.
+        """
         pods = [
             action
             for action in plan.after

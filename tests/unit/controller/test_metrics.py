@@ -384,6 +384,12 @@ def test_every_metric_has_a_help_text_and_stands_in_the_document_with_kind_and_l
     assert rows(second) == set(webhook)
 
 
+def test_what_a_rescue_is_has_the_same_words_in_the_metric_and_in_the_document() -> None:
+    (row,) = [line for line in DOCUMENT.read_text().splitlines() if "rescued_pods_total` |" in line]
+    words = row.split("|")[4].strip().replace("`", "")
+    assert f"# HELP pretune_rescued_pods_total {words}\n" in text_of(ControllerMetrics())
+
+
 def test_the_document_names_every_value_of_a_label_that_is_ours() -> None:
     text = DOCUMENT.read_text()
     assert all(
