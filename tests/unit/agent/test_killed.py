@@ -17,6 +17,7 @@ from tests.builders.agent_pod import (
     managed_store,
     rank_files,
     read_tree,
+    serve_engine,
     snapshot,
 )
 from tests.unit.agent.killing import kill_after_each_operation
@@ -52,7 +53,7 @@ def test_a_seal_killed_after_any_operation_leaves_its_bundle_whole_or_absent(
             _sealed_whole(pod)
         # The next attempt's check and seal succeed, and the check removes the killed one's staging.
         assert pod.run("check", "pod-2", gpus=2).reason == (reason if there else "Checked")
-        assert pod.run("seal", "pod-2", gpus=2).reason == reason
+        assert pod.run("seal", "pod-2", gpus=2, ready=url).reason == reason
         _sealed_whole(pod)
         assert pod.staging() == []
         assert os.stat(pod.bundle()).st_mode & 0o777 == 0o555
@@ -61,9 +62,11 @@ def test_a_seal_killed_after_any_operation_leaves_its_bundle_whole_or_absent(
         pod.write_tactics(files)
         pod.run("check", "pod-1", gpus=2)
 
-    operations = kill_after_each_operation(
-        tmp_path, lambda pod, disk: pod.run("seal", "pod-1", disk, gpus=2), prepare, check
-    )
+    def seal(pod: AgentPod, disk: Disk) -> None:
+        pod.run("seal", "pod-1", disk, gpus=2, ready=url)
+
+    with serve_engine(200) as (url, _):
+        operations = kill_after_each_operation(tmp_path, seal, prepare, check)
     assert operations > 15 and absent > 5 and whole > 3
 
 

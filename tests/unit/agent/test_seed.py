@@ -23,6 +23,7 @@ from tests.builders.agent_pod import (
     rank_file,
     rank_files,
     read_tree,
+    serve_engine,
     snapshot,
 )
 from tests.unit.agent.image import build_image
@@ -32,7 +33,8 @@ from tests.unit.agent.image import build_image
 def test_the_folder_holds_exactly_the_bundle_and_the_engine_may_write_in_it(
     pod: AgentPod, files: dict[str, bytes]
 ) -> None:
-    pod.write_tactics(files, folders=("ef" * 32,)).run("seal", gpus=4)
+    with serve_engine(200) as (url, _):
+        pod.write_tactics(files, folders=("ef" * 32,)).run("seal", gpus=4, ready=url)
     pod.write_tactics({"left/over": b"x"})
     before = snapshot(pod.bundles)
     report = pod.run("seed")
