@@ -129,7 +129,11 @@ def test_the_smallest_cache_gets_every_default_and_a_pasted_template_is_kept(
         "whenDeleted": "Delete",
     }
     assert spec_as_stored["targets"] == [{"name": "default"}]
-    assert spec_as_stored["tuning"] == {"deadlineSeconds": 5400, "maxAttempts": 3}
+    assert spec_as_stored["tuning"] == {
+        "deadlineSeconds": 5400,
+        "maxAttempts": 3,
+        "nodeWaitSeconds": 300,
+    }
 
 
 # --- who may write a cache

@@ -120,7 +120,7 @@ def test_rank_files_are_copied_by_an_init_container_and_only_it_mounts_the_claim
 
 @pytest.mark.parametrize(
     ("cache", "other", "expected"),
-    [("managed", False, ("ReadOnly", "Given")), ("ranks", False, ("Overlay", "Given")), ("ranks", True, ("Overlay", "NotSealedYet"))],
+    [("managed", False, ("ReadOnly", "Given")), ("ranks", False, ("Overlay", "Given")), ("ranks", True, ("None", "SeedUntried"))],
 )  # fmt: skip
 def test_nothing_else_in_the_pod_is_changed(
     admitted: Callable[..., Object], cache: str, other: bool, expected: tuple[str, str]
@@ -193,7 +193,7 @@ def _bare(change: Callable[[Object], object]) -> Callable[[Object], object]:
         (_owner("example.com/v1", "Thing"), "ReadOnly", "Given", ""),
         (lambda pod: pod["spec"].update(nodeName="node0"), "ReadOnly", "Given", ""),
         (_env("ADMITTED", "1"), "ReadOnly", "Given", ""),
-        (_bare(_env("VERSION", "new")), "Overlay", "NotSealedYet", "is not sealed yet"),
+        (_bare(_env("VERSION", "new")), "None", "SeedUntried", "has no controller"),
         (lambda pod: pod["metadata"]["labels"].update({"pretune.dev/cache": "no"}), "None", "NoCache", "AutotuneCache"),
         (_env(OVERRIDE, "/mine"), "None", "OverrideSet", OVERRIDE),
         (_bare(_second_engine), "None", "EngineUnknown", "vllm, second"),

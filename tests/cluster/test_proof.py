@@ -130,7 +130,7 @@ def test_a_held_pod_waits_for_the_proof_and_then_starts_warm(
 
 def test_no_pod_gets_a_bundle_that_failed_its_proof(kube: Kube, faulty: str) -> None:
     record = failed(kube, faulty, "crash", "WarmCrash")
-    assert "exit code 1" in record["message"] and "Traceback" in record["message"], record[
+    assert "exit code 1" in record["message"] and "CrashError" in record["message"], record[
         "message"
     ]
     record = failed(kube, faulty, "again", "NotReproducible")
@@ -179,4 +179,5 @@ def test_an_engine_that_hangs_warm_is_ended_and_no_pod_gets_its_bundle(
         lambda job: condition(job, "Failed").get("status") == "True",
         60,
     )
-    assert not kube.list("Pod", faulty, f"{PROOF},pretune.dev/cache=hang"), "its GPU is given back"
+    pods = kube.list("Pod", faulty, f"{PROOF},pretune.dev/cache=hang")
+    assert [pod["status"]["phase"] for pod in pods] == ["Failed"], "its GPU is given back"

@@ -198,7 +198,10 @@ class Kubernetes:
             obj["apiVersion"], obj["kind"], obj["metadata"].get("namespace", "")
         )
         query = {"fieldManager": FIELD_MANAGER}
-        return _require_success(*await self._request_json("POST", path, body=obj, query=query))
+        code, answer = await self._request_json("POST", path, body=obj, query=query)
+        if code == 422 and "ValidatingAdmissionPolicy" in str(answer.get("message")):
+            code = 403  # as where a webhook refuses it: the object is valid, and may be taken later
+        return _require_success(code, answer)
 
     async def apply(self, obj: Object) -> Object:
         path = await self._object_path(obj)

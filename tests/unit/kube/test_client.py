@@ -319,6 +319,14 @@ def test_a_strategic_patch_says_so_and_holds_to_the_uid() -> None:
     assert headers["Content-Type"] == "application/strategic-merge-patch+json"
 
 
+def test_what_an_admission_policy_refuses_is_forbidden_and_not_invalid() -> None:
+    message = "ValidatingAdmissionPolicy 'p' with binding 'p' denied request: no params found"
+    api = Api().on(f"POST {JOBS}", status(422, "Invalid", message))
+    with pytest.raises(ApiError) as refused:
+        api.play(lambda cluster: cluster.create(job()))
+    assert refused.value.code == 403 and message in str(refused.value)
+
+
 def test_another_object_of_that_name_is_a_conflict_though_it_is_reported_as_an_immutable_field() -> (
     None
 ):
