@@ -38,6 +38,11 @@ class ClusterLock:
         else:
             turn.close()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other tests may run beside the one that holds the lock."""
+        return self._main is not None and self._turn is None
+
     def release(self) -> None:
         """Release the lock."""
         for file in (self._main, self._turn):

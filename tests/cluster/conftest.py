@@ -112,6 +112,7 @@ def operator(kube: Kube, run_folder: Path) -> str:
 
 def install(kube: Kube, *more: str) -> None:
     """Install or upgrade the chart, in a namespace with Pod Security restricted, and wait for it."""
+    assert not _LOCK.is_shared, "mark this test `disturbs`: others run beside it"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     if kube.get("Namespace", "", SYSTEM) is None:
         kube.create(

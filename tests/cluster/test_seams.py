@@ -87,6 +87,7 @@ def check(recorder: Recorder, name: str) -> tuple[Object, Object]:
     return bundle, pod
 
 
+@pytest.mark.disturbs
 @pytest.mark.usefixtures("extended")
 def test_an_added_part_and_an_added_engine_are_sealed_proven_and_seeded(
     kube: Kube, namespace: str, recorder: Recorder
