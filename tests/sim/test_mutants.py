@@ -681,7 +681,7 @@ MUTANTS = {
     "bundles are given however long the webhook has been blind": Mutant(
         (CacheInformer,),
         "is_outdated",
-        lambda caches: False,
+        lambda caches, namespace="": False,
         rollback_while_the_webhook_is_blind,
         "nothing is given that may be gone|only we keep",
     ),
