@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -172,12 +173,16 @@ RUN_PID = (
 RUN_LABEL = "pretune.dev/test-run"  # label of a namespace of a test: "<host>-<RUN>"
 
 
+_NUMBERS = itertools.count()
+
+
 def create_namespace(kube: Kube, name: str) -> str:
     """Create a namespace of this process, and return its name, which has a hash at its end.
 
     Several runs may use the cluster at the same time, and each worker has its own fixtures.
     """
-    name = f"{name}-{hashlib.sha256(f'{RUN_PID} {os.getpid()} {name}'.encode()).hexdigest()[:6]}"
+    unique = f"{RUN_PID} {os.getpid()} {next(_NUMBERS)} {name}"  # an earlier one may still be there
+    name = f"{name}-{hashlib.sha256(unique.encode()).hexdigest()[:6]}"
     labels = {RUN_LABEL: f"{socket.gethostname()[:40]}-{RUN_PID}"}
     kube.create(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}

@@ -193,7 +193,7 @@ def _bare(change: Callable[[Object], object]) -> Callable[[Object], object]:
         (_owner("example.com/v1", "Thing"), "ReadOnly", "Given", ""),
         (lambda pod: pod["spec"].update(nodeName="node0"), "ReadOnly", "Given", ""),
         (_env("ADMITTED", "1"), "ReadOnly", "Given", ""),
-        (_bare(_env("VERSION", "new")), "None", "SeedUntried", "has no controller"),
+        (_bare(_env("VERSION", "new")), "None", "SeedUntried", "no controller recreates it"),
         (lambda pod: pod["metadata"]["labels"].update({"pretune.dev/cache": "no"}), "None", "NoCache", "AutotuneCache"),
         (_env(OVERRIDE, "/mine"), "None", "OverrideSet", OVERRIDE),
         (_bare(_second_engine), "None", "EngineUnknown", "vllm, second"),

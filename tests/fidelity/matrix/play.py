@@ -220,6 +220,11 @@ class _Play:
             workers, "read-only by hand, another configuration", other, "", change=mounted
         )
 
+    def _pod(self, made: Object, name: str, cache: str, **seen: str) -> Object:
+        pod = pods.consumer(made, self.stage.namespace, name, cache, **seen)
+        pod["metadata"]["ownerReferences"] = [self.stage.owner]
+        return pod
+
     def _consumer(
         self,
         workers: ThreadPoolExecutor,
@@ -233,7 +238,7 @@ class _Play:
             return self._engine(
                 kube,
                 cell,
-                change(pods.consumer(made, self.stage.namespace, _name(cell), cache, **seen)),
+                change(self._pod(made, _name(cell), cache, **seen)),
             )
 
         self._start(workers, cell, run)
@@ -245,9 +250,7 @@ class _Play:
                 f"{name}: its engine did not come to its start"
             )
         self.stage.swap()
-        pod = pods.pulled_if_not_present(
-            pods.consumer(made, self.stage.namespace, "image-swapped", "demo")
-        )
+        pod = pods.pulled_if_not_present(self._pod(made, "image-swapped", "demo"))
         return self._engine(kube, "image swapped", pod)
 
     def _start(

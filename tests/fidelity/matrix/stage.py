@@ -29,6 +29,7 @@ class Stage:
     other: str  # the release that is behind the tag after swap(); "" where none is installed
     image: str
     link: Path
+    owner: Object  # of its pods: pretune gives more to pods that a controller creates again
 
     def swap(self) -> None:
         """Another release under the same tag: what the image holds, and its digest."""
@@ -47,6 +48,22 @@ class Stage:
         return Path(volume["spec"]["hostPath"]["path"])
 
 
+def _create_owner(kube: Kube, namespace: str) -> Object:
+    """Creates an object, and returns a reference to it as the controller of a pod.
+
+    It does nothing: no other pod takes the place of one that has ended.
+    """
+    meta = {"namespace": namespace, "name": "owner"}
+    made = kube.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "name": "owner",
+        "uid": made["metadata"]["uid"],
+        "controller": True,
+    }
+
+
 @contextmanager
 def stage(kube: Kube, release: str, other: str) -> Iterator[Stage]:
     """Everything of it is gone behind it."""
@@ -61,7 +78,8 @@ def stage(kube: Kube, release: str, other: str) -> Iterator[Stage]:
     try:
         point(folder / "site-packages", installed(release))
         image_of(release, image)
-        yield Stage(kube, namespace, release, other, image, folder / "site-packages")
+        owner = _create_owner(kube, namespace)
+        yield Stage(kube, namespace, release, other, image, folder / "site-packages", owner)
     finally:
         kube.delete("Namespace", "", namespace)
         untag_image(image)
