@@ -33,7 +33,7 @@ _OURS = ("pretune-claim", "pretune-agent", "pretune-tactics", "pretune-seed")
 _PATHS = (
     "/models",
     "/dev/shm",
-    "/root/.cache",
+    "/home/vllm/.cache",
     "/pretunes",
     "/mnt/pretune/claim",
     "/etc/a~b",

@@ -7,6 +7,7 @@ name is its own name in camelCase. A field that is None or False is absent in JS
 from __future__ import annotations
 
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import (
@@ -40,14 +41,15 @@ class Malformed(ValueError):
 # --- what a field may hold: how it is read from JSON and written, and its schema in the CRD
 
 
-class Kind(Generic[T]):
+class Kind(ABC, Generic[T]):
     """What a field holds; schema: the same in the CRD. `read` raises Malformed."""
 
     def __init__(self, **schema: Any) -> None:
         self.schema = schema
 
+    @abstractmethod
     def read(self, value: Any) -> T:
-        raise NotImplementedError
+        """Return the value of JSON, checked. Raises Malformed."""
 
     def write(self, value: T) -> Any:
         return value

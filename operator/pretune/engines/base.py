@@ -8,6 +8,7 @@ files or parses logs is imported where it is called.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple
 
 from pretune.protocol import MANAGED, PARTS_MOUNT, PER_RANK
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pretune.engines.logs import FailureParser, LogParser, LogSummary
 
 
-class Part:
+class Part(ABC):
     """One kind of files that an engine keeps in a folder, so that its next start is faster.
 
     The engine finds the folder by a variable. Seal publishes what lies there as one folder of a
@@ -47,10 +48,11 @@ class Part:
         """The pod's emptyDir that holds the folder."""
         return "pretune-%s" % self.name
 
+    @abstractmethod
     def is_known(self, path: str) -> bool:
         """Return whether a file of this path belongs into a bundle; a temporary file does not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(
         self,
         paths: Sequence[str],
@@ -63,31 +65,30 @@ class Part:
         paths: all regular files; read: gives one file's bytes; gpus: what the engine asks for, 0 if
         unknown; words: the engine's command and args. Raises Unsound; what `read` raises passes.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read_entries(self, path: str, raw: bytes) -> Dict[str, str]:
         """Return the entries of one known file, by key, in a canonical form. Raises Unsound.
 
         Proof: an entry is new where the sealed file has not the same value for its key.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def key_space_of(self, path: str) -> str:
         """Return what a key is unique within: files of one key space are read as one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def operation_of(self, key: str) -> str:
         """Return the operation that an entry is of, for messages."""
-        raise NotImplementedError
 
     def readable_layouts(
         self, version: str, gpus: int, words: Sequence[str] = ()
     ) -> Tuple[str, ...]:
         """Return the layouts that this release of the engine reads, the likeliest first.
 
-        version: "" if unknown; then all of them.
+        version: "" if unknown; then all of them. Asked only of a part that can be imported.
         """
-        raise NotImplementedError
+        return ()
 
     def find(self, tree: "Tree", at: Tuple[str, ...]) -> "Iterable[Found]":
         """Yield the folders that the engine wrote without pretune, at or below a folder.
@@ -98,7 +99,7 @@ class Part:
         return ()
 
 
-class Engine:
+class Engine(ABC):
     """An inference engine: how it is recognised, called and asked, and its parts."""
 
     name = ""  # of its folder in pretune.engines; a task names its engine by it
@@ -120,13 +121,13 @@ class Engine:
         """The variables that pretune sets."""
         return tuple(part.variable for part in self.parts)
 
+    @abstractmethod
     def recognises(self, image: str, words: Sequence[str]) -> bool:
         """Return whether a container of this image, command and args runs this engine."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_port(self, words: Sequence[str]) -> int:
         """Return the port of its HTTP server."""
-        raise NotImplementedError
 
     def serves_https(self, words: Sequence[str]) -> bool:
         """Return whether its HTTP server has a certificate."""

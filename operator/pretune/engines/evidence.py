@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Callable, List, Tuple
 
@@ -50,15 +51,15 @@ class Found:
         return "/".join(self.root + self.inner)
 
 
-class Tree:
+class Tree(ABC):
     """Folders that can be looked into, without following a link (agent/engine/discover.py)."""
 
+    @abstractmethod
     def folders(self, at: Tuple[str, ...], expected: Callable[[str], object]) -> List[str]:
         """Return the names of the folders in a folder; a link with an expected name is noted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def has(
         self, at: Tuple[str, ...], test: Callable[[str], object], is_noted: bool = True
     ) -> bool:
         """Return whether a folder has a name that passes; one that cannot be opened is noted."""
-        raise NotImplementedError
