@@ -22,7 +22,7 @@ from pretune.controller.observe import API_VERSION, list_held_pods, observe
 from pretune.controller.release_refusals import ReleaseRefusals
 from pretune.kube.types import REFUSAL_CODES, ApiError, Cluster, Event
 from pretune.manifests.gate import is_held
-from pretune.policy.bundles.job_runs import list_failed_starts
+from pretune.policy.bundles.failed_pods import list_failed_starts
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.decide import decide
 from pretune.policy.hold.release import release_all

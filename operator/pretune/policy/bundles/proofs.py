@@ -29,17 +29,10 @@ from pretune.policy.bundles.attempt_state import (
     read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.disruptions import count_disruptions, has_lost_pod, repeat
 from pretune.policy.bundles.engine_volumes import find_nodes
-from pretune.policy.bundles.job_runs import (
-    count_disruptions,
-    create_job,
-    end_jobs,
-    find_cause,
-    find_events,
-    has_lost_pod,
-    pod_of,
-    repeat,
-)
+from pretune.policy.bundles.failed_pods import find_cause
+from pretune.policy.bundles.job_runs import create_job, end_jobs, find_events, pod_of
 from pretune.policy.bundles.proof_state import JUDGED, PROOF_CHECKS, TWICE
 from pretune.policy.bundles.retries import describe_next_try, next_try, record_failure
 from pretune.policy.cache import agent_configmap

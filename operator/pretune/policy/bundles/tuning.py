@@ -36,17 +36,15 @@ from pretune.policy.bundles.attempt_state import (
     read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
+from pretune.policy.bundles.disruptions import count_disruptions, has_lost_pod, repeat
 from pretune.policy.bundles.engine_volumes import find_nodes
+from pretune.policy.bundles.failed_pods import find_cause
 from pretune.policy.bundles.job_runs import (
-    count_disruptions,
     create_job,
     end_jobs,
-    find_cause,
     find_events,
-    has_lost_pod,
     list_attempt_jobs,
     pod_of,
-    repeat,
 )
 from pretune.policy.bundles.start_rules import (
     BY_IMPORT,

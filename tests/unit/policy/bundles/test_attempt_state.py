@@ -17,7 +17,7 @@ from pretune.policy.bundles.attempt_state import (
     Attempt,
     read_attempt,
 )
-from pretune.policy.bundles.job_runs import list_failed_starts
+from pretune.policy.bundles.failed_pods import list_failed_starts
 from pretune.policy.model import FailedStart
 from pretune.policy.pod_status import NODE_LOST_SECONDS
 from pretune.protocol import Report
