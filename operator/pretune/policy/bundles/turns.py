@@ -191,7 +191,8 @@ class AttemptLedger:
         own.counted += difference
         self.running += difference
         own.open += len(attempts) - len(before)
-        if not own.open and not own.waiting:
+        # Its last turn decides its place: one small entry for each namespace that has ever tuned.
+        if not own.open and not own.waiting and not own.last_turn:
             del self._namespaces[key.namespace]
 
     def _call_next(self) -> None:

@@ -86,6 +86,21 @@ def test_turns_go_round_by_namespace() -> None:
     ], "in a namespace the first to come is the first to be served"
 
 
+def test_a_namespace_without_attempts_for_a_moment_keeps_its_place_behind_the_others() -> None:
+    caches, served = Caches(1), list[str]()
+    a, b = keys("a", 8), keys("b", 8)
+    caches.ask(a[0])
+    for key in b[:2]:
+        caches.ask(key)
+    for number in range(1, 8):
+        running = caches.running.pop()
+        served.append(running.namespace)
+        caches.ledger.end(running, "job")  # by the watch of Jobs
+        caches.ask(a[number])  # before those that this has woken
+        caches.ask(b[number])
+    assert served == list("abababa")
+
+
 def test_a_place_is_how_many_are_served_before() -> None:
     caches = Caches(2)
     for key in [*keys("a", 3), *keys("b", 3), *keys("c", 4)]:
