@@ -37,7 +37,7 @@ from pretune.kube.watch import watch_namespaces
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.objects import label
 from pretune.policy.plan_builder import ATTEMPT_ROLES
-from pretune.policy.pod_status import is_job_finished
+from pretune.policy.pod_status import is_job_finished, is_suspended
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ async def load_attempts(
         (Key(job["metadata"]["namespace"], label(job, CACHE)), job["metadata"]["name"])
         for jobs in lists
         for job in jobs
-        if not is_job_finished(job) and not job["spec"].get("suspend")
+        if not is_job_finished(job) and not is_suspended(job)
     )
 
 

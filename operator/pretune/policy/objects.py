@@ -17,6 +17,7 @@ from pretune.api.names import (
 )
 from pretune.api.types import Object
 from pretune.intake import ANNOTATION, parse_json
+from pretune.podspec.workloads import controller_of
 from pretune.policy.model import Action, Delete
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -35,15 +36,9 @@ def annotation(obj: Object, name: str) -> str:
     return str((obj["metadata"].get("annotations") or {}).get(name, ""))
 
 
-def owner_reference(obj: Object) -> Object:
-    """Return the reference to an object's controlling owner; {}: it has none."""
-    owners = obj["metadata"].get("ownerReferences") or ()
-    return next((owner for owner in owners if owner.get("controller")), {})
-
-
 def owner_uid(obj: Object) -> str:
     """Return the uid of an object's controlling owner; "": it has none."""
-    return str(owner_reference(obj).get("uid", ""))
+    return str((controller_of(obj) or {}).get("uid", ""))
 
 
 def is_ended_by_us(job: Object) -> bool:

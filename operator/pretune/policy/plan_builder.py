@@ -26,6 +26,7 @@ from pretune.api.status import BundleStatus, CacheStatus, GpuSeconds, ReleaseRef
 from pretune.api.types import Object
 from pretune.kube.types import Event
 from pretune.manifests.job import attempt_name
+from pretune.podspec.workloads import controller_of
 from pretune.policy.model import FOUND, Action, EndedAttempt, Observed, Outcome, Patch, Released
 from pretune.policy.objects import (
     annotation,
@@ -34,7 +35,6 @@ from pretune.policy.objects import (
     describe_malformed,
     is_ended_by_us,
     label,
-    owner_reference,
     owner_uid,
     reference,
 )
@@ -43,6 +43,7 @@ from pretune.policy.pod_status import (
     is_disrupted,
     is_finished,
     is_job_finished,
+    is_suspended,
     node_lost_at,
 )
 
@@ -309,7 +310,7 @@ class PlanBuilder:
         Job is gone its name tells: Kubernetes soon deletes a pod without its owner, and only we
         need the name for another Job.
         """
-        owner = owner_reference(pod)
+        owner = controller_of(pod) or {}
         job = self._jobs_by_uid.get(owner.get("uid"))
         if job is not None:
             return self._is_of_cache(job)
@@ -319,7 +320,7 @@ class PlanBuilder:
 
     def _is_of_cache(self, job: Object) -> bool:
         """Whether a Job is of this cache, or of a deleted one with its name."""
-        owner = owner_reference(job)
+        owner = controller_of(job) or {}
         return owner.get("kind") == KIND and owner.get("name") == self.observed.key.name
 
     def find_tried_ids(self) -> set[str]:
@@ -377,7 +378,7 @@ class PlanBuilder:
         if is_job_finished(job) or job["metadata"].get("deletionTimestamp"):
             return
         name = job["metadata"]["name"]
-        if (job.get("spec") or {}).get("suspend"):
+        if is_suspended(job):
             self.after.append(delete(job))
         elif not is_ended_by_us(job):
             patch = {"spec": {"activeDeadlineSeconds": 1}}

@@ -12,12 +12,14 @@ from pretune.api.names import PENDING, PROOF, TUNING
 from pretune.api.types import Object
 from pretune.policy.bundles.attempt_state import (
     LINGER_SECONDS,
+    Attempt,
     has_reported,
     reported_at,
 )
-from pretune.policy.bundles.failed_pods import keep_failed_pod
+from pretune.policy.bundles.disruptions import has_lost_pod
+from pretune.policy.bundles.failed_pods import find_cause, keep_failed_pod
 from pretune.policy.model import Create
-from pretune.policy.objects import owner_uid
+from pretune.policy.objects import is_ended_by_us, owner_uid
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pod_status import (
     is_finished,
@@ -51,7 +53,40 @@ def pod_of(plan: PlanBuilder, bundle_id: str, job: Object | None) -> Object | No
     )
 
 
-def find_events(plan: PlanBuilder, job: Object | None, pod: Object | None) -> tuple[Object, ...]:
+def was_ended_by_us(job: Object | None, pod: Object | None) -> bool:
+    """Return whether we have ended an attempt before it reported: how its pod ends is our doing."""
+    has_ended = job is not None and is_ended_by_us(job)
+    return has_ended and not (pod is not None and has_reported(pod))
+
+
+def observe_attempt(
+    plan: PlanBuilder,
+    bundle_id: str,
+    number: int,
+    job: Object | None,
+    pod: Object | None,
+    cold_seconds: float = 0.0,
+) -> Attempt:
+    """Return the attempt, or proof, of this number, with what its state depends on.
+
+    cold_seconds: as in Attempt.
+    """
+    bundle = plan.bundles[bundle_id]
+    return Attempt(
+        number,
+        job,
+        pod,
+        _find_events(plan, job, pod),
+        bundle.disruptions or 0,
+        plan.now,
+        cold_seconds,
+        has_lost_pod(bundle),
+        plan.observed.claim_nodes,
+        find_cause(plan, pod),
+    )
+
+
+def _find_events(plan: PlanBuilder, job: Object | None, pod: Object | None) -> tuple[Object, ...]:
     """Return the events of an attempt's pod and of its Job, as far as they were read."""
     observed = plan.observed
     of_job = observed.job_events.get(job["metadata"]["uid"], ()) if job else ()

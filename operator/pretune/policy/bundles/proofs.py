@@ -23,20 +23,22 @@ from pretune.policy.bundles.attempt_state import (
     FINISHED,
     GIVES_WAY,
     REPEATED,
-    Attempt,
-    has_reported,
     measure_start,
     read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
-from pretune.policy.bundles.disruptions import count_disruptions, has_lost_pod, repeat
+from pretune.policy.bundles.disruptions import count_disruptions, repeat
 from pretune.policy.bundles.engine_volumes import find_nodes
-from pretune.policy.bundles.failed_pods import find_cause
-from pretune.policy.bundles.job_runs import create_job, end_jobs, find_events, pod_of
+from pretune.policy.bundles.job_runs import (
+    create_job,
+    end_jobs,
+    observe_attempt,
+    pod_of,
+    was_ended_by_us,
+)
 from pretune.policy.bundles.proof_state import JUDGED, PROOF_CHECKS, TWICE
 from pretune.policy.bundles.retries import describe_next_try, next_try, record_failure
 from pretune.policy.cache import agent_configmap
-from pretune.policy.objects import is_ended_by_us
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pod_status import gpu_seconds
 from pretune.protocol import PROVEN
@@ -127,7 +129,7 @@ def forget_proofs(plan: PlanBuilder, bundle_id: str) -> None:
 def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
     pod = pod_of(plan, bundle_id, job)
     number = plan.bundles[bundle_id].proofs or 0
-    if job is not None and is_ended_by_us(job) and not (pod is not None and has_reported(pod)):
+    if was_ended_by_us(job, pod):
         if plan.is_live(bundle_id):  # what its pod reports now is our doing
             message = f"proof {number} was ended; waits for its pod to be gone"
             plan.set_state(bundle_id, PROVING, reasons.QUEUED, message)
@@ -141,18 +143,8 @@ def _read_proof(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
         message = f"proof {number}: its Job is gone; waiting for its pod to end"
         plan.set_state(bundle_id, PROVING, reasons.WAITING_FOR_POD, message)
         return
-    attempt = Attempt(
-        number,
-        job,
-        pod,
-        find_events(plan, job, pod),
-        bundle.disruptions or 0,
-        plan.now,
-        float(bundle.cold_seconds or 0),
-        has_lost_pod(bundle),
-        plan.observed.claim_nodes,
-        find_cause(plan, pod),
-    )
+    cold_seconds = float(bundle.cold_seconds or 0)
+    attempt = observe_attempt(plan, bundle_id, number, job, pod, cold_seconds)
     state = read_attempt(attempt, PROOF_CHECKS)
     plan.requeue_at(state.recheck_at)
     if state.state == REPEATED:

@@ -29,22 +29,20 @@ from pretune.policy.bundles.attempt_state import (
     FINISHED,
     GIVES_WAY,
     REPEATED,
-    Attempt,
     AttemptState,
-    has_reported,
     measure_start,
     read_attempt,
 )
 from pretune.policy.bundles.desired import DesiredBundle
-from pretune.policy.bundles.disruptions import count_disruptions, has_lost_pod, repeat
+from pretune.policy.bundles.disruptions import count_disruptions, repeat
 from pretune.policy.bundles.engine_volumes import find_nodes
-from pretune.policy.bundles.failed_pods import find_cause
 from pretune.policy.bundles.job_runs import (
     create_job,
     end_jobs,
-    find_events,
     list_attempt_jobs,
+    observe_attempt,
     pod_of,
+    was_ended_by_us,
 )
 from pretune.policy.bundles.start_rules import (
     BY_IMPORT,
@@ -56,7 +54,7 @@ from pretune.policy.bundles.start_rules import (
 from pretune.policy.cache import agent_configmap
 from pretune.policy.cache.storage import Storage
 from pretune.policy.model import FOUND
-from pretune.policy.objects import delete, fingerprint_of, is_ended_by_us, label
+from pretune.policy.objects import delete, fingerprint_of, label
 from pretune.policy.plan_builder import PlanBuilder
 from pretune.policy.pod_status import (
     container_statuses,
@@ -64,6 +62,7 @@ from pretune.policy.pod_status import (
     gpu_seconds,
     gpus_of_pod,
     is_finished,
+    is_suspended,
 )
 from pretune.policy.pods.consumers import Consumer
 
@@ -113,12 +112,11 @@ def process_finished_attempts(plan: PlanBuilder, bundles: tuple[DesiredBundle, .
 
 def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None:
     pod = pod_of(plan, bundle_id, job)
-    if job is not None and is_ended_by_us(job) and not (pod is not None and has_reported(pod)):
+    if was_ended_by_us(job, pod):
         _forget_superseded(plan, bundle_id)
         return
     count_disruptions(plan, bundle_id, job, pod)
-    bundle = plan.bundles[bundle_id]
-    number = bundle.attempts
+    number = plan.bundles[bundle_id].attempts
     if job is None and plan.is_live(bundle_id):
         plan.set_state(
             bundle_id,
@@ -127,17 +125,7 @@ def _read_attempt(plan: PlanBuilder, bundle_id: str, job: Object | None) -> None
             f"attempt {number}: its Job is gone; waiting for its pod to end",
         )
         return
-    attempt = Attempt(
-        number,
-        job,
-        pod,
-        find_events(plan, job, pod),
-        bundle.disruptions or 0,
-        plan.now,
-        has_lost_pod=has_lost_pod(bundle),
-        claim_nodes=plan.observed.claim_nodes,
-        cause=find_cause(plan, pod),
-    )
+    attempt = observe_attempt(plan, bundle_id, number, job, pod)
     state = read_attempt(attempt, ATTEMPT_CHECKS)
     plan.requeue_at(state.recheck_at)
     if state.state == REPEATED:
@@ -298,7 +286,7 @@ def _withdraw_suspended(plan: PlanBuilder, candidates: Iterable[Candidate]) -> N
         if (
             not bundle.has_open_attempt
             or job is None
-            or not job["spec"].get("suspend")
+            or not is_suspended(job)
             or any(not is_finished(pod) for pod in plan.find_pods(bundle.id))
         ):
             continue

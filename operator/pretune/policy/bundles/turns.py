@@ -23,7 +23,7 @@ from pretune.api.types import Key, Object
 from pretune.policy.model import Create, Turn
 from pretune.policy.objects import label, owner_uid
 from pretune.policy.plan_builder import ATTEMPT_ROLES, PlanBuilder
-from pretune.policy.pod_status import is_finished, is_job_finished
+from pretune.policy.pod_status import is_finished, is_job_finished, is_suspended
 
 # An attempt that has no node for so long does not count any more: it uses no GPU, and a cluster
 # autoscaler gives up on a node after the same time (its --max-node-provision-time).
@@ -57,7 +57,7 @@ def list_open_attempts(plan: PlanBuilder) -> dict[str, bool]:
 
 def _counts_until(plan: PlanBuilder, job: Object) -> float:
     """Return until when an open attempt counts (Unix seconds)."""
-    if (job.get("spec") or {}).get("suspend"):
+    if is_suspended(job):
         return 0.0
     pods = [
         pod

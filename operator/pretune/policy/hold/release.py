@@ -25,7 +25,14 @@ from pretune.policy.cache.storage import Storage
 from pretune.policy.model import Action, Observed, Patch, Released
 from pretune.policy.objects import owner_uid, reference
 from pretune.policy.plan_builder import MAX_MESSAGE, PlanBuilder
-from pretune.policy.pod_status import find_condition, is_deleted, is_finished, is_job_finished
+from pretune.policy.pod_status import (
+    find_condition,
+    is_deleted,
+    is_finished,
+    is_job_finished,
+    is_suspended,
+    suspended_or_resumed_at,
+)
 from pretune.policy.pods.consumers import Consumer
 from pretune.policy.pods.rescue import delete_stuck_pod
 
@@ -334,28 +341,21 @@ def quota_is_used_up(held: HeldPod) -> str | Wait | None:
     suspended = [
         job
         for job in list_attempt_jobs(held.plan, held.bundle_id)
-        if job["spec"].get("suspend") and not is_job_finished(job)
+        if is_suspended(job) and not is_job_finished(job)
     ]
     if not suspended:
         return None
-    since = max(held.pod.created_at, *map(_suspended_since, suspended))
+    suspended_at = [
+        suspended_or_resumed_at(job) or parse_timestamp(job["metadata"]["creationTimestamp"])
+        for job in suspended
+    ]
+    since = max(held.pod.created_at, *suspended_at)
     if held.plan.now < since + SUSPENDED_SECONDS:
         return Wait(since + SUSPENDED_SECONDS)
     return (
         f"Kueue suspends the attempt's Job {suspended[0]['metadata']['name']}, and counts this pod"
         " in its quota"
     )
-
-
-def _suspended_since(job: Object) -> float:
-    """Return since when a Job is suspended (Unix seconds)."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    times = [
-        each["lastTransitionTime"]
-        for each in conditions
-        if each["type"] == "Suspended" and each.get("lastTransitionTime")
-    ]
-    return max(map(parse_timestamp, (job["metadata"]["creationTimestamp"], *times)))
 
 
 def no_node(held: HeldPod) -> str | Wait | None:
