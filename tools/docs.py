@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,12 @@ def api() -> str:
     out = [
         "# AutotuneCache: every field",
         "",
-        "Generated from the chart's CRD by `make docs`. `kubectl explain autotunecache --recursive` shows the same text.",
+        _paragraph(
+            "Generated from the chart's CRD by `make docs`. `kubectl explain autotunecache"
+            " --recursive` shows the same text."
+        ),
         "",
-        str(crd.schema()["description"]),
+        _paragraph(crd.schema()["description"]),
         "",
     ]
     for part in ("spec", "status"):
@@ -124,27 +128,37 @@ def reasons() -> str:
     out = [
         "# Reasons, and what to do",
         "",
-        "Generated from `operator/pretune/api` by `make docs`. There are three lists, and no other reasons:",
-        "[of a cache](#of-a-cache), [of a pod](#of-a-pod), and [advice](#advice). The message beside a reason names the object.",
-        "Where to read them:",
+        _paragraph(
+            "Generated from `operator/pretune/api` by `make docs`. There are three lists, and no"
+            " other reasons: [of a cache](#of-a-cache), [of a pod](#of-a-pod), and"
+            " [advice](#advice). The message beside a reason names the object. Where to read"
+            " them:"
+        ),
         "",
         "```sh",
         "kubectl get autotunecaches -o wide          # the reason and message of Ready",
-        "kubectl describe autotunecache NAME         # every condition, bundle and advice, and the events",
+        "kubectl describe autotunecache NAME         # conditions, bundles, advice, and events",
         "kubectl wait autotunecache NAME --for=condition=Ready --timeout=2h",
         "kubectl get pods -l pretune.dev/cache -o custom-columns=\\",
-        "'POD:.metadata.name,DELIVERY:.metadata.annotations.pretune\\.dev/delivery,WHY:.metadata.annotations.pretune\\.dev/reason'",
+        "'POD:.metadata.name,DELIVERY:.metadata.annotations.pretune\\.dev/delivery,"
+        "WHY:.metadata.annotations.pretune\\.dev/reason'",
         "```",
         "",
         "## Of a cache",
         "",
-        "In its conditions, in its bundles (`status.bundles[].reason`), and in its events.",
-        "`Ready` is True once every target's bundle of the newest source is sealed. `Reconciling` is True while pretune works on it,",
-        f"`Stalled` while a person has to act. `StorageReady` is about the claim only. A bundle's state is one of {states}.",
+        _paragraph(
+            "In its conditions, in its bundles (`status.bundles[].reason`), and in its events."
+            " `Ready` is True once every target's bundle of the newest source is sealed."
+            " `Reconciling` is True while pretune works on it, `Stalled` while a person has to"
+            f" act. `StorageReady` is about the claim only. A bundle's state is one of {states}."
+        ),
         "",
-        "“Tried again” means: up to `spec.tuning.maxAttempts` attempts, after 30 s, 2 min, 8 min and so on. After the last one,",
-        "and after every failure that is not tried again, a bundle is not tuned any more: [what starts",
-        "anew](operations.md#try-again-what-has-failed).",
+        _paragraph(
+            "“Tried again” means: up to `spec.tuning.maxAttempts` attempts, after 30 s, 2 min, 8"
+            " min and so on. After the last one, and after every failure that is not tried again,"
+            " a bundle is not tuned any more: [how to start another"
+            " attempt](operations.md#try-again-what-has-failed)."
+        ),
         "",
         "| reason | what it means | what to do | tried again |",
         "|---|---|---|---|",
@@ -158,21 +172,32 @@ def reasons() -> str:
         "",
         "## Of a pod",
         "",
-        "Why a pod with the label `pretune.dev/cache` was given its bundle, waits for it, or was left as it is. The webhook writes it when",
-        "the pod is created, in the annotation `pretune.dev/reason`. Where nothing was given it also sends a warning to the terminal.",
-        "A labelled pod without the annotation was created while no webhook answered, or in a namespace that the chart's value",
-        "`webhook.namespaceSelector` excludes: it started as it would without pretune.",
+        _paragraph(
+            "Why a pod with the label `pretune.dev/cache` was given its bundle, waits for it, or"
+            " was left as it is. The webhook writes it when the pod is created, in the annotation"
+            " `pretune.dev/reason`. Where nothing was given it also sends a warning to the"
+            " terminal. A labelled pod without the annotation was created while no webhook"
+            " answered, or in a namespace that the chart's value `webhook.namespaceSelector`"
+            " excludes: it started as it would without pretune."
+        ),
         "",
         *_table(DELIVERIES),
         "",
         "## Advice",
         "",
-        "What a person should change although everything works: in `status.warnings` of the cache, and as an event of type Warning when it",
-        "appears.",
+        _paragraph(
+            "What a person should change although everything works: in `status.warnings` of the"
+            " cache, and as an event of type Warning when it appears."
+        ),
         "",
         *_table(ADVICE),
     ]
     return "\n".join(out) + "\n"
+
+
+def _paragraph(text: str) -> str:
+    """Return the text in lines of at most 120 columns."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(reasons: Mapping[str, Entry]) -> list[str]:

@@ -115,8 +115,8 @@ SEED_UNTRIED = _reason(
     "SeedUntried",
     "The pod is a Job's, or has no controller: it could not be replaced if pretune-seed kept it from"
     " starting. Whether pretune-seed can run in its image is not known before the bundle is sealed.",
-    "Nothing to do: pods that are created after the bundle is sealed are given it. An image whose"
-    " tag moves needs a version or a digest.",
+    "Nothing to do: pods that are created after the bundle is sealed are given it. Name the image"
+    " by a version or a digest if its tag can move.",
 )
 NAMES_COLLIDE = _reason(
     "NamesCollide",

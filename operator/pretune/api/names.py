@@ -27,7 +27,7 @@ HOLD = "pretune.dev/hold"  # scheduling gate of a consumer that waits for its bu
 
 # Of a cache, set by its author: `<claim>[/<path in it>]`, a folder that vLLM wrote elsewhere.
 IMPORT = "pretune.dev/import"
-# Of a cache, set by its author: any text. Another one starts anew what has failed.
+# Of a cache, set by its author: any text. Another one starts a new attempt at what failed.
 RETRY = "pretune.dev/retry"
 # Of an attempt, a proof or an import: the fingerprint, all of it; where the bundle goes, by
 # storage_place().

@@ -67,16 +67,17 @@ INSPECTING = _reason(
 )
 QUEUED = _reason(
     "Queued",
-    "Another attempt of this cache runs or ends, or the Job is suspended (Kueue). The message has"
-    " Kueue's own sentence where it took the Job's place for another.",
-    _GOES_ON,
+    "Another attempt of this cache runs or ends, or the Job is suspended (Kueue). If Kueue"
+    " preempted the Job, the message has Kueue's message.",
+    "Nothing to do: pretune continues; or raise the quota of its Kueue queue.",
 )
 WAITING_FOR_TURN = _reason(
     "WaitingForTurn",
     "As many attempts of all caches run as the chart's controller.maxConcurrentAttempts allows, or"
     " half of that number in this namespace, or ten times that half is open in it, suspended or"
     " without a node. The message says which, and which place this cache has.",
-    "Nothing to do: its attempt starts when its turn comes. An administrator may raise the number.",
+    "Nothing to do: its attempt starts when its turn comes. An administrator may raise"
+    " controller.maxConcurrentAttempts.",
 )
 RETRYING = _reason(
     "Retrying",

@@ -42,7 +42,7 @@ class Hold:
 class Spec:
     """spec of an AutotuneCache with every default in place, those of the CRD included.
 
-    Names are those of the CRD, but for spec.storage (claim), spec.tuning.podTemplate (job_labels to
+    Names are those of the CRD, except spec.storage (claim), spec.tuning.podTemplate (job_labels to
     tolerations) and spec.delivery.mode (delivery).
     """
 

@@ -5,13 +5,13 @@ The webhook's pods mount it from a Secret, and load a new one without a restart
 MutatingWebhookConfiguration. The chart creates both objects without these fields, and never
 renders them: so no tool that applies the chart undoes them.
 
-Each certificate has an authority of its own, whose key is forgotten once it has signed. So no
+Each certificate has an authority of its own, whose key is discarded after signing. So no
 stored key can issue another certificate that the API server trusts.
 
 There is no gap: an authority is in caBundle for CHECK_INTERVAL_SECONDS before its certificate is in
 the Secret, and stays there for OVERLAP_SECONDS after the next one, which the kubelet brings to the
-pods within minutes. Each write names the version that was read, so that two controllers that both
-think they lead do not mix two certificates.
+pods within two minutes. Each write names the version that was read, so that two controllers that
+both think they lead do not mix two certificates.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ async def release_orphans(cluster: Kubernetes, namespaces: Sequence[str]) -> Non
 
 async def issue_certificates(cluster: Kubernetes, settings: ControllerSettings) -> None:
     """Keep the webhook's certificate current, until cancelled."""
-    # Its library takes 18 MiB: only where it is used.
+    # Its library takes some MiB in image and memory: it is imported only where it is used.
     from pretune.controller.certificates import CertificateIssuer
 
     await CertificateIssuer(

@@ -2,8 +2,8 @@
 
 These objects do not have our label, so each kind that a spec names is watched as a whole: metadata
 only, and nothing is kept of objects that no spec names. One connection for each kind, since one of
-asyncio's TLS takes 350 KiB: with one for each namespace, 1,250 namespaces took 512 MiB
-(docs/decisions/0012-one-watch-for-each-kind.md).
+asyncio's TLS takes some hundred KiB: one for each namespace is too many with a thousand namespaces
+(docs/decisions/0012-one-watch-for-each-kind.md; `make bench ROWS=namespaces`).
 """
 
 from __future__ import annotations

@@ -57,9 +57,9 @@ FIELD_MANAGER = "pretune"  # also the name under which Events are reported
 PAGE_SIZE = 250
 SMALLER_PAGE = 8  # the divisor of the number of objects
 CALL_TIMEOUT = aiohttp.ClientTimeout(total=30)
-# At a time, of this process, each with a connection of some 350 KiB: what one namespace holds may
-# ask for thousands. Watches and logs are counted by those who open them. The lease does not wait
-# for others' calls.
+# At a time, of this process, each with a connection of some hundred KiB (`make bench
+# ROWS=namespaces`): what one namespace holds may ask for thousands. Watches and logs are counted by
+# those who open them. The lease does not wait for others' calls.
 MAX_SHORT_CALLS = 64
 LEASES = "/apis/coordination.k8s.io/"
 # A watch sends a bookmark a minute even when nothing happens: without one its connection is dead.

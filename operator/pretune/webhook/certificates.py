@@ -22,7 +22,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-CHECK_INTERVAL_SECONDS = 5.0  # the kubelet itself takes up to a minute to bring a changed Secret
+# The kubelet takes up to two minutes to bring a changed Secret (docs/dev/facts-kubernetes.md).
+CHECK_INTERVAL_SECONDS = 5.0
 EXPIRY_WARNING_SECONDS = 7 * 86400.0  # before the expiry: someone should look at the renewal
 
 Pair = tuple[bytes, bytes]  # the contents of tls.crt and tls.key

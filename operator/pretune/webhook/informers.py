@@ -43,7 +43,7 @@ KEPT_METADATA = (
 # While the watch of the caches is down: then no pod is given a bundle any more. A pod that is given
 # one needs a moment until the controller sees it, and that the bundle is wanted again.
 MAX_OUTAGE_SECONDS = RETIREMENT_SECONDS / 2
-# JSON of the caches of one namespace: some 2,000 of them.
+# JSON of the caches of one namespace.
 MAX_NAMESPACE_BYTES = 8 << 20
 MAX_PAUSE_SECONDS = 10.0  # before a watch that failed is opened again: pods are admitted meanwhile
 

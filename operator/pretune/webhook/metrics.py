@@ -42,9 +42,9 @@ class WebhookMetrics(Metrics):
         )
         self._refused = self._add_counter(
             "pretune_admission_refused_requests",
-            "Requests that were not answered, by HTTP status: 400 (no AdmissionReview), 408 (it did"
-            " not come in time), 413 (too large), 415 (no JSON), 503 (too many at a time). No API"
-            " server sends the first four.",
+            "Requests that were refused, by HTTP status: 400 (no AdmissionReview), 408 (it did not"
+            " come in time), 413 (too large), 415 (no JSON), 503 (too many at a time). The API"
+            " server never causes 400, 408, 413 or 415.",
             ("code",),
         )
         self._add_computed_gauge(

@@ -4,7 +4,7 @@ A reconcile knows one cache. The ledger knows, in memory, what the last reconcil
 found: its open attempts and proofs, and whether it waits for its turn. After a start of the process
 it is loaded from the Jobs of the cluster, so that nothing is started on top of what runs.
 
-Turns go round by namespace: next is a cache of the namespace with the fewest open attempts, of
+Namespaces take turns: next is a cache of the namespace with the fewest open attempts, of
 equal ones the namespace whose last turn is longest ago, and in it the cache that has waited
 longest. One namespace gets at most half of the turns: else its long attempts would keep all others
 waiting. Attempts that do not count (suspended, or without a node for long) take no turn, but a
