@@ -41,7 +41,7 @@ lint: venv ## format, lint, types, import layers
 check: lint ## before a commit: lint, and the tests that only compute
 	$(PYTHON) -m pytest -q -n 2 --ignore=tests/unit/agent --ignore=tests/unit/webhook tests/unit
 
-unit: venv ## pretune's tests that need no cluster, in a minute and a half: a sample of generated cases
+unit: venv ## pretune's tests that need no cluster, in minutes: a sample of generated cases
 	-@$(MAKE) --no-print-directory clients
 	$(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder \
 	  tests/unit tests/sim tests/chart
