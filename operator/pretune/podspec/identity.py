@@ -16,6 +16,7 @@ from pretune.podspec.template import (
     engine_of,
     engine_type,
     gpu_resources,
+    is_empty_term,
     is_sidecar,
     required_terms,
 )
@@ -142,6 +143,7 @@ def may_run_on(pod_spec: Object, target: Target) -> bool:
     return not terms or any(
         all(_may_hold(expression, labels) for expression in term.get("matchExpressions") or ())
         for term in terms
+        if not is_empty_term(term)
     )
 
 

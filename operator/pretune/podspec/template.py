@@ -170,11 +170,16 @@ def require_nodes(terms: list[Object], nodes: Sequence[str] | None) -> list[Obje
         return [{"matchFields": [name]} for name in names]
     return [
         {**term, "matchFields": [*(term.get("matchFields") or ()), name]}
-        if canonical.drop_empty(term)  # an empty term holds for no node
+        if not is_empty_term(term)
         else term
         for term in terms
         for name in names
     ]
+
+
+def is_empty_term(term: Object) -> bool:
+    """Whether a node selector term asks for nothing: such a term holds for no node."""
+    return not canonical.drop_empty(term)
 
 
 # --- the image

@@ -871,6 +871,9 @@ def test_the_target_of_a_consumer(
         ([[term("zone", "a")]], True),
         ([[term("gpu", "h200")], [term("zone", "a")]], True),
         ([[term("gpu", "h200"), term("zone", "a")]], False),
+        ([[]], False),  # an empty term holds for no node
+        ([[], [term("gpu", "b200")]], True),
+        ([[], [term("gpu", "h200")]], False),
     ],
 )
 def test_a_pod_whose_terms_exclude_the_targets_nodes_does_not_get_its_bundle(
