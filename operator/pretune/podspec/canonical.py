@@ -127,6 +127,11 @@ def find_too_long(values: Mapping[str, str]) -> str | None:
     return next((name for name, value in values.items() if value.startswith(_TOO_LONG)), None)
 
 
+def contains_field(value: str, path: str) -> bool:
+    """Whether a value of an environment() contains a field of the pod (valueFrom.fieldRef)."""
+    return _MARK + to_json({"fieldRef": {"fieldPath": path}}) in value
+
+
 def list_references(value: str) -> list[str]:
     """Return the names of the variables that a value refers to, as `$(NAME)`."""
     # Only before the last bracket, where each reference ends: the search is linear.

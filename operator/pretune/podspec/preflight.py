@@ -36,7 +36,7 @@ _PAIRING_ANNOTATIONS = ("dual-pods.llm-d.ai/",)  # FMA: a requester and a launch
 # Interfaces of every pod. The variables of NCCL, Gloo and others that name one have this suffix.
 _POD_INTERFACES = ("eth0", "lo")
 _INTERFACE_SUFFIX = "_SOCKET_IFNAME"
-_HOST_IP_VARIABLE = "VLLM_HOST_IP"
+_HOST_IP_VARIABLE, _HOST_IP_FIELDS = "VLLM_HOST_IP", ("status.hostIP", "status.hostIPs")
 _LOOPBACK = re.compile(r"127\..*|localhost|\[?::1\]?")
 _SHELL_REFERENCE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 
@@ -260,16 +260,17 @@ def node_address(candidate: Candidate) -> str | None:
         return None
     engine, path = candidate.engine, candidate.engine_path
     end = "which a copy, on a network of its own, does not have"
-    of_node = set()
-    for index, variable in enumerate(engine.get("env") or ()):
-        name, value = variable["name"], variable.get("value") or ""
-        reference = variable.get("valueFrom") or {}
-        source = reference.get("fieldRef") or {}
-        if source.get("fieldPath") in ("status.hostIP", "status.hostIPs"):
-            of_node.add(name)
-        if name.endswith(_INTERFACE_SUFFIX) and (reference or not _is_of_any_pod(value)):
+    env = engine.get("env") or ()
+    values = canonical.environment(env)
+    of_node = {
+        name
+        for name, value in values.items()
+        if any(canonical.contains_field(value, field) for field in _HOST_IP_FIELDS)
+    }
+    for index, name in enumerate(variable["name"] for variable in env):
+        if name.endswith(_INTERFACE_SUFFIX) and not _is_of_any_pod(values[name]):
             return f"{path}.env[{index}]: {name}: names an interface of the node, {end}"
-        if name == _HOST_IP_VARIABLE and (name in of_node or _refers_to(value, of_node)):
+        if name == _HOST_IP_VARIABLE and name in of_node:
             return f"{path}.env[{index}]: {name}: the address of the node, {end}"
     for place in ("command", "args"):
         for word in engine.get(place) or ():

@@ -612,6 +612,33 @@ REFUSED: list[tuple[Template, str, str]] = [
     (
         engine()
         .pod(hostNetwork=True)
+        .env(
+            A={"fieldRef": {"fieldPath": "status.hostIP"}}, B="$(A)", C="$(B)", VLLM_HOST_IP="$(C)"
+        ),
+        "HostNetwork",
+        ".spec.containers[0].env[3]: VLLM_HOST_IP:",
+    ),
+    (
+        engine()
+        .pod(hostNetwork=True)
+        .env(A={"fieldRef": {"fieldPath": "status.hostIP"}}, B="$(A)")
+        .args("serve", "q", "--host", "$(B)"),
+        "HostNetwork",
+        ".spec.containers[0].args: B:",
+    ),
+    (
+        engine().pod(hostNetwork=True).env(NICS="eth0", NCCL_SOCKET_IFNAME="$(NICS)"),
+        "",
+        "",
+    ),
+    (
+        engine().pod(hostNetwork=True).env(NICS="ens3", NCCL_SOCKET_IFNAME="$(NICS)"),
+        "HostNetwork",
+        ".spec.containers[0].env[1]: NCCL_SOCKET_IFNAME:",
+    ),
+    (
+        engine()
+        .pod(hostNetwork=True)
         .env(HOST_IP={"fieldRef": {"fieldPath": "status.hostIP"}}, OTLP="http://$(HOST_IP):4317"),
         "",
         "",
