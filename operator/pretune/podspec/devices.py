@@ -5,11 +5,20 @@ A claim's devices are named in its ResourceClaimTemplate, of resource.k8s.io/v1,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pretune.api.types import Object
-from pretune.podspec.template import command_words, device_claims, engine_type, gpu_resources
+from pretune.podspec import canonical
+from pretune.podspec.template import (
+    command_words,
+    device_claims,
+    engine_type,
+    gpu_resources,
+    resource_amounts,
+)
 
 # Counted for an engine of which neither claims nor words say how many GPUs it uses: several, since
 # one alone is treated differently.
@@ -17,7 +26,7 @@ UNKNOWN_GPUS = 2
 MAX_GPUS = 9_999  # of an engine; more are read as so many
 
 # Words in the name of a device class, or of a resource. A part of a word says nothing: ibm, netapp.
-_GPU = re.compile(r"v?gpus?|mig|rtx\d*|(a|b|gb|gh|h|v)\d{2,3}|l4|l20|l40s?|t4")
+_GPU_WORD = re.compile(r"v?gpus?|mig|rtx\d*|(a|b|gb|gh|h|v)\d{2,3}|l4|l20|l40s?|t4")
 _NETWORK_CARD = re.compile(
     r"((infiniband|network|rdma|sriov)[a-z]*|dranet|efa|ib|net|netdev|nics?|roce)\d*"
 )
@@ -29,7 +38,11 @@ def count_used_gpus(template: Object, engine: Object, claims: Mapping[str, Objec
     UNKNOWN_GPUS where neither says it, and at most MAX_GPUS. claims: ResourceClaimTemplates by
     name, as far as they were read. A flag whose value is unknown (`$(TP)`) says nothing.
     """
-    asked = sum(gpu_resources(engine).values()) or count_devices(template, engine, claims)
+    asked = (
+        sum(gpu_resources(engine).values())
+        or _count_renamed(engine)
+        or count_devices(template, engine, claims)
+    )
     ranks = engine_type(engine).count_ranks(command_words(engine))
     return min(MAX_GPUS, max(UNKNOWN_GPUS if asked is None else asked, ranks or 0))
 
@@ -49,22 +62,45 @@ def _may_be_gpu(device_class: str) -> bool:
     """Whether a device class is not, by its name, one of network cards or of compute domains."""
     name = device_class.lower()
     words = _words(re.sub(r"\.net(work)?$", "", name))  # that is a domain
-    if any(map(_GPU.fullmatch, words)):
+    if any(map(_GPU_WORD.fullmatch, words)):
         return True
     return not (
         name == "dra.net" or "compute-domain" in name or any(map(_NETWORK_CARD.fullmatch, words))
     )
 
 
-def is_gpu_resource(name: str) -> bool:
-    """Whether a resource of a device plugin is for GPUs, by its name: nvidia.com/h100.
+def asks_for_gpu(engine: Object) -> bool:
+    """Whether the engine asks for a resource of a device plugin that is for GPUs, by its name."""
+    return any(
+        _parse_count(amount) > 0 and ("gpu" in name.partition("/")[2].lower() or _is_renamed(name))
+        for name, amount in resource_amounts(engine).items()
+    )
+
+
+def _count_renamed(engine: Object) -> int:
+    """Return how many GPUs the engine asks for by names that NVIDIA's device plugin was given.
+
+    Of other vendors' resources nobody knows the unit: it may be memory, or a hundredth of a GPU.
+    """
+    amounts = resource_amounts(engine).items()
+    return sum(_parse_count(amount) for name, amount in amounts if _is_renamed(name))
+
+
+def _is_renamed(resource: str) -> bool:
+    """Whether a resource is NVIDIA's, and has a GPU as a word of its name: nvidia.com/h100.
 
     NVIDIA's network cards have names in the same domain: nvidia.com/hostdev.
     """
-    vendor, _, device = name.lower().partition("/")
-    if "gpu" in device:
-        return True
-    return vendor == "nvidia.com" and any(map(_GPU.fullmatch, _words(device)))
+    vendor, _, device = resource.lower().partition("/")
+    return vendor == "nvidia.com" and any(map(_GPU_WORD.fullmatch, _words(device)))
+
+
+def _parse_count(amount: Any) -> int:
+    """Return an amount of devices as a number; 0 for what is none: no such pod is created."""
+    try:
+        return max(0, math.ceil(canonical.parse_quantity(amount)))
+    except ValueError:
+        return 0
 
 
 def _words(name: str) -> list[str]:

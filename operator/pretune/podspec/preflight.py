@@ -12,7 +12,7 @@ from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
 from pretune.engines.command import MAX_SCRIPT_CHARACTERS, is_long_script
 from pretune.podspec import canonical
-from pretune.podspec.devices import count_devices, is_gpu_resource
+from pretune.podspec.devices import asks_for_gpu, count_devices
 from pretune.podspec.template import (
     command_words,
     device_claims,
@@ -157,7 +157,7 @@ def kept_container_missing(candidate: Candidate) -> str | None:
 def gpu_missing(candidate: Candidate) -> str | None:
     """A copy would run on whatever GPU of its node the engine finds: one that serves."""
     engine = candidate.engine
-    if gpu_resources(engine) or any(map(is_gpu_resource, _extended_resources(engine))):
+    if gpu_resources(engine) or asks_for_gpu(engine):
         return None
     if device_claims(engine):
         if count_devices(candidate.template, engine, candidate.device_claims) != 0:
@@ -170,17 +170,6 @@ def gpu_missing(candidate: Candidate) -> str | None:
         f"{candidate.engine_path}.resources: {engine['name']} asks for no GPU, so that a copy could"
         " run on one that serves; add nvidia.com/gpu or a device claim"
     )
-
-
-def _extended_resources(container: Object) -> set[str]:
-    """Return the names of the resources of device plugins that the container asks for."""
-    resources = container.get("resources") or {}
-    return {
-        name
-        for kind in ("limits", "requests")
-        for name, amount in (resources.get(kind) or {}).items()
-        if "/" in name and str(amount) != "0"
-    }
 
 
 def volume_missing(candidate: Candidate) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pretune.api import reasons
 from pretune.api.reasons import Refused
@@ -116,11 +117,9 @@ def mounts_and_devices(container: Object) -> Iterator[tuple[str, int, Object]]:
 def gpu_resources(container: Object) -> dict[str, int]:
     """Return the count of each GPU resource that the container asks for.
 
-    Limits count before requests, which must be equal for an extended resource. Raises Refused
-    SourceInvalid for what is no quantity.
+    Raises Refused SourceInvalid for what is no quantity.
     """
-    resources = container.get("resources") or {}
-    amounts = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+    amounts = resource_amounts(container)
     counts = {}
     for name in sorted(amounts):
         if _GPU.fullmatch(name):
@@ -140,6 +139,15 @@ def count_gpus(container: Object) -> int:
     With DRA that is the number of its claims; podspec/devices.py knows how many devices these are.
     """
     return sum(gpu_resources(container).values()) or len(device_claims(container))
+
+
+def resource_amounts(container: Object) -> dict[str, Any]:
+    """Return how much of each resource the container asks for, as written.
+
+    Limits count before requests, which must be equal for an extended resource.
+    """
+    resources = container.get("resources") or {}
+    return {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
 
 
 def device_claims(container: Object) -> list[Object]:

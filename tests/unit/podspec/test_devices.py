@@ -37,6 +37,16 @@ GPU = {"name": "gpu"}
 TABLE: list[tuple[str, Template, dict[str, Object], int]] = [
     ("by resource", engine().gpus(4), {}, 4),
     ("one, and no words", engine().args("serve", "q"), {}, 1),
+    ("by a resource that names a product", engine().gpus(0).gpus(4, "nvidia.com/h100"), {}, 4),
+    (
+        "by it, and the words cannot be read",
+        engine().gpus(0).gpus(4, "nvidia.com/h100").args("serve", "-tp", "$(TP)"),
+        {},
+        4,
+    ),
+    ("memory is no number of GPUs", engine().gpus(0).gpus(4000, "nvidia.com/gpumem"), {}, 1),
+    ("what is no quantity is none", engine().gpus(0).gpus("four", "nvidia.com/h100"), {}, 1),
+    ("a network card is none", engine().gpus(4, "nvidia.com/hostdev"), {}, 1),
     ("the words say more", engine().args("serve", "q", "-tp", "4", "-pp=2"), {}, 8),
     ("the words say less", engine().gpus(8).args("serve", "q", "-tp", "4"), {}, 8),
     ("the words cannot be read", engine().gpus(2).args("serve", "-tp", "$(TP)"), {}, 2),
@@ -99,7 +109,7 @@ TABLE: list[tuple[str, Template, dict[str, Object], int]] = [
     ("pod", "claims", "count"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
 def test_the_gpus_of_an_engine(pod: Template, claims: dict[str, Object], count: int) -> None:
-    assert count_used_gpus(pod, engine_of(pod, ""), claims) == count
+    assert count_used_gpus(pod, engine_of(pod, "vllm"), claims) == count
 
 
 @pytest.mark.parametrize(
