@@ -12,7 +12,7 @@ from typing import Any
 from pretune.api import reasons
 from pretune.api.types import Object
 from pretune.manifests.agent_archive import agent_digest
-from pretune.podspec.canonical import list_references
+from pretune.podspec.canonical import list_references, parse_quantity
 from pretune.protocol import (
     AGENT_CHANGED_EXIT_CODE,
     AGENT_FILE,
@@ -231,9 +231,19 @@ def build_seal_resources(engine: Object) -> Object:
     resources: Mapping[str, Any] = engine.get("resources") or {}
     limits = resources.get("limits") or {}
     requests = {**limits, **(resources.get("requests") or {})}
-    is_guaranteed = all(name in limits and requests[name] == limits[name] for name in _SEAL_LIMITS)
+    is_guaranteed = all(
+        name in limits and _are_equal(requests[name], limits[name]) for name in _SEAL_LIMITS
+    )
     requested = _SEAL_LIMITS if is_guaranteed else _SEAL_REQUESTS
     return {"limits": dict(_SEAL_LIMITS), "requests": dict(requested)}
+
+
+def _are_equal(amount: Any, other: Any) -> bool:
+    """Whether two quantities are equal: 4 is "4000m". What is no quantity equals none."""
+    try:
+        return parse_quantity(amount) == parse_quantity(other)
+    except ValueError:
+        return False
 
 
 def copy_resources(engine: Object) -> Object:

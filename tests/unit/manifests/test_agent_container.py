@@ -52,6 +52,9 @@ def test_check_copies_the_engines_resources_so_that_no_quota_counts_it(pod: Obje
         ({"memory": "64Gi"}, {"cpu": "8", "memory": "64Gi"}, "100m"),
         ({"cpu": "8", "memory": "64Gi"}, {"cpu": "8", "memory": "64Gi"}, "500m"),
         ({"cpu": "8", "memory": "64Gi"}, {}, "500m"),
+        ({"cpu": "4", "memory": "64Gi"}, {"cpu": 4, "memory": "65536Mi"}, "500m"),
+        ({"cpu": "4", "memory": "64Gi"}, {"cpu": "4000m", "memory": "64Gi"}, "500m"),
+        ({"cpu": "four", "memory": "64Gi"}, {"cpu": "four", "memory": "64Gi"}, "100m"),
     ],
 )
 def test_seal_requests_little_but_its_whole_limit_where_the_engine_is_guaranteed(
