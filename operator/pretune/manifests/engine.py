@@ -134,8 +134,10 @@ def _readiness_handler(engine: Object) -> dict[str, Any]:
         if any(probe.get(handler) for handler in _HANDLERS):
             fields = (*_HANDLERS, "timeoutSeconds")
             return {field: _without_host(probe[field]) for field in fields if probe.get(field)}
-    kind = engine_type(engine)
-    get = {"path": kind.health_path, "port": kind.read_port(command_words(engine))}
+    kind, words = engine_type(engine), command_words(engine)
+    get = {"path": kind.health_path, "port": kind.read_port(words)}
+    if kind.serves_https(words):
+        get["scheme"] = "HTTPS"
     return {"httpGet": get, "timeoutSeconds": 5}
 
 

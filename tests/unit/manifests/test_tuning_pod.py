@@ -300,6 +300,12 @@ PROBES: list[tuple[str, Template, Object, str | None]] = [
         "http://127.0.0.1:9/health",
     ),
     (
+        "none, and a certificate",
+        engine().args("serve", "--ssl-certfile", "/c"),
+        {**web(8000, scheme="HTTPS"), "timeoutSeconds": 5},
+        "https://127.0.0.1:8000/health",
+    ),
+    (
         "an empty one",
         engine(readinessProbe={"periodSeconds": 1}),
         {**web(8000), "timeoutSeconds": 5},
