@@ -32,6 +32,7 @@ LOG_TIMEOUT_SECONDS = 60.0
 # Of the log of a start that failed: its end. vLLM's cause is some hundred lines before the last.
 MAX_FAILURE_LINES, MAX_FAILURE_BYTES = 5_000, 1 << 20
 FAILURE_TIMEOUT_SECONDS = 5.0
+MAX_FAILED_LOGS = 3  # read at a time by one reconcile
 READY_SLACK_SECONDS = 2.0  # times of conditions are cut down to whole seconds
 # A first line that comes later than this after the start: the log's beginning is gone.
 ROTATED_AFTER_SECONDS = 300.0
@@ -141,10 +142,12 @@ class LogReader:
         """Return why engines failed, as the end of their logs says, by the pod's uid.
 
         Of each attempt once: the reconcile that asks records its end. Where a log cannot be read,
-        the pod is left out. Never raises.
+        the pod is left out. Takes at most 5 s, since held pods wait for the reconcile. Never
+        raises.
         """
-        causes = {}
-        for start in itertools.islice(starts, MAX_CONCURRENT_LOGS):
+        causes: dict[str, str] = {}
+
+        async def read(start: FailedStart) -> None:
             try:
                 async with asyncio.timeout(FAILURE_TIMEOUT_SECONDS):
                     causes[start.uid] = await self._read_cause(key, start)
@@ -153,6 +156,8 @@ class LogReader:
                 reason = FAILURE_OF_CODE.get(code, NO_ANSWER)
                 message = f"{key}: pod {start.pod}: {str(error) or type(error).__name__}"
                 self._note_failure(reason, message)
+
+        await asyncio.gather(*map(read, itertools.islice(starts, MAX_FAILED_LOGS)))
         return causes
 
     async def _read_cause(self, key: Key, start: FailedStart) -> str:

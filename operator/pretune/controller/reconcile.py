@@ -83,10 +83,12 @@ async def _reconcile(
     refusals: ReleaseRefusals | None,
 ) -> float | None:
     ledger = ledger if ledger is not None else AttemptLedger(limit=0)
+    causes: dict[str, str] = {}  # a log is read once, however often the cache is observed again
     for retries_left in reversed(range(MAX_CONFLICT_RETRIES + 1)):
         observed = await observe(key, cluster, settings, clock(), watch_named)
         if log_reader is not None:
-            causes = await log_reader.read_causes(key, list_failed_starts(observed))
+            unread = [start for start in list_failed_starts(observed) if start.uid not in causes]
+            causes = {**causes, **await log_reader.read_causes(key, unread)}
             observed = replace(observed, start_logs=log_reader.results(key), causes=causes)
         observed = replace(observed, turn=ledger.find_turn(key))
         if refusals is not None:

@@ -14,6 +14,7 @@ from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
 from pretune.controller import log_reader as module
 from pretune.controller.log_reader import (
+    FAILURE_TIMEOUT_SECONDS,
     MAX_CONCURRENT_LOGS,
     MAX_FAILURE_BYTES,
     MAX_FAILURE_LINES,
@@ -527,3 +528,51 @@ def test_the_cause_of_a_failed_start_is_read_from_the_end_of_its_log() -> None:
 def test_a_log_that_cannot_be_read_names_no_cause(answer: Any, reason: str) -> None:
     causes, _, failed = read_causes(answer, FAILED_START)
     assert causes == {} and failed == [reason]
+
+
+def test_logs_of_failed_starts_are_read_at_the_same_time() -> None:
+    """Held pods wait for the reconcile that reads them."""
+    starts = [FailedStart(f"pod-{n}", f"uid-{n}", "vllm", is_previous=True) for n in range(5)]
+
+    async def log(*arguments: Any) -> AsyncGenerator[bytes, None]:
+        if arguments[1] == "pod-1":
+            yield (FAILURES / "nolib.log").read_bytes()
+        else:
+            await asyncio.Event().wait()
+
+    async def story() -> tuple[dict[str, str], float]:
+        now = asyncio.get_running_loop().time
+        reader, began = LogReader(log, Node().get, lambda key: None), now()
+        return await reader.read_causes(KEY, starts), now() - began
+
+    causes, seconds = virtual(story())
+    assert list(causes) == ["uid-1"] and seconds == FAILURE_TIMEOUT_SECONDS
+
+
+def test_a_log_is_read_once_though_the_cache_is_observed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A conflict has everything observed again, but a log does not change any more."""
+    world = Server(Clock(NOW))
+    world.create(cache())
+    asked, seen = list[str](), list[dict[str, str]]()
+
+    async def log(namespace: str, pod: str, *_: Any) -> AsyncGenerator[bytes, None]:
+        asked.append(pod)
+        yield (FAILURES / "nolib.log").read_bytes()
+
+    def decide(observed: Observed, now: float) -> Plan:
+        seen.append(dict(observed.causes))
+        assert observed.cache is not None
+        if len(seen) < 3:  # a person's edit, after our read
+            world.patch(observed.cache, {"spec": {"revision": str(len(seen))}})
+        return Plan(status={"n": len(seen)})
+
+    monkeypatch.setattr(pretune.controller.reconcile, "decide", decide)
+    monkeypatch.setattr(
+        pretune.controller.reconcile, "list_failed_starts", lambda observed: [FAILED_START]
+    )
+    reader = LogReader(log, Node().get, lambda key: None)
+    virtual(reconcile(KEY, Client(world), SETTINGS, world.clock, None, reader))
+    assert len(seen) == 3 and asked == ["pod-1"]
+    assert all("libnuma" in causes["uid-1"] for causes in seen)
