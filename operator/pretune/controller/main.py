@@ -32,7 +32,7 @@ from pretune.health import serve_health
 from pretune.kube.bounded_response import BoundedResponse
 from pretune.kube.client import METADATA, METADATA_LIST, Kubernetes, load_configuration
 from pretune.kube.lease import Lease
-from pretune.kube.types import ALL_NAMESPACES, ApiError, metadata_only
+from pretune.kube.types import ALL_NAMESPACES, UNREADABLE_CODES, ApiError, metadata_only
 from pretune.kube.watch import watch_namespaces
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.objects import label
@@ -71,7 +71,8 @@ async def run(settings: ControllerSettings) -> None:
 
         async def run_key(key: Key) -> float | None:
             if not key.name:
-                await release_orphans(cluster, [key.namespace] if key.namespace else namespaces)
+                places = [key.namespace] if key.namespace else namespaces
+                await release_orphaned_pods(cluster, places)
                 return None
             return await reconcile(
                 key,
@@ -188,7 +189,7 @@ async def find_namespaces(cluster: Kubernetes, names: Sequence[str]) -> Sequence
                 await cluster.list(f"{GROUP}/{VERSION}", KIND, name, project=metadata_only)
                 readable.append(name)
             except ApiError as error:
-                if error.code not in (403, 404) or (not tries_left and not readable):
+                if error.code not in UNREADABLE_CODES or (not tries_left and not readable):
                     raise
                 if not tries_left:
                     log.warning("namespace %s is left out until it can be read: %s", name, error)
@@ -232,21 +233,6 @@ async def load_attempts(
         for job in jobs
         if not is_job_finished(job) and not is_suspended(job)
     )
-
-
-async def release_orphans(cluster: Kubernetes, namespaces: Sequence[str]) -> None:
-    """Release the pods of these namespaces that no cache's reconcile finds.
-
-    Raises the first error once every namespace was tried.
-    """
-    errors: list[Exception] = []
-    for namespace in namespaces:
-        try:
-            await release_orphaned_pods(cluster, namespace)
-        except (ApiError, OSError, TimeoutError) as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
 
 
 async def issue_certificates(cluster: Kubernetes, settings: ControllerSettings) -> None:

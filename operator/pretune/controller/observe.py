@@ -24,7 +24,7 @@ from pretune.api.types import Key, Object
 from pretune.config import Settings
 from pretune.controller import project
 from pretune.intake import EXCESS
-from pretune.kube.types import ApiError, Cluster, NoSuchKind, metadata_only
+from pretune.kube.types import UNREADABLE_CODES, ApiError, Cluster, NoSuchKind, metadata_only
 from pretune.manifests.agent_archive import agent_name, is_agent
 from pretune.manifests.gate import is_held
 from pretune.origin import read_origin, without_template
@@ -428,7 +428,7 @@ async def _read_device_claims(
             try:
                 found = await cluster.get(version, "ResourceClaimTemplate", key.namespace, name)
             except ApiError as error:  # not of this version, or forbidden: then it is unknown
-                if error.code not in (403, 404):
+                if error.code not in UNREADABLE_CODES:
                     raise
                 continue
             if found is not None:

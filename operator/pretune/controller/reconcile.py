@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from pretune.api import reasons
 from pretune.api.names import CACHE, KIND, ROLE
@@ -110,7 +110,7 @@ async def _reconcile(
             if not conflict:
                 raise
             if errors:
-                raise errors[0] from None
+                raise next(iter(errors.values())) from None
             return 0.0
         if metrics is not None:
             metrics.count_status(observed, plan)
@@ -118,14 +118,14 @@ async def _reconcile(
             log_reader.set_starts(key, plan.starts)
         errors = await _release_pods(observed, plan, cluster, metrics, refusals, clock)
         others = [action for action in plan.after if not _is_release(action)]
-        if any(isinstance(error, OSError) for error in errors):  # then nothing else may answer
-            # But it may be the patches alone that a webhook keeps from being answered.
+        if any(isinstance(error, OSError) for error in errors.values()):
+            # Then nothing else may answer, or only the patches, which a webhook keeps from it.
             others = [action for action in others if _is_after_release(action, plan)]
-        errors += await apply_concurrently(key, others, cluster)
+        errors |= await apply_concurrently(key, others, cluster)
         events = [event for event in plan.events if event.reason != reasons.RELEASED]
         await _record_events(observed, events, cluster)
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
         if metrics is not None:
             metrics.count_rescues(plan)
         return plan.requeue_after
@@ -139,18 +139,17 @@ async def _release_pods(
     metrics: ControllerMetrics | None,
     refusals: ReleaseRefusals | None,
     clock: Callable[[], float],
-) -> list[Exception]:
-    """Release the pods that the plan releases; return the errors.
+) -> dict[str, Exception]:
+    """Release the pods that the plan releases; return the errors by the action's name.
 
     The event is recorded and the release counted once all pods are released: a retry would record
     another event, with another text. No status has to remember it, since a pod without a gate is
     not released again: so a cache whose status cannot be written holds no pod.
     """
-    releases = [action for action in plan.after if isinstance(action, Patch) and action.strategic]
-    failed: dict[str, Exception] = {}
-    errors = await apply_concurrently(observed.key, releases, cluster, failed)
+    releases = [action for action in plan.after if _is_release(action)]
+    errors = await apply_concurrently(observed.key, releases, cluster)
     if refusals is not None:
-        refusals.record(observed.key, releases, failed, clock())
+        refusals.record(observed.key, releases, errors, clock())
     if not errors:
         events = [event for event in plan.events if event.reason == reasons.RELEASED]
         await _record_events(observed, events, cluster)
@@ -159,16 +158,15 @@ async def _release_pods(
     return errors
 
 
-def _is_release(action: Action) -> bool:
+def _is_release(action: Action) -> TypeGuard[Patch]:
     return isinstance(action, Patch) and action.strategic
 
 
 def _is_after_release(action: Action, plan: Plan) -> bool:
     """Return whether an action deletes a pod that the plan tries to release before."""
     return isinstance(action, Delete) and any(
-        isinstance(each, Patch)
-        and each.object["metadata"]["uid"] == action.object["metadata"]["uid"]
-        for each in plan.after
+        release.object["metadata"]["uid"] == action.object["metadata"]["uid"]
+        for release in filter(_is_release, plan.after)
     )
 
 
@@ -181,20 +179,26 @@ async def _record_events(observed: Observed, events: Iterable[Event], cluster: C
 # --- pods that are released without a decision
 
 
-async def release_orphaned_pods(cluster: Cluster, namespace: str = "") -> None:
-    """Release the held pods of a namespace that no cache's reconcile finds; "": of all namespaces.
+async def release_orphaned_pods(cluster: Cluster, namespaces: Sequence[str]) -> None:
+    """Release the held pods of these namespaces that no cache's reconcile finds.
 
-    Such a pod names no cache any more, or it was given the label of a pod of ours. Raises as the
-    cluster does, once all that can be released are; a pod that is gone, or another one by now, is
-    no error.
+    Such a pod names no cache any more, or it was given the label of a pod of ours. Raises the first
+    error of the cluster once every namespace was tried; a pod that is gone, or another one by now,
+    is no error. namespaces: ALL_NAMESPACES for those of the whole cluster.
     """
     fields = "spec.nodeName=,status.phase=Pending"
-    pods = await cluster.list("v1", "Pod", namespace, fields=fields, project=project.gates)
-    orphans = [pod for pod in pods if is_held(pod) and _is_orphan(pod)]
     errors: list[Exception] = []
-    for place in sorted({pod["metadata"]["namespace"] for pod in orphans}):
-        here = [pod for pod in orphans if pod["metadata"]["namespace"] == place]
-        errors += await apply_concurrently(Key(place, ""), release_all(here), cluster)
+    for namespace in namespaces:
+        try:
+            pods = await cluster.list("v1", "Pod", namespace, fields=fields, project=project.gates)
+        except (ApiError, OSError, TimeoutError) as error:
+            errors.append(error)
+            continue
+        orphans = [pod for pod in pods if is_held(pod) and _is_orphan(pod)]
+        for place in sorted({pod["metadata"]["namespace"] for pod in orphans}):
+            here = [pod for pod in orphans if pod["metadata"]["namespace"] == place]
+            failed = await apply_concurrently(Key(place, ""), release_all(here), cluster)
+            errors += failed.values()
     if errors:
         raise errors[0]
 
@@ -261,17 +265,14 @@ async def apply_actions(
 
 
 async def apply_concurrently(
-    key: Key,
-    actions: Iterable[Action],
-    cluster: Cluster,
-    failed: MutableMapping[str, Exception] | None = None,
-) -> list[Exception]:
-    """Apply every action, several at a time and in any order; return the errors.
+    key: Key, actions: Iterable[Action], cluster: Cluster
+) -> dict[str, Exception]:
+    """Apply every action, several at a time and in any order.
 
-    An action that the API server refuses keeps no other one back. When the API server does not
-    answer, no further one is tried. failed: gets the errors by the action's name.
+    Returns the errors by the action's name, the first one first. An action that the API server
+    refuses keeps no other one back. When the API server does not answer, no further one is tried.
     """
-    waiting, errors = deque(actions), list[Exception]()
+    waiting, errors = deque(actions), dict[str, Exception]()
 
     async def work() -> None:
         while waiting:
@@ -280,9 +281,7 @@ async def apply_concurrently(
                 await _apply_action(key, action, cluster)
             except (ApiError, OSError, TimeoutError) as error:
                 log.warning("%s: %s: %s", key, action.name, error or type(error).__name__)
-                errors.append(error)
-                if failed is not None:
-                    failed[action.name] = error
+                errors[action.name] = error
                 if not isinstance(error, ApiError):
                     waiting.clear()
 

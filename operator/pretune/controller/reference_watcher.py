@@ -15,13 +15,10 @@ from typing import NamedTuple
 
 from pretune.api.spec import Spec
 from pretune.api.types import Key, Object
-from pretune.kube.types import ALL_NAMESPACES, ApiError
+from pretune.kube.types import ALL_NAMESPACES, UNREADABLE_CODES, ApiError
 from pretune.kube.watch import DELETED, ENDED, LISTED, Change, watch_with_backoff
 
 log = logging.getLogger(__name__)
-
-# Answers to a watch of a kind that does not exist, or that we have no right to.
-REFUSAL_CODES = (403, 404)
 
 
 class Kind(NamedTuple):
@@ -55,7 +52,7 @@ def find_references(cache: Object) -> frozenset[Reference]:
 
 
 class _KindRefusedError(Exception):
-    """The API server does not let us watch a kind."""
+    """The API server refuses our watch of a kind."""
 
 
 class ReferenceWatcher:
@@ -133,7 +130,7 @@ class ReferenceWatcher:
                 async for change in self._watch(*kind, namespace):
                     yield change
             except ApiError as error:
-                if error.code in REFUSAL_CODES:
+                if error.code in UNREADABLE_CODES:
                     raise _KindRefusedError(str(error)) from error
                 raise
 

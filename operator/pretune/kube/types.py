@@ -32,6 +32,9 @@ class ApiError(Exception):
 # of ours. With 500 it reports that an admission webhook failed.
 REFUSAL_CODES = (400, 403, 422, 500)
 
+# With which it answers a read: there is no right to it, or it does not exist.
+UNREADABLE_CODES = (403, 404)
+
 
 class NoSuchKind(ApiError):
     """The cluster has no such apiVersion and kind."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from pretune.api.types import Object
-from pretune.kube.types import ApiError
+from pretune.kube.types import UNREADABLE_CODES, ApiError
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ async def watch_namespaces(
                 listed = listed or change[0] == LISTED
                 await queue.put(change)
         except Exception as error:
-            if isinstance(error, ApiError) and error.code in (403, 404):
+            if isinstance(error, ApiError) and error.code in UNREADABLE_CODES:
                 log.warning("namespace %s is left out: %s", namespace, error)
                 await queue.put((LEFT_OUT, {"metadata": {"namespace": namespace}}))
                 if not listed:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import pretune.controller.reconcile
 import pytest
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pretune.api.names import CACHE, HOLD, ROLE
 from pretune.api.timestamps import format_timestamp
 from pretune.api.types import Key, Object
-from pretune.controller.main import release_orphans
 from pretune.controller.reconcile import (
     MAX_CONCURRENT_CALLS,
     RECONCILE_TIMEOUT_SECONDS,
@@ -27,8 +26,7 @@ from pretune.controller.reconcile import (
     release_orphaned_pods,
 )
 from pretune.controller.workqueue import RUN_TIMEOUT_SECONDS
-from pretune.kube.client import Kubernetes
-from pretune.kube.types import ApiError, Cluster, Event
+from pretune.kube.types import ALL_NAMESPACES, ApiError, Cluster, Event
 from pretune.manifests.gate import release_patch
 from pretune.policy.bundles.turns import AttemptLedger
 from pretune.policy.model import Action, Apply, Create, Delete, Observed, Outcome, Patch, Plan
@@ -171,7 +169,7 @@ KUEUES = ["kueue.x-k8s.io/admission"]
 
 
 def together(client: Client, *actions: Action) -> list[Exception]:
-    return asyncio.run(apply_concurrently(KEY, actions, client))
+    return list(asyncio.run(apply_concurrently(KEY, actions, client)).values())
 
 
 def test_a_release_takes_our_gate_from_every_pod_and_leaves_the_others(world: Server) -> None:
@@ -229,7 +227,7 @@ def test_some_are_carried_out_at_a_time_and_no_more(world: Server) -> None:
 
     async def story() -> float:
         began = asyncio.get_running_loop().time()
-        assert await apply_concurrently(KEY, map(released, pods), client) == []
+        assert await apply_concurrently(KEY, map(released, pods), client) == {}
         return asyncio.get_running_loop().time() - began
 
     assert virtual.run(story()) == 7.0
@@ -539,7 +537,7 @@ def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_released_and
     }.items():
         stray(world, name, **labels)
     stray(world, "bare", "another")
-    asyncio.run(release_orphaned_pods(Client(world), KEY.namespace))
+    asyncio.run(release_orphaned_pods(Client(world), [KEY.namespace]))
     assert gates(world) == {
         **dict.fromkeys(("bare", "empty", "part"), KUEUES),
         "held": [*KUEUES, HOLD],
@@ -547,7 +545,7 @@ def test_a_pod_whose_label_was_taken_off_or_that_was_made_a_part_is_released_and
     assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [
         2
     ]
-    asyncio.run(release_orphaned_pods(Client(world)))
+    asyncio.run(release_orphaned_pods(Client(world), ALL_NAMESPACES))
     assert [len(one["spec"]["schedulingGates"]) for one in world.list("v1", "Pod", "another")] == [
         1
     ]
@@ -558,7 +556,7 @@ def test_a_pod_that_cannot_be_released_is_an_error_so_that_it_is_tried_again(wor
     stray(world, "bare")
     refuse(world, "Pod", 503)
     with pytest.raises(ApiError, match="503"):
-        asyncio.run(release_orphaned_pods(Client(world), KEY.namespace))
+        asyncio.run(release_orphaned_pods(Client(world), [KEY.namespace]))
 
 
 class RefusingIn(Client):
@@ -585,7 +583,7 @@ def test_a_namespace_that_refuses_a_release_keeps_no_other_one_back(
     for place in places:
         stray(world, "bare", place)
     with pytest.raises(ApiError, match="403"):
-        asyncio.run(release_orphans(cast(Kubernetes, RefusingIn(world)), namespaces))
+        asyncio.run(release_orphaned_pods(RefusingIn(world), namespaces))
     left = [len(world.list("v1", "Pod", place)[0]["spec"]["schedulingGates"]) for place in places]
     assert left == [2, 1, 1]
 
