@@ -121,3 +121,17 @@ def stored(template: Object) -> Object:
     pod.setdefault("securityContext", {})
     pod.setdefault("terminationGracePeriodSeconds", 30)
     return stored
+
+
+def term(key: str, *values: str, operator: str = "In") -> Object:
+    """Return what a node selector's term requires of one label or field."""
+    return {"key": key, "operator": operator, "values": list(values)}
+
+
+def requiring(*terms: Object) -> Object:
+    """Return an affinity to nodes that one of the terms admits."""
+    return {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}
+        }
+    }
