@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Iterable, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from pretune.engines.command import program, shell_words
 
@@ -45,15 +45,13 @@ def last_number(words: Sequence[str], *names: str) -> Optional[int]:
 
     None where it is absent, or not written as a number: `$(TP)`.
     """
-    return _last_number(flags(words), *names)
+    values = _values(words, *names)
+    return _number(values[-1]) if values else None
 
 
-def _last_number(found: Iterable[Tuple[str, Optional[str]]], *names: str) -> Optional[int]:
-    number = None
-    for name, value in found:
-        if name in names:
-            number = _number(value)
-    return number
+def _values(words: Sequence[str], *names: str) -> List[Optional[str]]:
+    """Return what a flag of these names is given, each time; None where that is nothing."""
+    return [value for name, value in flags(words) if name in names]
 
 
 def _number(value: Optional[str]) -> Optional[int]:
@@ -76,9 +74,9 @@ _SIZES = (
 
 def count_ranks(words: Sequence[str]) -> Optional[int]:
     """Return the number of ranks that the words ask for; None where a size cannot be read."""
-    ranks, given = 1, [*flags(words)]
+    ranks = 1
     for names in _SIZES:
-        values = [value for name, value in given if name in names]
+        values = _values(words, *names)
         size = _number(values[-1]) if values else 1
         if size is None:
             return None
@@ -88,12 +86,13 @@ def count_ranks(words: Sequence[str]) -> Optional[int]:
 
 def serves_https(words: Sequence[str]) -> bool:
     """Return whether the HTTP server is given a certificate."""
-    return any(name == "--ssl-certfile" for name, _ in flags(words))
+    return bool(_values(words, "--ssl-certfile"))
 
 
 def read_host(words: Sequence[str]) -> str:
     """Return the address that the HTTP server listens on; "" where the words name none."""
-    return next((value or "" for name, value in reversed([*flags(words)]) if name == "--host"), "")
+    values = _values(words, "--host")
+    return (values[-1] or "") if values else ""
 
 
 def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
@@ -103,9 +102,8 @@ def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
     several: a wrong copy would connect to production.
     """
     plain = shell_words(words)
-    found = _list_flags(tuple(words))
-    size, local = _last_number(found, "--data-parallel-size", "-dp"), None
-    for name, value in found:
+    size, local = last_number(words, "--data-parallel-size", "-dp"), None
+    for name, value in flags(words):
         shown = name if value is None else "%s %s" % (name, value)
         if name in (
             "--headless",
@@ -125,7 +123,7 @@ def find_multi_pod_flag(words: Sequence[str]) -> Optional[str]:
         return local[0]
     if plain == list(words):  # in a script -n and -r may be any program's
         for name, least in (("-n", 2), ("-r", 1)):
-            number = _last_number(found, name)
+            number = last_number(words, name)
             if number is not None and number >= least:
                 return "%s %d" % (name, number)
     for index, word in enumerate(plain[:-1]):
