@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Iterator, List, Pattern, Sequence, Tuple
+from typing import Iterator, List, Optional, Pattern, Sequence, Tuple
 
 MAX_SCRIPT_CHARACTERS = 16 * 1024
 
@@ -45,11 +45,12 @@ def shell_words(command: Sequence[str]) -> List[str]:
     return list(_shell_words(tuple(command)))
 
 
-def is_long_script(command: Sequence[str], word: str) -> bool:
-    """Return whether a word of the command is a script that is not taken apart."""
-    if len(word) <= MAX_SCRIPT_CHARACTERS:
-        return False
-    return any(each is word and is_script for each, is_script in _with_scripts(command))
+def find_long_script(command: Sequence[str]) -> Optional[int]:
+    """Return the index of the word that is a script and is not taken apart, or None."""
+    for index, (word, is_script) in enumerate(_with_scripts(command)):
+        if is_script and len(word) > MAX_SCRIPT_CHARACTERS:
+            return index
+    return None
 
 
 @functools.lru_cache(8)  # asked for again and again about one engine

@@ -10,7 +10,7 @@ from pretune.api import reasons
 from pretune.api.reasons import Reason, Refused
 from pretune.api.spec import Spec, Target
 from pretune.api.types import Object
-from pretune.engines.command import MAX_SCRIPT_CHARACTERS, is_long_script
+from pretune.engines.command import MAX_SCRIPT_CHARACTERS, find_long_script
 from pretune.podspec import canonical
 from pretune.podspec.devices import asks_for_gpu, count_devices
 from pretune.podspec.template import (
@@ -220,15 +220,17 @@ def variable_too_long(candidate: Candidate) -> str | None:
 
 
 def script_too_long(candidate: Candidate) -> str | None:
-    """Whether a copy would be part of something bigger is read in a shell's script."""
-    for name in ("command", "args"):
-        for index, word in enumerate(candidate.engine.get(name) or ()):
-            if is_long_script(command_words(candidate.engine), word):
-                return (
-                    f"{candidate.engine_path}.{name}[{index}]: a script of more than"
-                    f" {MAX_SCRIPT_CHARACTERS:,} characters: put it into a file"
-                )
-    return None
+    """A script this long is not searched for flags that make an engine one of several."""
+    engine = candidate.engine
+    index = find_long_script(command_words(engine))
+    if index is None:
+        return None
+    command_length = len(engine.get("command") or ())
+    field = f"command[{index}]" if index < command_length else f"args[{index - command_length}]"
+    return (
+        f"{candidate.engine_path}.{field}: a script of more than"
+        f" {MAX_SCRIPT_CHARACTERS:,} characters: put it into a file"
+    )
 
 
 def leader_address(candidate: Candidate) -> str | None:
