@@ -28,7 +28,7 @@ from pretune.manifests.parts import (
     build_folder_variables,
     build_folder_volumes,
 )
-from pretune.podspec.template import engine_type, words_without_secrets
+from pretune.podspec.template import engine_type, task_command
 from pretune.protocol import CLAIM_MOUNT, PER_RANK, SHARED, TASK_VARIABLE, Inputs, Task
 
 AUTO, NONE = "Auto", "None"  # of spec.delivery.mode: the first mode that fits; no mode
@@ -305,8 +305,7 @@ def _add_copy(pod: Object, engine: Object, delivery: Delivery) -> Additions:
         cache=delivery.folder,
         subPath=delivery.sub_path,
         inputs=delivery.inputs,
-        command=words_without_secrets(engine),
-        argsOnly=not engine.get("command"),
+        **task_command(engine),
         proven=delivery.proven,
         engine=kind.name,
     )

@@ -37,7 +37,7 @@ from pretune.manifests.tuning_pod import (
 )
 from pretune.podspec import identity
 from pretune.podspec.devices import count_used_gpus
-from pretune.podspec.template import engine_of, engine_type, words_without_secrets
+from pretune.podspec.template import engine_of, engine_type, task_command
 from pretune.protocol import SOURCE_MOUNT, Task
 
 SOURCE_VOLUME = "pretune-source"
@@ -88,8 +88,7 @@ def build_import_job(
         subPath=spec.claim.sub_path,
         inputs=inputs,
         gpus=count_used_gpus(template, engine, device_claims or {}),
-        command=words_without_secrets(engine),
-        argsOnly=not engine.get("command"),
+        **task_command(engine),
         source=folder,
         engine=engine_type(engine).name,
     )

@@ -46,7 +46,7 @@ from pretune.podspec.template import (
     mounts_and_devices,
     require_nodes,
     required_terms,
-    words_without_secrets,
+    task_command,
 )
 from pretune.protocol import CLAIM_MOUNT, Inputs, Task
 
@@ -115,8 +115,7 @@ def build_pod_template(
         subPath=spec.claim.sub_path,
         inputs=inputs,
         gpus=gpus,
-        command=words_without_secrets(engine),
-        argsOnly=not engine.get("command"),
+        **task_command(engine),
         ready=ready_url(engine),
         headers=ready_headers(engine),
         health=health_urls(engine),

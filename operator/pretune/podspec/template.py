@@ -19,9 +19,6 @@ from pretune.podspec import canonical
 _GPU = re.compile(r"nvidia\.com/(gpu|mig-.+|.+\.shared)")
 
 
-_HIDDEN = "***"
-
-
 # --- containers
 
 
@@ -83,10 +80,13 @@ def command_words(container: Object) -> list[str]:
     return [*(container.get("command") or ()), *(container.get("args") or ())]
 
 
+_HIDDEN = "***"
+
+
 def words_without_secrets(container: Object) -> list[str]:
     """Return command_words(), with `***` for what is given to flags like `--api-key`.
 
-    For what we write elsewhere: a task in a Job says more people what a pod template said.
+    For what we write elsewhere: more people can read a Job than the pod template.
     """
     flags = "|".join(
         "[-_]".join(map(re.escape, flag.removeprefix("--").split("-")))
@@ -102,6 +102,11 @@ def words_without_secrets(container: Object) -> list[str]:
         words.append(_HIDDEN if is_secret else given.sub(rf"\1{_HIDDEN}", word))
         is_secret = is_secret or is_flag.fullmatch(word) is not None
     return words
+
+
+def task_command(engine: Object) -> dict[str, Any]:
+    """Return the fields of a task (protocol.py) that say how the engine is called."""
+    return {"command": words_without_secrets(engine), "argsOnly": not engine.get("command")}
 
 
 def mounts_and_devices(container: Object) -> Iterator[tuple[str, int, Object]]:
