@@ -43,7 +43,7 @@ def test_it_works_in_the_namespaces_of_the_value_and_nowhere_else(
             for kind in ("AutotuneCache", "Job", "ConfigMap", "Pod", "Secret"):
                 with pytest.raises(Refusal, match="forbidden"):
                     person.list(kind, outside)
-        with pytest.raises(Refusal, match=r"works in these namespaces only.*" + namespace):
+        with pytest.raises(Refusal, match=r"not in controller.namespaces of .*" + namespace):
             kube.create(autotune_cache(outside))
         for place, answered in ((namespace, True), (outside, False)):
             pod = held_pod(place, **{"pretune.dev/cache": "none"})

@@ -76,8 +76,8 @@ class PodProjection:
             self._kept[name] = size
             return obj
         excess = (
-            f"is one of single pods that have more than {MAX_SINGLE_PODS_CHARACTERS >> 20} MiB"
-            " together: let a Deployment or a Job create them"
+            "belongs to no controller, and such pods of this cache have more than"
+            f" {MAX_SINGLE_PODS_CHARACTERS >> 20} MiB together: create them by a Deployment or a Job"
         )
         return {**consumer(obj), EXCESS: excess}
 

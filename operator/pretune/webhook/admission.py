@@ -28,6 +28,7 @@ from pretune.podspec.template import all_containers
 from pretune.podspec.workloads import POD, controller_of
 from pretune.policy.model import Origin
 from pretune.policy.pods.delivery import decide_delivery
+from pretune.webhook.cache_store import MAX_NAMESPACE_BYTES
 from pretune.webhook.informers import MAX_OUTAGE_SECONDS, CacheInformer, LeaseMonitor
 from pretune.webhook.template_cache import SizedLRU, TemplateCache
 
@@ -92,7 +93,11 @@ class Admission:
         if not (self._caches.has_synced and self._controller.has_synced):
             return "the caches and the controller's lease have not been read yet"
         if self._caches.is_outdated(namespace):
-            return f"the caches could not be read for {MAX_OUTAGE_SECONDS / 60:.0f} minutes"
+            which = f"AutotuneCaches of namespace {namespace}" if namespace else "AutotuneCaches"
+            return (
+                f"the webhook could not read the {which} for {MAX_OUTAGE_SECONDS / 60:.0f} minutes:"
+                " ask the cluster's administrator to check its log"
+            )
         return ""
 
     async def answer(self, request: Object) -> Answer:
@@ -116,9 +121,12 @@ class Admission:
         namespace, name = request["namespace"], labels[CACHE]
         problem = self.find_problem(namespace)
         if self._caches.is_too_large(namespace, name):
-            problem = f"the AutotuneCaches of namespace {namespace} are too large together"
+            problem = (
+                f"the AutotuneCaches of namespace {namespace} have more than"
+                f" {MAX_NAMESPACE_BYTES >> 20} MiB together: delete those that are not used"
+            )
         if problem:
-            warning = _truncate(f"pretune: {problem}: the pod starts without its bundle")
+            warning = _truncate(f"pretune: the pod starts without its bundle: {problem}")
             return Answer(NONE, FAILED, warnings=(warning,))
         cache, can_hold = self._caches.get(namespace, name), self.can_hold(namespace)
         if cache is None:
@@ -150,7 +158,10 @@ def answer_too_large(request: Object, excess: str) -> Answer:
     request: without its object. excess: the bound that it exceeds.
     """
     log.warning("%s: admitted unchanged: it %s", _describe_pod(request), excess)
-    warning = f"pretune: {delivery_reasons.TOO_LARGE}: the pod {excess}: it starts without a bundle"
+    warning = (
+        f"pretune: {delivery_reasons.TOO_LARGE}: the pod {excess}, and starts without a bundle:"
+        " make the pod smaller"
+    )
     return Answer(NONE, delivery_reasons.TOO_LARGE, warnings=(_truncate(warning),))
 
 

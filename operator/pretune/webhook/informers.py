@@ -7,9 +7,7 @@ pruned five minutes later. A webhook that does not see the controller renew its 
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from pretune.api.names import GROUP, KIND, VERSION
@@ -28,6 +26,7 @@ from pretune.kube.watch import (
     watch_with_backoff,
 )
 from pretune.policy.bundles.retention import RETIREMENT_SECONDS
+from pretune.webhook.cache_store import MAX_NAMESPACE_BYTES, CacheStore
 
 log = logging.getLogger(__name__)
 
@@ -43,57 +42,7 @@ KEPT_METADATA = (
 # While the watch of the caches is down: then no pod is given a bundle any more. A pod that is given
 # one needs a moment until the controller sees it, and that the bundle is wanted again.
 MAX_OUTAGE_SECONDS = RETIREMENT_SECONDS / 2
-# JSON of the caches of one namespace.
-MAX_NAMESPACE_BYTES = 8 << 20
 MAX_PAUSE_SECONDS = 10.0  # before a watch that failed is opened again: pods are admitted meanwhile
-
-
-class _Caches:
-    """Caches by key, as JSON: parsed they take five times as much.
-
-    Those of one namespace take at most MAX_NAMESPACE_BYTES, or it could fill the memory of all. Of
-    one beyond that only the name is kept.
-    """
-
-    def __init__(self) -> None:
-        self._json: dict[Key, bytes | None] = {}
-        self._taken: Counter[str] = Counter()  # bytes, by namespace
-        self._full: set[str] = set()  # namespaces that the log has named
-
-    def get(self, key: Key) -> Object | None:
-        raw = self._json.get(key)
-        return None if raw is None else json.loads(raw)
-
-    def is_too_large(self, key: Key) -> bool:
-        return key in self._json and self._json[key] is None
-
-    def copy_namespace(self, namespace: str, other: _Caches) -> None:
-        """Take over the other's caches of a namespace, except those that are known here."""
-        for key, raw in other._json.items():
-            if key.namespace == namespace and key not in self._json:
-                self._json[key] = raw
-                self._taken[namespace] += len(raw or b"")
-
-    def put(self, key: Key, cache: Object) -> None:
-        self.remove(key)
-        raw = json.dumps(cache, separators=(",", ":")).encode()
-        if self._taken[key.namespace] + len(raw) > MAX_NAMESPACE_BYTES:
-            self._json[key] = None
-            if key.namespace not in self._full:
-                log.warning(
-                    "the AutotuneCaches of namespace %s are larger than %d MiB together: pods of %s"
-                    " and of further ones start without their bundle",
-                    *(key.namespace, MAX_NAMESPACE_BYTES >> 20, key.name),
-                )
-            self._full.add(key.namespace)
-        else:
-            self._json[key] = raw
-            self._taken[key.namespace] += len(raw)
-
-    def remove(self, key: Key) -> None:
-        self._taken[key.namespace] -= len(self._json.pop(key, None) or b"")
-        if not self._taken[key.namespace]:
-            del self._taken[key.namespace]
 
 
 class CacheInformer:
@@ -101,12 +50,13 @@ class CacheInformer:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._caches = _Caches()
+        self._caches = CacheStore()
         # What the stream has listed so far; None once the list is complete and changes follow.
-        self._listing: _Caches | None = _Caches()
+        self._listing: CacheStore | None = CacheStore()
         self._down_since: float | None = None  # None while the watch is open
         self._left_out: dict[str, float] = {}  # since when a namespace may not be read
         self._left_out_now: set[str] = set()  # those of the stream that is open
+        self._reported: set[str] = set()  # namespaces of which the log says that they are too large
         self.has_synced = False  # the caches were listed at least once
 
     def get(self, namespace: str, name: str) -> Object | None:
@@ -114,7 +64,7 @@ class CacheInformer:
         return self._caches.get(Key(namespace, name))
 
     def is_too_large(self, namespace: str, name: str) -> bool:
-        """Whether there is a cache of this name, of which nothing is known: see _Caches."""
+        """Whether there is a cache of this name, of which nothing is known: see CacheStore."""
         return self._caches.is_too_large(Key(namespace, name))
 
     def is_current(self, namespace: str = "") -> bool:
@@ -137,7 +87,7 @@ class CacheInformer:
     def on_event(self, change: str, cache: Object) -> None:
         """Take over one change of the watch (kube.watch); `cache` is {} with LISTED and ENDED."""
         if change == ENDED:
-            self._listing, self._left_out_now = _Caches(), set()
+            self._listing, self._left_out_now = CacheStore(), set()
             if self._down_since is None:
                 self._down_since = self._clock()
         elif change == LEFT_OUT:
@@ -145,7 +95,7 @@ class CacheInformer:
             self._left_out_now.add(namespace)
             self._left_out.setdefault(namespace, self._clock())
         elif change == LISTED:
-            listed = self._listing or _Caches()
+            listed = self._listing or CacheStore()
             self._left_out = {
                 name: since for name, since in self._left_out.items() if name in self._left_out_now
             }
@@ -160,6 +110,18 @@ class CacheInformer:
                 caches.remove(key)
             else:
                 caches.put(key, cache)
+                if caches.is_too_large(key):
+                    self._report_once(key)
+
+    def _report_once(self, key: Key) -> None:
+        if key.namespace in self._reported:
+            return
+        self._reported.add(key.namespace)
+        log.warning(
+            "the AutotuneCaches of namespace %s have more than %d MiB together: pods of %s and of"
+            " further ones start without a bundle: delete those that are not used",
+            *(key.namespace, MAX_NAMESPACE_BYTES >> 20, key.name),
+        )
 
 
 class LeaseMonitor:

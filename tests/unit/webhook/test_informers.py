@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 from pretune.api.types import Object
 from pretune.kube.watch import ENDED, LEFT_OUT, LISTED
-from pretune.webhook.informers import (
-    MAX_NAMESPACE_BYTES,
-    CacheInformer,
-    LeaseMonitor,
-    trim_cache,
-)
+from pretune.webhook.cache_store import MAX_NAMESPACE_BYTES
+from pretune.webhook.informers import CacheInformer, LeaseMonitor, trim_cache
 
 Step = tuple[Any, ...]  # (seconds, change, …)
 
@@ -223,11 +219,24 @@ def test_one_namespaces_caches_take_bounded_memory_and_others_are_known_all_the_
     assert 0.9 * MAX_NAMESPACE_BYTES < len(kept) * size < MAX_NAMESPACE_BYTES
     assert caches.is_too_large("evil", f"c{count - 1}")
     (line,) = caplog.messages
-    assert "namespace evil are larger than 8 MiB" in line
+    assert "namespace evil have more than 8 MiB" in line
     for number in range(count):
         caches.on_event("DELETED", cache(f"c{number}", namespace="evil"))
     caches.on_event("ADDED", {**cache("again", namespace="evil"), **large})
     assert caches.get("evil", "again")
+
+
+def test_the_log_names_a_namespace_that_is_too_large_once_however_often_it_is_listed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caches = CacheInformer(Clock())
+    large = {"spec": {"targets": [{"name": "x" * MAX_NAMESPACE_BYTES}]}}
+    for _ in range(3):
+        caches.on_event("ADDED", {**cache("a", namespace="evil"), **large})
+        caches.on_event(LISTED, {})
+        assert caches.is_too_large("evil", "a")
+        caches.on_event(ENDED, {})
+    assert len(caplog.messages) == 1
 
 
 def test_a_trimmed_cache_has_what_decisions_need_and_no_template() -> None:

@@ -110,7 +110,7 @@ def test_a_pod_that_is_too_large_is_admitted_unchanged_with_a_warning(
     response = json.loads(text)["response"]
     assert (status, refusals) == (200, []) and response["uid"] == "u" and response["allowed"]
     assert response["warnings"] == [
-        f"pretune: TooLarge: the pod {words}: it starts without a bundle"
+        f"pretune: TooLarge: the pod {words}, and starts without a bundle: make the pod smaller"
     ]
 
 
