@@ -17,8 +17,6 @@ from pretune.api.spec import Target
 from pretune.api.types import Object
 from pretune.engines.vllm.cli import OVERRIDE
 from pretune.podspec import canonical, identity
-from pretune.podspec.preflight import find_refusal
-from pretune.podspec.template import gpu_resources
 
 from tests.builders.caches import spec
 from tests.builders.constants import DEFAULT
@@ -332,37 +330,6 @@ def test_two_templates_share_a_bundle_only_with_equal_inputs(one: Object, other:
     assert (this.bundle_id() == that.bundle_id()) == (this == that)
     if one["spec"]["containers"][0]["image"] != other["spec"]["containers"][0]["image"]:
         assert this.bundle_id() != that.bundle_id()
-
-
-# --- what is refused
-
-
-def test_a_target_may_lead_away_from_the_templates_shared_product() -> None:
-    pod = engine().pod(nodeSelector={"nvidia.com/gpu.product": "L4-SHARED"})
-    assert find_refusal(pod, spec(), Target("whole", {"nvidia.com/gpu.product": "L4"})) is None
-
-
-def test_a_container_to_keep_that_is_not_there_is_refused_with_the_names() -> None:
-    refused = find_refusal(
-        engine().container("proxy"),
-        spec(engineContainer="vllm", tuning={"keepContainers": ["gone"]}),
-        DEFAULT,
-    )
-    assert refused is not None
-    assert (
-        refused.message
-        == "spec.tuning.keepContainers[0]: no container gone; the pod has vllm, proxy"
-    )
-
-
-@law(templates())
-def test_no_template_makes_the_preflight_fail(pod: Object) -> None:
-    refused = find_refusal(pod, spec(engineContainer="vllm"), DEFAULT)
-    assert refused is None or refused.message
-
-
-def test_zero_gpus_are_none() -> None:
-    assert gpu_resources({"name": "vllm", "resources": {"limits": {"nvidia.com/gpu": "0"}}}) == {}
 
 
 # --- the target of a consumer

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pretune.api.spec import Target
 from pretune.api.types import Object
 from pretune.podspec.preflight import find_refusal
 
 from tests.builders.caches import spec
 from tests.builders.constants import DEFAULT
+from tests.builders.strategies import law, templates
 from tests.builders.templates import Template, engine, requiring, template, term
 
 
@@ -374,3 +376,27 @@ def test_a_target_of_a_shared_product_is_refused_by_its_own_field() -> None:
         "spec.targets[1].nodeSelector: nvidia.com/gpu.product: L4-SHARED"
     )
     assert find_refusal(engine(), two, two.targets[0]) is None
+
+
+def test_a_target_may_lead_away_from_the_templates_shared_product() -> None:
+    pod = engine().pod(nodeSelector={"nvidia.com/gpu.product": "L4-SHARED"})
+    assert find_refusal(pod, spec(), Target("whole", {"nvidia.com/gpu.product": "L4"})) is None
+
+
+def test_a_container_to_keep_that_is_not_there_is_refused_with_the_names() -> None:
+    refused = find_refusal(
+        engine().container("proxy"),
+        spec(engineContainer="vllm", tuning={"keepContainers": ["gone"]}),
+        DEFAULT,
+    )
+    assert refused is not None
+    assert (
+        refused.message
+        == "spec.tuning.keepContainers[0]: no container gone; the pod has vllm, proxy"
+    )
+
+
+@law(templates())
+def test_no_template_makes_the_preflight_fail(pod: Object) -> None:
+    refused = find_refusal(pod, spec(engineContainer="vllm"), DEFAULT)
+    assert refused is None or refused.message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pretune.api.reasons import Refused
 from pretune.api.types import Object
-from pretune.podspec.template import count_gpus, engine_of
+from pretune.podspec.template import count_gpus, engine_of, gpu_resources
 
 from tests.builders.templates import Template, engine, template
 
@@ -103,3 +103,7 @@ def test_gpus_are_counted_wherever_the_container_asks_for_them(
     resources: Object, count: int
 ) -> None:
     assert count_gpus({"name": "vllm", "resources": resources}) == count
+
+
+def test_zero_gpus_are_none() -> None:
+    assert gpu_resources({"name": "vllm", "resources": {"limits": {"nvidia.com/gpu": "0"}}}) == {}
