@@ -26,13 +26,14 @@ from typing import Any
 import requests
 from pretune.manifests.injection import strip
 
-from tests.bench.api_server import free_port, run_api_server
+from tests.bench.api_server import run_api_server
 from tests.bench.harness import Bench
 from tests.bench.population import SERVER_FIELDS, Population, Sample
 from tests.bench.scale import take_sample, write_population_to
 from tests.bench.table import Row
 from tests.cluster.conftest import ROOT
 from tests.cluster.kube import Kube, Object
+from tests.ports import free_port
 
 POPULATION = Population(caches=500, each=0)
 BYTES = 12_000

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import requests
 
 from tests.cluster.conftest import BUILD
+from tests.ports import free_port
 
 
 @contextmanager
@@ -114,10 +114,3 @@ def _until_ready(
             logs = "\n".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
             raise RuntimeError(f"the bench's API server did not start:\n{logs}")
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

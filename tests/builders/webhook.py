@@ -22,7 +22,7 @@ from pretune.webhook.server import build_application, serve
 from pretune.webhook.template_cache import TemplateCache
 
 from tests.builders.patches import patched
-from tests.unit.test_health import free_port
+from tests.ports import free_port
 
 SECRET = "hunter2"  # an env value, which must never be in a log
 

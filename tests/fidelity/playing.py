@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import http.client
 import os
-import random
 import re
 import signal
-import socket
 import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+
+from tests.ports import free_port
 
 VARIABLE = "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"
 MODEL = "Qwen/Qwen3-8B-FP4"
@@ -55,15 +55,6 @@ class Engine:
     def ended(self, seconds: float = 30) -> int:
         """Waits for its end; the exit status."""
         return self.process.wait(seconds)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now, and that the kernel gives to nobody who asks for any."""
-    while True:
-        port = random.SystemRandom().randint(10_000, 30_000)
-        with socket.socket() as listener, suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
 
 
 @contextmanager

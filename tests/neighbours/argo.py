@@ -10,7 +10,8 @@ import yaml
 
 from tests.cluster.kube import Kube, Object
 from tests.cluster.workloads import deployment
-from tests.neighbours.programs import Program, delete_crds, free_port, kubectl
+from tests.neighbours.programs import Program, delete_crds, kubectl
+from tests.ports import free_port
 
 
 class ArgoRollouts:

@@ -16,10 +16,10 @@ from tests.neighbours.programs import (
     LABEL,
     Program,
     delete_crds,
-    free_port,
     kubectl,
     make_certificate,
 )
+from tests.ports import free_port
 
 QUEUE = "gpus"  # the LocalQueue in each namespace
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -36,7 +36,7 @@ class Kueue:
     def __init__(self, kube: Kube, built: Path, folder: Path) -> None:
         self._kube, self._built, self._folder = kube, built, folder
         self._program = Program(folder / "kueue.log")
-        self._port, self._health = free_port(), free_port()
+        self._port, self._health = free_port(HOST), free_port(HOST)
         manifests = kubectl(kube, "kustomize", str(built / "manifests/default"))
         docs = [doc for doc in yaml.safe_load_all(manifests) if doc]
         self._crds = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -80,12 +79,6 @@ class Program:
             return requests.get(url, timeout=2).status_code == 200
         except requests.RequestException:
             return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def make_certificate(folder: Path) -> str:

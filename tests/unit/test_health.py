@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 import aiohttp
@@ -11,11 +10,7 @@ import pytest
 from pretune import health
 from pretune.health import serve_health
 
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+from tests.ports import free_port
 
 
 async def pods() -> bytes:

@@ -30,12 +30,7 @@ from tests.builders.agent_pod import (
     read_tree,
     serve_engine,
 )
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(

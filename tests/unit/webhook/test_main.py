@@ -36,7 +36,7 @@ from tests.builders.webhook import (
     template,
     webhook,
 )
-from tests.unit.test_health import free_port
+from tests.ports import free_port
 
 CACHES = "/apis/pretune.dev/v1alpha1/autotunecaches"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
