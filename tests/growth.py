@@ -8,7 +8,7 @@ from typing import Any
 
 TIMES = 4
 # Between linear and quadratic. What takes no time at all is not compared.
-MOST = 8.0
+MAX_GROWTH = 8.0
 LEAST_SECONDS = 0.0005
 
 
@@ -17,11 +17,12 @@ def growth(work: Callable[[Any], Any], make: Callable[[int], Any], size: int) ->
 
     Time of this thread's CPU; of several runs the shortest, since others may use the machine.
     """
-    small, large = (_shortest(work, make(each)) for each in (size, TIMES * size))
+    small, large = (shortest_seconds(work, make(each)) for each in (size, TIMES * size))
     return large / max(small, LEAST_SECONDS)
 
 
-def _shortest(work: Callable[[Any], Any], value: Any) -> float:
+def shortest_seconds(work: Callable[[Any], Any], value: Any) -> float:
+    """Return the CPU seconds of this thread that `work(value)` takes, the least of three runs."""
     times = []
     for _ in range(3):
         began = time.thread_time()

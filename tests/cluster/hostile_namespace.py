@@ -10,11 +10,12 @@ from types import TracebackType
 
 import requests
 
+from tests.builders.hostile_templates import growing_env
 from tests.cluster.kube import Kube, Object, Refusal, condition
 from tests.cluster.workloads import autotune_cache, bare_pod, serving_template
 
-# Eight variables: expanded fully, the last one is 8^7 times as long as the first.
-GROWING = {"A0": "x" * 16, **{f"A{n}": f"$(A{n - 1})" * 8 for n in range(1, 8)}}
+# Expanded fully, the last one is 8^7 times as long as the first.
+GROWING = {each["name"]: each["value"] for each in growing_env(8, length=16)}
 LONG_VALUES = {
     "dollars": {"V": "$(" * 40_000},
     "digits": {"V": "1" * 20_000 + "x"},

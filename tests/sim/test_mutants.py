@@ -31,6 +31,7 @@ from pretune.webhook import admission, template_cache
 from pretune.webhook.informers import CacheInformer
 
 from tests.builders.constants import KEY
+from tests.builders.hostile_templates import growing_env
 from tests.sim.fleet import Fleet
 from tests.sim.promises import ACTING
 from tests.sim.reading import note, state
@@ -47,10 +48,11 @@ Journey = Callable[[Fleet], None]
 def template_without_bounds(fleet: Fleet) -> None:
     """Its pods start cold, its owner reads why, and the next template is tuned as ever."""
     rolled_out(fleet)
-    growing = [{"name": "A0", "value": "x" * 100}]
-    growing += [{"name": f"A{n}", "value": f"$(A{n - 1})" * 8} for n in range(1, 6)]
     many = [{"name": f"B{n}", "value": ""} for n in range(1001)]
-    for image, env, reason in (("vllm:2", growing, "NotTunable"), ("vllm:3", many, "TooLarge")):
+    for image, env, reason in (
+        ("vllm:2", growing_env(6), "NotTunable"),
+        ("vllm:3", many, "TooLarge"),
+    ):
         fleet.serve(image, env=env)
         fleet.settle()
         replaced(fleet, image)

@@ -21,9 +21,10 @@ from pretune.podspec.template import engine_of
 
 from tests.builders.caches import spec
 from tests.builders.constants import DEFAULT
+from tests.builders.hostile_templates import growing_env
 from tests.builders.strategies import law
 from tests.builders.templates import engine
-from tests.growth import MOST, growth
+from tests.growth import MAX_GROWTH, growth
 
 
 def of_a_script(script: str) -> Any:
@@ -93,25 +94,18 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], Callable[[int], Any]]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_four_times_the_text_takes_four_times_as_long(name: str) -> None:
     work, make = HOSTILE[name]
-    assert growth(work, make, 4_000 if work is of_words else 10_000) < MOST
+    assert growth(work, make, 4_000 if work is of_words else 10_000) < MAX_GROWTH
 
 
 # --- env that grows
 
 
-def growing(variables: int, references: int = 8) -> list[Any]:
-    """852 bytes that the kubelet would expand to gigabytes."""
-    return [{"name": "A0", "value": "x" * 100}] + [
-        {"name": f"A{n}", "value": f"$(A{n - 1})" * references} for n in range(1, variables)
-    ]
-
-
 def test_env_that_grows_by_each_variable_stays_small_and_keeps_a_fingerprint_of_its_own() -> None:
-    values = canonical.environment(growing(40))
+    values = canonical.environment(growing_env(40))
     assert sum(map(len, values.values())) < 3 * canonical.MAX_VALUE_CHARACTERS
     assert canonical.find_too_long(values)
-    one, other = engine(env=growing(40)), engine(env=growing(40, references=9))
-    assert identity.fingerprint(one, "") == identity.fingerprint(engine(env=growing(40)), "")
+    one, other = engine(env=growing_env(40)), engine(env=growing_env(40, references=9))
+    assert identity.fingerprint(one, "") == identity.fingerprint(engine(env=growing_env(40)), "")
     assert identity.fingerprint(one, "") != identity.fingerprint(other, "")
 
 
@@ -123,7 +117,7 @@ def test_many_variables_that_each_grow_a_little_stay_small_together() -> None:
 
 
 def test_an_engine_whose_env_grows_without_bound_is_refused_with_the_variable() -> None:
-    refusal = find_refusal(engine(env=growing(8)), spec(), DEFAULT)
+    refusal = find_refusal(engine(env=growing_env(8)), spec(), DEFAULT)
     assert refusal is not None and refusal.reason == "TooLarge"
     assert "spec.source.template.spec.containers[0].env: A" in refusal.message
 

@@ -18,7 +18,7 @@ from pretune.policy.model import Create
 
 from tests.builders.caches import bundle_json, cache, claim
 from tests.builders.constants import NOW
-from tests.builders.hostile import HostileCase
+from tests.builders.hostile_templates import HostileCase
 from tests.builders.observed import observed
 from tests.depth import GENERATED_PODS
 

@@ -17,7 +17,7 @@ from tests.builders.constants import NOW
 from tests.builders.jobs import job
 from tests.builders.observed import observed
 from tests.builders.pods import AttemptPod
-from tests.growth import MOST, growth
+from tests.growth import MAX_GROWTH, growth
 
 
 class Caches:
@@ -182,7 +182,7 @@ def ask_and_end(ledger: AttemptLedger) -> None:
 
 
 def test_a_turn_costs_in_proportion_to_the_namespaces_that_wait() -> None:
-    assert growth(ask_and_end, waiting_namespaces, 250) < MOST
+    assert growth(ask_and_end, waiting_namespaces, 250) < MAX_GROWTH
 
 
 # --- attempts that do not count

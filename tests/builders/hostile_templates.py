@@ -101,6 +101,16 @@ _FIELDS = (
 )
 
 
+def growing_env(variables: int, length: int = 100, references: int = 8) -> list[Object]:
+    """Return variables of which each refers to the one before it `references` times.
+
+    Expanded fully, the last value has length * references ** (variables - 1) characters.
+    """
+    first = {"name": "A0", "value": "x" * length}
+    rest = [{"name": f"A{n}", "value": f"$(A{n - 1})" * references} for n in range(1, variables)]
+    return [first, *rest]
+
+
 class HostileCase(RandomCase):
     """A template of which some values are anything, all from one number."""
 
@@ -163,7 +173,7 @@ class HostileCase(RandomCase):
         if kind < 0.65:
             return self._nested(self._random.choice((3, 30, 300)))
         if kind < 0.7:
-            return self._growing_env()
+            return growing_env(12, self._random.choice((1, 100, 10_000)), references=9)
         if kind < 0.75:
             return [self.pick(({}, [], "x", 0, {"name": "x"}, [[]]))] * self._random.choice(
                 (40, 1500)
@@ -177,11 +187,6 @@ class HostileCase(RandomCase):
         for _ in range(depth):
             value = [value] if self.often() else {self.pick(_FIELDS): value}
         return value
-
-    def _growing_env(self) -> list[Object]:
-        first = {"name": "A0", "value": "x" * self._random.choice((1, 100, 10_000))}
-        rest = [{"name": f"A{n}", "value": f"$(A{n - 1})" * 9} for n in range(1, 12)]
-        return [first, *rest]
 
 
 def _engine(template: Object) -> Any:
